@@ -1,0 +1,5 @@
+"""``python -m eemtcleanupd`` is the same as ``eemtcleanupd``."""
+
+from eemtcleanupd.cli.main import main
+
+main()

@@ -1,0 +1,69 @@
+"""The command group: loads a command's module only when it is used, and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Final
+
+import click
+
+from eemtcleanupd import __version__
+from eemtcleanupd.errors import CleanupError
+
+COMMANDS: Final = {
+    "check": (
+        "eemtcleanupd.cli.check",
+        "Explain the effective configuration and where each value came from.",
+    ),
+    "clean": ("eemtcleanupd.cli.clean", "Delete the data of expired jobs, once, now."),
+    "demo": ("eemtcleanupd.cli.demo", "Build a demo job store in a folder."),
+    "history": ("eemtcleanupd.cli.history", "List past runs, or show one."),
+    "hold": ("eemtcleanupd.cli.hold", "Never clean a job, until a time or for ever."),
+    "release": ("eemtcleanupd.cli.hold", "Take a hold off a job."),
+}
+"""Command name to the module that defines a click command of that name, and its line in ``--help``."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called (``--help`` needs none of them)."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, in order."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a command, None when there is no such name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[cmd_name][0])
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="eemtcleanupd")
+def cli() -> None:
+    """Free disk space in an EEMT job store: delete what expired, keep all metadata, tell what was done."""
+
+
+def main() -> None:
+    """Run the command line; every error of ours ends as one message and its exit code."""
+    try:
+        code = cli.main(prog_name="eemtcleanupd", standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except CleanupError as error:
+        if "--debug" in sys.argv:
+            raise
+        click.echo(f"eemtcleanupd: error: {error}", err=True)
+        sys.exit(error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,43 @@
+"""The errors a user may meet: each says what happened, to what, and what to do.
+
+Every error carries the exit code that the command line ends with (DESIGN: 2 usage or configuration,
+3 database or roots unusable, 4 lock held, 5 refused by a breaker).  A message never holds a secret.
+"""
+
+from __future__ import annotations
+
+
+class CleanupError(Exception):
+    """Base of all errors that are told to a user in one message, without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(CleanupError):
+    """The configuration, an environment variable or an option is wrong."""
+
+    exit_code = 2
+
+
+class StoreError(CleanupError):
+    """The job database is missing, damaged, locked for too long, or not an EEMT job database."""
+
+    exit_code = 3
+
+
+class RootError(CleanupError):
+    """A folder of the job store is missing, replaced, or not fit to delete in."""
+
+    exit_code = 3
+
+
+class LockHeldError(CleanupError):
+    """Another run or daemon holds the lock of this job store."""
+
+    exit_code = 4
+
+
+class BreakerError(CleanupError):
+    """A safety breaker refused the run before it changed anything."""
+
+    exit_code = 5

@@ -1,0 +1,76 @@
+"""The words of the domain as frozen values; what crosses a module border is one of these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+TRASH_NAME = ".eemtcleanupd-trash"
+"""The folder inside each root where artifacts go first (DESIGN, Words)."""
+
+
+class RootName(StrEnum):
+    """The three folders of a job store."""
+
+    RESULTS = "results"
+    UPLOADS = "uploads"
+    TEMP = "temp"
+
+
+class JobClass(StrEnum):
+    """What a job's status means for its retention."""
+
+    SUCCESSFUL = "successful"
+    FAILED = "failed"
+    LIVE = "live"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A row of table ``jobs``.  ``completed_at`` is aware and in UTC; None when absent or unreadable."""
+
+    id: str
+    status: str
+    workflow_type: str | None = None
+    completed_at: datetime | None = None
+    dem_filename: str | None = None
+    parameters: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A person's "never clean this job"; ``until`` is aware UTC, None for ever."""
+
+    job_id: str
+    reason: str
+    owner: str
+    until: datetime | None = None
+
+    def is_active(self, now: datetime) -> bool:
+        """Tell whether the hold still counts at ``now`` (aware UTC)."""
+        return self.until is None or now < self.until
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An entry at the top of a root: the name is a single path component."""
+
+    root: RootName
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Keep or clean, with the reason in words; ``age`` is None for a job without a readable end.
+
+    ``notable`` marks a keep that an operator should hear of (undated, unknown status, bad name).
+    """
+
+    job: Job
+    job_class: JobClass
+    clean: bool
+    reason: str
+    age: timedelta | None = None
+    notable: bool = False

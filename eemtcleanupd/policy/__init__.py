@@ -1,0 +1,1 @@
+"""Deciding: pure functions from facts to decisions with reasons."""

@@ -1,0 +1,1 @@
+"""Remembering: the job table and our own ledger, in one database."""
