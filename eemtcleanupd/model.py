@@ -62,6 +62,19 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """An artifact that exists."""
+
+    artifact: Artifact
+    is_folder: bool
+
+    @property
+    def label(self) -> str:
+        """The artifact as the user's document writes it: ``results/<id>/``, ``uploads/<name>``."""
+        return f"{self.artifact.root}/{self.artifact.name}{'/' if self.is_folder else ''}"
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """Keep or clean, with the reason in words; ``age`` is None for a job without a readable end.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Final
 
@@ -20,6 +21,7 @@ COMMANDS: Final = {
     "demo": ("eemtcleanupd.cli.demo", "Build a demo job store in a folder."),
     "history": ("eemtcleanupd.cli.history", "List past runs, or show one."),
     "hold": ("eemtcleanupd.cli.hold", "Never clean a job, until a time or for ever."),
+    "roots": ("eemtcleanupd.cli.roots", "Show the folders of the last run, or accept new ones."),
     "release": ("eemtcleanupd.cli.hold", "Take a hold off a job."),
 }
 """Command name to the module that defines a click command of that name, and its line in ``--help``."""
@@ -28,11 +30,11 @@ COMMANDS: Final = {
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are called (``--help`` needs none of them)."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, _ctx: click.Context) -> list[str]:
         """Return the names of all commands, in order."""
         return sorted(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return a command, None when there is no such name."""
         if cmd_name not in COMMANDS:
             return None
@@ -40,10 +42,10 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(module, cmd_name)
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table of commands without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in sorted(COMMANDS)])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -54,6 +56,8 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every error of ours ends as one message and its exit code."""
+    if os.environ.get("NO_COLOR"):  # https://no-color.org
+        cli.context_settings["color"] = False
     try:
         code = cli.main(prog_name="eemtcleanupd", standalone_mode=False)
     except click.exceptions.Abort:

@@ -1,0 +1,475 @@
+"""From a planned job to a recorded one: claim, stage, confirm, delete, record.
+
+The order makes every moment safe to be killed in: the intent is in the ledger before the first file moves;
+an artifact vanishes for readers by one rename; only after the whole job has been staged and its row has
+been read once more is the deletion of an item begun (and the item renamed, so that the file system itself
+says so); and the row says "cleaned" only when the bytes are gone, or in the trash for its grace.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from eemtcleanupd.cleanup.planning import PlannedJob, Planner
+from eemtcleanupd.clock import Clock
+from eemtcleanupd.deletion.inspection import Obstacles
+from eemtcleanupd.deletion.logs import keep_logs
+from eemtcleanupd.deletion.pool import DeletionPool, Removed
+from eemtcleanupd.deletion.roots import Root
+from eemtcleanupd.deletion.trash import Trash
+from eemtcleanupd.deletion.walk import measure
+from eemtcleanupd.events import ArtifactSize, Emit, JobCleaned, JobFailed, JobSkipped, OrphanFound, Warned
+from eemtcleanupd.model import Found, Job, JobClass, RootName
+from eemtcleanupd.policy.ownership import protector
+from eemtcleanupd.policy.retention import Policy
+from eemtcleanupd.stop import StopFlag
+from eemtcleanupd.store.catalog import Catalog
+from eemtcleanupd.store.database import Database
+from eemtcleanupd.store.ledger import Intent, IntentKind, IntentState, Ledger, LogEntry, with_error
+from eemtcleanupd.units import human_size, printable
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Claimed:
+    """A job on its way; ``entries`` are its artifacts with their items, once staged those in the trash.
+
+    ``known_size`` is what was measured earlier; ``marks_row`` is False where the job's row has since become
+    another's business, so that only the leftovers go.
+    """
+
+    intent: Intent
+    job: Job
+    job_class: JobClass
+    age: timedelta | None
+    entries: list[tuple[Found, str]] = field(default_factory=list)
+    removals: list[tuple[Found, Future[Removed]]] = field(default_factory=list)
+    known_size: int = 0
+    marks_row: bool = True
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the run has done so far."""
+
+    cleaned: dict[JobClass, int] = field(default_factory=lambda: dict.fromkeys(JobClass, 0))
+    freed: dict[JobClass, int] = field(default_factory=lambda: dict.fromkeys(JobClass, 0))
+    orphans: int = 0
+    orphan_bytes: int = 0
+    purged: int = 0
+    purged_bytes: int = 0
+    skipped: int = 0
+    errors: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What one real run works with."""
+
+    database: Database
+    catalog: Catalog
+    ledger: Ledger
+    planner: Planner
+    policy: Policy
+    roots: Mapping[RootName, Root]
+    trashes: Mapping[RootName, Trash]
+    pool: DeletionPool
+    clock: Clock
+    emit: Emit
+    stop: StopFlag
+    run_id: str
+    user: str
+    logs_folder: Path
+    grace: timedelta
+    workers: int
+
+
+class Pipeline:
+    """Takes planned jobs (and orphans) through all stages, a few at a time, and records what was done."""
+
+    def __init__(self, tools: Tools, counts: Counts) -> None:
+        self._tools = tools
+        self.counts = counts
+        self._numbers = itertools.count(1)
+        self._in_flight: list[Claimed] = []
+        self._withdrawn: list[str] = []
+
+    # -- claim -------------------------------------------------------------------------------------
+
+    def take(self, planned: Sequence[PlannedJob], sizes: Mapping[str, int]) -> int:
+        """Clean a batch of jobs; returns how many were claimed.
+
+        Args:
+            planned: the jobs and their artifacts.
+            sizes: bytes measured earlier, by job id, for the record of one whose files an interrupted
+                attempt had already removed.
+        """
+        claimed = self._claim(planned, sizes)
+        for start in range(0, len(claimed), 2 * self._tools.workers):
+            group = claimed[start : start + 2 * self._tools.workers]
+            if self._tools.stop.is_set():
+                for job in group:
+                    self.put_back(job, [])
+                continue
+            self._delete(self._confirm(self._stage(group)))
+        self._settle(limit=4 * self._tools.workers)
+        return len(claimed)
+
+    def take_orphan(self, found: Found) -> bool:
+        """Remove an entry that no row names, the same safe way; False when a row names it now."""
+        artifact = found.artifact
+        intent = self._intent(IntentKind.ORPHAN, "", "", [found])
+
+        def work(connection: Connection) -> bool:
+            if self._tools.planner.claimants(connection, [artifact]).get(artifact):
+                return False
+            self._tools.ledger.add_intents(connection, [intent], self._tools.clock())
+            return True
+
+        if not self._tools.database.write(work):
+            return False
+        orphan = Claimed(
+            intent, Job(id=artifact.name, status="orphan"), JobClass.UNKNOWN, None, list(intent.items)
+        )
+        self._delete(self._confirm(self._stage([orphan])))
+        self._settle(limit=4 * self._tools.workers)
+        return True
+
+    def _claim(self, planned: Sequence[PlannedJob], sizes: Mapping[str, int]) -> list[Claimed]:
+        """Write the intents of all jobs whose rows still are as planned, in one short transaction."""
+        tools = self._tools
+        intents = {
+            plan.job.id: self._intent(IntentKind.JOB, plan.job.id, plan.job.status, plan.artifacts)
+            for plan in planned
+        }
+
+        def work(connection: Connection) -> dict[str, str]:
+            refused = self._changed(connection, [plan.job for plan in planned])
+            tools.ledger.add_intents(
+                connection, [intent for job, intent in intents.items() if job not in refused], tools.clock()
+            )
+            return refused
+
+        refused = tools.database.write(work)
+        claimed = []
+        for plan in planned:
+            if plan.job.id in refused:
+                self._skip(plan.job, refused[plan.job.id])
+                continue
+            intent = intents[plan.job.id]
+            claimed.append(
+                Claimed(
+                    intent,
+                    plan.job,
+                    plan.decision.job_class,
+                    plan.decision.age,
+                    list(intent.items),
+                    known_size=sizes.get(plan.job.id, 0),
+                )
+            )
+        return claimed
+
+    def _changed(self, connection: Connection, jobs: Sequence[Job]) -> dict[str, str]:
+        """Return why jobs may not be cleaned after all, by id: their rows changed, or a hold came up."""
+        ids = [job.id for job in jobs]
+        rows = self._tools.catalog.rows(connection, ids)
+        holds = self._tools.planner.holds(connection, ids)
+        now = self._tools.clock()
+        reasons = {}
+        for job in jobs:
+            row, hold = rows.get(job.id), holds.get(job.id)
+            if row is None:
+                reasons[job.id] = "its row is gone"
+            elif row.cleaned or row.job != job:
+                reasons[job.id] = "its row changed since the plan was made"
+            elif hold is not None and hold.is_active(now):
+                reasons[job.id] = f"held by {printable(hold.owner)}: {printable(hold.reason)}"
+        return reasons
+
+    def _intent(self, kind: IntentKind, job_id: str, status: str, artifacts: Iterable[Found]) -> Intent:
+        intent_id = f"{self._tools.run_id}.{next(self._numbers)}"
+        items = tuple((found, f"{intent_id}.{at}") for at, found in enumerate(artifacts, start=1))
+        return Intent(intent_id, self._tools.run_id, kind, job_id, status, items)
+
+    # -- stage -------------------------------------------------------------------------------------
+
+    def _stage(self, group: Sequence[Claimed]) -> list[Claimed]:
+        """Keep the logs that are to be kept, then move every artifact of each job into the trash."""
+        obstacles = Obstacles.snapshot(self._tools.roots.values())
+        return [job for job in group if self._stage_job(job, obstacles)]
+
+    def _stage_job(self, job: Claimed, obstacles: Obstacles) -> bool:
+        tools = self._tools
+        try:
+            for found, _ in job.entries:
+                reason = obstacles.reason(tools.roots[found.artifact.root], found.artifact.name)
+                if reason is not None:
+                    self.put_back(job, [])
+                    self._skip(job.job, reason)
+                    return False
+            if job.job_class in tools.policy.keep_logs:
+                self._keep_logs(job)
+            if tools.grace:
+                job.known_size = sum(
+                    measure(tools.roots[found.artifact.root], found.artifact.name, tools.stop).bytes
+                    for found, _ in job.entries
+                )
+            staged: list[tuple[Found, str]] = []
+            try:
+                for found, item in job.entries:
+                    log.debug("renameat %s/%s -> trash %s", found.artifact.root, found.artifact.name, item)
+                    if tools.trashes[found.artifact.root].stage(item, [found.artifact.name]):
+                        staged.append((found, item))
+            except OSError:
+                self.put_back(job, staged)
+                raise
+            job.entries = staged
+        except OSError as error:
+            self._fail(job, _words(error))
+            return False
+        return True
+
+    def _keep_logs(self, job: Claimed) -> None:
+        for found, _ in job.entries:
+            if found.is_folder:
+                keep_logs(
+                    self._tools.roots[found.artifact.root],
+                    found.artifact.name,
+                    self._tools.policy.log_patterns,
+                    self._tools.logs_folder / "jobs" / job.job.id,
+                )
+
+    def _confirm(self, group: list[Claimed]) -> list[Claimed]:
+        """Look once more, now that nobody can see the files: put back what somebody came to need.
+
+        A job that was submitted before its upload vanished is seen here; one that is submitted later finds
+        no upload.
+        """
+        tools = self._tools
+        if not group:
+            return group
+        jobs = [job.job for job in group if job.intent.kind is IntentKind.JOB]
+        artifacts = [found.artifact for job in group for found, _ in job.entries]
+        with tools.database.read() as connection:
+            changed = self._changed(connection, jobs)
+            claimants = tools.planner.claimants(connection, artifacts)
+        going = {job.job.id for job in (*group, *self._in_flight) if job.intent.kind is IntentKind.JOB}
+        confirmed = []
+        for job in group:
+            if job.job.id in changed and job.intent.kind is IntentKind.JOB:
+                self.put_back(job, job.entries)
+                self._skip(job.job, changed[job.job.id])
+                continue
+            needed = [
+                e for e in job.entries if protector(claimants.get(e[0].artifact, ()), going) is not None
+            ]
+            self.restore(needed)
+            job.entries = [entry for entry in job.entries if entry not in needed]
+            confirmed.append(job)
+        return confirmed
+
+    def put_back(self, job: Claimed, staged: Sequence[tuple[Found, str]]) -> None:
+        """Undo a job's staging and close its intent, unless something could not go back."""
+        if self.restore(staged):
+            self._withdrawn.append(job.intent.id)
+
+    def restore(self, staged: Sequence[tuple[Found, str]]) -> bool:
+        """Move artifacts back; False when the place of one is taken, so that it stays in the trash."""
+        whole = True
+        for found, item in staged:
+            if self._tools.trashes[found.artifact.root].restore(item):
+                whole = False
+                self._tools.emit(
+                    Warned(
+                        f"{printable(found.label)} exists again, so what was taken from there stays in the "
+                        f"trash as {item}"
+                    )
+                )
+        return whole
+
+    # -- delete ------------------------------------------------------------------------------------
+
+    def _delete(self, group: Sequence[Claimed]) -> None:
+        """Begin the deletion of confirmed jobs, or leave them in the trash for their grace."""
+        if self._tools.grace:
+            self._record([(job, [(found, None) for found, _ in job.entries]) for job in group])
+            return
+        for job in group:
+            self.submit(job)
+        self._settle(limit=4 * self._tools.workers)
+
+    def submit(self, job: Claimed) -> None:
+        """Hand a job's items to the pool; from here on it can only be finished, not undone."""
+        for found, item in job.entries:
+            trash = self._tools.trashes[found.artifact.root]
+            job.removals.append((found, self._tools.pool.remove(trash, trash.doom(item))))
+        self._in_flight.append(job)
+
+    def _settle(self, limit: int) -> None:
+        """Record the jobs whose bytes are gone; wait while more than ``limit`` are being deleted."""
+        while True:
+            ready = [job for job in self._in_flight if all(future.done() for _, future in job.removals)]
+            self._in_flight = [job for job in self._in_flight if job not in ready]
+            if ready:
+                self._conclude(ready)
+            if len(self._in_flight) <= limit:
+                return
+            pending = [f for job in self._in_flight for _, f in job.removals if not f.done()]
+            wait(pending, return_when=FIRST_COMPLETED)
+
+    def finish(self) -> None:
+        """Wait for all that is being deleted, record it, and close the intents that came to nothing."""
+        self._settle(limit=0)
+        if self._withdrawn:
+            withdrawn, self._withdrawn = self._withdrawn, []
+            self._tools.database.write(lambda c: self._tools.ledger.drop_intents(c, withdrawn))
+
+    def _conclude(self, ready: Sequence[Claimed]) -> None:
+        whole: list[tuple[Claimed, list[tuple[Found, int | None]]]] = []
+        for job in ready:
+            results = [(found, future.result()) for found, future in job.removals]
+            freed = sum(removed.bytes_freed for _, removed in results)
+            if all(removed.complete for _, removed in results):
+                whole.append((job, [(found, removed.bytes_freed) for found, removed in results]))
+                continue
+            errors = [error for _, removed in results for error in removed.errors]
+            intent = with_error(job.intent, str(errors[0]) if errors else "interrupted", freed)
+            self._count_freed(job, freed)
+            self._tools.database.write(lambda c, i=intent: self._tools.ledger.save_intent(c, i))  # type: ignore[misc]
+            if errors:
+                total = sum(removed.error_count for _, removed in results)
+                self._fail(job, f"{errors[0]}" + (f" (and {total - 1} more)" if total > 1 else ""))
+        if whole:
+            self._record(whole)
+
+    # -- record ------------------------------------------------------------------------------------
+
+    def _record(self, jobs: Sequence[tuple[Claimed, list[tuple[Found, int | None]]]]) -> None:
+        """Write, in one transaction, that these jobs are cleaned (sizes None: they wait in the trash)."""
+        tools = self._tools
+        # The renames and removals must be on the disk before the record of them is: on a power cut the
+        # database must not know more than the folders.
+        for root in {found.artifact.root for _, entries in jobs for found, _ in entries}:
+            tools.trashes[root].sync()
+        now = tools.clock()
+
+        def work(connection: Connection) -> None:
+            for job, entries in jobs:
+                self._record_job(connection, job, entries, now)
+            tools.ledger.drop_intents(
+                connection, [job.intent.id for job, _ in jobs if not self._goes_to_trash(job)]
+            )
+            tools.ledger.forget_measured(connection, [job.job.id for job, _ in jobs])
+
+        tools.database.write(work)
+        for job, entries in jobs:
+            self._tell_cleaned(job, entries)
+
+    def _goes_to_trash(self, job: Claimed) -> bool:
+        return bool(self._tools.grace) and not job.removals and bool(job.entries)
+
+    def _record_job(
+        self, connection: Connection, job: Claimed, entries: list[tuple[Found, int | None]], now: datetime
+    ) -> None:
+        tools = self._tools
+        trashed = self._goes_to_trash(job)
+        freed = job.intent.bytes_freed + sum(size or 0 for _, size in entries)
+        purged = job.intent.state is IntentState.TRASHED
+        if job.intent.kind is IntentKind.JOB and job.marks_row and not purged:
+            # What an interrupted attempt removed was not counted; then the size measured earlier is truer.
+            size = freed or job.known_size
+            tools.catalog.mark_cleaned(connection, job.job.id, now, size, _summary(entries, trashed=trashed))
+        if trashed:
+            waiting = replace(job.intent, state=IntentState.TRASHED, purge_after=now + tools.grace)
+            kept = {item for _, item in job.entries}
+            items = tuple(pair for pair in job.intent.items if pair[1] in kept)
+            tools.ledger.save_intent(connection, replace(waiting, items=items))
+        action = "trashed" if trashed else "purged" if purged else "cleaned"
+        if job.intent.kind is IntentKind.ORPHAN:
+            action = "removed_orphan"
+        message = _summary(entries, trashed=trashed)
+        tools.ledger.add_log(
+            connection, tools.run_id, LogEntry(job.job.id, job.job.status, action, freed, message), now
+        )
+        verb = "trashed" if trashed else "deleted"
+        by_root: dict[str, int] = {}
+        for found, size in entries:
+            by_root[found.artifact.root] = by_root.get(found.artifact.root, 0) + (size or 0)
+        for root, freed_there in by_root.items():
+            self._audit(connection, job, f"{verb}_{root}", freed_there, now)
+        if not by_root:
+            self._audit(connection, job, "marked_cleaned", freed, now)
+
+    def _audit(self, connection: Connection, job: Claimed, action: str, freed: int, now: datetime) -> None:
+        self._tools.ledger.add_audit(
+            connection, job_id=job.job.id, action=action, bytes_freed=freed, user=self._tools.user, now=now
+        )
+
+    def _tell_cleaned(self, job: Claimed, entries: list[tuple[Found, int | None]]) -> None:
+        freed = sum(size or 0 for _, size in entries)
+        self._count_freed(job, freed)
+        if job.intent.state is IntentState.TRASHED:
+            self.counts.purged += 1
+        elif job.intent.kind is IntentKind.ORPHAN:
+            self.counts.orphans += 1
+            for found, size in entries:
+                self._tools.emit(OrphanFound(found, size or 0, removed=True))
+            return
+        else:
+            self.counts.cleaned[job.job_class] += 1
+        self._tools.emit(
+            JobCleaned(
+                self._tools.run_id,
+                job.job,
+                job.job_class,
+                job.age,
+                tuple(ArtifactSize(found, size or 0) for found, size in entries),
+                job.intent.bytes_freed + freed,
+                in_trash=self._goes_to_trash(job),
+            )
+        )
+
+    def _count_freed(self, job: Claimed, freed: int) -> None:
+        if job.intent.state is IntentState.TRASHED:
+            self.counts.purged_bytes += freed
+        elif job.intent.kind is IntentKind.ORPHAN:
+            self.counts.orphan_bytes += freed
+        else:
+            self.counts.freed[job.job_class] += freed
+
+    # -- what comes to nothing ---------------------------------------------------------------------
+
+    def _skip(self, job: Job, reason: str) -> None:
+        self.counts.skipped += 1
+        self._tools.emit(JobSkipped(job, reason, notable=True))
+
+    def _fail(self, job: Claimed, error: str) -> None:
+        self.counts.errors += 1
+        now = self._tools.clock()
+        entry = LogEntry(job.job.id, job.job.status, "failed", 0, error)
+        self._tools.database.write(lambda c: self._tools.ledger.add_log(c, self._tools.run_id, entry, now))
+        self._tools.emit(JobFailed(self._tools.run_id, job.job.id, job.job.status, error))
+
+
+def _summary(entries: Sequence[tuple[Found, int | None]], *, trashed: bool) -> str:
+    if not entries:
+        return "no files were left"
+    parts = []
+    for found, size in entries:
+        label = printable(found.label)
+        parts.append(label if size is None else f"{label} ({human_size(size)})")
+    return ("in the trash: " if trashed else "deleted ") + ", ".join(parts)
+
+
+def _words(error: OSError) -> str:
+    name = f" {printable(str(error.filename))}" if error.filename else ""
+    return f"{error.strerror or error}{name}"

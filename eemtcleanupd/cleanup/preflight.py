@@ -1,0 +1,91 @@
+"""Before anything is touched: the folders are the ones they were, and the clock can be trusted."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from eemtcleanupd.config import Config
+from eemtcleanupd.deletion.roots import Root, check_roots, open_root
+from eemtcleanupd.deletion.trash import Trash
+from eemtcleanupd.errors import RootError
+from eemtcleanupd.model import TRASH_NAME, Artifact, RootName
+from eemtcleanupd.store.ledger import RootRecord
+
+_MARKER = ".root-id"
+
+
+def open_roots(
+    config: Config, known: Mapping[RootName, RootRecord], stack: ExitStack
+) -> dict[RootName, Root]:
+    """Open the roots of a job store and insist that they are what they were at the last run.
+
+    ``temp`` may be absent as long as no run has ever seen it: the web interface makes it when a job runs.
+
+    Raises:
+        RootError: a root is missing, replaced, or not fit to delete in.
+    """
+    roots: dict[RootName, Root] = {}
+    for name in RootName:
+        path: Path = getattr(config.paths, name)
+        if name is RootName.TEMP and name not in known and not path.exists():
+            continue
+        roots[name] = open_root(name, path)
+        stack.callback(roots[name].close)
+    check_roots(list(roots.values()), Path(config.paths.database))
+    for name, record in known.items():
+        if name in roots:
+            _insist_on_same(roots[name], record)
+    return roots
+
+
+def _insist_on_same(root: Root, record: RootRecord) -> None:
+    """Refuse a folder that is not the one of the last run: an unmounted disk must not look like cleaned.
+
+    A device number may change when a machine restarts, so there the inode together with the marker that
+    lies in the trash is proof enough.
+    """
+    if (root.device, root.inode) == (record.device, record.inode):
+        return
+    if root.inode == record.inode and read_marker(root) == record.marker:
+        return
+    raise RootError(
+        f"{root.name} at {root.path} is not the folder of the last run ({record.path}): is a disk not "
+        f"mounted? If it was moved or replaced on purpose, say so with `eemtcleanupd roots --accept`"
+    )
+
+
+def read_marker(root: Root) -> str | None:
+    """Return the marker that an earlier run left in the root's trash, None when there is none."""
+    try:
+        descriptor = os.open(f"{TRASH_NAME}/{_MARKER}", os.O_RDONLY | os.O_NOFOLLOW, dir_fd=root.fd)
+    except OSError:
+        return None
+    with os.fdopen(descriptor) as file:
+        return file.read(64)
+
+
+def remember_root(root: Root, trash: Trash) -> RootRecord:
+    """Leave a marker in the root's trash, unless there is one, and return what to remember of the root."""
+    marker = read_marker(root)
+    if not marker:
+        marker = secrets.token_hex(16)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(_MARKER, flags, 0o600, dir_fd=trash.fd), "w") as file:
+            file.write(marker)
+    return RootRecord(root.name, str(root.path), root.device, root.inode, marker)
+
+
+def reserved_entries(config: Config, roots: Mapping[RootName, Root]) -> frozenset[Artifact]:
+    """Return entries of roots that hold something of ours (logs, say), which no job can own."""
+    ours = [config.paths.logs, config.logging.file, Path(config.paths.database), config.backup.path]
+    reserved = set()
+    for name, root in roots.items():
+        for path in ours:
+            resolved = Path(path).resolve()
+            if root.path in resolved.parents:
+                reserved.add(Artifact(name, resolved.relative_to(root.path).parts[0]))
+    return frozenset(reserved)

@@ -1,0 +1,103 @@
+"""What an interrupted run left: finished where deletion had begun, undone where it had not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from eemtcleanupd.cleanup.pipeline import Claimed, Pipeline, Tools
+from eemtcleanupd.deletion.trash import doomed_name
+from eemtcleanupd.events import Warned
+from eemtcleanupd.model import Found, Job
+from eemtcleanupd.policy.ownership import protector
+from eemtcleanupd.store.ledger import Intent, IntentKind
+from eemtcleanupd.units import printable
+
+_UNOWNED_NAMED = 5
+_PURGE_PAGE = 100
+
+
+def recover(tools: Tools, pipeline: Pipeline) -> frozenset[str]:
+    """Finish or undo every open intent of earlier runs.
+
+    Returns:
+        The ids of jobs that still are in the hands of an open intent; the plan leaves them alone.
+    """
+    for intent in tools.ledger.open_intents():
+        if tools.stop.is_set():
+            break
+        _recover_one(tools, pipeline, intent)
+    pipeline.finish()
+    return frozenset(intent.job_id for intent in tools.ledger.open_intents() if intent.job_id)
+
+
+def _recover_one(tools: Tools, pipeline: Pipeline, intent: Intent) -> None:
+    items = [(found, item) for found, item in intent.items if found.artifact.root in tools.trashes]
+    doomed = [(f, i) for f, i in items if tools.trashes[f.artifact.root].exists(doomed_name(i))]
+    staged = [(f, i) for f, i in items if tools.trashes[f.artifact.root].exists(i)]
+    job = _claimed(tools, intent)
+    if not doomed:
+        pipeline.put_back(job, staged)
+        return
+    with tools.database.read() as connection:
+        claimants = tools.planner.claimants(connection, [found.artifact for found, _ in staged])
+    going = {intent.job_id}
+    needed = [entry for entry in staged if protector(claimants.get(entry[0].artifact, ()), going) is not None]
+    pipeline.restore(needed)
+    job.entries = doomed + [entry for entry in staged if entry not in needed]
+    pipeline.submit(job)
+
+
+def purge_expired(tools: Tools, pipeline: Pipeline) -> None:
+    """Delete what has been in the trash for longer than its grace, oldest first."""
+    while not tools.stop.is_set():
+        expired = tools.ledger.expired_trash(tools.clock(), _PURGE_PAGE)
+        if not expired:
+            return
+        for intent in expired:
+            job = _claimed(tools, intent)
+            job.entries = [
+                (found, item)
+                for found, item in intent.items
+                if found.artifact.root in tools.trashes and _is_in_trash(tools, found, item)
+            ]
+            pipeline.submit(job)
+        before = {intent.id for intent in expired}
+        pipeline.finish()
+        if before & {intent.id for intent in tools.ledger.expired_trash(tools.clock(), _PURGE_PAGE)}:
+            return  # what could not be deleted now is tried again by the next run
+
+
+def report_unowned(tools: Tools) -> None:
+    """Warn of items in the trash that no intent owns."""
+    unowned = [
+        f"{root}/{printable(item)}"
+        for root, trash in tools.trashes.items()
+        for item in _items(trash.items())
+        if not tools.ledger.is_known_intent(item.rsplit(".", 1)[0])
+    ]
+    if unowned:
+        named = ", ".join(unowned[:_UNOWNED_NAMED]) + (" …" if len(unowned) > _UNOWNED_NAMED else "")
+        tools.emit(Warned(f"the trash holds {len(unowned)} items that no run owns: {named}"))
+
+
+def _items(listing: Iterator[tuple[str, bool]]) -> Iterator[str]:
+    return (name for name, _ in listing if not name.startswith("."))
+
+
+def _is_in_trash(tools: Tools, found: Found, item: str) -> bool:
+    trash = tools.trashes[found.artifact.root]
+    return trash.exists(item) or trash.exists(doomed_name(item))
+
+
+def _claimed(tools: Tools, intent: Intent) -> Claimed:
+    """Return the job of an intent as it stands now; its row may be gone or have another status by now."""
+    job_class = tools.policy.classify(intent.status)
+    if intent.kind is IntentKind.ORPHAN:
+        name = intent.items[0][0].artifact.name
+        return Claimed(intent, Job(id=name, status="orphan"), job_class, None)
+    with tools.database.read() as connection:
+        row = tools.catalog.rows(connection, [intent.job_id]).get(intent.job_id)
+        size = tools.ledger.measured(connection, [intent.job_id]).get(intent.job_id, 0)
+    job = Job(id=intent.job_id, status=intent.status) if row is None else row.job
+    same = row is not None and row.job.status == intent.status and not row.cleaned
+    return Claimed(intent, job, job_class, None, known_size=size, marks_row=same)

@@ -1,0 +1,454 @@
+"""One run from plan to report; it keeps the configuration that it began with."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from eemtcleanupd.cleanup.census import Census, CensusResult
+from eemtcleanupd.cleanup.pipeline import Counts, Pipeline, Tools
+from eemtcleanupd.cleanup.planning import PlannedJob, Planner
+from eemtcleanupd.cleanup.preflight import open_roots, remember_root, reserved_entries
+from eemtcleanupd.cleanup.recovery import purge_expired, recover, report_unowned
+from eemtcleanupd.clock import Clock, system_clock
+from eemtcleanupd.config import Config
+from eemtcleanupd.deletion.pool import DeletionPool
+from eemtcleanupd.deletion.roots import Root
+from eemtcleanupd.deletion.trash import Trash
+from eemtcleanupd.deletion.walk import measure
+from eemtcleanupd.errors import BreakerError, CleanupError
+from eemtcleanupd.events import (
+    ArtifactSize,
+    Emit,
+    JobPlanned,
+    JobSkipped,
+    RunFailed,
+    RunFinished,
+    RunReport,
+    RunStarted,
+    Tally,
+    Warned,
+)
+from eemtcleanupd.model import Decision, Found, JobClass, RootName
+from eemtcleanupd.policy.breakers import clock_fault, is_too_many
+from eemtcleanupd.policy.retention import Policy
+from eemtcleanupd.stop import StopFlag
+from eemtcleanupd.store.catalog import Backlog, Catalog
+from eemtcleanupd.store.database import Database
+from eemtcleanupd.store.ledger import Ledger, RunRecord
+from eemtcleanupd.store.lock import run_lock
+from eemtcleanupd.store.timestamps import zone_named
+from eemtcleanupd.units import human_size
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What is asked of one run; ``skip_larger_than_bytes`` leaves bigger jobs to another run."""
+
+    user: str
+    trigger: str = "manual"
+    dry_run: bool = False
+    force: bool = False
+    skip_larger_than_bytes: int | None = None
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is, for whoever watches from another thread; jobs include those that are kept."""
+
+    jobs_total: int = 0
+    jobs_done: int = 0
+    pool: DeletionPool | None = None
+
+
+def clean(
+    config: Config,
+    request: RunRequest,
+    *,
+    emit: Emit,
+    stop: StopFlag | None = None,
+    clock: Clock = system_clock,
+    progress: Progress | None = None,
+) -> RunReport:
+    """Clean a job store once.
+
+    Args:
+        config: the effective configuration; its paths are absolute.
+        request: who asks for what.
+        emit: is told of every event, in this thread.
+        stop: ends the run early and in order once it is set.
+        clock: where the time comes from.
+        progress: is kept up to date.
+
+    Returns:
+        The report, which was also emitted and recorded.
+
+    Raises:
+        LockHeldError, StoreError, RootError, BreakerError: the run did not begin, or broke off; what it
+            had begun is finished by the next one.
+    """
+    started = clock()
+    run_id = f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
+    run = _Run(
+        config=config,
+        request=request,
+        run_id=run_id,
+        emit=emit,
+        stop=stop or StopFlag(),
+        clock=clock,
+        progress=progress or Progress(),
+    )
+    try:
+        with ExitStack() as stack:
+            return run.run(started, stack)
+    except CleanupError as error:
+        emit(RunFailed(run_id, str(error)))
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What a run has found when nothing has been touched yet."""
+
+    started: datetime
+    database: Database
+    catalog: Catalog
+    ledger: Ledger
+    planner: Planner
+    roots: Mapping[RootName, Root]
+    backlog: Backlog
+
+
+class _Run:
+    def __init__(
+        self,
+        *,
+        config: Config,
+        request: RunRequest,
+        run_id: str,
+        emit: Emit,
+        stop: StopFlag,
+        clock: Clock,
+        progress: Progress,
+    ) -> None:
+        self._config = config
+        self._request = request
+        self._run_id = run_id
+        self._emit = emit
+        self._stop = stop
+        self._clock = clock
+        self._progress = progress
+        self._policy = Policy.from_config(config.retention)
+        self._kept = 0
+        self._remaining = 0
+
+    def run(self, started: datetime, stack: ExitStack) -> RunReport:
+        config, request = self._config, self._request
+        database = Database(
+            Path(config.paths.database), busy_timeout_seconds=config.database.busy_timeout_seconds
+        )
+        stack.callback(database.close)
+        catalog = Catalog(database, self._policy, zone_named(config.database.timezone))
+        if not request.dry_run:
+            stack.enter_context(run_lock(database.path, self._run_id, started))
+        ledger = Ledger(database)
+        has_ledger = ledger.exists()
+        known = ledger.roots() if has_ledger else {}
+        roots = open_roots(config, known, stack)
+        backlog = catalog.backlog(started)
+        if backlog.candidates:
+            catalog.gather_candidates(started)
+        planner = Planner(
+            database=database,
+            catalog=catalog,
+            ledger=ledger if has_ledger or not request.dry_run else None,
+            roots=roots,
+            policy=self._policy,
+            now=started,
+            reserved=reserved_entries(config, roots),
+        )
+        opened = _Opened(started, database, catalog, ledger, planner, roots, backlog)
+        self._progress.jobs_total = backlog.candidates
+        if has_ledger:
+            self._check_breakers(opened)
+        return self._dry_run(opened) if request.dry_run else self._real_run(opened, stack)
+
+    # -- breakers ----------------------------------------------------------------------------------
+
+    def _check_breakers(self, opened: _Opened) -> None:
+        last_run = opened.ledger.last_run_at()
+        if last_run is None:
+            return
+        backlog = opened.backlog
+        safety = self._config.safety
+        faults = [clock_fault(opened.started, last_run, safety.max_clock_leap_days)]
+        limits = (safety.max_fraction, safety.max_fraction_min_jobs)
+        cap = safety.max_jobs_per_run or backlog.candidates
+        # Deciding about every row twice is only worth it where the breaker could trip at all.
+        if is_too_many(min(backlog.candidates, cap), backlog.uncleaned, *limits):
+            due = sum(d.clean for page in opened.planner.decisions(self._page_size) for d in page)
+            if is_too_many(min(due, cap), backlog.uncleaned, *limits):
+                faults.append(
+                    f"the run would take {min(due, cap)} of {backlog.uncleaned} jobs that have ended and are "
+                    f"not cleaned, more than safety.max_fraction ({safety.max_fraction:g}) of them: is the "
+                    f"retention right?"
+                )
+        for fault in filter(None, faults):
+            if not self._request.force:
+                raise BreakerError(f"refused, nothing was touched: {fault} (--force overrides)")
+            self._emit(Warned(f"--force: {fault}"))
+
+    @property
+    def _page_size(self) -> int:
+        return self._config.performance.batch_size
+
+    # -- dry run -----------------------------------------------------------------------------------
+
+    def _dry_run(self, opened: _Opened) -> RunReport:
+        self._emit_started(opened.backlog)
+        counts = Counts()
+        planned_before: set[str] = set()
+        with_size = {JobClass.SUCCESSFUL: 0, JobClass.FAILED: 0}
+        for plans in self._planned_pages(opened.planner, planned_before):
+            for plan in plans:
+                if self._stop.is_set():
+                    break
+                sized = tuple(
+                    ArtifactSize(found, self._measure(opened.roots, found)) for found in plan.artifacts
+                )
+                size = sum(artifact.size_bytes for artifact in sized)
+                if self._is_too_large(plan, size):
+                    continue
+                if plan.shared:  # a later job that shares the upload may take it: remember this one
+                    planned_before.add(plan.job.id)
+                counts.cleaned[plan.decision.job_class] += 1
+                with_size[plan.decision.job_class] += size
+                self._emit(
+                    JobPlanned(
+                        plan.job,
+                        plan.decision.job_class,
+                        plan.decision.age or timedelta(),
+                        plan.decision.reason,
+                        sized,
+                        plan.shared,
+                    )
+                )
+        counts.freed.update(with_size)
+        census = self._census(opened, None).take()
+        return self._finish(opened, counts, census)
+
+    def _measure(self, roots: Mapping[RootName, Root], found: Found) -> int:
+        return measure(roots[found.artifact.root], found.artifact.name, self._stop).bytes
+
+    # -- real run ----------------------------------------------------------------------------------
+
+    def _real_run(self, opened: _Opened, stack: ExitStack) -> RunReport:
+        started, ledger, roots = opened.started, opened.ledger, opened.roots
+        config, request = self._config, self._request
+        ledger.create_tables()
+        opened.catalog.add_columns()
+        record = RunRecord(
+            id=self._run_id,
+            started_at=started,
+            trigger=request.trigger,
+            user=request.user,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            policy=str(self._policy),
+        )
+        ledger.begin_run(record)
+        try:
+            trashes = {name: Trash(root) for name, root in roots.items()}
+            for trash in trashes.values():
+                stack.callback(trash.close)
+            ledger.save_roots(remember_root(root, trashes[name]) for name, root in roots.items())
+            pool = stack.enter_context(DeletionPool(self._workers, self._stop))
+            self._progress.pool = pool
+            tools = Tools(
+                database=opened.database,
+                catalog=opened.catalog,
+                ledger=ledger,
+                planner=opened.planner,
+                policy=self._policy,
+                roots=roots,
+                trashes=trashes,
+                pool=pool,
+                clock=self._clock,
+                emit=self._emit,
+                stop=self._stop,
+                run_id=self._run_id,
+                user=request.user,
+                logs_folder=config.paths.logs,
+                grace=timedelta(hours=config.trash.grace_hours),
+                workers=self._workers,
+            )
+            self._emit_started(opened.backlog)
+            pipeline = Pipeline(tools, Counts())
+            try:
+                census = self._work(opened, tools, pipeline)
+            except BaseException:
+                self._stop.set()  # what is in flight ends soon; the ledger knows of it
+                raise
+            report = self._finish(opened, pipeline.counts, census)
+        except CleanupError as error:
+            ledger.finish_run(replace(record, finished_at=self._clock(), outcome="failed", error=str(error)))
+            raise
+        ledger.finish_run(_ended(record, report))
+        self._sample_storage(ledger, roots)
+        return report
+
+    def _work(self, opened: _Opened, tools: Tools, pipeline: Pipeline) -> CensusResult:
+        in_hand = recover(tools, pipeline)
+        purge_expired(tools, pipeline)
+        report_unowned(tools)
+        cap = self._config.safety.max_jobs_per_run
+        taken = 0
+        for plans in self._planned_pages(tools.planner):
+            batch = [plan for plan in plans if plan.job.id not in in_hand]
+            with tools.database.read() as connection:
+                sizes = tools.ledger.measured(connection, [plan.job.id for plan in batch])
+            batch = self._without_large(tools.roots, batch, sizes)
+            if cap and taken + len(batch) > cap:
+                self._remaining += len(batch) - (cap - taken)
+                batch = batch[: cap - taken]
+            if batch and not self._stop.is_set():
+                taken += pipeline.take(batch, sizes)
+        pipeline.finish()
+        census = self._census(opened, pipeline).take()
+        pipeline.finish()
+        return census
+
+    def _without_large(
+        self, roots: Mapping[RootName, Root], batch: list[PlannedJob], sizes: Mapping[str, int]
+    ) -> list[PlannedJob]:
+        if self._request.skip_larger_than_bytes is None:
+            return batch
+        kept = []
+        for plan in batch:
+            size = sizes.get(plan.job.id)
+            if size is None:
+                size = sum(self._measure(roots, found) for found in plan.artifacts)
+            if not self._is_too_large(plan, size):
+                kept.append(plan)
+        return kept
+
+    # -- both --------------------------------------------------------------------------------------
+
+    def _planned_pages(
+        self, planner: Planner, planned_before: set[str] | None = None
+    ) -> Iterator[list[PlannedJob]]:
+        """Yield the jobs that are due, with their artifacts, a batch at a time; tell what is kept and why."""
+        for decisions in planner.decisions(self._page_size):
+            if self._stop.is_set():
+                return
+            due = []
+            for decision in decisions:
+                if decision.clean:
+                    due.append(decision)
+                elif decision.job_class is not JobClass.LIVE:
+                    self._keep(decision)
+            yield planner.plan(due, planned_before or ())
+            self._progress.jobs_done += len(decisions)
+
+    def _keep(self, decision: Decision) -> None:
+        self._kept += decision.notable
+        self._emit(JobSkipped(decision.job, decision.reason, decision.notable))
+
+    def _is_too_large(self, plan: PlannedJob, size: int) -> bool:
+        limit = self._request.skip_larger_than_bytes
+        if limit is None or size <= limit:
+            return False
+        reason = f"{human_size(size)} is larger than {human_size(limit)}: left for another run"
+        self._remaining += 1
+        self._emit(JobSkipped(plan.job, reason, notable=True))
+        return True
+
+    def _census(self, opened: _Opened, pipeline: Pipeline | None) -> Census:
+        """Return the census of a real run, or of a dry run, which has no pipeline and records nothing."""
+        hours = self._config.orphans.delete_after_hours
+        return Census(
+            database=opened.database,
+            catalog=opened.catalog,
+            ledger=None if pipeline is None else opened.ledger,
+            roots=opened.roots,
+            reserved=reserved_entries(self._config, opened.roots),
+            policy=self._policy,
+            now=self._clock(),
+            emit=self._emit,
+            stop=self._stop,
+            workers=self._workers,
+            orphan_age=None if hours is None or pipeline is None else timedelta(hours=hours),
+            remove_orphan=pipeline.take_orphan if pipeline is not None else lambda _: False,
+        )
+
+    @property
+    def _workers(self) -> int:
+        performance = self._config.performance
+        return performance.max_workers if performance.parallel_delete else 1
+
+    def _emit_started(self, backlog: Backlog) -> None:
+        self._emit(
+            RunStarted(
+                self._run_id,
+                self._request.dry_run,
+                self._request.trigger,
+                str(self._policy),
+                backlog.uncleaned,
+                backlog.candidates,
+            )
+        )
+
+    def _finish(self, opened: _Opened, counts: Counts, census: CensusResult) -> RunReport:
+        cleaned = sum(counts.cleaned.values())
+        interrupted = self._stop.is_set()
+        # A dry run has cleaned nothing, so all that were uncleaned still are.
+        uncleaned = opened.backlog.uncleaned - (0 if self._request.dry_run else cleaned)
+        report = RunReport(
+            run_id=self._run_id,
+            dry_run=self._request.dry_run,
+            trigger=self._request.trigger,
+            user=self._request.user,
+            started_at=opened.started,
+            finished_at=self._clock(),
+            outcome="interrupted" if interrupted else "errors" if counts.errors else "success",
+            successful=Tally(counts.cleaned[JobClass.SUCCESSFUL], counts.freed[JobClass.SUCCESSFUL]),
+            failed=Tally(counts.cleaned[JobClass.FAILED], counts.freed[JobClass.FAILED]),
+            orphans=Tally(counts.orphans, counts.orphan_bytes),
+            trash_purged=Tally(counts.purged, counts.purged_bytes),
+            orphans_found=census.orphans,
+            missing=0 if interrupted else max(0, uncleaned - census.jobs_with_files),
+            skipped=counts.skipped + self._kept,
+            errors=counts.errors,
+            remaining=self._remaining,
+        )
+        self._emit(RunFinished(report))
+        return report
+
+    def _sample_storage(self, ledger: Ledger, roots: Mapping[RootName, Root]) -> None:
+        figures = os.fstatvfs(roots[RootName.RESULTS].fd)
+        ledger.add_storage_sample(
+            self._run_id,
+            figures.f_bavail * figures.f_frsize,
+            figures.f_blocks * figures.f_frsize,
+            self._clock(),
+        )
+
+
+def _ended(record: RunRecord, report: RunReport) -> RunRecord:
+    return replace(
+        record,
+        finished_at=report.finished_at,
+        outcome=report.outcome,
+        successful=report.successful.jobs,
+        failed=report.failed.jobs,
+        orphans=report.orphans.jobs,
+        skipped=report.skipped,
+        errors=report.errors,
+        bytes_freed=report.bytes_freed,
+    )

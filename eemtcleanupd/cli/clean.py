@@ -1,0 +1,198 @@
+"""``eemtcleanupd clean``: one run, in the foreground."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from eemtcleanupd.cli.common import caller, config_option, load_config
+from eemtcleanupd.errors import CleanupError
+from eemtcleanupd.stop import StopFlag
+from eemtcleanupd.units import parse_size
+
+if TYPE_CHECKING:
+    from eemtcleanupd.events import Emit, Event, RunReport
+
+_DEFAULT_THRESHOLD = "10G"
+
+
+class _Size(click.ParamType[int]):
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return parse_size(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command()
+@config_option
+@click.option("--db-path", metavar="FILE", help="Path of the job database (default ./jobs.db).")
+@click.option("--uploads-dir", metavar="DIR", help="Folder of uploaded DEMs (default ./uploads).")
+@click.option("--results-dir", metavar="DIR", help="Folder of job outputs (default ./results).")
+@click.option("--temp-dir", metavar="DIR", help="Folder of working files (default ./temp).")
+@click.option(
+    "--success-retention", type=float, metavar="HOURS", help="Keep data of successful jobs so long (168)."
+)
+@click.option(
+    "--failed-retention", type=float, metavar="HOURS", help="Keep data of failed jobs so long (12)."
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be deleted, change nothing.")
+@click.option("--verbose", is_flag=True, help="Tell about every job.")
+@click.option("--debug", is_flag=True, help="Tell about every SQL statement and file operation, with times.")
+@click.option("--parallel", is_flag=True, default=None, help="Delete in parallel (the default).")
+@click.option("--workers", type=int, metavar="N", help="Parallel workers (4).")
+@click.option("--batch-size", type=int, metavar="N", help="Jobs planned at a time (100).")
+@click.option("--skip-large", is_flag=True, help="Leave large jobs for another run.")
+@click.option(
+    "--size-threshold", type=_Size(), metavar="SIZE", help="What is large, with --skip-large (10G)."
+)
+@click.option("--force", is_flag=True, help="Override the breakers (clock, share of jobs); no other rule.")
+@click.option("--json", "as_json", is_flag=True, help="Print the run as one JSON document.")
+def clean(  # noqa: PLR0917  (click passes them by name)
+    config_file: Path | None,
+    db_path: str | None,
+    uploads_dir: str | None,
+    results_dir: str | None,
+    temp_dir: str | None,
+    success_retention: float | None,
+    failed_retention: float | None,
+    dry_run: bool,
+    verbose: bool,
+    debug: bool,
+    parallel: bool | None,
+    workers: int | None,
+    batch_size: int | None,
+    skip_large: bool,
+    size_threshold: int | None,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """Delete the data of expired jobs, once, now.  All job metadata stays."""
+    if size_threshold is not None and not skip_large:
+        raise click.UsageError("--size-threshold says what --skip-large skips: give both")
+    try:
+        loaded = load_config(
+            config_file,
+            {
+                "paths.database": (db_path, "--db-path"),
+                "paths.uploads": (uploads_dir, "--uploads-dir"),
+                "paths.results": (results_dir, "--results-dir"),
+                "paths.temp": (temp_dir, "--temp-dir"),
+                "retention.successful_jobs.hours": (success_retention, "--success-retention"),
+                "retention.failed_jobs.hours": (failed_retention, "--failed-retention"),
+                "performance.parallel_delete": (parallel, "--parallel"),
+                "performance.max_workers": (workers, "--workers"),
+                "performance.batch_size": (batch_size, "--batch-size"),
+            },
+        )
+        from eemtcleanupd.cleanup import Progress, RunRequest, clean as run_clean  # noqa: PLC0415
+
+        config = loaded.config
+        threshold = parse_size(_DEFAULT_THRESHOLD) if size_threshold is None else size_threshold
+        request = RunRequest(
+            user=caller(),
+            dry_run=dry_run or config.dry_run,
+            force=force,
+            skip_larger_than_bytes=threshold if skip_large else None,
+        )
+        with ExitStack() as stack:
+            if debug:
+                _debug_to_stderr()
+            emit, finish = _listeners(as_json=as_json, verbose=verbose or debug)
+            if not request.dry_run:  # a dry run writes nothing at all
+                from eemtcleanupd.logbook import log_to_file, write_event  # noqa: PLC0415
+
+                handler = log_to_file(
+                    config.logging.file, form=config.logging.format, level=config.logging.level
+                )
+                stack.callback(handler.close)
+                emit = _both(emit, write_event)
+            _tell_warnings(loaded.warnings, emit)
+            stop = StopFlag()
+            interrupted = stack.enter_context(_stopping(stop))
+            progress = Progress()
+            if not as_json and not debug and sys.stderr.isatty():
+                from eemtcleanupd.cli.progress import bar  # noqa: PLC0415
+
+                stack.enter_context(bar(progress))
+            report = run_clean(config, request, emit=emit, stop=stop, progress=progress)
+        finish()
+    except CleanupError as error:
+        if as_json:
+            click.echo(
+                json.dumps({"success": False, "error": str(error), "exit_code": error.exit_code}, indent=2)
+            )
+        raise
+    return _exit_code(report, interrupted())
+
+
+def _exit_code(report: RunReport, signal_number: int | None) -> int:
+    """0 done, 1 done with errors, 128 + signal when stopped by one (DESIGN, Exit codes; signal(7))."""
+    if report.outcome == "interrupted" and signal_number is not None:
+        return 128 + signal_number
+    return 1 if report.errors else 0
+
+
+def _listeners(*, as_json: bool, verbose: bool) -> tuple[Emit, Callable[[], None]]:
+    """Return who prints the events, and what prints the rest at the end."""
+    from eemtcleanupd.cli.narration import JsonDocument, Lines  # noqa: PLC0415
+
+    if as_json:
+        document = JsonDocument()
+        return document, lambda: document.write(sys.stdout)
+    return Lines(verbose=verbose), lambda: None
+
+
+def _both(first: Emit, second: Emit) -> Emit:
+    def emit(event: Event) -> None:
+        first(event)
+        second(event)
+
+    return emit
+
+
+def _tell_warnings(warnings: tuple[str, ...], emit: Emit) -> None:
+    from eemtcleanupd.events import Warned  # noqa: PLC0415
+
+    for warning in warnings:
+        emit(Warned(warning))
+
+
+def _debug_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("[%(levelname)s] %(message)s"))
+    # What the run tells goes to the console by itself; here comes only what lies below it.
+    handler.addFilter(lambda record: record.levelno <= logging.DEBUG)
+    logger = logging.getLogger("eemtcleanupd")
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+
+
+@contextmanager
+def _stopping(stop: StopFlag) -> Iterator[Callable[[], int | None]]:
+    """Let SIGINT and SIGTERM end the run in order; a second one ends the process at once."""
+    received: list[int] = []
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        stop.set()
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,58 @@
+"""``eemtcleanupd hold`` and ``release``: what a person says must stay."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from eemtcleanupd.cli.common import caller, open_ledger, store_options
+from eemtcleanupd.clock import system_clock
+from eemtcleanupd.model import Hold
+from eemtcleanupd.units import printable
+
+
+class _Moment(click.ParamType[datetime]):
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        try:
+            moment = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(
+                f"{value!r} is not a time; write for example 2026-12-31 or 2026-12-31T18:00", param, ctx
+            )
+        moment = moment.astimezone(UTC)
+        if moment <= system_clock():
+            self.fail(f"{value} has passed already", param, ctx)
+        return moment
+
+
+@click.command()
+@click.argument("job_id", metavar="JOB")
+@click.option(
+    "--until", type=_Moment(), metavar="TIME", help="When the hold ends (local time; default: never)."
+)
+@click.option("--reason", default="", help="Why, for whoever meets the hold later.")
+@store_options
+def hold(
+    job_id: str, until: datetime | None, reason: str, config_file: Path | None, db_path: str | None
+) -> None:
+    """Never clean JOB, until a time or for ever."""
+    with open_ledger(config_file, db_path) as ledger:
+        ledger.create_tables()
+        ledger.hold(Hold(job_id, reason or "no reason given", caller(), until), system_clock())
+    end = "for ever" if until is None else f"until {until.astimezone():%Y-%m-%d %H:%M}"
+    click.echo(f"Job {printable(job_id)} is held {end}")
+
+
+@click.command()
+@click.argument("job_id", metavar="JOB")
+@store_options
+def release(job_id: str, config_file: Path | None, db_path: str | None) -> int:
+    """Take the hold off JOB."""
+    with open_ledger(config_file, db_path) as ledger:
+        released = ledger.exists() and ledger.release(job_id)
+    click.echo(f"Job {printable(job_id)} is " + ("released" if released else "not held"))
+    return 0 if released else 1

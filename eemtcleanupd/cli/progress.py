@@ -1,0 +1,69 @@
+"""The progress bar of a run on a terminal: jobs, bytes, rate, time left."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress as RichProgress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from eemtcleanupd.cleanup import Progress
+from eemtcleanupd.clock import monotonic_seconds
+from eemtcleanupd.units import human_size
+
+_INTERVAL_SECONDS = 0.2
+
+
+@contextmanager
+def bar(progress: Progress) -> Iterator[None]:
+    """Draw a bar on stderr while the body runs; lines printed meanwhile appear above it."""
+    display = RichProgress(
+        TextColumn("Cleaning"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("jobs  {task.fields[freed]} freed  {task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        # Only where stdout is the same terminal: a pipe must get its lines itself.
+        redirect_stdout=sys.stdout.isatty(),
+        redirect_stderr=False,
+    )
+    task = display.add_task("", total=None, freed="", rate="")
+    started = monotonic_seconds()
+    ended = threading.Event()
+
+    def draw() -> None:
+        pool = progress.pool
+        freed, files = (pool.bytes_freed, pool.files) if pool is not None else (0, 0)
+        rate = files / max(monotonic_seconds() - started, 0.001)
+        display.update(
+            task,
+            total=progress.jobs_total or None,
+            completed=progress.jobs_done,
+            freed=human_size(freed),
+            rate=f"{rate:,.0f} files/s",
+        )
+
+    def watch() -> None:
+        while not ended.wait(_INTERVAL_SECONDS):
+            draw()
+
+    watcher = threading.Thread(target=watch, name="progress", daemon=True)
+    with display:
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+            draw()

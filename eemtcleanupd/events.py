@@ -1,0 +1,167 @@
+"""What a run tells while it goes on: frozen values, handed to whoever listens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from eemtcleanupd.model import Found, Job, JobClass
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactSize:
+    """An artifact with its allocated bytes: measured in a plan, freed in a report."""
+
+    found: Found
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """A run begins; ``jobs_to_check`` are the terminal jobs whose data has not been cleaned."""
+
+    run_id: str
+    dry_run: bool
+    trigger: str
+    policy: str
+    jobs_to_check: int
+    candidates: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlanned:
+    """A dry run would clean this job."""
+
+    job: Job
+    job_class: JobClass
+    age: timedelta
+    reason: str
+    artifacts: tuple[ArtifactSize, ...]
+    shared: tuple[str, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """All artifacts together."""
+        return sum(artifact.size_bytes for artifact in self.artifacts)
+
+
+@dataclass(frozen=True, slots=True)
+class JobCleaned:
+    """A job's data is gone (or, with a grace, in the trash) and recorded so.
+
+    ``bytes_freed`` counts earlier, interrupted attempts too; ``age`` is None for a job that an earlier run
+    had begun.
+    """
+
+    run_id: str
+    job: Job
+    job_class: JobClass
+    age: timedelta | None
+    artifacts: tuple[ArtifactSize, ...]
+    bytes_freed: int
+    in_trash: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JobSkipped:
+    """A job was kept for a reason that an operator may want to know; ``notable`` ones are warned of."""
+
+    job: Job
+    reason: str
+    notable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JobFailed:
+    """A job could not be cleaned whole; it stays uncleaned and the next run tries again."""
+
+    run_id: str
+    job_id: str
+    status: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class OrphanFound:
+    """An entry of a root that no row names; ``removed`` when it went by ``orphans.delete_after_hours``."""
+
+    found: Found
+    size_bytes: int
+    removed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something that an operator should look at; the run goes on."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Jobs and bytes of one kind."""
+
+    jobs: int = 0
+    bytes_freed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What one run did (or, when ``dry_run``, would do); times are aware UTC.
+
+    ``outcome`` is ``success``, ``errors`` (some jobs could not be cleaned) or ``interrupted``.
+    ``remaining`` are due jobs left to another run by a cap or a size limit; ``missing`` are uncleaned
+    terminal jobs none of whose files exist.
+    """
+
+    run_id: str
+    dry_run: bool
+    trigger: str
+    user: str
+    started_at: datetime
+    finished_at: datetime
+    outcome: str
+    successful: Tally = field(default_factory=Tally)
+    failed: Tally = field(default_factory=Tally)
+    orphans: Tally = field(default_factory=Tally)
+    trash_purged: Tally = field(default_factory=Tally)
+    orphans_found: int = 0
+    missing: int = 0
+    skipped: int = 0
+    errors: int = 0
+    remaining: int = 0
+
+    @property
+    def bytes_freed(self) -> int:
+        """All space that was freed."""
+        return sum(t.bytes_freed for t in (self.successful, self.failed, self.orphans, self.trash_purged))
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished:
+    """A run ended by itself or was asked to stop; its report says how."""
+
+    report: RunReport
+
+
+@dataclass(frozen=True, slots=True)
+class RunFailed:
+    """A run was refused or broke off; nothing more was touched."""
+
+    run_id: str
+    error: str
+
+
+Event = (
+    RunStarted
+    | JobPlanned
+    | JobCleaned
+    | JobSkipped
+    | JobFailed
+    | OrphanFound
+    | Warned
+    | RunFinished
+    | RunFailed
+)
+Emit = Callable[[Event], None]

@@ -1,0 +1,131 @@
+"""The log: where it goes, its form, and what a run writes into it.
+
+The form is the user's document's: ``2024-01-20 02:00:01 INFO: Starting job cleanup process``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import resource
+from pathlib import Path
+
+from eemtcleanupd.errors import ConfigError
+from eemtcleanupd.events import (
+    Event,
+    JobCleaned,
+    JobFailed,
+    JobPlanned,
+    JobSkipped,
+    OrphanFound,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    Warned,
+)
+from eemtcleanupd.units import human_age, human_size, printable, shortened
+
+log = logging.getLogger("eemtcleanupd")
+
+_MAX_BYTES = 10 * 1024 * 1024
+_BACKUPS = 5
+_FORM = "%(asctime)s %(levelname)s: %(message)s"
+_TIME_FORM = "%Y-%m-%d %H:%M:%S"
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as JSON: time, level, logger, message, and the traceback if there is one."""
+        entry = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+def log_to_file(path: Path, *, form: str, level: str) -> logging.Handler:
+    """Send the log to a file that is rotated at 10 MB, five old ones kept.
+
+    Args:
+        path: the file; its folder is made.
+        form: ``text`` or ``json`` (``logging.format``).
+        level: the lowest level that is written (``logging.level``).
+
+    Raises:
+        ConfigError: the file cannot be opened.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.handlers.RotatingFileHandler(
+            path, maxBytes=_MAX_BYTES, backupCount=_BACKUPS, encoding="utf-8", errors="backslashreplace"
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"the log {path} cannot be written ({error.strerror}); set logging.file to a place that can"
+        ) from error
+    handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(_FORM, _TIME_FORM))
+    handler.setLevel(level)
+    log.addHandler(handler)
+    log.setLevel(min(handler.level, log.level or handler.level))
+    return handler
+
+
+def write_event(event: Event) -> None:
+    """Write what a run tells into the log."""
+    match event:
+        case RunStarted():
+            log.info("Starting job cleanup process")
+            log.info("Run %s: %s", event.run_id, event.policy)
+            log.info("Found %d jobs to check", event.jobs_to_check)
+        case JobPlanned():
+            log.info("[DRY RUN] Would clean job %s: %s", _short(event.job.id), event.reason)
+        case JobCleaned():
+            age = "left by an earlier run" if event.age is None else f"{human_age(event.age)} old"
+            log.info("Cleaning job %s (%s, %s)", _short(event.job.id), printable(event.job.status), age)
+            for part in event.artifacts:
+                verb = "Moved to the trash" if event.in_trash else "Deleted"
+                log.info("%s %s (%s)", verb, _short(part.found.label), human_size(part.size_bytes))
+        case JobSkipped():
+            level = logging.WARNING if event.notable else logging.DEBUG
+            log.log(level, "Kept job %s: %s", _short(event.job.id), event.reason)
+        case JobFailed():
+            log.error("Job %s could not be cleaned: %s", _short(event.job_id), printable(event.error))
+        case OrphanFound():
+            verb = "Removed" if event.removed else "Found"
+            log.info(
+                "%s %s (%s), which no job owns", verb, _short(event.found.label), human_size(event.size_bytes)
+            )
+        case Warned():
+            log.warning("%s", event.message)
+        case RunFailed():
+            log.error("Cleanup failed: %s", event.error)
+        case RunFinished(report):
+            log.info(
+                "Cleanup summary: %d successful, %d failed, %s freed",
+                report.successful.jobs,
+                report.failed.jobs,
+                human_size(report.bytes_freed),
+            )
+            if report.outcome == "success":
+                log.info("Cleanup completed successfully")
+            elif report.outcome == "errors":
+                log.error("Cleanup completed with errors on %d jobs", report.errors)
+            else:
+                log.warning("Cleanup was interrupted; the next run goes on")
+            log.debug("Peak memory: %s", human_size(peak_memory_bytes()))
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory that this process has held (getrusage(2) counts in KB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _short(name: str) -> str:
+    return shortened(printable(name))

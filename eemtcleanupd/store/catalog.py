@@ -1,0 +1,309 @@
+"""Table ``jobs``, which belongs to the EEMT web interface: what is read from it, and the little we add.
+
+The web interface reads its rows by position, so columns are only ever appended.  A run may meet a table of
+a million rows: what is due is found by one scan inside the database into a temporary table (of this
+connection, in no file of theirs) and read back in pages, so that memory does not grow with the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, tzinfo
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Float,
+    MetaData,
+    RowMapping,
+    Select,
+    String,
+    Table,
+    inspect,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.types import NullType, TypeEngine
+
+from eemtcleanupd.errors import StoreError
+from eemtcleanupd.model import Job, JobClass
+from eemtcleanupd.policy.retention import TERMINAL, Policy
+from eemtcleanupd.store.database import Database, RawText
+from eemtcleanupd.store.timestamps import local_timestamp, read_timestamp
+from eemtcleanupd.units import BYTES_PER_MB
+
+_ADDED_COLUMNS = {
+    "data_cleaned_at": "TIMESTAMP",
+    "data_size_mb": "REAL DEFAULT 0",
+    "cleanup_summary": "TEXT",
+}
+# The largest offset between two zones is 26 hours; a day more costs nothing, since policy decides exactly.
+_ZONE_MARGIN = timedelta(days=2)
+_PACK = 2**32
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of ``jobs`` as it stands: the job, and whether its data has been cleaned."""
+
+    job: Job
+    cleaned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What one scan of the table says: terminal jobs not cleaned yet, and those worth a decision."""
+
+    uncleaned: int
+    candidates: int
+
+
+class Catalog:
+    """The job table of one database.
+
+    Args:
+        database: where it is.
+        policy: says which statuses are terminal and what can be due.
+        zone: zone of times without one; None is the machine's (``database.timezone``).
+
+    Raises:
+        StoreError: there is no table ``jobs``, or it lacks a column that a decision needs.
+    """
+
+    def __init__(self, database: Database, policy: Policy, zone: tzinfo | None) -> None:
+        self._database = database
+        self._policy = policy
+        self._zone = zone
+        self._reflect()
+
+    def _reflect(self) -> None:
+        database = self._database
+        with database.read() as connection:
+            names = _column_names(connection, database)
+        self._id = next((name for name in ("id", "job_id") if name in names), "")
+        missing = [name for name in ("status", "completed_at") if name not in names]
+        if not self._id or missing:
+            absent = ", ".join(missing if self._id else ["id (or job_id)", *missing])
+            raise StoreError(
+                f"table jobs in {database.path} lacks {absent}: this is not an EEMT job database"
+            )
+        self.missing_columns = tuple(name for name in _ADDED_COLUMNS if name not in names)
+        types: dict[str, TypeEngine[Any]] = {
+            self._id: RawText(),
+            "dem_filename": RawText(),
+            "status": RawText(),
+            "data_size_mb": Float(),
+            "cleanup_summary": String(),
+        }
+        self._jobs = Table("jobs", MetaData(), *(Column(name, types.get(name, NullType())) for name in names))
+
+    def add_columns(self) -> None:
+        """Append the columns of ours that are missing (DESIGN, Job database)."""
+        if not self.missing_columns:
+            return
+
+        def alter(connection: Connection) -> None:
+            present = _column_names(connection, self._database)
+            for name in self.missing_columns:
+                if name not in present:
+                    connection.exec_driver_sql(f"ALTER TABLE jobs ADD COLUMN {name} {_ADDED_COLUMNS[name]}")
+
+        self._database.write(alter)
+        self._reflect()
+
+    # -- what is due -------------------------------------------------------------------------------
+
+    def backlog(self, now: datetime) -> Backlog:
+        """Count, in one scan, the uncleaned terminal jobs and the rows that need a decision.
+
+        A row needs one when it could be due at ``now`` (by its day alone, with a margin for zones; what
+        is no ISO time at all orders outside the range and needs one too), or when its status is unknown.
+        """
+        # Both counts in one sum: SQLite would evaluate the expression once for each.
+        statement = f"SELECT coalesce(sum({self._verdict()}), 0) FROM jobs WHERE {self._uncleaned}"
+        with self._database.read() as connection:
+            packed = int(connection.execute(text(statement), self._parameters(now)).scalar_one())
+        return Backlog(uncleaned=packed % _PACK, candidates=packed // _PACK)
+
+    def gather_candidates(self, now: datetime) -> None:
+        """Keep the keys of all rows that need a decision, oldest first, for :meth:`candidates`."""
+        with self._database.read() as connection:
+            connection.exec_driver_sql("DROP TABLE IF EXISTS temp.cleanup_candidates")
+            connection.exec_driver_sql(
+                "CREATE TEMP TABLE cleanup_candidates (position INTEGER PRIMARY KEY, id TEXT)"
+            )
+            connection.execute(
+                text(
+                    f"INSERT INTO temp.cleanup_candidates (id) SELECT {self._id} FROM jobs"
+                    f" WHERE {self._uncleaned} AND {self._verdict()} >= {_PACK}"
+                    f" ORDER BY replace(completed_at, 'T', ' '), {self._id}"
+                ),
+                self._parameters(now),
+            )
+            connection.commit()
+
+    def candidates(self, page_size: int) -> Iterator[list[Job]]:
+        """Yield the gathered jobs in pages, oldest first, each as its row stands when the page is read."""
+        position = 0
+        while True:
+            with self._database.read() as connection:
+                keys = connection.execute(
+                    text(
+                        "SELECT position, id FROM temp.cleanup_candidates WHERE position > :position"
+                        " ORDER BY position LIMIT :size"
+                    ),
+                    {"position": position, "size": page_size},
+                ).all()
+                if not keys:
+                    return
+                rows = self._rows_by_key(connection, [key.id for key in keys])
+            position = keys[-1].position
+            yield [
+                rows[key].job
+                for key in (_as_text(key.id) for key in keys)
+                if key in rows and not rows[key].cleaned
+            ]
+
+    def newest_successful(self, count: int) -> frozenset[str]:
+        """Return the ids of the ``count`` newest uncleaned successful jobs (``keep_last``)."""
+        if count == 0:
+            return frozenset()
+        jobs = self._jobs.c
+        successful = [name for name, of in self._policy.statuses.items() if of is JobClass.SUCCESSFUL]
+        statement = (
+            self._select()
+            .where(jobs.status.in_(successful), jobs.completed_at.is_not(None), text(self._uncleaned))
+            .order_by(text("replace(completed_at, 'T', ' ') DESC"))
+            .limit(count)
+        )
+        with self._database.read() as connection:
+            return frozenset(self._row(row).job.id for row in connection.execute(statement).mappings())
+
+    # -- single rows -------------------------------------------------------------------------------
+
+    def rows(self, connection: Connection, ids: Iterable[str]) -> dict[str, Row]:
+        """Return the rows with these ids as they stand; an id that no row has is absent."""
+        return self._rows_by_key(connection, list(ids))
+
+    def naming(self, connection: Connection, dem_filenames: Sequence[str]) -> list[Row]:
+        """Return all rows that name one of these uploads (a scan: the column has no index)."""
+        if "dem_filename" not in self._jobs.c or not dem_filenames:
+            return []
+        statement = self._select().where(self._jobs.c.dem_filename.in_(dem_filenames))
+        return [self._row(row) for row in connection.execute(statement).mappings()]
+
+    def mark_cleaned(
+        self, connection: Connection, job_id: str, now: datetime, size_bytes: int, summary: str
+    ) -> None:
+        """Record in the job's row that its data is gone."""
+        connection.execute(
+            update(self._jobs)
+            .where(self._jobs.c[self._id] == job_id)
+            .values(
+                data_cleaned_at=local_timestamp(now, self._zone),
+                data_size_mb=size_bytes / BYTES_PER_MB,
+                cleanup_summary=summary,
+            )
+        )
+
+    def set_size(self, connection: Connection, job_id: str, size_bytes: int) -> None:
+        """Record the measured size of a job that still has its data."""
+        connection.execute(
+            update(self._jobs)
+            .where(self._jobs.c[self._id] == job_id, text(self._uncleaned))
+            .values(data_size_mb=size_bytes / BYTES_PER_MB)
+        )
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    @property
+    def id_column(self) -> str:
+        """The name of the id column: ``id`` or ``job_id``."""
+        return self._id
+
+    @property
+    def has_uploads(self) -> bool:
+        """Whether rows name an upload at all."""
+        return "dem_filename" in self._jobs.c
+
+    @property
+    def uncleaned(self) -> str:
+        """SQL that is true for a row whose data has not been cleaned."""
+        return self._uncleaned
+
+    @property
+    def _uncleaned(self) -> str:
+        return "1" if "data_cleaned_at" in self.missing_columns else "data_cleaned_at IS NULL"
+
+    def _verdict(self) -> str:
+        """SQL: 0 nothing to decide, 1 terminal but surely not due, +2**32 needs a decision."""
+        terminal = ", ".join(f":terminal{at}" for at, _ in enumerate(self._statuses(*TERMINAL))) or "NULL"
+        live = ", ".join(f":live{at}" for at, _ in enumerate(self._statuses(JobClass.LIVE))) or "NULL"
+        return (
+            f"CASE WHEN status IN ({terminal}) THEN CASE WHEN ifnull(completed_at, '') BETWEEN :young AND ':'"
+            f" THEN 1 ELSE {_PACK + 1} END WHEN status IN ({live}) THEN 0 ELSE {_PACK} END"
+        )
+
+    def _parameters(self, now: datetime) -> Mapping[str, object]:
+        youngest_due = now - min(self._policy.shortest(job_class) for job_class in TERMINAL) + _ZONE_MARGIN
+        named = {f"terminal{at}": name for at, name in enumerate(self._statuses(*TERMINAL))}
+        named |= {f"live{at}": name for at, name in enumerate(self._statuses(JobClass.LIVE))}
+        return {**named, "young": f"{youngest_due:%Y-%m-%d}"}
+
+    def _statuses(self, *classes: JobClass) -> list[str]:
+        return [status for status, job_class in self._policy.statuses.items() if job_class in classes]
+
+    def _select(self) -> Select[Any]:
+        wanted = (
+            self._id,
+            "status",
+            "workflow_type",
+            "completed_at",
+            "dem_filename",
+            "parameters",
+            "data_cleaned_at",
+        )
+        return select(*(self._jobs.c[name] for name in wanted if name in self._jobs.c))
+
+    def _rows_by_key(self, connection: Connection, keys: Sequence[object]) -> dict[str, Row]:
+        found: dict[str, Row] = {}
+        ids = [_as_text(key) for key in keys]
+        for start in range(0, len(ids), 500):  # well under SQLite's limit of bound variables
+            statement = self._select().where(self._jobs.c[self._id].in_(ids[start : start + 500]))
+            for mapping in connection.execute(statement).mappings():
+                row = self._row(mapping)
+                found[row.job.id] = row
+        return found
+
+    def _row(self, row: RowMapping) -> Row:
+        def optional_text(name: str) -> str | None:
+            value = row.get(name)
+            return None if value is None else _as_text(value)
+
+        job = Job(
+            id=_as_text(row[self._id]),
+            status=_as_text(row["status"]),
+            workflow_type=optional_text("workflow_type"),
+            completed_at=read_timestamp(row["completed_at"], self._zone),
+            dem_filename=optional_text("dem_filename"),
+            parameters=optional_text("parameters"),
+        )
+        return Row(job, cleaned=row.get("data_cleaned_at") is not None)
+
+
+def _as_text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    return str(value)
+
+
+def _column_names(connection: Connection, database: Database) -> list[str]:
+    inspector = inspect(connection)
+    if not inspector.has_table("jobs"):
+        raise StoreError(f"{database.path} has no table jobs: this is not an EEMT job database")
+    return [column["name"] for column in inspector.get_columns("jobs")]

@@ -1,0 +1,526 @@
+"""Our own tables: what was intended, what was done, by whom, and what is held.
+
+An intent is written before the first file moves and is deleted in the transaction that records the job as
+cleaned, so open intents are exactly the work that an interrupted run left.  Times are UTC in the form of
+SQLite's CURRENT_TIMESTAMP; only ``jobs.data_cleaned_at`` follows the web interface's own form.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    delete,
+    desc,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
+
+from eemtcleanupd.model import Artifact, Found, Hold, JobClass, RootName
+from eemtcleanupd.store.database import Database, RawText
+from eemtcleanupd.store.timestamps import utc_timestamp
+from eemtcleanupd.units import BYTES_PER_MB
+
+_METADATA = MetaData()
+_RUNS = Table(
+    "cleanup_runs",
+    _METADATA,
+    Column("id", String, primary_key=True),
+    Column("started_at", String, nullable=False),
+    Column("finished_at", String),
+    Column("trigger", String),
+    Column("user", String),
+    Column("host", String),
+    Column("pid", Integer),
+    Column("policy", Text),
+    Column("outcome", String),
+    Column("successful", Integer, server_default=text("0")),
+    Column("failed", Integer, server_default=text("0")),
+    Column("orphans", Integer, server_default=text("0")),
+    Column("skipped", Integer, server_default=text("0")),
+    Column("errors", Integer, server_default=text("0")),
+    Column("bytes_freed", BigInteger, server_default=text("0")),
+    Column("error", Text),
+)
+_INTENTS = Table(
+    "cleanup_intents",
+    _METADATA,
+    Column("id", String, primary_key=True),
+    Column("run_id", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("job_id", RawText),
+    Column("status", RawText),
+    Column("artifacts", Text, nullable=False),
+    Column("bytes_freed", BigInteger, nullable=False, server_default=text("0")),
+    Column("purge_after", String),
+    Column("error", Text),
+    Column("created_at", String, nullable=False),
+)
+_LOG = Table(
+    "cleanup_log",
+    _METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("timestamp", String, server_default=func.current_timestamp()),
+    Column("run_id", String, index=True),
+    Column("job_id", RawText),
+    Column("status", RawText),
+    Column("action", String),
+    Column("bytes_freed", BigInteger),
+    Column("message", Text),
+)
+_AUDIT = Table(
+    "cleanup_audit",
+    _METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("timestamp", String, server_default=func.current_timestamp()),
+    Column("job_id", RawText),
+    Column("action", String),
+    Column("space_freed_mb", Integer),
+    Column("user", String),
+)
+_HOLDS = Table(
+    "cleanup_holds",
+    _METADATA,
+    Column("job_id", RawText, primary_key=True),
+    Column("reason", Text),
+    Column("owner", String),
+    Column("until", String),
+    Column("created_at", String),
+)
+_SIZES = Table(
+    "cleanup_sizes",
+    _METADATA,
+    Column("job_id", RawText, primary_key=True),
+    Column("status_class", String),
+    Column("bytes", BigInteger),
+    Column("measured_at", String),
+)
+_STORAGE = Table(
+    "cleanup_storage",
+    _METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("timestamp", String),
+    Column("run_id", String),
+    Column("successful_bytes", BigInteger),
+    Column("failed_bytes", BigInteger),
+    Column("free_bytes", BigInteger),
+    Column("total_bytes", BigInteger),
+)
+_ROOTS = Table(
+    "cleanup_roots",
+    _METADATA,
+    Column("name", String, primary_key=True),
+    Column("path", RawText),
+    Column("device", BigInteger),
+    Column("inode", BigInteger),
+    Column("marker", String),
+)
+
+
+class IntentKind(StrEnum):
+    """What an intent is about."""
+
+    JOB = "job"
+    ORPHAN = "orphan"
+
+
+class IntentState(StrEnum):
+    """How far an intent is: its bytes are to go now, or it is recorded as cleaned and waits in the trash."""
+
+    OPEN = "open"
+    TRASHED = "trashed"
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """One job (or orphan) whose artifacts are to go.
+
+    ``items`` pairs each artifact with the name of its folder in its root's trash.  ``bytes_freed``
+    is what earlier, interrupted attempts freed.
+    """
+
+    id: str
+    run_id: str
+    kind: IntentKind
+    job_id: str
+    status: str
+    items: tuple[tuple[Found, str], ...]
+    state: IntentState = IntentState.OPEN
+    bytes_freed: int = 0
+    purge_after: datetime | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A row of ``cleanup_runs``; times are aware UTC, ``finished_at`` None while (or if) it never ended."""
+
+    id: str
+    started_at: datetime
+    trigger: str
+    user: str
+    host: str
+    pid: int
+    policy: str
+    finished_at: datetime | None = None
+    outcome: str | None = None
+    successful: int = 0
+    failed: int = 0
+    orphans: int = 0
+    skipped: int = 0
+    errors: int = 0
+    bytes_freed: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """A row of ``cleanup_log``: what one run did with one job."""
+
+    job_id: str
+    status: str
+    action: str
+    bytes_freed: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class RootRecord:
+    """What a root was at the last run; ``marker`` is the random name that lies in its trash."""
+
+    name: RootName
+    path: str
+    device: int
+    inode: int
+    marker: str
+
+
+class Ledger:
+    """Our tables in the job database.  Nothing is created until :meth:`create_tables`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def exists(self) -> bool:
+        """Tell whether the tables are there, without making them (a dry run changes nothing)."""
+        with self._database.read() as connection:
+            found = connection.exec_driver_sql(
+                "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'cleanup_roots'"
+            )
+            return bool(found.scalar_one())
+
+    def create_tables(self) -> None:
+        """Create what is missing."""
+        if not self.exists():
+            self._database.write(_METADATA.create_all)
+
+    # -- runs --------------------------------------------------------------------------------------
+
+    def last_run_at(self) -> datetime | None:
+        """Return the latest time that any recorded run knew, None before the first."""
+        latest = select(func.max(func.coalesce(_RUNS.c.finished_at, _RUNS.c.started_at)))
+        with self._database.read() as connection:
+            return _read_utc(connection.execute(latest).scalar())
+
+    def begin_run(self, run: RunRecord) -> None:
+        """Write the row of a run that begins; rows that a killed run left open are closed."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(
+                update(_RUNS)
+                .where(_RUNS.c.outcome.is_(None))
+                .values(outcome="killed", error="it never ended")
+            )
+            connection.execute(insert(_RUNS).values(_run_values(run)))
+
+        self._database.write(work)
+
+    def finish_run(self, run: RunRecord) -> None:
+        """Write how a run ended."""
+        values = _run_values(run)
+        self._database.write(lambda c: c.execute(update(_RUNS).where(_RUNS.c.id == run.id).values(values)))
+
+    def runs(self, limit: int, run_id: str | None = None) -> list[RunRecord]:
+        """Return the newest runs, newest first, or the one that is named (by id or its beginning)."""
+        statement = select(_RUNS).order_by(desc(_RUNS.c.started_at), desc(_RUNS.c.id)).limit(limit)
+        if run_id is not None:
+            statement = statement.where(_RUNS.c.id.startswith(run_id, autoescape=True))
+        with self._database.read() as connection:
+            rows = connection.execute(statement).mappings().all()
+        return [
+            RunRecord(
+                **{
+                    **row,
+                    "started_at": _read_utc(row["started_at"]),
+                    "finished_at": _read_utc(row["finished_at"]),
+                }
+            )
+            for row in rows
+        ]
+
+    def log_entries(self, run_id: str) -> Iterable[LogEntry]:
+        """Yield what a run did, in order, in pages (a run may have cleaned a million jobs)."""
+        after = 0
+        columns = _LOG.c
+        while True:
+            statement = (
+                select(_LOG)
+                .where(columns.run_id == run_id, columns.id > after)
+                .order_by(columns.id)
+                .limit(500)
+            )
+            with self._database.read() as connection:
+                rows = connection.execute(statement).all()
+            if not rows:
+                return
+            after = rows[-1].id
+            for row in rows:
+                yield LogEntry(row.job_id, row.status, row.action, row.bytes_freed, row.message)
+
+    # -- intents -----------------------------------------------------------------------------------
+
+    def open_intents(self) -> list[Intent]:
+        """Return the work that an interrupted run, or one with errors, left."""
+        return self._intents(select(_INTENTS).where(_INTENTS.c.state == IntentState.OPEN))
+
+    def expired_trash(self, now: datetime, limit: int) -> list[Intent]:
+        """Return trashed jobs whose grace has passed at ``now`` and that nobody holds, oldest first."""
+        due = utc_timestamp(now)
+        held = select(_HOLDS.c.job_id).where((_HOLDS.c.until.is_(None)) | (_HOLDS.c.until > due))
+        return self._intents(
+            select(_INTENTS)
+            .where(_INTENTS.c.state == IntentState.TRASHED, _INTENTS.c.purge_after <= due)
+            .where((_INTENTS.c.job_id.is_(None)) | _INTENTS.c.job_id.not_in(held))
+            .order_by(_INTENTS.c.purge_after)
+            .limit(limit)
+        )
+
+    def is_known_intent(self, intent_id: str) -> bool:
+        """Tell whether an intent with this id is in the ledger."""
+        statement = select(func.count()).select_from(_INTENTS).where(_INTENTS.c.id == intent_id)
+        with self._database.read() as connection:
+            return bool(connection.execute(statement).scalar_one())
+
+    def add_intents(self, connection: Connection, intents: Sequence[Intent], now: datetime) -> None:
+        """Write intents, before the first file of any of them moves."""
+        if intents:
+            rows = [{**_intent_values(intent), "created_at": utc_timestamp(now)} for intent in intents]
+            connection.execute(insert(_INTENTS), rows)
+
+    def drop_intents(self, connection: Connection, ids: Sequence[str]) -> None:
+        """Delete intents that are done, or undone."""
+        if ids:
+            connection.execute(delete(_INTENTS).where(_INTENTS.c.id.in_(ids)))
+
+    def save_intent(self, connection: Connection, intent: Intent) -> None:
+        """Write how far an intent came."""
+        connection.execute(update(_INTENTS).where(_INTENTS.c.id == intent.id).values(_intent_values(intent)))
+
+    def _intents(self, statement: Any) -> list[Intent]:
+        with self._database.read() as connection:
+            rows = connection.execute(statement).all()
+        return [
+            Intent(
+                id=row.id,
+                run_id=row.run_id,
+                kind=IntentKind(row.kind),
+                job_id=row.job_id or "",
+                status=row.status or "",
+                items=tuple(
+                    (Found(Artifact(RootName(root), name), is_folder), item)
+                    for root, name, is_folder, item in json.loads(row.artifacts)
+                ),
+                state=IntentState(row.state),
+                bytes_freed=row.bytes_freed,
+                purge_after=_read_utc(row.purge_after),
+                error=row.error,
+            )
+            for row in rows
+        ]
+
+    # -- what was done -----------------------------------------------------------------------------
+
+    def add_log(self, connection: Connection, run_id: str, entry: LogEntry, now: datetime) -> None:
+        """Write one line of ``cleanup_log``."""
+        connection.execute(
+            insert(_LOG).values(
+                timestamp=utc_timestamp(now),
+                run_id=run_id,
+                job_id=entry.job_id,
+                status=entry.status,
+                action=entry.action,
+                bytes_freed=entry.bytes_freed,
+                message=entry.message,
+            )
+        )
+
+    def add_audit(
+        self, connection: Connection, *, job_id: str, action: str, bytes_freed: int, user: str, now: datetime
+    ) -> None:
+        """Write one line of ``cleanup_audit`` (columns as in the user's document; whole MB)."""
+        connection.execute(
+            insert(_AUDIT).values(
+                timestamp=utc_timestamp(now),
+                job_id=job_id,
+                action=action,
+                space_freed_mb=round(bytes_freed / BYTES_PER_MB),
+                user=user,
+            )
+        )
+
+    # -- sizes -------------------------------------------------------------------------------------
+
+    def measured(self, connection: Connection, job_ids: Sequence[str]) -> dict[str, int]:
+        """Return the bytes measured earlier, by job id, for those that still have their data."""
+        statement = select(_SIZES.c.job_id, _SIZES.c.bytes).where(_SIZES.c.job_id.in_(job_ids))
+        return {row.job_id: row.bytes for row in connection.execute(statement)}
+
+    def set_measured(
+        self, connection: Connection, job_id: str, job_class: JobClass, size_bytes: int, now: datetime
+    ) -> None:
+        """Remember the size of a job that still has its data."""
+        connection.execute(delete(_SIZES).where(_SIZES.c.job_id == job_id))
+        connection.execute(
+            insert(_SIZES).values(
+                job_id=job_id, status_class=job_class, bytes=size_bytes, measured_at=utc_timestamp(now)
+            )
+        )
+
+    def forget_measured(self, connection: Connection, job_ids: Sequence[str]) -> None:
+        """Forget the sizes of jobs whose data is gone."""
+        if job_ids:
+            connection.execute(delete(_SIZES).where(_SIZES.c.job_id.in_(job_ids)))
+
+    def add_storage_sample(self, run_id: str, free_bytes: int, total_bytes: int, now: datetime) -> None:
+        """Write one point of the storage history: measured bytes by class, and the results filesystem."""
+
+        def work(connection: Connection) -> None:
+            grouped = select(_SIZES.c.status_class, func.sum(_SIZES.c.bytes)).group_by(_SIZES.c.status_class)
+            used = {row[0]: row[1] for row in connection.execute(grouped)}
+            connection.execute(
+                insert(_STORAGE).values(
+                    timestamp=utc_timestamp(now),
+                    run_id=run_id,
+                    successful_bytes=used.get(JobClass.SUCCESSFUL, 0),
+                    failed_bytes=used.get(JobClass.FAILED, 0),
+                    free_bytes=free_bytes,
+                    total_bytes=total_bytes,
+                )
+            )
+
+        self._database.write(work)
+
+    # -- holds -------------------------------------------------------------------------------------
+
+    def holds(self, connection: Connection, job_ids: Sequence[str]) -> dict[str, Hold]:
+        """Return the holds, active or not, on these jobs."""
+        rows = connection.execute(select(_HOLDS).where(_HOLDS.c.job_id.in_(job_ids)))
+        return {row.job_id: Hold(row.job_id, row.reason, row.owner, _read_utc(row.until)) for row in rows}
+
+    def hold(self, hold: Hold, now: datetime) -> None:
+        """Set a hold, in place of an earlier one on the same job."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(delete(_HOLDS).where(_HOLDS.c.job_id == hold.job_id))
+            connection.execute(
+                insert(_HOLDS).values(
+                    job_id=hold.job_id,
+                    reason=hold.reason,
+                    owner=hold.owner,
+                    until=None if hold.until is None else utc_timestamp(hold.until),
+                    created_at=utc_timestamp(now),
+                )
+            )
+
+        self._database.write(work)
+
+    def release(self, job_id: str) -> bool:
+        """Take a hold off; False when there was none."""
+        return self._database.write(
+            lambda c: c.execute(delete(_HOLDS).where(_HOLDS.c.job_id == job_id)).rowcount > 0
+        )
+
+    # -- roots -------------------------------------------------------------------------------------
+
+    def roots(self) -> dict[RootName, RootRecord]:
+        """Return what each root was at the last run."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(_ROOTS)).all()
+        return {
+            RootName(row.name): RootRecord(RootName(row.name), row.path, row.device, row.inode, row.marker)
+            for row in rows
+        }
+
+    def save_roots(self, roots: Iterable[RootRecord]) -> None:
+        """Remember what each root is."""
+
+        def work(connection: Connection) -> None:
+            for root in roots:
+                connection.execute(delete(_ROOTS).where(_ROOTS.c.name == root.name))
+                connection.execute(
+                    insert(_ROOTS).values(
+                        name=root.name,
+                        path=root.path,
+                        device=root.device,
+                        inode=root.inode,
+                        marker=root.marker,
+                    )
+                )
+
+        self._database.write(work)
+
+
+def with_error(intent: Intent, error: str | None, freed_bytes: int) -> Intent:
+    """Return the intent after an attempt that did not finish it."""
+    return replace(intent, error=error, bytes_freed=intent.bytes_freed + freed_bytes)
+
+
+def _run_values(run: RunRecord) -> dict[str, object]:
+    return {
+        name: _utc_or_none(value) if isinstance(value, datetime) else value
+        for name, value in ((column.name, getattr(run, column.name)) for column in _RUNS.c)
+    }
+
+
+def _intent_values(intent: Intent) -> dict[str, object]:
+    # ASCII JSON carries the bytes of names that are not UTF-8 as lone surrogate escapes.
+    artifacts = json.dumps(
+        [[found.artifact.root, found.artifact.name, found.is_folder, item] for found, item in intent.items]
+    )
+    return {
+        "id": intent.id,
+        "run_id": intent.run_id,
+        "kind": intent.kind,
+        "state": intent.state,
+        "job_id": intent.job_id or None,
+        "status": intent.status,
+        "artifacts": artifacts,
+        "bytes_freed": intent.bytes_freed,
+        "purge_after": None if intent.purge_after is None else utc_timestamp(intent.purge_after),
+        "error": intent.error,
+    }
+
+
+def _utc_or_none(moment: datetime | None) -> str | None:
+    return None if moment is None else utc_timestamp(moment)
+
+
+def _read_utc(value: str | None) -> datetime | None:
+    return None if value is None else datetime.fromisoformat(value).replace(tzinfo=UTC)

@@ -1,0 +1,134 @@
+"""What is kept, what goes, and why."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, strategies as st
+
+from eemtcleanupd.config import RetentionConfig
+from eemtcleanupd.model import Hold, Job, JobClass
+from eemtcleanupd.policy.retention import Policy, decide
+
+NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
+POLICY = Policy.from_config(RetentionConfig())
+
+
+def job(status: str = "completed", hours: float | None = 200, **fields: str) -> Job:
+    completed_at = None if hours is None else NOW - timedelta(hours=hours)
+    return Job(id=fields.pop("id", "job-1"), status=status, completed_at=completed_at, **fields)
+
+
+@pytest.mark.parametrize(
+    ("status", "hours", "clean", "reason"),
+    [
+        ("completed", 168.0, True, "successful, ended 7.0 days ago, kept for 7 days"),
+        ("completed", 167.9, False, "its 7 days end in 0.1 hours"),
+        ("success", 200.0, True, "successful, ended 8.3 days ago"),
+        ("failed", 12.0, True, "failed, ended 12.0 hours ago, kept for 12 hours"),
+        ("failed", 11.0, False, "its 12 hours end in 1.0 hour"),
+        ("cancelled", 13.0, True, "failed, ended 13.0 hours ago"),
+        ("running", 9999.0, False, "it is running"),
+        ("pending", None, False, "it is pending"),
+        ("archived", 9999.0, False, "status 'archived' is not in retention.statuses"),
+        ("Completed", 9999.0, False, "status 'Completed' is not in retention.statuses"),
+        ("", 9999.0, False, "status '' is not in retention.statuses"),
+        ("completed", None, False, "undated"),
+        ("completed", -5.0, False, "its 7 days end in"),
+    ],
+)
+def test_a_job_is_cleaned_only_when_its_retention_has_passed(
+    status: str, hours: float | None, clean: bool, reason: str
+) -> None:
+    decision = decide(job(status, hours), POLICY, NOW)
+    assert decision.clean is clean
+    assert decision.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    "bad", ["", ".", "..", "a/b", "../x", "/etc", "nul\0", "x" * 256, ".eemtcleanupd-trash", "x" * 5000]
+)
+def test_a_job_whose_names_are_no_single_entry_is_refused_and_told(bad: str) -> None:
+    for hostile in (job(id=bad), job(dem_filename=bad)):
+        decision = decide(hostile, POLICY, NOW)
+        assert not decision.clean
+        assert decision.notable
+        assert decision.reason.startswith("refused: its ")
+
+
+@pytest.mark.parametrize("odd", ["two\nlines", "ünï", "\udcff", "-rf", "*", "x" * 240])
+def test_odd_names_that_are_one_entry_are_cleaned_like_others(odd: str) -> None:
+    assert decide(job(id=odd, dem_filename=odd), POLICY, NOW).clean
+
+
+def test_a_hold_keeps_a_job_until_it_ends() -> None:
+    hold = Hold("job-1", "paper in review", "anna", NOW + timedelta(hours=1))
+    kept = decide(job(), POLICY, NOW, hold=hold)
+    assert (kept.clean, kept.reason) == (False, "held by anna until 2026-03-10 13:00 UTC: paper in review")
+    assert decide(job(), POLICY, NOW + timedelta(hours=1), hold=hold).clean
+    assert not decide(job(), POLICY, NOW, hold=Hold("job-1", "", "anna")).clean
+
+
+def test_the_newest_successful_jobs_are_kept_whatever_their_age() -> None:
+    assert not decide(job(), POLICY, NOW, among_last=True).clean
+
+
+def test_an_override_counts_for_its_workflow_and_class_alone() -> None:
+    policy = Policy.from_config(
+        RetentionConfig.model_validate(
+            {"overrides": [{"workflow_type": "eemt", "successful_hours": 336, "failed_hours": 1}]}
+        )
+    )
+    assert not decide(job(workflow_type="eemt"), policy, NOW).clean
+    assert decide(job(workflow_type="sol"), policy, NOW).clean
+    assert decide(job("failed", 2, workflow_type="eemt"), policy, NOW).clean
+    assert not decide(job("failed", 2, workflow_type="sol"), policy, NOW).clean
+    assert policy.shortest(JobClass.FAILED) == timedelta(hours=1)
+    assert policy.shortest(JobClass.SUCCESSFUL) == timedelta(hours=168)
+
+
+def test_a_policy_prints_itself_as_a_sentence() -> None:
+    policy = Policy.from_config(
+        RetentionConfig.model_validate(
+            {
+                "successful_jobs": {"hours": 36, "keep_last": 3},
+                "overrides": [{"workflow_type": "eemt", "successful_hours": 336}],
+            }
+        )
+    )
+    assert str(policy) == (
+        "Data of successful jobs is kept for 36 hours after their end, of failed jobs for 12 hours, "
+        "of successful eemt jobs for 14 days. The newest successful 3 jobs keep theirs whatever their age. "
+        "Logs of failed jobs (*.log, *.err, *.out) are kept. Metadata is kept for ever."
+    )
+
+
+@given(
+    status=st.sampled_from(["completed", "failed", "running", "archived", "cancelled"]),
+    hours=st.none() | st.floats(-1000, 10_000),
+    retention=st.floats(0, 1000),
+    held=st.booleans(),
+)
+def test_nothing_live_held_unknown_undated_or_young_is_ever_cleaned(
+    status: str, hours: float | None, retention: float, held: bool
+) -> None:
+    policy = Policy.from_config(
+        RetentionConfig.model_validate(
+            {"successful_jobs": {"hours": retention}, "failed_jobs": {"hours": retention}}
+        )
+    )
+    hold = Hold("job-1", "", "anna") if held else None
+    decision = decide(job(status, hours), policy, NOW, hold=hold)
+    if decision.clean:
+        assert status in {"completed", "failed", "cancelled"}
+        assert not held
+        assert hours is not None
+        assert timedelta(hours=hours) >= timedelta(hours=retention)
+
+
+@given(st.lists(st.floats(0, 5000), min_size=2, max_size=2), st.floats(0, 5000))
+def test_a_longer_retention_never_cleans_more(retentions: list[float], hours: float) -> None:
+    short, long = (
+        Policy.from_config(RetentionConfig.model_validate({"successful_jobs": {"hours": each}}))
+        for each in sorted(retentions)
+    )
+    assert decide(job(hours=hours), short, NOW).clean or not decide(job(hours=hours), long, NOW).clean
