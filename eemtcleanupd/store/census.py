@@ -73,7 +73,8 @@ class CensusTables:
             )
             connection.exec_driver_sql(
                 "INSERT OR IGNORE INTO temp.cleanup_seen (job_id, upload_bytes)"
-                f" SELECT j.{self._catalog.id_column}, 0 FROM jobs AS j CROSS JOIN temp.cleanup_uploads AS u ON u.name = j.dem_filename"
+                f" SELECT j.{self._catalog.id_column}, 0 FROM jobs AS j"
+                " CROSS JOIN temp.cleanup_uploads AS u ON u.name = j.dem_filename"
             )
             connection.commit()
         after = 0

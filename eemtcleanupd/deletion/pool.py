@@ -1,0 +1,248 @@
+"""The pool of workers that empties doomed items, many at a time and each in parallel.
+
+An unlink waits far longer than it computes (here 60 µs to 10 µs), so every worker keeps two of them in
+flight: a pool of four workers has eight threads.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from eemtcleanupd.clock import monotonic_seconds
+from eemtcleanupd.deletion.roots import FOLDER_FLAGS
+from eemtcleanupd.deletion.trash import Trash
+from eemtcleanupd.deletion.tree import Tally, empty_folder, unlink_entry
+from eemtcleanupd.stop import StopFlag
+
+log = logging.getLogger(__name__)
+
+THREADS_PER_WORKER = 2
+# Folders that wait in memory, over all items; what is found beyond waits in the item itself, on the disk.
+QUEUE_LIMIT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What became of one item: ``complete`` when nothing of it is left."""
+
+    bytes_freed: int
+    files: int
+    folders: int
+    errors: tuple[str, ...]
+    error_count: int
+    complete: bool
+
+
+class DeletionPool:
+    """Threads that empty items; a context manager that waits for what it has begun.
+
+    Args:
+        workers: ``performance.max_workers``.
+        stop: ends all work after the system calls at hand; items are then left incomplete.
+        queue_limit: how many folders may wait in memory.
+
+    Attributes:
+        bytes_freed: what all items together have freed so far, for whoever watches.
+        files: how many files are gone so far.
+    """
+
+    def __init__(self, workers: int, stop: StopFlag, *, queue_limit: int = QUEUE_LIMIT) -> None:
+        self.bytes_freed = 0
+        self.files = 0
+        self._executor = ThreadPoolExecutor(workers * THREADS_PER_WORKER, "delete")
+        self._stop = stop
+        self._room = queue_limit
+        self._changed = threading.Condition()
+        self._items = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._stop.set()
+        with self._changed:
+            self._changed.wait_for(lambda: self._items == 0)
+        self._executor.shutdown()
+
+    def remove(self, trash: Trash, item: str) -> Future[Removed]:
+        """Empty and remove a doomed item; one that is gone already is complete.
+
+        Returns:
+            A future of what was removed.  Paths that could not be removed are told in its result.
+        """
+        with self._changed:
+            self._items += 1
+        work = _Item(self, self._stop, trash, item)
+        work.future.add_done_callback(self._item_done)
+        self._executor.submit(work.begin)
+        return work.future
+
+    def try_submit(self, task: Callable[[], None]) -> bool:
+        """Queue a folder's task, unless too many wait already."""
+        with self._changed:
+            if self._room <= 0:
+                return False
+            self._room -= 1
+        self._executor.submit(task)
+        return True
+
+    def submit(self, task: Callable[[], None]) -> None:
+        """Queue a task that is no folder's and must not be refused."""
+        self._executor.submit(task)
+
+    def folder_done(self) -> None:
+        """Make room for another folder."""
+        with self._changed:
+            self._room += 1
+
+    def count(self, tally: Tally) -> None:
+        """Count what was removed."""
+        with self._changed:
+            self.bytes_freed += tally.bytes_freed
+            self.files += tally.files
+
+    def _item_done(self, _future: Future[Removed]) -> None:
+        with self._changed:
+            self._items -= 1
+            self._changed.notify_all()
+
+
+class _Item:
+    """One item on its way, in rounds: a round hands out the folders that are in the item at its beginning.
+
+    ``_pending`` counts the tasks of a round, the round itself included; whichever ends last begins the
+    next round, or ends the item.
+    """
+
+    def __init__(self, pool: DeletionPool, stop: StopFlag, trash: Trash, item: str) -> None:
+        self.future: Future[Removed] = Future()
+        self._pool = pool
+        self._stop = stop
+        self._trash = trash
+        self._item = item
+        self._lock = threading.Lock()
+        self._tally = Tally()
+        self._pending = 0
+        self._removed_before = -1
+        self._fd = -1
+        self._began = monotonic_seconds()
+
+    def begin(self) -> None:
+        try:
+            self._fd = os.open(self._item, FOLDER_FLAGS, dir_fd=self._trash.fd)
+        except FileNotFoundError:
+            self._end(complete=True)
+        except OSError as error:
+            self._tally.fail(self._item, error)
+            self._end(complete=False)
+        else:
+            self._round()
+
+    def _round(self) -> None:
+        """Remove the files of the item, and hand out its folders."""
+        with self._lock:
+            self._pending += 1
+        with self._counted() as tally, os.scandir(self._fd) as listing:
+            for entry in listing:
+                if self._stop.is_set():
+                    break
+                if not entry.is_dir(follow_symlinks=False):
+                    unlink_entry(self._fd, entry.name, entry.name, tally)
+                elif not self._hand_out(entry.name, entry.name):
+                    self._empty(entry.name, entry.name, tally)  # no room to wait: at once, here
+
+    def _hand_out(self, name: str, label: str) -> bool:
+        """Make a task of a folder; False when too many wait, then a later round finds it in the item."""
+        with self._lock:
+            self._pending += 1
+        if self._pool.try_submit(lambda: self._task(name, label)):
+            return True
+        with self._lock:
+            self._pending -= 1  # not the last one: whoever hands out still counts
+        return False
+
+    def _task(self, name: str, label: str) -> None:
+        self._pool.folder_done()
+        with self._counted() as tally:
+            self._empty(name, label, tally)
+
+    def _empty(self, name: str, label: str, tally: Tally) -> None:
+        device = self._trash.root.device
+        tally.add(
+            empty_folder(self._fd, name, label=label, device=device, stop=self._stop, found=self._hand_out)
+        )
+
+    @contextmanager
+    def _counted(self) -> Iterator[Tally]:
+        """Count what the body removes, then see whether it was the last task of the round."""
+        tally = Tally()
+        try:
+            yield tally
+        except OSError as error:
+            tally.fail(self._item, error)
+        except BaseException as error:  # a defect of ours: it must reach whoever waits
+            tally.fail(self._item, OSError(errno.EIO, repr(error)))
+            log.exception("a worker failed")
+        self._pool.count(tally)
+        with self._lock:
+            self._tally.add(tally)
+            self._pending -= 1
+            last = self._pending == 0
+        if last:
+            self._finish_round()
+
+    def _finish_round(self) -> None:
+        if self._stop.is_set() or self._tally.error_count:
+            self._end(complete=False)
+            return
+        try:
+            os.rmdir(self._item, dir_fd=self._trash.fd)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            # Folders that found no room are left, or reading left entries out: again, while that helps.
+            removed = self._tally.files + self._tally.folders
+            if error.errno in {errno.ENOTEMPTY, errno.EEXIST} and removed > self._removed_before:
+                self._removed_before = removed
+                self._pool.submit(self._round)
+                return
+            self._tally.fail(self._item, error)
+            self._end(complete=False)
+            return
+        self._end(complete=True)
+
+    def _end(self, *, complete: bool) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        tally = self._tally
+        log.debug(
+            "%s trash item %s: %d files, %d folders, %d errors in %.1f ms",
+            "emptied" if complete else "left",
+            self._item,
+            tally.files,
+            tally.folders,
+            tally.error_count,
+            (monotonic_seconds() - self._began) * 1000,
+        )
+        self.future.set_result(
+            Removed(
+                tally.bytes_freed,
+                tally.files,
+                tally.folders,
+                tuple(tally.errors),
+                tally.error_count,
+                complete=complete,
+            )
+        )

@@ -1,0 +1,180 @@
+"""The trash: where artifacts go first, by one rename, so that readers see all of a job's results or none.
+
+An item is a folder in the trash that holds one or more artifacts under their own names.  Its name says how
+far it is: ``<item>`` can be put back, ``<item>.deleting`` is being emptied.  Since the file system itself
+holds this state, a kill between any two calls leaves nothing to guess.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+from collections.abc import Iterable, Iterator
+
+from eemtcleanupd.deletion.roots import FOLDER_FLAGS, Root
+from eemtcleanupd.errors import RootError
+from eemtcleanupd.model import TRASH_NAME
+
+_DOOMED = ".deleting"
+_RENAME_NOREPLACE = 1  # renameat2(2)
+
+
+def doomed_name(item: str) -> str:
+    """Return the name of an item once its deletion has begun."""
+    return item + _DOOMED
+
+
+class Trash:
+    """The trash of one root.
+
+    Raises:
+        RootError: the folder cannot be made, or is not safe to use.
+    """
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(TRASH_NAME, 0o700, dir_fd=root.fd)
+            self.fd = os.open(TRASH_NAME, FOLDER_FLAGS, dir_fd=root.fd)
+        except OSError as error:
+            raise RootError(
+                f"the trash {root.path / TRASH_NAME} cannot be used: {error.strerror}; "
+                f"the user that cleans must own it, and it must be a folder"
+            ) from error
+        status = os.fstat(self.fd)
+        fault = None
+        if status.st_dev != root.device:
+            fault = "is on another filesystem"
+        elif status.st_uid not in {os.geteuid(), 0}:
+            fault = f"belongs to user {status.st_uid}"
+        elif status.st_mode & 0o022:
+            fault = "can be written by others"
+        if fault is not None:
+            os.close(self.fd)
+            raise RootError(f"the trash {root.path / TRASH_NAME} {fault}: it must be ours alone (mode 0700)")
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self.fd)
+
+    def stage(self, item: str, names: Iterable[str]) -> tuple[str, ...]:
+        """Move entries of the root into a new item.
+
+        Args:
+            item: the item's name.
+            names: entries of the root; one that does not exist is left out.
+
+        Returns:
+            The names that were moved; with none there is no item.
+
+        Raises:
+            OSError: an entry could not be moved; all others are back in their places.
+        """
+        os.mkdir(item, 0o700, dir_fd=self.fd)
+        folder = os.open(item, FOLDER_FLAGS, dir_fd=self.fd)
+        moved: list[str] = []
+        try:
+            for name in names:
+                _insist_on_entry(name)
+                try:
+                    os.rename(name, name, src_dir_fd=self.root.fd, dst_dir_fd=folder)
+                except FileNotFoundError:
+                    continue
+                moved.append(name)
+        except OSError:
+            for name in moved:
+                _rename_new(folder, name, self.root.fd)
+            moved = []
+            raise
+        finally:
+            os.close(folder)
+            if not moved:
+                os.rmdir(item, dir_fd=self.fd)
+        return tuple(moved)
+
+    def restore(self, item: str) -> tuple[str, ...]:
+        """Move everything in an item back to where it was, never over something that is there now.
+
+        Returns:
+            The names whose places are taken; they stay in the item.  Otherwise the item is gone.
+        """
+        try:
+            folder = os.open(item, FOLDER_FLAGS, dir_fd=self.fd)
+        except FileNotFoundError:
+            return ()
+        conflicts = []
+        try:
+            for name in os.listdir(folder):  # noqa: PTH208  (a descriptor)
+                try:
+                    _rename_new(folder, name, self.root.fd)
+                except FileExistsError:
+                    conflicts.append(name)
+        finally:
+            os.close(folder)
+        if not conflicts:
+            os.rmdir(item, dir_fd=self.fd)
+        return tuple(conflicts)
+
+    def doom(self, item: str) -> str:
+        """Begin an item's deletion, from which there is no way back; returns its new name.
+
+        An item that is doomed already, or gone, is no error.
+        """
+        doomed = doomed_name(item)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(item, doomed, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        return doomed
+
+    def exists(self, item: str) -> bool:
+        """Tell whether there is an item of exactly this name."""
+        try:
+            os.stat(item, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def items(self) -> Iterator[tuple[str, bool]]:
+        """Yield the name of each item, without its ending, and whether it is doomed."""
+        with os.scandir(self.fd) as listing:
+            for entry in listing:
+                if entry.is_dir(follow_symlinks=False):
+                    yield entry.name.removesuffix(_DOOMED), entry.name.endswith(_DOOMED)
+
+    def sync(self) -> None:
+        """Wait until the renames and removals in root and trash are on the disk (fsync(2))."""
+        os.fsync(self.root.fd)
+        os.fsync(self.fd)
+
+
+def _insist_on_entry(name: str) -> None:
+    """Refuse what is not one entry of a root; policy has refused it before, this is the last line."""
+    if name in {"", ".", ".."} or "/" in name or "\0" in name or name.startswith(TRASH_NAME):
+        raise OSError(errno.EINVAL, "not the name of an entry", name)
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def _rename_new(source_fd: int, name: str, target_fd: int) -> None:
+    """Move an entry unless its place is taken: rename(2) alone would replace a file or an empty folder.
+
+    Raises:
+        FileExistsError: the place is taken.
+        OSError: anything else.
+    """
+    encoded = os.fsencode(name)
+    if _LIBC.renameat2(source_fd, encoded, target_fd, encoded, _RENAME_NOREPLACE) == 0:
+        return
+    code = ctypes.get_errno()
+    if code not in {errno.EINVAL, errno.ENOSYS}:
+        raise OSError(code, os.strerror(code), name)
+    # A filesystem (NFS, say) that does not know the flag: look first, the window is a few microseconds.
+    try:
+        os.stat(name, dir_fd=target_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        os.rename(name, name, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+    else:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)

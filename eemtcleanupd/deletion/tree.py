@@ -1,0 +1,207 @@
+"""Removal of one folder of a doomed item, by descriptors and without recursion.
+
+A child folder is renamed up into the item under a fresh name and becomes a task of its own.  So depth costs
+nothing (no recursion, no PATH_MAX, two descriptors), tasks are independent and may be done twice, one
+job's tree is deleted in parallel like many jobs', and the kernel refuses to move a mount point (EBUSY,
+rename(2)), so that another filesystem or a bind mount is never entered.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import secrets
+import stat
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from eemtcleanupd.deletion.roots import FOLDER_FLAGS
+from eemtcleanupd.stop import StopFlag
+from eemtcleanupd.units import printable, shortened
+
+_ERRORS_NAMED = 20
+_BLOCK_BYTES = 512  # the unit of st_blocks, whatever the filesystem's (stat(2))
+# Errors that say that an entry is not (or no longer) a folder that may be entered.
+_NO_FOLDER = {errno.ENOTDIR, errno.ELOOP}
+
+# No name may meet one that an interrupted run left: renaming onto an empty folder would replace it.
+_TOKEN = secrets.token_hex(8)
+_numbers = itertools.count()
+# Two threads that each remove a link of one inode must not both (or neither) see the other's link.
+_links_lock = threading.Lock()
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was removed; ``errors`` names the first few paths that could not be, ``error_count`` all."""
+
+    bytes_freed: int = 0
+    files: int = 0
+    folders: int = 0
+    errors: list[str] = field(default_factory=list)
+    error_count: int = 0
+
+    def add(self, other: Tally) -> None:
+        """Count what another task removed."""
+        self.bytes_freed += other.bytes_freed
+        self.files += other.files
+        self.folders += other.folders
+        self.error_count += other.error_count
+        self.errors += other.errors[: _ERRORS_NAMED - len(self.errors)]
+
+    def fail(self, path: str, error: OSError) -> None:
+        """Count a path that could not be removed."""
+        self.error_count += 1
+        if len(self.errors) < _ERRORS_NAMED:
+            self.errors.append(f"{printable(path)}: {error.strerror}")
+
+
+def empty_folder(
+    item_fd: int, name: str, *, label: str, device: int, stop: StopFlag, found: Callable[[str, str], object]
+) -> Tally:
+    """Remove a folder of an item with everything in it.
+
+    Args:
+        item_fd: the item.
+        name: the folder's name in the item.
+        label: what the folder was called before it was moved up, for messages.
+        device: the root's device; a folder on another one is not entered.
+        stop: looked at between two entries.
+        found: is handed each child folder, moved up into the item: its new name and its label.
+
+    Returns:
+        What was removed.  Errors are the path's alone: its siblings go on.
+    """
+    tally = Tally()
+    try:
+        fd = _open_folder(item_fd, name)
+    except FileNotFoundError:
+        return tally
+    except OSError as error:
+        if error.errno in _NO_FOLDER:  # swapped for a link or a file: that itself goes, unentered
+            unlink_entry(item_fd, name, label, tally)
+        else:
+            tally.fail(label, error)
+        return tally
+    try:
+        status = os.fstat(fd)
+        if status.st_dev != device:
+            tally.fail(label, OSError(errno.EXDEV, "is on another filesystem"))
+            return tally
+        # Reading while removing may leave entries out (readdir(3)), so: again, while that helps.
+        while not stop.is_set():
+            removed = _empty_once(fd, item_fd, label=label, tally=tally, stop=stop, found=found)
+            if tally.error_count or stop.is_set():
+                return tally
+            try:
+                os.rmdir(name, dir_fd=item_fd)
+            except FileNotFoundError:
+                return tally
+            except OSError as error:
+                if error.errno in {errno.ENOTEMPTY, errno.EEXIST} and removed:
+                    continue
+                tally.fail(label, error)
+                return tally
+            tally.folders += 1
+            tally.bytes_freed += status.st_blocks * _BLOCK_BYTES
+            return tally
+    finally:
+        os.close(fd)
+    return tally
+
+
+def _empty_once(
+    fd: int, item_fd: int, *, label: str, tally: Tally, stop: StopFlag, found: Callable[[str, str], object]
+) -> int:
+    """Remove what one reading of a folder yields; returns how many entries went or moved up."""
+    went = 0
+    is_stopped, unlink = stop.is_set, os.unlink
+    with os.scandir(fd) as listing:
+        for entry in listing:
+            if is_stopped():
+                break
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    fresh = f"{_TOKEN}-{next(_numbers)}"
+                    _move_up(fd, entry.name, item_fd, fresh)
+                    found(fresh, _below(label, entry.name))
+                else:
+                    status = entry.stat(follow_symlinks=False)
+                    if status.st_nlink == 1:
+                        unlink(entry.name, dir_fd=fd)
+                        tally.bytes_freed += status.st_blocks * _BLOCK_BYTES
+                        tally.files += 1
+                    else:
+                        _unlink_one_of_many(fd, entry.name, tally)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                tally.fail(_below(label, entry.name), error)
+                continue
+            went += 1
+    return went
+
+
+def _below(label: str, name: str) -> str:
+    """Return the label of an entry; a deep one is cut, or labels alone would cost the square of the depth."""
+    return shortened(f"{label}/{name}", 400)
+
+
+def _unlink_one_of_many(fd: int, name: str, tally: Tally) -> None:
+    """Remove one link of an inode that has several: its space is free when the last one goes."""
+    with _links_lock:
+        status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        os.unlink(name, dir_fd=fd)
+    tally.files += 1
+    if status.st_nlink == 1:
+        tally.bytes_freed += status.st_blocks * _BLOCK_BYTES
+
+
+def unlink_entry(fd: int, name: str, label: str, tally: Tally) -> None:
+    """Remove an entry that is no folder."""
+    try:
+        _unlink_one_of_many(fd, name, tally)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        tally.fail(label, error)
+
+
+def _open_folder(parent_fd: int, name: str) -> int:
+    """Open a folder; one of ours that forbids it to ourselves is allowed first."""
+    try:
+        fd = os.open(name, FOLDER_FLAGS, dir_fd=parent_fd)
+    except PermissionError:
+        _allow(parent_fd, name)
+        fd = os.open(name, FOLDER_FLAGS, dir_fd=parent_fd)
+    status = os.fstat(fd)
+    if status.st_mode & stat.S_IRWXU != stat.S_IRWXU and status.st_uid == os.geteuid():
+        os.fchmod(fd, stat.S_IMODE(status.st_mode) | stat.S_IRWXU)
+    return fd
+
+
+def _allow(parent_fd: int, name: str) -> None:
+    """Give ourselves all rights on a folder that we own and cannot open.
+
+    chmod(2) follows links, so the entry is pinned first (O_PATH, which needs no right on it) and changed
+    through its descriptor.
+    """
+    pin = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+    try:
+        status = os.fstat(pin)
+        if stat.S_ISDIR(status.st_mode):
+            Path(f"/proc/self/fd/{pin}").chmod(stat.S_IMODE(status.st_mode) | stat.S_IRWXU)
+    finally:
+        os.close(pin)
+
+
+def _move_up(fd: int, name: str, item_fd: int, fresh: str) -> None:
+    """Rename a child folder up into the item; that writes its ``..``, which needs a right on it."""
+    try:
+        os.rename(name, fresh, src_dir_fd=fd, dst_dir_fd=item_fd)
+    except PermissionError:
+        _allow(fd, name)
+        os.rename(name, fresh, src_dir_fd=fd, dst_dir_fd=item_fd)
