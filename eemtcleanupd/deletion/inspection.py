@@ -33,8 +33,8 @@ class _Mount:
 class Obstacles:
     """Mounts and locks as they are when the snapshot is taken.
 
-    ``mounts`` are those below a root; ``locked`` are inode numbers under an flock; None where the kernel does not tell all of them, so that
-    every file has to be tried.
+    ``mounts`` are those below a root; ``locked`` are inode numbers under an flock, None where the kernel
+    does not tell all of them, so that every file has to be tried.
     """
 
     mounts: tuple[Path, ...]

@@ -77,6 +77,7 @@ class Catalog:
         self._database = database
         self._policy = policy
         self._zone = zone
+        self._has_candidates = False
         self._reflect()
 
     def _reflect(self) -> None:
@@ -130,6 +131,7 @@ class Catalog:
 
     def gather_candidates(self, now: datetime) -> None:
         """Keep the keys of all rows that need a decision, oldest first, for :meth:`candidates`."""
+        self._has_candidates = True
         with self._database.read() as connection:
             connection.exec_driver_sql("DROP TABLE IF EXISTS temp.cleanup_candidates")
             connection.exec_driver_sql(
@@ -148,7 +150,7 @@ class Catalog:
     def candidates(self, page_size: int) -> Iterator[list[Job]]:
         """Yield the gathered jobs in pages, oldest first, each as its row stands when the page is read."""
         position = 0
-        while True:
+        while self._has_candidates:
             with self._database.read() as connection:
                 keys = connection.execute(
                     text(

@@ -61,6 +61,10 @@ class Database:
     """
 
     def __init__(self, target: Path, *, busy_timeout_seconds: float) -> None:
+        if "://" in str(target) or ":/" in str(target):
+            raise StoreError(
+                "paths.database is a URL, but this version works on SQLite files only: name the file's path"
+            )
         if not target.exists():
             raise StoreError(
                 f"there is no job database at {target}; name it with --db-path or paths.database"

@@ -1,0 +1,294 @@
+"""A demo job store: several hundred jobs of every kind, to try a cleanup on.
+
+Table, folders and forms of time are those of the EEMT web interface.  Besides ordinary jobs there is what
+makes a cleanup hard: uploads that live jobs share, hard links between results, a symlink out of the store,
+rows whose names point out of it, orphans, an undated job, a status nobody knows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sqlite3
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import astuple, dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from eemtcleanupd.errors import ConfigError
+from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX
+from eemtcleanupd.store.timestamps import local_timestamp, utc_timestamp
+
+MIN_JOBS = 40
+CANARY = "canary/keep-me.txt"
+"""A file outside all roots that rows and links point at; it must outlive every run."""
+
+# Character by character what the web interface creates.
+SCHEMA = """CREATE TABLE jobs (
+            id TEXT PRIMARY KEY,
+            workflow_type TEXT NOT NULL,
+            status TEXT NOT NULL,
+            created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP,
+            started_at TIMESTAMP,
+            completed_at TIMESTAMP,
+            parameters TEXT,
+            dem_filename TEXT,
+            error_message TEXT,
+            progress INTEGER DEFAULT 0
+        )"""
+
+_CONFIG = """\
+# A demo job store: throw it away when you are done.  Paths are relative to this file.
+retention:
+  successful_jobs:
+    hours: 168  # 7 days
+    keep_metadata: true
+    keep_logs: false
+  failed_jobs:
+    hours: 12
+    keep_metadata: true
+    keep_error_logs: true  # *.log, *.err and *.out move to logs/jobs/<id>/ before the rest goes
+
+paths:
+  database: ./jobs.db
+  uploads: ./uploads
+  results: ./results
+  temp: ./temp
+  logs: ./logs
+
+performance:
+  batch_size: 100
+  parallel_delete: true
+  max_workers: 4
+"""
+
+_STATUSES = ("completed",) * 13 + ("failed",) * 4 + ("cancelled", "pending", "running")
+_ERRORS = {
+    "failed": ("Docker not available or image not found", "r.sun.mp: out of memory", "DEM has no projection"),
+    "cancelled": ("Job cancelled by user",),
+}
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_SITES = ("mcn_10m", "VCaldera_0939_DEM_025m", "topo", "Catalina_Mtns_dem", "boulder_creek_1m")
+_OLDEST_DAYS = 120
+_KIB = 1024
+_NOISE_BYTES = 4 * _KIB * _KIB
+
+
+@dataclass(frozen=True, slots=True)
+class DemoSummary:
+    """What was built: jobs by status, files below the folder, and the sum of their sizes in bytes.
+
+    A file with two hard links counts once.
+    """
+
+    directory: Path
+    jobs: Mapping[str, int]
+    files: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row of table ``jobs``, its columns in order."""
+
+    id: str
+    workflow_type: str
+    status: str
+    created_at: str
+    started_at: str | None
+    completed_at: str | None
+    parameters: str
+    dem_filename: str
+    error_message: str | None
+    progress: int
+
+
+def build(directory: Path, *, jobs: int, seed: int, now: datetime) -> DemoSummary:
+    """Build a demo job store; the same arguments give the same store, byte for byte.
+
+    Args:
+        directory: where; absent or an empty folder.
+        jobs: rows of table ``jobs``, at least ``MIN_JOBS``; some twenty files each.
+        seed: of everything that varies.
+        now: aware; the jobs ended minutes to four months before it.
+
+    Raises:
+        ConfigError: the folder holds something, or cannot be made; nothing was touched.
+        ValueError: fewer jobs than ``MIN_JOBS``.
+    """
+    if jobs < MIN_JOBS:
+        raise ValueError(f"a demo has at least {MIN_JOBS} jobs, not {jobs}")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        occupied = any(directory.iterdir())
+    except OSError as error:
+        raise ConfigError(f"{directory} cannot be used for a demo ({error.strerror})") from error
+    if occupied:
+        raise ConfigError(f"{directory} is not empty; a demo is built in a new or an empty folder")
+
+    rng = random.Random(seed)  # noqa: S311  (a demo's variety, no secret)
+    rows = _rows(rng, jobs, now)
+    files = _Files(directory, rng)
+    files.text(CANARY, "This file is outside the job store. No cleanup may ever remove it.\n")
+    files.text("cleanup_config.yaml", _CONFIG)
+    for name in ("uploads", "results", "temp", "logs"):
+        (directory / name).mkdir()
+    for row in rows:
+        if "/" not in row.id:
+            _write_job(files, rng, row)
+    for upload in dict.fromkeys(row.dem_filename for row in rows if "/" not in row.dem_filename):
+        files.noise(f"uploads/{upload}", rng.randint(64, 1536) * _KIB)
+    _write_oddities(files, rng, rows)
+    _write_database(directory / "jobs.db", rows)
+    return DemoSummary(
+        directory=directory,
+        jobs=dict(Counter(row.status for row in rows)),
+        files=files.count + 1,
+        size_bytes=files.size_bytes + (directory / "jobs.db").stat().st_size,
+    )
+
+
+class _Files:
+    """Writes the files of a demo and counts them."""
+
+    def __init__(self, directory: Path, rng: random.Random) -> None:
+        self.count = 0
+        self.size_bytes = 0
+        self._directory = directory
+        self._noise = memoryview(rng.randbytes(_NOISE_BYTES))
+
+    def noise(self, name: str, size_bytes: int) -> None:
+        """Write a file of real blocks, as incompressible as a raster."""
+        self._write(name, self._noise[:size_bytes])
+
+    def text(self, name: str, text: str) -> None:
+        self._write(name, text.encode())
+
+    def _write(self, name: str, content: bytes | memoryview) -> None:
+        path = self._directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        self.count += 1
+        self.size_bytes += len(content)
+
+    def hard_link(self, name: str, target: str) -> None:
+        (self._directory / name).hardlink_to(self._directory / target)
+
+    def symlink(self, name: str, target: str) -> None:
+        (self._directory / name).symlink_to(target)
+
+
+def _rows(rng: random.Random, jobs: int, now: datetime) -> list[_Row]:
+    ordinary = jobs - 4
+    uploads = [f"{_uuid(rng)}_{rng.choice(_SITES)}.tif" for _ in range(max(2, ordinary // 2))]
+    rows = [
+        _row(rng, _STATUSES[number % len(_STATUSES)], _age_days(rng), rng.choice(uploads), now)
+        for number in range(ordinary)
+    ]
+    # The oldest job's upload is the input of a live one, whatever the seed.
+    first_running = next(number for number, row in enumerate(rows) if row.status == "running")
+    rows[first_running] = replace(rows[first_running], dem_filename=uploads[0])
+    rows[0] = _row(rng, "completed", _OLDEST_DAYS, uploads[0], now)
+    rows += [
+        replace(_row(rng, "completed", 60, rng.choice(uploads), now), id="../canary"),
+        _row(rng, "failed", 45, f"../{CANARY}", now),
+        _row(rng, "archived", 90, rng.choice(uploads), now),
+        replace(_row(rng, "completed", 30, rng.choice(uploads), now), completed_at=None),
+    ]
+    return sorted(rows, key=lambda row: row.created_at)
+
+
+def _age_days(rng: random.Random) -> float:
+    # The cube crowds the young: a third of all jobs ended within the last week, some minutes ago.
+    return max(_OLDEST_DAYS * rng.random() ** 3, 3 / 1440)
+
+
+def _row(rng: random.Random, status: str, age_days: float, upload: str, now: datetime) -> _Row:
+    workflow = rng.choice(("sol", "eemt"))
+    parameters: dict[str, float] = {"step": 15.0, "linke_value": 3.0, "albedo_value": 0.2, "num_threads": 4}
+    if workflow == "eemt":
+        parameters |= {"start_year": 2018, "end_year": 2020}
+    is_live = status in {"pending", "running"}
+    if is_live:
+        age_days /= _OLDEST_DAYS  # at most a day ago
+    completed = now - timedelta(days=age_days)
+    started = completed - timedelta(seconds=rng.uniform(5, 7200))
+    created = started - timedelta(seconds=rng.uniform(0, 60))
+    return _Row(
+        id=_uuid(rng),
+        workflow_type=workflow,
+        status=status,
+        created_at=utc_timestamp(created),
+        started_at=None if status == "pending" else local_timestamp(started, None),
+        completed_at=None if is_live else local_timestamp(completed, None),
+        parameters=json.dumps(parameters),
+        dem_filename=upload,
+        error_message=rng.choice(_ERRORS[status]) if status in _ERRORS else None,
+        progress={"pending": 0, "running": 40, "failed": 5, "cancelled": 40}.get(status, 100),
+    )
+
+
+def _uuid(rng: random.Random) -> str:
+    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
+
+
+def _write_job(files: _Files, rng: random.Random, row: _Row) -> None:
+    """Write what a job of this status leaves: results, a downloaded archive, logs, working files."""
+    results, temp = f"results/{row.id}", f"temp/{row.id}"
+    match row.status:
+        case "pending":
+            return
+        case "running":
+            _write_rasters(files, rng, row, days=3)
+            files.noise(f"{temp}/dem_projected.tif", rng.randint(64, 512) * _KIB)
+        case "failed" | "cancelled":
+            if rng.random() < 0.7:
+                _write_rasters(files, rng, row, days=rng.choice((1, 2, 20)))
+                files.text(f"{results}/workflow.log", f"{row.started_at} ERROR {row.error_message}\n" * 20)
+            if rng.random() < 0.3:  # a crash leaves its working files behind
+                files.noise(f"{temp}/sun_{row.id[:8]}.tmp", rng.randint(16, 256) * _KIB)
+        case _:
+            _write_rasters(files, rng, row, days=rng.choices((2, 6, 12, 90), (50, 35, 13, 2))[0])
+            if rng.random() < 0.2:
+                files.noise(f"{results}{ARCHIVE_SUFFIX}", rng.randint(64, 2048) * _KIB)
+
+
+def _write_rasters(files: _Files, rng: random.Random, row: _Row, *, days: int) -> None:
+    results = f"results/{row.id}"
+    names = [f"global/daily/total_sun_day_{day:03}.tif" for day in range(1, days + 1)]
+    names += [f"insol/daily/hours_sun_day_{day:03}.tif" for day in range(1, days + 1)]
+    for month in _MONTHS[:days]:
+        names.append(f"global/monthly/total_sun_{month}_sum.tif")
+        if row.workflow_type == "eemt":
+            names += [f"eemt/EEMT_{model}_{month}_2020.tif" for model in ("Topo", "Trad")]
+    for name in names:
+        files.noise(f"{results}/{name}", rng.randint(1, 24) * _KIB)
+
+
+def _write_oddities(files: _Files, rng: random.Random, rows: list[_Row]) -> None:
+    """Add what a careless cleanup would trip over; the oldest jobs carry it, so that it is due."""
+    ended = (row for row in rows if row.status == "completed" and row.completed_at)
+    completed = [row.id for row in ended if "/" not in row.id]
+    oldest, second, newest = completed[0], completed[1], completed[-1]
+    files.noise(f"results/{oldest}/global/shared_dem.tif", 512 * _KIB)
+    files.hard_link(f"results/{second}/global/shared_dem.tif", f"results/{oldest}/global/shared_dem.tif")
+    files.noise(f"results/{oldest}/global/shared_slope.tif", 512 * _KIB)
+    files.hard_link(f"results/{newest}/global/shared_slope.tif", f"results/{oldest}/global/shared_slope.tif")
+    files.symlink(f"results/{oldest}/canary.txt", f"../../{CANARY}")
+    files.noise(os.fsdecode(b"results/%s/total_sun_\xff\xfe.tif" % oldest.encode()), 4 * _KIB)
+    files.noise(f"results/{second}/eemt/EEMT_stack.tif", _NOISE_BYTES)
+
+    forgotten = _uuid(rng)
+    files.noise(f"results/{forgotten}/global/daily/total_sun_day_001.tif", 64 * _KIB)
+    files.noise(f"temp/{forgotten}/dem_projected.tif", 64 * _KIB)
+    files.noise(f"uploads/{_uuid(rng)}_forgotten.tif", 256 * _KIB)
+
+
+def _write_database(path: Path, rows: list[_Row]) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(SCHEMA)
+        connection.executemany("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", map(astuple, rows))

@@ -1,0 +1,99 @@
+"""What many tests share: a real job store to work on, its jobs made old, the command line as a process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import closing
+from datetime import UTC, datetime, timedelta, tzinfo
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+SAMPLE = Path(__file__).parent / "data" / "eemt-sample"
+
+
+class Aged(Protocol):
+    """Makes the jobs of a fresh sample old and returns the store."""
+
+    def __call__(self, store: Path, days: float, zone: tzinfo | None = None) -> Path: ...
+
+
+class RunCli(Protocol):
+    """Runs ``python -m eemtcleanupd ARGS`` to its end."""
+
+    def __call__(
+        self, *args: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]: ...
+
+
+@pytest.fixture
+def sample_store(tmp_path: Path) -> Path:
+    """A writable copy of the sample job store; its jobs are as old as they are (see ``aged``)."""
+    store = tmp_path / "store"
+    shutil.copytree(SAMPLE, store)
+    for path in (store, *store.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return store
+
+
+@pytest.fixture
+def aged() -> Aged:
+    """Shift the sample's times so that its last job ended ``days`` before now, each in its own form.
+
+    ``created_at`` stays UTC with a space; the others stay local (``zone``, default the machine's) with a
+    ``T``.  The sample was written where local time was UTC.
+    """
+
+    def age(store: Path, days: float, zone: tzinfo | None = None) -> Path:
+        with closing(sqlite3.connect(store / "jobs.db")) as connection, connection:
+            (last,) = connection.execute("SELECT max(completed_at) FROM jobs").fetchone()
+            elapsed = datetime.now(UTC) - datetime.fromisoformat(last).replace(tzinfo=UTC)
+            # Whole seconds, so that the microseconds stay what they are.
+            shift = timedelta(seconds=int((elapsed - timedelta(days=days)).total_seconds()))
+
+            def utc(value: str | None) -> str | None:
+                return value and str(datetime.fromisoformat(value) + shift)
+
+            def local(value: str | None) -> str | None:
+                if value is None:
+                    return None
+                moment = datetime.fromisoformat(value).replace(tzinfo=UTC) + shift
+                return moment.astimezone(zone).replace(tzinfo=None).isoformat()
+
+            connection.create_function("utc", 1, utc)
+            connection.create_function("local", 1, local)
+            connection.execute(
+                "UPDATE jobs SET created_at = utc(created_at),"
+                " started_at = local(started_at), completed_at = local(completed_at)"
+            )
+        return store
+
+    return age
+
+
+@pytest.fixture
+def run_cli(tmp_path: Path) -> RunCli:
+    """Run a command in a process of its own, which sees of our environment only PATH and TZ."""
+
+    def run(
+        *args: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        kept = {name: os.environ[name] for name in ("PATH", "TZ") if name in os.environ}
+        return subprocess.run(
+            [sys.executable, "-m", "eemtcleanupd", *map(str, args)],
+            env={**kept, "HOME": str(tmp_path), "LANG": "C.UTF-8", **(env or {})},
+            cwd=cwd or tmp_path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+
+    return run
