@@ -402,8 +402,8 @@ class Pipeline:
         )
         verb = "trashed" if trashed else "deleted"
         by_root: dict[str, int] = {}
-        for found, size in entries:
-            by_root[found.artifact.root] = by_root.get(found.artifact.root, 0) + (size or 0)
+        for found, freed_of in entries:
+            by_root[found.artifact.root] = by_root.get(found.artifact.root, 0) + (freed_of or 0)
         for root, freed_there in by_root.items():
             self._audit(connection, job, f"{verb}_{root}", freed_there, now)
         if not by_root:

@@ -389,6 +389,8 @@ class Ledger:
 
     def measured(self, connection: Connection, job_ids: Sequence[str]) -> dict[str, int]:
         """Return the bytes measured earlier, by job id, for those that still have their data."""
+        if not job_ids:
+            return {}
         statement = select(_SIZES.c.job_id, _SIZES.c.bytes).where(_SIZES.c.job_id.in_(job_ids))
         return {row.job_id: row.bytes for row in connection.execute(statement)}
 
@@ -431,6 +433,8 @@ class Ledger:
 
     def holds(self, connection: Connection, job_ids: Sequence[str]) -> dict[str, Hold]:
         """Return the holds, active or not, on these jobs."""
+        if not job_ids:  # an empty IN of a type that casts what it binds is not valid SQL
+            return {}
         rows = connection.execute(select(_HOLDS).where(_HOLDS.c.job_id.in_(job_ids)))
         return {row.job_id: Hold(row.job_id, row.reason, row.owner, _read_utc(row.until)) for row in rows}
 

@@ -54,7 +54,7 @@ def test_cleaning_a_demo_takes_the_expired_and_nothing_that_live_jobs_or_the_out
     tmp_path: Path, run_cli: RunCli
 ) -> None:
     store = tmp_path / "demo"
-    run_cli("demo", store, "--jobs", "60")
+    run_cli("demo", store)
     before = {path for path in store.rglob("*") if path.is_file()}
     ran = run_cli("clean", "--config", store / "cleanup_config.yaml")
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -63,8 +63,8 @@ def test_cleaning_a_demo_takes_the_expired_and_nothing_that_live_jobs_or_the_out
         jobs = connection.execute("SELECT id, dem_filename, data_cleaned_at IS NOT NULL FROM jobs").fetchall()
     kept = {job_id for job_id, _, cleaned in jobs if not cleaned}
     needed = {upload for _, upload, cleaned in jobs if not cleaned}
-    assert len(jobs) == 60
-    assert 10 < len(kept) < 50
+    assert len(jobs) == 400
+    assert 50 < len(kept) < 350
     gone = {path.relative_to(store) for path in before if not path.is_file()}
     assert {path.parts[0] for path in gone} == {"results", "uploads", "temp"}
     assert not needed & {path.name for path in gone}
