@@ -1,0 +1,146 @@
+"""A small job store that tests fill as they need, and a run of it inside the test's process."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from eemtcleanupd.cleanup import RunRequest, clean
+from eemtcleanupd.config import Config, load
+from eemtcleanupd.events import Event, RunReport
+from eemtcleanupd.stop import StopFlag
+
+NOW = datetime(2026, 6, 15, 12, tzinfo=UTC)
+SCHEMA = """
+CREATE TABLE jobs (
+    id TEXT PRIMARY KEY,
+    workflow_type TEXT NOT NULL,
+    status TEXT NOT NULL,
+    created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP,
+    started_at TIMESTAMP,
+    completed_at TIMESTAMP,
+    parameters TEXT,
+    dem_filename TEXT,
+    error_message TEXT,
+    progress INTEGER DEFAULT 0
+)
+"""
+
+
+@dataclass
+class JobStore:
+    """A job store in a folder; the database's zone is UTC, the present is NOW unless a test moves it."""
+
+    path: Path
+    now: datetime = NOW
+    events: list[Event] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in ("results", "uploads", "temp"):
+            (self.path / name).mkdir(parents=True)
+        self.sql(SCHEMA)
+
+    def sql(self, statement: str, *values: object) -> list[tuple[object, ...]]:
+        connection = sqlite3.connect(self.path / "jobs.db")
+        try:
+            rows = connection.execute(statement, values).fetchall()
+            connection.commit()
+            return rows
+        finally:
+            connection.close()
+
+    def job(
+        self,
+        job_id: object,
+        status: str = "completed",
+        *,
+        days: float | None = 10,
+        dem: object = None,
+        files: int = 2,
+        workflow: str = "sol",
+    ) -> None:
+        """Add a job that ended some days ago, with so many files in its results."""
+        ended = None if days is None else (self.now - timedelta(days=days)).replace(tzinfo=None).isoformat()
+        self.sql(
+            "INSERT INTO jobs (id, workflow_type, status, completed_at, dem_filename) VALUES (?, ?, ?, ?, ?)",
+            job_id,
+            workflow,
+            status,
+            ended,
+            dem,
+        )
+        if files:
+            folder = self.path / "results" / str(job_id) / "global"
+            folder.mkdir(parents=True)
+            for number in range(files):
+                (folder / f"day_{number}.tif").write_bytes(b"x" * 5000)
+
+    def upload(self, name: str) -> Path:
+        file = self.path / "uploads" / name
+        file.write_bytes(b"dem" * 1000)
+        return file
+
+    def results(self, job_id: str) -> Path:
+        return self.path / "results" / job_id
+
+    def config(self, **options: object) -> Config:
+        given = {key.replace("__", "."): (value, key) for key, value in options.items()}
+        given.setdefault("database.timezone", ("UTC", "test"))
+        return load(None, environ={}, options=given, cwd=self.path).config
+
+    def run(
+        self,
+        *,
+        dry_run: bool = False,
+        force: bool = False,
+        skip_larger_than_bytes: int | None = None,
+        stop: StopFlag | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        **options: object,
+    ) -> RunReport:
+        """Clean the store; ``options`` are configuration keys with ``__`` for the dot."""
+        self.events = []
+
+        def emit(event: Event) -> None:
+            self.events.append(event)
+            if on_event is not None:
+                on_event(event)
+
+        request = RunRequest(
+            user="tester", dry_run=dry_run, force=force, skip_larger_than_bytes=skip_larger_than_bytes
+        )
+        return clean(self.config(**options), request, emit=emit, stop=stop, clock=lambda: self.now)
+
+    def of(self, kind: type[Event]) -> list[Event]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def cleaned(self) -> set[object]:
+        return {row[0] for row in self.sql("SELECT id FROM jobs WHERE data_cleaned_at IS NOT NULL")}
+
+    def trash(self) -> list[str]:
+        """Return what lies in the trash of all roots, without the marker."""
+        return [
+            name
+            for root in ("results", "uploads", "temp")
+            for name in os.listdir(self.path / root / ".eemtcleanupd-trash")
+            if not name.startswith(".")
+        ]
+
+    def snapshot(self) -> dict[str, bytes | None]:
+        """Return every path of the roots with its content, for comparing before and after."""
+        return {
+            str(path.relative_to(self.path)): path.read_bytes() if path.is_file() else None
+            for root in ("results", "uploads", "temp")
+            for path in sorted((self.path / root).rglob("*"))
+        }
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    return JobStore(tmp_path / "store")

@@ -1,0 +1,171 @@
+"""A run that is killed at any moment leaves a store from which the next run goes on by itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from eemtcleanupd.events import Warned
+from eemtcleanupd.store.database import Database
+from tests.cleanup.conftest import JobStore
+
+_KILLED = 77
+_CALLS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.scandir", "os.link"}
+
+
+def fill(path: Path) -> JobStore:
+    """Make a store whose run takes every kind of step: shared and single uploads, archives, kept logs."""
+    store = JobStore(path)
+    store.job("done", dem="single.tif")
+    store.job("broken", "failed", days=2, dem="needed.tif")
+    (store.results("broken") / "global/run.log").write_text("why")
+    store.job("live", "running", days=None, dem="needed.tif")
+    store.job("young", days=1)
+    (store.path / "results/done_results.zip").write_bytes(b"zip" * 1000)
+    (store.path / "temp/done").mkdir()
+    for name in ("single.tif", "needed.tif"):
+        store.upload(name)
+    return store
+
+
+def run_and_die(store: JobStore, at: int, **options: object) -> bool:
+    """Run in a child that dies at its ``at``-th step; False when it ended before that.
+
+    Steps are the calls that change or list folders, and both sides of every write to the database.  The
+    child ends by _exit(2): no handler, no buffer, no transaction survives.
+    """
+    child = os.fork()
+    if child == 0:
+        steps = 0
+
+        def step() -> None:
+            nonlocal steps
+            steps += 1
+            if steps == at:
+                os._exit(_KILLED)
+
+        def hook(event: str, _args: tuple[object, ...]) -> None:
+            if event in _CALLS:
+                step()
+
+        write_once = Database._write_once
+
+        def write(self: Database, work: Callable[..., object]) -> object:
+            step()
+            result = write_once(self, work)
+            step()
+            return result
+
+        try:
+            Database._write_once = write  # type: ignore[method-assign,assignment]  # only in this child
+            sys.addaudithook(hook)
+            store.run(performance__max_workers=1, **options)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in {0, _KILLED}
+    return code == _KILLED
+
+
+def assert_nothing_is_lost_or_lied_about(store: JobStore) -> None:
+    assert (store.results("live") / "global/day_0.tif").exists()
+    assert (store.results("young") / "global/day_0.tif").exists()
+    assert len(store.sql("SELECT * FROM jobs")) == 4
+    columns = [row[1] for row in store.sql("PRAGMA table_info(jobs)")]
+    if "data_cleaned_at" in columns:
+        for job_id in store.cleaned():
+            assert not store.results(str(job_id)).exists()
+            assert not (store.path / f"results/{job_id}_results.zip").exists()
+
+
+@pytest.mark.parametrize("grace_hours", [0, 1])
+def test_killed_at_any_step_the_next_run_finishes_and_tells_the_truth(tmp_path: Path, grace_hours: int) -> None:
+    at = 0
+    while True:
+        at += 1
+        store = fill(tmp_path / f"{at}")
+        # A kill in mid-move may leave the needed upload in the trash, never lost.
+        killed = run_and_die(store, at, trash__grace_hours=grace_hours)
+        assert_nothing_is_lost_or_lied_about(store)
+        report = store.run(trash__grace_hours=grace_hours)
+        assert report.outcome == "success"
+        assert_nothing_is_lost_or_lied_about(store)
+        assert store.cleaned() == {"done", "broken"}
+        assert (store.path / "uploads/needed.tif").exists()
+        assert not (store.path / "uploads/single.tif").exists()
+        assert (store.path / "logs/jobs/broken/global/run.log").read_text() == "why"
+        freed = sum(int(str(row[0])) for row in store.sql("SELECT bytes_freed FROM cleanup_runs"))
+        assert freed <= 100_000  # nothing is counted twice
+        if grace_hours:
+            store.now += timedelta(hours=2)
+            store.run(trash__grace_hours=grace_hours)
+        assert store.trash() == []
+        assert store.sql("SELECT * FROM cleanup_intents") == []
+        assert not [event for event in store.events if isinstance(event, Warned)]
+        if not killed:
+            break
+    assert at > 40  # the child really took the steps that it was to die at
+
+
+def test_what_was_staged_goes_back_when_its_job_lives_again(tmp_path: Path) -> None:
+    """The kill hits between staging and deletion; then the job is restarted under its id."""
+    seen = 0
+    for at in range(1, 200):
+        store = fill(tmp_path / f"{at}")
+        if not run_and_die(store, at):
+            break
+        trash = store.path / "results/.eemtcleanupd-trash"
+        staged = [each for each in trash.glob("*/done") if not each.parent.name.endswith(".deleting")]
+        if not staged:
+            continue
+        seen += 1
+        store.sql("UPDATE jobs SET status = 'running' WHERE id = 'done'")
+        store.run()
+        assert (store.results("done") / "global/day_0.tif").exists()
+        assert "done" not in store.cleaned()
+    assert seen > 2
+
+
+def test_a_place_that_was_taken_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    for at in range(1, 200):
+        store = fill(tmp_path / f"{at}")
+        assert run_and_die(store, at)
+        trash = store.path / "results/.eemtcleanupd-trash"
+        staged = [each for each in trash.glob("*/done") if not each.parent.name.endswith(".deleting")]
+        if staged:
+            break
+    store.sql("UPDATE jobs SET status = 'running' WHERE id = 'done'")
+    store.results("done").mkdir()
+    (store.results("done") / "new").write_text("new")
+    store.run()
+    assert (store.results("done") / "new").read_text() == "new"
+    assert (staged[0] / "global/day_0.tif").exists()
+    assert any("exists again" in event.message for event in store.events if isinstance(event, Warned))
+
+
+def test_trash_that_no_run_owns_is_reported_and_left(store: JobStore) -> None:
+    store.run()
+    stranger = store.path / "results/.eemtcleanupd-trash/stranger"
+    stranger.mkdir()
+    store.run()
+    assert stranger.is_dir()
+    assert any("results/stranger" in event.message for event in store.events if isinstance(event, Warned))
+
+
+def test_space_freed_before_an_interruption_is_not_lost(store: JobStore) -> None:
+    """What a job's earlier attempt measured stands in its row although its files went uncounted."""
+    store.job("done", days=1)
+    store.run()
+    (size,) = store.sql("SELECT data_size_mb FROM jobs")
+    store.now += timedelta(days=10)
+    import shutil
+
+    shutil.rmtree(store.results("done"))
+    store.run()
+    assert store.sql("SELECT data_size_mb FROM jobs") == [size]

@@ -1,0 +1,566 @@
+"""One run, whole, on real files and a real SQLite database."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from eemtcleanupd.errors import BreakerError, LockHeldError, RootError
+from eemtcleanupd.events import Event, JobCleaned, JobFailed, JobPlanned, JobSkipped, OrphanFound, Warned
+from eemtcleanupd.model import Hold
+from eemtcleanupd.stop import StopFlag
+from eemtcleanupd.store.database import Database
+from eemtcleanupd.store.ledger import Ledger
+from eemtcleanupd.store.lock import run_lock
+from tests.cleanup.conftest import JobStore
+
+
+def du(path: Path) -> int:
+    """Return the allocated bytes of a tree, each inode once."""
+    seen = {}
+    for each in [path, *path.rglob("*")]:
+        status = each.lstat()
+        seen[status.st_ino] = status.st_blocks * 512
+    return sum(seen.values())
+
+
+def test_expired_jobs_lose_all_their_data_and_keep_their_rows(store: JobStore) -> None:
+    store.job("done", dem="dem.tif")
+    store.job("broken", "failed", days=1)
+    store.upload("dem.tif")
+    store.upload("done_mask.tif")
+    (store.path / "results/done_results.zip").write_bytes(b"zip")
+    (store.path / "temp/broken").mkdir()
+    (store.path / "temp/broken/part").write_bytes(b"x")
+    before = sum(du(store.path / root) for root in ("results", "uploads", "temp"))
+    report = store.run()
+    left = sum(du(store.path / root) for root in ("results", "uploads", "temp"))
+    trash_overhead = sum(du(store.path / r / ".eemtcleanupd-trash") for r in ("results", "uploads", "temp"))
+    assert (report.successful.jobs, report.failed.jobs, report.outcome) == (1, 1, "success")
+    assert store.cleaned() == {"done", "broken"}
+    assert {path.split("/", 1)[1] for path in store.snapshot()} == {
+        ".eemtcleanupd-trash",
+        ".eemtcleanupd-trash/.root-id",
+    }
+    assert report.bytes_freed == before - (left - trash_overhead)
+    assert len(store.sql("SELECT * FROM jobs")) == 2
+
+
+def test_young_live_unknown_undated_and_held_jobs_keep_everything(store: JobStore) -> None:
+    store.job("young", days=6.9)
+    store.job("young-failure", "failed", days=11 / 24)
+    store.job("live", "running")
+    store.job("waiting", "pending", days=None)
+    store.job("odd", "archived")
+    store.job("undated", days=None)
+    store.job("held")
+    with_ledger(store).hold(Hold("held", "paper", "anna"), store.now)
+    before = store.snapshot()
+    report = store.run()
+    assert report.bytes_freed == 0
+    assert store.cleaned() == set()
+    assert before.items() <= store.snapshot().items()
+    told = {event.job.id: event.reason for event in store.of(JobSkipped) if isinstance(event, JobSkipped)}
+    assert told["held"] == "held by anna: paper"
+    assert "undated" in told["undated"]
+    assert "'archived'" in told["odd"]
+
+
+def with_ledger(store: JobStore) -> Ledger:
+    ledger = Ledger(Database(store.path / "jobs.db", busy_timeout_seconds=5))
+    ledger.create_tables()
+    return ledger
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/St_Johns", "Pacific/Kiritimati", "Pacific/Pago_Pago"])
+@pytest.mark.parametrize(("hours", "goes"), [(11, False), (12, True), (13, True)])
+def test_a_failed_job_goes_after_twelve_hours_to_the_minute_in_every_zone(
+    store: JobStore, zone: str, hours: float, goes: bool
+) -> None:
+    from zoneinfo import ZoneInfo
+
+    store.job("broken", "failed", files=1)
+    ended = (store.now - timedelta(hours=hours)).astimezone(ZoneInfo(zone)).replace(tzinfo=None)
+    store.sql("UPDATE jobs SET completed_at = ?", ended.isoformat())
+    store.run(database__timezone=zone)
+    assert (store.cleaned() == {"broken"}) is goes
+
+
+@pytest.mark.parametrize("other", ["running", "pending", "archived"])
+def test_an_upload_that_another_job_needs_stays(store: JobStore, other: str) -> None:
+    store.job("done", dem="dem.tif")
+    store.job("other", other, days=None, dem="dem.tif", files=0)
+    upload = store.upload("dem.tif")
+    store.run()
+    assert store.cleaned() == {"done"}
+    assert upload.exists()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_the_last_of_the_jobs_that_share_an_upload_takes_it_along(store: JobStore, batch_size: int) -> None:
+    for number in range(5):
+        store.job(f"job-{number}", days=10 + number, dem="shared.tif")
+    upload = store.upload("shared.tif")
+    planned = store.run(dry_run=True, performance__batch_size=batch_size)
+    assert upload.exists()
+    assert store.run(performance__batch_size=batch_size).bytes_freed == planned.bytes_freed
+    assert not upload.exists()
+
+
+def test_an_upload_shared_with_a_young_job_goes_when_that_one_does(store: JobStore) -> None:
+    store.job("old", dem="dem.tif")
+    store.job("young", days=2, dem="dem.tif")
+    upload = store.upload("dem.tif")
+    store.run()
+    assert upload.exists()
+    store.now += timedelta(days=6)
+    store.run()
+    assert store.cleaned() == {"old", "young"}
+    assert not upload.exists()
+
+
+def test_a_name_that_could_be_two_jobs_is_kept_for_the_one_that_stays(store: JobStore) -> None:
+    store.job("a")
+    store.job("a_results.zip", "running", days=None)
+    store.job("a_b", "running", days=None, files=0)
+    upload = store.upload("a_b_dem.tif")
+    store.run()
+    assert store.cleaned() == {"a"}
+    assert store.results("a_results.zip").is_dir()
+    assert upload.exists()
+
+
+HOSTILE = ["../x", ".", "..", "a/b", "", "nul\0", "x" * 5000, ".eemtcleanupd-trash", "/etc"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_ids_and_uploads_harm_nothing_and_are_named(store: JobStore, name: str) -> None:
+    canary = store.path / "x"
+    canary.mkdir()
+    (canary / "keep").write_bytes(b"keep")
+    store.job(name, files=0)
+    store.job("victim", dem=name)
+    report = store.run()
+    told = [event.job.id for event in store.of(JobSkipped) if isinstance(event, JobSkipped) and event.notable]
+    assert sorted(told) == sorted([name, "victim"])
+    assert report.skipped == 2
+    assert store.cleaned() == set()
+    assert (canary / "keep").exists()
+    assert store.results("victim").is_dir()
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "ünï cödé", "-rf", "*", "a b'\"$(x)"])
+def test_odd_but_honest_ids_are_cleaned(store: JobStore, name: str) -> None:
+    store.job(name)
+    store.run()
+    assert store.cleaned() == {name}
+    assert not store.results(name).exists()
+
+
+def test_names_that_are_not_utf8_are_cleaned(store: JobStore) -> None:
+    name = b"caf\xe9"
+    store.sql(
+        "INSERT INTO jobs (id, workflow_type, status, completed_at, dem_filename)"
+        " VALUES (CAST(? AS TEXT), 'sol', 'completed', '2026-01-01T00:00:00', CAST(? AS TEXT))",
+        name,
+        name + b".tif",
+    )
+    folder = os.path.join(os.fsencode(store.path), b"results", name)
+    os.mkdir(folder)
+    os.mkdir(os.path.join(folder, b"\xff\xfe"))
+    upload = os.path.join(os.fsencode(store.path), b"uploads", name + b".tif")
+    with open(upload, "wb") as file:
+        file.write(b"dem")
+    report = store.run()
+    assert report.successful.jobs == 1
+    assert not os.path.exists(folder)
+    assert not os.path.exists(upload)
+    assert store.run().successful.jobs == 0
+
+
+def test_a_results_folder_that_is_a_symlink_goes_without_what_it_points_to(store: JobStore) -> None:
+    canary = store.path / "canary"
+    canary.mkdir()
+    (canary / "keep").write_bytes(b"keep")
+    store.job("linked", files=0)
+    store.results("linked").symlink_to(canary)
+    store.job("inside")
+    (store.results("inside") / "link").symlink_to(canary)
+    store.run()
+    assert store.cleaned() == {"linked", "inside"}
+    assert not store.results("linked").is_symlink()
+    assert (canary / "keep").read_bytes() == b"keep"
+
+
+def test_a_second_run_finds_nothing_and_changes_nothing(store: JobStore) -> None:
+    store.job("done", dem="dem.tif")
+    store.upload("dem.tif")
+    store.job("young", days=1)
+    store.run()
+    rows, files = store.sql("SELECT * FROM jobs"), store.snapshot()
+    report = store.run()
+    assert (report.successful.jobs, report.bytes_freed, report.outcome) == (0, 0, "success")
+    assert store.sql("SELECT * FROM jobs") == rows
+    assert store.snapshot() == files
+
+
+def test_a_dry_run_changes_not_one_byte(store: JobStore) -> None:
+    store.job("done", dem="dem.tif")
+    store.upload("dem.tif")
+    database = (store.path / "jobs.db").read_bytes()
+    everything = {str(path): path.stat().st_mtime_ns for path in store.path.rglob("*")}
+    report = store.run(dry_run=True)
+    assert report.successful.jobs == 1
+    assert (store.path / "jobs.db").read_bytes() == database
+    assert {str(path): path.stat().st_mtime_ns for path in store.path.rglob("*")} == everything
+
+
+def test_a_dry_run_says_what_the_run_then_does(store: JobStore) -> None:
+    for number in range(6):
+        store.job(f"job-{number}", "failed" if number % 2 else "completed", dem=f"dem-{number // 3}.tif")
+    for number in range(2):
+        store.upload(f"dem-{number}.tif")
+    store.run(dry_run=True)
+    planned = {
+        (event.job.id, part.found.label, part.size_bytes)
+        for event in store.of(JobPlanned)
+        if isinstance(event, JobPlanned)
+        for part in event.artifacts
+    }
+    store.run()
+    done = {
+        (event.job.id, part.found.label, part.size_bytes)
+        for event in store.of(JobCleaned)
+        if isinstance(event, JobCleaned)
+        for part in event.artifacts
+    }
+    assert done == planned
+
+
+def test_sizes_and_records_say_what_was_freed(store: JobStore) -> None:
+    store.job("done", files=30)
+    store.job("young", days=1, files=7)
+    size, young = du(store.results("done")), du(store.results("young"))
+    report = store.run()
+    rows = dict(store.sql("SELECT id, data_size_mb FROM jobs"))
+    assert report.bytes_freed == size
+    assert rows == {"done": size / 2**20, "young": young / 2**20}
+    assert store.sql("SELECT job_id, action, bytes_freed FROM cleanup_log") == [("done", "cleaned", size)]
+    assert store.sql("SELECT job_id, action, user FROM cleanup_audit") == [("done", "deleted_results", "tester")]
+    assert store.sql("SELECT successful_bytes, failed_bytes FROM cleanup_storage") == [(young, 0)]
+    assert store.sql("SELECT outcome, successful, bytes_freed FROM cleanup_runs") == [("success", 1, size)]
+    assert store.sql("SELECT * FROM cleanup_intents") == []
+    cleaned_at = store.sql("SELECT data_cleaned_at FROM jobs WHERE id = 'done'")
+    assert cleaned_at == [("2026-06-15T12:00:00",)]
+
+
+def test_columns_are_appended_and_others_keep_their_places(store: JobStore) -> None:
+    store.sql("ALTER TABLE jobs ADD COLUMN extra TEXT DEFAULT 'theirs'")
+    store.job("done")
+    store.run()
+    names = [row[1] for row in store.sql("PRAGMA table_info(jobs)")]
+    assert names[-4:] == ["extra", "data_cleaned_at", "data_size_mb", "cleanup_summary"]
+    assert store.sql("PRAGMA journal_mode") == [("delete",)]
+
+
+def test_a_table_with_job_id_and_the_least_columns_works(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "least")
+    store.sql("DROP TABLE jobs")
+    store.sql("CREATE TABLE jobs (job_id TEXT PRIMARY KEY, status TEXT, completed_at TIMESTAMP)")
+    store.sql("INSERT INTO jobs VALUES ('a', 'completed', '2026-01-01T00:00:00')")
+    store.results("a").mkdir()
+    assert store.run().successful.jobs == 1
+    assert not store.results("a").exists()
+
+
+def test_logs_of_failed_jobs_are_kept_before_the_rest_goes(store: JobStore) -> None:
+    store.job("broken", "failed")
+    store.job("done")
+    for job in ("broken", "done"):
+        (store.results(job) / "global/run.log").write_text("why it failed")
+    store.run()
+    assert store.cleaned() == {"broken", "done"}
+    assert (store.path / "logs/jobs/broken/global/run.log").read_text() == "why it failed"
+    assert not (store.path / "logs/jobs/done").exists()
+
+
+def test_with_a_grace_data_waits_in_the_trash_and_then_goes(store: JobStore) -> None:
+    store.job("done", dem="dem.tif")
+    store.upload("dem.tif")
+    size = du(store.results("done")) + du(store.path / "uploads/dem.tif")
+    report = store.run(trash__grace_hours=24)
+    assert (report.successful.jobs, report.bytes_freed) == (1, 0)
+    assert store.cleaned() == {"done"}
+    assert not store.results("done").exists()
+    assert len(store.trash()) == 2
+    assert store.sql("SELECT data_size_mb FROM jobs") == [(size / 2**20,)]
+    store.now += timedelta(hours=23)
+    assert store.run(trash__grace_hours=24).trash_purged.jobs == 0
+    store.now += timedelta(hours=2)
+    assert store.run(trash__grace_hours=24).trash_purged.bytes_freed == size
+    assert store.trash() == []
+    assert store.sql("SELECT * FROM cleanup_intents") == []
+    assert store.sql("SELECT data_size_mb FROM jobs") == [(size / 2**20,)]
+
+
+def test_a_hold_keeps_trashed_data_beyond_its_grace(store: JobStore) -> None:
+    store.job("done")
+    store.run(trash__grace_hours=1)
+    with_ledger(store).hold(Hold("done", "", "anna"), store.now)
+    store.now += timedelta(hours=2)
+    store.run(trash__grace_hours=1)
+    assert len(store.trash()) == 1
+
+
+def test_large_jobs_are_left_for_another_run(store: JobStore) -> None:
+    store.job("large", files=50)
+    store.job("small")
+    report = store.run(skip_larger_than_bytes=100_000)
+    assert store.cleaned() == {"small"}
+    assert report.remaining == 1
+    assert store.run().successful.jobs == 1
+
+
+def test_a_cap_takes_the_oldest_first_and_says_what_is_left(store: JobStore) -> None:
+    for number in range(7):
+        store.job(f"job-{number}", days=20 + number)
+    report = store.run(safety__max_jobs_per_run=3, performance__batch_size=2)
+    assert store.cleaned() == {"job-6", "job-5", "job-4"}
+    assert (report.successful.jobs, report.remaining) == (3, 4)
+
+
+def test_the_newest_successful_jobs_are_kept(store: JobStore) -> None:
+    for number in range(4):
+        store.job(f"job-{number}", days=10 + number)
+    store.run(retention__successful_jobs__keep_last=2)
+    assert store.cleaned() == {"job-2", "job-3"}
+
+
+def test_one_undeletable_file_leaves_its_job_uncleaned_and_the_next_run_tries_again(store: JobStore) -> None:
+    store.job("stuck", files=5)
+    store.job("done")
+    file = store.results("stuck") / "global/day_3.tif"
+    _set_immutable(file, on=True)
+    report = store.run()
+    (left,) = (store.path / "results/.eemtcleanupd-trash").rglob("day_3.tif")
+    try:
+        assert (report.outcome, report.errors) == ("errors", 1)
+        assert store.cleaned() == {"done"}
+        assert not store.results("stuck").exists()
+        (failure,) = store.of(JobFailed)
+        assert isinstance(failure, JobFailed)
+        assert "day_3.tif: Operation not permitted" in failure.error
+        assert store.run().errors == 1
+    finally:
+        _set_immutable(left, on=False)
+    again = store.run()
+    assert (again.successful.jobs, again.errors) == (1, 0)
+    assert store.cleaned() == {"done", "stuck"}
+    assert store.trash() == []
+
+
+def _set_immutable(path: Path, *, on: bool) -> None:
+    import subprocess
+
+    subprocess.run(["chattr", "+i" if on else "-i", str(path)], check=True)
+
+
+def test_a_job_under_a_lock_is_kept_for_this_run(store: JobStore) -> None:
+    import fcntl
+
+    store.job("busy")
+    with (store.results("busy") / "global/day_0.tif").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        report = store.run()
+        assert (report.successful.jobs, report.skipped) == (0, 1)
+        assert store.results("busy").is_dir()
+    assert store.run().successful.jobs == 1
+
+
+def test_orphans_and_lost_files_are_reported(store: JobStore) -> None:
+    store.job("known", days=1)
+    store.job("lost", days=1, files=0)
+    store.job("shares", days=1, dem="dem.tif", files=0)
+    store.upload("dem.tif")
+    (store.path / "results/nobody").mkdir()
+    (store.path / "temp/nobody-either").mkdir()
+    store.upload("nobodys.tif")
+    report = store.run()
+    orphans = {event.found.label for event in store.of(OrphanFound) if isinstance(event, OrphanFound)}
+    assert orphans == {"results/nobody/", "temp/nobody-either/", "uploads/nobodys.tif"}
+    assert (report.orphans_found, report.missing) == (3, 1)
+
+
+def test_old_orphans_go_the_same_way_when_that_is_asked_for(store: JobStore) -> None:
+    for name, hours in (("old", 49), ("young", 47)):
+        folder = store.path / "results" / name
+        folder.mkdir()
+        (folder / "file").write_bytes(b"x")
+        moment = (store.now - timedelta(hours=hours)).timestamp()
+        for path in (folder / "file", folder):
+            os.utime(path, (moment, moment))
+    report = store.run(orphans__delete_after_hours=48)
+    assert report.orphans.jobs == 1
+    assert not store.results("old").exists()
+    assert store.results("young").exists()
+    assert store.sql("SELECT job_id, action FROM cleanup_audit") == [("old", "deleted_results")]
+    assert store.sql("SELECT * FROM cleanup_intents") == []
+
+
+def test_a_missing_root_is_refused_and_nothing_is_marked(store: JobStore) -> None:
+    store.job("done")
+    store.run()
+    store.job("next")
+    (store.path / "results").rename(store.path / "elsewhere")
+    with pytest.raises(RootError, match="there is no results folder"):
+        store.run()
+    (store.path / "results").mkdir()
+    with pytest.raises(RootError, match="is not the folder of the last run"):
+        store.run()
+    with pytest.raises(RootError, match="is not the folder of the last run"):
+        store.run(force=True)
+    assert store.cleaned() == {"done"}
+    (store.path / "results").rmdir()
+    (store.path / "elsewhere").rename(store.path / "results")
+    assert store.run().successful.jobs == 1
+
+
+@pytest.mark.parametrize(("leap", "words"), [(3650, "after the last run"), (-1, "went backwards")])
+def test_a_clock_that_leapt_is_refused_and_nothing_is_touched(store: JobStore, leap: int, words: str) -> None:
+    store.job("done")
+    store.run()
+    store.job("young", days=1)
+    database, files = (store.path / "jobs.db").read_bytes(), store.snapshot()
+    store.now += timedelta(days=leap)
+    with pytest.raises(BreakerError, match=words):
+        store.run()
+    assert (store.path / "jobs.db").read_bytes() == database
+    assert store.snapshot() == files
+    store.run(force=True)
+    assert any(isinstance(event, Warned) and words in event.message for event in store.events)
+
+
+def test_a_run_that_would_take_nearly_everything_is_refused_but_not_the_first(store: JobStore) -> None:
+    for number in range(101):
+        store.job(f"first-{number}", files=0)
+    assert store.run().successful.jobs == 101
+    for number in range(110):
+        store.job(f"second-{number}", days=3, files=0)
+    with pytest.raises(BreakerError, match="110 of 110 jobs"):
+        store.run(retention__successful_jobs__hours=1)
+    assert len(store.cleaned()) == 101
+    capped = store.run(retention__successful_jobs__hours=1, safety__max_jobs_per_run=50)
+    assert capped.successful.jobs == 50
+    assert store.run(retention__successful_jobs__hours=1, force=True).successful.jobs == 60
+
+
+def test_a_second_run_says_who_holds_the_lock(store: JobStore) -> None:
+    store.job("done")
+    with run_lock(store.path / "jobs.db", "the-first", store.now):
+        with pytest.raises(LockHeldError, match=rf"run the-first, process {os.getpid()} on "):
+            store.run()
+        assert store.run(dry_run=True).successful.jobs == 1
+    assert store.run().successful.jobs == 1
+
+
+def test_a_job_that_changes_or_is_held_after_the_plan_is_left_alone(store: JobStore) -> None:
+    for name in ("revived", "held", "gone", "done"):
+        store.job(name)
+    ledger = with_ledger(store)
+
+    def meddle(event: Event) -> None:
+        if type(event).__name__ == "RunStarted":
+            store.sql("UPDATE jobs SET status = 'running' WHERE id = 'revived'")
+            store.sql("DELETE FROM jobs WHERE id = 'gone'")
+            ledger.hold(Hold("held", "", "anna"), store.now)
+
+    store.run(on_event=meddle)
+    assert store.cleaned() == {"done"}
+    for name in ("revived", "held", "gone"):
+        assert (store.results(name) / "global/day_0.tif").exists()
+
+
+def test_an_upload_that_a_new_job_names_while_it_is_staged_comes_back(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eemtcleanupd.deletion.trash import Trash
+
+    store.job("done", dem="dem.tif")
+    upload = store.upload("dem.tif")
+    content = upload.read_bytes()
+    stage = Trash.stage
+
+    def submit_meanwhile(self: Trash, item: str, names: list[str]) -> tuple[str, ...]:
+        moved = stage(self, item, names)
+        if names == ["dem.tif"]:
+            store.job("new", "pending", days=None, dem="dem.tif", files=0)
+        return moved
+
+    monkeypatch.setattr(Trash, "stage", submit_meanwhile)
+    store.run()
+    assert store.cleaned() == {"done"}
+    assert upload.read_bytes() == content
+    assert store.trash() == []
+
+
+def test_a_run_that_is_stopped_leaves_the_rest_to_the_next(store: JobStore) -> None:
+    for number in range(40):
+        store.job(f"job-{number:02}", days=10 + number)
+    stop = StopFlag()
+
+    def stop_soon(event: Event) -> None:
+        if isinstance(event, JobCleaned):
+            stop.set()
+
+    first = store.run(stop=stop, on_event=stop_soon, performance__max_workers=1, performance__batch_size=5)
+    assert first.outcome == "interrupted"
+    assert 0 < first.successful.jobs < 40
+    cleaned = store.cleaned()
+    for row in store.sql("SELECT id FROM jobs WHERE data_cleaned_at IS NULL"):
+        assert row[0] not in cleaned
+    second = store.run()
+    assert second.outcome == "success"
+    assert first.successful.jobs + second.successful.jobs == 40
+    assert store.cleaned() == {f"job-{number:02}" for number in range(40)}
+    assert store.trash() == []
+
+
+def test_the_documents_scripts_work_unchanged_on_the_database(store: JobStore) -> None:
+    store.job("done", files=20)
+    store.job("broken", "failed", days=2)
+    store.job("young", days=1)
+    store.run()
+    yesterday = (store.now - timedelta(hours=24)).replace(tzinfo=None).isoformat()
+    count, size = store.sql("SELECT COUNT(*), SUM(data_size_mb) FROM jobs WHERE data_cleaned_at > ?", yesterday)[0]
+    assert count == 2
+    assert isinstance(size, float)
+    assert size > 0
+    usage = store.sql(
+        "SELECT status, COUNT(*) as count, SUM(data_size_mb) as total_mb FROM jobs"
+        " WHERE data_cleaned_at IS NULL GROUP BY status"
+    )
+    assert [(status, number) for status, number, _ in usage] == [("completed", 1)]
+    store.sql(
+        "INSERT INTO cleanup_audit (job_id, action, space_freed_mb, user)"
+        " VALUES ('job-123', 'deleted_results', 15360, 'auto_cleanup')"
+    )
+    store.sql("UPDATE jobs SET data_cleaned_at = NULL WHERE data_cleaned_at IS NOT NULL")
+    store.sql("DELETE FROM cleanup_log")
+    connection = sqlite3.connect(store.path / "jobs.db", isolation_level=None)
+    connection.execute("VACUUM")
+    connection.close()
+    again = store.run()
+    assert (again.successful.jobs, again.failed.jobs, again.bytes_freed) == (1, 1, 0)
+    assert store.cleaned() == {"done", "broken"}
+    assert store.sql("SELECT SUM(data_size_mb) FROM jobs WHERE data_cleaned_at IS NOT NULL") == [(0,)]
+
+
+def test_roots_that_hold_our_logs_never_give_them_to_a_job(store: JobStore) -> None:
+    store.job("logs")
+    store.run(paths__logs=str(store.path / "results/logs"))
+    assert store.cleaned() == set()
+    assert store.results("logs").is_dir()
