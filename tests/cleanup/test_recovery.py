@@ -85,7 +85,9 @@ def assert_nothing_is_lost_or_lied_about(store: JobStore) -> None:
 
 
 @pytest.mark.parametrize("grace_hours", [0, 1])
-def test_killed_at_any_step_the_next_run_finishes_and_tells_the_truth(tmp_path: Path, grace_hours: int) -> None:
+def test_killed_at_any_step_the_next_run_finishes_and_tells_the_truth(
+    tmp_path: Path, grace_hours: int
+) -> None:
     at = 0
     while True:
         at += 1

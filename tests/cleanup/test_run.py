@@ -250,7 +250,9 @@ def test_sizes_and_records_say_what_was_freed(store: JobStore) -> None:
     assert report.bytes_freed == size
     assert rows == {"done": size / 2**20, "young": young / 2**20}
     assert store.sql("SELECT job_id, action, bytes_freed FROM cleanup_log") == [("done", "cleaned", size)]
-    assert store.sql("SELECT job_id, action, user FROM cleanup_audit") == [("done", "deleted_results", "tester")]
+    assert store.sql("SELECT job_id, action, user FROM cleanup_audit") == [
+        ("done", "deleted_results", "tester")
+    ]
     assert store.sql("SELECT successful_bytes, failed_bytes FROM cleanup_storage") == [(young, 0)]
     assert store.sql("SELECT outcome, successful, bytes_freed FROM cleanup_runs") == [("success", 1, size)]
     assert store.sql("SELECT * FROM cleanup_intents") == []
@@ -535,7 +537,9 @@ def test_the_documents_scripts_work_unchanged_on_the_database(store: JobStore) -
     store.job("young", days=1)
     store.run()
     yesterday = (store.now - timedelta(hours=24)).replace(tzinfo=None).isoformat()
-    count, size = store.sql("SELECT COUNT(*), SUM(data_size_mb) FROM jobs WHERE data_cleaned_at > ?", yesterday)[0]
+    count, size = store.sql(
+        "SELECT COUNT(*), SUM(data_size_mb) FROM jobs WHERE data_cleaned_at > ?", yesterday
+    )[0]
     assert count == 2
     assert isinstance(size, float)
     assert size > 0

@@ -1,0 +1,318 @@
+"""``eemtcleanupd clean`` as its user runs it: a process on a copy of a real job store."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Aged, RunCli
+
+A2E = "a2e927ff-30e3-4752-92b5-69b5b10d59df_VCaldera_0939_DEM_025m.tif"
+EB6 = "eb6a0141-e36c-44fb-931a-a13fc0894f84_topo.tif"
+CF7 = "cf7c2e40-6936-46dc-b667-d28187902176_mcn_10m.tif"
+
+
+def rows(store: Path, statement: str) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(store / "jobs.db")) as connection:
+        return connection.execute(statement).fetchall()
+
+
+def options(store: Path) -> list[str]:
+    return [
+        "--db-path", f"{store}/jobs.db", "--uploads-dir", f"{store}/uploads", "--results-dir", f"{store}/results",
+        "--temp-dir", f"{store}/temp",
+    ]  # fmt: skip
+
+
+def test_the_sample_aged_by_ten_days_is_cleaned_but_for_what_live_jobs_need(
+    sample_store: Path, aged: Aged, run_cli: RunCli
+) -> None:
+    store = aged(sample_store, 10)
+    first = run_cli("clean", *options(store))
+    assert first.returncode == 0, first.stderr
+    assert rows(store, "SELECT status, count(*) FROM jobs WHERE data_cleaned_at IS NOT NULL GROUP BY 1") == [
+        ("completed", 3),
+        ("failed", 3),
+    ]
+    assert sorted(name for name in os.listdir(store / "uploads") if not name.startswith(".")) == [A2E, EB6]
+    assert os.listdir(store / "results") == [".eemtcleanupd-trash"]
+    assert rows(store, "SELECT count(*) FROM jobs") == [(8,)]
+    before = rows(store, "SELECT * FROM jobs")
+    second = run_cli("clean", *options(store), "--json")
+    answer = json.loads(second.stdout)
+    assert (second.returncode, answer["cleaned_jobs"]) == (0, {"successful": 0, "failed": 0})
+    assert rows(store, "SELECT * FROM jobs") == before
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kolkata", "Pacific/Kiritimati"])
+@pytest.mark.parametrize(("hours", "cleaned"), [(11, 0), (13, 3)])
+def test_a_job_that_failed_eleven_hours_ago_is_kept_whatever_the_machines_zone(
+    sample_store: Path, aged: Aged, run_cli: RunCli, zone: str, hours: int, cleaned: int
+) -> None:
+    from zoneinfo import ZoneInfo
+
+    store = aged(sample_store, hours / 24, ZoneInfo(zone))
+    done = run_cli("clean", *options(store), "--json", env={"TZ": zone})
+    assert json.loads(done.stdout)["cleaned_jobs"] == {"successful": 0, "failed": cleaned}
+
+
+def test_a_dry_run_prints_the_documents_lines(sample_store: Path, aged: Aged, run_cli: RunCli) -> None:
+    lines = run_cli("clean", *options(aged(sample_store, 10)), "--dry-run").stdout.splitlines()
+    job = "ab1034c4-ce51-4d3a-9b8c-a89a7af0a326"
+    assert f"[DRY RUN] Would clean job {job} (status: completed, age: 10.0 days)" in lines
+    assert f"[DRY RUN] Would delete: uploads/{CF7} (20 KB)" in lines
+    assert f"[DRY RUN] Would delete: results/{job}/ (36 KB)" in lines
+    assert lines[-1] == "[DRY RUN] Summary: Would clean 6 jobs, freeing ~144 KB"
+
+
+def test_verbose_prints_the_documents_lines_and_the_log_has_its_form(
+    sample_store: Path, aged: Aged, run_cli: RunCli
+) -> None:
+    store = aged(sample_store, 10)
+    lines = run_cli("clean", "--verbose", cwd=store).stdout.splitlines()
+    job = "ab1034c4-ce51-4d3a-9b8c-a89a7af0a326"
+    assert lines[0] == "[INFO] Starting job cleanup process..."
+    at = lines.index(f"[INFO] Checking job {job} (completed, 10 days old)")
+    assert lines[at + 1 : at + 4] == [
+        f"[INFO] Deleting results/{job}/ (36 KB)",
+        f"[INFO] Deleting results/{job}_results.zip (4 KB)",
+        "[INFO] Updated database: marked job as cleaned",
+    ]
+    assert lines[-3:] == [
+        "[INFO] Cleaned 3 successful jobs (freed 124 KB)",
+        "[INFO] Cleaned 3 failed jobs (freed 20 KB)",
+        "[INFO] Cleanup completed successfully",
+    ]
+    log = (store / "logs/cleanup.log").read_text().splitlines()
+    assert all(line[4] == "-" and line[19:].startswith((" INFO: ", " WARNING: ")) for line in log)
+    texts = [line[20:] for line in log]
+    assert texts[0] == "INFO: Starting job cleanup process"
+    assert "INFO: Found 6 jobs to check" in texts
+    assert f"INFO: Cleaning job {job} (completed, 10.0 days old)" in texts
+    assert f"INFO: Deleted results/{job}/ (36 KB)" in texts
+    assert texts[-2:] == [
+        "INFO: Cleanup summary: 3 successful, 3 failed, 144 KB freed",
+        "INFO: Cleanup completed successfully",
+    ]
+
+
+def test_debug_tells_sql_file_operations_times_and_memory(
+    sample_store: Path, aged: Aged, run_cli: RunCli
+) -> None:
+    done = run_cli("clean", *options(aged(sample_store, 10)), "--verbose", "--debug")
+    for words in ("[DEBUG] SQL ", " ms: SELECT", "renameat results/", "emptied trash item", "Peak memory: "):
+        assert words in done.stderr
+
+
+def test_json_is_the_documents_answer_and_more(sample_store: Path, aged: Aged, run_cli: RunCli) -> None:
+    store = aged(sample_store, 10)
+    planned = json.loads(run_cli("clean", *options(store), "--json", "--dry-run").stdout)
+    answer = json.loads(run_cli("clean", *options(store), "--json").stdout)
+    for document in (planned, answer):
+        assert document["success"] is True
+        assert document["cleaned_jobs"] == {"successful": 3, "failed": 3}
+        assert document["space_freed"] == {"bytes": 147456, "human_readable": "144.0 KB"}
+        assert (document["skipped"], document["errors"]) == ([], [])
+    assert (planned["dry_run"], answer["dry_run"]) == (True, False)
+    by_id = {detail["job_id"]: detail for detail in answer["details"]}
+    assert len(by_id) == 6
+    detail = by_id["ab1034c4-ce51-4d3a-9b8c-a89a7af0a326"]
+    assert (detail["status"], detail["age_days"], detail["space_freed"]) == ("completed", 10.0, "40.0 KB")
+    assert {d["job_id"] for d in planned["details"]} == set(by_id)
+
+
+def test_two_runs_at_once_one_works_and_the_other_ends_with_four(
+    sample_store: Path, aged: Aged, run_cli: RunCli
+) -> None:
+    from datetime import UTC, datetime
+
+    from eemtcleanupd.store.lock import run_lock
+
+    store = aged(sample_store, 10)
+    with run_lock(store / "jobs.db", "20260101T000000-abcd", datetime.now(UTC)):
+        second = run_cli("clean", *options(store))
+    assert second.returncode == 4
+    assert f"run 20260101T000000-abcd, process {os.getpid()} on " in second.stderr
+    assert len(second.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--success-retention", "-1"], 2, "--success-retention: retention.successful_jobs.hours"),
+        (["--success-retention", "week"], 2, "'week' is not a valid float"),
+        (["--workers", "0"], 2, "--workers: performance.max_workers"),
+        (["--size-threshold", "10G"], 2, "--skip-large"),
+        (["--skip-large", "--size-threshold", "big"], 2, "'big' is not a size"),
+        (["--config", "missing.yaml"], 2, "there is no file"),
+        (["--db-path", "missing.db"], 3, "there is no job database at"),
+        (["--db-path", "README.md"], 3, "not a SQLite file"),
+        (["--db-path", "results"], 3, "is not a file"),
+        (["--db-path", "postgresql://anna:secret@host/jobs"], 3, "SQLite files only"),
+        (["--results-dir", "missing"], 3, "there is no results folder at"),
+        (["--results-dir", "jobs.db"], 3, "not a folder"),
+        (["--results-dir", "."], 3, "holds the job database"),
+        (["--results-dir", "/"], 3, "paths.results is /"),
+        (["--results-dir", "uploads"], 3, "each needs a folder of its own"),
+        (["--no-such-option"], 2, "No such option"),
+    ],
+)
+def test_bad_input_gets_one_clear_error_and_its_exit_code(
+    sample_store: Path, run_cli: RunCli, arguments: list[str], code: int, words: str
+) -> None:
+    before = (sample_store / "jobs.db").read_bytes()
+    done = run_cli("clean", *arguments, cwd=sample_store)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "secret" not in done.stderr
+    assert (sample_store / "jobs.db").read_bytes() == before
+
+
+def test_an_error_with_json_is_json_too(sample_store: Path, run_cli: RunCli) -> None:
+    done = run_cli("clean", "--json", "--db-path", "missing.db", cwd=sample_store)
+    answer = json.loads(done.stdout)
+    assert (answer["success"], answer["exit_code"], done.returncode) == (False, 3, 3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_in_order_and_the_next_goes_on(
+    tmp_path: Path, run_cli: RunCli, number: signal.Signals
+) -> None:
+    assert run_cli("demo", "store", "--jobs", "300").returncode == 0
+    store = tmp_path / "store"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eemtcleanupd", "clean", "--workers", "1"],
+        cwd=store,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PATH": os.environ["PATH"]},
+    )
+    deadline = time.monotonic() + 30
+    while not _has_cleaned_one(store) and time.monotonic() < deadline:
+        assert process.poll() is None
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert output.splitlines()[-1] == "[WARNING] Cleanup was interrupted; the next run goes on"
+    first = rows(store, "SELECT outcome FROM cleanup_runs")
+    assert first == [("interrupted",)]
+    again = run_cli("clean", "--json", cwd=store)
+    assert again.returncode == 0
+    assert rows(store, "SELECT count(*) FROM cleanup_intents") == [(0,)]
+    assert (store / "canary/keep-me.txt").exists()
+
+
+def _has_cleaned_one(store: Path) -> bool:
+    try:
+        return bool(rows(store, "SELECT 1 FROM cleanup_log LIMIT 1"))
+    except sqlite3.OperationalError:
+        return False
+
+
+def test_a_busy_web_interface_is_never_locked_out(tmp_path: Path, run_cli: RunCli) -> None:
+    """A writer commits every 10 ms with a 5 s timeout while 2,000 jobs are cleaned."""
+    store = tmp_path / "store"
+    for name in ("uploads", "results"):
+        (store / name).mkdir(parents=True)
+    with closing(sqlite3.connect(store / "jobs.db")) as connection, connection:
+        connection.execute(
+            "CREATE TABLE jobs (id TEXT PRIMARY KEY, workflow_type TEXT, status TEXT, completed_at TIMESTAMP,"
+            " progress INTEGER, dem_filename TEXT)"
+        )
+        connection.executemany(
+            "INSERT INTO jobs VALUES (?, 'sol', 'completed', '2026-01-01T00:00:00', 0, NULL)",
+            [(f"job-{number}",) for number in range(2000)],
+        )
+        connection.execute("INSERT INTO jobs VALUES ('live', 'sol', 'running', NULL, 0, NULL)")
+    for number in range(2000):
+        (store / f"results/job-{number}").mkdir()
+    writer = subprocess.Popen(
+        [sys.executable, "-c", _WRITER, str(store / "jobs.db")],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "writing\n"
+        done = run_cli("clean", "--json", cwd=store)
+        told, _ = writer.communicate("stop\n", timeout=30)
+    finally:
+        writer.kill()
+    assert json.loads(done.stdout)["cleaned_jobs"]["successful"] == 2000
+    commits, locked = map(int, told.split())
+    assert locked == 0
+    assert rows(store, "SELECT progress FROM jobs WHERE id = 'live'") == [(commits,)]
+    assert commits > 10
+
+
+# As the web interface writes: the file opened afresh, one statement, the default timeout of 5 s.
+_WRITER = """
+import select, sqlite3, sys
+commits = locked = 0
+print("writing", flush=True)
+while not select.select([sys.stdin], [], [], 0.01)[0]:
+    connection = sqlite3.connect(sys.argv[1])
+    try:
+        connection.execute("UPDATE jobs SET progress = progress + 1 WHERE id = 'live'")
+        connection.commit()
+        commits += 1
+    except sqlite3.OperationalError:
+        locked += 1
+    connection.close()
+print(commits, locked)
+"""
+
+
+def test_help_loads_none_of_the_heavy_libraries() -> None:
+    code = (
+        "import sys; from eemtcleanupd.cli.main import cli; cli.main(['--help'], standalone_mode=False);"
+        "print([n for n in ('sqlalchemy', 'pydantic', 'rich', 'yaml', 'humanize') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_colour_is_for_terminals_without_no_color(sample_store: Path, run_cli: RunCli) -> None:
+    """The program's own terminal: a pseudo-terminal, with the progress bar on it."""
+    plain = _on_terminal(sample_store, {"NO_COLOR": "1", "TERM": "xterm"})
+    coloured = _on_terminal(sample_store, {"TERM": "xterm"})
+    assert "\x1b[36m[DRY RUN]" in coloured
+    assert "\x1b[36m" not in plain
+    assert "[DRY RUN]" in plain
+
+
+def _on_terminal(store: Path, environment: dict[str, str]) -> str:
+    import pty
+
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eemtcleanupd", "clean", "--dry-run"],
+        cwd=store,
+        stdout=slave,
+        stderr=slave,
+        env={"PATH": os.environ["PATH"], **environment},
+    )
+    os.close(slave)
+    output = b""
+    while True:
+        try:
+            read = os.read(master, 65536)
+        except OSError:  # EIO: the other side has closed
+            break
+        if not read:
+            break
+        output += read
+    os.close(master)
+    assert process.wait(30) == 0
+    return output.decode()

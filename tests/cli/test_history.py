@@ -1,0 +1,66 @@
+"""Past runs, holds, and the folders of the last run, as an operator asks for them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.conftest import Aged, RunCli
+
+
+def test_history_lists_runs_and_shows_one(sample_store: Path, aged: Aged, run_cli: RunCli) -> None:
+    store = aged(sample_store, 10)
+    assert run_cli("history", cwd=store).stdout == "No run yet.\n"
+    run_cli("clean", cwd=store)
+    run_cli("clean", cwd=store)
+    listed = json.loads(run_cli("history", "--json", cwd=store).stdout)
+    assert [(run["outcome"], run["successful"], run["failed"]) for run in listed] == [
+        ("success", 0, 0),
+        ("success", 3, 3),
+    ]
+    run_id = listed[1]["id"]
+    shown = run_cli("history", run_id, cwd=store).stdout
+    assert run_id in shown
+    assert "Cleaned  3 successful and 3 failed jobs" in shown
+    assert "deleted results/ab1034c4-ce51-4d3a-9b8c-a89a7af0a326/ (36 KB)" in shown
+    jobs = json.loads(run_cli("history", run_id, "--json", cwd=store).stdout)["jobs"]
+    assert len(jobs) == 6
+    unknown = run_cli("history", "nonsense", cwd=store)
+    assert (unknown.returncode, unknown.stderr) == (
+        1,
+        "eemtcleanupd: error: there is no run nonsense; `eemtcleanupd history` lists them\n",
+    )
+
+
+def test_a_held_job_stays_until_it_is_released(sample_store: Path, aged: Aged, run_cli: RunCli) -> None:
+    store = aged(sample_store, 10)
+    job = "ab1034c4-ce51-4d3a-9b8c-a89a7af0a326"
+    assert run_cli("hold", job, "--reason", "paper in review", cwd=store).returncode == 0
+    run_cli("clean", cwd=store)
+    assert (store / "results" / job).is_dir()
+    assert (store / f"results/{job}_results.zip").exists()
+    assert run_cli("release", job, cwd=store).returncode == 0
+    assert run_cli("release", job, cwd=store).returncode == 1
+    run_cli("clean", cwd=store)
+    assert not (store / "results" / job).exists()
+
+
+def test_a_hold_needs_a_time_that_is_yet_to_come(sample_store: Path, run_cli: RunCli) -> None:
+    for when, words in (("soon", "is not a time"), ("2020-01-01", "has passed")):
+        done = run_cli("hold", "job", "--until", when, cwd=sample_store)
+        assert done.returncode == 2
+        assert words in done.stderr
+
+
+def test_a_folder_that_was_replaced_on_purpose_can_be_accepted(
+    sample_store: Path, aged: Aged, run_cli: RunCli
+) -> None:
+    store = aged(sample_store, 10)
+    run_cli("clean", cwd=store)
+    (store / "results").rename(store / "old-results")
+    (store / "results").mkdir()
+    refused = run_cli("clean", cwd=store)
+    assert refused.returncode == 3
+    assert "`eemtcleanupd roots --accept`" in refused.stderr
+    assert run_cli("roots", "--accept", cwd=store).returncode == 0
+    assert run_cli("clean", cwd=store).returncode == 0
