@@ -6,96 +6,113 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from eemtcleanupd.errors import ConfigError
+from eemtcleanupd.units import printable, shortened
 
-_TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
+BASE_DIR = "EEMT_BASE_DIR"
+"""The folder that the paths of the job store are in when nothing else says where they are."""
+
+CONFIG_FILE = "EEMT_CLEANUP_CONFIG"
+"""The configuration file."""
+
+_SWITCH = {"true": True, "1": True, "yes": True, "on": True}
+_SWITCH |= {"false": False, "0": False, "no": False, "off": False}
+
+
+def _switch(text: str) -> object:
+    return _SWITCH[text.lower()]
+
+
+def _days(text: str) -> object:
+    hours = float(text) * 24
+    if not hours >= 0:  # told in the unit that it was written in
+        raise ValueError(text)
+    return hours
 
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A variable: the key it sets, how its text is read, and the newer name if it has one."""
+    """A variable: the key that it sets, and how its text is read."""
 
     name: str
     key: str
-    read: Callable[[str], object]
-    newer: str | None = None
+    read: Callable[[str], object] = str
 
 
-def _number(text: str) -> object:
-    return float(text)
-
-
-def _whole(text: str) -> object:
-    return int(text)
-
-
-def _days(text: str) -> object:
-    return float(text) * 24
-
-
-def _switch(text: str) -> object:
-    if text.lower() in _TRUE:
-        return True
-    if text.lower() in _FALSE:
-        return False
-    raise ValueError("write true or false")
-
-
-def _text(text: str) -> object:
-    return text
-
-
-_SUCCESS = "retention.successful_jobs.hours"
 VARIABLES = (
-    Variable("EEMT_SUCCESS_RETENTION_HOURS", _SUCCESS, _number),
-    Variable("EEMT_FAILED_RETENTION_HOURS", "retention.failed_jobs.hours", _number),
+    Variable("EEMT_SUCCESS_RETENTION_HOURS", "retention.successful_jobs.hours", float),
+    Variable("EEMT_FAILED_RETENTION_HOURS", "retention.failed_jobs.hours", float),
     Variable("EEMT_ENABLE_AUTO_CLEANUP", "schedule.enabled", _switch),
-    Variable("EEMT_CLEANUP_SCHEDULE", "schedule.cron", _text),
-    Variable("EEMT_CLEANUP_LOG_LEVEL", "logging.level", str.upper),
-    Variable("EEMT_CLEANUP_BATCH_SIZE", "performance.batch_size", _whole),
+    Variable("EEMT_CLEANUP_SCHEDULE", "schedule.cron"),
+    Variable("EEMT_CLEANUP_LOG_LEVEL", "logging.level"),
+    Variable("EEMT_CLEANUP_BATCH_SIZE", "performance.batch_size", int),
     Variable("EEMT_CLEANUP_DRY_RUN", "dry_run", _switch),
-    Variable("EEMT_RESULTS_DIR", "paths.results", _text),
-    Variable("EEMT_UPLOADS_DIR", "paths.uploads", _text),
-    Variable("EEMT_SUCCESS_RETENTION_DAYS", _SUCCESS, _days, newer="EEMT_SUCCESS_RETENTION_HOURS"),
-    Variable("EEMT_DRY_RUN", "dry_run", _switch, newer="EEMT_CLEANUP_DRY_RUN"),
-    Variable("EEMT_CLEANUP_ENABLED", "schedule.enabled", _switch, newer="EEMT_ENABLE_AUTO_CLEANUP"),
+    Variable("EEMT_RESULTS_DIR", "paths.results"),
+    Variable("EEMT_UPLOADS_DIR", "paths.uploads"),
+    Variable("EEMT_SUCCESS_RETENTION_DAYS", "retention.successful_jobs.hours", _days),
+    Variable("EEMT_DRY_RUN", "dry_run", _switch),
+    Variable("EEMT_CLEANUP_ENABLED", "schedule.enabled", _switch),
 )
-"""All variables that set a key; the newer name of two comes first and wins."""
+"""All variables that set a key.  Of two for one key the newer name comes first, and wins."""
 
-BASE_DIR = "EEMT_BASE_DIR"
-CONFIG_FILE = "EEMT_CLEANUP_CONFIG"
+_ALLOWED: Mapping[object, str] = {
+    float: "a number",
+    _days: "a number of at least 0",
+    int: "a whole number",
+    _switch: "true or false",
+}
 
 
-def read_environment(environ: Mapping[str, str]) -> tuple[dict[str, tuple[object, str]], list[str]]:
-    """Return what the environment sets, by key with the variable's name, and warnings.
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What the variables say: values by key, each with its variable's name; warnings; problems."""
 
-    An empty variable is not set.  Raises ConfigError for a value that cannot be read.
+    values: Mapping[str, tuple[object, str]]
+    base_dir: str | None
+    warnings: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+def variable(environ: Mapping[str, str], name: str) -> str | None:
+    """Return a variable's text without the quotes around it, None when it is empty or not set.
+
+    A compose file that says ``- EEMT_CLEANUP_SCHEDULE="0 2 * * *"`` hands the quotes along.
     """
+    text = environ.get(name, "").strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        text = text[1:-1].strip()
+    return text or None
+
+
+def read_environment(environ: Mapping[str, str]) -> Environment:
+    """Read all variables that are known, and find those that were probably meant to be."""
     values: dict[str, tuple[object, str]] = {}
-    warnings = []
-    for variable in VARIABLES:
-        # `- EEMT_CLEANUP_SCHEDULE="0 2 * * *"` in a compose file passes the quotes along.
-        text = environ.get(variable.name, "").strip()
-        if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'":
-            text = text[1:-1].strip()
-        if not text:
+    warnings, problems = [], []
+    for each in VARIABLES:
+        text = variable(environ, each.name)
+        if text is None:
             continue
         try:
-            value = variable.read(text)
-        except ValueError as error:
-            hint = str(error) if variable.read is _switch else "write a number"
-            raise ConfigError(f"{variable.name} is {text!r}, which cannot be read: {hint}") from error
-        if variable.key in values:
-            earlier, name = values[variable.key]
-            if earlier != value:
-                warnings.append(f"{variable.name} is ignored, since {name} is set to something else")
+            value = each.read(text)
+        except (ValueError, KeyError):
+            shown = shortened(printable(text), 60)
+            problems.append(f"{each.name}: {each.key}: found '{shown}', allowed is {_ALLOWED[each.read]}")
             continue
-        values[variable.key] = (value, variable.name)
-    known = [*(variable.name for variable in VARIABLES), BASE_DIR, CONFIG_FILE]
-    for name in sorted(environ):
-        looks_ours = name.startswith("EEMT_CLEANUP") or (name.startswith("EEMT_") and "RETENTION" in name)
-        if looks_ours and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+        if each.key not in values:
+            values[each.key] = (value, each.name)
+        elif values[each.key][0] != value:
+            newer = values[each.key][1]
+            warnings.append(f"{each.name} is ignored: {newer}, its newer name, is set to something else")
+    warnings += _misspelt(environ)
+    return Environment(values, variable(environ, BASE_DIR), tuple(warnings), tuple(problems))
+
+
+def _misspelt(environ: Mapping[str, str]) -> list[str]:
+    known = [*(each.name for each in VARIABLES), BASE_DIR, CONFIG_FILE]
+    warnings = []
+    for name in sorted(environ.keys() - set(known)):
+        ours = name.startswith("EEMT_") and (name.startswith("EEMT_CLEANUP") or "RETENTION" in name)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6 if ours else 0.85)
+        if ours or (near and name.startswith("EEMT")):
             meant = f"; did you mean {near[0]}?" if near else ""
-            warnings.append(f"the environment variable {name} is not known and has no effect{meant}")
-    return values, warnings
+            warnings.append(f"the variable {printable(name)} is not known and has no effect{meant}")
+    return warnings

@@ -1,83 +1,94 @@
-"""From file, environment and options to one configuration that knows where each value came from."""
+"""From defaults, file, environment and options to one configuration that knows where each value came from."""
 
 from __future__ import annotations
 
-import difflib
+import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
+from pathlib import Path, PurePath
+from types import MappingProxyType
+from typing import Any, Final
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, SecretStr, ValidationError
 
-from eemtcleanupd.config.document import Document, Path_, dotted, read_document
-from eemtcleanupd.config.environment import BASE_DIR, CONFIG_FILE, read_environment
-from eemtcleanupd.config.schema import Config
+from eemtcleanupd.config.document import Document, Loc, dotted, read_document
+from eemtcleanupd.config.environment import BASE_DIR, CONFIG_FILE, read_environment, variable
+from eemtcleanupd.config.fields import DatabaseAddress
+from eemtcleanupd.config.not_yet import NOT_YET
+from eemtcleanupd.config.problems import SECRET_KEYS, describe
+from eemtcleanupd.config.schema import Config, holds, leaves
 from eemtcleanupd.errors import ConfigError
-from eemtcleanupd.units import printable, shortened
+from eemtcleanupd.units import printable
 
-_STORE_PATHS = ("paths.database", "paths.uploads", "paths.results", "paths.temp", "paths.logs")
-_OTHER_PATHS = (
-    "backup.path",
-    "metrics.textfile",
-    "logging.file",
-    "api.tokens_file",
-    "notifications.audit_log.path",
-)
-# Where a default lies in a folder that can be set by itself.
-_IN_LOGS = {"logging.file": "cleanup.log", "notifications.audit_log.path": "cleanup_audit.jsonl"}
-_SECRETS = ("notifications.slack.webhook_url",)
+FILE_NAME: Final = "cleanup_config.yaml"
+SYSTEM_FILE: Final = Path("/etc/eemtcleanupd") / FILE_NAME
+DEFAULT: Final = "default"
+"""The origin of a value that nobody set."""
 
-# What this version cannot do yet: the key, the value that is harmless, what is missing.
-_WITHOUT_EFFECT: tuple[tuple[str, object, str], ...] = (
-    ("performance.executor", "threads", "workers are threads"),
-    ("performance.io_priority", "best-effort", "disk priority is not set"),
-    ("performance.max_deletes_per_second", 0, "the rate is not limited"),
-    ("pressure.enabled", False, "nothing is cleaned early"),
-    ("api.enabled", False, "HTTP is not served"),
-    ("metrics.textfile", None, "no metrics are written"),
-    ("notifications.email.enabled", False, "no e-mail is sent"),
-    ("notifications.slack.enabled", False, "nothing is posted"),
-    ("notifications.audit_log.enabled", False, "the audit is in table cleanup_audit alone"),
-)
-# The same, where going on without it would delete what its user means to keep.
-_REFUSED: tuple[tuple[str, object, str], ...] = (
-    ("backup.enabled", False, "backups"),
-    ("plugins", (), "plugins, which may veto a cleanup"),
-)
+_FIELDS = dict(leaves())
+_PATH_KEYS = ("paths.database", *(key for key, field in _FIELDS.items() if holds(field, Path)))
+_STORE_KEYS = tuple(key for key in _PATH_KEYS if key.startswith("paths."))
+# Defaults that lie in a folder which has a key of its own.
+_IN_LOGS = ("logging.file", "notifications.audit_log.path")
+# Older spelling, today's, and what to multiply by.
+_OLDER = (("retention.successful_jobs.days", "retention.successful_jobs.hours", 24),)
+_SQLITE_URL = re.compile(r"sqlite(?:\+\w+)?:///(?P<path>[^?]+)", re.IGNORECASE)
+_REFERENCE = re.compile(r"\$\{(\w+)\}")
+_MAX_SECRET_BYTES = 64 * 1024
+_MAX_PROBLEMS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A key with its effective value as JSON has it, secrets hidden, and where it came from."""
+
+    key: str
+    value: Any
+    origin: str
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The effective configuration, where each value came from (by dotted key), and what to warn of."""
+    """The effective configuration, where each value came from (by dotted key), and what to warn of.
+
+    An origin is ``default``, ``FILE:LINE``, or the name of a variable or of an option.
+    """
 
     config: Config
     file: Path | None
     origins: Mapping[str, str]
     warnings: tuple[str, ...]
 
-    def settings(self) -> Iterator[tuple[str, object, str]]:
-        """Yield each key with its value, secrets hidden, and its origin, in the order of the schema."""
-        for key, value in _leaves(self.config, ""):
-            yield key, value, self.origins.get(key, "default")
+    def settings(self) -> Iterator[Setting]:
+        """Yield every key in the order of the schema."""
+        for key, origin in self.origins.items():
+            value: Any = self.config
+            for name in key.split("."):
+                value = getattr(value, name)
+            yield Setting(key, _shown(value), origin)
 
 
 def find_file(explicit: Path | None, environ: Mapping[str, str], cwd: Path) -> Path | None:
     """Return the configuration file to read, None when there is none.
 
-    The order is DESIGN's: ``--config``, EEMT_CLEANUP_CONFIG, ``./cleanup_config.yaml``, then
-    ``/etc/eemtcleanupd/cleanup_config.yaml``.  Raises ConfigError when one that was named is missing.
+    The order is ``--config``, EEMT_CLEANUP_CONFIG, ``./cleanup_config.yaml``, then
+    ``/etc/eemtcleanupd/cleanup_config.yaml``.  A file that is there but cannot be read is returned all the
+    same: to fall back to defaults would delete by rules that nobody wrote.
+
+    Raises:
+        ConfigError: a file that was named does not exist.
     """
-    named = explicit or (Path(environ[CONFIG_FILE]) if environ.get(CONFIG_FILE) else None)
+    from_environment = variable(environ, CONFIG_FILE)
+    named = explicit or (Path(from_environment) if from_environment else None)
     if named is not None:
         file = cwd / named
-        if not file.is_file():
+        if not os.path.lexists(file):
             source = "--config" if explicit else CONFIG_FILE
-            raise ConfigError(f"there is no file {file}, which {source} names")
+            raise ConfigError(f"there is no file {printable(str(file))}, which {source} names")
         return file
-    usual = (cwd / "cleanup_config.yaml", Path("/etc/eemtcleanupd/cleanup_config.yaml"))
-    return next((file for file in usual if file.is_file()), None)
+    return next((file for file in (cwd / FILE_NAME, SYSTEM_FILE) if _is_there(file)), None)
 
 
 def load(
@@ -95,210 +106,244 @@ def load(
         options: values of the command line by dotted key, each with the option's name.
         cwd: what relative paths of variables and options (without a file: of defaults too) start from.
 
+    Returns:
+        The configuration; all its paths are absolute, and its secrets are read.
+
     Raises:
         ConfigError: every problem that was found, a line each.
     """
-    document = read_document(file.absolute()) if file else Document(Path("(no file)"))
-    merge = _Merge(document, file is not None, cwd)
-    from_environment, warnings = read_environment(environ)
-    for key, (value, name) in {**from_environment, **(options or {})}.items():
-        merge.set(key, value, name)
-    merge.resolve_paths(environ)
-    merge.resolve_secrets(environ)
-    config = merge.validate()
-    warnings += _consider(config, merge.origins)
-    return Loaded(config, file.absolute() if file else None, merge.origins, tuple(warnings))
+    document = read_document(cwd / file) if file else Document(None)
+    environment = read_environment(environ)
+    assembly = _Assembly(document, environ, cwd)
+    assembly.problems += environment.problems
+    assembly.take_document()
+    for key, (value, name) in {**environment.values, **(options or {})}.items():
+        assembly.put(key, value, name)
+    assembly.resolve_paths(environment.base_dir)
+    assembly.read_secrets()
+    config = assembly.validated()
+    return Loaded(
+        config,
+        document.file,
+        MappingProxyType({key: assembly.origins.get(key, DEFAULT) for key in _shown_keys()}),
+        (*environment.warnings, *assembly.warnings),
+    )
 
 
-class _Merge:
-    """The values on their way into the schema, and where each came from."""
+class _Assembly:
+    """The values of all sources by dotted key, on their way into the schema."""
 
-    def __init__(self, document: Document, has_file: bool, cwd: Path) -> None:
+    def __init__(self, document: Document, environ: Mapping[str, str], cwd: Path) -> None:
+        self.origins: dict[str, str] = {}
+        self.problems = list(document.problems)
+        self.warnings: list[str] = []
         self._document = document
-        self._data = document.data
+        self._environ = environ
         self._cwd = cwd
-        self._file_base = document.file.parent if has_file else cwd
-        self._problems = list(document.problems)
-        self.origins = {
-            dotted(path): f"{document.file}:{line}" for path, (line, _) in document.places.items()
-        }
+        self._file_base = document.file.parent if document.file else cwd
+        self._values: dict[str, Any] = {}
 
-    def set(self, key: str, value: object, origin: str) -> None:
-        """Put a value of the environment or of an option over the file's."""
-        *blocks, name = key.split(".")
-        place = self._data
-        for block in blocks:
-            below = place.setdefault(block, {})
-            if not isinstance(below, dict):
-                return  # a wrong type in the file, which validation tells
-            place = below
-        if key == "retention.successful_jobs.hours":
-            place.pop("days", None)
-        place[name] = value
+    def take_document(self) -> None:
+        """Take the file's values; its problems count even where something else overrides the value."""
+        wrong: set[str] = set()
+        try:
+            Config.model_validate(self._document.data)
+        except ValidationError as error:
+            wrong = self._note(error)
+        for key in _FIELDS:
+            if any(key == each or key.startswith(f"{each}.") for each in wrong):
+                continue  # told already
+            *blocks, name = _loc(key)
+            place: Any = self._document.data
+            for block in blocks:
+                place = place.get(block) if isinstance(place, dict) else None
+            if isinstance(place, dict) and name in place:
+                self.put(key, place[name], self._document.line(_loc(key)))
+        for older, key, factor in _OLDER:
+            value, origin = self._values.pop(older, None), self.origins.pop(older, "")
+            if value is not None and key in self._values:
+                line = self._document.line(_loc(key))
+                self._problem(older, f"{key} in {line} says the same: keep one of the two")
+            elif isinstance(value, int | float):
+                self.put(key, value * factor, origin)
+
+    def put(self, key: str, value: object, origin: str) -> None:
+        """Put a value over what an earlier source said."""
+        self._values[key] = value
         self.origins[key] = origin
 
-    def get(self, key: str) -> Any:
-        place: Any = self._data
-        for name in key.split("."):
-            if not isinstance(place, dict) or name not in place:
-                return None
-            place = place[name]
-        return place
-
-    def resolve_paths(self, environ: Mapping[str, str]) -> None:
+    def resolve_paths(self, base_dir: str | None) -> None:
         """Make all paths absolute: the file's from its folder, those of variables and options from cwd."""
-        base_dir = environ.get(BASE_DIR)
-        for key in _STORE_PATHS:
-            if self.get(key) is None and base_dir:
-                self.set(key, str(self._cwd / base_dir / _default(key)), BASE_DIR)
-        for key in (*_STORE_PATHS, *_OTHER_PATHS):
-            value = self.get(key)
-            if isinstance(value, str) and "://" not in value:
-                self._put(key, self._base(key) / value)
-            elif value is None and key not in self.origins and _default(key) is not None:
-                logs = self.get("paths.logs")
-                if key in _IN_LOGS and isinstance(logs, str):
-                    self._put(key, Path(logs) / _IN_LOGS[key])
+        for key in _PATH_KEYS:
+            value = self._values.get(key)
+            if isinstance(value, str) and value.strip():
+                self._values[key] = self._absolute(key, value)
+            elif key not in self._values and (default := _FIELDS[key].default) is not None:
+                if key in _STORE_KEYS and base_dir:
+                    self.put(key, str(self._cwd / base_dir / default), BASE_DIR)
+                elif key in _IN_LOGS and isinstance(logs := self._values["paths.logs"], str):
+                    self._values[key] = str(Path(logs) / Path(default).name)
                 else:
-                    self._put(key, self._file_base / _default(key))
+                    self._values[key] = str(self._file_base / default)
 
-    def _base(self, key: str) -> Path:
-        from_file = self.origins.get(key, "").startswith(f"{self._document.file}:")
-        return self._file_base if from_file else self._cwd
+    def _absolute(self, key: str, value: str) -> str:
+        if key == "paths.database":
+            if (match := _SQLITE_URL.fullmatch(value)) is not None:
+                value = match["path"]
+            elif DatabaseAddress(value).is_url:
+                return value
+        elif key.removesuffix("_file") in SECRET_KEYS and "/" not in value:
+            # systemd.exec(5), Credentials: a name among the unit's own wins over a file of that name.
+            credentials = self._environ.get("CREDENTIALS_DIRECTORY")
+            if credentials and os.path.lexists(Path(credentials) / value):
+                return str(Path(credentials) / value)
+        return str((self._file_base if self._is_from_file(key) else self._cwd) / value)
 
-    def _put(self, key: str, path: Path) -> None:
-        origin = self.origins.get(key)
-        self.set(key, str(path), "default")
-        if origin is None:
-            del self.origins[key]
-        else:
-            self.origins[key] = origin
-
-    def resolve_secrets(self, environ: Mapping[str, str]) -> None:
-        """Replace ``${NAME}`` and ``…_file`` by the secret itself."""
-        for key in _SECRETS:
-            value, file = self.get(key), self.get(f"{key}_file")
-            if isinstance(value, str) and value.startswith("${") and value.endswith("}"):
-                name = value[2:-1]
-                if name not in environ:
-                    self._problems.append(
-                        f"{self._where(key)}: {key} names the variable {name}, which is not set"
-                    )
-                    continue
-                self._put_secret(key, environ[name])
+    def read_secrets(self) -> None:
+        """Put each secret in the place of the ``${NAME}`` or the ``…_file`` that says where it is."""
+        for key in SECRET_KEYS:
+            switch = f"{key.rpartition('.')[0]}.enabled"
+            if switch in _FIELDS and self._values.get(switch, _FIELDS[switch].default) is False:
+                continue
+            value, file = self._values.get(key), self._values.get(f"{key}_file")
+            if value is not None and file is not None:
+                self._problem(f"{key}_file", f"{key} is set as well: keep one of the two")
+            elif isinstance(value, str) and (key != "paths.database" or DatabaseAddress(value).is_url):
+                self._values[key] = _REFERENCE.sub(partial(self._variable, key), value)
             elif isinstance(file, str):
-                if value is not None:
-                    self._problems.append(f"{self._where(key)}: {key} and {key}_file are both set; keep one")
-                    continue
-                credentials = Path(environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / file
-                path = credentials if credentials.is_file() else self._file_base / file
-                try:
-                    self._put_secret(key, path.read_text(encoding="utf-8").strip())
-                except (OSError, UnicodeDecodeError):
-                    self._problems.append(f"{self._where(key)}: {key}_file: {path} cannot be read")
+                self.put(key, self._secret(f"{key}_file", Path(file)), self.origins[f"{key}_file"])
 
-    def _put_secret(self, key: str, secret: str) -> None:
-        self.set(key, secret, self.origins.get(key) or self.origins.get(f"{key}_file", "default"))
+    def _variable(self, key: str, reference: re.Match[str]) -> str:
+        name = reference[1]
+        if not self._environ.get(name):
+            self._problem(key, f"the variable {name}, which it names, is not set")
+        return self._environ.get(name, "")
 
-    def _where(self, key: str) -> str:
-        origin = self.origins.get(key)
-        if origin is not None and not origin.startswith(f"{self._document.file}:"):
-            return origin
-        return self._document.place(tuple(key.split(".")))
-
-    def validate(self) -> Config:
-        """Return the configuration, or raise ConfigError with every problem."""
+    def _secret(self, key: str, file: Path) -> str | None:
         try:
-            config = Config.model_validate(self._data)
+            with file.open("rb") as stream:
+                text = stream.read(_MAX_SECRET_BYTES).decode().strip()
+        except OSError as error:
+            self._problem(key, f"{printable(str(file))} cannot be read: {error.strerror}")
+        except UnicodeDecodeError:
+            self._problem(key, f"{printable(str(file))} is not UTF-8 text")
+        else:
+            if text:
+                return text
+            self._problem(key, f"{printable(str(file))} is empty")
+        return None
+
+    def validated(self) -> Config:
+        """Return the configuration, or raise ConfigError with every problem."""
+        nested: dict[str, Any] = {}
+        for key, value in self._values.items():
+            *blocks, name = key.split(".")
+            place = nested
+            for block in blocks:
+                place = place.setdefault(block, {})
+            place[name] = value
+        try:
+            config = Config.model_validate(nested)
         except ValidationError as error:
-            self._problems += [self._words(detail) for detail in error.errors(include_url=False)]
-        if self._problems:
-            raise ConfigError("\n  ".join(["the configuration is wrong:", *dict.fromkeys(self._problems)]))
+            self._note(error)
+        else:
+            self._consider_what_is_missing()
+        problems = list(dict.fromkeys(self.problems))
+        if len(problems) == 1:
+            raise ConfigError(problems[0])
+        if problems:
+            more = len(problems) - _MAX_PROBLEMS
+            tail = [f"and {more} more"] if more > 0 else []
+            head = f"the configuration has {len(problems)} problems:"
+            raise ConfigError("\n  ".join([head, *problems[:_MAX_PROBLEMS], *tail]))
         return config
 
-    def _words(self, detail: ErrorDetails) -> str:
-        path = self._known_path(detail["loc"])
-        key = dotted(path)
-        where = self._where(key)
-        if detail["type"] == "extra_forbidden":
-            known = _keys_at(path[:-1])
-            near = difflib.get_close_matches(str(path[-1]), known, n=1)
-            meant = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-            return f"{where}: {printable(key)}: unknown key; {meant}"
-        message = detail["msg"].removeprefix("Value error, ")
-        if any(key.startswith(secret) for secret in _SECRETS) or isinstance(detail["input"], dict):
-            return f"{where}: {key}: {message}" if key else f"{where}: {message}"
-        found = shortened(printable(repr(detail["input"])), 80)
-        return f"{where}: {key}: {message[0].lower()}{message[1:]} (found {found})"
+    def _consider_what_is_missing(self) -> None:
+        for each in NOT_YET:
+            value = self._values.get(each.key)
+            if each.key not in self.origins or not each.asks(value):
+                continue
+            shown = printable(_written(value))
+            if each.protects:
+                self._problem(
+                    each.key,
+                    f"{shown} is not possible in this version ({each.missing}), and to clean without it "
+                    "could delete what it is to protect: take it out",
+                )
+            else:
+                self.warnings.append(f"{each.key}: {shown} has no effect in this version ({each.missing})")
 
-    def _known_path(self, loc: Path_) -> Path_:
-        """Drop what pydantic adds for the branches of a union."""
-        length = len(loc)
-        while length > 1 and self._document.places.get(loc[:length]) is None and _has_no_key(loc[:length]):
-            length -= 1
-        return loc[:length]
+    def _note(self, error: ValidationError) -> set[str]:
+        """Note what is wrong and return the keys."""
+        wrong = set()
+        for detail in error.errors(include_url=False):
+            loc = detail["loc"]
+            is_from_file = self._elsewhere(loc) is None
+            words = describe(detail, self._document.scalars.get(loc) if is_from_file else None)
+            self._problem_at(loc, words, of_key=detail["type"] == "extra_forbidden")
+            wrong.add(_key(loc))
+        return wrong
 
+    def _problem(self, key: str, words: str) -> None:
+        self._problem_at(_loc(key), words)
 
-def _consider(config: Config, origins: Mapping[str, str]) -> list[str]:
-    """Warn of settings that this version cannot honour; refuse those that protect data."""
-    for key, harmless, what in _REFUSED:
-        value = _value(config, key)
-        if value != harmless:
-            raise ConfigError(
-                f"{origins.get(key, key)}: {key} is set, but this version has no {what}; nothing is cleaned "
-                f"without it: take the setting out, or wait for the version that has it"
-            )
-    return [
-        f"{key} has no effect in this version: {what}"
-        for key, harmless, what in _WITHOUT_EFFECT
-        if key in origins and _value(config, key) != harmless
-    ]
+    def _problem_at(self, loc: Loc, words: str, *, of_key: bool = False) -> None:
+        place = self._elsewhere(loc) or self._document.place(loc, of_key=of_key)
+        self.problems.append(": ".join(part for part in (place, dotted(loc), words) if part))
 
+    def _elsewhere(self, loc: Loc) -> str | None:
+        """Return the variable or the option that a value came from, None for the file."""
+        key = _key(loc)
+        return None if self._is_from_file(key) else self.origins.get(key)
 
-def _value(config: Config, key: str) -> Any:
-    value: Any = config
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value
+    def _is_from_file(self, key: str) -> bool:
+        origin = self.origins.get(key, "")
+        return self._document.file is not None and origin.startswith(f"{self._document.name}:")
 
 
-def _default(key: str) -> Any:
-    model: Any = Config
-    *blocks, name = key.split(".")
-    for block in blocks:
-        model = model.model_fields[block].annotation
-    return model.model_fields[name].default
+def _is_there(file: Path) -> bool:
+    try:
+        file.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # perhaps a folder that may not be entered
+        return True
+    return True
 
 
-def _keys_at(path: Path_) -> list[str]:
-    model: Any = Config
-    for name in path:
-        if isinstance(name, int):
-            continue
-        annotation = model.model_fields[name].annotation
-        arguments = getattr(annotation, "__args__", ())
-        model = next((a for a in (annotation, *arguments) if _is_model(a)), None)
-        if model is None:
-            return []
-    return list(model.model_fields)
+def _loc(key: str) -> Loc:
+    return tuple(key.split("."))
 
 
-def _is_model(annotation: object) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def _key(loc: Loc) -> str:
+    return ".".join(part for part in loc if isinstance(part, str))
 
 
-def _has_no_key(path: Path_) -> bool:
-    return isinstance(path[-1], str) and path[-1] not in _keys_at(path[:-1]) and not _is_block(path[:-1])
+def _shown_keys() -> Iterator[str]:
+    older = {key for key, _, _ in _OLDER}
+    return (key for key in _FIELDS if key not in older)
 
 
-def _is_block(path: Path_) -> bool:
-    return bool(_keys_at(path))
+def _written(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _leaves(model: BaseModel, prefix: str) -> Iterator[tuple[str, object]]:
-    for name in type(model).model_fields:
-        value = getattr(model, name)
-        if isinstance(value, BaseModel):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def _shown(value: Any) -> Any:
+    """Return a value as JSON has it, without secrets."""
+    match value:
+        case SecretStr():
+            return "********"
+        case DatabaseAddress():
+            return value.redacted
+        case PurePath():
+            return str(value)
+        case BaseModel():
+            return {name: _shown(getattr(value, name)) for name in type(value).model_fields}
+        case tuple():
+            return [_shown(each) for each in value]
+        case float() if value.is_integer():
+            return int(value)
+        case _:
+            return value

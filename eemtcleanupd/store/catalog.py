@@ -40,8 +40,12 @@ _ADDED_COLUMNS = {
     "data_size_mb": "REAL DEFAULT 0",
     "cleanup_summary": "TEXT",
 }
-# The largest offset between two zones is 26 hours; a day more costs nothing, since policy decides exactly.
-_ZONE_MARGIN = timedelta(days=2)
+# The scan compares text, policy then decides exactly.  Times with a zone of their own may be read up to
+# 26 hours away from the local one (a day and two hours lie between the farthest zones); without, a clock
+# change is all that can come between.
+_ANY_ZONE = timedelta(hours=27)
+_CLOCK_CHANGE = timedelta(hours=2)
+_LENGTHS_WITHOUT_ZONE = "(19, 23, 26)"  # seconds, milliseconds, microseconds
 _PACK = 2**32
 
 
@@ -120,8 +124,8 @@ class Catalog:
     def backlog(self, now: datetime) -> Backlog:
         """Count, in one scan, the uncleaned terminal jobs and the rows that need a decision.
 
-        A row needs one when it could be due at ``now`` (by its day alone, with a margin for zones; what
-        is no ISO time at all orders outside the range and needs one too), or when its status is unknown.
+        A row needs one when it could be due at ``now`` (what is no ISO time at all orders outside the
+        range, and needs one too), or when its status is unknown.
         """
         # Both counts in one sum: SQLite would evaluate the expression once for each.
         statement = f"SELECT coalesce(sum({self._verdict()}), 0) FROM jobs WHERE {self._uncleaned}"
@@ -242,18 +246,31 @@ class Catalog:
 
     def _verdict(self) -> str:
         """SQL: 0 nothing to decide, 1 terminal but surely not due, +2**32 needs a decision."""
-        terminal = ", ".join(f":terminal{at}" for at, _ in enumerate(self._statuses(*TERMINAL))) or "NULL"
-        live = ", ".join(f":live{at}" for at, _ in enumerate(self._statuses(JobClass.LIVE))) or "NULL"
-        return (
-            f"CASE WHEN status IN ({terminal}) THEN CASE WHEN ifnull(completed_at, '') BETWEEN :young AND ':'"
-            f" THEN 1 ELSE {_PACK + 1} END WHEN status IN ({live}) THEN 0 ELSE {_PACK} END"
+        cases = " ".join(
+            f"WHEN status IN ({self._names(job_class)}) THEN CASE"
+            f" WHEN ifnull(completed_at, '') BETWEEN :surely_{job_class} AND ':' THEN 1"
+            f" WHEN ifnull(completed_at, '') BETWEEN :young_{job_class} AND ':'"
+            f" AND length(completed_at) IN {_LENGTHS_WITHOUT_ZONE} THEN 1 ELSE {_PACK + 1} END"
+            for job_class in TERMINAL
         )
+        return f"CASE {cases} WHEN status IN ({self._names(JobClass.LIVE)}) THEN 0 ELSE {_PACK} END"
+
+    def _names(self, job_class: JobClass) -> str:
+        return ", ".join(f":{job_class}{at}" for at, _ in enumerate(self._statuses(job_class))) or "NULL"
 
     def _parameters(self, now: datetime) -> Mapping[str, object]:
-        youngest_due = now - min(self._policy.shortest(job_class) for job_class in TERMINAL) + _ZONE_MARGIN
-        named = {f"terminal{at}": name for at, name in enumerate(self._statuses(*TERMINAL))}
-        named |= {f"live{at}": name for at, name in enumerate(self._statuses(JobClass.LIVE))}
-        return {**named, "young": f"{youngest_due:%Y-%m-%d}"}
+        """Return the values of :meth:`_verdict`: what ended later than these times is not due.
+
+        The times have a ``T``: of the same day a time with a space orders before it, so it is decided about.
+        """
+        values: dict[str, object] = {}
+        for job_class in TERMINAL:
+            due = now - self._policy.shortest(job_class)
+            values[f"young_{job_class}"] = local_timestamp(due + _CLOCK_CHANGE, self._zone)[:19]
+            values[f"surely_{job_class}"] = local_timestamp(due + _ANY_ZONE, self._zone)[:19]
+        for job_class in (*TERMINAL, JobClass.LIVE):
+            values |= {f"{job_class}{at}": name for at, name in enumerate(self._statuses(job_class))}
+        return values
 
     def _statuses(self, *classes: JobClass) -> list[str]:
         return [status for status, job_class in self._policy.statuses.items() if job_class in classes]

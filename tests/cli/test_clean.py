@@ -28,8 +28,8 @@ def rows(store: Path, statement: str) -> list[tuple[object, ...]]:
 
 def options(store: Path) -> list[str]:
     return [
-        "--db-path", f"{store}/jobs.db", "--uploads-dir", f"{store}/uploads", "--results-dir", f"{store}/results",
-        "--temp-dir", f"{store}/temp",
+        "--db-path", f"{store}/jobs.db", "--uploads-dir", f"{store}/uploads",
+        "--results-dir", f"{store}/results", "--temp-dir", f"{store}/temp",
     ]  # fmt: skip
 
 

@@ -1,0 +1,70 @@
+"""``eemtcleanupd check`` explains the configuration and touches nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.conftest import RunCli
+
+SECRET = "https://hooks.slack.com/services/T0/B0/verysecret"
+CONFIG = f"""\
+retention:
+  failed_jobs: {{hours: 24}}
+paths: {{database: missing/jobs.db}}
+pressure: {{enabled: true}}
+notifications: {{slack: {{webhook_url: {SECRET}}}}}
+"""
+
+
+def test_it_tells_file_keys_values_and_where_they_came_from(run_cli: RunCli, tmp_path: Path) -> None:
+    file = tmp_path / "cleanup_config.yaml"
+    file.write_text(CONFIG)
+    result = run_cli("check", env={"EEMT_CLEANUP_BATCH_SIZE": "50"})
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = [line.split(maxsplit=2) for line in result.stdout.splitlines()]
+    assert result.stdout.startswith(f"Configuration file: {file}\n")
+    assert ["retention.failed_jobs.hours", "24", f"{file}:2"] in lines
+    assert ["performance.batch_size", "50", "EEMT_CLEANUP_BATCH_SIZE"] in lines
+    assert ["performance.max_workers", "4", "default"] in lines
+    assert ["notifications.slack.webhook_url", "********", f"{file}:5"] in lines
+    assert "of failed jobs for" in result.stdout
+    assert "[WARNING] pressure.enabled: true has no effect in this version" in result.stdout
+    assert result.stdout.endswith("The configuration is valid.\n")
+    assert "verysecret" not in result.stdout
+
+
+def test_json_has_the_same(run_cli: RunCli, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(CONFIG)
+    result = run_cli("check", "--json", "--config", file)
+    answer = json.loads(result.stdout)
+    assert answer["file"] == str(file)
+    assert {"key": "retention.failed_jobs.hours", "value": 24, "from": f"{file}:2"} in answer["settings"]
+    assert {"key": "plugins", "value": [], "from": "default"} in answer["settings"]
+    assert len(answer["warnings"]) == 1
+    assert "for ever" in answer["policy"]
+    assert "verysecret" not in result.stdout
+
+
+def test_without_a_file_the_defaults_are_told(run_cli: RunCli, tmp_path: Path) -> None:
+    answer = json.loads(run_cli("check", "--json").stdout)
+    assert answer["file"] is None
+    assert {setting["from"] for setting in answer["settings"]} == {"default"}
+
+
+def test_it_touches_neither_database_nor_folders(run_cli: RunCli, tmp_path: Path) -> None:
+    (tmp_path / "jobs.db").write_bytes(b"not a database")
+    assert run_cli("check").returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["jobs.db"]
+
+
+def test_a_wrong_configuration_ends_with_2_and_its_problems(run_cli: RunCli, tmp_path: Path) -> None:
+    file = tmp_path / "cleanup_config.yaml"
+    file.write_text("dry_run: perhaps\n")
+    result = run_cli("check")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert (
+        result.stderr
+        == f"eemtcleanupd: error: {file}:1:10: dry_run: found 'perhaps', allowed is true or false\n"
+    )

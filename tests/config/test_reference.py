@@ -1,0 +1,82 @@
+"""What people read is true: etc/cleanup_config.yaml, its JSON Schema, docs/configuration.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import yaml
+
+from eemtcleanupd.config import load
+from eemtcleanupd.config.document import Loc, read_document
+from eemtcleanupd.config.environment import BASE_DIR, CONFIG_FILE, VARIABLES
+from eemtcleanupd.config.not_yet import NOT_YET
+from eemtcleanupd.config.schema import json_schema, leaves
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "etc" / "cleanup_config.yaml"
+SCHEMA = ROOT / "etc" / "cleanup_config.schema.json"
+EXAMPLE = re.compile(r"^( *)#(\w+:)", re.MULTILINE)
+DOCUMENT = ROOT / "tests" / "data" / "cleanup_config_document.yaml"
+
+
+def test_the_reference_shows_the_defaults(tmp_path: Path) -> None:
+    copy = tmp_path / "cleanup_config.yaml"
+    copy.write_bytes(REFERENCE.read_bytes())
+    shown = load(copy, environ={}, cwd=tmp_path)
+    assert shown.config == load(None, environ={}, cwd=tmp_path).config
+    assert shown.warnings == ()
+
+
+def test_the_reference_has_every_key(tmp_path: Path) -> None:
+    copy = tmp_path / "cleanup_config.yaml"
+    copy.write_text(EXAMPLE.sub(r"\1\2", REFERENCE.read_text()))
+    document = read_document(copy)
+    assert document.problems == []
+    assert {key for key, _ in leaves()} - {".".join(map(str, loc)) for loc in document.keys} == set()
+
+
+def test_the_reference_explains_every_key_or_its_block() -> None:
+    lines = REFERENCE.read_text().splitlines()
+    document = read_document(REFERENCE)
+
+    def is_explained(loc: Loc) -> bool:
+        return lines[document.keys[loc][0] - 2].strip().startswith("#")
+
+    keys = [loc for loc in document.keys if ".".join(map(str, loc)) in dict(leaves())]
+    assert [loc for loc in keys if not is_explained(loc) and not is_explained(loc[:-1])] == []
+
+
+def test_the_reference_marks_what_comes_later() -> None:
+    lines = REFERENCE.read_text().splitlines()
+    document = read_document(REFERENCE)
+    for entry in NOT_YET:
+        loc = tuple(entry.key.split("."))
+        parent = document.keys[loc if loc in document.keys else loc[:-1]][0]
+        blocks = [
+            document.keys[loc[:length]][0] for length in range(1, len(loc)) if loc[:length] in document.keys
+        ]
+        assert any("[later]" in lines[line - 2] for line in (parent, *blocks)), entry.key
+
+
+def test_the_json_schema_is_current() -> None:
+    assert json.loads(SCHEMA.read_text()) == json_schema(), (
+        "run: python -m eemtcleanupd.config > etc/cleanup_config.schema.json"
+    )
+
+
+def test_reference_and_document_validate_against_the_json_schema() -> None:
+    schema = json.loads(SCHEMA.read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    for file in (REFERENCE, DOCUMENT):
+        jsonschema.validate(yaml.safe_load(file.read_text()), schema)
+
+
+def test_the_documentation_names_every_variable() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    for name in (BASE_DIR, CONFIG_FILE):
+        assert f"| `{name}` |" in text
+    for variable in VARIABLES:
+        assert re.search(rf"^\| `{variable.name}`.* \| `{re.escape(variable.key)}`", text, re.MULTILINE)
