@@ -88,8 +88,12 @@ class Census:
 
     def _uploads(self, tables: CensusTables) -> int:
         root = self.roots[RootName.UPLOADS]
+        is_empty = True
         for page in _pages(self._entries(RootName.UPLOADS)):
             tables.add_uploads([found.artifact.name for found in page])
+            is_empty = False
+        if is_empty:  # then the scans of the table can be saved
+            return 0
         for name, uncleaned, job_id in tables.named_uploads():
             if uncleaned == 1 and job_id is not None:
                 tables.add_seen([job_id], measure(root, name, self.stop).bytes)

@@ -276,7 +276,7 @@ class TestSecrets:
         [
             f"notifications: {{slack: '{SECRET}'}}",
             f"notifications: '{SECRET}'",
-            f"notifications: {{slack: {{enabled: '{SECRET}', webhook_url: ['{SECRET}']}}}}",
+            f"notifications: {{slack: {{webhook_url: ['{SECRET}']}}}}",
             f"notifications: {{slack: {{webhook_url: '{SECRET}', webhook_url: '{SECRET}'}}}}",
             f"notifications: {{slack: {{webhok_url: '{SECRET}'}}}}",
             "paths: 'postgresql://u:verysecret@h/d'",
@@ -284,8 +284,7 @@ class TestSecrets:
         ],
     )
     def test_no_error_shows_one(self, refuse_text: RefuseText, text: str) -> None:
-        message = refuse_text(text)
-        assert "verysecret" not in message.replace(f"found '{SECRET}'", "") or "enabled" in message
+        assert "verysecret" not in refuse_text(text)
 
     @pytest.mark.parametrize(
         "url",
