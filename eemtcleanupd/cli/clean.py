@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import signal
@@ -126,6 +127,8 @@ def clean(  # noqa: PLR0917  (click passes them by name)
                 from eemtcleanupd.cli.progress import bar  # noqa: PLC0415
 
                 stack.enter_context(bar(progress))
+            gc.freeze()
+            gc.enable()
             report = run_clean(config, request, emit=emit, stop=stop, progress=progress)
         finish()
     except CleanupError as error:
