@@ -58,4 +58,5 @@ $(READY): setup.cfg
 	@echo "Setting up $(VENV): once, and again when setup.cfg changes; it takes a minute or so"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m compileall -q eemtcleanupd
 	@touch $@

@@ -76,6 +76,10 @@ class Planner:
             )
         return decision
 
+    def adopt(self, ledger: Ledger) -> None:
+        """Use the ledger, whose tables have been made, from now on."""
+        self._ledger = ledger
+
     def holds(self, connection: Connection, job_ids: Sequence[str]) -> dict[str, Hold]:
         """Return the holds on these jobs."""
         return {} if self._ledger is None else self._ledger.holds(connection, job_ids)

@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -167,7 +167,7 @@ class _Run:
         planner = Planner(
             database=database,
             catalog=catalog,
-            ledger=ledger if has_ledger or not request.dry_run else None,
+            ledger=ledger if has_ledger else None,
             roots=roots,
             policy=self._policy,
             now=started,
@@ -175,16 +175,12 @@ class _Run:
         )
         opened = _Opened(started, database, catalog, ledger, planner, roots, backlog)
         self._progress.jobs_total = backlog.candidates
-        if has_ledger:
-            self._check_breakers(opened)
+        self._check_breakers(opened, ledger.last_run_at() if has_ledger else None)
         return self._dry_run(opened) if request.dry_run else self._real_run(opened, stack)
 
     # -- breakers ----------------------------------------------------------------------------------
 
-    def _check_breakers(self, opened: _Opened) -> None:
-        last_run = opened.ledger.last_run_at()
-        if last_run is None:
-            return
+    def _check_breakers(self, opened: _Opened, last_run: datetime | None) -> None:
         backlog = opened.backlog
         safety = self._config.safety
         faults = [clock_fault(opened.started, last_run, safety.max_clock_leap_days)]
@@ -200,9 +196,9 @@ class _Run:
                     f"retention right?"
                 )
         for fault in filter(None, faults):
-            if not self._request.force:
+            if last_run is not None and not self._request.force:
                 raise BreakerError(f"refused, nothing was touched: {fault} (--force overrides)")
-            self._emit(Warned(f"--force: {fault}"))
+            self._emit(Warned(f"{'this is the first run' if last_run is None else '--force'}: {fault}"))
 
     @property
     def _page_size(self) -> int:
@@ -252,6 +248,7 @@ class _Run:
         started, ledger, roots = opened.started, opened.ledger, opened.roots
         config, request = self._config, self._request
         ledger.create_tables()
+        opened.planner.adopt(ledger)
         opened.catalog.add_columns()
         record = RunRecord(
             id=self._run_id,
@@ -297,7 +294,10 @@ class _Run:
                 raise
             report = self._finish(opened, pipeline.counts, census)
         except CleanupError as error:
-            ledger.finish_run(replace(record, finished_at=self._clock(), outcome="failed", error=str(error)))
+            with suppress(CleanupError):  # the database may be what broke; the first error is the one to tell
+                ledger.finish_run(
+                    replace(record, finished_at=self._clock(), outcome="failed", error=str(error))
+                )
             raise
         ledger.finish_run(_ended(record, report))
         self._sample_storage(ledger, roots)

@@ -8,7 +8,7 @@ connection, in no file of theirs) and read back in pages, so that memory does no
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
@@ -47,6 +47,7 @@ _ANY_ZONE = timedelta(hours=27)
 _CLOCK_CHANGE = timedelta(hours=2)
 _LENGTHS_WITHOUT_ZONE = "(19, 23, 26)"  # seconds, milliseconds, microseconds
 _PACK = 2**32
+_SEVERAL = "several rows with one id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +297,8 @@ class Catalog:
             statement = self._select().where(self._jobs.c[self._id].in_(ids[start : start + 500]))
             for mapping in connection.execute(statement).mappings():
                 row = self._row(mapping)
+                if row.job.id in found:  # a column job_id need not be unique: in doubt, keep
+                    row = Row(replace(row.job, status=_SEVERAL), cleaned=False)
                 found[row.job.id] = row
         return found
 

@@ -33,7 +33,7 @@ def fill(path: Path) -> JobStore:
     return store
 
 
-def run_and_die(store: JobStore, at: int, **options: object) -> bool:
+def run_and_die(store: JobStore, at: int, grace_hours: int = 0) -> bool:
     """Run in a child that dies at its ``at``-th step; False when it ended before that.
 
     Steps are the calls that change or list folders, and both sides of every write to the database.  The
@@ -64,7 +64,7 @@ def run_and_die(store: JobStore, at: int, **options: object) -> bool:
         try:
             Database._write_once = write  # type: ignore[method-assign,assignment]  # only in this child
             sys.addaudithook(hook)
-            store.run(performance__max_workers=1, **options)
+            store.run(performance__max_workers=1, trash__grace_hours=grace_hours)
         except BaseException:
             os._exit(1)
         os._exit(0)
@@ -93,7 +93,7 @@ def test_killed_at_any_step_the_next_run_finishes_and_tells_the_truth(
         at += 1
         store = fill(tmp_path / f"{at}")
         # A kill in mid-move may leave the needed upload in the trash, never lost.
-        killed = run_and_die(store, at, trash__grace_hours=grace_hours)
+        killed = run_and_die(store, at, grace_hours)
         assert_nothing_is_lost_or_lied_about(store)
         report = store.run(trash__grace_hours=grace_hours)
         assert report.outcome == "success"

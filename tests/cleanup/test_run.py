@@ -246,7 +246,7 @@ def test_sizes_and_records_say_what_was_freed(store: JobStore) -> None:
     store.job("young", days=1, files=7)
     size, young = du(store.results("done")), du(store.results("young"))
     report = store.run()
-    rows = dict(store.sql("SELECT id, data_size_mb FROM jobs"))
+    rows = {row[0]: row[1] for row in store.sql("SELECT id, data_size_mb FROM jobs")}
     assert report.bytes_freed == size
     assert rows == {"done": size / 2**20, "young": young / 2**20}
     assert store.sql("SELECT job_id, action, bytes_freed FROM cleanup_log") == [("done", "cleaned", size)]
@@ -277,6 +277,18 @@ def test_a_table_with_job_id_and_the_least_columns_works(tmp_path: Path) -> None
     store.results("a").mkdir()
     assert store.run().successful.jobs == 1
     assert not store.results("a").exists()
+
+
+def test_numbers_as_ids_work_and_one_id_of_two_rows_is_kept(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "numbers")
+    store.sql("DROP TABLE jobs")
+    store.sql("CREATE TABLE jobs (job_id INTEGER, status TEXT, completed_at TIMESTAMP)")
+    for job_id, status in ((1, "completed"), (2, "completed"), (2, "running")):
+        store.sql("INSERT INTO jobs VALUES (?, ?, '2026-01-01T00:00:00')", job_id, status)
+        store.results(str(job_id)).mkdir(exist_ok=True)
+    report = store.run()
+    assert (report.successful.jobs, report.skipped) == (1, 1)
+    assert (store.results("1").exists(), store.results("2").exists()) == (False, True)
 
 
 def test_logs_of_failed_jobs_are_kept_before_the_rest_goes(store: JobStore) -> None:
@@ -450,6 +462,8 @@ def test_a_run_that_would_take_nearly_everything_is_refused_but_not_the_first(st
     for number in range(101):
         store.job(f"first-{number}", files=0)
     assert store.run().successful.jobs == 101
+    warned = [event.message for event in store.events if isinstance(event, Warned)]
+    assert "this is the first run: the run would take 101 of 101 jobs" in warned[0]
     for number in range(110):
         store.job(f"second-{number}", days=3, files=0)
     with pytest.raises(BreakerError, match="110 of 110 jobs"):
