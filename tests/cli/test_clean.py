@@ -316,3 +316,40 @@ def _on_terminal(store: Path, environment: dict[str, str]) -> str:
     os.close(master)
     assert process.wait(30) == 0
     return output.decode()
+
+
+@pytest.mark.root
+def test_mounts_keep_their_jobs_and_odd_entries_go(tmp_path: Path) -> None:
+    """A bind mount and another filesystem inside results, in a mount namespace of the test's own."""
+    store, canary = tmp_path / "store", tmp_path / "canary"
+    canary.mkdir()
+    (canary / "keep").write_text("keep")
+    (store / "uploads").mkdir(parents=True)
+    with closing(sqlite3.connect(store.parent / "store/jobs.db")) as connection, connection:
+        connection.execute("CREATE TABLE jobs (id TEXT PRIMARY KEY, status TEXT, completed_at TIMESTAMP)")
+        for job in ("bound", "other fs", "odd", "deep"):
+            connection.execute("INSERT INTO jobs VALUES (?, 'completed', '2026-01-01T00:00:00')", (job,))
+            (store / "results" / job / "sub").mkdir(parents=True)
+    os.mkfifo(store / "results/odd/fifo")
+    os.mknod(store / "results/odd/null", 0o20666, os.makedev(1, 3))
+    fd = os.open(store / "results/deep", os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("level", dir_fd=fd)
+        below = os.open("level", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+    script = (
+        f'cd "{store}" && mount --bind "{canary}" results/bound/sub'
+        ' && mount -t tmpfs none "results/other fs/sub" && touch "results/other fs/sub/inside"'
+        f' && "{sys.executable}" -m eemtcleanupd clean --json && test -e "results/other fs/sub/inside"'
+    )
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=True)
+    answer = json.loads(done.stdout)
+    assert sorted(detail["job_id"] for detail in answer["details"]) == ["deep", "odd"]
+    assert {skip["job_id"]: skip["reason"] for skip in answer["skipped"]} == {
+        "bound": f"a filesystem is mounted at {store}/results/bound/sub",
+        "other fs": f"a filesystem is mounted at {store}/results/other fs/sub",
+    }
+    assert (canary / "keep").exists()
+    assert sorted(os.listdir(store / "results")) == [".eemtcleanupd-trash", "bound", "other fs"]
