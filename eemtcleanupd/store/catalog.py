@@ -249,8 +249,8 @@ class Catalog:
         """SQL: 0 nothing to decide, 1 terminal but surely not due, +2**32 needs a decision."""
         cases = " ".join(
             f"WHEN {self._is(job_class)} THEN CASE"
-            f" WHEN ifnull(completed_at, '') BETWEEN :surely_{job_class} AND ':' THEN 1"
-            f" WHEN ifnull(completed_at, '') BETWEEN :young_{job_class} AND ':'"
+            f" WHEN ifnull(completed_at, '') BETWEEN :surely_{job_class} AND :latest THEN 1"
+            f" WHEN ifnull(completed_at, '') BETWEEN :young_{job_class} AND :latest"
             f" AND length(completed_at) IN {_LENGTHS_WITHOUT_ZONE} THEN 1 ELSE {_PACK + 1} END"
             for job_class in TERMINAL
         )
@@ -266,7 +266,8 @@ class Catalog:
 
         The times have a ``T``: of the same day a time with a space orders before it, so it is decided about.
         """
-        values: dict[str, object] = {}
+        # Half a century ahead no job can have ended; what orders behind it ("23/11/2026") is no ISO time.
+        values: dict[str, object] = {"latest": str(now.year + 50)}
         for job_class in TERMINAL:
             due = now - self._policy.shortest(job_class)
             values[f"young_{job_class}"] = local_timestamp(due + _CLOCK_CHANGE, self._zone)[:19]
