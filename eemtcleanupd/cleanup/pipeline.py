@@ -262,7 +262,7 @@ class Pipeline:
         with tools.database.read() as connection:
             changed = self._changed(connection, jobs)
             claimants = tools.planner.claimants(connection, artifacts)
-        going = {job.job.id for job in (*group, *self._in_flight) if job.intent.kind is IntentKind.JOB}
+        going = {job.id for job in jobs} | self.in_flight()
         confirmed = []
         for job in group:
             if job.job.id in changed and job.intent.kind is IntentKind.JOB:
@@ -306,6 +306,10 @@ class Pipeline:
         for job in group:
             self.submit(job)
         self._settle(limit=4 * self._tools.workers)
+
+    def in_flight(self) -> frozenset[str]:
+        """Return the ids of the jobs that are being deleted and not recorded yet."""
+        return frozenset(job.job.id for job in self._in_flight if job.intent.kind is IntentKind.JOB)
 
     def submit(self, job: Claimed) -> None:
         """Hand a job's items to the pool; from here on it can only be finished, not undone."""

@@ -84,12 +84,12 @@ class Planner:
         """Return the holds on these jobs."""
         return {} if self._ledger is None else self._ledger.holds(connection, job_ids)
 
-    def plan(self, due: Sequence[Decision], planned_before: Collection[str] = ()) -> list[PlannedJob]:
+    def plan(self, due: Sequence[Decision], taken_before: Collection[str]) -> list[PlannedJob]:
         """Find what belongs to jobs that are due.
 
         Args:
             due: decisions to clean, one batch.
-            planned_before: ids of jobs that this run has planned but not recorded (a dry run's).
+            taken_before: ids of jobs that this run takes, too, and has not recorded (a dry run never does).
 
         Of several jobs of the batch that share an artifact, the last one takes it.
         """
@@ -98,7 +98,7 @@ class Planner:
             claimants = self.claimants(
                 connection, {f.artifact for entries in found.values() for f in entries}
             )
-        going = {decision.job.id for decision in due} | set(planned_before)
+        going = {decision.job.id for decision in due} | set(taken_before)
         taker = {f.artifact: job_id for job_id, entries in found.items() for f in entries}
         plans = []
         for decision in due:

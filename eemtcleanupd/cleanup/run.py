@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -211,7 +211,7 @@ class _Run:
         counts = Counts()
         planned_before: set[str] = set()
         with_size = {JobClass.SUCCESSFUL: 0, JobClass.FAILED: 0}
-        for plans in self._planned_pages(opened.planner, planned_before):
+        for plans in self._planned_pages(opened.planner, lambda: planned_before):
             for plan in plans:
                 if self._stop.is_set():
                     break
@@ -309,7 +309,7 @@ class _Run:
         report_unowned(tools)
         cap = self._config.safety.max_jobs_per_run
         taken = 0
-        for plans in self._planned_pages(tools.planner):
+        for plans in self._planned_pages(tools.planner, pipeline.in_flight):
             batch = [plan for plan in plans if plan.job.id not in in_hand]
             with tools.database.read() as connection:
                 sizes = tools.ledger.measured(connection, [plan.job.id for plan in batch])
@@ -341,9 +341,12 @@ class _Run:
     # -- both --------------------------------------------------------------------------------------
 
     def _planned_pages(
-        self, planner: Planner, planned_before: set[str] | None = None
+        self, planner: Planner, going: Callable[[], Collection[str]]
     ) -> Iterator[list[PlannedJob]]:
-        """Yield the jobs that are due, with their artifacts, a batch at a time; tell what is kept and why."""
+        """Yield the jobs that are due, with their artifacts, a batch at a time; tell what is kept and why.
+
+        ``going`` returns the ids of jobs that earlier batches took and that are not recorded yet.
+        """
         for decisions in planner.decisions(self._page_size):
             if self._stop.is_set():
                 return
@@ -353,7 +356,7 @@ class _Run:
                     due.append(decision)
                 elif decision.job_class is not JobClass.LIVE:
                     self._keep(decision)
-            yield planner.plan(due, planned_before or ())
+            yield planner.plan(due, going())
             self._progress.jobs_done += len(decisions)
 
     def _keep(self, decision: Decision) -> None:
