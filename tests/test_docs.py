@@ -1,0 +1,75 @@
+"""What the documents say is what the program does."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from eemtcleanupd import errors
+from eemtcleanupd.cli.main import COMMANDS
+from eemtcleanupd.store import ledger
+from tests.conftest import Aged, RunCli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+REFERENCE = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+
+
+def section(name: str) -> str:
+    match = re.search(rf"^## {name}$(.*?)(?=^## |\Z)", REFERENCE, re.MULTILINE | re.DOTALL)
+    assert match, f"docs/commands.md has no section {name}"
+    return match[1]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_is_in_the_reference_and_nothing_else(name: str) -> None:
+    command: click.Command = getattr(importlib.import_module(COMMANDS[name][0]), name)
+    options = {o for p in command.params if isinstance(p, click.Option) for o in p.opts}
+    documented = set(re.findall(r"^\| `(--[a-z-]+)", section(name), re.MULTILINE))
+    assert documented == options
+    assert f"`{name}" in README
+
+
+def test_every_exit_code_is_documented() -> None:
+    codes = {
+        error.exit_code
+        for error in vars(errors).values()
+        if isinstance(error, type) and issubclass(error, errors.CleanupError)
+    }
+    for code in {0, *codes}:
+        assert f"| {code} | " in section("Exit codes")
+        assert re.search(rf"\b{code} ", README[README.index("Exit codes: ") :])
+
+
+def test_every_table_of_the_ledger_is_in_the_architecture() -> None:
+    architecture = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    for table in ledger._METADATA.tables:
+        assert f"`{table}`" in architecture
+
+
+def test_every_module_has_its_place_in_the_architecture() -> None:
+    architecture = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    for package in ("cleanup", "deletion", "store", "policy"):
+        for module in (ROOT / "eemtcleanupd" / package).glob("[a-z]*.py"):
+            assert f"`{module.name}`" in architecture, f"{package}/{module.name}"
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/safety.md"])
+def test_the_commands_that_are_shown_work(
+    document: str, sample_store: Path, aged: Aged, run_cli: RunCli
+) -> None:
+    store = aged(sample_store, 10)
+    shown = re.findall(r"^\$ eemtcleanupd (.*)$", (ROOT / document).read_text(encoding="utf-8"), re.MULTILINE)
+    assert shown
+    for command in shown:
+        assert run_cli(*command.split(), cwd=store).returncode == 0
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
