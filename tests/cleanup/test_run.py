@@ -384,14 +384,20 @@ def _set_immutable(path: Path, *, on: bool) -> None:
 
 
 def test_a_job_under_a_lock_is_kept_for_this_run(store: JobStore) -> None:
-    import fcntl
+    import subprocess
 
     store.job("busy")
-    with (store.results("busy") / "global/day_0.tif").open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with subprocess.Popen(
+        ["flock", str(store.results("busy") / "global/day_0.tif"), "sh", "-c", "echo held; read end"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
         report = store.run()
         assert (report.successful.jobs, report.skipped) == (0, 1)
-        assert store.results("busy").is_dir()
+        assert (store.results("busy") / "global/day_0.tif").exists()
+        holder.communicate(b"\n")
     assert store.run().successful.jobs == 1
 
 
