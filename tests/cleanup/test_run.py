@@ -260,6 +260,17 @@ def test_sizes_and_records_say_what_was_freed(store: JobStore) -> None:
     assert cleaned_at == [("2026-06-15T12:00:00",)]
 
 
+def test_an_upload_counts_for_the_one_job_that_waits_for_it_and_for_none_of_several(store: JobStore) -> None:
+    store.job("alone", days=1, dem="own.tif", files=0)
+    store.job("first", days=1, dem="shared.tif", files=0)
+    store.job("second", days=1, dem="shared.tif", files=0)
+    size = du(store.upload("own.tif"))
+    store.upload("shared.tif")
+    assert store.run().missing == 0
+    sizes = {row[0]: row[1] for row in store.sql("SELECT id, data_size_mb FROM jobs")}
+    assert sizes == {"alone": size / 2**20, "first": 0, "second": 0}
+
+
 def test_columns_are_appended_and_others_keep_their_places(store: JobStore) -> None:
     store.sql("ALTER TABLE jobs ADD COLUMN extra TEXT DEFAULT 'theirs'")
     store.job("done")
