@@ -12,13 +12,15 @@ from pathlib import Path
 
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.walk import Folder, walk
+from eemtcleanupd.stop import StopFlag
 from eemtcleanupd.units import printable, shortened
 
 # In the initial pid namespace /proc/locks shows every lock of this machine; in others only those whose
 # holder lives in the same namespace (proc(5), pid_namespaces(7); the number is PROC_PID_INIT_INO).
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
-# Filesystems whose locks all are this machine's own, so that /proc/locks is the whole truth.
-_LOCAL_FILESYSTEMS = {"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "f2fs", "zfs", "overlay", "jfs"}
+# Filesystems whose locks all are this machine's own and named by the numbers that stat(2) tells.  Not so
+# btrfs, where each subvolume has a device number that /proc/locks does not know, and overlay.
+_LOCAL_FILESYSTEMS = {"ext2", "ext3", "ext4", "xfs", "tmpfs", "f2fs", "zfs", "jfs"}
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
@@ -33,12 +35,12 @@ class _Mount:
 class Obstacles:
     """Mounts and locks as they are when the snapshot is taken.
 
-    ``mounts`` are those below a root; ``locked`` are inode numbers under an flock, None where the kernel
-    does not tell all of them, so that every file has to be tried.
+    ``mounts`` are those below a root; ``locked`` are the devices and inodes that other processes have
+    under an flock, None where the kernel does not tell all of them, so that every file has to be tried.
     """
 
     mounts: tuple[Path, ...]
-    locked: frozenset[int] | None
+    locked: frozenset[tuple[int, int]] | None
 
     @classmethod
     def snapshot(cls, roots: Iterable[Root]) -> Obstacles:
@@ -56,9 +58,12 @@ class Obstacles:
         for mount in self.mounts:
             if mount == place or place in mount.parents:
                 return f"a filesystem is mounted at {printable(str(mount))}"
-        if self.locked is not None and not self.locked:
-            return None
-        held = _find_lock(root, name, self.locked)
+        inodes = None
+        if self.locked is not None:
+            inodes = frozenset(inode for device, inode in self.locked if device == root.device)
+            if not inodes:
+                return None
+        held = _find_lock(root, name, inodes)
         return None if held is None else f"a process holds a lock on {shortened(printable(held))}"
 
 
@@ -71,8 +76,8 @@ def _mounts() -> Iterable[_Mount]:
             yield _Mount(Path(os.fsdecode(path)), fields[2].decode(), tail.split()[0].decode())
 
 
-def _locked_inodes(mounts: Iterable[_Mount], roots: list[Root]) -> frozenset[int] | None:
-    """Return the inodes under an flock, or None where that cannot be known."""
+def _locked_inodes(mounts: Iterable[_Mount], roots: list[Root]) -> frozenset[tuple[int, int]] | None:
+    """Return the devices and inodes under an flock of others, or None where that cannot be known."""
     local = {mount.device for mount in mounts if mount.filesystem in _LOCAL_FILESYSTEMS}
     devices = {f"{os.major(root.device)}:{os.minor(root.device)}" for root in roots}
     try:
@@ -84,25 +89,37 @@ def _locked_inodes(mounts: Iterable[_Mount], roots: list[Root]) -> frozenset[int
         return None
     # 1: FLOCK  ADVISORY  WRITE 1234 fd:00:5678 0 EOF; a line of a waiter has "->" in second place.
     fields = [line.replace("-> ", "").split() for line in lines]
+    ours = str(os.getpid())  # the lock of a run, which would make every job's names be read
     return frozenset(
-        int(each[5].rsplit(":", 1)[1]) for each in fields if len(each) > 5 and each[1] == "FLOCK"
+        (os.makedev(int(major, 16), int(minor, 16)), int(inode))
+        for each in fields
+        if len(each) > 5 and each[1] == "FLOCK" and each[4] != ours
+        for major, minor, inode in [each[5].split(":")]
     )
 
 
 def _find_lock(root: Root, name: str, inodes: frozenset[int] | None) -> str | None:
     """Return the first path below an entry on which a live process holds an flock.
 
-    Inode numbers are compared across devices, so a match is only a hint; trying the lock is the proof.
+    The kernel's list also has locks that let others share them, so a match is only a hint; trying the lock
+    is the proof.
     """
     found: list[str] = []
+    stop = StopFlag()
+
+    def hit(path: str) -> None:
+        found.append(path)
+        stop.set()
+
+    listed = inodes is not None
 
     def visit(folder: Folder, entry: os.DirEntry[str]) -> None:
-        if not found and (inodes is None or entry.inode() in inodes) and _is_locked(folder.fd, entry.name):
-            found.append(f"{folder.path}/{entry.name}")
+        if (inodes is None or entry.inode() in inodes) and _is_locked(folder.fd, entry.name, listed=listed):
+            hit(f"{folder.path}/{entry.name}")
 
     def enter(folder: Folder) -> None:
-        if not found and (inodes is None or folder.inode in inodes) and _try(folder.fd):
-            found.append(folder.path)
+        if (inodes is None or folder.status.st_ino in inodes) and _try(folder.fd):
+            hit(folder.path)
 
     try:
         status = os.stat(name, dir_fd=root.fd, follow_symlinks=False)
@@ -110,13 +127,16 @@ def _find_lock(root: Root, name: str, inodes: frozenset[int] | None) -> str | No
         return None
     if not stat.S_ISDIR(status.st_mode):
         may_be = inodes is None or status.st_ino in inodes
-        return name if may_be and _is_locked(root.fd, name) else None
-    walk(root, name, visit, enter=enter)
+        return name if may_be and _is_locked(root.fd, name, listed=listed) else None
+    walk(root, name, visit, stop=stop, enter=enter)
     return found[0] if found else None
 
 
-def _is_locked(folder_fd: int, name: str) -> bool:
-    """Tell whether a regular file is under an flock; others cannot be opened without side effects."""
+def _is_locked(folder_fd: int, name: str, *, listed: bool) -> bool:
+    """Tell whether a regular file is under an flock; others cannot be opened without side effects.
+
+    One that we may not open counts as locked when the kernel lists a lock on it (in doubt, keep).
+    """
     try:
         if not stat.S_ISREG(os.stat(name, dir_fd=folder_fd, follow_symlinks=False).st_mode):
             return False
@@ -125,7 +145,7 @@ def _is_locked(folder_fd: int, name: str) -> bool:
     except FileNotFoundError:
         return False
     except OSError:
-        return False  # we may not read it; whether we may move it the rename will tell
+        return listed
     try:
         return _try(fd)
     finally:

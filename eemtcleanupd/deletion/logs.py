@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 import stat
@@ -14,6 +15,9 @@ from pathlib import Path
 from eemtcleanupd.deletion.roots import FOLDER_FLAGS, Root
 from eemtcleanupd.deletion.walk import Folder, walk
 
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_PART = ".eemtcleanupd.part"  # short, whatever the length of the log's name
+_BLOCK_BYTES = 1 << 20
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
@@ -45,32 +49,20 @@ def keep_logs(root: Root, name: str, patterns: Sequence[str], destination: Path)
             return
         if not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
             return
-        relative = folder.path.split("/")[1:]
-        target_fd = _make_folders(destination, relative)
         try:
-            _keep(folder.fd, entry.name, target_fd)
+            target_fd = _make_folders(destination, folder.parts[1:])
+            try:
+                _keep(folder.fd, entry.name, target_fd)
+            finally:
+                os.close(target_fd)
         except OSError as error:
-            cause = OSError(error.errno, f"the log could not be kept: {error.strerror}", folder.path)
-            raise _KeepError(cause) from error
-        finally:
-            os.close(target_fd)
+            path = f"{folder.path}/{entry.name}"
+            raise OSError(error.errno, f"the log could not be kept: {error.strerror}", path) from error
         kept += 1
 
-    try:
-        errors = walk(root, name, visit)
-    except _KeepError as error:
-        raise error.cause from error
-    if errors:
+    if walk(root, name, visit):
         raise OSError(errno.EIO, "a folder could not be read whole, so its logs cannot be kept", name)
     return kept
-
-
-class _KeepError(Exception):
-    """Carries an error out of the walk, which goes on after those that are its own."""
-
-    def __init__(self, cause: OSError) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
 
 
 def _make_folders(base: Path, relative: Sequence[str]) -> int:
@@ -89,46 +81,58 @@ def _make_folders(base: Path, relative: Sequence[str]) -> int:
 
 
 def _keep(source_fd: int, name: str, target_fd: int) -> None:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    source = os.open(name, flags, dir_fd=source_fd)
+    source = os.open(name, _READ, dir_fd=source_fd)
     try:
-        status = os.fstat(source)
-        number = 0
-        while True:
+        if not stat.S_ISREG(os.fstat(source).st_mode):
+            return  # swapped since it was looked at
+        for number in itertools.count():
             target = name if number == 0 else f"{name}.{number}"
             try:
-                os.link(name, target, src_dir_fd=source_fd, dst_dir_fd=target_fd, follow_symlinks=False)
+                # Through the descriptor: of the name, somebody could have made a link to elsewhere.
+                os.link(f"/proc/self/fd/{source}", target, dst_dir_fd=target_fd, follow_symlinks=True)
                 return
             except FileExistsError:
-                if _is_same(target_fd, target, status):
+                if _is_same(source, target_fd, target):
                     return
-                number += 1
             except OSError as error:
                 if error.errno not in _NO_LINK:
                     raise
-                _copy(source, status, target_fd, target)
+                _copy(source, target_fd, target)
                 return
     finally:
         os.close(source)
 
 
-def _is_same(target_fd: int, target: str, source: os.stat_result) -> bool:
+def _is_same(source: int, target_fd: int, target: str) -> bool:
     """Tell whether a file is the log itself, or a copy of it that an interrupted attempt made."""
+    status = os.fstat(source)
     there = os.stat(target, dir_fd=target_fd, follow_symlinks=False)
-    is_link = (there.st_dev, there.st_ino) == (source.st_dev, source.st_ino)
-    return is_link or (there.st_size, there.st_mtime_ns) == (source.st_size, source.st_mtime_ns)
+    if os.path.samestat(status, there):
+        return True
+    if not stat.S_ISREG(there.st_mode) or there.st_size != status.st_size:
+        return False
+    copy = os.open(target, _READ, dir_fd=target_fd)
+    with os.fdopen(copy, "rb") as ours, os.fdopen(source, "rb", closefd=False) as theirs:
+        theirs.seek(0)
+        while block := theirs.read(_BLOCK_BYTES):
+            if block != ours.read(_BLOCK_BYTES):
+                return False
+    return True
 
 
-def _copy(source: int, status: os.stat_result, target_fd: int, target: str) -> None:
-    part = f".{target}.part"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    copy = os.open(part, flags, 0o640, dir_fd=target_fd)
+def _copy(source: int, target_fd: int, target: str) -> None:
+    status = os.fstat(source)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_PART, dir_fd=target_fd)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    copy = os.open(_PART, flags, 0o640, dir_fd=target_fd)
     try:
         with os.fdopen(source, "rb", closefd=False) as reader, os.fdopen(copy, "wb", closefd=False) as writer:
+            reader.seek(0)
             shutil.copyfileobj(reader, writer)
         os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
         os.fsync(copy)
     finally:
         os.close(copy)
-    os.rename(part, target, src_dir_fd=target_fd, dst_dir_fd=target_fd)
+    os.rename(_PART, target, src_dir_fd=target_fd, dst_dir_fd=target_fd)
     os.fsync(target_fd)

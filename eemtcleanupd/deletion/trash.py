@@ -71,7 +71,8 @@ class Trash:
             The names that were moved; with none there is no item.
 
         Raises:
-            OSError: an entry could not be moved; all others are back in their places.
+            OSError: an entry could not be moved (``filename`` names it); all others are back in their
+                places, or still in the item where somebody has taken their place.
         """
         os.mkdir(item, 0o700, dir_fd=self.fd)
         folder = os.open(item, FOLDER_FLAGS, dir_fd=self.fd)
@@ -85,9 +86,8 @@ class Trash:
                     continue
                 moved.append(name)
         except OSError:
-            for name in moved:
-                _rename_new(folder, name, self.root.fd)
-            moved = []
+            # What cannot go back, because its place was taken meanwhile, stays in the item.
+            moved = [name for name in moved if not _moves_back(folder, name, self.root.fd)]
             raise
         finally:
             os.close(folder)
@@ -105,13 +105,12 @@ class Trash:
             folder = os.open(item, FOLDER_FLAGS, dir_fd=self.fd)
         except FileNotFoundError:
             return ()
-        conflicts = []
         try:
-            for name in os.listdir(folder):  # noqa: PTH208  (a descriptor)
-                try:
-                    _rename_new(folder, name, self.root.fd)
-                except FileExistsError:
-                    conflicts.append(name)
+            conflicts = [
+                name
+                for name in os.listdir(folder)  # noqa: PTH208  (a descriptor)
+                if not _moves_back(folder, name, self.root.fd)
+            ]
         finally:
             os.close(folder)
         if not conflicts:
@@ -153,22 +152,20 @@ def _insist_on_entry(name: str) -> None:
     """Refuse what is not one entry of a root; policy has refused it before, this is the last line."""
     if name in {"", ".", ".."} or "/" in name or "\0" in name or name.startswith(TRASH_NAME):
         raise OSError(errno.EINVAL, "not the name of an entry", name)
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError as error:
+        raise OSError(errno.EINVAL, "not a name that a file can have", name) from error
 
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-def _rename_new(source_fd: int, name: str, target_fd: int) -> None:
-    """Move an entry unless its place is taken: rename(2) alone would replace a file or an empty folder.
-
-    Raises:
-        FileExistsError: the place is taken.
-        OSError: anything else.
-    """
+def _moves_back(source_fd: int, name: str, target_fd: int) -> bool:
+    """Move an entry unless its place is taken: rename(2) alone would replace a file or an empty folder."""
     encoded = os.fsencode(name)
-    if _LIBC.renameat2(source_fd, encoded, target_fd, encoded, _RENAME_NOREPLACE) == 0:
-        return
+    if _renameat2(source_fd, encoded, target_fd, encoded, _RENAME_NOREPLACE) == 0:
+        return True
     code = ctypes.get_errno()
+    if code == errno.EEXIST:
+        return False
     if code not in {errno.EINVAL, errno.ENOSYS}:
         raise OSError(code, os.strerror(code), name)
     # A filesystem (NFS, say) that does not know the flag: look first, the window is a few microseconds.
@@ -176,5 +173,15 @@ def _rename_new(source_fd: int, name: str, target_fd: int) -> None:
         os.stat(name, dir_fd=target_fd, follow_symlinks=False)
     except FileNotFoundError:
         os.rename(name, name, src_dir_fd=source_fd, dst_dir_fd=target_fd)
-    else:
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        return True
+    return False
+
+
+def _renameat2(*arguments: int | bytes) -> int:
+    """Call renameat2(2), which the standard library lacks and so did musl until lately."""
+    try:
+        function = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        ctypes.set_errno(errno.ENOSYS)
+        return -1
+    return int(function(*arguments))

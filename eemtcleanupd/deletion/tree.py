@@ -9,9 +9,9 @@ rename(2)), so that another filesystem or a bind mount is never entered.
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import os
-import secrets
 import stat
 import threading
 from collections.abc import Callable
@@ -28,10 +28,33 @@ _BLOCK_BYTES = 512  # the unit of st_blocks, whatever the filesystem's (stat(2))
 _NO_FOLDER = {errno.ENOTDIR, errno.ELOOP}
 
 # No name may meet one that an interrupted run left: renaming onto an empty folder would replace it.
-_TOKEN = secrets.token_hex(8)
+_TOKEN = os.urandom(8).hex()
 _numbers = itertools.count()
-# Two threads that each remove a link of one inode must not both (or neither) see the other's link.
-_links_lock = threading.Lock()
+
+
+class LinksLock:
+    """Held while one of several links of an inode is removed: of two who do so at once, one must see it.
+
+    Args:
+        fd: a file by whose lock (``fcntl`` locks belong to a process) other processes are kept out, too.
+    """
+
+    def __init__(self, fd: int | None = None) -> None:
+        self._fd = fd
+        self._threads = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._threads.acquire()
+        if self._fd is not None:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX)
+
+    def __exit__(self, *_error: object) -> None:
+        if self._fd is not None:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN)
+        self._threads.release()
+
+
+_ONE_PROCESS = LinksLock()
 
 
 @dataclass(slots=True)
@@ -60,7 +83,14 @@ class Tally:
 
 
 def empty_folder(
-    item_fd: int, name: str, *, label: str, device: int, stop: StopFlag, found: Callable[[str, str], object]
+    item_fd: int,
+    name: str,
+    *,
+    label: str,
+    device: int,
+    stop: StopFlag,
+    found: Callable[[str, str], object],
+    links: LinksLock = _ONE_PROCESS,
 ) -> Tally:
     """Remove a folder of an item with everything in it.
 
@@ -71,6 +101,7 @@ def empty_folder(
         device: the root's device; a folder on another one is not entered.
         stop: looked at between two entries.
         found: is handed each child folder, moved up into the item: its new name and its label.
+        links: shared by all who remove on this filesystem.
 
     Returns:
         What was removed.  Errors are the path's alone: its siblings go on.
@@ -82,7 +113,7 @@ def empty_folder(
         return tally
     except OSError as error:
         if error.errno in _NO_FOLDER:  # swapped for a link or a file: that itself goes, unentered
-            unlink_entry(item_fd, name, label, tally)
+            unlink_entry(item_fd, name, label, tally, links)
         else:
             tally.fail(label, error)
         return tally
@@ -93,7 +124,7 @@ def empty_folder(
             return tally
         # Reading while removing may leave entries out (readdir(3)), so: again, while that helps.
         while not stop.is_set():
-            removed = _empty_once(fd, item_fd, label=label, tally=tally, stop=stop, found=found)
+            removed = _empty_once(fd, item_fd, label=label, tally=tally, stop=stop, found=found, links=links)
             if tally.error_count or stop.is_set():
                 return tally
             try:
@@ -114,7 +145,14 @@ def empty_folder(
 
 
 def _empty_once(
-    fd: int, item_fd: int, *, label: str, tally: Tally, stop: StopFlag, found: Callable[[str, str], object]
+    fd: int,
+    item_fd: int,
+    *,
+    label: str,
+    tally: Tally,
+    stop: StopFlag,
+    found: Callable[[str, str], object],
+    links: LinksLock,
 ) -> int:
     """Remove what one reading of a folder yields; returns how many entries went or moved up."""
     went = 0
@@ -135,7 +173,7 @@ def _empty_once(
                         tally.bytes_freed += status.st_blocks * _BLOCK_BYTES
                         tally.files += 1
                     else:
-                        _unlink_one_of_many(fd, entry.name, tally)
+                        _unlink_one_of_many(fd, entry.name, tally, links)
             except FileNotFoundError:
                 pass
             except OSError as error:
@@ -150,9 +188,9 @@ def _below(label: str, name: str) -> str:
     return shortened(f"{label}/{name}", 400)
 
 
-def _unlink_one_of_many(fd: int, name: str, tally: Tally) -> None:
+def _unlink_one_of_many(fd: int, name: str, tally: Tally, links: LinksLock) -> None:
     """Remove one link of an inode that has several: its space is free when the last one goes."""
-    with _links_lock:
+    with links:
         status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         os.unlink(name, dir_fd=fd)
     tally.files += 1
@@ -160,10 +198,10 @@ def _unlink_one_of_many(fd: int, name: str, tally: Tally) -> None:
         tally.bytes_freed += status.st_blocks * _BLOCK_BYTES
 
 
-def unlink_entry(fd: int, name: str, label: str, tally: Tally) -> None:
+def unlink_entry(fd: int, name: str, label: str, tally: Tally, links: LinksLock = _ONE_PROCESS) -> None:
     """Remove an entry that is no folder."""
     try:
-        _unlink_one_of_many(fd, name, tally)
+        _unlink_one_of_many(fd, name, tally, links)
     except FileNotFoundError:
         pass
     except OSError as error:

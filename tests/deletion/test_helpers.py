@@ -1,0 +1,204 @@
+"""Helper processes: what they remove, and what becomes of a run when they, or it, end early."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from eemtcleanupd.deletion.pool import DeletionPool, Removed
+from eemtcleanupd.deletion.roots import open_root
+from eemtcleanupd.deletion.trash import Trash
+from eemtcleanupd.model import RootName
+from eemtcleanupd.stop import StopFlag
+
+
+@pytest.fixture
+def trash(tmp_path: Path) -> Iterator[Trash]:
+    (tmp_path / "results").mkdir()
+    root = open_root(RootName.RESULTS, tmp_path / "results")
+    trash = Trash(root)
+    yield trash
+    trash.close()
+    root.close()
+
+
+def fill(folder: Path, files: int) -> None:
+    folder.mkdir(parents=True)
+    for number in range(files):
+        (folder / f"{number}.tif").touch()
+
+
+def doomed(trash: Trash, name: str) -> str:
+    trash.stage(name, [name])
+    return trash.doom(name)
+
+
+def children(of: int | None = None) -> list[int]:
+    tasks = Path(f"/proc/{of or os.getpid()}/task").iterdir()
+    return [int(word) for task in tasks for word in (task / "children").read_text().split()]
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+def test_folders_are_emptied_by_processes_that_end_with_the_pool(trash: Trash) -> None:
+    for number in range(12):
+        fill(trash.root.path / "job" / f"folder-{number}" / "deeper", 300)
+    with DeletionPool(2, StopFlag()) as pool:
+        removed = pool.remove(trash, doomed(trash, "job")).result()
+        helpers = children()
+    assert len(helpers) == 2
+    assert children() == []
+    assert (removed.files, removed.folders, removed.complete) == (3600, 25, True)
+    assert list(trash.items()) == []
+
+
+def test_no_process_is_started_for_a_few_files(trash: Trash) -> None:
+    fill(trash.root.path / "job" / "folder", 100)
+    with DeletionPool(4, StopFlag()) as pool:
+        assert pool.remove(trash, doomed(trash, "job")).result().complete
+        assert children() == []
+
+
+def test_what_no_process_can_be_started_for_is_removed_all_the_same(
+    trash: Trash, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(trash.root.path / "job" / "folder", 1000)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with DeletionPool(4, StopFlag()) as pool:
+        removed = pool.remove(trash, doomed(trash, "job")).result()
+    assert (removed.complete, removed.files) == (True, 1000)
+    assert "no helper process could be started" in caplog.text
+
+
+def test_an_inode_whose_links_many_helpers_remove_is_counted_once(trash: Trash) -> None:
+    original = trash.root.path / "original"
+    original.write_bytes(b"x" * 100_000)
+    size = original.stat().st_blocks * 512
+    links = 100
+    for number in range(16):
+        fill(trash.root.path / "job" / f"folder-{number}", 0)
+        for link in range(links):
+            for name in ("a", "b", "c"):
+                target = trash.root.path / "job" / f"folder-{number}" / f"{link}-{name}"
+                first = trash.root.path / "job" / "folder-0" / f"{link}-{name}"
+                if number == 0:
+                    target.write_bytes(b"x" * 100_000)
+                else:
+                    os.link(first, target)
+    folders = sum(path.stat().st_blocks for path in (trash.root.path / "job").rglob("*") if path.is_dir())
+    folders += (trash.root.path / "job").stat().st_blocks
+    with DeletionPool(4, StopFlag()) as pool:
+        removed = pool.remove(trash, doomed(trash, "job")).result()
+    assert removed.bytes_freed == 3 * links * size + folders * 512
+
+
+def test_a_killed_helper_leaves_its_items_incomplete_and_the_others_go_on(trash: Trash) -> None:
+    for job in ("first", "second", "third"):
+        for number in range(8):
+            fill(trash.root.path / job / f"folder-{number}", 600)
+    with DeletionPool(1, StopFlag()) as pool:
+        futures = [pool.remove(trash, doomed(trash, job)) for job in ("first", "second")]
+        wait_until(children)
+        (helper,) = children()
+        wait_until(lambda: pool.files > 0 or any(future.done() for future in futures))
+        os.kill(helper, signal.SIGKILL)
+        results = [future.result(timeout=20) for future in futures]
+        later = pool.remove(trash, doomed(trash, "third")).result(timeout=20)
+        again = [pool.remove(trash, f"{job}.deleting").result(timeout=20) for job in ("first", "second")]
+    assert any(not result.complete and "helper" in result.errors[0] for result in results)
+    assert later.complete
+    assert all(result.complete for result in again)
+    assert list(trash.items()) == []
+
+
+def test_a_stop_reaches_helpers_in_the_middle_of_a_folder(trash: Trash) -> None:
+    fill(trash.root.path / "job" / "folder", 20_000)
+    stop = StopFlag()
+    folder = trash.fd
+    with DeletionPool(1, stop) as pool:
+        future = pool.remove(trash, doomed(trash, "job"))
+        item = os.open("job.deleting", os.O_RDONLY, dir_fd=folder)
+        wait_until(lambda: _moved_up(item) and _count_entries(item) < 20_000)
+        stop.set()
+        removed: Removed = future.result(timeout=20)
+        left = _count_entries(item)
+        os.close(item)
+    assert not removed.complete
+    assert removed.errors == ()
+    assert left > 0
+    assert removed.files + left == 20_000
+
+
+def _moved_up(item: int) -> bool:
+    return any("-" in name for name in os.listdir(item))
+
+
+def _count_entries(item: int) -> int:
+    (name,) = (name for name in os.listdir(item) if "-" in name)
+    folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=item)
+    try:
+        return len(os.listdir(folder))
+    finally:
+        os.close(folder)
+
+
+_SCRIPT = """
+import sys
+from pathlib import Path
+from eemtcleanupd.deletion.pool import DeletionPool
+from eemtcleanupd.deletion.roots import open_root
+from eemtcleanupd.deletion.trash import Trash
+from eemtcleanupd.model import RootName
+from eemtcleanupd.stop import StopFlag
+trash = Trash(open_root(RootName.RESULTS, Path(sys.argv[1])))
+with DeletionPool(2, StopFlag()) as pool:
+    trash.stage("job", ["job"])
+    pool.remove(trash, trash.doom("job"))
+    print("begun", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_helpers_go_on_when_signals_are_sent_to_all_and_end_when_the_run_is_killed(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    fill(tmp_path / "results" / "job" / "folder", 30_000)
+    with subprocess.Popen(
+        [sys.executable, "-c", _SCRIPT, str(tmp_path / "results")], stdout=subprocess.PIPE
+    ) as run:
+        assert run.stdout is not None
+        run.stdout.readline()
+        wait_until(lambda: len(children(run.pid)) == 2)
+        helpers = children(run.pid)
+        wait_until(lambda: all(_ignores(helper, number) for helper in helpers))
+        for helper in helpers:
+            os.kill(helper, number)
+        assert all(_alive(helper) for helper in helpers)
+        run.kill()
+    wait_until(lambda: not any(_alive(helper) for helper in helpers))
+    assert any((tmp_path / "results" / ".eemtcleanupd-trash").iterdir())
+
+
+def _ignores(pid: int, number: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    ignored = next(line for line in status.splitlines() if line.startswith("SigIgn"))
+    return bool(int(ignored.split()[1], 16) & 1 << (number - 1))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
