@@ -136,12 +136,12 @@ def show_contest(result: Contest, targets: Sequence[Target], console: Console) -
     rounds = len(result.seconds[OURS])
     table = Table(title=f"{result.shape} ({rounds} rounds)", title_justify="left")
     table.add_column("contender", no_wrap=True)
-    for column in ("median", "fastest", "slowest", "to rm -rf", "to four rm"):
+    for column in ("median", "range", "to rm -rf", "to four rm"):
         table.add_column(column, justify="right")
     for name, seconds in result.seconds.items():
-        times = (statistics.median(seconds), min(seconds), max(seconds))
+        median, spread = statistics.median(seconds), f"{min(seconds):.2f}-{max(seconds):.2f}"
         ratios = (result.ratio(name, RM), result.ratio(name, PARALLEL_RM))
-        table.add_row(name, *(f"{each:.2f} s" for each in times), *(f"{each:.2f}" for each in ratios))
+        table.add_row(name, f"{median:.2f} s", spread, *(f"{each:.2f}" for each in ratios))
     console.print(table)
     for target in targets:
         ratio = result.ratio(OURS, target.contender)

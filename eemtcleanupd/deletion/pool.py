@@ -34,6 +34,8 @@ THREADS_PER_WORKER = 4
 FEW = 250
 # Folders that wait in memory, over all items; what is found beyond waits in the item itself, on the disk.
 QUEUE_LIMIT = 4096
+# Folders of an item that could not be removed and are remembered, so that a later round leaves them alone.
+_FAILED_LIMIT = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +190,8 @@ class _Item:
         self._tally = Tally()
         self._pending = 0
         self._removed_before = -1
+        self._surplus = False
+        self._failed: set[str] = set()
         self._fd = -1
         self._began = monotonic_seconds()
 
@@ -206,10 +210,13 @@ class _Item:
         """Remove the files of the item, and hand out its folders."""
         with self._lock:
             self._pending += 1
+            self._surplus = False
         with self._counted() as tally, os.scandir(self._fd) as listing:
             for entry in listing:
                 if self._stop.is_set():
                     break
+                if entry.name in self._failed:
+                    continue
                 if not entry.is_dir(follow_symlinks=False):
                     unlink_entry(self._fd, entry.name, entry.name, tally, self._pool.links)
                 elif not self._hand_out(entry.name, entry.name):
@@ -223,6 +230,7 @@ class _Item:
             return True
         with self._lock:
             self._pending -= 1  # not the last one: whoever hands out still counts
+            self._surplus = True
         return False
 
     def _task(self, name: str, label: str) -> None:
@@ -232,7 +240,11 @@ class _Item:
 
     def _empty(self, name: str, label: str, tally: Tally) -> None:
         request = Request(name, label, self._trash.root.device)
-        tally.add(self._pool.empty_folder(self._fd, request, self._hand_out))
+        removed = self._pool.empty_folder(self._fd, request, self._hand_out)
+        tally.add(removed)
+        if removed.error_count:
+            with self._lock:
+                self._failed.add(name)
 
     @contextmanager
     def _counted(self) -> Iterator[Tally]:
@@ -254,7 +266,9 @@ class _Item:
             self._finish_round()
 
     def _finish_round(self) -> None:
-        if self._stop.is_set() or self._tally.error_count:
+        # One path's error leaves its siblings alone, those too that had to wait on the disk.
+        failed = self._tally.error_count and (not self._surplus or len(self._failed) > _FAILED_LIMIT)
+        if self._stop.is_set() or failed:
             self._end(complete=False)
             return
         try:
@@ -264,7 +278,8 @@ class _Item:
         except OSError as error:
             # Folders that found no room are left, or reading left entries out: again, while that helps.
             removed = self._tally.files + self._tally.folders
-            if error.errno in {errno.ENOTEMPTY, errno.EEXIST} and removed > self._removed_before:
+            went_on = self._surplus or removed > self._removed_before
+            if error.errno in {errno.ENOTEMPTY, errno.EEXIST} and went_on:
                 self._removed_before = removed
                 self._pool.submit(self._round)
                 return

@@ -8,6 +8,7 @@ rename(2)), so that another filesystem or a bind mount is never entered.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import itertools
@@ -217,7 +218,9 @@ def _open_folder(parent_fd: int, name: str) -> int:
         fd = os.open(name, FOLDER_FLAGS, dir_fd=parent_fd)
     status = os.fstat(fd)
     if status.st_mode & stat.S_IRWXU != stat.S_IRWXU and status.st_uid == os.geteuid():
-        os.fchmod(fd, stat.S_IMODE(status.st_mode) | stat.S_IRWXU)
+        # Refused on an immutable folder; then its entries tell that, each by itself.
+        with contextlib.suppress(OSError):
+            os.fchmod(fd, stat.S_IMODE(status.st_mode) | stat.S_IRWXU)
     return fd
 
 

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from eemtcleanupd.deletion.logs import keep_logs
+from eemtcleanupd.deletion.roots import Root
+from tests.deletion.conftest import Remove, allocated, dig, open_descriptors
+
+_PATTERNS = ["*.log", "*.err"]
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """Where logs are kept."""
+    return tmp_path / "logs" / "jobs" / "job"
+
+
+@pytest.fixture
+def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the logs folder on another filesystem."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    real = os.link
+
+    def link(source: str, target: str, *, dst_dir_fd: int, follow_symlinks: bool) -> None:
+        # link(2) finds an existing target before it finds that it is on another filesystem.
+        try:
+            os.stat(target, dir_fd=dst_dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            refuse()
+        real(source, target, dst_dir_fd=dst_dir_fd, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(os, "link", link)
+
+
+def _contents(place: Path) -> dict[str, str]:
+    return {str(path.relative_to(place)): path.read_text() for path in place.rglob("*") if path.is_file()}
+
+
+def _job(root: Root) -> Path:
+    job = root.path / "job"
+    (job / "sub" / "deeper").mkdir(parents=True)
+    (job / "run.log").write_text("top")
+    (job / "sub" / "deeper" / "run.err").write_text("deep")
+    (job / "sub" / "raster.tif").write_text("no log")
+    return job
+
+
+def test_logs_are_kept_at_their_paths_as_links(root: Root, kept: Path) -> None:
+    job = _job(root)
+    before = open_descriptors()
+    assert keep_logs(root, "job", _PATTERNS, kept) == 2
+    assert _contents(kept) == {"run.log": "top", "sub/deeper/run.err": "deep"}
+    assert (kept / "run.log").samefile(job / "run.log")
+    assert kept.stat().st_mode & 0o777 == (kept / "sub").stat().st_mode & 0o777 == 0o750
+    assert open_descriptors() == before
+    assert keep_logs(root, "job", _PATTERNS, kept) == 2  # after a kill
+    assert len(_contents(kept)) == 2
+
+
+def test_a_kept_log_survives_its_job_and_is_not_counted_as_freed(
+    root: Root, kept: Path, remove: Remove
+) -> None:
+    job = _job(root)
+    (job / "run.log").write_bytes(b"x" * 100_000)
+    log = allocated(job / "run.log") + allocated(job / "sub" / "deeper" / "run.err")
+    before = allocated(job)
+    keep_logs(root, "job", _PATTERNS, kept)
+    assert remove("job").bytes_freed == before - log
+    assert (kept / "run.log").stat().st_size == 100_000
+
+
+def test_where_no_link_can_be_made_logs_are_copied_with_their_times(
+    root: Root, kept: Path, no_links: None
+) -> None:
+    job = _job(root)
+    os.utime(job / "run.log", ns=(1, 1_600_000_000_123_456_789))
+    kept.mkdir(parents=True)
+    (kept / ".eemtcleanupd.part").write_text("what a kill left, longer than the log")
+    assert keep_logs(root, "job", _PATTERNS, kept) == 2
+    assert not (kept / "run.log").samefile(job / "run.log")
+    assert (kept / "run.log").stat().st_mtime_ns == 1_600_000_000_123_456_789
+    assert keep_logs(root, "job", _PATTERNS, kept) == 2
+    assert _contents(kept) == {"run.log": "top", "sub/deeper/run.err": "deep"}
+
+
+def test_a_different_file_of_that_name_is_never_replaced(root: Root, kept: Path) -> None:
+    job = _job(root)
+    for number, text in enumerate(["old", "two"]):  # as long as the log, as old as the log
+        (kept / "run.log").parent.mkdir(parents=True, exist_ok=True)
+        other = kept / ("run.log" if number == 0 else f"run.log.{number}")
+        other.write_text(text)
+        os.utime(other, ns=(1, (job / "run.log").stat().st_mtime_ns))
+    for _ in range(2):
+        keep_logs(root, "job", ["run.log"], kept)
+        assert _contents(kept) == {"run.log": "old", "run.log.1": "two", "run.log.2": "top"}
+
+
+def test_only_regular_files_are_logs(root: Root, kept: Path, canary: Path) -> None:
+    job = root.path / "job"
+    job.mkdir()
+    (job / "folder.log").mkdir()
+    (job / "link.log").symlink_to(canary / "alive")
+    os.mkfifo(job / "fifo.log")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"/proc/self/fd/{root.fd}/job/socket.log")
+        assert keep_logs(root, "job", _PATTERNS, kept) == 0
+    assert not kept.exists()
+    assert keep_logs(root, "missing", _PATTERNS, kept) == 0
+
+
+def test_names_that_are_not_utf8_and_long_ones_are_kept(root: Root, kept: Path, no_links: None) -> None:
+    (root.path / "job").mkdir()
+    names = {os.fsdecode(b"\xff\n.log"), "x" * 251 + ".log"}
+    for name in names:
+        (root.path / "job" / name).write_text("log")
+    assert keep_logs(root, "job", _PATTERNS, kept) == 2
+    assert set(os.listdir(kept)) == names
+
+
+def test_a_log_below_three_thousand_levels_is_kept(root: Root, kept: Path) -> None:
+    (root.path / "job").mkdir()
+    dig(root.path / "job", 3000)
+    assert keep_logs(root, "job", _PATTERNS, kept) == 1
+    found = subprocess.run(
+        ["find", kept, "-type", "f", "-printf", "%d %f"], capture_output=True, text=True, check=True
+    )
+    assert found.stdout == "3001 bottom.log"
+
+
+@pytest.mark.parametrize("planted", ["", "sub"])
+def test_a_link_planted_in_the_destination_leads_nowhere(
+    root: Root, kept: Path, canary: Path, planted: str
+) -> None:
+    _job(root)
+    kept.parent.mkdir(parents=True)
+    if planted:
+        kept.mkdir()
+    (kept / planted if planted else kept).symlink_to(canary)
+    with pytest.raises(OSError, match="the log could not be kept") as caught:
+        keep_logs(root, "job", _PATTERNS, kept)
+    assert caught.value.filename.startswith("job/")
+
+
+def test_what_cannot_be_kept_is_an_error(root: Root, tmp_path: Path) -> None:
+    _job(root)
+    (tmp_path / "logs").write_text("in the way")
+    with pytest.raises(OSError, match="the log could not be kept"):
+        keep_logs(root, "job", _PATTERNS, tmp_path / "logs" / "jobs")
+    assert (root.path / "job" / "run.log").read_text() == "top"

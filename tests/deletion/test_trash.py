@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from eemtcleanupd.deletion.roots import Root
+from eemtcleanupd.deletion.trash import Trash, doomed_name
+from eemtcleanupd.errors import RootError
+from eemtcleanupd.model import TRASH_NAME
+
+
+def _tree(place: Path) -> dict[str, str]:
+    return {str(path.relative_to(place)): path.read_text() for path in place.rglob("*") if path.is_file()}
+
+
+def test_the_trash_is_a_private_folder_in_the_root(root: Root, trash: Trash) -> None:
+    status = (root.path / TRASH_NAME).lstat()
+    assert status.st_mode == 0o040700
+    assert os.path.samestat(status, os.fstat(trash.fd))
+    Trash(root).close()  # a second run finds it
+
+
+def test_a_trash_that_others_could_have_a_hand_in_is_refused(root: Root, canary: Path) -> None:
+    place = root.path / TRASH_NAME
+    place.symlink_to(canary)
+    with pytest.raises(RootError, match="cannot be used"):
+        Trash(root)
+    place.unlink()
+    place.write_text("")
+    with pytest.raises(RootError, match="must be a folder"):
+        Trash(root)
+    place.unlink()
+    place.mkdir()
+    for mode in (0o720, 0o702):
+        place.chmod(mode)
+        with pytest.raises(RootError, match="can be written by others"):
+            Trash(root)
+
+
+@pytest.mark.root
+def test_a_trash_that_belongs_to_somebody_else_is_refused(root: Root) -> None:
+    place = root.path / TRASH_NAME
+    place.mkdir(0o700)
+    os.chown(place, 12345, -1)
+    with pytest.raises(RootError, match="belongs to user 12345"):
+        Trash(root)
+
+
+def test_staging_moves_what_exists_and_restoring_moves_it_back(root: Root, trash: Trash) -> None:
+    odd = os.fsdecode(b"new\nline \xff")
+    (root.path / "job" / "d").mkdir(parents=True)
+    (root.path / "job" / "d" / "f").write_text("data")
+    (root.path / odd).write_text("odd")
+    (root.path / "other").write_text("stays")
+    before = _tree(root.path)
+    assert trash.stage("run.1", ["job", "missing", odd]) == ("job", odd)
+    assert {path.name for path in root.path.iterdir()} == {TRASH_NAME, "other"}
+    assert list(trash.items()) == [("run.1", False)]
+    assert trash.restore("run.1") == ()
+    assert _tree(root.path) == before
+    assert list(trash.items()) == []
+
+
+def test_an_item_of_nothing_is_not_left_behind(trash: Trash) -> None:
+    assert trash.stage("run.1", ["missing", "gone"]) == ()
+    assert not trash.exists("run.1")
+    assert trash.restore("run.1") == ()
+
+
+_names = st.one_of(
+    st.sampled_from(["", ".", "..", "/", "a/b", "../x", "/etc", "nul\0", TRASH_NAME, "x" * 256, "\ud800"]),
+    st.text(max_size=8).map(lambda text: f"{text}/"),
+)
+
+
+@given(name=_names)
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
+)
+def test_a_name_that_is_no_entry_of_the_root_undoes_the_staging(root: Root, trash: Trash, name: str) -> None:
+    (root.path / "job").mkdir(exist_ok=True)
+    with pytest.raises(OSError) as caught:  # noqa: PT011  (its errno follows)
+        trash.stage("run.1", ["job", name])
+    assert caught.value.errno in {errno.EINVAL, errno.ENAMETOOLONG}
+    assert caught.value.filename == name
+    assert (root.path / "job").is_dir()
+    assert list(trash.items()) == []
+
+
+def test_what_cannot_go_back_after_a_failed_staging_stays_in_the_trash(
+    root: Root, trash: Trash, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        (root.path / name).write_text(name)
+    rename = os.rename
+
+    def refuse_c(source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        if source == "c":
+            (root.path / "a").write_text("somebody else's")
+            raise OSError(errno.EBUSY, "busy", source)
+        rename(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+
+    monkeypatch.setattr(os, "rename", refuse_c)
+    with pytest.raises(OSError, match="busy"):
+        trash.stage("run.1", ["a", "b", "c"])
+    assert (root.path / "a").read_text() == "somebody else's"
+    assert (root.path / "b").read_text() == "b"
+    assert (root.path / TRASH_NAME / "run.1" / "a").read_text() == "a"
+
+
+@pytest.mark.parametrize("knows_the_flag", [True, False])
+def test_restoring_never_replaces_what_is_there_now(
+    root: Root, trash: Trash, monkeypatch: pytest.MonkeyPatch, knows_the_flag: bool
+) -> None:
+    if not knows_the_flag:
+        monkeypatch.setattr("eemtcleanupd.deletion.trash._RENAME_NOREPLACE", 1 << 30)
+    for name in ("folder", "file", "free"):
+        (root.path / name).mkdir()
+    trash.stage("run.1", ["folder", "file", "free"])
+    (root.path / "folder").mkdir()  # empty: rename(2) would replace it
+    (root.path / "file").write_text("newer")
+    new = (root.path / "folder").stat().st_ino
+    assert set(trash.restore("run.1")) == {"folder", "file"}
+    assert (root.path / "folder").stat().st_ino == new
+    assert (root.path / "file").read_text() == "newer"
+    assert (root.path / "free").is_dir()
+    assert {path.name for path in (root.path / TRASH_NAME / "run.1").iterdir()} == {"folder", "file"}
+
+
+def test_a_doomed_item_cannot_be_restored(root: Root, trash: Trash) -> None:
+    (root.path / "job").mkdir()
+    trash.stage("run.1", ["job"])
+    assert trash.doom("run.1") == doomed_name("run.1") == "run.1.deleting"
+    assert list(trash.items()) == [("run.1", True)]
+    assert not trash.exists("run.1")
+    assert trash.restore("run.1") == ()
+    assert not (root.path / "job").exists()
+    assert trash.doom("run.1") == "run.1.deleting"  # again, after a kill
+    assert (root.path / TRASH_NAME / "run.1.deleting" / "job").is_dir()
+
+
+def test_what_is_no_folder_is_no_item(root: Root, trash: Trash, canary: Path) -> None:
+    (root.path / TRASH_NAME / ".root-id").write_text("")
+    (root.path / TRASH_NAME / "link").symlink_to(canary)
+    assert list(trash.items()) == []

@@ -1,0 +1,256 @@
+"""Removal of hostile trees; every test removes through the trash and the pool, as a run does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from eemtcleanupd.deletion.pool import DeletionPool
+from eemtcleanupd.deletion.roots import Root
+from eemtcleanupd.deletion.trash import Trash
+from eemtcleanupd.deletion.tree import empty_folder
+from eemtcleanupd.model import TRASH_NAME
+from eemtcleanupd.stop import StopFlag
+from tests.deletion.conftest import Remove, WithoutPrivileges, allocated, dig, open_descriptors
+
+_REMOVE = """
+import sys
+from pathlib import Path
+from eemtcleanupd.deletion.pool import DeletionPool
+from eemtcleanupd.deletion.roots import open_root
+from eemtcleanupd.deletion.trash import Trash
+from eemtcleanupd.model import RootName
+from eemtcleanupd.stop import StopFlag
+root = open_root(RootName.RESULTS, Path(sys.argv[1]))
+trash = Trash(root)
+trash.stage("item", ["job"])
+with DeletionPool(2, StopFlag()) as pool:
+    removed = pool.remove(trash, trash.doom("item")).result(timeout=60)
+print(removed.complete, removed.error_count)
+for error in removed.errors:
+    print(error)
+"""
+
+
+def _left(root: Root) -> list[str]:
+    """Return the names of what is left in the trash, without the ways there."""
+    found = []
+    for _, folders, files in os.walk(root.path / TRASH_NAME):
+        found += files + [name for name in folders if not name.endswith(".deleting")]
+    return sorted(found)
+
+
+def test_everything_of_a_tree_goes_and_nothing_else(root: Root, canary: Path, remove: Remove) -> None:
+    job = root.path / "job"
+    (job / "a" / "b").mkdir(parents=True)
+    (job / "a" / "empty").mkdir()
+    for name in (b"plain", b"new\nline", b"\xff\xfe", b"-rf", b"x" * 255, b"  ", b"*"):
+        (job / "a" / "b" / os.fsdecode(name)).write_text("data")
+    (job / "folder-link").symlink_to(canary)
+    (job / "a" / "file-link").symlink_to(canary / "alive")
+    (job / "a" / "dangling").symlink_to("nowhere")
+    (job / "a" / "up").symlink_to("..")
+    os.mkfifo(job / "fifo")
+    if os.geteuid() == 0:
+        os.mknod(job / "device", 0o600 | 0o020000, os.makedev(1, 3))
+    (root.path / "neighbour").write_text("stays")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"/proc/self/fd/{root.fd}/job/socket")
+        before = open_descriptors()
+        removed = remove("job")
+    assert open_descriptors() <= before
+    assert removed.complete
+    assert (removed.errors, removed.error_count) == ((), 0)
+    assert (removed.files, removed.folders) == (7 + 6 + (os.geteuid() == 0), 4)
+    assert _left(root) == []
+    assert sorted(os.listdir(root.path)) == sorted([TRASH_NAME, "neighbour"])
+
+
+def test_an_artifact_may_be_a_link_or_a_file_too(root: Root, canary: Path, remove: Remove) -> None:
+    (root.path / "link").symlink_to(canary)
+    (root.path / "upload.tif").write_bytes(b"x" * 5000)
+    before = allocated(root.path / "link", root.path / "upload.tif")
+    removed = remove("link", "upload.tif")
+    assert (removed.complete, removed.files, removed.bytes_freed) == (True, 2, before)
+
+
+def test_three_thousand_levels_go_with_few_descriptors(
+    root: Root, remove: Remove, without_privileges: WithoutPrivileges
+) -> None:
+    (root.path / "job").mkdir()
+    dig(root.path / "job", 3000)
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+    assert without_privileges(limited + _REMOVE, root.path) == "True 0\n"
+    assert _left(root) == []
+
+
+def test_a_folder_that_becomes_a_link_meanwhile_is_not_entered(root: Root, canary: Path) -> None:
+    """Between its listing and its opening: then what is opened by the folder's name is a link."""
+    (root.path / "link").symlink_to(canary)
+    moved_up: list[str] = []
+    tally = empty_folder(
+        root.fd,
+        "link",
+        label="job/folder",
+        device=root.device,
+        stop=StopFlag(),
+        found=lambda name, _: moved_up.append(name),
+    )
+    assert (tally.files, tally.folders, tally.error_count, moved_up) == (1, 0, 0, [])
+    assert not (root.path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o500, 0o300, 0o600])
+def test_folders_that_we_own_go_whatever_their_mode(
+    root: Root, without_privileges: WithoutPrivileges, mode: int
+) -> None:
+    (root.path / "job" / "a" / "b").mkdir(parents=True)
+    (root.path / "job" / "a" / "b" / "file").write_text("data")
+    for folder in ("job/a/b", "job/a"):
+        (root.path / folder).chmod(mode)
+    assert without_privileges(_REMOVE, root.path) == "True 0\n"
+    assert _left(root) == []
+
+
+@pytest.mark.root
+def test_a_folder_of_somebody_else_stays_and_all_around_it_goes(
+    root: Root, without_privileges: WithoutPrivileges
+) -> None:
+    for name in ("a", "theirs", "z"):
+        (root.path / "job" / name).mkdir(parents=True)
+        for number in range(30):
+            (root.path / "job" / name / f"{name}{number}").write_text("")
+    os.chown(root.path / "job" / "theirs", 12345, 12345)
+    (root.path / "job" / "theirs").chmod(0o555)
+    said = without_privileges(_REMOVE, root.path).splitlines()
+    assert said[0].split()[0] == "False"
+    assert int(said[0].split()[1]) >= 1
+    assert 1 <= len(said) - 1 <= 20
+    assert all("theirs" in line for line in said[1:])
+    assert all(name.startswith("theirs") for name in _left(root) if not name.startswith("job"))
+    assert len([name for name in _left(root) if name.startswith("theirs") and name != "theirs"]) == 30
+
+
+@pytest.fixture
+def immutable(root: Root) -> Iterator[list[Path]]:
+    """Files in ``job/sub`` that not even root can remove, until the test is over."""
+    folder = root.path / "job" / "sub"
+    folder.mkdir(parents=True)
+    files = [folder / f"stuck{number:02}" for number in range(25)]
+    for file in files:
+        file.write_text("data")
+    if shutil.which("chattr") is None or subprocess.run(["chattr", "+i", *files], check=False).returncode:
+        pytest.skip("this filesystem has no immutable files")
+    yield files
+    subprocess.run(["chattr", "-R", "-i", root.path], check=False, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("queue_limit", [0, 4096])
+def test_what_cannot_be_removed_is_named_and_the_rest_goes(
+    root: Root, remove: Remove, immutable: list[Path], queue_limit: int
+) -> None:
+    """With no room for folders in memory, most are still to be found when the first error comes up."""
+    for number in range(50):
+        (root.path / "job" / f"d{number}" / "deeper" / "still").mkdir(parents=True)
+        (root.path / "job" / f"d{number}" / "deeper" / "still" / "file").write_text("data")
+        (root.path / "job" / "sub" / f"loose{number}").write_text("data")
+    removed = remove("job", queue_limit=queue_limit)
+    assert not removed.complete
+    assert (removed.files, removed.folders) == (100, 151)
+    assert removed.error_count == 25
+    assert len(removed.errors) == 20
+    if queue_limit:
+        assert all(error.startswith("job/sub/stuck") for error in removed.errors)
+    assert all(error.endswith(": Operation not permitted") for error in removed.errors)
+    assert [name for name in _left(root) if name.startswith(("stuck", "loose", "file"))] == [
+        file.name for file in immutable
+    ]
+
+
+@pytest.mark.root
+def test_a_mount_inside_is_not_entered_and_the_rest_goes(root: Root, canary: Path) -> None:
+    for name in ("a", "bind", "tmpfs", "z"):
+        (root.path / "job" / "sub" / name).mkdir(parents=True)
+        (root.path / "job" / "sub" / name / "file").write_text("data")
+    shell = (
+        'mount --bind "$2" "$1/job/sub/bind"; mount -t tmpfs none "$1/job/sub/tmpfs"\n'
+        'touch "$1/job/sub/tmpfs/inside"; "$0" -c "$3" "$1"\n'
+        'find "$1" -name inside | wc -l; find "$1" -name alive | wc -l'
+    )
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-ec", shell, sys.executable, root.path, canary, _REMOVE],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    said = done.stdout.splitlines()
+    assert said[0].startswith("False")
+    assert said[-2:] == ["1", "1"]
+    assert any("job/sub/bind" in line for line in said)
+    assert any("job/sub/tmpfs" in line for line in said)
+    # Below the mounts, where we are again, are the folders that they covered.
+    assert [name for name in _left(root) if name in {"a", "z"}] == []
+
+
+_shape = st.lists(
+    st.tuples(st.integers(0, 5), st.integers(0, 20_000), st.booleans()), min_size=1, max_size=40
+)
+
+
+@given(shape=_shape, links=st.lists(st.tuples(st.integers(0, 39), st.integers(0, 5)), max_size=30))
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
+)
+def test_the_bytes_freed_are_those_that_were_allocated(
+    root: Root,
+    trash: Trash,
+    shape: list[tuple[int, int, bool]],
+    links: list[tuple[int, int]],
+) -> None:
+    """Of an inode with several links the last one counts, whichever of eight workers removes it."""
+    jobs = [root.path / f"job{number}" for number in range(6)]
+    outside = root.path / "outside"
+    for folder in (*jobs, outside):
+        (folder / "sub").mkdir(parents=True, exist_ok=True)
+    files = []
+    for number, (owner, size, is_kept) in enumerate(shape):
+        file = jobs[owner] / "sub" / f"file{number}"
+        file.write_bytes(b"x" * size)
+        files.append(file)
+        if is_kept:
+            os.link(file, outside / f"file{number}")
+    for number, (source, owner) in enumerate(links):
+        os.link(files[source % len(files)], jobs[owner] / f"link{number}")
+    expected = allocated(*jobs, outside) - allocated(outside)
+    with DeletionPool(8, StopFlag()) as pool:
+        futures = []
+        for job in jobs:
+            trash.stage(job.name, [job.name])
+            futures.append(pool.remove(trash, trash.doom(job.name)))
+        removed = [future.result(timeout=60) for future in futures]
+    assert all(each.complete for each in removed)
+    assert sum(each.bytes_freed for each in removed) == expected
+    assert pool.bytes_freed == expected
+    assert pool.files == sum(each.files for each in removed) == len(shape) + len(links)
+    subprocess.run(["rm", "-rf", outside], check=True)
+
+
+def test_a_hundred_links_in_as_many_folders_count_once(root: Root, remove: Remove) -> None:
+    for number in range(100):
+        (root.path / "job" / f"d{number}").mkdir(parents=True)
+    first = root.path / "job" / "d0" / "raster"
+    first.write_bytes(b"x" * 100_000)
+    for number in range(1, 100):
+        os.link(first, root.path / "job" / f"d{number}" / "raster")
+    before = allocated(root.path / "job")
+    assert remove("job", workers=8).bytes_freed == before
