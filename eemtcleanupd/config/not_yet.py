@@ -23,7 +23,7 @@ class NotYet:
 _NO_AUDIT_LOG = "no audit log file yet; table cleanup_audit has it all"
 
 NOT_YET = (
-    NotYet("performance.executor", lambda name: name != "threads", "workers are threads"),
+    NotYet("performance.executor", lambda name: name == "dask", "no other machines yet"),
     NotYet("performance.io_priority", lambda name: name != "best-effort", "no disk priority yet"),
     NotYet("performance.max_deletes_per_second", bool, "no limit of the rate yet"),
     NotYet("pressure.enabled", bool, "no disk-pressure trigger yet"),

@@ -191,7 +191,10 @@ class PerformanceConfig(Section):
     batch_size: Annotated[int, Field(ge=1, le=100_000)] = Field(100, description="Jobs planned at a time.")
     parallel_delete: bool = Field(True, description="Delete with several workers.")
     max_workers: Annotated[int, Field(ge=1, le=256)] = Field(4, description="How many workers delete.")
-    executor: Literal["threads", "processes", "dask"] = Field("threads", description="What a worker is.")
+    executor: Literal["threads", "processes", "dask"] = Field(
+        "threads",
+        description="threads or processes: threads here that move into helper processes when there is much.",
+    )
     io_priority: Literal["best-effort", "idle"] = Field(
         "best-effort", description="Priority of disk access, see ionice(1)."
     )

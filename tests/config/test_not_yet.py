@@ -9,7 +9,7 @@ from eemtcleanupd.config.schema import leaves
 from tests.config.conftest import LoadText, RefuseText
 
 ASKING = {
-    "performance.executor": ("performance: {executor: processes}", "processes"),
+    "performance.executor": ("performance: {executor: dask}", "dask"),
     "performance.io_priority": ("performance: {io_priority: idle}", "idle"),
     "performance.max_deletes_per_second": ("performance: {max_deletes_per_second: 50}", "50"),
     "pressure.enabled": ("pressure: {enabled: true}", "true"),
