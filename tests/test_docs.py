@@ -11,7 +11,7 @@ import pytest
 
 from eemtcleanupd import errors
 from eemtcleanupd.cli.main import COMMANDS
-from eemtcleanupd.store import ledger
+from eemtcleanupd.store.tables import METADATA
 from tests.conftest import Aged, RunCli
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +47,7 @@ def test_every_exit_code_is_documented() -> None:
 
 def test_every_table_of_the_ledger_is_in_the_architecture() -> None:
     architecture = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    for table in ledger._METADATA.tables:
+    for table in METADATA.tables:
         assert f"`{table}`" in architecture
 
 

@@ -15,14 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
-    Column,
     Connection,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
     delete,
     desc,
     func,
@@ -33,105 +26,20 @@ from sqlalchemy import (
 )
 
 from eemtcleanupd.model import Artifact, Found, Hold, JobClass, RootName
-from eemtcleanupd.store.database import Database, RawText
+from eemtcleanupd.store.database import Database
+from eemtcleanupd.store.tables import (
+    AUDIT,
+    HOLDS,
+    INTENTS,
+    LOG,
+    METADATA,
+    ROOTS,
+    RUNS,
+    SIZES,
+    STORAGE,
+)
 from eemtcleanupd.store.timestamps import utc_timestamp
 from eemtcleanupd.units import BYTES_PER_MB
-
-_METADATA = MetaData()
-_RUNS = Table(
-    "cleanup_runs",
-    _METADATA,
-    Column("id", String, primary_key=True),
-    Column("started_at", String, nullable=False),
-    Column("finished_at", String),
-    Column("trigger", String),
-    Column("user", String),
-    Column("host", String),
-    Column("pid", Integer),
-    Column("policy", Text),
-    Column("outcome", String),
-    Column("successful", Integer, server_default=text("0")),
-    Column("failed", Integer, server_default=text("0")),
-    Column("orphans", Integer, server_default=text("0")),
-    Column("skipped", Integer, server_default=text("0")),
-    Column("errors", Integer, server_default=text("0")),
-    Column("bytes_freed", BigInteger, server_default=text("0")),
-    Column("error", Text),
-)
-_INTENTS = Table(
-    "cleanup_intents",
-    _METADATA,
-    Column("id", String, primary_key=True),
-    Column("run_id", String, nullable=False),
-    Column("kind", String, nullable=False),
-    Column("state", String, nullable=False),
-    Column("job_id", RawText),
-    Column("status", RawText),
-    Column("artifacts", Text, nullable=False),
-    Column("bytes_freed", BigInteger, nullable=False, server_default=text("0")),
-    Column("purge_after", String),
-    Column("error", Text),
-    Column("created_at", String, nullable=False),
-)
-_LOG = Table(
-    "cleanup_log",
-    _METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("timestamp", String, server_default=func.current_timestamp()),
-    Column("run_id", String, index=True),
-    Column("job_id", RawText),
-    Column("status", RawText),
-    Column("action", String),
-    Column("bytes_freed", BigInteger),
-    Column("message", Text),
-)
-_AUDIT = Table(
-    "cleanup_audit",
-    _METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("timestamp", String, server_default=func.current_timestamp()),
-    Column("job_id", RawText),
-    Column("action", String),
-    Column("space_freed_mb", Integer),
-    Column("user", String),
-)
-_HOLDS = Table(
-    "cleanup_holds",
-    _METADATA,
-    Column("job_id", RawText, primary_key=True),
-    Column("reason", Text),
-    Column("owner", String),
-    Column("until", String),
-    Column("created_at", String),
-)
-_SIZES = Table(
-    "cleanup_sizes",
-    _METADATA,
-    Column("job_id", RawText, primary_key=True),
-    Column("status_class", String),
-    Column("bytes", BigInteger),
-    Column("measured_at", String),
-)
-_STORAGE = Table(
-    "cleanup_storage",
-    _METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("timestamp", String),
-    Column("run_id", String),
-    Column("successful_bytes", BigInteger),
-    Column("failed_bytes", BigInteger),
-    Column("free_bytes", BigInteger),
-    Column("total_bytes", BigInteger),
-)
-_ROOTS = Table(
-    "cleanup_roots",
-    _METADATA,
-    Column("name", String, primary_key=True),
-    Column("path", RawText),
-    Column("device", BigInteger),
-    Column("inode", BigInteger),
-    Column("marker", String),
-)
 
 
 class IntentKind(StrEnum):
@@ -229,13 +137,13 @@ class Ledger:
     def create_tables(self) -> None:
         """Create what is missing."""
         if not self.exists():
-            self._database.write(_METADATA.create_all)
+            self._database.write(METADATA.create_all)
 
     # -- runs --------------------------------------------------------------------------------------
 
     def last_run_at(self) -> datetime | None:
         """Return the latest time that any recorded run knew, None before the first."""
-        latest = select(func.max(func.coalesce(_RUNS.c.finished_at, _RUNS.c.started_at)))
+        latest = select(func.max(func.coalesce(RUNS.c.finished_at, RUNS.c.started_at)))
         with self._database.read() as connection:
             return _read_utc(connection.execute(latest).scalar())
 
@@ -244,24 +152,22 @@ class Ledger:
 
         def work(connection: Connection) -> None:
             connection.execute(
-                update(_RUNS)
-                .where(_RUNS.c.outcome.is_(None))
-                .values(outcome="killed", error="it never ended")
+                update(RUNS).where(RUNS.c.outcome.is_(None)).values(outcome="killed", error="it never ended")
             )
-            connection.execute(insert(_RUNS).values(_run_values(run)))
+            connection.execute(insert(RUNS).values(_run_values(run)))
 
         self._database.write(work)
 
     def finish_run(self, run: RunRecord) -> None:
         """Write how a run ended."""
         values = _run_values(run)
-        self._database.write(lambda c: c.execute(update(_RUNS).where(_RUNS.c.id == run.id).values(values)))
+        self._database.write(lambda c: c.execute(update(RUNS).where(RUNS.c.id == run.id).values(values)))
 
     def runs(self, limit: int, run_id: str | None = None) -> list[RunRecord]:
         """Return the newest runs, newest first, or the one that is named (by id or its beginning)."""
-        statement = select(_RUNS).order_by(desc(_RUNS.c.started_at), desc(_RUNS.c.id)).limit(limit)
+        statement = select(RUNS).order_by(desc(RUNS.c.started_at), text("rowid DESC")).limit(limit)
         if run_id is not None:
-            statement = statement.where(_RUNS.c.id.startswith(run_id, autoescape=True))
+            statement = statement.where(RUNS.c.id.startswith(run_id, autoescape=True))
         with self._database.read() as connection:
             rows = connection.execute(statement).mappings().all()
         return [
@@ -278,10 +184,10 @@ class Ledger:
     def log_entries(self, run_id: str) -> Iterable[LogEntry]:
         """Yield what a run did, in order, in pages (a run may have cleaned a million jobs)."""
         after = 0
-        columns = _LOG.c
+        columns = LOG.c
         while True:
             statement = (
-                select(_LOG)
+                select(LOG)
                 .where(columns.run_id == run_id, columns.id > after)
                 .order_by(columns.id)
                 .limit(500)
@@ -298,23 +204,23 @@ class Ledger:
 
     def open_intents(self) -> list[Intent]:
         """Return the work that an interrupted run, or one with errors, left."""
-        return self._intents(select(_INTENTS).where(_INTENTS.c.state == IntentState.OPEN))
+        return self._intents(select(INTENTS).where(INTENTS.c.state == IntentState.OPEN))
 
     def expired_trash(self, now: datetime, limit: int) -> list[Intent]:
         """Return trashed jobs whose grace has passed at ``now`` and that nobody holds, oldest first."""
         due = utc_timestamp(now)
-        held = select(_HOLDS.c.job_id).where((_HOLDS.c.until.is_(None)) | (_HOLDS.c.until > due))
+        held = select(HOLDS.c.job_id).where((HOLDS.c.until.is_(None)) | (HOLDS.c.until > due))
         return self._intents(
-            select(_INTENTS)
-            .where(_INTENTS.c.state == IntentState.TRASHED, _INTENTS.c.purge_after <= due)
-            .where((_INTENTS.c.job_id.is_(None)) | _INTENTS.c.job_id.not_in(held))
-            .order_by(_INTENTS.c.purge_after)
+            select(INTENTS)
+            .where(INTENTS.c.state == IntentState.TRASHED, INTENTS.c.purge_after <= due)
+            .where((INTENTS.c.job_id.is_(None)) | INTENTS.c.job_id.not_in(held))
+            .order_by(INTENTS.c.purge_after)
             .limit(limit)
         )
 
     def is_known_intent(self, intent_id: str) -> bool:
         """Tell whether an intent with this id is in the ledger."""
-        statement = select(func.count()).select_from(_INTENTS).where(_INTENTS.c.id == intent_id)
+        statement = select(func.count()).select_from(INTENTS).where(INTENTS.c.id == intent_id)
         with self._database.read() as connection:
             return bool(connection.execute(statement).scalar_one())
 
@@ -322,16 +228,16 @@ class Ledger:
         """Write intents, before the first file of any of them moves."""
         if intents:
             rows = [{**_intent_values(intent), "created_at": utc_timestamp(now)} for intent in intents]
-            connection.execute(insert(_INTENTS), rows)
+            connection.execute(insert(INTENTS), rows)
 
     def drop_intents(self, connection: Connection, ids: Sequence[str]) -> None:
         """Delete intents that are done, or undone."""
         if ids:
-            connection.execute(delete(_INTENTS).where(_INTENTS.c.id.in_(ids)))
+            connection.execute(delete(INTENTS).where(INTENTS.c.id.in_(ids)))
 
     def save_intent(self, connection: Connection, intent: Intent) -> None:
         """Write how far an intent came."""
-        connection.execute(update(_INTENTS).where(_INTENTS.c.id == intent.id).values(_intent_values(intent)))
+        connection.execute(update(INTENTS).where(INTENTS.c.id == intent.id).values(_intent_values(intent)))
 
     def _intents(self, statement: Any) -> list[Intent]:
         with self._database.read() as connection:
@@ -360,7 +266,7 @@ class Ledger:
     def add_log(self, connection: Connection, run_id: str, entry: LogEntry, now: datetime) -> None:
         """Write one line of ``cleanup_log``."""
         connection.execute(
-            insert(_LOG).values(
+            insert(LOG).values(
                 timestamp=utc_timestamp(now),
                 run_id=run_id,
                 job_id=entry.job_id,
@@ -376,7 +282,7 @@ class Ledger:
     ) -> None:
         """Write one line of ``cleanup_audit`` (columns as in the user's document; whole MB)."""
         connection.execute(
-            insert(_AUDIT).values(
+            insert(AUDIT).values(
                 timestamp=utc_timestamp(now),
                 job_id=job_id,
                 action=action,
@@ -391,16 +297,16 @@ class Ledger:
         """Return the bytes measured earlier, by job id, for those that still have their data."""
         if not job_ids:
             return {}
-        statement = select(_SIZES.c.job_id, _SIZES.c.bytes).where(_SIZES.c.job_id.in_(job_ids))
+        statement = select(SIZES.c.job_id, SIZES.c.bytes).where(SIZES.c.job_id.in_(job_ids))
         return {row.job_id: row.bytes for row in connection.execute(statement)}
 
     def set_measured(
         self, connection: Connection, job_id: str, job_class: JobClass, size_bytes: int, now: datetime
     ) -> None:
         """Remember the size of a job that still has its data."""
-        connection.execute(delete(_SIZES).where(_SIZES.c.job_id == job_id))
+        connection.execute(delete(SIZES).where(SIZES.c.job_id == job_id))
         connection.execute(
-            insert(_SIZES).values(
+            insert(SIZES).values(
                 job_id=job_id, status_class=job_class, bytes=size_bytes, measured_at=utc_timestamp(now)
             )
         )
@@ -408,16 +314,16 @@ class Ledger:
     def forget_measured(self, connection: Connection, job_ids: Sequence[str]) -> None:
         """Forget the sizes of jobs whose data is gone."""
         if job_ids:
-            connection.execute(delete(_SIZES).where(_SIZES.c.job_id.in_(job_ids)))
+            connection.execute(delete(SIZES).where(SIZES.c.job_id.in_(job_ids)))
 
     def add_storage_sample(self, run_id: str, free_bytes: int, total_bytes: int, now: datetime) -> None:
         """Write one point of the storage history: measured bytes by class, and the results filesystem."""
 
         def work(connection: Connection) -> None:
-            grouped = select(_SIZES.c.status_class, func.sum(_SIZES.c.bytes)).group_by(_SIZES.c.status_class)
+            grouped = select(SIZES.c.status_class, func.sum(SIZES.c.bytes)).group_by(SIZES.c.status_class)
             used = {row[0]: row[1] for row in connection.execute(grouped)}
             connection.execute(
-                insert(_STORAGE).values(
+                insert(STORAGE).values(
                     timestamp=utc_timestamp(now),
                     run_id=run_id,
                     successful_bytes=used.get(JobClass.SUCCESSFUL, 0),
@@ -435,16 +341,16 @@ class Ledger:
         """Return the holds, active or not, on these jobs."""
         if not job_ids:  # an empty IN of a type that casts what it binds is not valid SQL
             return {}
-        rows = connection.execute(select(_HOLDS).where(_HOLDS.c.job_id.in_(job_ids)))
+        rows = connection.execute(select(HOLDS).where(HOLDS.c.job_id.in_(job_ids)))
         return {row.job_id: Hold(row.job_id, row.reason, row.owner, _read_utc(row.until)) for row in rows}
 
     def hold(self, hold: Hold, now: datetime) -> None:
         """Set a hold, in place of an earlier one on the same job."""
 
         def work(connection: Connection) -> None:
-            connection.execute(delete(_HOLDS).where(_HOLDS.c.job_id == hold.job_id))
+            connection.execute(delete(HOLDS).where(HOLDS.c.job_id == hold.job_id))
             connection.execute(
-                insert(_HOLDS).values(
+                insert(HOLDS).values(
                     job_id=hold.job_id,
                     reason=hold.reason,
                     owner=hold.owner,
@@ -458,7 +364,7 @@ class Ledger:
     def release(self, job_id: str) -> bool:
         """Take a hold off; False when there was none."""
         return self._database.write(
-            lambda c: c.execute(delete(_HOLDS).where(_HOLDS.c.job_id == job_id)).rowcount > 0
+            lambda c: c.execute(delete(HOLDS).where(HOLDS.c.job_id == job_id)).rowcount > 0
         )
 
     # -- roots -------------------------------------------------------------------------------------
@@ -466,7 +372,7 @@ class Ledger:
     def roots(self) -> dict[RootName, RootRecord]:
         """Return what each root was at the last run."""
         with self._database.read() as connection:
-            rows = connection.execute(select(_ROOTS)).all()
+            rows = connection.execute(select(ROOTS)).all()
         return {
             RootName(row.name): RootRecord(RootName(row.name), row.path, row.device, row.inode, row.marker)
             for row in rows
@@ -477,9 +383,9 @@ class Ledger:
 
         def work(connection: Connection) -> None:
             for root in roots:
-                connection.execute(delete(_ROOTS).where(_ROOTS.c.name == root.name))
+                connection.execute(delete(ROOTS).where(ROOTS.c.name == root.name))
                 connection.execute(
-                    insert(_ROOTS).values(
+                    insert(ROOTS).values(
                         name=root.name,
                         path=root.path,
                         device=root.device,
@@ -499,7 +405,7 @@ def with_error(intent: Intent, error: str | None, freed_bytes: int) -> Intent:
 def _run_values(run: RunRecord) -> dict[str, object]:
     return {
         name: _utc_or_none(value) if isinstance(value, datetime) else value
-        for name, value in ((column.name, getattr(run, column.name)) for column in _RUNS.c)
+        for name, value in ((column.name, getattr(run, column.name)) for column in RUNS.c)
     }
 
 

@@ -1,0 +1,103 @@
+"""The tables of the ledger.  Times are UTC in the form of SQLite's CURRENT_TIMESTAMP."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, Text, func, text
+
+from eemtcleanupd.store.database import RawText
+
+METADATA = MetaData()
+RUNS = Table(
+    "cleanup_runs",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("started_at", String, nullable=False),
+    Column("finished_at", String),
+    Column("trigger", String),
+    Column("user", String),
+    Column("host", String),
+    Column("pid", Integer),
+    Column("policy", Text),
+    Column("outcome", String),
+    Column("successful", Integer, server_default=text("0")),
+    Column("failed", Integer, server_default=text("0")),
+    Column("orphans", Integer, server_default=text("0")),
+    Column("skipped", Integer, server_default=text("0")),
+    Column("errors", Integer, server_default=text("0")),
+    Column("bytes_freed", BigInteger, server_default=text("0")),
+    Column("error", Text),
+)
+INTENTS = Table(
+    "cleanup_intents",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("run_id", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("job_id", RawText),
+    Column("status", RawText),
+    Column("artifacts", Text, nullable=False),
+    Column("bytes_freed", BigInteger, nullable=False, server_default=text("0")),
+    Column("purge_after", String),
+    Column("error", Text),
+    Column("created_at", String, nullable=False),
+)
+LOG = Table(
+    "cleanup_log",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("timestamp", String, server_default=func.current_timestamp()),
+    Column("run_id", String, index=True),
+    Column("job_id", RawText),
+    Column("status", RawText),
+    Column("action", String),
+    Column("bytes_freed", BigInteger),
+    Column("message", Text),
+)
+AUDIT = Table(
+    "cleanup_audit",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("timestamp", String, server_default=func.current_timestamp()),
+    Column("job_id", RawText),
+    Column("action", String),
+    Column("space_freed_mb", Integer),
+    Column("user", String),
+)
+HOLDS = Table(
+    "cleanup_holds",
+    METADATA,
+    Column("job_id", RawText, primary_key=True),
+    Column("reason", Text),
+    Column("owner", String),
+    Column("until", String),
+    Column("created_at", String),
+)
+SIZES = Table(
+    "cleanup_sizes",
+    METADATA,
+    Column("job_id", RawText, primary_key=True),
+    Column("status_class", String),
+    Column("bytes", BigInteger),
+    Column("measured_at", String),
+)
+STORAGE = Table(
+    "cleanup_storage",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("timestamp", String),
+    Column("run_id", String),
+    Column("successful_bytes", BigInteger),
+    Column("failed_bytes", BigInteger),
+    Column("free_bytes", BigInteger),
+    Column("total_bytes", BigInteger),
+)
+ROOTS = Table(
+    "cleanup_roots",
+    METADATA,
+    Column("name", String, primary_key=True),
+    Column("path", RawText),
+    Column("device", BigInteger),
+    Column("inode", BigInteger),
+    Column("marker", String),
+)
