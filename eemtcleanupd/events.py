@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: frozen values, handed to whoever listens."""
+"""What a run and the daemon tell while they go on: frozen values, handed to whoever listens."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class JobCleaned:
     """A job's data is gone (or, with a grace, in the trash) and recorded so.
 
     ``bytes_freed`` counts earlier, interrupted attempts too; ``age`` is None for a job that an earlier run
-    had begun.
+    had begun.  ``early`` says why a job went ahead of its retention, None for one that was due.
     """
 
     run_id: str
@@ -61,6 +61,7 @@ class JobCleaned:
     artifacts: tuple[ArtifactSize, ...]
     bytes_freed: int
     in_trash: bool = False
+    early: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,8 @@ class RunReport:
 
     ``outcome`` is ``success``, ``errors`` (some jobs could not be cleaned) or ``interrupted``.
     ``remaining`` are due jobs left to another run by a cap or a size limit; ``missing`` are uncleaned
-    terminal jobs none of whose files exist.
+    terminal jobs none of whose files exist.  ``early`` are those of the cleaned jobs that went ahead of their
+    retention, ``pressure`` says why in words; None for a run that was not made by disk pressure.
     """
 
     run_id: str
@@ -131,6 +133,8 @@ class RunReport:
     skipped: int = 0
     errors: int = 0
     remaining: int = 0
+    early: Tally = field(default_factory=Tally)
+    pressure: str | None = None
 
     @property
     def bytes_freed(self) -> int:
@@ -153,6 +157,49 @@ class RunFailed:
     error: str
 
 
+@dataclass(frozen=True, slots=True)
+class DaemonStarted:
+    """The daemon listens; ``next_run_at`` is aware UTC, None while the schedule is off."""
+
+    pid: int
+    host: str
+    next_run_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonStopping:
+    """The daemon is on its way out; ``reason`` is in words."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigReloaded:
+    """A new configuration is in force; ``reason`` says what made the daemon read it."""
+
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigRejected:
+    """A new configuration was refused, the one before stays in force; ``error`` names file, line and key."""
+
+    file: str
+    reason: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiskPressure:
+    """The results filesystem is fuller than its high watermark; a run follows."""
+
+    used_percent: float
+    free_bytes: int
+    high_watermark_percent: float
+    low_watermark_percent: float
+
+
 Event = (
     RunStarted
     | JobPlanned
@@ -163,5 +210,10 @@ Event = (
     | Warned
     | RunFinished
     | RunFailed
+    | DaemonStarted
+    | DaemonStopping
+    | ConfigReloaded
+    | ConfigRejected
+    | DiskPressure
 )
 Emit = Callable[[Event], None]

@@ -8,11 +8,20 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
+import os
 import resource
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.events import (
+    ConfigRejected,
+    ConfigReloaded,
+    DaemonStarted,
+    DaemonStopping,
+    DiskPressure,
     Event,
     JobCleaned,
     JobFailed,
@@ -21,6 +30,7 @@ from eemtcleanupd.events import (
     OrphanFound,
     RunFailed,
     RunFinished,
+    RunReport,
     RunStarted,
     Warned,
 )
@@ -77,8 +87,36 @@ def log_to_file(path: Path, *, form: str, level: str) -> logging.Handler:
     return handler
 
 
+class JournalFormatter(logging.Formatter):
+    """Lines for the journal: the priority as sd-daemon(3) has it; the journal knows the time by itself."""
+
+    _PRIORITIES: ClassVar = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record, each of its lines with the priority."""
+        priority = self._PRIORITIES.get(record.levelname, 6)
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
+
+
+def log_to_stderr(environ: Mapping[str, str]) -> logging.Handler:
+    """Send the log to stderr too, in the journal's form when stderr is the journal (``JOURNAL_STREAM``)."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JournalFormatter() if _is_journal(environ) else logging.Formatter(_FORM, _TIME_FORM))
+    log.addHandler(handler)
+    return handler
+
+
+def _is_journal(environ: Mapping[str, str]) -> bool:
+    """Tell whether stderr is the stream that systemd.exec(5) names by device and inode."""
+    try:
+        status = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
 def write_event(event: Event) -> None:
-    """Write what a run tells into the log."""
+    """Write what a run or the daemon tells into the log."""
     match event:
         case RunStarted():
             log.info("Starting job cleanup process")
@@ -88,6 +126,8 @@ def write_event(event: Event) -> None:
             log.info("[DRY RUN] Would clean job %s: %s", _short(event.job.id), event.reason)
         case JobCleaned():
             age = "left by an earlier run" if event.age is None else f"{human_age(event.age)} old"
+            if event.early:
+                log.warning("Taking job %s early: it %s", _short(event.job.id), event.early)
             log.info("Cleaning job %s (%s, %s)", _short(event.job.id), printable(event.job.status), age)
             for part in event.artifacts:
                 verb = "Moved to the trash" if event.in_trash else "Deleted"
@@ -107,19 +147,57 @@ def write_event(event: Event) -> None:
         case RunFailed():
             log.error("Cleanup failed: %s", event.error)
         case RunFinished(report):
-            log.info(
-                "Cleanup summary: %d successful, %d failed, %s freed",
-                report.successful.jobs,
-                report.failed.jobs,
-                human_size(report.bytes_freed),
+            _write_report(report)
+        case _:
+            _write_daemon_event(event)
+
+
+def _write_report(report: RunReport) -> None:
+    log.info(
+        "Cleanup summary: %d successful, %d failed, %s freed",
+        report.successful.jobs,
+        report.failed.jobs,
+        human_size(report.bytes_freed),
+    )
+    if report.pressure:
+        log.warning(
+            "%d jobs went ahead of their retention (%s): %s",
+            report.early.jobs,
+            human_size(report.early.bytes_freed),
+            report.pressure,
+        )
+    if report.outcome == "success":
+        log.info("Cleanup completed successfully")
+    elif report.outcome == "errors":
+        log.error("Cleanup completed with errors on %d jobs", report.errors)
+    else:
+        log.warning("Cleanup was interrupted; the next run goes on")
+    log.debug("Peak memory: %s", human_size(peak_memory_bytes()))
+
+
+def _write_daemon_event(event: Event) -> None:
+    match event:
+        case DaemonStarted():
+            next_run = f"{event.next_run_at:%Y-%m-%d %H:%M} UTC" if event.next_run_at else "not scheduled"
+            log.info("Daemon started, process %d on %s; next run %s", event.pid, event.host, next_run)
+        case DaemonStopping():
+            log.info("Daemon stopping: %s", event.reason)
+        case ConfigReloaded():
+            log.info("Configuration %s is in force (%s)", event.file, event.reason)
+        case ConfigRejected():
+            log.error(
+                "Configuration %s was refused, the one before stays in force (%s): %s",
+                event.file,
+                event.reason,
+                event.error,
             )
-            if report.outcome == "success":
-                log.info("Cleanup completed successfully")
-            elif report.outcome == "errors":
-                log.error("Cleanup completed with errors on %d jobs", report.errors)
-            else:
-                log.warning("Cleanup was interrupted; the next run goes on")
-            log.debug("Peak memory: %s", human_size(peak_memory_bytes()))
+        case DiskPressure():
+            log.warning(
+                "The results filesystem is %.1f %% full (high watermark %g %%), %s free",
+                event.used_percent,
+                event.high_watermark_percent,
+                human_size(event.free_bytes),
+            )
 
 
 def peak_memory_bytes() -> int:

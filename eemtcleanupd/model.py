@@ -78,7 +78,8 @@ class Found:
 class Decision:
     """Keep or clean, with the reason in words; ``age`` is None for a job without a readable end.
 
-    ``notable`` marks a keep that an operator should hear of (undated, unknown status, bad name).
+    ``notable`` marks a keep that an operator should hear of (undated, unknown status, bad name); ``early``
+    a clean ahead of the retention, for the sake of a full disk.
     """
 
     job: Job
@@ -87,3 +88,4 @@ class Decision:
     reason: str
     age: timedelta | None = None
     notable: bool = False
+    early: bool = False

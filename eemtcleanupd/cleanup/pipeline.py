@@ -44,7 +44,7 @@ class Claimed:
     """A job on its way; ``entries`` are its artifacts with their items, once staged those in the trash.
 
     ``known_size`` is what was measured earlier; ``marks_row`` is False where the job's row has since become
-    another's business, so that only the leftovers go.
+    another's business, so that only the leftovers go.  ``early`` says why a job goes ahead of its retention.
     """
 
     intent: Intent
@@ -55,6 +55,7 @@ class Claimed:
     removals: list[tuple[Found, Future[Removed]]] = field(default_factory=list)
     known_size: int = 0
     marks_row: bool = True
+    early: str | None = None
 
 
 @dataclass(slots=True)
@@ -67,8 +68,15 @@ class Counts:
     orphan_bytes: int = 0
     purged: int = 0
     purged_bytes: int = 0
+    early: int = 0
+    early_bytes: int = 0
     skipped: int = 0
     errors: int = 0
+
+    @property
+    def bytes_freed(self) -> int:
+        """All space that was freed."""
+        return sum(self.freed.values()) + self.orphan_bytes + self.purged_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +182,7 @@ class Pipeline:
                     plan.decision.age,
                     list(intent.items),
                     known_size=sizes.get(plan.job.id, 0),
+                    early=plan.decision.reason if plan.decision.early else None,
                 )
             )
         return claimed
@@ -401,6 +410,8 @@ class Pipeline:
         if job.intent.kind is IntentKind.ORPHAN:
             action = "removed_orphan"
         message = _summary(entries, trashed=trashed)
+        if job.early:
+            message += f"; {job.early}"
         tools.ledger.add_log(
             connection, tools.run_id, LogEntry(job.job.id, job.job.status, action, freed, message), now
         )
@@ -430,6 +441,9 @@ class Pipeline:
             return
         else:
             self.counts.cleaned[job.job_class] += 1
+            if job.early:
+                self.counts.early += 1
+                self.counts.early_bytes += freed
         self._tools.emit(
             JobCleaned(
                 self._tools.run_id,
@@ -439,6 +453,7 @@ class Pipeline:
                 tuple(ArtifactSize(found, size or 0) for found, size in entries),
                 job.intent.bytes_freed + freed,
                 in_trash=self._goes_to_trash(job),
+                early=job.early,
             )
         )
 

@@ -13,7 +13,11 @@ from eemtcleanupd.deletion.roots import Root, check_roots, open_root
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.errors import RootError
 from eemtcleanupd.model import TRASH_NAME, Artifact, RootName
-from eemtcleanupd.store.ledger import RootRecord
+from eemtcleanupd.policy.retention import Policy
+from eemtcleanupd.store.catalog import Catalog
+from eemtcleanupd.store.database import Database
+from eemtcleanupd.store.ledger import Ledger, RootRecord
+from eemtcleanupd.store.timestamps import zone_named
 
 _MARKER = ".root-id"
 
@@ -89,3 +93,19 @@ def reserved_entries(config: Config, roots: Mapping[RootName, Root]) -> frozense
             if root.path in resolved.parents:
                 reserved.add(Artifact(name, resolved.relative_to(root.path).parts[0]))
     return frozenset(reserved)
+
+
+def check_store(config: Config) -> None:
+    """Look whether a run could begin: the database is an EEMT job database, the folders are the right ones.
+
+    Raises:
+        StoreError, RootError: it could not, and why; nothing was changed.
+    """
+    database = Database(
+        Path(config.paths.database), busy_timeout_seconds=config.database.busy_timeout_seconds
+    )
+    with ExitStack() as stack:
+        stack.callback(database.close)
+        Catalog(database, Policy.from_config(config.retention), zone_named(config.database.timezone))
+        ledger = Ledger(database)
+        open_roots(config, ledger.roots() if ledger.exists() else {}, stack)

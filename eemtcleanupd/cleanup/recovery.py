@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from eemtcleanupd.cleanup.pipeline import Claimed, Pipeline, Tools
 from eemtcleanupd.deletion.trash import doomed_name
@@ -53,18 +53,23 @@ def purge_expired(tools: Tools, pipeline: Pipeline) -> None:
         expired = tools.ledger.expired_trash(tools.clock(), _PURGE_PAGE)
         if not expired:
             return
-        for intent in expired:
-            job = _claimed(tools, intent)
-            job.entries = [
-                (found, item)
-                for found, item in intent.items
-                if found.artifact.root in tools.trashes and _is_in_trash(tools, found, item)
-            ]
-            pipeline.submit(job)
+        purge(tools, pipeline, expired)
         before = {intent.id for intent in expired}
         pipeline.finish()
         if before & {intent.id for intent in tools.ledger.expired_trash(tools.clock(), _PURGE_PAGE)}:
             return  # what could not be deleted now is tried again by the next run
+
+
+def purge(tools: Tools, pipeline: Pipeline, intents: Sequence[Intent]) -> None:
+    """Hand what these intents have in the trash to the pipeline for deletion."""
+    for intent in intents:
+        job = _claimed(tools, intent)
+        job.entries = [
+            (found, item)
+            for found, item in intent.items
+            if found.artifact.root in tools.trashes and _is_in_trash(tools, found, item)
+        ]
+        pipeline.submit(job)
 
 
 def report_unowned(tools: Tools) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -16,8 +16,10 @@ from eemtcleanupd.cleanup.pipeline import Counts, Pipeline, Tools
 from eemtcleanupd.cleanup.planning import PlannedJob, Planner
 from eemtcleanupd.cleanup.preflight import open_roots, remember_root, reserved_entries
 from eemtcleanupd.cleanup.recovery import purge_expired, recover, report_unowned
+from eemtcleanupd.cleanup.relief import Target, empty_trash, take_early
 from eemtcleanupd.clock import Clock, system_clock
 from eemtcleanupd.config import Config
+from eemtcleanupd.deletion.inspection import disk_usage
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import Trash
@@ -37,6 +39,7 @@ from eemtcleanupd.events import (
 )
 from eemtcleanupd.model import Decision, Found, JobClass, RootName
 from eemtcleanupd.policy.breakers import clock_fault, is_too_many
+from eemtcleanupd.policy.pressure import Pressure, early_policy
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.stop import StopFlag
 from eemtcleanupd.store.catalog import Backlog, Catalog
@@ -49,13 +52,20 @@ from eemtcleanupd.units import human_size
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What is asked of one run; ``skip_larger_than_bytes`` leaves bigger jobs to another run."""
+    """What is asked of one run.
+
+    ``skip_larger_than_bytes`` leaves bigger jobs to another run.  ``only_trash`` cleans no job, it only
+    empties the trash of what has outlived its grace.  ``pressure`` makes it go on, ahead of the retention,
+    until the disk is no longer full; then nothing waits in the trash.
+    """
 
     user: str
     trigger: str = "manual"
     dry_run: bool = False
     force: bool = False
     skip_larger_than_bytes: int | None = None
+    only_trash: bool = False
+    pressure: Pressure | None = None
 
 
 @dataclass(slots=True)
@@ -147,6 +157,8 @@ class _Run:
         self._policy = Policy.from_config(config.retention)
         self._kept = 0
         self._remaining = 0
+        self._taken = 0
+        self._relieved: str | None = None
 
     def run(self, started: datetime, stack: ExitStack) -> RunReport:
         config, request = self._config, self._request
@@ -161,7 +173,7 @@ class _Run:
         has_ledger = ledger.exists()
         known = ledger.roots() if has_ledger else {}
         roots = open_roots(config, known, stack)
-        backlog = catalog.backlog(started)
+        backlog = Backlog(0, 0) if request.only_trash else catalog.backlog(started)
         if backlog.candidates:
             catalog.gather_candidates(started)
         planner = Planner(
@@ -282,7 +294,7 @@ class _Run:
                 run_id=self._run_id,
                 user=request.user,
                 logs_folder=config.paths.logs,
-                grace=timedelta(hours=config.trash.grace_hours),
+                grace=timedelta(hours=0 if request.pressure else config.trash.grace_hours),
                 workers=self._workers,
             )
             self._emit_started(opened.backlog)
@@ -306,27 +318,81 @@ class _Run:
     def _work(self, opened: _Opened, tools: Tools, pipeline: Pipeline) -> CensusResult:
         in_hand = recover(tools, pipeline)
         purge_expired(tools, pipeline)
+        if self._request.only_trash:
+            return CensusResult(0, 0)
         report_unowned(tools)
-        cap = self._config.safety.max_jobs_per_run
-        taken = 0
+        target = None
+        if self._request.pressure is not None:
+            target = Target.of(self._request.pressure, tools)
+            empty_trash(tools, pipeline, target)
         for plans in self._planned_pages(tools.planner, pipeline.in_flight):
             batch = [plan for plan in plans if plan.job.id not in in_hand]
             with tools.database.read() as connection:
                 sizes = tools.ledger.measured(connection, [plan.job.id for plan in batch])
-            batch = self._without_large(tools.roots, batch, sizes)
-            if cap and taken + len(batch) > cap:
-                self._remaining += len(batch) - (cap - taken)
-                batch = batch[: cap - taken]
-            if batch and not self._stop.is_set():
-                taken += pipeline.take(batch, sizes)
+            self._take(tools, pipeline, batch, sizes)
         pipeline.finish()
+        if target is not None:
+            self._relieve(opened, tools, pipeline, target, in_hand)
         census = self._census(opened, pipeline).take()
         pipeline.finish()
         return census
 
+    def _take(
+        self, tools: Tools, pipeline: Pipeline, batch: Sequence[PlannedJob], sizes: Mapping[str, int]
+    ) -> int:
+        """Take of a batch what the run's limits allow; returns how many jobs were claimed."""
+        batch = self._without_large(tools.roots, batch, sizes)
+        cap = self._config.safety.max_jobs_per_run
+        if cap and self._taken + len(batch) > cap:
+            self._remaining += len(batch) - (cap - self._taken)
+            batch = batch[: cap - self._taken]
+        claimed = pipeline.take(batch, sizes) if batch and not self._stop.is_set() else 0
+        self._taken += claimed
+        return claimed
+
+    def _relieve(
+        self, opened: _Opened, tools: Tools, pipeline: Pipeline, target: Target, in_hand: Collection[str]
+    ) -> None:
+        """Go on ahead of the retention while the disk is still too full, within the run's limits."""
+        policy = early_policy(self._policy, target.pressure.minimum_age)
+        catalog = Catalog(opened.database, policy, zone_named(self._config.database.timezone))
+        catalog.gather_candidates(opened.started, failed_first=True)
+        planner = Planner(
+            database=opened.database,
+            catalog=catalog,
+            ledger=opened.ledger,
+            roots=opened.roots,
+            policy=policy,
+            now=opened.started,
+            reserved=reserved_entries(self._config, opened.roots),
+        )
+        safety, uncleaned = self._config.safety, opened.backlog.uncleaned
+
+        def take(batch: Sequence[PlannedJob], sizes: Mapping[str, int]) -> int:
+            if is_too_many(self._taken + 1, uncleaned, safety.max_fraction, safety.max_fraction_min_jobs):
+                self._emit(
+                    Warned(
+                        f"the disk is still full, but {self._taken} of {uncleaned} jobs that had ended are "
+                        f"gone, and safety.max_fraction ({safety.max_fraction:g}) allows no more in one run"
+                    )
+                )
+                return 0
+            return self._take(tools, pipeline, batch, sizes)
+
+        take_early(
+            tools,
+            pipeline,
+            target,
+            planner=planner,
+            policy=self._policy,
+            in_hand=in_hand,
+            take=take,
+        )
+        self._relieved = target.words(disk_usage(opened.roots[RootName.RESULTS].fd))
+
     def _without_large(
-        self, roots: Mapping[RootName, Root], batch: list[PlannedJob], sizes: Mapping[str, int]
-    ) -> list[PlannedJob]:
+        self, roots: Mapping[RootName, Root], batch: Sequence[PlannedJob], sizes: Mapping[str, int]
+    ) -> Sequence[PlannedJob]:
         if self._request.skip_larger_than_bytes is None:
             return batch
         kept = []
@@ -412,6 +478,9 @@ class _Run:
         interrupted = self._stop.is_set()
         # A dry run has cleaned nothing, so all that were uncleaned still are.
         uncleaned = opened.backlog.uncleaned - (0 if self._request.dry_run else cleaned)
+        missing = max(0, uncleaned - census.jobs_with_files)
+        if interrupted or self._request.only_trash:  # then nobody has looked
+            missing = 0
         report = RunReport(
             run_id=self._run_id,
             dry_run=self._request.dry_run,
@@ -425,22 +494,19 @@ class _Run:
             orphans=Tally(counts.orphans, counts.orphan_bytes),
             trash_purged=Tally(counts.purged, counts.purged_bytes),
             orphans_found=census.orphans,
-            missing=0 if interrupted else max(0, uncleaned - census.jobs_with_files),
+            missing=missing,
             skipped=counts.skipped + self._kept,
             errors=counts.errors,
             remaining=self._remaining,
+            early=Tally(counts.early, counts.early_bytes),
+            pressure=self._relieved,
         )
         self._emit(RunFinished(report))
         return report
 
     def _sample_storage(self, ledger: Ledger, roots: Mapping[RootName, Root]) -> None:
-        figures = os.fstatvfs(roots[RootName.RESULTS].fd)
-        ledger.add_storage_sample(
-            self._run_id,
-            figures.f_bavail * figures.f_frsize,
-            figures.f_blocks * figures.f_frsize,
-            self._clock(),
-        )
+        usage = disk_usage(roots[RootName.RESULTS].fd)
+        ledger.add_storage_sample(self._run_id, usage.free_bytes, usage.total_bytes, self._clock())
 
 
 def _ended(record: RunRecord, report: RunReport) -> RunRecord:

@@ -22,8 +22,12 @@ COMMANDS: Final = {
     "demo": ("eemtcleanupd.cli.demo", "Build a demo job store in a folder."),
     "history": ("eemtcleanupd.cli.history", "List past runs, or show one."),
     "hold": ("eemtcleanupd.cli.hold", "Never clean a job, until a time or for ever."),
+    "reload": ("eemtcleanupd.cli.control", "Let the daemon read its configuration again."),
     "roots": ("eemtcleanupd.cli.roots", "Show the folders of the last run, or accept new ones."),
     "release": ("eemtcleanupd.cli.hold", "Take a hold off a job."),
+    "run": ("eemtcleanupd.cli.run", "Run the daemon: clean on schedule until SIGTERM."),
+    "status": ("eemtcleanupd.cli.status", "Show how the daemon and the job store are."),
+    "stop": ("eemtcleanupd.cli.control", "Stop the daemon in order."),
 }
 """Command name to the module that defines a click command of that name, and its line in ``--help``."""
 

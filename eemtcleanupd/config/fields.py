@@ -89,7 +89,9 @@ def _cron(value: str) -> str:
         names = ", ".join(CRON_NAMES)
         raise ValueError(f"write five fields (minute hour day month weekday), or one of {names}")
     try:
-        CronSim(expression, datetime(2000, 1, 1, tzinfo=UTC))
+        next(CronSim(expression, datetime(2000, 1, 1, tzinfo=UTC)))
+    except StopIteration:
+        raise ValueError("no day is like that") from None
     except (CronSimError, ValueError) as error:
         raise ValueError(f"no cron expression: {str(error).lower()}; see crontab(5)") from None
     return expression

@@ -53,13 +53,15 @@ class Setting:
 class Loaded:
     """The effective configuration, where each value came from (by dotted key), and what to warn of.
 
-    An origin is ``default``, ``FILE:LINE``, or the name of a variable or of an option.
+    An origin is ``default``, ``FILE:LINE``, or the name of a variable or of an option.  ``is_empty`` is
+    true when the file sets nothing, or there is none.
     """
 
     config: Config
     file: Path | None
     origins: Mapping[str, str]
     warnings: tuple[str, ...]
+    is_empty: bool
 
     def settings(self) -> Iterator[Setting]:
         """Yield every key in the order of the schema."""
@@ -127,6 +129,7 @@ def load(
         document.file,
         MappingProxyType({key: assembly.origins.get(key, DEFAULT) for key in _shown_keys()}),
         (*environment.warnings, *assembly.warnings),
+        is_empty=not document.data,
     )
 
 

@@ -160,6 +160,9 @@ class ScheduleConfig(Section):
     )
     catch_up: bool = Field(True, description="Make up, once, for runs missed while the daemon was down.")
     run_on_start: bool = Field(False, description="Run when the daemon starts.")
+    start_delay_seconds: Annotated[int, Field(ge=0, le=86_400)] = Field(
+        0, description="Start no run by itself for so many seconds after the daemon started."
+    )
 
 
 class PathsConfig(Section):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.walk import Folder, walk
+from eemtcleanupd.policy.pressure import DiskUsage
 from eemtcleanupd.stop import StopFlag
 from eemtcleanupd.units import printable, shortened
 
@@ -65,6 +66,17 @@ class Obstacles:
                 return None
         held = _find_lock(root, name, inodes)
         return None if held is None else f"a process holds a lock on {shortened(printable(held))}"
+
+
+def disk_usage(root_fd: int) -> DiskUsage:
+    """Return the bytes of the filesystem that a root lies on (statvfs(3))."""
+    figures = os.fstatvfs(root_fd)
+    size = figures.f_frsize
+    return DiskUsage(
+        total_bytes=figures.f_blocks * size,
+        used_bytes=(figures.f_blocks - figures.f_bfree) * size,
+        free_bytes=figures.f_bavail * size,
+    )
 
 
 def _mounts() -> Iterable[_Mount]:

@@ -134,9 +134,10 @@ class Catalog:
             packed = int(connection.execute(text(statement), self._parameters(now)).scalar_one())
         return Backlog(uncleaned=packed % _PACK, candidates=packed // _PACK)
 
-    def gather_candidates(self, now: datetime) -> None:
+    def gather_candidates(self, now: datetime, *, failed_first: bool = False) -> None:
         """Keep the keys of all rows that need a decision, oldest first, for :meth:`candidates`."""
         self._has_candidates = True
+        first = f"NOT {self._is(JobClass.FAILED)}, " if failed_first else ""
         with self._database.read() as connection:
             connection.exec_driver_sql("DROP TABLE IF EXISTS temp.cleanup_candidates")
             connection.exec_driver_sql(
@@ -146,7 +147,7 @@ class Catalog:
                 text(
                     f"INSERT INTO temp.cleanup_candidates (id) SELECT {self._id} FROM jobs"
                     f" WHERE {self._uncleaned} AND {self._verdict()} >= {_PACK}"
-                    f" ORDER BY replace(completed_at, 'T', ' '), {self._id}"
+                    f" ORDER BY {first}replace(completed_at, 'T', ' '), {self._id}"
                 ),
                 self._parameters(now),
             )

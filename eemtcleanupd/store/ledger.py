@@ -22,6 +22,7 @@ from sqlalchemy import (
     insert,
     select,
     text,
+    true,
     update,
 )
 
@@ -40,6 +41,9 @@ from eemtcleanupd.store.tables import (
 )
 from eemtcleanupd.store.timestamps import utc_timestamp
 from eemtcleanupd.units import BYTES_PER_MB
+
+TRASH_TRIGGER = "trash"
+"""The trigger of runs that only empty the trash."""
 
 
 class IntentKind(StrEnum):
@@ -147,6 +151,12 @@ class Ledger:
         with self._database.read() as connection:
             return _read_utc(connection.execute(latest).scalar())
 
+    def last_cleanup_at(self) -> datetime | None:
+        """Return when the last run began that looked at all jobs, None before the first."""
+        latest = select(func.max(RUNS.c.started_at)).where(RUNS.c.trigger != TRASH_TRIGGER)
+        with self._database.read() as connection:
+            return _read_utc(connection.execute(latest).scalar())
+
     def begin_run(self, run: RunRecord) -> None:
         """Write the row of a run that begins; rows that a killed run left open are closed."""
 
@@ -206,13 +216,17 @@ class Ledger:
         """Return the work that an interrupted run, or one with errors, left."""
         return self._intents(select(INTENTS).where(INTENTS.c.state == IntentState.OPEN))
 
-    def expired_trash(self, now: datetime, limit: int) -> list[Intent]:
-        """Return trashed jobs whose grace has passed at ``now`` and that nobody holds, oldest first."""
+    def expired_trash(self, now: datetime, limit: int, *, early: bool = False) -> list[Intent]:
+        """Return trashed jobs whose grace has passed at ``now`` and that nobody holds, oldest first.
+
+        With ``early`` those whose grace has not passed count too.
+        """
         due = utc_timestamp(now)
         held = select(HOLDS.c.job_id).where((HOLDS.c.until.is_(None)) | (HOLDS.c.until > due))
         return self._intents(
             select(INTENTS)
-            .where(INTENTS.c.state == IntentState.TRASHED, INTENTS.c.purge_after <= due)
+            .where(INTENTS.c.state == IntentState.TRASHED)
+            .where(true() if early else INTENTS.c.purge_after <= due)
             .where((INTENTS.c.job_id.is_(None)) | INTENTS.c.job_id.not_in(held))
             .order_by(INTENTS.c.purge_after)
             .limit(limit)
@@ -316,7 +330,26 @@ class Ledger:
         if job_ids:
             connection.execute(delete(SIZES).where(SIZES.c.job_id.in_(job_ids)))
 
-    def add_storage_sample(self, run_id: str, free_bytes: int, total_bytes: int, now: datetime) -> None:
+    def storage_by_class(self) -> dict[str, tuple[int, int]]:
+        """Return, by class of status, how many measured jobs still have their data, and its bytes."""
+        grouped = select(SIZES.c.status_class, func.count(), func.sum(SIZES.c.bytes)).group_by(
+            SIZES.c.status_class
+        )
+        with self._database.read() as connection:
+            return {row[0]: (row[1], row[2] or 0) for row in connection.execute(grouped)}
+
+    def trash(self) -> tuple[int, datetime | None]:
+        """Return how many jobs and orphans wait in the trash, and when the first of them goes."""
+        statement = select(func.count(), func.min(INTENTS.c.purge_after)).where(
+            INTENTS.c.state == IntentState.TRASHED
+        )
+        with self._database.read() as connection:
+            count, first = connection.execute(statement).one()
+        return count, _read_utc(first)
+
+    def add_storage_sample(
+        self, run_id: str | None, free_bytes: int, total_bytes: int, now: datetime
+    ) -> None:
         """Write one point of the storage history: measured bytes by class, and the results filesystem."""
 
         def work(connection: Connection) -> None:

@@ -1,0 +1,1 @@
+"""Living: the daemon's loop, its triggers, its configuration, and what it says of itself."""

@@ -1,0 +1,87 @@
+"""What may come into the daemon's inbox: signals, timers, watchers and runs only ever put one of these there.
+
+The inbox is a ``queue.SimpleQueue``: putting into it is safe in a signal handler, where taking a lock is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from eemtcleanupd.errors import CleanupError
+from eemtcleanupd.events import RunReport
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End in order; ``reason`` is in words."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Read the configuration again, changed or not."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileTouched:
+    """Something happened in the folder of the configuration file: a hint, nothing more."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunWanted:
+    """Start a run, or, while one is going on, say so; ``user`` is who is recorded for it."""
+
+    trigger: str
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrashDue:
+    """Look whether something in the trash has outlived its grace."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleDue:
+    """Take a point of the storage history."""
+
+
+@dataclass(frozen=True, slots=True)
+class PressureDue:
+    """Look how full the disk is."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileDue:
+    """Look whether the configuration file has changed, in case no watcher said so."""
+
+
+@dataclass(frozen=True, slots=True)
+class DumpThreads:
+    """Log what every thread is doing."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """The run is over: its report, or why there is none (``None``: it broke in a way nobody foresaw)."""
+
+    trigger: str
+    result: RunReport | CleanupError | None
+
+
+Message = (
+    Stop
+    | Reload
+    | FileTouched
+    | RunWanted
+    | TrashDue
+    | SampleDue
+    | PressureDue
+    | FileDue
+    | DumpThreads
+    | RunEnded
+)
+Put = Callable[[Message], None]

@@ -1,0 +1,78 @@
+"""One run at a time, in a thread of its own, so that the daemon goes on listening."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+from dataclasses import dataclass
+from datetime import datetime
+
+from eemtcleanupd.cleanup import Progress, RunRequest, clean
+from eemtcleanupd.clock import Clock
+from eemtcleanupd.config import Config
+from eemtcleanupd.daemon.inbox import Put, RunEnded
+from eemtcleanupd.errors import CleanupError
+from eemtcleanupd.events import Emit, RunReport
+from eemtcleanupd.stop import StopFlag
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The run that is going on."""
+
+    request: RunRequest
+    started_at: datetime
+    progress: Progress
+    stop: StopFlag
+    thread: threading.Thread
+
+
+class Runner:
+    """Starts runs and puts their end into the inbox.
+
+    Args:
+        put: the inbox.
+        emit: is told of every event, in the run's thread.
+        clock: where the time comes from.
+    """
+
+    def __init__(self, put: Put, emit: Emit, clock: Clock) -> None:
+        self._put = put
+        self._emit = emit
+        self._clock = clock
+        self.running: Running | None = None
+
+    def start(self, config: Config, request: RunRequest) -> None:
+        """Start a run with the configuration of this moment, which it keeps; no other may be going on."""
+        progress, stop = Progress(), StopFlag()
+        thread = threading.Thread(
+            target=self._run, args=(config, request, progress, stop), name=f"run ({request.trigger})"
+        )
+        self.running = Running(request, self._clock(), progress, stop, thread)
+        thread.start()
+
+    def stop(self) -> None:
+        """Ask the run to end in order; its end comes into the inbox all the same."""
+        if self.running is not None:
+            self.running.stop.set()
+
+    def ended(self) -> None:
+        """Forget the run whose end came out of the inbox."""
+        if self.running is not None:
+            self.running.thread.join()
+            self.running = None
+        gc.collect()  # what a run built up goes back before the long idle time
+
+    def _run(self, config: Config, request: RunRequest, progress: Progress, stop: StopFlag) -> None:
+        result: RunReport | CleanupError | None = None
+        try:
+            result = clean(config, request, emit=self._emit, stop=stop, clock=self._clock, progress=progress)
+        except CleanupError as error:
+            result = error
+        except Exception:  # a bug must end one run, not the daemon
+            log.exception("The run broke off; the next one goes on where it stopped")
+        finally:
+            self._put(RunEnded(request.trigger, result))

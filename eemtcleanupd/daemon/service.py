@@ -1,0 +1,67 @@
+"""What the daemon tells systemd: sd_notify(3), spoken by ourselves."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+log = logging.getLogger(__name__)
+
+
+class ServiceManager:
+    """The socket of a service manager; without one (``NOTIFY_SOCKET`` is not set) everything is a no-op.
+
+    Args:
+        environ: gives ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID``.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        address = environ.get("NOTIFY_SOCKET", "")
+        # "@" stands for the NUL of a socket in the abstract namespace, unix(7).
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if address else None
+        self._status = ""
+        usec, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", str(os.getpid()))
+        self.watchdog_seconds: float | None = None
+        """How often ``beat`` must be called at least (sd_watchdog_enabled(3)), None when nobody watches."""
+        if self._socket is not None and usec.isdigit() and int(usec) and pid == str(os.getpid()):
+            self.watchdog_seconds = int(usec) / 1_000_000
+
+    def ready(self) -> None:
+        """Tell that start-up, or a reload, is over."""
+        self._send("READY=1")
+
+    def reloading(self) -> None:
+        """Tell that a reload has begun; ``ready`` ends it."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+    def stopping(self) -> None:
+        """Tell that the daemon is on its way out."""
+        self._send("STOPPING=1")
+
+    def status(self, words: str) -> None:
+        """Tell what ``systemctl status`` shows; the same words are sent once."""
+        if words != self._status:
+            self._status = words
+            self._send(f"STATUS={words}")
+
+    def beat(self) -> None:
+        """Tell the watchdog that the loop goes round."""
+        if self.watchdog_seconds is not None:
+            self._send("WATCHDOG=1")
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self._socket is not None:
+            self._socket.close()
+
+    def _send(self, message: str) -> None:
+        if self._socket is None:
+            return
+        try:
+            self._socket.sendto(message.encode("utf-8", "replace"), self._address)
+        except OSError as error:  # a service manager that restarts must not end the daemon
+            log.debug("sd_notify: %s", error)

@@ -1,0 +1,152 @@
+"""What the daemon says of itself: a small file beside the database, replaced whole whenever it changes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from eemtcleanupd.units import human_age, human_size
+
+log = logging.getLogger(__name__)
+
+BEAT_SECONDS = 30
+"""How old the file gets at most while the daemon's loop goes round."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """The run that is going on; ``jobs_total`` are those that need a decision."""
+
+    trigger: str
+    started_at: datetime
+    jobs_done: int
+    jobs_total: int
+    bytes_freed: int
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonStatus:
+    """The daemon's state; times are aware UTC.
+
+    ``config_error`` is why the last attempt to read the configuration was refused, None when the file that
+    is there is in force.  ``config_attempts`` counts the attempts.
+    """
+
+    pid: int
+    version: str
+    state: str
+    started_at: datetime
+    beat_at: datetime
+    next_run_at: datetime | None
+    schedule: str | None
+    dry_run: bool
+    run: RunStatus | None
+    config_file: str | None
+    config_loaded_at: datetime
+    config_attempts: int
+    config_attempted_at: datetime
+    config_error: str | None
+    refused: str | None
+    """Why the last run did not happen or broke off, None when it ended by itself."""
+
+    def words(self) -> str:
+        """Return the state in one line, as ``systemctl status`` shows it."""
+        parts = []
+        if self.state == "stopping":
+            parts.append("Stopping")
+        if self.run is not None:
+            freed = f", {human_size(self.run.bytes_freed)} freed" if self.run.bytes_freed else ""
+            done = f"{self.run.jobs_done} of {self.run.jobs_total} jobs"
+            parts.append(f"Run ({self.run.trigger}) has looked at {done}{freed}")
+        elif self.next_run_at is None:
+            parts.append("The schedule is off (schedule.enabled)")
+        else:
+            parts.append(f"Next run {self.next_run_at.astimezone():%a %Y-%m-%d %H:%M}")
+        if self.dry_run:
+            parts.append("dry runs only")
+        if self.refused:
+            parts.append(f"the last run failed: {self.refused}")
+        if self.config_error:
+            parts.append(f"the new configuration was refused: {self.config_error}")
+        return "; ".join(parts).replace("\n", " ")
+
+
+def status_path(database: Path) -> Path:
+    """Return where the daemon of a job store says how it is."""
+    return database.with_name(f"{database.name}.eemtcleanupd.status.json")
+
+
+class StatusFile:
+    """Writes the file; one that cannot be written is warned of once and missed by nobody else."""
+
+    def __init__(self, database: Path) -> None:
+        self._path = status_path(database)
+        self._written: DaemonStatus | None = None
+        self._has_failed = False
+
+    def write(self, status: DaemonStatus) -> None:
+        """Write the status when it says something new, or the last one has become old."""
+        before = self._written
+        if before is not None and status.beat_at - before.beat_at < timedelta(seconds=BEAT_SECONDS):
+            same = all(
+                getattr(status, each.name) == getattr(before, each.name)
+                for each in fields(status)
+                if each.name != "beat_at"
+            )
+            if same and status.beat_at >= before.beat_at:
+                return
+        temporary = self._path.with_suffix(".new")
+        try:
+            temporary.write_text(
+                json.dumps(asdict(status), default=_as_text, indent=2) + "\n", encoding="utf-8"
+            )
+            temporary.replace(self._path)
+        except OSError as error:
+            if not self._has_failed:
+                log.warning("%s cannot be written (%s): `eemtcleanupd status` knows less", self._path, error)
+            self._has_failed = True
+        else:
+            self._has_failed = False
+        self._written = status
+
+    def remove(self) -> None:
+        """Remove the file: the daemon is gone."""
+        self._path.unlink(missing_ok=True)
+
+
+def read_status(database: Path) -> DaemonStatus | None:
+    """Return what the daemon said last, None when there is nothing to read."""
+    try:
+        told: dict[str, Any] = json.loads(status_path(database).read_bytes())
+        for name in ("started_at", "beat_at", "next_run_at", "config_loaded_at", "config_attempted_at"):
+            told[name] = told[name] and datetime.fromisoformat(told[name])
+        if told["run"] is not None:
+            run = told["run"]
+            told["run"] = RunStatus(**{**run, "started_at": datetime.fromisoformat(run["started_at"])})
+        return DaemonStatus(**told)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def in_words(moment: datetime, now: datetime) -> str:
+    """Return a time of day with how far away it is: ``Wed 2026-11-25 02:00 (in 5.2 hours)``."""
+    distance = moment - now
+    seconds = abs(distance.total_seconds())
+    if seconds < 60:
+        span = f"{seconds:.0f} seconds"
+    elif seconds < 3600:
+        span = f"{seconds / 60:.0f} minutes"
+    else:
+        span = human_age(abs(distance))
+    relation = f"in {span}" if distance.total_seconds() >= 0 else f"{span} ago"
+    return f"{moment.astimezone():%a %Y-%m-%d %H:%M} ({relation})"
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{value!r} has no form in JSON")
