@@ -66,6 +66,7 @@ def _live(
     try:
         service = ServiceManager(os.environ)
         daemon = Daemon(configuration, emit=write_event, service=service)
+        gc.collect()
         gc.freeze()
         gc.enable()
         with _signals(daemon.inbox.put):

@@ -26,7 +26,6 @@ NOT_YET = (
     NotYet("performance.executor", lambda name: name == "dask", "no other machines yet"),
     NotYet("performance.io_priority", lambda name: name != "best-effort", "no disk priority yet"),
     NotYet("performance.max_deletes_per_second", bool, "no limit of the rate yet"),
-    NotYet("pressure.enabled", bool, "no disk-pressure trigger yet"),
     NotYet("backup.enabled", bool, "no backups yet", protects=True),
     NotYet("api.enabled", bool, "no HTTP interface yet"),
     NotYet("metrics.textfile", bool, "no metrics yet"),

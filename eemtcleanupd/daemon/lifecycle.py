@@ -6,7 +6,6 @@ a lock, and a test can put the same messages there and look what comes of them.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import queue
@@ -142,7 +141,6 @@ class Daemon:
         if self._configuration.file is not None:
             stack.callback(FileWatch(self._configuration.file, self.inbox.put).close)
         self._set_timers()
-        gc.collect()
         self._tell_warnings(self._configuration.loaded)
         self._emit(DaemonStarted(os.getpid(), socket.gethostname(), self._triggers.next_cleanup()))
         self._service.ready()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -64,7 +66,10 @@ class Runner:
         if self.running is not None:
             self.running.thread.join()
             self.running = None
-        gc.collect()  # what a run built up goes back before the long idle time
+        # What a run built up goes back before the long idle time: malloc_trim(3), which only glibc has.
+        gc.collect()
+        with suppress(AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
     def _run(self, config: Config, request: RunRequest, progress: Progress, stop: StopFlag) -> None:
         result: RunReport | CleanupError | None = None
