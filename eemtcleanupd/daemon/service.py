@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 log = logging.getLogger(__name__)
 
+_PATIENCE_SECONDS = 2.0
+
 
 class ServiceManager:
     """The socket of a service manager; without one (``NOTIFY_SOCKET`` is not set) everything is a no-op.
@@ -23,6 +25,8 @@ class ServiceManager:
         # "@" stands for the NUL of a socket in the abstract namespace, unix(7).
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if address else None
+        if self._socket is not None:
+            self._socket.settimeout(_PATIENCE_SECONDS)  # a service manager that hangs must not hang us
         self._status = ""
         usec, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", str(os.getpid()))
         self.watchdog_seconds: float | None = None
