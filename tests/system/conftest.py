@@ -1,0 +1,55 @@
+"""One machine for all tests of this folder, with the project installed and a job store in /srv/eemt."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.machine import Machine, base_root, why_not
+
+
+@pytest.fixture(scope="session")
+def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A machine that is up."""
+    if reason := why_not():
+        pytest.skip(reason)
+    scratch = tmp_path_factory.mktemp("machine")
+    machine = Machine(scratch / "root")
+    shutil.copytree(base_root(), machine.root, symlinks=True)
+    try:
+        machine.install(scratch)
+        machine.boot()
+        yield machine
+    finally:
+        machine.power_off()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@pytest.fixture
+def machine(booted: Machine) -> Machine:
+    """The machine with a fresh job store, the installed configuration, and the service stopped."""
+    booted.sh(
+        """
+        systemctl stop eemtcleanupd; systemctl reset-failed eemtcleanupd
+        rm -rf /etc/systemd/system/eemtcleanupd.service.d /srv/eemt /srv/demo
+        systemctl daemon-reload
+        set -e
+        eemtcleanupd demo /srv/demo --jobs 60 >/dev/null
+        mv /srv/demo /srv/eemt && rm /srv/eemt/cleanup_config.yaml && chown -R eemt: /srv/eemt
+        cp /usr/src/eemtcleanupd/etc/cleanup_config.yaml /tmp/plain.yaml
+        sed 's#: \\./#: /srv/eemt/#' /tmp/plain.yaml > /etc/eemtcleanupd/cleanup_config.yaml
+        """
+    )
+    return booted
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep all tests of the machine in one worker, and give them the time that booting takes."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("machine"))
+            item.add_marker(pytest.mark.timeout(900))

@@ -1,0 +1,184 @@
+"""A real Debian under a real systemd, booted in a container of the test's own, without a network.
+
+The root filesystem is made once by debootstrap and kept in the user's cache; each machine works on a copy.
+"""
+
+from __future__ import annotations
+
+import configparser
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[2]
+SUITE = "bookworm"
+PACKAGES = "systemd,systemd-sysv,dbus,make,procps,python3,python3-venv,sqlite3,util-linux"
+TOOLS = ("systemd-nspawn", "debootstrap", "nsenter")
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eemtcleanupd"
+_NSPAWN = ("--register=no", "--keep-unit", "--private-network", "--quiet")
+
+
+def why_not() -> str | None:
+    """Return why no machine can be booted here, None when one can."""
+    if os.geteuid() != 0:
+        return "needs root, to boot a container"
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    return f"needs {', '.join(missing)}" if missing else None
+
+
+def base_root() -> Path:
+    """Return the root filesystem that machines are copied from; made when it is not in the cache."""
+    key = hashlib.sha256(f"{SUITE} {PACKAGES}".encode()).hexdigest()[:12]
+    root = _CACHE / f"{SUITE}-{key}"
+    if not root.exists():
+        _CACHE.mkdir(parents=True, exist_ok=True)
+        making = root.with_suffix(f".{os.getpid()}")
+        command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(making)]
+        _run([*command, *_mirror()], timeout=900)
+        making.rename(root)
+    return root
+
+
+def _mirror() -> list[str]:
+    """Return where this machine's own packages of the suite come from, nothing for debootstrap's default."""
+    listed = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = [line.split()[0] for line in listed.stdout.splitlines() if line.split()[1:] == [SUITE]]
+    return found[:1]
+
+
+def wheelhouse(folder: Path) -> Path:
+    """Download what the project needs for Debian's Python, since the machine has no network."""
+    setup = configparser.ConfigParser()
+    setup.read(PROJECT / "setup.cfg")
+    needed = setup["options"]["install_requires"].split()
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command += ["--only-binary=:all:", "--python-version", "3.11", "--dest", str(folder)]
+    _run([*command, *needed, "setuptools>=69", "wheel"], timeout=600)
+    return folder
+
+
+def _run(command: list[str], timeout: float) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} failed: {done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+
+
+@dataclass
+class Machine:
+    """A booted machine; ``root`` is its root filesystem as seen from outside."""
+
+    root: Path
+    leader: int = 0
+    process: subprocess.Popen[bytes] | None = None
+
+    def install(self, scratch: Path) -> None:
+        """Install the project as its user would: ``make install``."""
+        source = self.root / "usr/src/eemtcleanupd"
+        files = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=PROJECT, capture_output=True, check=True
+        )
+        for name in filter(None, files.stdout.decode().split("\0")):
+            if (PROJECT / name).is_file():
+                (source / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(PROJECT / name, source / name)
+        shutil.copytree(wheelhouse(scratch / "wheels"), self.root / "usr/src/wheels")
+        inside = "PIP_NO_INDEX=1 PIP_FIND_LINKS=/usr/src/wheels make -C /usr/src/eemtcleanupd install"
+        command = ["systemd-nspawn", *_NSPAWN, "--pipe", f"--directory={self.root}", "/bin/sh", "-c", inside]
+        _run(command, timeout=300)
+
+    def boot(self) -> None:
+        """Boot and wait until all of it is up."""
+        console = ["--console=read-only", "--kill-signal=SIGRTMIN+4"]
+        self.process = subprocess.Popen(
+            ["systemd-nspawn", *_NSPAWN, *console, "--boot", f"--directory={self.root}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self.until(self._find_leader, seconds=30)
+        self.until(lambda: self.sh("systemctl is-system-running", check=False) in {"running", "degraded"}, 90)
+
+    def _find_leader(self) -> bool:
+        """Find the process that is number 1 inside."""
+        assert self.process is not None
+        assert self.process.poll() is None, "the container did not start"
+        for status in Path("/proc").glob("[0-9]*/status"):
+            try:
+                fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
+            except (OSError, ValueError):
+                continue
+            inside = fields.get("NSpid", "").split()
+            if len(inside) == 2 and inside[1] == "1" and self._is_ours(int(fields["PPid"])):
+                self.leader = int(status.parent.name)
+                return True
+        return False
+
+    def _is_ours(self, parent: int) -> bool:
+        assert self.process is not None
+        while parent > 1:
+            if parent == self.process.pid:
+                return True
+            text = Path(f"/proc/{parent}/stat").read_text()
+            parent = int(text.rpartition(")")[2].split()[1])
+        return False
+
+    def sh(self, script: str, *, check: bool = True, timeout: float = 120) -> str:
+        """Run a shell script inside as root and return what it printed.
+
+        Raises:
+            AssertionError: it failed, and ``check`` is set.
+        """
+        enter = ["nsenter", f"--target={self.leader}", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"]
+        done = subprocess.run(
+            [*enter, "--root", "--wd=/", "/bin/bash", "-c", script],
+            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "LANG": "C.UTF-8", "PAGER": "cat"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if check:
+            assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}\n{self.journal()}"
+        return (done.stdout + ("" if check else done.stderr)).strip()
+
+    def journal(self) -> str:
+        """Return the last lines of the service's journal."""
+        return self.sh("journalctl -u eemtcleanupd -n 60 --no-pager -o short-monotonic", check=False)
+
+    def until(self, condition: Callable[[], object], seconds: float = 60) -> None:
+        """Wait until something holds.
+
+        Raises:
+            AssertionError: it did not in time; with the journal.
+        """
+        deadline = time.monotonic() + seconds
+        while not condition():
+            journal = self.journal() if self.leader and time.monotonic() > deadline else ""
+            assert time.monotonic() < deadline, f"it did not come to that in {seconds} s\n{journal}"
+            time.sleep(0.1)
+
+    def power_off(self) -> None:
+        """Shut down; at once when it does not."""
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            if self.leader:
+                os.kill(self.leader, signal.SIGKILL)
+            self.process.kill()
+            self.process.wait(30)

@@ -1,0 +1,154 @@
+"""The service under a real systemd: what `systemctl` does with it, and what its sandbox keeps it from."""
+
+from __future__ import annotations
+
+import json
+
+from tests.system.machine import Machine
+
+STATUS = "/srv/eemt/jobs.db.eemtcleanupd.status.json"
+# One job with very many files, so that its deletion lasts some seconds.
+BIG_JOB = """
+python3 - <<'PYTHON'
+import os, sqlite3
+for folder in range(60):
+    path = f"/srv/eemt/results/big/{folder}"
+    os.makedirs(path)
+    for number in range(3000):
+        os.mknod(f"{path}/{number}")
+db = sqlite3.connect("/srv/eemt/jobs.db")
+columns = [row[1] for row in db.execute("PRAGMA table_info(jobs)")]
+key = "id" if "id" in columns else "job_id"
+db.execute(f"INSERT INTO jobs ({key}, workflow_type, status, parameters, dem_filename, completed_at)"
+           " VALUES ('big', 'sol', 'completed', '{}', 'big.tif', '2026-01-01T00:00:00')")
+db.commit()
+PYTHON
+chown -R eemt: /srv/eemt/results/big
+"""
+
+
+def show(machine: Machine, name: str) -> str:
+    return machine.sh(f"systemctl show eemtcleanupd -P {name}")
+
+
+def configure(machine: Machine, expression: str) -> None:
+    machine.sh(f"sed -i '{expression}' /etc/eemtcleanupd/cleanup_config.yaml")
+
+
+def state(machine: Machine) -> str:
+    text = machine.sh(f"cat {STATUS}", check=False)
+    return str(json.loads(text)["state"]) if text.startswith("{") else ""
+
+
+def sql(machine: Machine, statement: str) -> str:
+    return machine.sh(f'sqlite3 -cmd ".timeout 20000" /srv/eemt/jobs.db "{statement}"')
+
+
+def assert_consistent(machine: Machine) -> None:
+    """What the table says is gone is gone, and a further run finishes the rest."""
+    machine.sh("runuser -u eemt -- eemtcleanupd clean --config /etc/eemtcleanupd/cleanup_config.yaml")
+    assert sql(machine, "SELECT count(*) FROM cleanup_intents") == "0"
+    assert machine.sh("find /srv/eemt/*/.eemtcleanupd-trash -mindepth 1 -not -name .root-id") == ""
+    for job in sql(machine, "SELECT id FROM jobs WHERE data_cleaned_at IS NOT NULL").splitlines():
+        assert machine.sh(f"ls -d /srv/eemt/results/'{job}' 2>/dev/null || true") == ""
+    assert machine.sh("ls -d /srv/eemt/results/big 2>/dev/null || true") == ""
+
+
+def test_it_is_active_only_when_it_is_ready(machine: Machine) -> None:
+    lock = "import sqlite3,time; c=sqlite3.connect('/srv/eemt/jobs.db'); c.execute('BEGIN EXCLUSIVE')"
+    machine.sh(
+        f'python3 -c "{lock}; open(\'/tmp/locked\', \'w\'); time.sleep(100)" >/dev/null 2>&1 & echo $! >/tmp/pid;'
+        " while ! test -e /tmp/locked; do sleep 0.1; done; systemctl start --no-block eemtcleanupd"
+    )
+    machine.until(lambda: show(machine, "MainPID") != "0")
+    assert show(machine, "ActiveState") == "activating"
+    machine.sh("kill $(cat /tmp/pid); rm /tmp/locked /tmp/pid")
+    machine.until(lambda: show(machine, "ActiveState") == "active")
+
+
+def test_a_good_file_is_reloaded_and_a_bad_one_fails_the_reload(machine: Machine) -> None:
+    machine.sh("systemctl start eemtcleanupd")
+    configure(machine, "s/^    hours: 12$/    hours: 99/")
+    machine.sh("systemctl reload eemtcleanupd")
+    assert "is in force" in machine.journal()
+    configure(machine, "s/^    hours: 99$/    hours: -99/")
+    answer = machine.sh("systemctl reload eemtcleanupd; echo code $?", check=False)
+    assert "code 1" in answer
+    assert show(machine, "ActiveState") == "active"
+    machine.until(lambda: "refused" in show(machine, "StatusText"))
+    assert "failed_jobs.hours" in show(machine, "StatusText")
+
+
+def test_systemctl_status_shows_the_words_and_the_journal_has_priorities(machine: Machine) -> None:
+    configure(machine, "/^schedule:/,/^paths:/ s/enabled: false/enabled: true/")
+    machine.sh("systemctl start eemtcleanupd")
+    assert "Next run " in machine.sh("systemctl status eemtcleanupd --no-pager")
+    machine.sh("rm /etc/eemtcleanupd/cleanup_config.yaml; systemctl kill -s HUP eemtcleanupd")
+    machine.until(lambda: "refused" in machine.sh("journalctl -u eemtcleanupd -p err -n 5 --no-pager"))
+
+
+def test_killed_amid_a_run_it_comes_back_and_goes_on_with_it(machine: Machine) -> None:
+    machine.sh(BIG_JOB)
+    machine.sh("systemctl start eemtcleanupd && systemctl kill --kill-whom=main -s USR1 eemtcleanupd")
+    machine.until(lambda: machine.sh("ls /srv/eemt/results/.eemtcleanupd-trash | grep deleting", check=False))
+    machine.sh("systemctl kill --kill-whom=main -s KILL eemtcleanupd")
+    machine.until(lambda: show(machine, "NRestarts") == "1" and show(machine, "ActiveState") == "active")
+    machine.until(lambda: sql(machine, "SELECT count(*) FROM cleanup_runs WHERE trigger = 'recovery'") == "1")
+    machine.until(lambda: state(machine) == "idle")
+    assert sql(machine, "SELECT count(*) FROM jobs WHERE id = 'big' AND data_cleaned_at IS NOT NULL") == "1"
+    assert_consistent(machine)
+
+
+def test_a_loop_that_hangs_is_killed_by_the_watchdog_and_comes_back(machine: Machine) -> None:
+    machine.sh(
+        "mkdir -p /etc/systemd/system/eemtcleanupd.service.d;"
+        " printf '[Service]\\nWatchdogSec=3\\nRestartSec=1\\nTimeoutAbortSec=2\\n'"
+        " > /etc/systemd/system/eemtcleanupd.service.d/quick.conf;"
+        " systemctl daemon-reload; systemctl start eemtcleanupd"
+    )
+    first = show(machine, "MainPID")
+    machine.sh(f"kill -STOP {first}")
+    machine.until(
+        lambda: show(machine, "MainPID") not in {first, "0"} and show(machine, "ActiveState") == "active"
+    )
+    assert "Watchdog timeout" in machine.journal()
+
+
+def test_it_can_write_nowhere_but_in_the_job_store(machine: Machine) -> None:
+    machine.sh("cp -a /srv/eemt /opt/elsewhere")
+    configure(machine, "s#/srv/eemt/#/opt/elsewhere/#")
+    before = machine.sh("find /opt/elsewhere | sort | md5sum")
+    assert "code 1" in machine.sh("systemctl start eemtcleanupd; echo code $?", check=False)
+    assert "Read-only file system" in machine.journal()
+    assert machine.sh("find /opt/elsewhere | sort | md5sum") == before
+    configure(machine, "s#/opt/elsewhere/#/srv/eemt/#")
+    machine.sh("rm -rf /opt/elsewhere; systemctl stop eemtcleanupd; systemctl start eemtcleanupd")
+    inside = f"nsenter --target={show(machine, 'MainPID')} --mount --user --preserve-credentials"
+    for path in ("/opt/x", "/etc/x", "/usr/local/lib/x", "/home/x"):
+        assert "code 1" in machine.sh(f"{inside} touch {path}; echo code $?", check=False)
+    score = machine.sh("systemd-analyze security eemtcleanupd --no-pager | tail -1").split(": ")[1]
+    assert float(score.split()[0]) <= 1.5
+
+
+def test_a_scheduled_run_happens_by_itself_and_is_in_the_journal(machine: Machine) -> None:
+    configure(machine, "/^schedule:/,/^paths:/ { s/enabled: false/enabled: true/; s/cron: .*/cron: \"* * * * *\"/ }")
+    machine.sh("systemctl start eemtcleanupd")
+    machine.until(lambda: "Cleanup completed successfully" in machine.journal(), seconds=80)
+    assert int(sql(machine, "SELECT count(*) FROM jobs WHERE data_cleaned_at IS NOT NULL")) > 0
+    assert sql(machine, "SELECT DISTINCT trigger FROM cleanup_runs") == "schedule"
+
+
+def test_stopped_amid_a_run_it_ends_in_time_and_leaves_a_consistent_store(machine: Machine) -> None:
+    machine.sh(BIG_JOB)
+    machine.sh("systemctl start eemtcleanupd && systemctl kill --kill-whom=main -s USR1 eemtcleanupd")
+    machine.until(lambda: machine.sh("ls /srv/eemt/results/.eemtcleanupd-trash | grep deleting", check=False))
+    machine.sh("systemctl stop eemtcleanupd", timeout=30)
+    assert show(machine, "Result") == "success"
+    assert show(machine, "ExecMainStatus") == "0"
+    assert sql(machine, "SELECT outcome FROM cleanup_runs ORDER BY rowid DESC LIMIT 1") == "interrupted"
+    assert_consistent(machine)
+
+
+def test_the_units_are_valid(machine: Machine) -> None:
+    machine.sh("systemd-analyze verify /usr/local/lib/systemd/system/eemtcleanupd.service")
+    machine.sh("systemd-analyze verify --user /usr/local/lib/systemd/user/eemt-cleanup.timer")
