@@ -12,7 +12,6 @@ ASKING = {
     "performance.executor": ("performance: {executor: dask}", "dask"),
     "performance.io_priority": ("performance: {io_priority: idle}", "idle"),
     "performance.max_deletes_per_second": ("performance: {max_deletes_per_second: 50}", "50"),
-    "pressure.enabled": ("pressure: {enabled: true}", "true"),
     "backup.enabled": ("backup: {enabled: true}", "true"),
     "api.enabled": ("api: {enabled: true}", "true"),
     "metrics.textfile": ("metrics: {textfile: /m.prom}", "/m.prom"),

@@ -303,7 +303,9 @@ def test_asked_to_stop_it_ends_a_run_in_order_and_then_itself(living: Living) ->
     assert "STOPPING=1" in living.heard()
     assert living.of(DaemonStopping) == [DaemonStopping("SIGTERM")]
     gone = {f"old-{n}" for n in range(200) if not living.store.results(f"old-{n}").exists()}
-    assert gone == living.store.cleaned()
+    assert living.store.cleaned() <= gone
+    living.store.run(force=True)  # nearly all of so many is more than a run may take
+    assert len(living.store.cleaned()) == 200
 
 
 def test_a_run_that_was_stopped_with_the_daemon_is_gone_on_with_at_the_next_start(living: Living) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -18,7 +19,7 @@ START = datetime(2026, 6, 15, 12, tzinfo=UTC)
 
 @dataclass
 class World:
-    """A machine whose clock and real time the test moves; ``calls`` are what the schedule called, and when."""
+    """A machine whose clock and real time the test moves; ``calls`` are when the schedule called."""
 
     now: datetime = START
     elapsed: float = 0.0
@@ -79,12 +80,12 @@ def test_a_cron_expression_means_local_times_also_when_clocks_change(
 
 
 @given(
-    st.datetimes(datetime(2026, 1, 1), datetime(2027, 12, 1)),
+    st.integers(0, 700 * 24 * 60),
     st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kolkata"]),
 )
-def test_a_daily_schedule_comes_once_a_day_whatever_the_zone(moment: datetime, zone: str) -> None:
+def test_a_daily_schedule_comes_once_a_day_whatever_the_zone(minutes: int, zone: str) -> None:
     following = cron_timetable(["30 2 * * *"], lambda: ZoneInfo(zone))
-    now = moment.replace(tzinfo=UTC)
+    now = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes)
     days = []
     for _ in range(5):
         now, before = following(now), now
@@ -149,7 +150,7 @@ def test_however_the_clock_jumps_calls_are_never_closer_than_half_a_period(jumps
         world.sleep(minutes=20)
         if jump < 0:  # ahead is time that passed, as far as anyone can tell
             world.set_clock(world.now + timedelta(seconds=jump))
-    assert all(later - earlier >= 6 * 3600 for earlier, later in zip(at, at[1:], strict=False))
+    assert all(later - earlier >= 6 * 3600 for earlier, later in itertools.pairwise(at))
 
 
 def test_a_run_missed_while_the_daemon_was_down_is_made_up_once(world: World) -> None:

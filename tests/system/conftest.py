@@ -18,7 +18,7 @@ def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         pytest.skip(reason)
     scratch = tmp_path_factory.mktemp("machine")
     machine = Machine(scratch / "root")
-    shutil.copytree(base_root(), machine.root, symlinks=True)
+    machine.copy(base_root())
     try:
         machine.install(scratch)
         machine.boot()

@@ -83,11 +83,18 @@ class Machine:
     leader: int = 0
     process: subprocess.Popen[bytes] | None = None
 
+    def copy(self, base: Path) -> None:
+        """Take a copy of a root filesystem; cp knows what a device is, and that it is not to be read."""
+        _run(["cp", "--archive", "--reflink=auto", str(base), str(self.root)], timeout=120)
+
     def install(self, scratch: Path) -> None:
         """Install the project as its user would: ``make install``."""
         source = self.root / "usr/src/eemtcleanupd"
         files = subprocess.run(
-            ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=PROJECT, capture_output=True, check=True
+            ["git", "ls-files", "-co", "--exclude-standard", "-z"],
+            cwd=PROJECT,
+            capture_output=True,
+            check=True,
         )
         for name in filter(None, files.stdout.decode().split("\0")):
             if (PROJECT / name).is_file():
@@ -108,7 +115,7 @@ class Machine:
             stderr=subprocess.DEVNULL,
         )
         self.until(self._find_leader, seconds=30)
-        self.until(lambda: self.sh("systemctl is-system-running", check=False) in {"running", "degraded"}, 90)
+        self.until(lambda: self.sh("systemctl is-system-running", check=False) in {"running", "degraded"}, 60)
 
     def _find_leader(self) -> bool:
         """Find the process that is number 1 inside."""
@@ -116,7 +123,9 @@ class Machine:
         assert self.process.poll() is None, "the container did not start"
         for status in Path("/proc").glob("[0-9]*/status"):
             try:
-                fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
+                fields = dict(
+                    line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line
+                )
             except (OSError, ValueError):
                 continue
             inside = fields.get("NSpid", "").split()
@@ -140,10 +149,23 @@ class Machine:
         Raises:
             AssertionError: it failed, and ``check`` is set.
         """
-        enter = ["nsenter", f"--target={self.leader}", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"]
+        enter = [
+            "nsenter",
+            f"--target={self.leader}",
+            "--mount",
+            "--uts",
+            "--ipc",
+            "--net",
+            "--pid",
+            "--cgroup",
+        ]
         done = subprocess.run(
-            [*enter, "--root", "--wd=/", "/bin/bash", "-c", script],
-            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "LANG": "C.UTF-8", "PAGER": "cat"},
+            [*enter, "--root", "--wd", "/bin/bash", "-c", script],
+            env={
+                "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin",
+                "LANG": "C.UTF-8",
+                "PAGER": "cat",
+            },
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -57,8 +57,10 @@ def assert_consistent(machine: Machine) -> None:
 def test_it_is_active_only_when_it_is_ready(machine: Machine) -> None:
     lock = "import sqlite3,time; c=sqlite3.connect('/srv/eemt/jobs.db'); c.execute('BEGIN EXCLUSIVE')"
     machine.sh(
-        f'python3 -c "{lock}; open(\'/tmp/locked\', \'w\'); time.sleep(100)" >/dev/null 2>&1 & echo $! >/tmp/pid;'
-        " while ! test -e /tmp/locked; do sleep 0.1; done; systemctl start --no-block eemtcleanupd"
+        f"python3 -c \"{lock}; open('/tmp/locked', 'w'); time.sleep(100)\" >/dev/null 2>&1 & "
+        " echo $! >/tmp/pid;"
+        " while ! test -e /tmp/locked; do sleep 0.1; done;"
+        " systemctl start --no-block eemtcleanupd"
     )
     machine.until(lambda: show(machine, "MainPID") != "0")
     assert show(machine, "ActiveState") == "activating"
@@ -131,7 +133,9 @@ def test_it_can_write_nowhere_but_in_the_job_store(machine: Machine) -> None:
 
 
 def test_a_scheduled_run_happens_by_itself_and_is_in_the_journal(machine: Machine) -> None:
-    configure(machine, "/^schedule:/,/^paths:/ { s/enabled: false/enabled: true/; s/cron: .*/cron: \"* * * * *\"/ }")
+    configure(
+        machine, '/^schedule:/,/^paths:/ { s/enabled: false/enabled: true/; s/cron: .*/cron: "* * * * *"/ }'
+    )
     machine.sh("systemctl start eemtcleanupd")
     machine.until(lambda: "Cleanup completed successfully" in machine.journal(), seconds=80)
     assert int(sql(machine, "SELECT count(*) FROM jobs WHERE data_cleaned_at IS NOT NULL")) > 0
