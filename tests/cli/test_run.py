@@ -1,0 +1,163 @@
+"""The daemon as its user has it: a process, its signals, and the commands that speak to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from eemtcleanupd.store.lock import daemon_of
+from tests.conftest import Aged, RunCli
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def until(condition: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def store(sample_store: Path, aged: Aged) -> Path:
+    (aged(sample_store, 10) / "cleanup_config.yaml").write_text("retention: {failed_jobs: {hours: 24}}\n")
+    return sample_store
+
+
+@pytest.fixture
+def start(store: Path) -> Iterator[Start]:
+    """Start a daemon on the store and wait until it lives."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*args: str, **env: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "eemtcleanupd", "run", *args],
+            cwd=store,
+            env={"PATH": os.environ["PATH"], "HOME": str(store), "LANG": "C.UTF-8", **env},
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        until(lambda: list(store.glob("*.status.json")))
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def status(run_cli: RunCli, store: Path) -> dict[str, object]:
+    document: dict[str, object] = json.loads(run_cli("status", "--json", cwd=store).stdout)
+    return document
+
+
+def test_status_tells_of_the_daemon_and_of_its_absence(start: Start, run_cli: RunCli, store: Path) -> None:
+    assert status(run_cli, store)["running"] is False
+    daemon = start(EEMT_ENABLE_AUTO_CLEANUP="true", EEMT_CLEANUP_SCHEDULE='"30 3 * * *"')
+    told = status(run_cli, store)
+    assert told["pid"] == daemon.pid
+    assert str(told["next_run"])[13:19] == ":30:00"
+    assert told["last_run"] is None
+    assert {"storage", "notifiers", "trash", "config"} <= told.keys()
+    assert "At 03:30 every day" in run_cli("status", cwd=store).stdout
+
+
+def test_a_signal_starts_a_run_that_status_and_history_know(
+    start: Start, run_cli: RunCli, store: Path
+) -> None:
+    start().send_signal(signal.SIGUSR1)
+    until(lambda: (status(run_cli, store)["last_run"] or {}).get("outcome") == "success")  # type: ignore[attr-defined]
+    assert "signal" in run_cli("history", "--json", cwd=store).stdout
+
+
+def test_a_second_daemon_ends_with_4_and_names_the_first(start: Start, run_cli: RunCli, store: Path) -> None:
+    first = start()
+    second = run_cli("run", cwd=store)
+    assert second.returncode == 4
+    assert f"process {first.pid}" in second.stderr
+    assert run_cli("clean", cwd=store).returncode == 0, "a run works beside an idle daemon"
+
+
+def test_reload_answers_what_came_of_it(start: Start, run_cli: RunCli, store: Path) -> None:
+    assert run_cli("reload", cwd=store).returncode == 1
+    start()
+    assert run_cli("reload", cwd=store).returncode == 0
+    (store / "cleanup_config.yaml").write_text("retention: {failed_jobs: {hours: soon}}\n")
+    answer = run_cli("reload", cwd=store)
+    assert answer.returncode == 2
+    assert "cleanup_config.yaml:1:" in answer.stderr
+
+
+def test_stop_ends_it_in_order_and_works_with_a_broken_configuration(
+    start: Start, run_cli: RunCli, store: Path
+) -> None:
+    daemon = start()
+    (store / "cleanup_config.yaml").write_text("nonsense")
+    assert "--db-path" in run_cli("stop", cwd=store).stderr
+    assert run_cli("stop", "--db-path", "jobs.db", cwd=store).stdout == f"Stopped process {daemon.pid}.\n"
+    assert daemon.wait(10) == 0
+    assert run_cli("stop", "--db-path", "jobs.db", cwd=store).stdout == "No daemon runs.\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_end_ends_it_with_0(start: Start, number: signal.Signals) -> None:
+    daemon = start()
+    daemon.send_signal(number)
+    assert daemon.wait(10) == 0
+
+
+def test_detached_it_has_a_pidfile_that_survives_a_crash(run_cli: RunCli, store: Path) -> None:
+    for _ in range(2):  # the second start finds the file that the killed first one left
+        assert run_cli("run", "--detach", "--pidfile", "daemon.pid", cwd=store).returncode == 0
+        pid = int((store / "daemon.pid").read_text())
+        holder = daemon_of(store / "jobs.db")
+        assert holder is not None
+        assert holder.pid == pid
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: daemon_of(store / "jobs.db") is None)
+    assert (store / "daemon.pid").exists()
+
+
+def test_detached_it_says_why_it_could_not_start(start: Start, run_cli: RunCli, store: Path) -> None:
+    first = start()
+    answer = run_cli("run", "--detach", cwd=store)
+    assert answer.returncode == 4
+    assert f"process {first.pid}" in answer.stderr
+    (store / "cleanup_config.yaml").write_text("nonsense: 1\n")
+    assert run_cli("run", "--detach", cwd=store).returncode == 2
+
+
+def test_many_reloads_leak_neither_threads_nor_descriptors_nor_memory(start: Start, store: Path) -> None:
+    daemon = start()
+    proc = Path(f"/proc/{daemon.pid}")
+    file = store / "jobs.db.eemtcleanupd.status.json"
+
+    def reload(times: int) -> None:
+        for _ in range(times):
+            before = json.loads(file.read_text())["config_attempts"]
+            daemon.send_signal(signal.SIGHUP)
+            until(lambda before=before: json.loads(file.read_text())["config_attempts"] > before)  # type: ignore[misc]
+
+    def usage() -> tuple[int, int, int]:
+        resident = next(line for line in (proc / "status").read_text().splitlines() if "VmRSS" in line)
+        return (
+            len(list((proc / "fd").iterdir())),
+            len(list((proc / "task").iterdir())),
+            int(resident.split()[1]),
+        )
+
+    reload(50)
+    descriptors, threads, memory_kb = usage()
+    reload(200)
+    assert usage()[:2] == (descriptors, threads)
+    assert usage()[2] < memory_kb + 1024
