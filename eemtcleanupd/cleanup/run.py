@@ -187,30 +187,39 @@ class _Run:
         )
         opened = _Opened(started, database, catalog, ledger, planner, roots, backlog)
         self._progress.jobs_total = backlog.candidates
-        self._check_breakers(opened, ledger.last_run_at() if has_ledger else None)
+        self._check_clock(started, ledger.last_run_at() if has_ledger else None)
+        self._check_fraction(opened, is_first=not has_ledger or not ledger.has_whole_run())
         return self._dry_run(opened) if request.dry_run else self._real_run(opened, stack)
 
     # -- breakers ----------------------------------------------------------------------------------
 
-    def _check_breakers(self, opened: _Opened, last_run: datetime | None) -> None:
+    def _check_clock(self, now: datetime, last_run: datetime | None) -> None:
+        fault = clock_fault(now, last_run, self._config.safety.max_clock_leap_days)
+        if fault is not None:
+            self._refuse(fault, is_first=False)
+
+    def _check_fraction(self, opened: _Opened, *, is_first: bool) -> None:
+        """Refuse to take nearly all; the first run may, and until it was whole the next one is the first."""
         backlog = opened.backlog
         safety = self._config.safety
-        faults = [clock_fault(opened.started, last_run, safety.max_clock_leap_days)]
         limits = (safety.max_fraction, safety.max_fraction_min_jobs)
         cap = safety.max_jobs_per_run or backlog.candidates
         # Deciding about every row twice is only worth it where the breaker could trip at all.
         if is_too_many(min(backlog.candidates, cap), backlog.uncleaned, *limits):
             due = sum(d.clean for page in opened.planner.decisions(self._page_size) for d in page)
             if is_too_many(min(due, cap), backlog.uncleaned, *limits):
-                faults.append(
+                self._refuse(
                     f"the run would take {min(due, cap)} of {backlog.uncleaned} jobs that have ended and are "
                     f"not cleaned, more than safety.max_fraction ({safety.max_fraction:g}) of them: is the "
-                    f"retention right?"
+                    f"retention right?",
+                    is_first=is_first,
                 )
-        for fault in filter(None, faults):
-            if last_run is not None and not self._request.force:
-                raise BreakerError(f"refused, nothing was touched: {fault} (--force overrides)")
-            self._emit(Warned(f"{'this is the first run' if last_run is None else '--force'}: {fault}"))
+
+    def _refuse(self, fault: str, *, is_first: bool) -> None:
+        """Trip a breaker, or warn where it does not count."""
+        if not is_first and not self._request.force:
+            raise BreakerError(f"refused, nothing was touched: {fault} (--force overrides)")
+        self._emit(Warned(f"{'this is the first run' if is_first else '--force'}: {fault}"))
 
     @property
     def _page_size(self) -> int:

@@ -151,6 +151,12 @@ class Ledger:
         with self._database.read() as connection:
             return _read_utc(connection.execute(latest).scalar())
 
+    def has_whole_run(self) -> bool:
+        """Tell whether any run has looked at all jobs and come to its end."""
+        whole = RUNS.c.outcome.in_(("success", "errors")) & (RUNS.c.trigger != TRASH_TRIGGER)
+        with self._database.read() as connection:
+            return bool(connection.execute(select(func.count()).where(whole)).scalar_one())
+
     def last_cleanup_at(self) -> datetime | None:
         """Return when the last run began that looked at all jobs, None before the first."""
         latest = select(func.max(RUNS.c.started_at)).where(RUNS.c.trigger != TRASH_TRIGGER)

@@ -166,3 +166,23 @@ def test_the_units_are_valid(machine: Machine) -> None:
         "export XDG_RUNTIME_DIR=/tmp HOME=/root; systemd-analyze verify --man=no --user"
         " /usr/local/lib/systemd/user/eemt-cleanup.timer"
     )
+
+
+def test_a_staged_install_works_at_its_place_and_is_taken_away_whole(machine: Machine) -> None:
+    make = (
+        "cd /usr/src/eemtcleanupd && PIP_NO_INDEX=1 PIP_FIND_LINKS=/usr/src/wheels"
+        " make DESTDIR=/tmp/stage prefix=/usr"
+    )
+    machine.sh(f"rm -rf /tmp/stage; {make} install")
+    assert machine.sh("grep -rlI /tmp/stage /tmp/stage || true") == ""
+    assert "ExecStart=/usr/bin/eemtcleanupd run" in machine.sh(
+        "cat /tmp/stage/usr/lib/systemd/system/eemtcleanupd.service"
+    )
+    assert machine.sh("readlink /tmp/stage/usr/bin/eemtcleanupd") == "/usr/lib/eemtcleanupd/bin/eemtcleanupd"
+    conffile = "/tmp/stage/etc/eemtcleanupd/cleanup_config.yaml"
+    machine.sh(f"echo '# ours' >>{conffile}; {make} install")
+    assert machine.sh(f"tail -n 1 {conffile}; ls {conffile}.new") == f"# ours\n{conffile}.new"
+    machine.sh(f"{make} uninstall")
+    assert machine.sh("find /tmp/stage -not -type d") == conffile
+    machine.sh(f"rm {conffile}; {make} install; {make} uninstall")
+    assert machine.sh("find /tmp/stage -not -type d") == ""
