@@ -92,7 +92,9 @@ def test_systemctl_status_shows_the_words_and_the_journal_has_priorities(machine
     configure(machine, "/^schedule:/,/^paths:/ s/enabled: false/enabled: true/")
     machine.sh("systemctl start eemtcleanupd")
     assert "Next run " in machine.sh("systemctl status eemtcleanupd --no-pager")
-    machine.sh("rm /etc/eemtcleanupd/cleanup_config.yaml; systemctl kill -s HUP eemtcleanupd")
+    machine.sh(
+        "rm /etc/eemtcleanupd/cleanup_config.yaml; systemctl kill --kill-whom=main -s HUP eemtcleanupd"
+    )
     machine.until(lambda: "refused" in machine.sh("journalctl -u eemtcleanupd -p err -n 5 --no-pager"))
 
 
