@@ -83,13 +83,13 @@ class Storage:
         """Return how full the results filesystem is, None when it cannot be said."""
         try:
             descriptor = os.open(config.paths.results, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                return disk_usage(descriptor)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             log.warning("%s cannot be looked at: %s", config.paths.results, error.strerror)
             return None
-        try:
-            return disk_usage(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class _NoLedgerError(Exception):
