@@ -41,3 +41,9 @@ class BreakerError(CleanupError):
     """A safety breaker refused the run before it changed anything."""
 
     exit_code = 5
+
+
+class AuditError(CleanupError):
+    """What is done cannot be written into the audit log, so it is not done."""
+
+    exit_code = 3

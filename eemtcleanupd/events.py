@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from eemtcleanupd.model import Found, Job, JobClass
+
+DURATION_BUCKETS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0)
+"""Seconds up to which runs are counted, for the histogram of their durations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +70,15 @@ class JobCleaned:
 
 @dataclass(frozen=True, slots=True)
 class JobSkipped:
-    """A job was kept for a reason that an operator may want to know; ``notable`` ones are warned of."""
+    """A job was kept for a reason that an operator may want to know; ``notable`` ones are warned of.
+
+    ``vetoed`` marks those that a plugin keeps.
+    """
 
     job: Job
     reason: str
     notable: bool
+    vetoed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,63 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
+class JobNote:
+    """One job in a report; the id is in its printable form, ``words`` why it was kept or what went wrong."""
+
+    job_id: str
+    status: str
+    bytes_freed: int = 0
+    words: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoragePoint:
+    """How much the jobs held, and how much was free, at one time (aware UTC)."""
+
+    at: datetime
+    used_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StorageState:
+    """The job store after a run: measured bytes of jobs, the results filesystem, a trend of 90 days."""
+
+    successful_bytes: int
+    failed_bytes: int
+    free_bytes: int
+    total_bytes: int
+    trash_jobs: int = 0
+    trash_bytes: int = 0
+    trend: tuple[StoragePoint, ...] = ()
+
+    @property
+    def used_bytes(self) -> int:
+        """What the measured jobs hold together."""
+        return self.successful_bytes + self.failed_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """What was counted since the ledger exists: ``jobs_cleaned`` of status ``completed``, and the like."""
+
+    name: str
+    label: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One line of the audit log: who did what, when (aware UTC), from where if over the network."""
+
+    timestamp: datetime
+    user: str
+    action: str
+    details: Mapping[str, Any]
+    ip_address: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RunReport:
     """What one run did (or, when ``dry_run``, would do); times are aware UTC.
 
@@ -115,6 +180,8 @@ class RunReport:
     ``remaining`` are due jobs left to another run by a cap or a size limit; ``missing`` are uncleaned
     terminal jobs none of whose files exist.  ``early`` are those of the cleaned jobs that went ahead of their
     retention, ``pressure`` says why in words; None for a run that was not made by disk pressure.
+    ``biggest``, ``failures`` and ``vetoed`` name some of the jobs.  ``storage`` and ``totals`` are empty in a
+    dry run; ``next_run_at`` is known to the daemon.  ``is_test`` marks a report that ``notify-test`` made up.
     """
 
     run_id: str
@@ -135,6 +202,14 @@ class RunReport:
     remaining: int = 0
     early: Tally = field(default_factory=Tally)
     pressure: str | None = None
+    host: str = ""
+    biggest: tuple[JobNote, ...] = ()
+    failures: tuple[JobNote, ...] = ()
+    vetoed: tuple[JobNote, ...] = ()
+    storage: StorageState | None = None
+    totals: tuple[Total, ...] = ()
+    next_run_at: datetime | None = None
+    is_test: bool = False
 
     @property
     def bytes_freed(self) -> int:
@@ -151,10 +226,13 @@ class RunFinished:
 
 @dataclass(frozen=True, slots=True)
 class RunFailed:
-    """A run was refused or broke off; nothing more was touched."""
+    """A run was refused or broke off; nothing more was touched.  ``failed_at`` is aware UTC."""
 
     run_id: str
     error: str
+    trigger: str = ""
+    host: str = ""
+    failed_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +242,8 @@ class DaemonStarted:
     pid: int
     host: str
     next_run_at: datetime | None
+    totals: tuple[Total, ...] = ()
+    last_success_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ class Decision:
     """Keep or clean, with the reason in words; ``age`` is None for a job without a readable end.
 
     ``notable`` marks a keep that an operator should hear of (undated, unknown status, bad name); ``early``
-    a clean ahead of the retention, for the sake of a full disk.
+    a clean ahead of the retention, for the sake of a full disk; ``vetoed`` a keep that a plugin asked for.
     """
 
     job: Job
@@ -89,3 +89,4 @@ class Decision:
     age: timedelta | None = None
     notable: bool = False
     early: bool = False
+    vetoed: bool = False

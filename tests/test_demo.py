@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.config import load
 from eemtcleanupd.demo import CANARY, MIN_JOBS, DemoSummary, build
 from eemtcleanupd.errors import ConfigError
+from eemtcleanupd.plugins import load
 from tests.conftest import SAMPLE
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

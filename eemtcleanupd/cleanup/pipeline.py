@@ -8,8 +8,10 @@ says so); and the row says "cleaned" only when the bytes are gone, or in the tra
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
@@ -18,6 +20,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
+from eemtcleanupd.cleanup.guards import Guards
 from eemtcleanupd.cleanup.planning import PlannedJob, Planner
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.deletion.inspection import Obstacles
@@ -26,7 +29,17 @@ from eemtcleanupd.deletion.pool import DeletionPool, Removed
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.deletion.walk import measure
-from eemtcleanupd.events import ArtifactSize, Emit, JobCleaned, JobFailed, JobSkipped, OrphanFound, Warned
+from eemtcleanupd.events import (
+    ArtifactSize,
+    AuditEntry,
+    Emit,
+    JobCleaned,
+    JobFailed,
+    JobNote,
+    JobSkipped,
+    OrphanFound,
+    Warned,
+)
 from eemtcleanupd.model import Found, Job, JobClass, RootName
 from eemtcleanupd.policy.ownership import protector
 from eemtcleanupd.policy.retention import Policy
@@ -37,6 +50,9 @@ from eemtcleanupd.store.ledger import Intent, IntentKind, IntentState, Ledger, L
 from eemtcleanupd.units import human_size, printable
 
 log = logging.getLogger(__name__)
+
+NOTED = 10
+"""How many jobs a report names of a kind."""
 
 
 @dataclass(slots=True)
@@ -72,11 +88,30 @@ class Counts:
     early_bytes: int = 0
     skipped: int = 0
     errors: int = 0
+    by_status: Counter[str] = field(default_factory=Counter)
+    biggest: list[JobNote] = field(default_factory=list)
+    failures: list[JobNote] = field(default_factory=list)
 
     @property
     def bytes_freed(self) -> int:
         """All space that was freed."""
         return sum(self.freed.values()) + self.orphan_bytes + self.purged_bytes
+
+    def note_cleaned(self, note: JobNote) -> None:
+        """Remember a job if it is among the biggest."""
+        self.biggest.append(note)
+        if len(self.biggest) > 10 * NOTED:
+            self.biggest = largest(self.biggest)
+
+    def note_failed(self, note: JobNote) -> None:
+        """Remember a job that could not be cleaned, if there are not many yet."""
+        if len(self.failures) < NOTED:
+            self.failures.append(note)
+
+
+def largest(notes: Iterable[JobNote]) -> list[JobNote]:
+    """Return the few that freed most, the biggest first."""
+    return heapq.nlargest(NOTED, notes, key=lambda note: note.bytes_freed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +134,16 @@ class Tools:
     logs_folder: Path
     grace: timedelta
     workers: int
+    guards: Guards
+
+    def audit(self, done: Iterable[tuple[str, Mapping[str, object]]]) -> None:
+        """Write down what is done, or about to be done: actions with their details."""
+        now = self.clock()
+        entries = [
+            AuditEntry(now, self.user, action, {"run_id": self.run_id, **details}) for action, details in done
+        ]
+        if entries:
+            self.guards.audit(entries)
 
 
 class Pipeline:
@@ -214,9 +259,12 @@ class Pipeline:
     def _stage(self, group: Sequence[Claimed]) -> list[Claimed]:
         """Keep the logs that are to be kept, then move every artifact of each job into the trash."""
         obstacles = Obstacles.snapshot(self._tools.roots.values())
-        return [job for job in group if self._stage_job(job, obstacles)]
+        ready = [job for job in group if self._may_go(job, obstacles)]
+        # Before the first file moves: a full disk must not leave deletions that the audit log knows not of.
+        self._tools.audit(("cleaning", facts(job)) for job in ready if job.entries)
+        return [job for job in ready if self._stage_job(job)]
 
-    def _stage_job(self, job: Claimed, obstacles: Obstacles) -> bool:
+    def _may_go(self, job: Claimed, obstacles: Obstacles) -> bool:
         tools = self._tools
         try:
             for found, _ in job.entries:
@@ -225,6 +273,20 @@ class Pipeline:
                     self.put_back(job, [])
                     self._skip(job.job, reason)
                     return False
+        except OSError as error:
+            self._fail(job, _words(error))
+            return False
+        if job.intent.kind is IntentKind.JOB and job.entries:
+            reason = tools.guards.before_stage(job.job, [found for found, _ in job.entries])
+            if reason is not None:
+                self.put_back(job, [])
+                self._fail(job, reason)
+                return False
+        return True
+
+    def _stage_job(self, job: Claimed) -> bool:
+        tools = self._tools
+        try:
             if job.job_class in tools.policy.keep_logs:
                 self._keep_logs(job)
             if tools.grace:
@@ -373,6 +435,7 @@ class Pipeline:
         # database must not know more than the folders.
         for root in {found.artifact.root for _, entries in jobs for found, _ in entries}:
             tools.trashes[root].sync()
+        tools.audit((self._action(job), self._done(job, entries)) for job, entries in jobs)
         now = tools.clock()
 
         def work(connection: Connection) -> None:
@@ -390,6 +453,18 @@ class Pipeline:
     def _goes_to_trash(self, job: Claimed) -> bool:
         return bool(self._tools.grace) and not job.removals and bool(job.entries)
 
+    def _action(self, job: Claimed) -> str:
+        if job.intent.kind is IntentKind.ORPHAN:
+            return "removed_orphan"
+        if self._goes_to_trash(job):
+            return "trashed"
+        return "purged" if job.intent.state is IntentState.TRASHED else "cleaned"
+
+    def _done(self, job: Claimed, entries: Sequence[tuple[Found, int | None]]) -> dict[str, object]:
+        freed = job.intent.bytes_freed + sum(size or 0 for _, size in entries)
+        details = {**facts(job), "bytes_freed": freed}
+        return {**details, "early": job.early} if job.early else details
+
     def _record_job(
         self, connection: Connection, job: Claimed, entries: list[tuple[Found, int | None]], now: datetime
     ) -> None:
@@ -402,13 +477,16 @@ class Pipeline:
             size = freed or job.known_size
             tools.catalog.mark_cleaned(connection, job.job.id, now, size, _summary(entries, trashed=trashed))
         if trashed:
-            waiting = replace(job.intent, state=IntentState.TRASHED, purge_after=now + tools.grace)
+            waiting = replace(
+                job.intent,
+                state=IntentState.TRASHED,
+                purge_after=now + tools.grace,
+                size_bytes=job.known_size,
+            )
             kept = {item for _, item in job.entries}
             items = tuple(pair for pair in job.intent.items if pair[1] in kept)
             tools.ledger.save_intent(connection, replace(waiting, items=items))
-        action = "trashed" if trashed else "purged" if purged else "cleaned"
-        if job.intent.kind is IntentKind.ORPHAN:
-            action = "removed_orphan"
+        action = self._action(job)
         message = _summary(entries, trashed=trashed)
         if job.early:
             message += f"; {job.early}"
@@ -441,6 +519,10 @@ class Pipeline:
             return
         else:
             self.counts.cleaned[job.job_class] += 1
+            self.counts.by_status[printable(job.job.status)] += 1
+            self.counts.note_cleaned(
+                JobNote(printable(job.job.id), printable(job.job.status), job.intent.bytes_freed + freed)
+            )
             if job.early:
                 self.counts.early += 1
                 self.counts.early_bytes += freed
@@ -474,9 +556,18 @@ class Pipeline:
     def _fail(self, job: Claimed, error: str) -> None:
         self.counts.errors += 1
         now = self._tools.clock()
+        job_id, status = printable(job.job.id), printable(job.job.status)
+        self.counts.note_failed(JobNote(job_id, status, words=printable(error)))
+        self._tools.audit([("failed", {"job_id": job_id, "status": status, "error": printable(error)})])
         entry = LogEntry(job.job.id, job.job.status, "failed", 0, error)
         self._tools.database.write(lambda c: self._tools.ledger.add_log(c, self._tools.run_id, entry, now))
         self._tools.emit(JobFailed(self._tools.run_id, job.job.id, job.job.status, error))
+
+
+def facts(job: Claimed) -> dict[str, object]:
+    """Return what the audit log says of a job whose files are about to go."""
+    labels = [printable(found.label) for found, _ in job.entries]
+    return {"job_id": printable(job.job.id), "status": printable(job.job.status), "artifacts": labels}
 
 
 def _summary(entries: Sequence[tuple[Found, int | None]], *, trashed: bool) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import Connection
@@ -50,6 +50,7 @@ class Planner:
         policy: Policy,
         now: datetime,
         reserved: frozenset[Artifact],
+        veto: Callable[[Job], str | None],
     ) -> None:
         self._database = database
         self._catalog = catalog
@@ -58,6 +59,7 @@ class Planner:
         self._policy = policy
         self._now = now
         self._reserved = reserved
+        self._veto = veto
         self._last = catalog.newest_successful(policy.keep_last)
 
     def decisions(self, page_size: int) -> Iterator[list[Decision]]:
@@ -74,6 +76,8 @@ class Planner:
             return Decision(
                 job, decision.job_class, clean=False, reason=reason, age=decision.age, notable=True
             )
+        if decision.clean and (veto := self._veto(job)) is not None:
+            return replace(decision, clean=False, reason=veto, notable=True, vetoed=True)
         return decision
 
     def adopt(self, ledger: Ledger) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from eemtcleanupd.cleanup.pipeline import Claimed, Pipeline, Tools
+from eemtcleanupd.cleanup.pipeline import Claimed, Pipeline, Tools, facts
 from eemtcleanupd.deletion.trash import doomed_name
 from eemtcleanupd.events import Warned
 from eemtcleanupd.model import Found, Job
@@ -62,13 +62,15 @@ def purge_expired(tools: Tools, pipeline: Pipeline) -> None:
 
 def purge(tools: Tools, pipeline: Pipeline, intents: Sequence[Intent]) -> None:
     """Hand what these intents have in the trash to the pipeline for deletion."""
-    for intent in intents:
-        job = _claimed(tools, intent)
+    jobs = [_claimed(tools, intent) for intent in intents]
+    for job in jobs:
         job.entries = [
             (found, item)
-            for found, item in intent.items
+            for found, item in job.intent.items
             if found.artifact.root in tools.trashes and _is_in_trash(tools, found, item)
         ]
+    tools.audit(("purging", facts(job)) for job in jobs)
+    for job in jobs:
         pipeline.submit(job)
 
 

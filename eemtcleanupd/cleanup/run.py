@@ -12,7 +12,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from eemtcleanupd.cleanup.census import Census, CensusResult
-from eemtcleanupd.cleanup.pipeline import Counts, Pipeline, Tools
+from eemtcleanupd.cleanup.guards import Guards, NoGuards
+from eemtcleanupd.cleanup.pipeline import NOTED, Counts, Pipeline, Tools, largest
 from eemtcleanupd.cleanup.planning import PlannedJob, Planner
 from eemtcleanupd.cleanup.preflight import open_roots, remember_root, reserved_entries
 from eemtcleanupd.cleanup.recovery import purge_expired, recover, report_unowned
@@ -24,10 +25,13 @@ from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.deletion.walk import measure
-from eemtcleanupd.errors import BreakerError, CleanupError
+from eemtcleanupd.errors import AuditError, BreakerError, CleanupError
 from eemtcleanupd.events import (
+    DURATION_BUCKETS,
     ArtifactSize,
+    AuditEntry,
     Emit,
+    JobNote,
     JobPlanned,
     JobSkipped,
     RunFailed,
@@ -47,7 +51,7 @@ from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import Ledger, RunRecord
 from eemtcleanupd.store.lock import run_lock
 from eemtcleanupd.store.timestamps import zone_named
-from eemtcleanupd.units import human_size
+from eemtcleanupd.units import human_size, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,7 @@ def clean(
     stop: StopFlag | None = None,
     clock: Clock = system_clock,
     progress: Progress | None = None,
+    guards: Guards | None = None,
 ) -> RunReport:
     """Clean a job store once.
 
@@ -95,13 +100,14 @@ def clean(
         stop: ends the run early and in order once it is set.
         clock: where the time comes from.
         progress: is kept up to date.
+        guards: may keep a job, and write down what is done.
 
     Returns:
         The report, which was also emitted and recorded.
 
     Raises:
-        LockHeldError, StoreError, RootError, BreakerError: the run did not begin, or broke off; what it
-            had begun is finished by the next one.
+        LockHeldError, StoreError, RootError, BreakerError, AuditError: the run did not begin, or broke off;
+            what it had begun is finished by the next one.
     """
     started = clock()
     run_id = f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
@@ -113,12 +119,13 @@ def clean(
         stop=stop or StopFlag(),
         clock=clock,
         progress=progress or Progress(),
+        guards=guards or NoGuards(),
     )
     try:
         with ExitStack() as stack:
             return run.run(started, stack)
     except CleanupError as error:
-        emit(RunFailed(run_id, str(error)))
+        run.tell_failure(error)
         raise
 
 
@@ -146,8 +153,10 @@ class _Run:
         stop: StopFlag,
         clock: Clock,
         progress: Progress,
+        guards: Guards,
     ) -> None:
         self._config = config
+        self._guards = guards
         self._request = request
         self._run_id = run_id
         self._emit = emit
@@ -159,6 +168,19 @@ class _Run:
         self._remaining = 0
         self._taken = 0
         self._relieved: str | None = None
+        self._vetoed: list[JobNote] = []
+
+    def tell_failure(self, error: CleanupError) -> None:
+        """Tell that the run was refused or broke off."""
+        request = self._request
+        if not request.dry_run and not isinstance(error, AuditError):
+            with suppress(AuditError):  # the first error is the one to tell
+                self._audit("run_failed", error=printable(str(error)))
+        self._emit(RunFailed(self._run_id, str(error), request.trigger, socket.gethostname(), self._clock()))
+
+    def _audit(self, action: str, **details: object) -> None:
+        entry = AuditEntry(self._clock(), self._request.user, action, {"run_id": self._run_id, **details})
+        self._guards.audit([entry])
 
     def run(self, started: datetime, stack: ExitStack) -> RunReport:
         config, request = self._config, self._request
@@ -184,6 +206,7 @@ class _Run:
             policy=self._policy,
             now=started,
             reserved=reserved_entries(config, roots),
+            veto=self._guards.veto,
         )
         opened = _Opened(started, database, catalog, ledger, planner, roots, backlog)
         self._progress.jobs_total = backlog.candidates
@@ -258,7 +281,9 @@ class _Run:
                 )
         counts.freed.update(with_size)
         census = self._census(opened, None).take()
-        return self._finish(opened, counts, census)
+        report = self._report(opened, counts, census)
+        self._emit(RunFinished(report))
+        return report
 
     def _measure(self, roots: Mapping[RootName, Root], found: Found) -> int:
         return measure(roots[found.artifact.root], found.artifact.name, self._stop).bytes
@@ -268,6 +293,7 @@ class _Run:
     def _real_run(self, opened: _Opened, stack: ExitStack) -> RunReport:
         started, ledger, roots = opened.started, opened.ledger, opened.roots
         config, request = self._config, self._request
+        self._audit("run_started", trigger=request.trigger, policy=str(self._policy), force=request.force)
         ledger.create_tables()
         opened.planner.adopt(ledger)
         opened.catalog.add_columns()
@@ -305,6 +331,7 @@ class _Run:
                 logs_folder=config.paths.logs,
                 grace=timedelta(hours=0 if request.pressure else config.trash.grace_hours),
                 workers=self._workers,
+                guards=self._guards,
             )
             self._emit_started(opened.backlog)
             pipeline = Pipeline(tools, Counts())
@@ -313,15 +340,23 @@ class _Run:
             except BaseException:
                 self._stop.set()  # what is in flight ends soon; the ledger knows of it
                 raise
-            report = self._finish(opened, pipeline.counts, census)
+            report = self._report(opened, pipeline.counts, census)
+            usage = disk_usage(roots[RootName.RESULTS].fd)
+            ledger.add_storage_sample(self._run_id, usage.free_bytes, usage.total_bytes, self._clock())
+            self._audit("run_finished", **_in_audit(report))
         except CleanupError as error:
             with suppress(CleanupError):  # the database may be what broke; the first error is the one to tell
                 ledger.finish_run(
                     replace(record, finished_at=self._clock(), outcome="failed", error=str(error))
                 )
             raise
-        ledger.finish_run(_ended(record, report))
-        self._sample_storage(ledger, roots)
+        ledger.finish_run(_ended(record, report), totals_of(report, pipeline.counts.by_status))
+        report = replace(
+            report,
+            storage=ledger.storage_state(self._clock(), usage.free_bytes, usage.total_bytes),
+            totals=ledger.totals(),
+        )
+        self._emit(RunFinished(report))
         return report
 
     def _work(self, opened: _Opened, tools: Tools, pipeline: Pipeline) -> CensusResult:
@@ -374,6 +409,7 @@ class _Run:
             policy=policy,
             now=opened.started,
             reserved=reserved_entries(self._config, opened.roots),
+            veto=self._guards.veto,
         )
         safety, uncleaned = self._config.safety, opened.backlog.uncleaned
 
@@ -436,7 +472,13 @@ class _Run:
 
     def _keep(self, decision: Decision) -> None:
         self._kept += decision.notable
-        self._emit(JobSkipped(decision.job, decision.reason, decision.notable))
+        if decision.vetoed:
+            job_id, status = printable(decision.job.id), printable(decision.job.status)
+            if len(self._vetoed) < NOTED:
+                self._vetoed.append(JobNote(job_id, status, words=decision.reason))
+            if not self._request.dry_run:
+                self._audit("vetoed", job_id=job_id, status=status, reason=decision.reason)
+        self._emit(JobSkipped(decision.job, decision.reason, decision.notable, decision.vetoed))
 
     def _is_too_large(self, plan: PlannedJob, size: int) -> bool:
         limit = self._request.skip_larger_than_bytes
@@ -482,7 +524,7 @@ class _Run:
             )
         )
 
-    def _finish(self, opened: _Opened, counts: Counts, census: CensusResult) -> RunReport:
+    def _report(self, opened: _Opened, counts: Counts, census: CensusResult) -> RunReport:
         cleaned = sum(counts.cleaned.values())
         interrupted = self._stop.is_set()
         # A dry run has cleaned nothing, so all that were uncleaned still are.
@@ -490,7 +532,7 @@ class _Run:
         missing = max(0, uncleaned - census.jobs_with_files)
         if interrupted or self._request.only_trash:  # then nobody has looked
             missing = 0
-        report = RunReport(
+        return RunReport(
             run_id=self._run_id,
             dry_run=self._request.dry_run,
             trigger=self._request.trigger,
@@ -509,13 +551,35 @@ class _Run:
             remaining=self._remaining,
             early=Tally(counts.early, counts.early_bytes),
             pressure=self._relieved,
+            host=socket.gethostname(),
+            biggest=tuple(largest(counts.biggest)),
+            failures=tuple(counts.failures),
+            vetoed=tuple(self._vetoed),
         )
-        self._emit(RunFinished(report))
-        return report
 
-    def _sample_storage(self, ledger: Ledger, roots: Mapping[RootName, Root]) -> None:
-        usage = disk_usage(roots[RootName.RESULTS].fd)
-        ledger.add_storage_sample(self._run_id, usage.free_bytes, usage.total_bytes, self._clock())
+
+def totals_of(report: RunReport, by_status: Mapping[str, int]) -> dict[tuple[str, str], float]:
+    """Return what a run adds to the totals that the ledger keeps, by name and label."""
+    seconds = (report.finished_at - report.started_at).total_seconds()
+    return {
+        ("runs", report.outcome): 1,
+        ("run_seconds", ""): max(0.0, seconds),
+        **{("run_seconds_bucket", f"{bound:g}"): 1 for bound in DURATION_BUCKETS if seconds <= bound},
+        **{("jobs_cleaned", status): count for status, count in by_status.items()},
+        ("bytes_freed", ""): report.bytes_freed,
+        ("errors", ""): report.errors,
+        ("skipped", ""): report.skipped,
+    }
+
+
+def _in_audit(report: RunReport) -> dict[str, object]:
+    return {
+        "outcome": report.outcome,
+        "successful": report.successful.jobs,
+        "failed": report.failed.jobs,
+        "errors": report.errors,
+        "bytes_freed": report.bytes_freed,
+    }
 
 
 def _ended(record: RunRecord, report: RunReport) -> RunRecord:

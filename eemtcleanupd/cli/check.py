@@ -20,11 +20,19 @@ _WIDEST_VALUE = 44
 @click.command()
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def check(config_file: Path | None, as_json: bool) -> None:
+@click.option(
+    "--schema", is_flag=True, help="Print the JSON Schema of the file, for editors, and look at none."
+)
+def check(config_file: Path | None, as_json: bool, schema: bool) -> None:
     """Explain the effective configuration: every key, its value, and where that came from.
 
     Ends with 2 and every problem, with its file and line, when something is wrong.  Touches nothing.
     """
+    if schema:
+        from eemtcleanupd.plugins import schema as all_keys  # noqa: PLC0415
+
+        click.echo(json.dumps(all_keys().json_schema(), indent=2, ensure_ascii=False))
+        return
     loaded = load_config(config_file)
     from eemtcleanupd.policy.retention import Policy  # noqa: PLC0415  (late: --help needs none of it)
 

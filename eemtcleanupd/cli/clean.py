@@ -21,9 +21,13 @@ from eemtcleanupd.stop import StopFlag
 from eemtcleanupd.units import parse_size
 
 if TYPE_CHECKING:
+    from eemtcleanupd.cleanup import RunRequest
+    from eemtcleanupd.config import Config
     from eemtcleanupd.events import Emit, Event, RunReport
+    from eemtcleanupd.plugins import PluginSet
 
 _DEFAULT_THRESHOLD = "10G"
+_DRAIN_SECONDS = 30.0
 
 
 class _Size(click.ParamType[int]):
@@ -98,6 +102,7 @@ def clean(  # noqa: PLR0917  (click passes them by name)
             },
         )
         from eemtcleanupd.cleanup import Progress, RunRequest, clean as run_clean  # noqa: PLC0415
+        from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
 
         config = loaded.config
         threshold = parse_size(_DEFAULT_THRESHOLD) if size_threshold is None else size_threshold
@@ -119,6 +124,8 @@ def clean(  # noqa: PLR0917  (click passes them by name)
                 )
                 stack.callback(handler.close)
                 emit = _both(emit, write_event)
+            plugins = PluginSet(config)
+            emit = _both(emit, stack.enter_context(_notifiers(config, plugins, request)))
             _tell_warnings(loaded.warnings, emit)
             stop = StopFlag()
             interrupted = stack.enter_context(_stopping(stop))
@@ -129,7 +136,7 @@ def clean(  # noqa: PLR0917  (click passes them by name)
                 stack.enter_context(bar(progress))
             gc.freeze()
             gc.enable()
-            report = run_clean(config, request, emit=emit, stop=stop, progress=progress)
+            report = run_clean(config, request, emit=emit, stop=stop, progress=progress, guards=plugins)
         finish()
     except CleanupError as error:
         if as_json:
@@ -163,6 +170,27 @@ def _both(first: Emit, second: Emit) -> Emit:
         second(event)
 
     return emit
+
+
+@contextmanager
+def _notifiers(config: Config, plugins: PluginSet, request: RunRequest) -> Iterator[Emit]:
+    """Give who tells the notifiers; at the end they have a while, and what waits longer is told later."""
+    from eemtcleanupd.clock import system_clock  # noqa: PLC0415
+    from eemtcleanupd.delivery import Delivery  # noqa: PLC0415
+
+    delivery = Delivery(Path(config.paths.database), system_clock)
+    delivery.use(plugins, durable=not request.dry_run)
+    try:
+        yield delivery.tell
+    finally:
+        if not delivery.drain(_DRAIN_SECONDS):
+            click.echo(
+                "[WARNING] Not all notifiers were reached; the daemon or the next run tells them", err=True
+            )
+        for name, answer in delivery.answers().items():
+            if answer.error is not None:
+                click.echo(f"[WARNING] Notifier {name}: {answer.error}", err=True)
+        delivery.close()
 
 
 def _tell_warnings(warnings: tuple[str, ...], emit: Emit) -> None:

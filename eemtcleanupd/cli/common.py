@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from eemtcleanupd.clock import system_clock
+
 if TYPE_CHECKING:
     from eemtcleanupd.config import Loaded
     from eemtcleanupd.store.ledger import Ledger
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Audit = Callable[..., None]
+"""Writes an action and its details into the audit log."""
 
 
 def config_option(command: Command) -> Command:
@@ -42,7 +46,8 @@ def load_config(config_file: Path | None, options: Mapping[str, tuple[object, st
     Raises:
         ConfigError: something in it is wrong.
     """
-    from eemtcleanupd.config import find_file, load  # noqa: PLC0415  (late: --help needs none of it)
+    from eemtcleanupd.config import find_file  # noqa: PLC0415  (late: --help needs none of it)
+    from eemtcleanupd.plugins import load  # noqa: PLC0415
 
     cwd = Path.cwd()
     given = {key: pair for key, pair in (options or {}).items() if pair[0] is not None}
@@ -68,6 +73,27 @@ def open_ledger(config_file: Path | None, db_path: str | None) -> Iterator[Ledge
         yield Ledger(database)
     finally:
         database.close()
+
+
+@contextmanager
+def open_audited(config_file: Path | None, db_path: str | None) -> Iterator[tuple[Ledger, Audit]]:
+    """Open the ledger for a change that a person makes, with what writes it down before it is made.
+
+    Raises:
+        ConfigError, StoreError, AuditError: the configuration is wrong, the database cannot be used, or the
+            change cannot be written down.
+    """
+    from eemtcleanupd.events import AuditEntry  # noqa: PLC0415
+    from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
+
+    loaded = load_config(config_file, {"paths.database": (db_path, "--db-path")})
+    plugins = PluginSet(loaded.config)
+
+    def audit(action: str, **details: object) -> None:
+        plugins.audit([AuditEntry(system_clock(), caller(), action, details)])
+
+    with open_ledger(config_file, db_path) as ledger:
+        yield ledger, audit
 
 
 def caller() -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from eemtcleanupd.cli.common import caller, open_ledger, store_options
+from eemtcleanupd.cli.common import caller, open_audited, store_options
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.model import Hold
 from eemtcleanupd.units import printable
@@ -40,8 +40,14 @@ def hold(
     job_id: str, until: datetime | None, reason: str, config_file: Path | None, db_path: str | None
 ) -> None:
     """Never clean JOB, until a time or for ever."""
-    with open_ledger(config_file, db_path) as ledger:
+    with open_audited(config_file, db_path) as (ledger, audit):
         ledger.create_tables()
+        audit(
+            "hold",
+            job_id=printable(job_id),
+            until=None if until is None else until.isoformat(),
+            reason=printable(reason),
+        )
         ledger.hold(Hold(job_id, reason or "no reason given", caller(), until), system_clock())
     end = "for ever" if until is None else f"until {until.astimezone():%Y-%m-%d %H:%M}"
     click.echo(f"Job {printable(job_id)} is held {end}")
@@ -52,7 +58,8 @@ def hold(
 @store_options
 def release(job_id: str, config_file: Path | None, db_path: str | None) -> int:
     """Take the hold off JOB."""
-    with open_ledger(config_file, db_path) as ledger:
+    with open_audited(config_file, db_path) as (ledger, audit):
+        audit("release", job_id=printable(job_id))
         released = ledger.exists() and ledger.release(job_id)
     click.echo(f"Job {printable(job_id)} is " + ("released" if released else "not held"))
     return 0 if released else 1

@@ -14,6 +14,7 @@ from eemtcleanupd import __version__
 from eemtcleanupd.errors import CleanupError
 
 COMMANDS: Final = {
+    "audit": ("eemtcleanupd.cli.audit", "Look after the audit log."),
     "check": (
         "eemtcleanupd.cli.check",
         "Explain the effective configuration and where each value came from.",
@@ -22,6 +23,7 @@ COMMANDS: Final = {
     "demo": ("eemtcleanupd.cli.demo", "Build a demo job store in a folder."),
     "history": ("eemtcleanupd.cli.history", "List past runs, or show one."),
     "hold": ("eemtcleanupd.cli.hold", "Never clean a job, until a time or for ever."),
+    "notify-test": ("eemtcleanupd.cli.notify_test", "Send a test to the notifiers and show their answers."),
     "reload": ("eemtcleanupd.cli.control", "Let the daemon read its configuration again."),
     "roots": ("eemtcleanupd.cli.roots", "Show the folders of the last run, or accept new ones."),
     "release": ("eemtcleanupd.cli.hold", "Take a hold off a job."),
@@ -44,7 +46,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(COMMANDS[cmd_name][0])
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:

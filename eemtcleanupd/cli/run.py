@@ -50,11 +50,12 @@ def _live(
     config_file: Path | None, cwd: Path, *, debug: bool, on_ready: Callable[[], None] = lambda: None
 ) -> None:
     from eemtcleanupd.clock import system_clock  # noqa: PLC0415  (late: --help needs none of it)
-    from eemtcleanupd.config import Loaded, find_file, load  # noqa: PLC0415
+    from eemtcleanupd.config import Loaded, find_file  # noqa: PLC0415
     from eemtcleanupd.daemon.configuration import Configuration  # noqa: PLC0415
     from eemtcleanupd.daemon.lifecycle import Daemon  # noqa: PLC0415
     from eemtcleanupd.daemon.service import ServiceManager  # noqa: PLC0415
     from eemtcleanupd.logbook import log_to_stderr, write_event  # noqa: PLC0415
+    from eemtcleanupd.plugins import load  # noqa: PLC0415
 
     def read() -> Loaded:
         return load(find_file(config_file, os.environ, cwd), environ=os.environ, options={}, cwd=cwd)

@@ -13,12 +13,14 @@ from eemtcleanupd.clock import system_clock
 from eemtcleanupd.units import human_age, human_size, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from eemtcleanupd.config import Config
     from eemtcleanupd.daemon.status import DaemonStatus
     from eemtcleanupd.store.ledger import RunRecord
     from eemtcleanupd.store.lock import Holder
+    from eemtcleanupd.store.outbox import Tally
 
 
 @click.command()
@@ -44,6 +46,7 @@ def _document(config: Config, holder: Holder | None, told: DaemonStatus | None) 
     """Return all there is to say; times are aware UTC in ISO 8601, sizes bytes."""
     from eemtcleanupd.store.database import Database  # noqa: PLC0415
     from eemtcleanupd.store.ledger import Ledger  # noqa: PLC0415
+    from eemtcleanupd.store.outbox import tallies  # noqa: PLC0415
 
     database = Database(
         Path(config.paths.database), busy_timeout_seconds=config.database.busy_timeout_seconds
@@ -53,7 +56,8 @@ def _document(config: Config, holder: Holder | None, told: DaemonStatus | None) 
         has_ledger = ledger.exists()
         last = ledger.runs(1)[:1] if has_ledger else []
         by_class = ledger.storage_by_class() if has_ledger else {}
-        waiting, first_goes = ledger.trash() if has_ledger else (0, None)
+        waiting, waiting_bytes, first_goes = ledger.trash() if has_ledger else (0, 0, None)
+        told_by = tallies(database) if has_ledger else {}
     finally:
         database.close()
     return {
@@ -78,8 +82,8 @@ def _document(config: Config, holder: Holder | None, told: DaemonStatus | None) 
         "last_run": _last_run(last[0]) if last else None,
         "last_refusal": None if told is None else told.refused,
         "storage": _storage(config, by_class),
-        "trash": {"jobs": waiting, "next_purge": _iso(first_goes)},
-        "notifiers": {},
+        "trash": {"jobs": waiting, "bytes": waiting_bytes, "next_purge": _iso(first_goes)},
+        "notifiers": _notifiers(config, told_by, told),
         "config": {
             "file": None if told is None else told.config_file,
             "loaded_at": _iso(None if told is None else told.config_loaded_at),
@@ -87,6 +91,47 @@ def _document(config: Config, holder: Holder | None, told: DaemonStatus | None) 
             "error": None if told is None else told.config_error,
         },
     }
+
+
+def _notifiers(config: Config, tallies: Mapping[str, Tally], told: DaemonStatus | None) -> dict[str, Any]:
+    """Return how each notifier is that is switched on, or that has had something to tell."""
+    switched_on = {
+        name
+        for name in type(config.notifications).model_fields
+        if (block := getattr(config.notifications, name)) is not None and block.enabled
+    }
+    from eemtcleanupd.store.outbox import Tally  # noqa: PLC0415
+
+    document: dict[str, Any] = {}
+    for name in sorted(switched_on | set(tallies)):
+        tally = tallies.get(name, Tally())
+        document[name] = {
+            "enabled": name in switched_on,
+            "delivered": tally.delivered,
+            "retried": tally.retried,
+            "failed": tally.failed,
+            "dropped": tally.dropped,
+            "waiting": tally.waiting,
+            "hanging": told is not None and name in told.hanging,
+            "last_delivered_at": _iso(tally.last_delivered_at),
+            "last_error": tally.last_error,
+            "last_error_at": _iso(tally.last_error_at),
+        }
+    return document
+
+
+def _notifier_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for name, each in document["notifiers"].items():
+        if name == "audit_log" or not (each["enabled"] or each["waiting"]):
+            continue
+        words = f"{name}: {each['delivered']} delivered, {each['waiting']} waiting, {each['failed']} failed"
+        if each["hanging"]:
+            words += "; it does not answer"
+        elif each["last_error"] and (each["last_delivered_at"] or "") <= each["last_error_at"]:
+            words += f"; last error: {printable(each['last_error'])}"
+        rows.append(("" if rows else "Notifiers", words))
+    return rows
 
 
 def _last_run(run: RunRecord) -> dict[str, Any]:
@@ -143,7 +188,15 @@ def _show(document: dict[str, Any], told: DaemonStatus | None) -> None:
         rows.append(("", f"the one after it failed: {document['last_refusal']}"))
     rows += _storage_rows(document)
     waiting = document["trash"]["jobs"]
-    rows.append(("Trash", f"{waiting} jobs wait for their grace" if waiting else "empty"))
+    rows.append(
+        (
+            "Trash",
+            f"{waiting} jobs ({human_size(document['trash']['bytes'])}) wait for their grace"
+            if waiting
+            else "empty",
+        )
+    )
+    rows += _notifier_rows(document)
     if told is not None:
         read = in_words(told.config_loaded_at, now)
         rows.append(("Config", f"{printable(told.config_file or 'no file, the defaults')}, read {read}"))

@@ -55,7 +55,8 @@ def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
 
-def _one_or_more(value: object) -> object:
+def one_or_more(value: object) -> object:
+    """Take a single text for a list of one."""
     return [value] if isinstance(value, str) else value
 
 
@@ -110,7 +111,8 @@ def _metadata(value: bool) -> bool:
     return value
 
 
-def _not_empty(value: tuple[str, ...]) -> tuple[str, ...]:
+def not_empty(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse an empty list."""
     if not value:
         raise ValueError("the list needs an entry at least")
     return value
@@ -122,7 +124,7 @@ Percent = Annotated[float, Field(gt=0, le=100)]
 Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[Text, ...], Strict(False)]
-SomeTexts = Annotated[Texts, AfterValidator(_not_empty)]
+SomeTexts = Annotated[Texts, AfterValidator(not_empty)]
 Level = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)]
 Listen = Annotated[str, AfterValidator(_listen)]
 FilePath = Annotated[Path, Strict(False), BeforeValidator(_text_of_a_path)]
@@ -130,8 +132,8 @@ Zone = Annotated[str, AfterValidator(_zone)]
 Crons = Annotated[
     tuple[Annotated[str, AfterValidator(_cron)], ...],
     Strict(False),
-    AfterValidator(_not_empty),
-    BeforeValidator(_one_or_more, json_schema_input_type=str | list[str]),
+    AfterValidator(not_empty),
+    BeforeValidator(one_or_more, json_schema_input_type=str | list[str]),
 ]
 Patterns = Annotated[tuple[Annotated[Text, AfterValidator(_file_name_pattern)], ...], Strict(False)]
 Database = Annotated[Text, BeforeValidator(_text_of_a_path), AfterValidator(DatabaseAddress)]

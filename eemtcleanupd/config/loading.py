@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
@@ -17,8 +17,9 @@ from eemtcleanupd.config.document import Document, Loc, dotted, read_document
 from eemtcleanupd.config.environment import BASE_DIR, CONFIG_FILE, read_environment, variable
 from eemtcleanupd.config.fields import DatabaseAddress
 from eemtcleanupd.config.not_yet import NOT_YET
-from eemtcleanupd.config.problems import SECRET_KEYS, describe
-from eemtcleanupd.config.schema import Config, holds, leaves
+from eemtcleanupd.config.notifier import PluginSettings
+from eemtcleanupd.config.problems import describe
+from eemtcleanupd.config.schema import Config, Schema
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.units import printable
 
@@ -27,9 +28,9 @@ SYSTEM_FILE: Final = Path("/etc/eemtcleanupd") / FILE_NAME
 DEFAULT: Final = "default"
 """The origin of a value that nobody set."""
 
-_FIELDS = dict(leaves())
-_PATH_KEYS = ("paths.database", *(key for key, field in _FIELDS.items() if holds(field, Path)))
-_STORE_KEYS = tuple(key for key in _PATH_KEYS if key.startswith("paths."))
+NotifiersOf = Callable[[Sequence[str], Sequence[str]], Mapping[str, type[PluginSettings]]]
+"""From the modules of plugins to load and the names of those to block to the settings of all notifiers."""
+
 # Defaults that lie in a folder which has a key of its own.
 _IN_LOGS = ("logging.file", "notifications.audit_log.path")
 # Older spelling, today's, and what to multiply by.
@@ -68,7 +69,7 @@ class Loaded:
         for key, origin in self.origins.items():
             value: Any = self.config
             for name in key.split("."):
-                value = getattr(value, name)
+                value = None if value is None else getattr(value, name)
             yield Setting(key, _shown(value), origin)
 
 
@@ -99,6 +100,7 @@ def load(
     environ: Mapping[str, str],
     options: Mapping[str, tuple[object, str]] | None = None,
     cwd: Path,
+    notifiers_of: NotifiersOf,
 ) -> Loaded:
     """Load the configuration: defaults, then the file, the environment, and the options.
 
@@ -107,6 +109,7 @@ def load(
         environ: the environment variables.
         options: values of the command line by dotted key, each with the option's name.
         cwd: what relative paths of variables and options (without a file: of defaults too) start from.
+        notifiers_of: says which notifiers there are and what their blocks may hold.
 
     Returns:
         The configuration; all its paths are absolute, and its secrets are read.
@@ -116,7 +119,8 @@ def load(
     """
     document = read_document(cwd / file) if file else Document(None)
     environment = read_environment(environ)
-    assembly = _Assembly(document, environ, cwd)
+    schema = Schema.of(notifiers_of(_texts(document, "plugins"), _texts(document, "blocked_plugins")))
+    assembly = _Assembly(document, environ, cwd, schema)
     assembly.problems += environment.problems
     assembly.take_document()
     for key, (value, name) in {**environment.values, **(options or {})}.items():
@@ -127,7 +131,7 @@ def load(
     return Loaded(
         config,
         document.file,
-        MappingProxyType({key: assembly.origins.get(key, DEFAULT) for key in _shown_keys()}),
+        MappingProxyType({key: assembly.origins.get(key, DEFAULT) for key in _shown_keys(schema)}),
         (*environment.warnings, *assembly.warnings),
         is_empty=not document.data,
     )
@@ -136,7 +140,8 @@ def load(
 class _Assembly:
     """The values of all sources by dotted key, on their way into the schema."""
 
-    def __init__(self, document: Document, environ: Mapping[str, str], cwd: Path) -> None:
+    def __init__(self, document: Document, environ: Mapping[str, str], cwd: Path, schema: Schema) -> None:
+        self._schema = schema
         self.origins: dict[str, str] = {}
         self.problems = list(document.problems)
         self.warnings: list[str] = []
@@ -150,10 +155,10 @@ class _Assembly:
         """Take the file's values; its problems count even where something else overrides the value."""
         wrong: set[str] = set()
         try:
-            Config.model_validate(self._document.data)
+            self._schema.model.model_validate(self._document.data)
         except ValidationError as error:
             wrong = self._note(error)
-        for key in _FIELDS:
+        for key in self._schema.fields:
             if any(key == each or key.startswith(f"{each}.") for each in wrong):
                 continue  # told already
             *blocks, name = _loc(key)
@@ -177,17 +182,23 @@ class _Assembly:
 
     def resolve_paths(self, base_dir: str | None) -> None:
         """Make all paths absolute: the file's from its folder, those of variables and options from cwd."""
-        for key in _PATH_KEYS:
+        for key in self._schema.path_keys:
             value = self._values.get(key)
             if isinstance(value, str) and value.strip():
                 self._values[key] = self._absolute(key, value)
-            elif key not in self._values and (default := _FIELDS[key].default) is not None:
-                if key in _STORE_KEYS and base_dir:
+            elif key in self._values or self._is_in_absent_block(key):
+                pass
+            elif isinstance(default := self._schema.fields[key].default, str | Path):
+                if key.startswith("paths.") and base_dir:
                     self.put(key, str(self._cwd / base_dir / default), BASE_DIR)
                 elif key in _IN_LOGS and isinstance(logs := self._values["paths.logs"], str):
                     self._values[key] = str(Path(logs) / Path(default).name)
                 else:
                     self._values[key] = str(self._file_base / default)
+
+    def _is_in_absent_block(self, key: str) -> bool:
+        block = next((each for each in self._schema.optional_blocks if key.startswith(each)), None)
+        return block is not None and not any(each.startswith(block) for each in self._values)
 
     def _absolute(self, key: str, value: str) -> str:
         if key == "paths.database":
@@ -195,7 +206,7 @@ class _Assembly:
                 value = match["path"]
             elif DatabaseAddress(value).is_url:
                 return value
-        elif key.removesuffix("_file") in SECRET_KEYS and "/" not in value:
+        elif key.removesuffix("_file") in self._schema.secret_keys and "/" not in value:
             # systemd.exec(5), Credentials: a name among the unit's own wins over a file of that name.
             credentials = self._environ.get("CREDENTIALS_DIRECTORY")
             if credentials and os.path.lexists(Path(credentials) / value):
@@ -204,15 +215,21 @@ class _Assembly:
 
     def read_secrets(self) -> None:
         """Put each secret in the place of the ``${NAME}`` or the ``…_file`` that says where it is."""
-        for key in SECRET_KEYS:
+        fields = self._schema.fields
+        for key in self._schema.secret_keys:
             switch = f"{key.rpartition('.')[0]}.enabled"
-            if switch in _FIELDS and self._values.get(switch, _FIELDS[switch].default) is False:
+            if switch in fields and self._values.get(switch, fields[switch].default) is False:
                 continue
             value, file = self._values.get(key), self._values.get(f"{key}_file")
             if value is not None and file is not None:
                 self._problem(f"{key}_file", f"{key} is set as well: keep one of the two")
             elif isinstance(value, str) and (key != "paths.database" or DatabaseAddress(value).is_url):
                 self._values[key] = _REFERENCE.sub(partial(self._variable, key), value)
+            elif isinstance(value, list):
+                self._values[key] = [
+                    _REFERENCE.sub(partial(self._variable, key), each) if isinstance(each, str) else each
+                    for each in value
+                ]
             elif isinstance(file, str):
                 self.put(key, self._secret(f"{key}_file", Path(file)), self.origins[f"{key}_file"])
 
@@ -246,7 +263,7 @@ class _Assembly:
                 place = place.setdefault(block, {})
             place[name] = value
         try:
-            config = Config.model_validate(nested)
+            config = self._schema.model.model_validate(nested)
         except ValidationError as error:
             self._note(error)
         else:
@@ -282,7 +299,8 @@ class _Assembly:
         for detail in error.errors(include_url=False):
             loc = detail["loc"]
             is_from_file = self._elsewhere(loc) is None
-            words = describe(detail, self._document.scalars.get(loc) if is_from_file else None)
+            written = self._document.scalars.get(loc) if is_from_file else None
+            words = describe(detail, written, self._schema)
             self._problem_at(loc, words, of_key=detail["type"] == "extra_forbidden")
             wrong.add(_key(loc))
         return wrong
@@ -322,9 +340,15 @@ def _key(loc: Loc) -> str:
     return ".".join(part for part in loc if isinstance(part, str))
 
 
-def _shown_keys() -> Iterator[str]:
+def _texts(document: Document, key: str) -> list[str]:
+    """Return a list of texts as it stands in the file; what else stands there is refused later."""
+    value = document.data.get(key)
+    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
+
+
+def _shown_keys(schema: Schema) -> Iterator[str]:
     older = {key for key, _, _ in _OLDER}
-    return (key for key in _FIELDS if key not in older)
+    return (key for key in schema.fields if key not in older)
 
 
 def _written(value: object) -> str:

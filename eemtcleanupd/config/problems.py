@@ -5,15 +5,12 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from pydantic import SecretStr
 from pydantic_core import ErrorDetails
 
 from eemtcleanupd.config.document import Loc, Scalar, dotted
-from eemtcleanupd.config.schema import Config, Section, block_of, holds, leaves
+from eemtcleanupd.config.schema import Schema
+from eemtcleanupd.config.section import Section, block_of
 from eemtcleanupd.units import printable, shortened
-
-SECRET_KEYS = ("paths.database", *(key for key, field in leaves() if holds(field, SecretStr)))
-"""Keys whose values are never shown."""
 
 _ALLOWED = {
     "bool_type": "true or false",
@@ -35,33 +32,34 @@ _ALLOWED = {
 _NUMBERS = {"int_type", "int_from_float", "float_type"}
 
 
-def describe(detail: ErrorDetails, written: Scalar | None) -> str:
+def describe(detail: ErrorDetails, written: Scalar | None, schema: Schema) -> str:
     """Return what an error of pydantic means, in words that hold no secret.
 
     Args:
         detail: the error.
         written: the value as it stands in the file, if it does.
+        schema: all keys that there are.
     """
     loc, kind, value = detail["loc"], detail["type"], detail["input"]
     if kind == "extra_forbidden":
-        return _unknown(loc)
+        return _unknown(loc, schema)
     if kind == "missing":
         return "this key is missing and has no default"
-    found = _found(value, loc, written)
+    found = _found(value, loc, written, schema)
     if kind == "value_error":
         message = detail["msg"].removeprefix("Value error, ")
         return message if isinstance(value, dict | list | tuple) else f"found {found}: {message}"
     if kind == "model_type":
-        allowed = "a block of keys: " + ", ".join(keys_at(loc))
+        allowed = "a block of keys: " + ", ".join(keys_at(loc, schema))
     else:
         allowed = _ALLOWED[kind].format(**detail.get("ctx", {})) if kind in _ALLOWED else detail["msg"]
     hint = _hint(kind, value, written)
     return f"found {found}, allowed is {allowed}" + (f"; {hint}" if hint else "")
 
 
-def keys_at(loc: Loc) -> list[str]:
+def keys_at(loc: Loc, schema: Schema) -> list[str]:
     """Return the keys that are known in a block; none where no block is."""
-    model: type[Section] | None = Config
+    model: type[Section] | None = schema.model
     for part in loc:
         if isinstance(part, int):
             continue
@@ -70,18 +68,18 @@ def keys_at(loc: Loc) -> list[str]:
     return list(model.model_fields) if model else []
 
 
-def _unknown(loc: Loc) -> str:
-    name, known = str(loc[-1]), keys_at(loc[:-1])
+def _unknown(loc: Loc, schema: Schema) -> str:
+    name, known = str(loc[-1]), keys_at(loc[:-1], schema)
     near = (
         difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-        or [key for key, _ in leaves() if key.rpartition(".")[2] == name]
+        or [key for key in schema.fields if key.rpartition(".")[2] == name]
         or difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     )
     meant = f"did you mean {' or '.join(near)}? " if near else ""
     return f"unknown key; {meant}Known here: {', '.join(known)}"
 
 
-def _found(value: Any, loc: Loc, written: Scalar | None) -> str:
+def _found(value: Any, loc: Loc, written: Scalar | None, schema: Schema) -> str:
     """Return what stands there as its author wrote it; only its kind, where it may be a secret."""
     if value is None:
         return "nothing"
@@ -89,8 +87,8 @@ def _found(value: Any, loc: Loc, written: Scalar | None) -> str:
         return "a block"
     if isinstance(value, list | tuple):
         return "a list"
-    is_block = bool(keys_at(loc))
-    if is_block or any(dotted(loc).startswith(key) for key in SECRET_KEYS):
+    is_block = bool(keys_at(loc, schema))
+    if is_block or any(dotted(loc).startswith(key) for key in schema.secret_keys):
         return "text" if isinstance(value, str) else "a value"
     if isinstance(value, str):
         return f"'{shortened(printable(value), 60)}'"

@@ -6,17 +6,17 @@ an error and never a surprise.  Each value that cannot work is refused here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SecretStr,
     Strict,
     ValidationInfo,
+    create_model,
     field_validator,
     model_validator,
 )
@@ -39,29 +39,8 @@ from eemtcleanupd.config.fields import (
     Texts,
     Zone,
 )
-
-
-class Section(BaseModel):
-    """A block of the file: unknown keys are errors, an empty block has its defaults."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        hide_input_in_errors=True,
-        defer_build=True,
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_blocks(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        fields = cls.model_fields
-        empty = {key for key, value in data.items() if value is None and key in fields}
-        blocks = {key for key in empty if fields[key].default_factory is not None}
-        return {key: value for key, value in data.items() if key not in blocks} if blocks else data
+from eemtcleanupd.config.notifier import PluginSettings
+from eemtcleanupd.config.section import Section, holds, is_optional_block, leaves
 
 
 class SuccessfulJobs(Section):
@@ -288,52 +267,12 @@ class LoggingConfig(Section):
     )
 
 
-class EmailConfig(Section):
-    """Reports by e-mail."""
-
-    enabled: bool = Field(False, description="Whether to send e-mail.")
-    smtp_server: Text = Field("localhost", description="Host name of the mail server.")
-    recipients: Texts = Field((), description="Addresses that get the report.")
-
-    @model_validator(mode="after")
-    def _has_recipients(self) -> Self:
-        if self.enabled and not self.recipients:
-            raise ValueError("e-mail is enabled and needs recipients")
-        return self
-
-
-class SlackConfig(Section):
-    """Reports to a Slack channel."""
-
-    enabled: bool = Field(False, description="Whether to post to Slack.")
-    webhook_url: SecretStr | None = Field(None, description="The incoming webhook, a secret; may be ${NAME}.")
-    webhook_url_file: FilePath | None = Field(
-        None, description="File that holds the webhook, or its name among systemd's credentials."
-    )
-
-    @model_validator(mode="after")
-    def _has_a_webhook(self) -> Self:
-        if self.enabled and self.webhook_url is None and self.webhook_url_file is None:
-            raise ValueError("Slack is enabled and needs webhook_url or webhook_url_file")
-        return self
-
-
-class AuditLogConfig(Section):
-    """The audit log."""
-
-    enabled: bool = Field(True, description="Whether to write the audit log.")
-    path: FilePath = Field(
-        Path("./logs/cleanup_audit.jsonl"),
-        description="The audit log, JSON lines; by default in the folder paths.logs.",
-    )
-
-
 class NotificationsConfig(Section):
-    """Who is told what was done."""
+    """Who is told what was done: a block for each notifier, whose plugin says what may be in it."""
 
-    email: EmailConfig = Field(default_factory=EmailConfig, description="Reports by e-mail.")
-    slack: SlackConfig = Field(default_factory=SlackConfig, description="Reports to a Slack channel.")
-    audit_log: AuditLogConfig = Field(default_factory=AuditLogConfig, description="The audit log.")
+    if TYPE_CHECKING:  # the blocks are not known before plugins are
+
+        def __getattr__(self, name: str) -> Any: ...
 
 
 class Config(Section):
@@ -364,48 +303,87 @@ class Config(Section):
     api: ApiConfig = Field(default_factory=ApiConfig, description="The HTTP interface.")
     metrics: MetricsConfig = Field(default_factory=MetricsConfig, description="Metrics for Prometheus.")
     logging: LoggingConfig = Field(default_factory=LoggingConfig, description="The log.")
-    plugins: Texts = Field((), description="Modules of plugins to load.")
+    plugins: Texts = Field((), description="Modules of plugins to load (module, or module:name).")
+    blocked_plugins: Texts = Field((), description="Names of plugins that are installed but not to be used.")
     notifications: NotificationsConfig = Field(
         default_factory=NotificationsConfig, description="Who is told what was done."
     )
     dry_run: bool = Field(False, description="Only ever show what would be deleted.")
 
 
-def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema of the file, for editors."""
-    schema = Config.model_json_schema()
-    for block in (schema, *schema["$defs"].values()):
-        for field in block["properties"].values():
-            if "$ref" in field:  # a block, which may be empty
-                field["anyOf"] = [{"$ref": field.pop("$ref")}, {"type": "null"}]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+class Schema:
+    """All keys that there are, those of the notifiers included.
+
+    Args:
+        notifiers: the settings of each notifier, by the name of its block.
+    """
+
+    def __init__(self, notifiers: Mapping[str, type[PluginSettings]]) -> None:
+        blocks: dict[str, Any] = {name: _block(model) for name, model in notifiers.items()}
+        notifications = create_model("NotificationsConfig", __base__=NotificationsConfig, **blocks)
+        self.model: type[Config] = create_model(
+            "Config",
+            __base__=Config,
+            notifications=(
+                notifications,
+                Field(default_factory=notifications, description="Who is told what was done."),
+            ),
+        )
+
+    @staticmethod
+    def of(notifiers: Mapping[str, type[PluginSettings]]) -> Schema:
+        """Return the schema for these notifiers; the same one again for the same models.
+
+        A daemon loads its file often, and models are never forgotten by pydantic.
+        """
+        return _schema_of(tuple(notifiers.items()))
+
+    @cached_property
+    def fields(self) -> dict[str, FieldInfo]:
+        """Every key that is not a block, dotted, in the order of the schema."""
+        return dict(leaves(self.model))
+
+    @cached_property
+    def path_keys(self) -> tuple[str, ...]:
+        """Keys whose values are paths."""
+        return ("paths.database", *(key for key, field in self.fields.items() if holds(field, Path)))
+
+    @cached_property
+    def secret_keys(self) -> tuple[str, ...]:
+        """Keys whose values are never shown."""
+        return ("paths.database", *(key for key, field in self.fields.items() if holds(field, SecretStr)))
+
+    @cached_property
+    def optional_blocks(self) -> tuple[str, ...]:
+        """Beginnings of the keys of blocks that may be absent."""
+        notifications: Any = self.model.model_fields["notifications"].annotation
+        return tuple(
+            f"notifications.{name}."
+            for name, field in notifications.model_fields.items()
+            if is_optional_block(field)
+        )
+
+    def json_schema(self) -> dict[str, Any]:
+        """Return the JSON Schema of the file, for editors."""
+        schema = self.model.model_json_schema()
+        for block in (schema, *schema["$defs"].values()):
+            for field in block.get("properties", {}).values():
+                if "$ref" in field:  # a block, which may be empty
+                    field["anyOf"] = [{"$ref": field.pop("$ref")}, {"type": "null"}]
+        return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def leaves(model: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield every key below a block that is not a block itself, dotted, in the order of the schema."""
-    for name, field in model.model_fields.items():
-        block = block_of(field)
-        if block is None or field.default_factory is None:
-            yield prefix + name, field
-        else:
-            yield from leaves(block, f"{prefix}{name}.")
+@lru_cache(maxsize=8)
+def _schema_of(notifiers: tuple[tuple[str, type[PluginSettings]], ...]) -> Schema:
+    return Schema(dict(notifiers))
 
 
-def block_of(field: FieldInfo) -> type[Section] | None:
-    """Return the model of a block, or of the entries of a list of blocks; None for any other field."""
-    return next((kind for kind in _kinds(field.annotation) if issubclass(kind, Section)), None)
-
-
-def holds(field: FieldInfo, kind: type) -> bool:
-    """Tell whether a field's value is of a kind (or null)."""
-    return kind in set(_kinds(field.annotation))
-
-
-def _kinds(annotation: Any) -> Iterator[type]:
-    if isinstance(annotation, type):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _kinds(part)
+def _block(model: type[PluginSettings]) -> tuple[Any, Any]:
+    """Return the field of a notifier's block: it may be absent, also where it has keys without a default."""
+    words = (model.__doc__ or "").strip().partition("\n")[0]
+    if any(field.is_required() for field in model.model_fields.values()):
+        return (model | None, Field(None, description=words))
+    return (model, Field(default_factory=model, description=words))
 
 
 def _repeated(names: tuple[str, ...]) -> str | None:

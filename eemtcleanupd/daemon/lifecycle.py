@@ -15,6 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -42,17 +43,22 @@ from eemtcleanupd.daemon.service import ServiceManager
 from eemtcleanupd.daemon.status import BEAT_SECONDS, DaemonStatus, RunStatus, StatusFile
 from eemtcleanupd.daemon.storage import Storage
 from eemtcleanupd.daemon.triggers import Triggers, every, explain
-from eemtcleanupd.errors import ConfigError, LockHeldError
+from eemtcleanupd.delivery import Delivery
+from eemtcleanupd.errors import AuditError, ConfigError, LockHeldError
 from eemtcleanupd.events import (
+    AuditEntry,
     ConfigRejected,
     ConfigReloaded,
     DaemonStarted,
     DaemonStopping,
     DiskPressure,
     Emit,
+    Event,
+    RunFinished,
     RunReport,
 )
 from eemtcleanupd.logbook import log, log_to_file
+from eemtcleanupd.plugins import PluginSet
 from eemtcleanupd.policy.pressure import Pressure
 from eemtcleanupd.store.ledger import TRASH_TRIGGER
 from eemtcleanupd.store.lock import daemon_lock
@@ -61,6 +67,7 @@ USER = "auto_cleanup"
 """Who is recorded for what the daemon does by itself (the user's document, Audit Trail)."""
 
 _SETTLE_SECONDS = 0.5
+_DRAIN_SECONDS = 10.0
 _RUN_WAIT_SECONDS = 2.0
 _LONGEST_WAIT_SECONDS = 30.0
 _PRESSURE_PAUSE = timedelta(hours=1)
@@ -89,11 +96,13 @@ class Daemon:
     ) -> None:
         self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._configuration = configuration
-        self._emit = emit
+        self._listener = emit
+        self._plugins = PluginSet(self.config)
+        self._delivery = Delivery(self.database, clock)
         self._service = service
         self._clock = clock
         self._elapsed = elapsed
-        self._runner = Runner(self.inbox.put, emit, clock)
+        self._runner = Runner(self.inbox.put, self._emit, clock)
         self._triggers = Triggers(clock, elapsed)
         self._storage = Storage(clock)
         self._started_at = clock()
@@ -136,13 +145,21 @@ class Daemon:
         stack.callback(self._close_log)
         stack.enter_context(daemon_lock(self.database, self._clock()))
         check_store(self.config)
+        self._audit("daemon_started", pid=os.getpid(), host=socket.gethostname())
+        stack.callback(self._end_delivery)
+        self._delivery.use(self._plugins, durable=not self.config.dry_run)
         self._status_file = StatusFile(self.database)
         stack.callback(self._status_file.remove)
         if self._configuration.file is not None:
             stack.callback(FileWatch(self._configuration.file, self.inbox.put).close)
         self._set_timers()
         self._tell_warnings(self._configuration.loaded)
-        self._emit(DaemonStarted(os.getpid(), socket.gethostname(), self._triggers.next_cleanup()))
+        totals, last_success = self._storage.totals(self.config)
+        self._emit(
+            DaemonStarted(
+                os.getpid(), socket.gethostname(), self._triggers.next_cleanup(), totals, last_success
+            )
+        )
         self._service.ready()
         self._show()
 
@@ -229,6 +246,7 @@ class Daemon:
             self._stopping = reason
             self._service.stopping()
             self._emit(DaemonStopping(reason))
+            self._audit_if_possible("daemon_stopping", reason=reason)
             self._runner.stop()
 
     # -- runs --------------------------------------------------------------------------------------
@@ -266,6 +284,7 @@ class Daemon:
                 if wanted.trigger == "pressure"
                 else None,
             ),
+            self._plugins,
         )
 
     def _run_ended(self, ended: RunEnded) -> None:
@@ -321,14 +340,23 @@ class Daemon:
         self._service.reloading()
         file = str(self._configuration.file or "none")
         try:
-            loaded = self._configuration.reload(self._open_log)
+            loaded = self._configuration.reload(self._prepare)
         except ConfigError as error:
             self._emit(ConfigRejected(file, reason, str(error)))
+            self._audit_if_possible("config_rejected", file=file, reason=reason, error=str(error))
         else:
             self._follow_schedule()
             self._tell_warnings(loaded)
+            self._delivery.use(self._plugins, durable=not loaded.config.dry_run)
             self._emit(ConfigReloaded(file, reason))
+            self._audit_if_possible("config_reloaded", file=file, reason=reason)
         self._service.ready()
+
+    def _prepare(self, loaded: Loaded) -> None:
+        """Do what can fail with a new configuration: find its plugins, open its log."""
+        plugins = PluginSet(loaded.config, before=self._plugins)
+        self._open_log(loaded)
+        self._plugins = plugins
 
     def _open_log(self, loaded: Loaded) -> None:
         """Open the log that a configuration names, and only then let go of the one before."""
@@ -344,6 +372,28 @@ class Daemon:
             self._log.close()
 
     # -- telling -----------------------------------------------------------------------------------
+
+    def _emit(self, event: Event) -> None:
+        """Tell an event to the log and to the notifiers, in the thread where it happens."""
+        if isinstance(event, RunFinished):
+            event = RunFinished(replace(event.report, next_run_at=self._triggers.next_cleanup()))
+        self._listener(event)
+        self._delivery.tell(event)
+
+    def _end_delivery(self) -> None:
+        if not self._delivery.drain(_DRAIN_SECONDS):
+            log.warning("Not all notifiers were reached; they are told after the next start")
+        self._delivery.close()
+
+    def _audit(self, action: str, **details: object) -> None:
+        if not self.config.dry_run:
+            self._plugins.audit([AuditEntry(self._clock(), USER, action, details)])
+
+    def _audit_if_possible(self, action: str, **details: object) -> None:
+        try:
+            self._audit(action, **details)
+        except AuditError as error:
+            log.error("%s", error)
 
     def _tell_warnings(self, loaded: Loaded) -> None:
         for warning in loaded.warnings:
@@ -381,6 +431,7 @@ class Daemon:
             config_attempted_at=state.attempted_at,
             config_error=state.error,
             refused=self._refused,
+            hanging=tuple(self._delivery.hanging()),
         )
 
     def _show(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from eemtcleanupd.cleanup import Progress, RunRequest, clean
+from eemtcleanupd.cleanup.guards import Guards
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.daemon.inbox import Put, RunEnded
@@ -47,11 +48,11 @@ class Runner:
         self._clock = clock
         self.running: Running | None = None
 
-    def start(self, config: Config, request: RunRequest) -> None:
+    def start(self, config: Config, request: RunRequest, guards: Guards) -> None:
         """Start a run with the configuration of this moment, which it keeps; no other may be going on."""
         progress, stop = Progress(), StopFlag()
         thread = threading.Thread(
-            target=self._run, args=(config, request, progress, stop), name=f"run ({request.trigger})"
+            target=self._run, args=(config, request, guards, progress, stop), name=f"run ({request.trigger})"
         )
         self.running = Running(request, self._clock(), progress, stop, thread)
         thread.start()
@@ -71,10 +72,20 @@ class Runner:
         with suppress(AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
 
-    def _run(self, config: Config, request: RunRequest, progress: Progress, stop: StopFlag) -> None:
+    def _run(
+        self, config: Config, request: RunRequest, guards: Guards, progress: Progress, stop: StopFlag
+    ) -> None:
         result: RunReport | CleanupError | None = None
         try:
-            result = clean(config, request, emit=self._emit, stop=stop, clock=self._clock, progress=progress)
+            result = clean(
+                config,
+                request,
+                emit=self._emit,
+                stop=stop,
+                clock=self._clock,
+                progress=progress,
+                guards=guards,
+            )
         except CleanupError as error:
             result = error
         except Exception:  # a bug must end one run, not the daemon

@@ -52,6 +52,8 @@ class DaemonStatus:
     config_error: str | None
     refused: str | None
     """Why the last run did not happen or broke off, None when it ended by itself."""
+    hanging: tuple[str, ...] = ()
+    """Notifiers that have not answered in time."""
 
     def words(self) -> str:
         """Return the state in one line, as ``systemctl status`` shows it."""
@@ -70,6 +72,8 @@ class DaemonStatus:
             parts.append("dry runs only")
         if self.refused:
             parts.append(f"the last run failed: {self.refused}")
+        if self.hanging:
+            parts.append(f"no answer from {', '.join(self.hanging)}")
         if self.config_error:
             parts.append(f"the new configuration was refused: {self.config_error}")
         return "; ".join(parts).replace("\n", " ")
@@ -127,7 +131,7 @@ def read_status(database: Path) -> DaemonStatus | None:
         if told["run"] is not None:
             run = told["run"]
             told["run"] = RunStatus(**{**run, "started_at": datetime.fromisoformat(run["started_at"])})
-        return DaemonStatus(**told)
+        return DaemonStatus(**{**told, "hanging": tuple(told["hanging"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -18,6 +18,7 @@ from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.inspection import disk_usage
 from eemtcleanupd.errors import CleanupError
+from eemtcleanupd.events import Total
 from eemtcleanupd.policy.pressure import DiskUsage
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import Ledger
@@ -58,6 +59,15 @@ class Storage:
         except (CleanupError, _NoLedgerError) as error:
             _tell(error)
             return None
+
+    def totals(self, config: Config) -> tuple[tuple[Total, ...], datetime | None]:
+        """Return what was counted since the ledger exists, and when the last whole run ended well."""
+        try:
+            with _ledger(config) as ledger:
+                return ledger.totals(), ledger.last_success_at()
+        except (CleanupError, _NoLedgerError) as error:
+            _tell(error)
+            return (), None
 
     def has_expired_trash(self, config: Config) -> bool:
         """Tell whether something in the trash has outlived its grace."""

@@ -8,9 +8,9 @@ SQLite's CURRENT_TIMESTAMP; only ``jobs.data_cleaned_at`` follows the web interf
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -20,12 +20,14 @@ from sqlalchemy import (
     desc,
     func,
     insert,
+    inspect,
     select,
     text,
     true,
     update,
 )
 
+from eemtcleanupd.events import StoragePoint, StorageState, Total
 from eemtcleanupd.model import Artifact, Found, Hold, JobClass, RootName
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.tables import (
@@ -34,10 +36,12 @@ from eemtcleanupd.store.tables import (
     INTENTS,
     LOG,
     METADATA,
+    NOTIFIERS,
     ROOTS,
     RUNS,
     SIZES,
     STORAGE,
+    TOTALS,
 )
 from eemtcleanupd.store.timestamps import utc_timestamp
 from eemtcleanupd.units import BYTES_PER_MB
@@ -65,7 +69,7 @@ class Intent:
     """One job (or orphan) whose artifacts are to go.
 
     ``items`` pairs each artifact with the name of its folder in its root's trash.  ``bytes_freed``
-    is what earlier, interrupted attempts freed.
+    is what earlier, interrupted attempts freed, ``size_bytes`` what waits in the trash.
     """
 
     id: str
@@ -78,6 +82,7 @@ class Intent:
     bytes_freed: int = 0
     purge_after: datetime | None = None
     error: str | None = None
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +145,9 @@ class Ledger:
 
     def create_tables(self) -> None:
         """Create what is missing."""
-        if not self.exists():
+        with self._database.read() as connection:
+            there = set(inspect(connection).get_table_names())
+        if not there.issuperset(METADATA.tables):
             self._database.write(METADATA.create_all)
 
     # -- runs --------------------------------------------------------------------------------------
@@ -174,10 +181,39 @@ class Ledger:
 
         self._database.write(work)
 
-    def finish_run(self, run: RunRecord) -> None:
-        """Write how a run ended."""
-        values = _run_values(run)
-        self._database.write(lambda c: c.execute(update(RUNS).where(RUNS.c.id == run.id).values(values)))
+    def finish_run(self, run: RunRecord, totals: Mapping[tuple[str, str], float] | None = None) -> None:
+        """Write how a run ended, and add to the totals, by name and label."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(update(RUNS).where(RUNS.c.id == run.id).values(_run_values(run)))
+            for (name, label), amount in (totals or {}).items():
+                row = (TOTALS.c.name == name) & (TOTALS.c.label == label)
+                added = update(TOTALS).where(row).values(value=TOTALS.c.value + amount)
+                if not connection.execute(added).rowcount:
+                    connection.execute(insert(TOTALS).values(name=name, label=label, value=amount))
+
+        self._database.write(work)
+
+    def totals(self) -> tuple[Total, ...]:
+        """Return all that was counted since the ledger exists."""
+        outcomes = ("delivered", "retried", "failed", "dropped")
+        with self._database.read() as connection:
+            rows = connection.execute(select(TOTALS).order_by(TOTALS.c.name, TOTALS.c.label)).all()
+            notifiers = connection.execute(select(NOTIFIERS).order_by(NOTIFIERS.c.name)).mappings().all()
+        deliveries = (
+            Total("deliveries", f"{row['name']} {outcome}", row[outcome])
+            for row in notifiers
+            for outcome in outcomes
+        )
+        return (*(Total(row.name, row.label, row.value) for row in rows), *deliveries)
+
+    def last_success_at(self) -> datetime | None:
+        """Return when the last run ended that looked at all jobs and had no errors."""
+        latest = select(func.max(RUNS.c.finished_at)).where(
+            (RUNS.c.outcome == "success") & (RUNS.c.trigger != TRASH_TRIGGER)
+        )
+        with self._database.read() as connection:
+            return _read_utc(connection.execute(latest).scalar())
 
     def runs(self, limit: int, run_id: str | None = None) -> list[RunRecord]:
         """Return the newest runs, newest first, or the one that is named (by id or its beginning)."""
@@ -277,6 +313,7 @@ class Ledger:
                 bytes_freed=row.bytes_freed,
                 purge_after=_read_utc(row.purge_after),
                 error=row.error,
+                size_bytes=row.size_bytes,
             )
             for row in rows
         ]
@@ -344,14 +381,14 @@ class Ledger:
         with self._database.read() as connection:
             return {row[0]: (row[1], row[2] or 0) for row in connection.execute(grouped)}
 
-    def trash(self) -> tuple[int, datetime | None]:
-        """Return how many jobs and orphans wait in the trash, and when the first of them goes."""
-        statement = select(func.count(), func.min(INTENTS.c.purge_after)).where(
-            INTENTS.c.state == IntentState.TRASHED
-        )
+    def trash(self) -> tuple[int, int, datetime | None]:
+        """Return how many jobs and orphans wait in the trash, their bytes, and when the first goes."""
+        statement = select(
+            func.count(), func.sum(INTENTS.c.size_bytes), func.min(INTENTS.c.purge_after)
+        ).where(INTENTS.c.state == IntentState.TRASHED)
         with self._database.read() as connection:
-            count, first = connection.execute(statement).one()
-        return count, _read_utc(first)
+            count, size, first = connection.execute(statement).one()
+        return count, int(size or 0), _read_utc(first)
 
     def add_storage_sample(
         self, run_id: str | None, free_bytes: int, total_bytes: int, now: datetime
@@ -373,6 +410,36 @@ class Ledger:
             )
 
         self._database.write(work)
+
+    def storage_state(self, now: datetime, free_bytes: int, total_bytes: int) -> StorageState:
+        """Return what the jobs hold, with the trend of 90 days: one point a day, the day's last."""
+        day = func.substr(STORAGE.c.timestamp, 1, 10)
+        newest = (
+            select(func.max(STORAGE.c.id))
+            .where(STORAGE.c.timestamp >= utc_timestamp(now - timedelta(days=90)))
+            .group_by(day)
+        )
+        statement = select(STORAGE).where(STORAGE.c.id.in_(newest)).order_by(STORAGE.c.id)
+        with self._database.read() as connection:
+            points = connection.execute(statement).all()
+        held = self.storage_by_class()
+        trash_jobs, trash_bytes, _ = self.trash()
+        return StorageState(
+            successful_bytes=held.get(JobClass.SUCCESSFUL, (0, 0))[1],
+            failed_bytes=held.get(JobClass.FAILED, (0, 0))[1],
+            free_bytes=free_bytes,
+            total_bytes=total_bytes,
+            trash_jobs=trash_jobs,
+            trash_bytes=trash_bytes,
+            trend=tuple(
+                StoragePoint(
+                    datetime.fromisoformat(point.timestamp).replace(tzinfo=UTC),
+                    point.successful_bytes + point.failed_bytes,
+                    point.free_bytes,
+                )
+                for point in points
+            ),
+        )
 
     # -- holds -------------------------------------------------------------------------------------
 
@@ -464,6 +531,7 @@ def _intent_values(intent: Intent) -> dict[str, object]:
         "bytes_freed": intent.bytes_freed,
         "purge_after": None if intent.purge_after is None else utc_timestamp(intent.purge_after),
         "error": intent.error,
+        "size_bytes": intent.size_bytes,
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, Text, func, text
+from sqlalchemy import BigInteger, Column, Float, Integer, MetaData, String, Table, Text, func, text
 
 from eemtcleanupd.store.database import RawText
 
@@ -39,6 +39,7 @@ INTENTS = Table(
     Column("artifacts", Text, nullable=False),
     Column("bytes_freed", BigInteger, nullable=False, server_default=text("0")),
     Column("purge_after", String),
+    Column("size_bytes", BigInteger, nullable=False, server_default=text("0")),
     Column("error", Text),
     Column("created_at", String, nullable=False),
 )
@@ -100,4 +101,35 @@ ROOTS = Table(
     Column("device", BigInteger),
     Column("inode", BigInteger),
     Column("marker", String),
+)
+TOTALS = Table(
+    "cleanup_totals",
+    METADATA,
+    Column("name", String, primary_key=True),
+    Column("label", String, primary_key=True),
+    Column("value", Float, nullable=False),
+)
+OUTBOX = Table(
+    "cleanup_outbox",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("notifier", String, nullable=False, index=True),
+    Column("event", String, nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("created_at", String, nullable=False),
+    Column("due_at", String, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("error", Text),
+)
+NOTIFIERS = Table(
+    "cleanup_notifiers",
+    METADATA,
+    Column("name", String, primary_key=True),
+    Column("delivered", Integer, nullable=False),
+    Column("retried", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("dropped", Integer, nullable=False),
+    Column("last_delivered_at", String),
+    Column("last_error", Text),
+    Column("last_error_at", String),
 )

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from eemtcleanupd.cleanup import RunRequest, clean
-from eemtcleanupd.config import Config, load
+from eemtcleanupd.config import Config
 from eemtcleanupd.events import Event, RunReport
+from eemtcleanupd.plugins import load
 from eemtcleanupd.stop import StopFlag
 
 NOW = datetime(2026, 6, 15, 12, tzinfo=UTC)

@@ -8,8 +8,9 @@ from typing import Protocol
 
 import pytest
 
-from eemtcleanupd.config import Loaded, load
+from eemtcleanupd.config import Loaded
 from eemtcleanupd.errors import ConfigError
+from eemtcleanupd.plugins import load
 
 
 class LoadText(Protocol):

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.config import Loaded, load
+from eemtcleanupd.config import Loaded
 from eemtcleanupd.config.environment import VARIABLES
 from eemtcleanupd.errors import ConfigError
+from eemtcleanupd.plugins import load
 
 CWD = Path("/work/dir")
 TABLE = [

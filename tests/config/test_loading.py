@@ -13,10 +13,12 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from eemtcleanupd.config import Config, Loaded, find_file, load, loading
-from eemtcleanupd.config.schema import leaves
+from eemtcleanupd.config import Config, Loaded, find_file, loading
 from eemtcleanupd.errors import ConfigError
+from eemtcleanupd.plugins import load, schema
 from tests.config.conftest import LoadText, RefuseText
+
+FIELDS = schema().fields
 
 DOCUMENT = Path(__file__).parents[1] / "data" / "cleanup_config_document.yaml"
 SECRET = "https://hooks.slack.com/services/T0/B0/verysecret"
@@ -53,7 +55,7 @@ def test_the_later_source_wins_and_is_named(load_text: LoadText, tmp_path: Path)
 
 def test_all_keys_are_told_but_the_older_spelling() -> None:
     found = settings_of(load(None, environ={}, cwd=Path("/")))
-    assert set(found) == {key for key, _ in leaves()} - {"retention.successful_jobs.days"}
+    assert set(found) == set(FIELDS) - {"retention.successful_jobs.days"}
 
 
 def test_days_are_an_older_spelling_of_hours(load_text: LoadText, tmp_path: Path) -> None:
@@ -321,7 +323,7 @@ def test_what_is_loaded_cannot_be_changed(load_text: LoadText) -> None:
 
 # A busy machine is no failure.
 SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-KEYS = [*sorted({part for key, _ in leaves() for part in key.split(".")}), "x", "<<", "", "null", "1"]
+KEYS = [*sorted({part for key in FIELDS for part in key.split(".")}), "x", "<<", "", "null", "1"]
 VALUES = st.recursive(
     st.one_of(
         st.none(),
@@ -367,7 +369,7 @@ def test_any_schedule_loads_or_is_a_configuration_error(text: str) -> None:
 
 def test_loading_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from eemtcleanupd.config import load\n"
+        "import sys; from pathlib import Path; from eemtcleanupd.plugins import load\n"
         "load(Path(sys.argv[1]), environ={}, cwd=Path('/'))\n"
         "print({'sqlalchemy', 'click', 'rich', 'requests', 'cronsim', 'jsonschema'} & set(sys.modules))"
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from eemtcleanupd.config.schema import leaves
+from eemtcleanupd.plugins import schema
 from tests.config.conftest import LoadText, RefuseText
+
+FIELDS = schema().fields
 
 
 @pytest.mark.parametrize(
@@ -122,4 +124,4 @@ def test_an_empty_block_has_its_defaults(load_text: LoadText) -> None:
 
 
 def test_every_key_is_described() -> None:
-    assert [key for key, field in leaves() if not field.description] == []
+    assert [key for key, field in FIELDS.items() if not field.description] == []

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from eemtcleanupd.clock import monotonic_seconds
-from eemtcleanupd.config import Loaded, load
+from eemtcleanupd.config import Loaded
 from eemtcleanupd.daemon.configuration import Configuration
 from eemtcleanupd.daemon.inbox import Message, Reload
 from eemtcleanupd.daemon.lifecycle import Daemon
 from eemtcleanupd.daemon.service import ServiceManager
 from eemtcleanupd.daemon.status import DaemonStatus, read_status
 from eemtcleanupd.events import Event
+from eemtcleanupd.plugins import load
 from tests.cleanup.conftest import NOW, JobStore
 
 HEAD = """

@@ -1,0 +1,123 @@
+"""``eemtcleanupd notify-test``: does what is told arrive?"""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from eemtcleanupd.cli.common import caller, config_option, load_config
+from eemtcleanupd.clock import system_clock
+from eemtcleanupd.errors import AuditError
+
+if TYPE_CHECKING:
+    from eemtcleanupd.config import Config
+    from eemtcleanupd.delivery import Answer
+    from eemtcleanupd.events import RunFinished, StorageState
+    from eemtcleanupd.plugins import PluginSet
+
+_SECONDS = 120.0
+
+
+@click.command("notify-test")
+@click.argument("name", required=False)
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def notify_test(name: str | None, config_file: Path | None, as_json: bool) -> int:
+    """Send a test, marked as one, to the notifier NAME or to all, and show what each answers.
+
+    Takes the way that a real report takes, with one attempt.  Ends with 1 when one did not take it.
+    """
+    config = load_config(config_file).config
+    from eemtcleanupd.delivery import Delivery  # noqa: PLC0415
+    from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
+
+    plugins = PluginSet(config)
+    names = [each for each in plugins.names if _can_be_tested(plugins, each)]
+    if name is not None and name not in names:
+        known = ", ".join(names) or "none"
+        raise click.UsageError(
+            f"{name} is no notifier that is switched on; switched on are: {known} (see notifications.{name})"
+        )
+    wanted = [name] if name is not None else names
+    delivery = Delivery(None, system_clock, hurry=True)
+    delivery.use(plugins.only(wanted))
+    try:
+        delivery.tell(_test(config))
+        delivery.drain(_SECONDS)
+        answers = delivery.answers()
+    finally:
+        delivery.close()
+    results = {each: _result(plugins, each, answers.get(each)) for each in wanted}
+    if as_json:
+        document = {each: {"ok": ok, "answer": words} for each, (ok, words) in results.items()}
+        click.echo(json.dumps(document, indent=2))
+    else:
+        for each, (ok, words) in results.items():
+            mark = click.style("ok", fg="green") if ok else click.style("FAILED", fg="red")
+            click.echo(f"{each}: {mark}: {words}")
+        if not results:
+            click.echo("No notifier is switched on (see notifications: in the configuration)")
+    return 0 if all(ok for ok, _ in results.values()) else 1
+
+
+def _can_be_tested(plugins: PluginSet, name: str) -> bool:
+    return plugins.listener(name, "run_finished") is not None or plugins.listener(name, "audit") is not None
+
+
+def _result(plugins: PluginSet, name: str, answer: Answer | None) -> tuple[bool, str]:
+    if answer is not None:
+        return answer.error is None, answer.error or answer.words
+    if plugins.listener(name, "run_finished") is not None:
+        return False, "no answer in time"
+    from eemtcleanupd.events import AuditEntry  # noqa: PLC0415
+
+    try:
+        plugins.only([name]).audit([AuditEntry(system_clock(), caller(), "notify_test", {})])
+    except AuditError as error:
+        return False, plugins.redacted(name, str(error))
+    return True, "written"
+
+
+def _test(config: Config) -> RunFinished:
+    from eemtcleanupd.events import JobNote, RunFinished, RunReport, Tally  # noqa: PLC0415
+
+    now = system_clock()
+    return RunFinished(
+        RunReport(
+            run_id=f"{now:%Y%m%dT%H%M%S}-test",
+            dry_run=False,
+            trigger="notify-test",
+            user=caller(),
+            started_at=now,
+            finished_at=now,
+            outcome="success",
+            successful=Tally(1, 1024**3),
+            host=socket.gethostname(),
+            biggest=(JobNote("a-job-that-does-not-exist", "completed", 1024**3),),
+            storage=_storage(config),
+            is_test=True,
+        )
+    )
+
+
+def _storage(config: Config) -> StorageState | None:
+    """Return what the ledger knows; a test goes out all the same where there is none yet."""
+    from eemtcleanupd.errors import CleanupError  # noqa: PLC0415
+    from eemtcleanupd.store.database import Database  # noqa: PLC0415
+    from eemtcleanupd.store.ledger import Ledger  # noqa: PLC0415
+
+    try:
+        database = Database(
+            Path(config.paths.database), busy_timeout_seconds=config.database.busy_timeout_seconds
+        )
+        try:
+            ledger = Ledger(database)
+            return ledger.storage_state(system_clock(), 0, 0) if ledger.exists() else None
+        finally:
+            database.close()
+    except CleanupError:
+        return None

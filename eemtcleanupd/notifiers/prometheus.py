@@ -1,0 +1,233 @@
+"""Metrics for Prometheus: a registry of our own, and a file for node_exporter where one is wanted.
+
+What is counted comes from the ledger's totals, so that the figures of single runs add up as the daemon's do;
+what happens in this process alone (reloads, refusals) is counted here.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eemtcleanupd.config.schema import MetricsConfig
+from eemtcleanupd.events import (
+    DURATION_BUCKETS,
+    DaemonStarted,
+    RunFinished,
+    StorageState,
+    Total,
+)
+from eemtcleanupd.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+
+class Prometheus:
+    """Knows the figures; :meth:`exposition` writes them as Prometheus reads them."""
+
+    def __init__(self) -> None:
+        self._totals: tuple[Total, ...] = ()
+        self._storage: StorageState | None = None
+        self._last_success: float | None = None
+        self._next_run: float | None = None
+        self._refused = 0
+        self._reload: tuple[bool, float] | None = None
+        self._reloads: Counter[str] = Counter()
+        self._pressure = 0
+
+    @hookimpl
+    def daemon_started(self, event: DaemonStarted, settings: MetricsConfig) -> None:
+        self._totals = event.totals
+        self._last_success = _seconds(event.last_success_at)
+        self._next_run = _seconds(event.next_run_at)
+        self._reload = (True, datetime.now(UTC).timestamp())
+        self._write(settings)
+
+    @hookimpl
+    def daemon_stopping(self, settings: MetricsConfig) -> None:
+        self._next_run = None
+        self._write(settings)
+
+    @hookimpl
+    def config_reloaded(self, settings: MetricsConfig) -> None:
+        self._reload = (True, datetime.now(UTC).timestamp())
+        self._reloads["success"] += 1
+        self._write(settings)
+
+    @hookimpl
+    def config_rejected(self, settings: MetricsConfig) -> None:
+        self._reload = (False, self._reload[1] if self._reload else 0.0)
+        self._reloads["failure"] += 1
+        self._write(settings)
+
+    @hookimpl
+    def disk_pressure(self, settings: MetricsConfig) -> None:
+        self._pressure += 1
+        self._write(settings)
+
+    @hookimpl
+    def run_failed(self, settings: MetricsConfig) -> None:
+        self._refused += 1
+        self._write(settings)
+
+    @hookimpl
+    def run_finished(self, event: RunFinished, settings: MetricsConfig) -> str:
+        report = event.report
+        if report.is_test or report.dry_run:
+            return "no metrics of a test or a dry run"
+        self._totals = report.totals
+        self._storage = report.storage
+        self._next_run = _seconds(report.next_run_at)
+        if report.outcome == "success" and report.trigger != "trash":
+            self._last_success = report.finished_at.timestamp()
+        return self._write(settings)
+
+    def _write(self, settings: MetricsConfig) -> str:
+        if settings.textfile is None:
+            return "kept for /metrics"
+        write_textfile(settings.textfile, self.exposition())
+        return f"written to {settings.textfile}"
+
+    def exposition(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415  (late: few need it)
+
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Figures(self))
+        return generate_latest(registry)
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield every metric with its value of this moment."""
+        from prometheus_client.core import (  # noqa: PLC0415
+            CounterMetricFamily,
+            GaugeMetricFamily,
+            HistogramMetricFamily,
+        )
+
+        def counter(name: str, words: str, values: Mapping[str, float], label: str = "") -> Metric:
+            family = CounterMetricFamily(name, words, labels=[label] if label else None)
+            for key, value in values.items():
+                family.add_metric([key] if label else [], value)
+            return family
+
+        def gauge(name: str, words: str, value: float | None) -> Metric:
+            family = GaugeMetricFamily(name, words)
+            if value is not None:
+                family.add_metric([], value)
+            return family
+
+        runs = self._of("runs")
+        yield counter("eemt_cleanup_runs", "Total cleanup runs", {"": sum(runs.values())})
+        yield counter("eemt_cleanup_outcomes", "Cleanup runs by outcome", {"success": 0, **runs}, "outcome")
+        yield counter("eemt_cleanup_refused_runs", "Runs refused or broken off", {"": self._refused})
+        cleaned = {"completed": 0.0, "failed": 0.0, **self._of("jobs_cleaned")}
+        yield counter("eemt_jobs_cleaned", "Total jobs cleaned", cleaned, "status")
+        yield counter("eemt_space_freed_bytes", "Total space freed", {"": self._one("bytes_freed")})
+        yield counter("eemt_cleanup_errors", "Jobs that could not be cleaned", {"": self._one("errors")})
+        yield counter(
+            "eemt_jobs_skipped", "Jobs kept that somebody should look at", {"": self._one("skipped")}
+        )
+        buckets = self._of("run_seconds_bucket")
+        yield HistogramMetricFamily(
+            "eemt_cleanup_duration_seconds",
+            "Cleanup duration",
+            buckets=[
+                *((f"{bound:g}", buckets.get(f"{bound:g}", 0.0)) for bound in DURATION_BUCKETS),
+                ("+Inf", sum(runs.values())),
+            ],
+            sum_value=self._one("run_seconds"),
+        )
+        storage = self._storage
+        yield gauge(
+            "eemt_storage_usage_bytes",
+            "Current storage usage",
+            None if storage is None else storage.used_bytes,
+        )
+        yield gauge(
+            "eemt_storage_free_bytes",
+            "Free space of the results filesystem",
+            None if storage is None else storage.free_bytes,
+        )
+        yield gauge(
+            "eemt_storage_size_bytes",
+            "Size of the results filesystem",
+            None if storage is None else storage.total_bytes,
+        )
+        yield gauge(
+            "eemt_trash_bytes",
+            "Size of what waits in the trash",
+            None if storage is None else storage.trash_bytes,
+        )
+        yield gauge(
+            "eemt_trash_jobs", "Jobs that wait in the trash", None if storage is None else storage.trash_jobs
+        )
+        yield gauge(
+            "eemt_cleanup_last_success_timestamp_seconds", "End of the last whole run", self._last_success
+        )
+        yield gauge("eemt_cleanup_next_run_timestamp_seconds", "When the next run is due", self._next_run)
+        reload = self._reload
+        yield gauge(
+            "eemt_cleanup_config_last_reload_successful",
+            "Whether the configuration file is in force",
+            None if reload is None else float(reload[0]),
+        )
+        yield gauge(
+            "eemt_cleanup_config_last_reload_success_timestamp_seconds",
+            "When a configuration came into force",
+            None if reload is None else reload[1],
+        )
+        yield counter("eemt_cleanup_config_reloads", "Reloads by outcome", dict(self._reloads), "outcome")
+        yield counter("eemt_cleanup_disk_pressure", "Times that the disk was too full", {"": self._pressure})
+        deliveries = CounterMetricFamily(
+            "eemt_cleanup_deliveries", "Messages to notifiers", labels=["notifier", "outcome"]
+        )
+        for label, value in self._of("deliveries").items():
+            deliveries.add_metric(list(label.rsplit(" ", 1)), value)
+        yield deliveries
+
+    def _of(self, name: str) -> dict[str, float]:
+        return {total.label: total.value for total in self._totals if total.name == name}
+
+    def _one(self, name: str) -> float:
+        return sum(self._of(name).values())
+
+
+class _Figures:
+    """A collector, as prometheus-client wants one."""
+
+    def __init__(self, source: Prometheus) -> None:
+        self._source = source
+
+    def collect(self) -> Iterator[Metric]:
+        return self._source.metrics()
+
+    def describe(self) -> list[Any]:
+        return []
+
+
+def write_textfile(path: Path, text: bytes) -> None:
+    """Write a file for node_exporter's textfile collector: whole or not at all, readable by it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(text)
+            os.fchmod(file.fileno(), 0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _seconds(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()

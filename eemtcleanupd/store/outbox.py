@@ -1,0 +1,264 @@
+"""Messages on their way to notifiers: in the ledger, so that a crash loses none, or only in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Protocol
+
+from sqlalchemy import Connection, delete, func, insert, inspect, select, update
+
+from eemtcleanupd.store.database import Database
+from eemtcleanupd.store.ledger import Ledger
+from eemtcleanupd.store.tables import NOTIFIERS, OUTBOX
+from eemtcleanupd.store.timestamps import utc_timestamp
+
+OUTCOMES = ("delivered", "retried", "failed", "dropped")
+"""What can become of a message: ``failed`` it was given up, ``dropped`` there were too many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One event for one notifier; ``payload`` is the event, as whoever puts it here writes it."""
+
+    notifier: str
+    event: str
+    payload: object
+    created_at: datetime
+    due_at: datetime
+    attempts: int = 0
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How a notifier's deliveries went; ``waiting`` are in the outbox now."""
+
+    delivered: int = 0
+    retried: int = 0
+    failed: int = 0
+    dropped: int = 0
+    waiting: int = 0
+    last_delivered_at: datetime | None = None
+    last_error: str | None = None
+    last_error_at: datetime | None = None
+
+
+class Outbox(Protocol):
+    """Where messages wait; every method may raise StoreError."""
+
+    def put(self, messages: Sequence[Message]) -> None:
+        """Add messages."""
+
+    def due(self, notifier: str, now: datetime, limit: int) -> list[Message]:
+        """Return a notifier's messages that are due, oldest first."""
+
+    def next_due(self, notifier: str) -> datetime | None:
+        """Return when the next message of a notifier is due, None when none waits."""
+
+    def done(self, messages: Sequence[Message], outcome: str, error: str | None, now: datetime) -> None:
+        """Take messages out: ``outcome`` is what became of them."""
+
+    def retry(self, messages: Sequence[Message], due_at: datetime, error: str, now: datetime) -> None:
+        """Keep messages for another attempt."""
+
+
+class MemoryOutbox:
+    """Messages that need not outlive the process; at most ``limit`` a notifier, the oldest go first."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._messages: dict[str, list[Message]] = {}
+        self._last_id = 0
+        self.dropped = 0
+
+    def put(self, messages: Sequence[Message]) -> None:
+        """Add messages."""
+        for message in messages:
+            self._last_id += 1
+            waiting = self._messages.setdefault(message.notifier, [])
+            waiting.append(replace(message, id=self._last_id))
+            if len(waiting) > self._limit:
+                del waiting[0]
+                self.dropped += 1
+
+    def due(self, notifier: str, now: datetime, limit: int) -> list[Message]:
+        """Return a notifier's messages that are due, oldest first."""
+        waiting = self._messages.get(notifier, [])
+        due: list[Message] = []
+        for message in waiting:
+            if message.due_at <= now:
+                due.append(message)
+                if len(due) == limit:
+                    break
+        return due
+
+    def next_due(self, notifier: str) -> datetime | None:
+        """Return when the next message of a notifier is due, None when none waits."""
+        return min((message.due_at for message in self._messages.get(notifier, [])), default=None)
+
+    def done(self, messages: Sequence[Message], outcome: str, error: str | None, now: datetime) -> None:
+        """Take messages out."""
+        del outcome, error, now
+        for notifier, ids in _ids(messages).items():
+            self._messages[notifier] = [each for each in self._messages[notifier] if each.id not in ids]
+
+    def retry(self, messages: Sequence[Message], due_at: datetime, error: str, now: datetime) -> None:
+        """Keep messages for another attempt."""
+        del error, now
+        for notifier, ids in _ids(messages).items():
+            self._messages[notifier] = [
+                replace(each, due_at=due_at, attempts=each.attempts + 1) if each.id in ids else each
+                for each in self._messages[notifier]
+            ]
+
+
+class LedgerOutbox:
+    """Messages in the ledger, and how deliveries went; for one thread at a time.
+
+    Args:
+        database: the job database.
+        limit: how many messages of a notifier may wait; the oldest go first.
+    """
+
+    def __init__(self, database: Database, limit: int) -> None:
+        self._database = database
+        self._limit = limit
+
+    def exists(self) -> bool:
+        """Tell whether the ledger has an outbox yet."""
+        with self._database.read() as connection:
+            return OUTBOX.name in inspect(connection).get_table_names()
+
+    def put(self, messages: Sequence[Message]) -> None:
+        """Add messages in one transaction."""
+        Ledger(self._database).create_tables()
+
+        def work(connection: Connection) -> None:
+            for message in messages:
+                connection.execute(
+                    insert(OUTBOX).values(
+                        notifier=message.notifier,
+                        event=message.event,
+                        payload=message.payload,
+                        created_at=utc_timestamp(message.created_at),
+                        due_at=utc_timestamp(message.due_at),
+                        attempts=message.attempts,
+                    )
+                )
+            for notifier in {message.notifier for message in messages}:
+                self._drop_oldest(connection, notifier, messages[0].created_at)
+
+        self._database.write(work)
+
+    def _drop_oldest(self, connection: Connection, notifier: str, now: datetime) -> None:
+        mine = OUTBOX.c.notifier == notifier
+        count = connection.execute(select(func.count()).where(mine)).scalar_one()
+        if count > self._limit:
+            oldest = select(OUTBOX.c.id).where(mine).order_by(OUTBOX.c.id).limit(count - self._limit)
+            connection.execute(delete(OUTBOX).where(OUTBOX.c.id.in_(oldest)))
+            _count(connection, notifier, "dropped", count - self._limit, error="too many waited", now=now)
+
+    def due(self, notifier: str, now: datetime, limit: int) -> list[Message]:
+        """Return a notifier's messages that are due, oldest first."""
+        statement = (
+            select(OUTBOX)
+            .where((OUTBOX.c.notifier == notifier) & (OUTBOX.c.due_at <= utc_timestamp(now)))
+            .order_by(OUTBOX.c.id)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(statement).all()
+        return [
+            Message(
+                row.notifier,
+                row.event,
+                row.payload,
+                _utc(row.created_at),
+                _utc(row.due_at),
+                row.attempts,
+                row.id,
+            )
+            for row in rows
+        ]
+
+    def next_due(self, notifier: str) -> datetime | None:
+        """Return when the next message of a notifier is due, None when none waits."""
+        statement = select(func.min(OUTBOX.c.due_at)).where(OUTBOX.c.notifier == notifier)
+        with self._database.read() as connection:
+            first = connection.execute(statement).scalar()
+        return None if first is None else _utc(first)
+
+    def done(self, messages: Sequence[Message], outcome: str, error: str | None, now: datetime) -> None:
+        """Take messages out and count what became of them."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(delete(OUTBOX).where(OUTBOX.c.id.in_([each.id for each in messages])))
+            _count(connection, messages[0].notifier, outcome, len(messages), error=error, now=now)
+
+        self._database.write(work)
+
+    def retry(self, messages: Sequence[Message], due_at: datetime, error: str, now: datetime) -> None:
+        """Keep messages for another attempt, and count this one."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(
+                update(OUTBOX)
+                .where(OUTBOX.c.id.in_([each.id for each in messages]))
+                .values(due_at=utc_timestamp(due_at), attempts=OUTBOX.c.attempts + 1, error=error)
+            )
+            _count(connection, messages[0].notifier, "retried", 1, error=error, now=now)
+
+        self._database.write(work)
+
+
+def tallies(database: Database) -> dict[str, Tally]:
+    """Return how the deliveries of each notifier went, by its name."""
+    if not LedgerOutbox(database, 0).exists():
+        return {}
+    with database.read() as connection:
+        rows = connection.execute(select(NOTIFIERS)).all()
+        waiting = select(OUTBOX.c.notifier, func.count()).group_by(OUTBOX.c.notifier)
+        counts = {row[0]: row[1] for row in connection.execute(waiting)}
+    found = {
+        row.name: Tally(
+            row.delivered,
+            row.retried,
+            row.failed,
+            row.dropped,
+            0,
+            row.last_delivered_at and _utc(row.last_delivered_at),
+            row.last_error,
+            row.last_error_at and _utc(row.last_error_at),
+        )
+        for row in rows
+    }
+    for name, count in counts.items():
+        found[name] = replace(found.get(name, Tally()), waiting=count)
+    return found
+
+
+def _count(
+    connection: Connection, notifier: str, outcome: str, amount: int, *, error: str | None, now: datetime
+) -> None:
+    mine = NOTIFIERS.c.name == notifier
+    if not connection.execute(select(func.count()).where(mine)).scalar_one():
+        connection.execute(insert(NOTIFIERS).values(name=notifier, **dict.fromkeys(OUTCOMES, 0)))
+    values: dict[str, object] = {outcome: NOTIFIERS.c[outcome] + amount}
+    if outcome == "delivered":
+        values["last_delivered_at"] = utc_timestamp(now)
+    else:
+        values |= {"last_error": error, "last_error_at": utc_timestamp(now)}
+    connection.execute(update(NOTIFIERS).where(mine).values(values))
+
+
+def _ids(messages: Sequence[Message]) -> dict[str, set[int]]:
+    ids: dict[str, set[int]] = {}
+    for message in messages:
+        ids.setdefault(message.notifier, set()).add(message.id)
+    return ids
+
+
+def _utc(value: str) -> datetime:
+    return datetime.fromisoformat(value).replace(tzinfo=UTC)
