@@ -283,7 +283,7 @@ def _look(raw: bytes, seq: int, before: str) -> tuple[str, int, str]:
         entry = json.loads(text)
         number, prev = int(entry["seq"]), str(entry["prev"])
     except (ValueError, KeyError, TypeError):
-        return f"line {seq + 1} of the chain was changed: it is no line of an audit log", seq + 1, before
+        return "this is no line of an audit log: it was changed, or cut off by a crash", seq, before
     if hashlib.sha256(body.encode()).hexdigest() != own:
         return f"line {number} of the chain was changed", max(number, seq), own
     if number == seq + 1 and prev == before:

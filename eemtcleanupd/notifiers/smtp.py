@@ -94,7 +94,9 @@ def compose(words: Words, settings: EmailSettings) -> EmailMessage:
     )
     if picture is not None:
         part = message.get_payload()[1]  # type: ignore[index]
-        part.add_related(picture, "image", "png", cid=image_id, filename="storage_trend.png")  # type: ignore[union-attr]
+        part.add_related(
+            picture, "image", "png", cid=image_id, disposition="inline", filename="storage_trend.png"
+        )  # type: ignore[union-attr]
     return message
 
 

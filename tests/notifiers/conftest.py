@@ -1,0 +1,157 @@
+"""Servers that notifiers speak to: real sockets, and none of them leaves the machine."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import trustme
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
+
+from eemtcleanupd.config import Config
+from eemtcleanupd.plugins import PluginSet, load
+from tests.cleanup.conftest import JobStore
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "eemtcleanupd-ntfy"
+PASSWORD = "very-secret-password"
+
+
+@dataclass
+class MailServer:
+    """An SMTP server with STARTTLS and a login; ``answer`` is what it says to a message."""
+
+    port: int
+    ca_file: Path
+    received: list[tuple[str, list[str], bytes]] = field(default_factory=list)
+    answer: str = "250 OK"
+    rejected: dict[str, str] = field(default_factory=dict)
+    encrypted: list[bool] = field(default_factory=list)
+
+    async def handle_RCPT(  # noqa: N802
+        self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        if address in self.rejected:
+            return self.rejected[address]
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
+        self.encrypted.append(session.ssl is not None)
+        if self.answer.startswith("250"):
+            assert isinstance(envelope.content, bytes)
+            self.received.append((str(envelope.mail_from), list(envelope.rcpt_tos), envelope.content))
+        return self.answer
+
+
+def _login(server: SMTP, session: Session, envelope: Envelope, mechanism: str, data: object) -> AuthResult:
+    good = isinstance(data, LoginPassword) and data.password == PASSWORD.encode()
+    return AuthResult(success=good, handled=good)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+StartMail = Callable[..., MailServer]
+
+
+@pytest.fixture
+def start_mail(tmp_path: Path) -> Iterator[StartMail]:
+    with ExitStack() as stack:
+
+        def start(*, port: int | None = None, login: bool = True, names: str = "localhost") -> MailServer:
+            authority = trustme.CA()
+            ca_file = tmp_path / "ca.pem"
+            authority.cert_pem.write_to_path(ca_file)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            authority.issue_cert(names).configure_cert(context)
+            server = MailServer(port or free_port(), ca_file)
+            options = {
+                "tls_context": context,
+                "require_starttls": True,
+                "authenticator": _login,
+                "auth_required": login,
+            }
+            controller = Controller(server, hostname="localhost", port=server.port, **options)
+            controller.start()
+            stack.callback(controller.stop)
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield int(server.getsockname()[1])
+
+
+@pytest.fixture
+def rude_port() -> Iterator[int]:
+    """A port that hangs up as soon as somebody has said something."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(100)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield int(server.getsockname()[1])
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    return JobStore(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def example_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example package, installed from a copy of its own folder."""
+    import shutil
+
+    source = tmp_path_factory.mktemp("source") / "eemtcleanupd-ntfy"
+    shutil.copytree(EXAMPLE, source, ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    site = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--target", site, source], check=True, capture_output=True, timeout=100)
+    return site
+
+
+Configure = Callable[[str], Config]
+
+
+@pytest.fixture
+def configure(tmp_path: Path) -> Configure:
+    """Load a configuration of which only the text given here is not the default."""
+
+    def load_text(text: str) -> Config:
+        file = tmp_path / "cleanup_config.yaml"
+        file.write_text(text, encoding="utf-8")
+        return load(file, environ={}, cwd=tmp_path).config
+
+    return load_text
+
+
+@pytest.fixture
+def plugins(configure: Configure) -> Callable[[str], PluginSet]:
+    return lambda text: PluginSet(configure(text))

@@ -1,0 +1,260 @@
+"""The audit log: what is in it, that nothing goes without it, and that nobody changes it unseen."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from eemtcleanupd.cleanup import RunRequest, clean
+from eemtcleanupd.errors import AuditError
+from eemtcleanupd.events import AuditEntry, Event, RunFailed
+from eemtcleanupd.notifiers.audit_log import append, verify
+from eemtcleanupd.plugins import PluginSet
+from tests.cleanup.conftest import JobStore
+from tests.conftest import RunCli
+
+NOW = datetime(2026, 6, 15, 12, tzinfo=UTC)
+MB = 1024 * 1024
+
+
+def entry(number: int) -> AuditEntry:
+    return AuditEntry(NOW, "auto_cleanup", "cleaned", {"job_id": f"job-{number}", "bytes_freed": number})
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "logs" / "audit.jsonl"
+    for number in range(1, 10):
+        append(path, [entry(number)], max_bytes=MB)
+    return path
+
+
+def findings(path: Path) -> list[tuple[int, str]]:
+    return [(found.line, found.words) for found in verify(path).findings]
+
+
+def edit(path: Path, change: Callable[[list[str]], list[str]]) -> None:
+    path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
+
+
+def test_a_line_has_what_the_document_asks_for(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    append(path, [AuditEntry(NOW, "ann", "hold", {"job_id": "x"}, "192.0.2.7")], max_bytes=MB)
+    line = json.loads(path.read_text())
+    assert line["timestamp"] == "2026-06-15T12:00:00.000+00:00"
+    assert (line["user"], line["action"], line["details"]) == ("ann", "hold", {"job_id": "x"})
+    assert line["ip_address"] == "192.0.2.7"
+    assert (line["seq"], line["prev"]) == (1, "0" * 64)
+
+
+def test_a_chain_that_nobody_touched_is_intact(log: Path) -> None:
+    assert verify(log).lines == 9
+    assert findings(log) == []
+
+
+def _forged(line: str) -> str:
+    """Change a line and give it the hash that it should then have."""
+    import hashlib
+
+    body = line.rpartition(', "hash": "')[0].replace("job-5", "job-X")
+    return f'{body}, "hash": "{hashlib.sha256(body.encode()).hexdigest()}"}}\n'
+
+
+TAMPERED: dict[str, tuple[Callable[[list[str]], list[str]], int, str]] = {
+    "changed": (lambda ls: [x.replace("job-5", "job-X") for x in ls], 5, "line 5 of the chain was changed"),
+    "changed with its hash": (
+        lambda ls: [_forged(x) if "job-5" in x else x for x in ls],
+        6,
+        "line 6 of the chain does not follow the one before it",
+    ),
+    "no JSON": (lambda ls: [*ls[:4], "oops\n", *ls[5:]], 5, "this is no line of an audit log"),
+    "removed": (lambda ls: [*ls[:4], *ls[5:]], 5, "line 5 of the chain, which should stand here"),
+    "several removed": (lambda ls: [*ls[:4], *ls[7:]], 5, "lines 5 to 7 of the chain"),
+    "first removed": (lambda ls: ls[1:], 1, "line 1 of the chain, which should stand here"),
+    "last removed": (lambda ls: ls[:-1], 9, "line 9 of the chain are missing at the end"),
+    "inserted": (lambda ls: [*ls[:5], ls[2], *ls[5:]], 6, "line 3 of the chain stands here: it was inserted"),
+    "reordered": (lambda ls: [*ls[:3], ls[4], ls[3], *ls[5:]], 4, "line 4 of the chain, which should"),
+    "cut off": (lambda ls: [*ls[:-1], ls[-1][:40]], 9, "it is cut off"),
+}
+
+
+@pytest.mark.parametrize("how", TAMPERED)
+def test_what_was_done_to_it_is_found_with_its_number(log: Path, how: str) -> None:
+    change, line, words = TAMPERED[how]
+    edit(log, change)
+    found = findings(log)
+    assert found
+    assert found[0][0] == line
+    assert found[0][1].startswith(words)
+
+
+def test_every_single_byte_counts(log: Path) -> None:
+    data = log.read_bytes()
+    for at in range(0, len(data), 7):
+        changed = bytearray(data)
+        changed[at] ^= 1
+        log.write_bytes(changed)
+        number = data[:at].count(b"\n") + 1
+        assert {line for line, _ in findings(log)} & {number, number + 1}, f"byte {at} of line {number}"
+
+
+def test_the_last_line_cannot_be_forged_alone(log: Path) -> None:
+    edit(log, lambda lines: [*lines[:-1], _forged(lines[-1].replace("job-9", "job-5"))])
+    assert findings(log) == [(9, "line 9 of the chain is not the one that was written")]
+
+
+def test_rotation_keeps_the_chain_and_every_line(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    for number in range(60):
+        append(path, [entry(number)], max_bytes=3000)
+    files = sorted(path.parent.glob("audit.jsonl.0*"))
+    assert len(files) > 3
+    assert verify(path).lines == 60
+    assert findings(path) == []
+    files[1].unlink()
+    assert any("are missing" in words for _, words in findings(path))
+
+
+def test_a_line_that_a_crash_cut_off_is_kept_and_the_chain_goes_on(log: Path) -> None:
+    with log.open("a") as file:
+        file.write('{"seq": 10, "timest')
+    append(log, [entry(11)], max_bytes=MB)
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+    assert lines[-2]["action"] == "torn_line"
+    assert lines[-2]["details"] == {"text": '{"seq": 10, "timest'}
+    assert lines[-1]["details"]["job_id"] == "job-11"
+    assert verify(log).lines == 12
+    assert [line for line, _ in findings(log)] == [10]
+
+
+def test_many_processes_write_one_chain(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    program = (
+        "import sys; from pathlib import Path; from datetime import datetime, UTC\n"
+        "from eemtcleanupd.events import AuditEntry; from eemtcleanupd.notifiers.audit_log import append\n"
+        "for n in range(50):\n"
+        "    entry = AuditEntry(datetime.now(UTC), 'u', 'a', {'n': n, 'x': 'y' * 50})\n"
+        "    append(Path(sys.argv[1]), [entry], max_bytes=8000)\n"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", program, path]) for _ in range(4)]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0, 0]
+    assert verify(path).lines == 200
+    assert findings(path) == []
+
+
+def plugins(store: JobStore) -> PluginSet:
+    return PluginSet(store.config())
+
+
+def run(store: JobStore) -> list[Event]:
+    events: list[Event] = []
+    clean(
+        store.config(),
+        RunRequest(user="tester"),
+        emit=events.append,
+        clock=lambda: store.now,
+        guards=plugins(store),
+    )
+    return events
+
+
+def lines_of(store: JobStore) -> list[dict[str, object]]:
+    path = store.path / "logs" / "cleanup_audit.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_writes_down_what_it_is_about_to_do_and_what_it_did(store: JobStore) -> None:
+    store.job("a")
+    run(store)
+    lines = lines_of(store)
+    assert [line["action"] for line in lines] == ["run_started", "cleaning", "cleaned", "run_finished"]
+    assert {line["user"] for line in lines} == {"tester"}
+    details = lines[2]["details"]
+    assert isinstance(details, dict)
+    assert details["job_id"] == "a"
+    assert details["artifacts"] == ["results/a/"]
+    assert details["bytes_freed"] > 0
+
+
+def test_a_run_that_cannot_write_it_deletes_nothing(store: JobStore) -> None:
+    store.job("a")
+    (store.path / "logs").mkdir()
+    (store.path / "logs" / "cleanup_audit.jsonl").mkdir()
+    before = store.results("a")
+    with pytest.raises(AuditError, match=r"cleanup_audit.jsonl cannot be written .* set notifications"):
+        run(store)
+    assert before.exists()
+    assert store.cleaned() == set()
+
+
+@pytest.mark.parametrize("line", range(1, 4))
+def test_a_disk_that_fills_amid_a_run_stops_it_before_what_it_could_not_write(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, line: int
+) -> None:
+    for number in range(20):
+        store.job(f"job-{number}")
+    real, written = os.fsync, [0]
+    path = str(store.path / "logs" / "cleanup_audit.jsonl")
+
+    def fsync(descriptor: int) -> None:
+        if isinstance(descriptor, int) and os.readlink(f"/proc/self/fd/{descriptor}") == path:
+            written[0] += 1
+            if written[0] > line:
+                raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(AuditError, match="No space left on device"):
+        run(store)
+    monkeypatch.setattr(os, "fsync", real)
+    announced = {
+        str(each["details"]["job_id"])  # type: ignore[index]
+        for each in lines_of(store)
+        if each["action"] == "cleaning"
+    }
+    gone = {f"job-{n}" for n in range(20) if not store.results(f"job-{n}").exists()}
+    assert gone <= announced
+    assert store.cleaned() <= gone
+    run(store)
+    assert store.cleaned() == {f"job-{n}" for n in range(20)}
+    assert findings(store.path / "logs" / "cleanup_audit.jsonl") == []
+
+
+def test_a_refused_run_is_written_down(store: JobStore) -> None:
+    store.job("a")
+    run(store)
+    shutil.rmtree(store.path / "results")
+    with pytest.raises(Exception, match="results"):
+        run(store)
+    assert lines_of(store)[-1]["action"] == "run_failed"
+    assert RunFailed
+
+
+def test_verify_tells_a_person_and_a_program(run_cli: RunCli, store: JobStore) -> None:
+    store.job("a")
+    run(store)
+    good = run_cli("audit", "verify", cwd=store.path)
+    assert (good.returncode, good.stdout) == (0, "The audit log of 4 lines in 1 file is intact\n")
+    edit(store.path / "logs" / "cleanup_audit.jsonl", lambda lines: [*lines[:1], *lines[2:]])
+    bad = run_cli("audit", "verify", "--json", cwd=store.path)
+    assert bad.returncode == 1
+    document = json.loads(bad.stdout)
+    assert not document["intact"]
+    assert document["findings"][0]["line"] == 2
+
+
+def test_what_people_do_is_written_down_by_their_name(run_cli: RunCli, store: JobStore) -> None:
+    store.job("a")
+    assert run_cli("hold", "a", "--reason", "thesis", cwd=store.path).returncode == 0
+    assert run_cli("release", "a", cwd=store.path).returncode == 0
+    lines = lines_of(store)
+    assert [line["action"] for line in lines] == ["hold", "release"]
+    assert lines[0]["user"] == "root" if os.getuid() == 0 else lines[0]["user"]

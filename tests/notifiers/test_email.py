@@ -1,0 +1,185 @@
+"""E-mail to a real server, with STARTTLS, certificates and a login."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from pathlib import Path
+
+import pytest
+
+from eemtcleanupd.errors import ConfigError
+from eemtcleanupd.hookspecs import RetryLater
+from eemtcleanupd.plugins import PluginSet
+from tests.notifiers.conftest import PASSWORD, Configure, MailServer, StartMail, free_port
+from tests.notifiers.samples import EVENTS, FAILED, FINISHED, HOSTILE, HOSTILE_REPORT
+
+Plugins = Callable[[str], PluginSet]
+
+
+def block(server: MailServer, more: str = "", password: str = PASSWORD) -> str:
+    return f"""notifications:
+  email:
+    enabled: true
+    smtp_server: localhost
+    smtp_port: {server.port}
+    security: starttls
+    ca_file: {server.ca_file}
+    username: eemt
+    password: {password}
+    sender: eemt@example.com
+    reply_to: gis@example.com
+    recipients: [admin@example.com, second@example.com]
+    {more}
+"""
+
+
+def send(plugins: PluginSet, event: object = FINISHED) -> object:
+    call = plugins.listener("email", "run_finished")
+    assert call is not None
+    return call(event)
+
+
+def last(server: MailServer) -> EmailMessage:
+    message = message_from_bytes(server.received[-1][2], policy=policy.default)
+    assert isinstance(message, EmailMessage)
+    return message
+
+
+def part(message: EmailMessage, kind: str) -> EmailMessage:
+    found = next(each for each in message.walk() if each.get_content_type() == kind)
+    assert isinstance(found, EmailMessage)
+    return found
+
+
+def test_the_report_arrives_encrypted_for_all_recipients(start_mail: StartMail, plugins: Plugins) -> None:
+    server = start_mail()
+    assert send(plugins(block(server))) == "sent to 2 recipients by localhost"
+    assert server.encrypted == [True]
+    sender, recipients, _ = server.received[0]
+    assert (sender, recipients) == ("eemt@example.com", ["admin@example.com", "second@example.com"])
+    message = last(server)
+    assert message["Reply-To"] == "gis@example.com"
+    assert message["Subject"] == "EEMT cleanup on gis1: 5 jobs cleaned, 45.5 GB"
+
+
+def test_text_and_html_have_the_documents_facts(start_mail: StartMail, plugins: Plugins) -> None:
+    server = start_mail()
+    send(plugins(block(server)))
+    text = part(last(server), "text/plain").get_content()
+    html = part(last(server), "text/html").get_content()
+    for fact in ("Jobs Cleaned", "Space Freed", "Current Storage Usage", "Available Space", "Next cleanup"):
+        assert fact in text
+        assert fact in html
+    assert "Available Space: 50 GB of 100 GB" in text
+
+
+def test_the_trend_is_an_inline_picture(start_mail: StartMail, plugins: Plugins) -> None:
+    server = start_mail()
+    send(plugins(block(server)))
+    picture = part(last(server), "image/png")
+    assert picture.get_content().startswith(b"\x89PNG")
+    assert picture["Content-Disposition"].startswith("inline")
+    assert f'src="cid:{picture["Content-ID"][1:-1]}"' in part(last(server), "text/html").get_content()
+
+
+def test_failures_are_in_the_subject(start_mail: StartMail, plugins: Plugins) -> None:
+    server = start_mail()
+    found = plugins(block(server))
+    send(found, HOSTILE_REPORT)
+    assert last(server)["Subject"].startswith(f"FAILED for {len(HOSTILE)} jobs")
+    call = found.listener("email", "run_failed")
+    assert call is not None
+    call(FAILED)
+    assert last(server)["Subject"] == "FAILED: EEMT cleanup on gis1 did not run"
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_hostile_names_forge_no_header_and_no_markup(
+    start_mail: StartMail, plugins: Plugins, event: object
+) -> None:
+    server = start_mail()
+    send(plugins(block(server)), event)
+    message = last(server)
+    assert message["Bcc"] is None
+    assert "<script>" not in part(message, "text/html").get_content()
+
+
+@pytest.mark.parametrize(
+    ("answer", "again"), [("451 later", True), ("421 busy", True), ("550 never", False), ("554 spam", False)]
+)
+def test_each_answer_is_worth_a_retry_or_not(
+    start_mail: StartMail, plugins: Plugins, answer: str, again: bool
+) -> None:
+    server = start_mail()
+    server.answer = answer
+    with pytest.raises(Exception, match=answer) as caught:
+        send(plugins(block(server)))
+    assert isinstance(caught.value, RetryLater) == again
+    assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+
+
+def test_refused_recipients_are_told_and_the_others_get_it(start_mail: StartMail, plugins: Plugins) -> None:
+    server = start_mail()
+    server.rejected["second@example.com"] = "550 nobody"
+    assert send(plugins(block(server))) == "sent, but 1 of 2 recipients were refused"
+    server.rejected["admin@example.com"] = "550 nobody"
+    with pytest.raises(RuntimeError, match="no recipient was accepted"):
+        send(plugins(block(server)))
+
+
+def test_a_wrong_password_is_not_tried_again_and_not_told(start_mail: StartMail, plugins: Plugins) -> None:
+    server = start_mail()
+    wrong = "-".join(("wrong", "secret"))
+    with pytest.raises(RuntimeError, match="535") as caught:
+        send(plugins(block(server, password=wrong)))
+    assert wrong not in "".join(traceback.format_exception(caught.value))
+    assert server.received == []
+
+
+def test_a_certificate_of_somebody_else_is_not_taken(start_mail: StartMail, plugins: Plugins) -> None:
+    server = start_mail(names="elsewhere.example.com")
+    with pytest.raises(RetryLater, match="certificate is not trusted"):
+        send(plugins(block(server)))
+    assert server.received == []
+
+
+def test_a_certificate_of_an_unknown_authority_is_not_taken(
+    start_mail: StartMail, plugins: Plugins, tmp_path: Path
+) -> None:
+    server = start_mail()
+    text = block(server).replace(f"    ca_file: {server.ca_file}\n", "")
+    with pytest.raises(RetryLater, match="certificate is not trusted"):
+        send(plugins(text))
+
+
+def test_no_server_and_a_silent_one_are_worth_a_retry(
+    start_mail: StartMail, plugins: Plugins, silent_port: int
+) -> None:
+    server = start_mail()
+    for port in (free_port(), silent_port):
+        text = block(server, "timeout_seconds: 0.2").replace(str(server.port), str(port))
+        with pytest.raises(RetryLater, match="no connection to localhost"):
+            send(plugins(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{enabled: true}", "e-mail is enabled and needs recipients"),
+        ("{recipients: ['not an address']}", "write an address such as admin@example.com"),
+        ('{recipients: ["a@b\\nBcc: c@d"]}', "write an address"),
+        ("{enabled: true, recipients: [a@b.c], username: x}", "username needs password or password_file"),
+        (
+            "{enabled: true, recipients: [a@b.c], smtp_server: mail, security: none, username: x, password: y}",
+            "a password is not sent without encryption",
+        ),
+        ("{digest: '7:00'}", "write a time of day in quotes, such as '07:00'"),
+        ("{on: [sucess]}", "allowed is 'success'"),
+    ],
+)
+def test_what_cannot_work_is_a_configuration_error(configure: Configure, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        configure(f"notifications: {{email: {text}}}")

@@ -1,0 +1,168 @@
+"""Metrics: their names, that they add up over processes, and the rules and the dashboard that use them."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from eemtcleanupd.config.schema import MetricsConfig
+from eemtcleanupd.events import ConfigRejected, ConfigReloaded, DaemonStarted, RunFinished
+from eemtcleanupd.notifiers.prometheus import Prometheus
+from tests.cleanup.conftest import JobStore
+from tests.conftest import RunCli
+from tests.notifiers.samples import FAILED, FINISHED, NOW, report
+
+PACKAGING = Path(__file__).parents[2] / "packaging" / "prometheus"
+DOCUMENTED = (
+    "eemt_cleanup_runs_total",
+    "eemt_jobs_cleaned_total",
+    "eemt_space_freed_bytes_total",
+    "eemt_cleanup_duration_seconds_bucket",
+    "eemt_storage_usage_bytes",
+)
+OFF = MetricsConfig()
+
+
+def samples(text: bytes | str) -> dict[str, float]:
+    """Return every sample by its name and labels."""
+    decoded = text.decode() if isinstance(text, bytes) else text
+    return {
+        sample.name
+        + (
+            "{%s}" % ",".join(f'{k}="{v}"' for k, v in sample.labels.items()) if sample.labels else ""
+        ): sample.value  # noqa: E501, UP031
+        for family in text_string_to_metric_families(decoded)
+        for sample in family.samples
+    }
+
+
+def test_the_documents_metrics_are_there() -> None:
+    prometheus = Prometheus()
+    prometheus.run_finished(FINISHED, OFF)
+    names = {name.partition("{")[0] for name in samples(prometheus.exposition())}
+    assert set(DOCUMENTED) <= names
+
+
+def test_figures_are_those_of_the_ledger_and_the_report() -> None:
+    prometheus = Prometheus()
+    prometheus.run_finished(FINISHED, OFF)
+    found = samples(prometheus.exposition())
+    assert found["eemt_cleanup_runs_total"] == 7
+    assert found['eemt_jobs_cleaned_total{status="completed"}'] == 12
+    assert found["eemt_storage_usage_bytes"] == 31 * 2**30
+    assert found["eemt_cleanup_last_success_timestamp_seconds"] == NOW.timestamp()
+
+
+def test_a_daemon_that_just_started_knows_the_last_success() -> None:
+    prometheus = Prometheus()
+    prometheus.daemon_started(DaemonStarted(1, "gis1", None, FINISHED.report.totals, NOW), OFF)
+    found = samples(prometheus.exposition())
+    assert found["eemt_cleanup_last_success_timestamp_seconds"] == NOW.timestamp()
+    assert found["eemt_cleanup_runs_total"] == 7
+
+
+def test_reloads_and_refusals_are_counted() -> None:
+    prometheus = Prometheus()
+    prometheus.config_reloaded(OFF)
+    prometheus.config_rejected(OFF)
+    prometheus.run_failed(OFF)
+    found = samples(prometheus.exposition())
+    assert found["eemt_cleanup_config_last_reload_successful"] == 0
+    assert found['eemt_cleanup_config_reloads_total{outcome="failure"}'] == 1
+    assert found["eemt_cleanup_refused_runs_total"] == 1
+    assert ConfigReloaded, (ConfigRejected, FAILED)
+
+
+def test_a_run_that_was_not_a_success_is_not_the_last_success() -> None:
+    prometheus = Prometheus()
+    prometheus.run_finished(RunFinished(report("errors", errors=1)), OFF)
+    assert "eemt_cleanup_last_success_timestamp_seconds" not in samples(prometheus.exposition())
+
+
+def test_a_status_of_any_name_is_escaped() -> None:
+    from eemtcleanupd.events import Total
+
+    prometheus = Prometheus()
+    hostile = 'a"} 1\nevil_total 99\n\\'
+    prometheus.run_finished(RunFinished(report(totals=(Total("jobs_cleaned", hostile, 3.0),))), OFF)
+    found = list(text_string_to_metric_families(prometheus.exposition().decode()))
+    assert "evil" not in {family.name for family in found}
+    labels = [
+        sample.labels for family in found if family.name == "eemt_jobs_cleaned" for sample in family.samples
+    ]
+    assert {"status": hostile} in labels
+
+
+def test_single_runs_write_a_file_whose_figures_add_up(run_cli: RunCli, store: JobStore) -> None:
+    textfile = store.path / "metrics" / "eemt.prom"
+    config = store.path / "cleanup_config.yaml"
+    config.write_text(f"metrics: {{textfile: {textfile}}}\ndatabase: {{timezone: UTC}}\n")
+    store.now = datetime.now(UTC)
+    for number, name in enumerate(("a", "b"), start=1):
+        store.job(name)
+        done = run_cli("clean", cwd=store.path)
+        assert done.returncode == 0, done.stderr
+        found = samples(textfile.read_text())
+        assert found["eemt_cleanup_runs_total"] == number
+        assert found['eemt_jobs_cleaned_total{status="completed"}'] == number
+        assert found['eemt_cleanup_duration_seconds_bucket{le="+Inf"}'] == number
+    assert textfile.stat().st_mode & 0o777 == 0o644
+
+
+def _metrics() -> set[str]:
+    prometheus = Prometheus()
+    prometheus.daemon_started(DaemonStarted(1, "h", NOW, FINISHED.report.totals, NOW), OFF)
+    prometheus.run_finished(FINISHED, OFF)
+    prometheus.config_rejected(OFF)
+    text = prometheus.exposition().decode()
+    names = {name.partition("{")[0] for name in samples(text)}
+    return names | {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")} | names
+
+
+@pytest.mark.parametrize("file", ["alerts.yaml", "dashboard.json"])
+def test_rules_and_dashboard_use_only_metrics_that_there_are(file: str) -> None:
+    used = set(re.findall(r"\beemt_[a-z_]+", (PACKAGING / file).read_text()))
+    assert used
+    assert used - _metrics() == set()
+
+
+def test_promtool_accepts_the_rules_and_their_own_tests() -> None:
+    for command in (["check", "rules", "alerts.yaml"], ["test", "rules", "alerts_test.yaml"]):
+        done = subprocess.run(
+            ["promtool", *command], cwd=PACKAGING, capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_promtool_accepts_the_metrics() -> None:
+    prometheus = Prometheus()
+    prometheus.run_finished(FINISHED, OFF)
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=prometheus.exposition(), capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_every_alert_says_what_to_do() -> None:
+    rules = yaml.safe_load((PACKAGING / "alerts.yaml").read_text())
+    alerts = [rule for group in rules["groups"] for rule in group["rules"]]
+    assert {
+        "EemtCleanupNotSucceeding",
+        "EemtCleanupErrors",
+        "EemtCleanupConfigRejected",
+        "EemtDiskFilling",
+    } <= {alert["alert"] for alert in alerts}
+    assert all(alert["annotations"]["description"] for alert in alerts)
+
+
+def test_the_dashboard_is_a_dashboard() -> None:
+    dashboard = json.loads((PACKAGING / "dashboard.json").read_text())
+    assert dashboard["title"]
+    assert all(panel["targets"][0]["expr"] for panel in dashboard["panels"])
