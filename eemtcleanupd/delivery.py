@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -56,6 +57,7 @@ HOOKS: dict[type[Any], str] = {
 }
 """The hook that is told of an event."""
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _TYPES = {hook: kind for kind, hook in HOOKS.items()}
 # Told from memory: they are many, or stale after a restart.
 _FLEETING = (RunStarted, JobCleaned)
@@ -202,7 +204,7 @@ def next_digest(time_of_day: str, now: datetime) -> datetime:
 def encode(event: Event) -> str:
     """Return an event as JSON; bytes of names that are not UTF-8 are escaped."""
     text = json.dumps(asdict(event), default=_as_text, ensure_ascii=False)
-    return text.encode("utf-8", "backslashreplace").decode()
+    return _SURROGATE.sub(lambda found: f"\\\\u{ord(found[0]):04x}", text)
 
 
 def decode(hook: str, payload: object) -> object:

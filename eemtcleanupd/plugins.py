@@ -169,12 +169,11 @@ def _settings_model(name: str, origin: str, model: Any, hooks: set[str]) -> type
 
 @lru_cache(maxsize=64)
 def _combined(model: type[BaseModel], base: type[PluginSettings]) -> type[PluginSettings]:
-    """Return a plugin's model with our keys; what it says of a key wins, and its strictness stays."""
+    """Return a plugin's model with our keys; what it says of a key wins."""
     combined: Any = create_model(
         model.__name__,
         __base__=(model, base),
         __doc__=model.__doc__,
-        __cls_kwargs__={"strict": bool(model.model_config.get("strict", False))},
     )
     return cast("type[PluginSettings]", combined)
 
@@ -371,7 +370,8 @@ def _words(error: BaseException) -> str:
     """Return what an exception says, with its kind where that is all there is."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _secrets(settings: Any) -> list[str]:

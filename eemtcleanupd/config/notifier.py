@@ -32,8 +32,11 @@ Occasions = Annotated[
 ]
 
 
-class PluginSettings(Section):
-    """What every plugin's block has."""
+class PluginSettings(Section, strict=False):
+    """What every plugin's block has.
+
+    Not strict, for the sake of whoever writes a plugin: YAML has no paths and no tuples.
+    """
 
     enabled: bool = Field(True, description="Whether this plugin is used.")
 

@@ -18,7 +18,7 @@ def _lines(value: object) -> object:
     return value.split() if isinstance(value, str) else value
 
 
-class AppriseSettings(NotifierSettings):
+class AppriseSettings(NotifierSettings, strict=True):
     """Reports through Apprise."""
 
     enabled: bool = Field(False, description="Whether to use Apprise.")

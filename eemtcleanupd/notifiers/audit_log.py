@@ -32,7 +32,7 @@ _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 _LONGEST_LINE = 4 * 1024 * 1024
 
 
-class AuditLogSettings(PluginSettings):
+class AuditLogSettings(PluginSettings, strict=True):
     """The audit log."""
 
     enabled: bool = Field(True, description="Whether to write the audit log.")

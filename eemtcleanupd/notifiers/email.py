@@ -25,7 +25,7 @@ def _address(value: str) -> str:
 MailAddress = Annotated[Text, AfterValidator(_address)]
 
 
-class EmailSettings(NotifierSettings):
+class EmailSettings(NotifierSettings, strict=True):
     """Reports by e-mail."""
 
     enabled: bool = Field(False, description="Whether to send e-mail.")

@@ -15,7 +15,7 @@ from eemtcleanupd.notifiers.wording import in_words
 _MAX_BODY_BYTES = 10_000
 
 
-class PingSettings(NotifierSettings):
+class PingSettings(NotifierSettings, strict=True):
     """Start, success and failure of each run to a service such as healthchecks.io."""
 
     enabled: bool = Field(False, description="Whether to ping.")

@@ -17,7 +17,7 @@ _MAX_TEXT = 3000
 _MAX_VALUE = 1900
 
 
-class SlackSettings(NotifierSettings):
+class SlackSettings(NotifierSettings, strict=True):
     """Reports to a Slack channel."""
 
     enabled: bool = Field(False, description="Whether to post to Slack.")

@@ -17,7 +17,7 @@ from eemtcleanupd.notifiers.http import post
 from eemtcleanupd.notifiers.wording import in_words
 
 
-class WebhookSettings(NotifierSettings):
+class WebhookSettings(NotifierSettings, strict=True):
     """Every message as JSON to a URL."""
 
     enabled: bool = Field(False, description="Whether to post to the URL.")

@@ -192,7 +192,7 @@ def test_a_run_that_cannot_write_it_deletes_nothing(store: JobStore) -> None:
     with pytest.raises(AuditError, match=r"cleanup_audit.jsonl cannot be written .* set notifications"):
         run(store)
     assert before.exists()
-    assert store.cleaned() == set()
+    assert "data_cleaned_at" not in {row[1] for row in store.sql("PRAGMA table_info(jobs)")}
 
 
 @pytest.mark.parametrize("line", range(1, 4))

@@ -1,0 +1,44 @@
+"""Plugins made of text, in modules of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from eemtcleanupd.plugins import PluginSet, load
+from tests.cleanup.conftest import JobStore
+
+HEAD = "from eemtcleanupd.hookspecs import hookimpl, NotifierSettings, RetryLater\n"
+Module = Callable[[str, str], str]
+Plugins = Callable[[str], PluginSet]
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module:
+    """Write a module, which can be imported by the name that is returned."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(name: str, text: str) -> str:
+        unique = f"{name}_{tmp_path.name.replace('-', '_')}"
+        (tmp_path / unique).mkdir(exist_ok=True)
+        (tmp_path / unique / f"{name}.py").write_text(HEAD + text)
+        return f"{unique}.{name}"
+
+    return write
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> Plugins:
+    def build(text: str) -> PluginSet:
+        file = tmp_path / "cleanup_config.yaml"
+        file.write_text(text)
+        return PluginSet(load(file, environ={}, cwd=tmp_path).config)
+
+    return build
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    return JobStore(tmp_path / "store")

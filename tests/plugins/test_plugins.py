@@ -1,0 +1,264 @@
+"""How plugins are found, what their settings are, and that none of them can harm a run or another."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import pytest
+
+from eemtcleanupd import plugins as plugins_module
+from eemtcleanupd.cleanup import RunRequest, clean
+from eemtcleanupd.errors import ConfigError
+from eemtcleanupd.events import Event, JobFailed, JobSkipped, RunReport
+from eemtcleanupd.model import Job
+from eemtcleanupd.plugins import PluginSet
+from tests.cleanup.conftest import JobStore
+from tests.notifiers.samples import FINISHED
+from tests.plugins.conftest import Module, Plugins
+
+JOB = Job("a", "completed", "sol")
+
+
+@dataclass
+class Ran:
+    report: RunReport
+    events: list[Event]
+
+    def of(self, kind: type[Event]) -> list[Event]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def run(store: JobStore, guards: PluginSet, *, dry_run: bool = False) -> Ran:
+    events: list[Event] = []
+    report = clean(
+        store.config(),
+        RunRequest(user="tester", dry_run=dry_run),
+        emit=events.append,
+        clock=lambda: store.now,
+        guards=guards,
+    )
+    return Ran(report, events)
+
+
+def call(plugins: PluginSet, name: str) -> object:
+    listener = plugins.listener(name, "run_finished")
+    assert listener is not None
+    return listener(FINISHED)
+
+
+# -- finding -----------------------------------------------------------------------------------------
+
+
+def test_a_module_named_in_the_configuration_is_a_plugin(module: Module, plugins: Plugins) -> None:
+    name = module("mine", "@hookimpl\ndef run_finished(event):\n    return event.report.run_id\n")
+    assert call(plugins(f"plugins: [{name}]"), "mine") == FINISHED.report.run_id
+
+
+def test_a_class_is_made_once_and_kept_over_a_reload(module: Module, plugins: Plugins) -> None:
+    text = (
+        "class Mine:\n    made = 0\n    def __init__(self):\n        self.calls = 0\n"
+        "    @hookimpl\n    def run_finished(self, event):\n        self.calls += 1\n        return str(self.calls)\n"
+    )
+    name = module("counting", text)
+    first = plugins(f"plugins: ['{name}:Mine']")
+    assert call(first, "counting") == "1"
+    again = PluginSet(first._config, before=first)
+    assert call(again, "counting") == "2"
+
+
+def test_hooks_may_take_the_settings_of_their_block(module: Module, plugins: Plugins) -> None:
+    name = module(
+        "polite",
+        "from pathlib import Path\nfrom pydantic import BaseModel\n"
+        "class S(BaseModel):\n    greeting: str\n    folder: Path = Path('x')\n"
+        "@hookimpl\ndef register_settings():\n    return S\n"
+        "@hookimpl\ndef run_finished(event, settings):\n"
+        "    return f'{settings.greeting} {settings.folder.is_absolute()}'\n",
+    )
+    found = plugins(
+        f"plugins: [{name}]\nnotifications: {{polite: {{greeting: hello, only_if_cleaned: true}}}}"
+    )
+    assert call(found, "polite") == "hello True"
+    assert found.settings("polite").only_if_cleaned
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ("{polite: {greting: x}}", "notifications.polite.greting: unknown key; did you mean greeting"),
+        ("{polite: {greeting: 5}}", "notifications.polite.greeting: found 5, allowed is text"),
+        ("{polite: {}}", "notifications.polite.greeting: this key is missing"),
+        ("{polight: {}}", "notifications.polight: unknown key; did you mean polite"),
+        ("{}", "notifications.polite is missing; it needs greeting"),
+    ],
+)
+def test_a_wrong_block_is_a_configuration_error(
+    module: Module, plugins: Plugins, block: str, message: str
+) -> None:
+    name = module(
+        "polite",
+        "from pydantic import BaseModel\nclass S(BaseModel):\n    greeting: str\n"
+        "@hookimpl\ndef register_settings():\n    return S\n"
+        "@hookimpl\ndef run_finished(event):\n    pass\n",
+    )
+    with pytest.raises(ConfigError, match=message):
+        plugins(f"plugins: [{name}]\nnotifications: {block}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("raise RuntimeError('broken')", "cannot be loaded .RuntimeError: broken"),
+        ("import no_such_thing_at_all", "cannot be loaded .ModuleNotFoundError"),
+        ("x = 1", "is no plugin: it has no function with @hookimpl"),
+        ("@hookimpl\ndef run_finnished(event):\n    pass", "is wrong: .*run_finnished"),
+        ("@hookimpl\ndef run_finished(evnt):\n    pass", "is wrong: .*evnt"),
+        ("@hookimpl\ndef register_settings():\n    return 5", "must return a pydantic model"),
+        ("@hookimpl(wrapper=True)\ndef run_finished(event):\n    return (yield)", "wraps hooks"),
+        ("@hookimpl\ndef register_settings():\n    raise OSError('no')", "is wrong: OSError: no"),
+    ],
+)
+def test_a_plugin_that_is_wrong_is_a_configuration_error(
+    module: Module, plugins: Plugins, text: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plugins(f"plugins: [{module('wrong', text)}]")
+
+
+def test_a_plugin_with_the_name_of_another_is_refused(module: Module, plugins: Plugins) -> None:
+    name = module("slack", "@hookimpl\ndef run_finished(event):\n    pass\n")
+    with pytest.raises(ConfigError, match="the plugin slack comes from the program and from plugins"):
+        plugins(f"plugins: [{name}]")
+
+
+def test_a_blocked_plugin_is_not_used_and_has_no_block(plugins: Plugins) -> None:
+    assert "prometheus" not in plugins("blocked_plugins: [prometheus]").names
+    with pytest.raises(ConfigError, match="notifications.slack: unknown key"):
+        plugins("blocked_plugins: [slack]\nnotifications: {slack: {enabled: false}}")
+
+
+def test_a_digest_is_refused_where_the_notifier_cannot_send_one(plugins: Plugins) -> None:
+    text = "notifications: {ping: {enabled: true, url: 'http://localhost/', digest: '07:00'}}"
+    with pytest.raises(ConfigError, match=r"notifications.ping.digest: it cannot send digests"):
+        plugins(text)
+
+
+# -- veto --------------------------------------------------------------------------------------------
+
+VETO = "@hookimpl\ndef veto_cleanup(job):\n    "
+
+
+def test_a_veto_keeps_the_job_and_its_reason_is_told_everywhere(
+    module: Module, plugins: Plugins, store: JobStore
+) -> None:
+    store.job("a")
+    store.job("b")
+    name = module("keeper", VETO + "return 'for the thesis' if job.id == 'a' else None\n")
+    guards = plugins(f"plugins: [{name}]\npaths: {{logs: {store.path}/logs}}")
+    planned = run(store, guards, dry_run=True)
+    done = run(store, guards)
+    for each in (planned, done):
+        skipped = each.of(JobSkipped)
+        assert [(s.job.id, s.reason) for s in skipped if isinstance(s, JobSkipped)] == [  # type: ignore[union-attr]
+            ("a", "keeper: for the thesis")
+        ]
+        assert [note.words for note in each.report.vetoed] == ["keeper: for the thesis"]
+    assert store.cleaned() == {"b"}
+    audit = (store.path / "logs" / "cleanup_audit.jsonl").read_text()
+    assert '"action": "vetoed"' in audit
+    assert "keeper: for the thesis" in audit
+
+
+def test_an_upload_that_a_vetoed_job_shares_stays(module: Module, plugins: Plugins, store: JobStore) -> None:
+    upload = store.upload("dem.tif")
+    store.job("a", dem="dem.tif")
+    store.job("b", dem="dem.tif")
+    guards = plugins(f"plugins: [{module('keeper', VETO + 'return job.id == chr(97) and chr(120) or None')}]")
+    run(store, guards)
+    assert upload.exists()
+    assert store.cleaned() == {"b"}
+
+
+def test_a_veto_that_raises_keeps_the_job(module: Module, plugins: Plugins) -> None:
+    guards = plugins(f"plugins: [{module('broken', VETO + 'raise KeyError(1)')}]")
+    assert guards.veto(JOB) == "broken: it failed (KeyError: 1)"
+
+
+def test_a_veto_that_hangs_keeps_all_jobs_and_is_not_asked_again(
+    module: Module, plugins: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugins_module, "_VETO_SECONDS", 0.05)
+    guards = plugins(
+        f"plugins: [{module('slow', 'import threading' + chr(10) + VETO + 'threading.Event().wait(3)')}]"
+    )
+    assert guards.veto(JOB) == "slow: it did not answer within 0.05 seconds"
+    before = threading.active_count()
+    assert guards.veto(JOB) == "slow: it still has not answered about another job"
+    assert threading.active_count() == before
+
+
+def test_a_veto_is_asked_of_what_is_known_of_a_job(module: Module, plugins: Plugins) -> None:
+    text = (
+        VETO
+        + "return f'{job.id} {job.status} {job.workflow_type} {job.completed_at} {job.dem_filename} {job.parameters}'"
+    )
+    assert (
+        plugins(f"plugins: [{module('curious', text)}]").veto(JOB)
+        == "curious: a completed sol None None None"
+    )
+
+
+# -- before_stage ------------------------------------------------------------------------------------
+
+
+def test_before_stage_sees_the_files_where_they_lie(
+    module: Module, plugins: Plugins, store: JobStore
+) -> None:
+    store.job("a")
+    seen = store.path / "seen"
+    text = (
+        "@hookimpl\ndef before_stage(job, artifacts):\n"
+        f"    from pathlib import Path; Path({str(seen)!r}).write_text(''.join(f'{{job.id}} {{a.path}} {{a.path.exists()}}' for a in artifacts))\n"
+    )
+    guards = plugins(
+        f"plugins: [{module('looker', text)}]\npaths: {{results: {store.path}/results, logs: {store.path}/logs}}"
+    )
+    run(store, guards)
+    assert seen.read_text() == f"a {store.path}/results/a True"
+    assert store.cleaned() == {"a"}
+
+
+def test_a_job_whose_before_stage_fails_stays_and_is_an_error(
+    module: Module, plugins: Plugins, store: JobStore
+) -> None:
+    store.job("a")
+    store.job("b")
+    text = "@hookimpl\ndef before_stage(job, artifacts):\n    assert job.id != 'a', 'no room for a copy'\n"
+    done = run(store, plugins(f"plugins: [{module('copier', text)}]"))
+    assert store.cleaned() == {"b"}
+    assert store.results("a").exists()
+    (failed,) = done.of(JobFailed)
+    assert isinstance(failed, JobFailed)
+    assert failed.error == "copier: AssertionError: no room for a copy"
+    assert done.report.errors == 1
+    assert done.report.failures[0].words == failed.error
+
+
+# -- secrets -----------------------------------------------------------------------------------------
+
+
+def test_no_secret_is_in_what_a_plugin_says(module: Module, plugins: Plugins) -> None:
+    text = (
+        "from pydantic import SecretStr\n"
+        "class S(NotifierSettings):\n    url: SecretStr\n    more: tuple[SecretStr, ...] = ()\n"
+        "@hookimpl\ndef register_settings():\n    return S\n"
+        "@hookimpl\ndef run_finished(event):\n    pass\n"
+    )
+    found = plugins(
+        f"plugins: [{module('talker', text)}]\n"
+        "notifications: {talker: {url: 'https://host/path/hidden', more: []}}"
+    )
+    assert found.redacted("talker", "HTTPSConnectionPool(host='host'): /path/hidden failed") == (
+        "HTTPSConnectionPool(host='host'): /******** failed"
+    )
