@@ -15,6 +15,7 @@ from typing import Protocol
 
 import pytest
 
+EXAMPLE = Path(__file__).parents[1] / "examples" / "eemtcleanupd-ntfy"
 SAMPLE = Path(__file__).parent / "data" / "eemt-sample"
 
 
@@ -97,3 +98,14 @@ def run_cli(tmp_path: Path) -> RunCli:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def example_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example package, installed from a copy of its own folder."""
+    source = tmp_path_factory.mktemp("source") / "eemtcleanupd-ntfy"
+    shutil.copytree(EXAMPLE, source, ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    site = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--target", site, source], check=True, capture_output=True, timeout=100)
+    return site

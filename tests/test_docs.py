@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import typing
 from pathlib import Path
 
 import click
@@ -53,7 +54,7 @@ def test_every_table_of_the_ledger_is_in_the_architecture() -> None:
 
 def test_every_module_has_its_place_in_the_architecture() -> None:
     architecture = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    for package in ("daemon", "cleanup", "deletion", "store", "policy"):
+    for package in ("daemon", "notifiers", "cleanup", "deletion", "store", "policy"):
         for module in (ROOT / "eemtcleanupd" / package).glob("[a-z]*.py"):
             assert f"`{module.name}`" in architecture, f"{package}/{module.name}"
 
@@ -73,3 +74,21 @@ def test_links_between_documents_lead_somewhere() -> None:
     for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_notifier_that_is_shown_is_the_example() -> None:
+    shown = (ROOT / "docs" / "writing-a-notifier.md").read_text(encoding="utf-8")
+    for name in ("eemtcleanupd_ntfy.py", "pyproject.toml"):
+        assert (ROOT / "examples" / "eemtcleanupd-ntfy" / name).read_text(encoding="utf-8").rstrip() in shown
+
+
+def test_every_hook_and_every_key_of_all_notifiers_is_documented() -> None:
+    from eemtcleanupd.config.notifier import NotifierSettings, Occasion
+    from eemtcleanupd.hookspecs import Hooks
+
+    plugins = (ROOT / "docs" / "writing-a-notifier.md").read_text(encoding="utf-8")
+    for hook in vars(Hooks):
+        assert hook.startswith("_") or f"{hook}" in plugins
+    channels = (ROOT / "docs" / "notifications.md").read_text(encoding="utf-8")
+    for word in (*NotifierSettings.model_fields, *typing.get_args(Occasion)):
+        assert f"`{word}`" in channels

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from eemtcleanupd.cli.common import config_option, load_config
+from eemtcleanupd.cli.common import caller, config_option, load_config
+from eemtcleanupd.units import printable
 
 
 @click.command()
@@ -26,6 +27,8 @@ def roots(config_file: Path | None, db_path: str | None, accept: bool, as_json: 
     from eemtcleanupd.cleanup.preflight import open_roots, remember_root  # noqa: PLC0415
     from eemtcleanupd.clock import system_clock  # noqa: PLC0415
     from eemtcleanupd.deletion.trash import Trash  # noqa: PLC0415
+    from eemtcleanupd.events import AuditEntry  # noqa: PLC0415
+    from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
     from eemtcleanupd.store.database import Database  # noqa: PLC0415
     from eemtcleanupd.store.ledger import Ledger  # noqa: PLC0415
     from eemtcleanupd.store.lock import run_lock  # noqa: PLC0415
@@ -43,6 +46,13 @@ def roots(config_file: Path | None, db_path: str | None, accept: bool, as_json: 
                 trash = Trash(root)
                 stack.callback(trash.close)
                 records.append(remember_root(root, trash))
+            audit = AuditEntry(
+                system_clock(),
+                caller(),
+                "roots_accepted",
+                {each.name: printable(each.path) for each in records},
+            )
+            PluginSet(config).audit([audit])
             ledger.save_roots(records)
         known = ledger.roots() if ledger.exists() else {}
         if as_json:

@@ -7,6 +7,7 @@ import socket
 import ssl
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
+from typing import Any
 
 from jinja2 import Environment
 
@@ -93,10 +94,10 @@ def compose(words: Words, settings: EmailSettings) -> EmailMessage:
         subtype="html",
     )
     if picture is not None:
-        part = message.get_payload()[1]  # type: ignore[index]
+        part: Any = message.get_payload()[1]  # type: ignore[index]
         part.add_related(
             picture, "image", "png", cid=image_id, disposition="inline", filename="storage_trend.png"
-        )  # type: ignore[union-attr]
+        )
     return message
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,7 +19,6 @@ from eemtcleanupd.config import Config
 from eemtcleanupd.plugins import PluginSet, load
 from tests.cleanup.conftest import JobStore
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "eemtcleanupd-ntfy"
 PASSWORD = "very-secret-password"
 
 
@@ -77,13 +74,15 @@ def start_mail(tmp_path: Path) -> Iterator[StartMail]:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             authority.issue_cert(names).configure_cert(context)
             server = MailServer(port or free_port(), ca_file)
-            options = {
-                "tls_context": context,
-                "require_starttls": True,
-                "authenticator": _login,
-                "auth_required": login,
-            }
-            controller = Controller(server, hostname="localhost", port=server.port, **options)
+            controller = Controller(
+                server,
+                hostname="localhost",
+                port=server.port,
+                tls_context=context,
+                require_starttls=True,
+                authenticator=_login,
+                auth_required=login,
+            )
             controller.start()
             stack.callback(controller.stop)
             return server
@@ -122,19 +121,6 @@ def rude_port() -> Iterator[int]:
 @pytest.fixture
 def store(tmp_path: Path) -> JobStore:
     return JobStore(tmp_path / "store")
-
-
-@pytest.fixture(scope="session")
-def example_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example package, installed from a copy of its own folder."""
-    import shutil
-
-    source = tmp_path_factory.mktemp("source") / "eemtcleanupd-ntfy"
-    shutil.copytree(EXAMPLE, source, ignore=shutil.ignore_patterns("build", "*.egg-info"))
-    site = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "--target", site, source], check=True, capture_output=True, timeout=100)
-    return site
 
 
 Configure = Callable[[str], Config]

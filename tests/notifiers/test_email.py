@@ -173,7 +173,7 @@ def test_no_server_and_a_silent_one_are_worth_a_retry(
         ('{recipients: ["a@b\\nBcc: c@d"]}', "write an address"),
         ("{enabled: true, recipients: [a@b.c], username: x}", "username needs password or password_file"),
         (
-            "{enabled: true, recipients: [a@b.c], smtp_server: mail, security: none, username: x, password: y}",
+            "{enabled: true, recipients: [a@b.c], smtp_server: m, security: none, username: x, password: y}",
             "a password is not sent without encryption",
         ),
         ("{digest: '7:00'}", "write a time of day in quotes, such as '07:00'"),

@@ -13,11 +13,11 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from eemtcleanupd.config.schema import MetricsConfig
-from eemtcleanupd.events import ConfigRejected, ConfigReloaded, DaemonStarted, RunFinished
+from eemtcleanupd.events import DaemonStarted, RunFinished, Total
 from eemtcleanupd.notifiers.prometheus import Prometheus
 from tests.cleanup.conftest import JobStore
 from tests.conftest import RunCli
-from tests.notifiers.samples import FAILED, FINISHED, NOW, report
+from tests.notifiers.samples import FINISHED, NOW, report
 
 PACKAGING = Path(__file__).parents[2] / "packaging" / "prometheus"
 DOCUMENTED = (
@@ -33,14 +33,12 @@ OFF = MetricsConfig()
 def samples(text: bytes | str) -> dict[str, float]:
     """Return every sample by its name and labels."""
     decoded = text.decode() if isinstance(text, bytes) else text
-    return {
-        sample.name
-        + (
-            "{%s}" % ",".join(f'{k}="{v}"' for k, v in sample.labels.items()) if sample.labels else ""
-        ): sample.value  # noqa: E501, UP031
-        for family in text_string_to_metric_families(decoded)
-        for sample in family.samples
-    }
+    found = {}
+    for family in text_string_to_metric_families(decoded):
+        for sample in family.samples:
+            labels = ",".join(f'{name}="{value}"' for name, value in sample.labels.items())
+            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return found
 
 
 def test_the_documents_metrics_are_there() -> None:
@@ -77,7 +75,6 @@ def test_reloads_and_refusals_are_counted() -> None:
     assert found["eemt_cleanup_config_last_reload_successful"] == 0
     assert found['eemt_cleanup_config_reloads_total{outcome="failure"}'] == 1
     assert found["eemt_cleanup_refused_runs_total"] == 1
-    assert ConfigReloaded, (ConfigRejected, FAILED)
 
 
 def test_a_run_that_was_not_a_success_is_not_the_last_success() -> None:
@@ -87,8 +84,6 @@ def test_a_run_that_was_not_a_success_is_not_the_last_success() -> None:
 
 
 def test_a_status_of_any_name_is_escaped() -> None:
-    from eemtcleanupd.events import Total
-
     prometheus = Prometheus()
     hostile = 'a"} 1\nevil_total 99\n\\'
     prometheus.run_finished(RunFinished(report(totals=(Total("jobs_cleaned", hostile, 3.0),))), OFF)

@@ -301,7 +301,7 @@ WANTED = [
 def test_on_and_only_if_cleaned_say_what_is_told(
     event: Event, settings: dict[str, object], wanted: bool
 ) -> None:
-    assert wants(NotifierSettings(**settings), event) == wanted  # type: ignore[arg-type]
+    assert wants(NotifierSettings(**settings), event) == wanted
 
 
 def test_a_run_that_cleaned_nothing_is_not_told_with_only_if_cleaned() -> None:

@@ -58,7 +58,8 @@ def test_a_module_named_in_the_configuration_is_a_plugin(module: Module, plugins
 def test_a_class_is_made_once_and_kept_over_a_reload(module: Module, plugins: Plugins) -> None:
     text = (
         "class Mine:\n    made = 0\n    def __init__(self):\n        self.calls = 0\n"
-        "    @hookimpl\n    def run_finished(self, event):\n        self.calls += 1\n        return str(self.calls)\n"
+        "    @hookimpl\n    def run_finished(self, event):\n"
+        "        self.calls += 1\n        return str(self.calls)\n"
     )
     name = module("counting", text)
     first = plugins(f"plugins: ['{name}:Mine']")
@@ -128,13 +129,13 @@ def test_a_plugin_that_is_wrong_is_a_configuration_error(
 
 def test_a_plugin_with_the_name_of_another_is_refused(module: Module, plugins: Plugins) -> None:
     name = module("slack", "@hookimpl\ndef run_finished(event):\n    pass\n")
-    with pytest.raises(ConfigError, match="the plugin slack comes from the program and from plugins"):
+    with pytest.raises(ConfigError, match=r"the plugin slack comes from the program and from plugins"):
         plugins(f"plugins: [{name}]")
 
 
 def test_a_blocked_plugin_is_not_used_and_has_no_block(plugins: Plugins) -> None:
     assert "prometheus" not in plugins("blocked_plugins: [prometheus]").names
-    with pytest.raises(ConfigError, match="notifications.slack: unknown key"):
+    with pytest.raises(ConfigError, match=r"notifications.slack: unknown key"):
         plugins("blocked_plugins: [slack]\nnotifications: {slack: {enabled: false}}")
 
 
@@ -160,7 +161,7 @@ def test_a_veto_keeps_the_job_and_its_reason_is_told_everywhere(
     done = run(store, guards)
     for each in (planned, done):
         skipped = each.of(JobSkipped)
-        assert [(s.job.id, s.reason) for s in skipped if isinstance(s, JobSkipped)] == [  # type: ignore[union-attr]
+        assert [(s.job.id, s.reason) for s in skipped if isinstance(s, JobSkipped)] == [
             ("a", "keeper: for the thesis")
         ]
         assert [note.words for note in each.report.vetoed] == ["keeper: for the thesis"]
@@ -199,14 +200,9 @@ def test_a_veto_that_hangs_keeps_all_jobs_and_is_not_asked_again(
 
 
 def test_a_veto_is_asked_of_what_is_known_of_a_job(module: Module, plugins: Plugins) -> None:
-    text = (
-        VETO
-        + "return f'{job.id} {job.status} {job.workflow_type} {job.completed_at} {job.dem_filename} {job.parameters}'"
-    )
-    assert (
-        plugins(f"plugins: [{module('curious', text)}]").veto(JOB)
-        == "curious: a completed sol None None None"
-    )
+    fields = ("id", "status", "workflow_type", "completed_at", "dem_filename", "parameters")
+    name = module("curious", f"{VETO}return ' '.join(str(getattr(job, name)) for name in {fields})\n")
+    assert plugins(f"plugins: [{name}]").veto(JOB) == "curious: a completed sol None None None"
 
 
 # -- before_stage ------------------------------------------------------------------------------------
@@ -219,11 +215,12 @@ def test_before_stage_sees_the_files_where_they_lie(
     seen = store.path / "seen"
     text = (
         "@hookimpl\ndef before_stage(job, artifacts):\n"
-        f"    from pathlib import Path; Path({str(seen)!r}).write_text(''.join(f'{{job.id}} {{a.path}} {{a.path.exists()}}' for a in artifacts))\n"
+        "    from pathlib import Path\n"
+        "    told = ''.join(f'{job.id} {each.path} {each.path.exists()}' for each in artifacts)\n"
+        f"    Path({str(seen)!r}).write_text(told)\n"
     )
-    guards = plugins(
-        f"plugins: [{module('looker', text)}]\npaths: {{results: {store.path}/results, logs: {store.path}/logs}}"
-    )
+    paths = f"{{results: {store.path}/results, logs: {store.path}/logs}}"
+    guards = plugins(f"plugins: [{module('looker', text)}]\npaths: {paths}")
     run(store, guards)
     assert seen.read_text() == f"a {store.path}/results/a True"
     assert store.cleaned() == {"a"}
