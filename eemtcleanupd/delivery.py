@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import queue
 import random
 import re
 import threading
@@ -69,6 +70,7 @@ _FIRST_WAIT_SECONDS = 5.0
 _LONGEST_WAIT = timedelta(hours=1)
 _GIVE_UP_AFTER = timedelta(days=3)
 _POLL_SECONDS = 30.0
+_LEISURE_SECONDS = 0.5
 _BUSY_TIMEOUT_SECONDS = 5.0
 # A send has a timeout of its own for each answer; this many of them, and it is left alone.
 _TIMEOUTS_A_SEND = 3
@@ -142,7 +144,7 @@ class Delivery:
         if fleeting:
             self._store.memory_put(fleeting)
         for name in {message.notifier for message in (*durable, *fleeting)}:
-            self._couriers[name].wake()
+            self._couriers[name].wake(leisurely=isinstance(event, JobCleaned))
 
     def answers(self) -> dict[str, Answer]:
         """Return what came of each notifier's last attempt."""
@@ -318,9 +320,11 @@ class _Courier:
         self._hurry = hurry
         self._condition = threading.Condition()
         self._pending = 1  # what the outbox may hold from before
+        self._is_urgent = True
         self._closing = False
         self._sending_since: float | None = None
-        self._abandoned: list[threading.Thread] = []
+        self._caller = _Caller(name)
+        self._abandoned: list[_Caller] = []
         self.last: Answer | None = None
         self._thread = threading.Thread(target=self._live, name=f"notifier ({name})", daemon=True)
         self._thread.start()
@@ -328,14 +332,20 @@ class _Courier:
     def use(self, plugins: PluginSet) -> None:
         self._plugins = plugins
 
-    def wake(self) -> None:
-        """Look into the outboxes: there is something new."""
+    def wake(self, *, leisurely: bool = False) -> None:
+        """Look into the outboxes: there is something new; leisurely, so that many are looked at together."""
         with self._condition:
             self._pending += 1
-            self._condition.notify_all()
+            if not leisurely:
+                self._is_urgent = True
+                self._condition.notify_all()
+            elif self._pending == 1:
+                self._condition.notify_all()
 
     def wait_idle(self, seconds: float) -> bool:
         with self._condition:
+            self._is_urgent = True
+            self._condition.notify_all()
             return self._condition.wait_for(lambda: not self._pending or self._closing, seconds)
 
     def close(self) -> None:
@@ -357,9 +367,27 @@ class _Courier:
     def _live(self) -> None:
         while True:
             with self._condition:
+                # To wake for each of many jobs would cost the run, which is in the same interpreter.
+                self._condition.wait_for(lambda: self._is_urgent or self._closing, _LEISURE_SECONDS)
+            done, wait = self._work_off()
+            with self._condition:
+                self._pending -= done
                 if self._closing:
+                    self._caller.leave()
                     return
-                pending = self._pending
+                if self._pending:
+                    continue
+                self._is_urgent = False
+                self._condition.notify_all()
+                self._condition.wait(wait)
+
+    def _work_off(self) -> tuple[int, float]:
+        """Send all that is due; returns how much of what was put in that covers, and how long to wait."""
+        while True:
+            with self._condition:
+                pending, closing = self._pending, self._closing
+            if closing:
+                return 0, 0.0
             try:
                 wait = self._round()
             except CleanupError as error:
@@ -368,14 +396,8 @@ class _Courier:
             except Exception:
                 log.exception("Notifier %s: its messages cannot be looked at", self._name)
                 wait = _POLL_SECONDS
-            if wait <= 0:
-                continue
-            with self._condition:
-                self._pending -= pending
-                if self._pending or self._closing:
-                    continue
-                self._condition.notify_all()
-                self._condition.wait(wait)
+            if wait > 0:
+                return pending, wait
 
     def _round(self) -> float:
         """Send what is due from one outbox; returns the seconds until there may be more, 0 for at once."""
@@ -387,7 +409,7 @@ class _Courier:
             with opened() as outbox:
                 if outbox is None:
                     continue
-                batch = self._batch(outbox.due(self._name, now, _MAX_IN_DIGEST))
+                batch = self._batch(outbox.due(self._name, now, _MAX_IN_DIGEST if settings.digest else 1))
                 if not batch:
                     first = outbox.next_due(self._name)
                     if first is not None:
@@ -414,7 +436,7 @@ class _Courier:
         call = self._plugins.listener(self._name, hook)
         if call is None:
             return Answer("nothing to do")
-        self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
+        self._abandoned = [caller for caller in self._abandoned if caller.is_alive()]
         if len(self._abandoned) >= _MAX_ABANDONED:
             return Answer("", error=f"{len(self._abandoned)} earlier attempts still hang", retry=True)
         self._sending_since = time.monotonic()
@@ -436,31 +458,29 @@ class _Courier:
         )
 
     def _call(self, call: Callable[[object], object], event: object) -> Answer:
-        answers: list[Answer] = []
-
-        def run() -> None:
-            try:
-                answers.append(Answer(self._redacted(str(call(event) or "delivered"))))
-            except RetryLater as error:
-                words = self._redacted(str(error))
-                answers.append(Answer("", error=words, retry=True, after_seconds=error.after_seconds))
-            except Exception as error:
-                answers.append(Answer("", error=self._redacted(f"{type(error).__name__}: {error}")))
-
-        thread = threading.Thread(target=run, name=f"notifier ({self._name}) sending", daemon=True)
-        thread.start()
         limit = _TIMEOUTS_A_SEND * self._timeout()
-        thread.join(limit)
-        if answers:
-            return answers[0]
-        self._abandoned.append(thread)
-        return Answer("", error=f"no answer within {limit:g} seconds", retry=True)
+        answer = self._caller.ask(lambda: self._answer(call, event), limit)
+        if answer is None:
+            self._abandoned.append(self._caller)
+            self._caller = _Caller(self._name)
+            return Answer("", error=f"no answer within {limit:g} seconds", retry=True)
+        return answer
+
+    def _answer(self, call: Callable[[object], object], event: object) -> Answer:
+        try:
+            return Answer(self._redacted(str(call(event) or "delivered")))
+        except RetryLater as error:
+            words = self._redacted(str(error))
+            return Answer("", error=words, retry=True, after_seconds=error.after_seconds)
+        except Exception as error:
+            return Answer("", error=self._redacted(f"{type(error).__name__}: {error}"))
 
     def _redacted(self, text: str) -> str:
         return self._plugins.redacted(self._name, text)
 
     def _conclude(self, outbox: Outbox, batch: Sequence[Message], answer: Answer) -> None:
         now = self._clock()
+        is_known = self.last is not None and self.last.error == answer.error
         self.last = answer
         oldest = min(message.created_at for message in batch)
         if answer.error is None:
@@ -477,8 +497,41 @@ class _Courier:
             )
         else:
             outbox.done(batch, "failed", answer.error, now)
-            if not self._hurry:
+            if not self._hurry and not (is_known and batch[0].event == "job_cleaned"):
                 log.error("Notifier %s was not told of %s: %s", self._name, batch[0].event, answer.error)
+
+
+class _Caller:
+    """A thread that calls a plugin, so that whoever waits for the answer need not wait for ever."""
+
+    def __init__(self, name: str) -> None:
+        self._work: queue.SimpleQueue[Callable[[], Answer] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._name = f"notifier ({name}) sending"
+        self._thread: threading.Thread | None = None
+
+    def ask(self, work: Callable[[], Answer], seconds: float) -> Answer | None:
+        """Return the answer, None when it does not come in time; then the thread is of no more use."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._live, name=self._name, daemon=True)
+            self._thread.start()
+        self._work.put(work)
+        try:
+            return self._answers.get(timeout=seconds)
+        except queue.Empty:
+            self.leave()
+            return None
+
+    def leave(self) -> None:
+        """Let the thread end once it has nothing to do."""
+        self._work.put(None)
+
+    def is_alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _live(self) -> None:
+        while (work := self._work.get()) is not None:
+            self._answers.put(work())
 
 
 def backoff(attempts: int, after_seconds: float | None) -> timedelta:

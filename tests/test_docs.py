@@ -28,7 +28,7 @@ def section(name: str) -> str:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_and_option_is_in_the_reference_and_nothing_else(name: str) -> None:
-    command: click.Command = getattr(importlib.import_module(COMMANDS[name][0]), name)
+    command: click.Command = getattr(importlib.import_module(COMMANDS[name][0]), name.replace("-", "_"))
     options = {o for p in command.params if isinstance(p, click.Option) for o in p.opts}
     documented = set(re.findall(r"^\| `(--[a-z-]+)", section(name), re.MULTILINE))
     assert documented == options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -69,7 +70,7 @@ class MemoryOutbox:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._messages: dict[str, list[Message]] = {}
+        self._messages: dict[str, dict[int, Message]] = {}
         self._last_id = 0
         self.dropped = 0
 
@@ -77,41 +78,34 @@ class MemoryOutbox:
         """Add messages."""
         for message in messages:
             self._last_id += 1
-            waiting = self._messages.setdefault(message.notifier, [])
-            waiting.append(replace(message, id=self._last_id))
+            waiting = self._messages.setdefault(message.notifier, {})
+            waiting[self._last_id] = replace(message, id=self._last_id)
             if len(waiting) > self._limit:
-                del waiting[0]
+                del waiting[next(iter(waiting))]
                 self.dropped += 1
 
     def due(self, notifier: str, now: datetime, limit: int) -> list[Message]:
         """Return a notifier's messages that are due, oldest first."""
-        waiting = self._messages.get(notifier, [])
-        due: list[Message] = []
-        for message in waiting:
-            if message.due_at <= now:
-                due.append(message)
-                if len(due) == limit:
-                    break
-        return due
+        waiting = self._messages.get(notifier, {}).values()
+        return list(itertools.islice((each for each in waiting if each.due_at <= now), limit))
 
     def next_due(self, notifier: str) -> datetime | None:
         """Return when the next message of a notifier is due, None when none waits."""
-        return min((message.due_at for message in self._messages.get(notifier, [])), default=None)
+        return min((each.due_at for each in self._messages.get(notifier, {}).values()), default=None)
 
     def done(self, messages: Sequence[Message], outcome: str, error: str | None, now: datetime) -> None:
         """Take messages out."""
         del outcome, error, now
-        for notifier, ids in _ids(messages).items():
-            self._messages[notifier] = [each for each in self._messages[notifier] if each.id not in ids]
+        for message in messages:
+            self._messages[message.notifier].pop(message.id, None)
 
     def retry(self, messages: Sequence[Message], due_at: datetime, error: str, now: datetime) -> None:
         """Keep messages for another attempt."""
         del error, now
-        for notifier, ids in _ids(messages).items():
-            self._messages[notifier] = [
-                replace(each, due_at=due_at, attempts=each.attempts + 1) if each.id in ids else each
-                for each in self._messages[notifier]
-            ]
+        for message in messages:
+            waiting = self._messages[message.notifier]
+            if message.id in waiting:
+                waiting[message.id] = replace(message, due_at=due_at, attempts=message.attempts + 1)
 
 
 class LedgerOutbox:
@@ -251,13 +245,6 @@ def _count(
     else:
         values |= {"last_error": error, "last_error_at": utc_timestamp(now)}
     connection.execute(update(NOTIFIERS).where(mine).values(values))
-
-
-def _ids(messages: Sequence[Message]) -> dict[str, set[int]]:
-    ids: dict[str, set[int]] = {}
-    for message in messages:
-        ids.setdefault(message.notifier, set()).add(message.id)
-    return ids
 
 
 def _utc(value: str) -> datetime:

@@ -22,8 +22,10 @@ from eemtcleanupd.events import (
     DaemonStopping,
     DiskPressure,
     Event,
+    JobCleaned,
     RunFinished,
 )
+from eemtcleanupd.model import Job, JobClass
 from eemtcleanupd.plugins import PluginSet
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.outbox import LedgerOutbox, MemoryOutbox, Message, Outbox, Tally, tallies
@@ -374,3 +376,23 @@ def test_a_lock_file_is_left_beside_the_database(post: Post) -> None:
     delivery.tell(FINISHED)
     assert delivery.drain(10)
     assert Path(f"{post.store.path}/jobs.db.eemtcleanupd.outbox.lock").exists()
+
+
+def test_many_jobs_are_told_in_their_order_and_from_memory(
+    module: Module, plugins: Plugins, store: JobStore
+) -> None:
+    told = store.path / "told"
+    name = module(
+        "listener",
+        f"@hookimpl\ndef job_cleaned(event):\n"
+        f"    with open({str(told)!r}, 'a') as file:\n        print(event.job.id, file=file)\n",
+    )
+    delivery = Delivery(store.path / "jobs.db", lambda: NOW)
+    delivery.use(plugins(f"plugins: [{name}]"))
+    for number in range(2000):
+        job = Job(f"job-{number}", "completed")
+        delivery.tell(JobCleaned("run", job, JobClass.SUCCESSFUL, None, (), 1))
+    assert delivery.drain(30)
+    delivery.close()
+    assert told.read_text().split() == [f"job-{number}" for number in range(2000)]
+    assert store.sql("SELECT count(*) FROM sqlite_master WHERE name = 'cleanup_outbox'") == [(0,)]
