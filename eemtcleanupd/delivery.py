@@ -41,6 +41,7 @@ from eemtcleanupd.events import (
 from eemtcleanupd.hookspecs import Digest, RetryLater
 from eemtcleanupd.plugins import PluginSet
 from eemtcleanupd.store.database import Database
+from eemtcleanupd.store.ledger import TRASH_TRIGGER
 from eemtcleanupd.store.outbox import LedgerOutbox, MemoryOutbox, Message, Outbox
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,8 @@ _LONGEST_WAIT = timedelta(hours=1)
 _GIVE_UP_AFTER = timedelta(days=3)
 _POLL_SECONDS = 30.0
 _LEISURE_SECONDS = 0.5
-_BUSY_TIMEOUT_SECONDS = 5.0
+_JOIN_SECONDS = 0.5
+_BUSY_TIMEOUT_SECONDS = 2.0
 # A send has a timeout of its own for each answer; this many of them, and it is left alone.
 _TIMEOUTS_A_SEND = 3
 _MAX_ABANDONED = 3
@@ -176,6 +178,8 @@ def wants(settings: NotifierSettings, event: Event) -> bool:
             if report.dry_run:
                 return "dry_run" in settings.on
             if report.outcome == "success":
+                if report.trigger == TRASH_TRIGGER:
+                    return "trash" in settings.on
                 nothing = not (report.bytes_freed or report.successful.jobs or report.failed.jobs)
                 return "success" in settings.on and not (nothing and settings.only_if_cleaned)
             return ("interrupted" if report.outcome == "interrupted" else "failure") in settings.on
@@ -263,7 +267,9 @@ class _Store:
     @contextmanager
     def ledger(self) -> Iterator[Outbox | None]:
         """Give the outbox of the ledger, None when another process sends what is in there."""
-        if not self.is_durable or not self._is_ours():
+        with self._lock:
+            is_ours = self.is_durable and self._is_ours()
+        if not is_ours:
             yield None
             return
         with self._ledger() as outbox:
@@ -352,7 +358,7 @@ class _Courier:
         with self._condition:
             self._closing = True
             self._condition.notify_all()
-        self._thread.join(1.0)
+        self._thread.join(2 * _JOIN_SECONDS)
 
     def hanging_seconds(self) -> float | None:
         since = self._sending_since
@@ -374,6 +380,7 @@ class _Courier:
                 self._pending -= done
                 if self._closing:
                     self._caller.leave()
+                    self._caller.join(_JOIN_SECONDS)
                     return
                 if self._pending:
                     continue
@@ -525,6 +532,10 @@ class _Caller:
     def leave(self) -> None:
         """Let the thread end once it has nothing to do."""
         self._work.put(None)
+
+    def join(self, seconds: float) -> None:
+        if self._thread is not None:
+            self._thread.join(seconds)
 
     def is_alive(self) -> bool:
         return self._thread is not None and self._thread.is_alive()

@@ -11,10 +11,21 @@ from eemtcleanupd.config.fields import not_empty, one_or_more
 from eemtcleanupd.config.section import Section
 
 Occasion = Literal[
-    "success", "failure", "interrupted", "dry_run", "pressure", "config_reloaded", "config_rejected", "daemon"
+    "success",
+    "failure",
+    "interrupted",
+    "trash",
+    "dry_run",
+    "pressure",
+    "config_reloaded",
+    "config_rejected",
+    "daemon",
 ]
-"""What a notifier may be told of: how a run ended (``failure``: with errors, refused, or broken off), a full
-disk, a new configuration in force or refused, the daemon's start and stop."""
+"""What a notifier may be told of.
+
+How a run ended (``failure``: with errors, refused, or broken off; ``trash``: well, and it only emptied the
+trash), a full disk, a new configuration in force or refused, the daemon's start and stop.
+"""
 
 
 def _time_of_day(value: str) -> str:
@@ -52,8 +63,8 @@ class NotifierSettings(PluginSettings):
 
     on: Occasions = Field(
         ("success", "failure", "interrupted", "pressure", "config_rejected"),
-        description="What it is told of: success, failure, interrupted, dry_run, pressure, config_reloaded, "
-        "config_rejected, daemon.",
+        description="What it is told of: success, failure, interrupted, trash, dry_run, pressure, "
+        "config_reloaded, config_rejected, daemon.",
     )
     only_if_cleaned: bool = Field(False, description="Tell of a successful run only if something went.")
     digest: TimeOfDay | None = Field(

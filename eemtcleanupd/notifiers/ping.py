@@ -40,7 +40,9 @@ def register_settings() -> type[PingSettings]:
 
 @hookimpl
 def run_started(event: RunStarted, settings: PingSettings) -> str:
-    return "" if event.dry_run else _ping(settings, "/start", f"run {event.run_id}")
+    return (
+        "" if event.dry_run or event.trigger == "trash" else _ping(settings, "/start", f"run {event.run_id}")
+    )
 
 
 @hookimpl

@@ -99,8 +99,9 @@ def _run(report: RunReport) -> Words:
     elif report.outcome == "interrupted":
         head = f"{test}Interrupted: EEMT cleanup{host}, {_jobs(jobs)} cleaned, {freed} freed"
     else:
-        verb = "would be cleaned" if report.dry_run else "cleaned"
-        head = f"{test}EEMT cleanup{host}: {_jobs(jobs)} {verb}, {freed}"
+        done = "would be cleaned" if report.dry_run else "cleaned"
+        gone = f"about {freed}" if report.dry_run else f"{freed} freed"
+        head = f"{test}EEMT cleanup{host}: {_jobs(jobs)} {done}, {gone}"
     facts = [
         ("Jobs Cleaned", f"{jobs} ({report.successful.jobs} successful, {report.failed.jobs} failed)"),
         ("Space Freed", freed),

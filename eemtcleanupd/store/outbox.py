@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from sqlalchemy import Connection, delete, func, insert, inspect, select, update
@@ -15,6 +15,7 @@ from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.tables import NOTIFIERS, OUTBOX
 from eemtcleanupd.store.timestamps import utc_timestamp
 
+_STALE_AFTER = timedelta(days=7)
 OUTCOMES = ("delivered", "retried", "failed", "dropped")
 """What can become of a message: ``failed`` it was given up, ``dropped`` there were too many."""
 
@@ -141,8 +142,10 @@ class LedgerOutbox:
                         attempts=message.attempts,
                     )
                 )
+            now = messages[0].created_at
+            _drop_stale(connection, now)
             for notifier in {message.notifier for message in messages}:
-                self._drop_oldest(connection, notifier, messages[0].created_at)
+                self._drop_oldest(connection, notifier, now)
 
         self._database.write(work)
 
@@ -231,6 +234,15 @@ def tallies(database: Database) -> dict[str, Tally]:
     for name, count in counts.items():
         found[name] = replace(found.get(name, Tally()), waiting=count)
     return found
+
+
+def _drop_stale(connection: Connection, now: datetime) -> None:
+    """Take out what nobody asks for any more, since its notifier was switched off or taken away."""
+    stale = OUTBOX.c.created_at < utc_timestamp(now - _STALE_AFTER)
+    grouped = select(OUTBOX.c.notifier, func.count()).where(stale).group_by(OUTBOX.c.notifier)
+    for notifier, count in connection.execute(grouped).all():
+        _count(connection, notifier, "dropped", count, error="nobody sent it for a week", now=now)
+    connection.execute(delete(OUTBOX).where(stale))
 
 
 def _count(

@@ -62,7 +62,7 @@ def test_the_report_arrives_encrypted_for_all_recipients(start_mail: StartMail, 
     assert (sender, recipients) == ("eemt@example.com", ["admin@example.com", "second@example.com"])
     message = last(server)
     assert message["Reply-To"] == "gis@example.com"
-    assert message["Subject"] == "EEMT cleanup on gis1: 5 jobs cleaned, 45.5 GB"
+    assert message["Subject"] == "EEMT cleanup on gis1: 5 jobs cleaned, 45.5 GB freed"
 
 
 def test_text_and_html_have_the_documents_facts(start_mail: StartMail, plugins: Plugins) -> None:

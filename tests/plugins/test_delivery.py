@@ -287,6 +287,9 @@ WANTED = [
     (RunFinished(report("interrupted")), {"on": ("interrupted",)}, True),
     (RunFinished(report(dry_run=True)), {"on": ("success",)}, False),
     (RunFinished(report(dry_run=True)), {"on": ("dry_run",)}, True),
+    (RunFinished(report(trigger="trash")), {"on": ("success",)}, False),
+    (RunFinished(report(trigger="trash")), {"on": ("trash",)}, True),
+    (RunFinished(report("errors", errors=1, trigger="trash")), {"on": ("failure",)}, True),
     (FAILED, {"on": ("failure",)}, True),
     (FAILED, {"on": ("success",)}, False),
     (DiskPressure(1, 2, 3, 4), {"on": ("pressure",)}, True),
@@ -368,6 +371,15 @@ def test_no_outbox_holds_more_than_it_may(outbox: Outbox) -> None:
     for _ in range(9):
         outbox.put([message("a")])
     assert len(outbox.due("a", NOW, 100)) == 5
+
+
+def test_what_waits_for_a_notifier_that_is_gone_is_dropped_after_a_week(outbox: Outbox) -> None:
+    if isinstance(outbox, MemoryOutbox):
+        return
+    outbox.put([message("gone")])
+    outbox.put([replace(message("a"), created_at=NOW + timedelta(days=8))])
+    assert outbox.next_due("gone") is None
+    assert outbox.next_due("a") is not None
 
 
 def test_a_lock_file_is_left_beside_the_database(post: Post) -> None:
