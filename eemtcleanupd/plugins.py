@@ -6,8 +6,10 @@ import copy
 import importlib
 import inspect
 import logging
+import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -63,6 +65,31 @@ def load(
     Raises:
         ConfigError: every problem that was found, a line each; or a plugin that cannot be loaded.
     """
+    folder = None if file is None else str((cwd / file).parent)
+    with _importable(folder):
+        return _load_with_plugins(file, environ=environ, options=options, cwd=cwd)
+
+
+@contextmanager
+def _importable(folder: str | None) -> Iterator[None]:
+    """Let modules beside the configuration be imported; they come last and take no other's place."""
+    if folder is None or folder in sys.path:
+        yield
+        return
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _load_with_plugins(
+    file: Path | None,
+    *,
+    environ: Mapping[str, str],
+    options: Mapping[str, tuple[object, str]] | None,
+    cwd: Path,
+) -> Loaded:
     return loading.load(
         file,
         environ=environ,

@@ -120,14 +120,19 @@ def _read(file: Path) -> str:
 
 def _refuse_depth(text: str) -> None:
     """Look at the flat stream of events first: composing deep nesting overflows the C stack."""
-    depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > _MAX_DEPTH:
-                raise _TooMuchError(f"is nested more than {_MAX_DEPTH} deep")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
+    depth, too_deep = 0, _TooMuchError(f"is nested more than {_MAX_DEPTH} deep")
+    try:
+        for event in yaml.parse(text, Loader=_Loader):
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+                if depth > _MAX_DEPTH:
+                    raise too_deep
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+    except yaml.MarkedYAMLError as error:
+        if "nesting depth" in str(error.problem):  # PyYAML 6.0.4 looks ahead and counts by itself
+            raise too_deep from None
+        raise
 
 
 def _syntax_error(name: str, error: yaml.MarkedYAMLError) -> str:

@@ -244,10 +244,10 @@ class Daemon:
     def _stop(self, reason: str) -> None:
         if self._stopping is None:
             self._stopping = reason
+            self._runner.stop()  # first: to write down anything may have to wait for a busy disk
             self._service.stopping()
             self._emit(DaemonStopping(reason))
             self._audit_if_possible("daemon_stopping", reason=reason)
-            self._runner.stop()
 
     # -- runs --------------------------------------------------------------------------------------
 

@@ -246,6 +246,17 @@ def test_an_outsiders_package_works_without_a_change_here(
     assert run_cli("check", cwd=store.path, env=environ).returncode == 0
 
 
+def test_a_module_may_lie_beside_the_configuration(store: JobStore, run_cli: RunCli, tmp_path: Path) -> None:
+    (store.path / "diary.py").write_text(
+        "from eemtcleanupd.hookspecs import hookimpl\n\n\n"
+        "@hookimpl\ndef run_finished(event):\n    return event.report.trigger\n"
+    )
+    config = store.path / "cleanup_config.yaml"
+    config.write_text("plugins: [diary]\n")
+    done = run_cli("notify-test", "diary", "--config", config, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "diary: ok: notify-test\n")
+
+
 def test_a_broken_package_that_is_installed_stops_nothing_once_it_is_blocked(
     store: JobStore, run_cli: RunCli, tmp_path: Path
 ) -> None:
