@@ -47,3 +47,9 @@ class AuditError(CleanupError):
     """What is done cannot be written into the audit log, so it is not done."""
 
     exit_code = 3
+
+
+class TrashError(CleanupError):
+    """What is asked of the trash cannot be done; nothing has changed."""
+
+    exit_code = 1

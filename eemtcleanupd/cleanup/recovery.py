@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 
 from eemtcleanupd.cleanup.pipeline import Claimed, Pipeline, Tools, facts
 from eemtcleanupd.deletion.trash import doomed_name
@@ -47,16 +48,20 @@ def _recover_one(tools: Tools, pipeline: Pipeline, intent: Intent) -> None:
     pipeline.submit(job)
 
 
-def purge_expired(tools: Tools, pipeline: Pipeline) -> None:
-    """Delete what has been in the trash for longer than its grace, oldest first."""
+def purge_expired(tools: Tools, pipeline: Pipeline, trashed_before: datetime | None = None) -> None:
+    """Delete what has been in the trash for longer than its grace (or since some time), oldest first."""
+
+    def due() -> list[Intent]:
+        return tools.ledger.expired_trash(tools.clock(), _PURGE_PAGE, trashed_before=trashed_before)
+
     while not tools.stop.is_set():
-        expired = tools.ledger.expired_trash(tools.clock(), _PURGE_PAGE)
+        expired = due()
         if not expired:
             return
         purge(tools, pipeline, expired)
         before = {intent.id for intent in expired}
         pipeline.finish()
-        if before & {intent.id for intent in tools.ledger.expired_trash(tools.clock(), _PURGE_PAGE)}:
+        if before & {intent.id for intent in due()}:
             return  # what could not be deleted now is tried again by the next run
 
 

@@ -59,8 +59,9 @@ class RunRequest:
     """What is asked of one run.
 
     ``skip_larger_than_bytes`` leaves bigger jobs to another run.  ``only_trash`` cleans no job, it only
-    empties the trash of what has outlived its grace.  ``pressure`` makes it go on, ahead of the retention,
-    until the disk is no longer full; then nothing waits in the trash.
+    empties the trash of what has outlived its grace, or has been there for ``purge_older_than``.
+    ``pressure`` makes it go on, ahead of the retention, until the disk is no longer full; then nothing waits
+    in the trash.
     """
 
     user: str
@@ -69,6 +70,7 @@ class RunRequest:
     force: bool = False
     skip_larger_than_bytes: int | None = None
     only_trash: bool = False
+    purge_older_than: timedelta | None = None
     pressure: Pressure | None = None
 
 
@@ -361,7 +363,8 @@ class _Run:
 
     def _work(self, opened: _Opened, tools: Tools, pipeline: Pipeline) -> CensusResult:
         in_hand = recover(tools, pipeline)
-        purge_expired(tools, pipeline)
+        older = self._request.purge_older_than
+        purge_expired(tools, pipeline, None if older is None else opened.started - older)
         if self._request.only_trash:
             return CensusResult(0, 0)
         report_unowned(tools)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from eemtcleanupd.cli.common import caller, open_audited, store_options
+from eemtcleanupd.cli.common import caller, open_audited, open_ledger, store_options
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.model import Hold
 from eemtcleanupd.units import printable
@@ -63,3 +64,31 @@ def release(job_id: str, config_file: Path | None, db_path: str | None) -> int:
         released = ledger.exists() and ledger.release(job_id)
     click.echo(f"Job {printable(job_id)} is " + ("released" if released else "not held"))
     return 0 if released else 1
+
+
+@click.command()
+@store_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def holds(config_file: Path | None, db_path: str | None, as_json: bool) -> None:
+    """List the jobs that are held, by whom, until when and why."""
+    with open_ledger(config_file, db_path) as ledger:
+        found = ledger.all_holds() if ledger.exists() else []
+    now = system_clock()
+    active = [each for each in found if each.is_active(now)]
+    if as_json:
+        document = [
+            {
+                "job_id": each.job_id,
+                "reason": each.reason,
+                "owner": each.owner,
+                "until": None if each.until is None else each.until.isoformat(),
+            }
+            for each in active
+        ]
+        click.echo(json.dumps(document, indent=2))
+        return
+    for each in active:
+        end = "for ever" if each.until is None else f"until {each.until.astimezone():%Y-%m-%d %H:%M}"
+        click.echo(f"{printable(each.job_id)} {end}, by {printable(each.owner)}: {printable(each.reason)}")
+    if not active:
+        click.echo("No job is held.")

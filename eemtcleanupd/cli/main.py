@@ -29,6 +29,8 @@ COMMANDS: Final = {
     "release": ("eemtcleanupd.cli.hold", "Take a hold off a job."),
     "run": ("eemtcleanupd.cli.run", "Run the daemon: clean on schedule until SIGTERM."),
     "status": ("eemtcleanupd.cli.status", "Show how the daemon and the job store are."),
+    "trash": ("eemtcleanupd.cli.trash", "List, restore or purge what waits in the trash."),
+    "holds": ("eemtcleanupd.cli.hold", "List the jobs that are held."),
     "stop": ("eemtcleanupd.cli.control", "Stop the daemon in order."),
 }
 """Command name to the module that defines a click command of that name, and its line in ``--help``."""

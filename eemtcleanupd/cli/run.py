@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,7 +81,7 @@ def _live(
 @contextmanager
 def _signals(put: Callable[..., None]) -> Iterator[None]:
     """Turn signals into messages and nothing else; the handlers from before come back at the end."""
-    from eemtcleanupd.daemon.inbox import DumpThreads, Reload, RunWanted, Stop  # noqa: PLC0415
+    from eemtcleanupd.daemon.inbox import DumpThreads, Reload, RunWanted, Stop, Woken  # noqa: PLC0415
 
     def end(number: int, _frame: FrameType | None) -> None:
         put(Stop(signal.Signals(number).name))
@@ -97,10 +98,37 @@ def _signals(put: Callable[..., None]) -> Iterator[None]:
     }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield
+        with _awake(lambda: put(Woken())):
+            yield
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+@contextmanager
+def _awake(nudge: Callable[[], None]) -> Iterator[None]:
+    """Call something at once when a signal arrives, from a thread that only waits for that.
+
+    Handlers run in the main thread between two of its bytecodes.  A signal that arrives in the moment before
+    it begins to wait for a message does not interrupt the wait, and would only be seen when that is over.
+    """
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(writing, False)
+
+    def watch() -> None:
+        while os.read(reading, 64):
+            nudge()
+
+    thread = threading.Thread(target=watch, name="signals", daemon=True)
+    thread.start()
+    old = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(old)
+        os.close(writing)
+        thread.join()
+        os.close(reading)
 
 
 @contextmanager

@@ -65,6 +65,11 @@ class DumpThreads:
 
 
 @dataclass(frozen=True, slots=True)
+class Woken:
+    """A signal arrived; its handler runs now and puts here what it means."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunEnded:
     """The run is over: its report, or why there is none (``None``: it broke in a way nobody foresaw)."""
 
@@ -82,6 +87,7 @@ Message = (
     | PressureDue
     | FileDue
     | DumpThreads
+    | Woken
     | RunEnded
 )
 Put = Callable[[Message], None]

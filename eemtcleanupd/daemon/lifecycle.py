@@ -37,6 +37,7 @@ from eemtcleanupd.daemon.inbox import (
     SampleDue,
     Stop,
     TrashDue,
+    Woken,
 )
 from eemtcleanupd.daemon.runs import Runner
 from eemtcleanupd.daemon.service import ServiceManager
@@ -170,7 +171,8 @@ class Daemon:
         except queue.Empty:
             pass
         else:
-            self._act(message)
+            if not isinstance(message, Woken):  # what it was for has been put here as well
+                self._act(message)
         if self._stopping is None:
             self._triggers.call_what_is_due()
             self._look_at_settled_file()

@@ -25,6 +25,14 @@ class Root:
     device: int
     inode: int
 
+    def has(self, name: str) -> bool:
+        """Tell whether there is an entry of this name, be it a dangling link."""
+        try:
+            os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
     def close(self) -> None:
         """Close the descriptor."""
         os.close(self.fd)

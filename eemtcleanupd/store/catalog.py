@@ -217,6 +217,14 @@ class Catalog:
             )
         )
 
+    def mark_uncleaned(self, connection: Connection, job_id: str) -> None:
+        """Record in the job's row that its data is there again; its size stays as it was measured."""
+        connection.execute(
+            update(self._jobs)
+            .where(self._jobs.c[self._id] == job_id)
+            .values(data_cleaned_at=None, cleanup_summary=None)
+        )
+
     def set_size(self, connection: Connection, job_id: str, size_bytes: int) -> None:
         """Record the measured size of a job that still has its data."""
         connection.execute(

@@ -83,6 +83,7 @@ class Intent:
     purge_after: datetime | None = None
     error: str | None = None
     size_bytes: int = 0
+    created_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,17 +259,30 @@ class Ledger:
         """Return the work that an interrupted run, or one with errors, left."""
         return self._intents(select(INTENTS).where(INTENTS.c.state == IntentState.OPEN))
 
-    def expired_trash(self, now: datetime, limit: int, *, early: bool = False) -> list[Intent]:
+    def trash_of(self, job_id: str | None = None) -> list[Intent]:
+        """Return what waits in the trash, of one job or of all, the first to go first."""
+        statement = select(INTENTS).where(INTENTS.c.state == IntentState.TRASHED)
+        if job_id is not None:
+            statement = statement.where(INTENTS.c.job_id == job_id)
+        return self._intents(statement.order_by(INTENTS.c.purge_after, INTENTS.c.id))
+
+    def expired_trash(
+        self, now: datetime, limit: int, *, early: bool = False, trashed_before: datetime | None = None
+    ) -> list[Intent]:
         """Return trashed jobs whose grace has passed at ``now`` and that nobody holds, oldest first.
 
-        With ``early`` those whose grace has not passed count too.
+        With ``early`` those whose grace has not passed count too, or with ``trashed_before`` those that have
+        been in the trash since then.
         """
+        early = early or trashed_before is not None
+        since = None if trashed_before is None else utc_timestamp(trashed_before)
         due = utc_timestamp(now)
         held = select(HOLDS.c.job_id).where((HOLDS.c.until.is_(None)) | (HOLDS.c.until > due))
         return self._intents(
             select(INTENTS)
             .where(INTENTS.c.state == IntentState.TRASHED)
             .where(true() if early else INTENTS.c.purge_after <= due)
+            .where(true() if since is None else INTENTS.c.created_at <= since)
             .where((INTENTS.c.job_id.is_(None)) | INTENTS.c.job_id.not_in(held))
             .order_by(INTENTS.c.purge_after)
             .limit(limit)
@@ -314,6 +328,7 @@ class Ledger:
                 purge_after=_read_utc(row.purge_after),
                 error=row.error,
                 size_bytes=row.size_bytes,
+                created_at=_read_utc(row.created_at),
             )
             for row in rows
         ]
@@ -452,20 +467,26 @@ class Ledger:
 
     def hold(self, hold: Hold, now: datetime) -> None:
         """Set a hold, in place of an earlier one on the same job."""
+        self._database.write(lambda connection: self.set_hold(connection, hold, now))
 
-        def work(connection: Connection) -> None:
-            connection.execute(delete(HOLDS).where(HOLDS.c.job_id == hold.job_id))
-            connection.execute(
-                insert(HOLDS).values(
-                    job_id=hold.job_id,
-                    reason=hold.reason,
-                    owner=hold.owner,
-                    until=None if hold.until is None else utc_timestamp(hold.until),
-                    created_at=utc_timestamp(now),
-                )
+    def set_hold(self, connection: Connection, hold: Hold, now: datetime) -> None:
+        """Set a hold in a transaction, in place of an earlier one on the same job."""
+        connection.execute(delete(HOLDS).where(HOLDS.c.job_id == hold.job_id))
+        connection.execute(
+            insert(HOLDS).values(
+                job_id=hold.job_id,
+                reason=hold.reason,
+                owner=hold.owner,
+                until=None if hold.until is None else utc_timestamp(hold.until),
+                created_at=utc_timestamp(now),
             )
+        )
 
-        self._database.write(work)
+    def all_holds(self) -> list[Hold]:
+        """Return all holds, active or not, by job."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(HOLDS).order_by(HOLDS.c.job_id)).all()
+        return [Hold(row.job_id, row.reason, row.owner, _read_utc(row.until)) for row in rows]
 
     def release(self, job_id: str) -> bool:
         """Take a hold off; False when there was none."""

@@ -1,0 +1,130 @@
+"""``eemtcleanupd trash``: what has been cleaned and is not gone yet."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from eemtcleanupd.cli.common import caller, load_config, open_ledger, store_options
+from eemtcleanupd.clock import system_clock
+from eemtcleanupd.units import human_size, printable
+
+if TYPE_CHECKING:
+    from eemtcleanupd.store.ledger import Intent
+
+
+@click.group()
+def trash() -> None:
+    """List, restore or purge what waits in the trash (see trash.grace_hours)."""
+
+
+@trash.command("list")
+@store_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(config_file: Path | None, db_path: str | None, as_json: bool) -> None:
+    """List what waits in the trash, the first to go first."""
+    with open_ledger(config_file, db_path) as ledger:
+        intents = ledger.trash_of() if ledger.exists() else []
+    if as_json:
+        click.echo(json.dumps([_document(intent) for intent in intents], indent=2))
+        return
+    for intent in intents:
+        labels = ", ".join(printable(found.label) for found, _ in intent.items)
+        goes = (
+            "" if intent.purge_after is None else f", goes {intent.purge_after.astimezone():%Y-%m-%d %H:%M}"
+        )
+        job = printable(intent.job_id) or "no job"
+        click.echo(f"{job} ({intent.status or 'orphan'}, {human_size(intent.size_bytes)}{goes}): {labels}")
+    if not intents:
+        click.echo("The trash is empty.")
+
+
+def _document(intent: Intent) -> dict[str, Any]:
+    return {
+        "job_id": intent.job_id or None,
+        "status": intent.status,
+        "bytes": intent.size_bytes,
+        "run_id": intent.run_id,
+        "trashed_at": None if intent.created_at is None else intent.created_at.isoformat(),
+        "purge_after": None if intent.purge_after is None else intent.purge_after.isoformat(),
+        "artifacts": [found.label for found, _ in intent.items],
+    }
+
+
+@trash.command()
+@click.argument("job_id", metavar="JOB")
+@click.option(
+    "--only", multiple=True, metavar="ARTIFACT", help="Restore this one, as list shows it; repeatable."
+)
+@click.option("--no-hold", is_flag=True, help="Let the next run take it again if it is due.")
+@store_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def restore(  # noqa: PLR0917  (click passes them by name)
+    job_id: str,
+    only: tuple[str, ...],
+    no_hold: bool,
+    config_file: Path | None,
+    db_path: str | None,
+    as_json: bool,
+) -> None:
+    """Put the data of JOB back where it was, never over something that is there now.
+
+    The job counts as not cleaned again, and is held for its retention once more, counted from now.
+    """
+    config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
+    from eemtcleanupd.cleanup.restoring import restore as put_back  # noqa: PLC0415
+    from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
+
+    restored = put_back(
+        config,
+        job_id,
+        only={label.rstrip("/") for label in only},
+        hold=not no_hold,
+        user=caller(),
+        guards=PluginSet(config),
+        clock=system_clock,
+    )
+    labels = [found.label for found in restored.artifacts]
+    until = restored.held_until
+    if as_json:
+        held = None if until is None else until.isoformat()
+        click.echo(json.dumps({"job_id": job_id, "restored": labels, "held_until": held}, indent=2))
+        return
+    for label in labels:
+        click.echo(f"Restored {printable(label)}")
+    if until is not None:
+        click.echo(f"Job {printable(job_id)} is held until {until.astimezone():%Y-%m-%d %H:%M} (see release)")
+
+
+@trash.command()
+@click.option("--older-than", type=float, metavar="HOURS", help="Only what has been there for so long.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@store_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def purge(
+    older_than: float | None, yes: bool, config_file: Path | None, db_path: str | None, as_json: bool
+) -> int:
+    """Delete what is in the trash now, whether its grace has passed or not; held jobs stay."""
+    if older_than is not None and older_than < 0:
+        raise click.UsageError("--older-than is a number of hours, 0 or more")
+    config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
+    from eemtcleanupd.cleanup import RunRequest, clean  # noqa: PLC0415
+    from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
+
+    if not yes and sys.stdin.isatty():
+        click.confirm("What is purged is gone for ever. Purge the trash?", abort=True)
+    age = timedelta(hours=older_than or 0)
+    request = RunRequest(user=caller(), trigger="trash", only_trash=True, purge_older_than=age)
+    report = clean(config, request, emit=lambda _: None, guards=PluginSet(config))
+    gone = report.trash_purged
+    if as_json:
+        document = {"purged": gone.jobs, "bytes_freed": gone.bytes_freed, "errors": report.errors}
+        click.echo(json.dumps(document, indent=2))
+    else:
+        click.echo(f"Purged {gone.jobs} items, {human_size(gone.bytes_freed)} freed, {report.errors} errors")
+    return 1 if report.errors else 0

@@ -1,0 +1,179 @@
+"""What is in the trash comes back as if nothing had happened, also when it is interrupted."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eemtcleanupd.cleanup.guards import NoGuards
+from eemtcleanupd.cleanup.restoring import Restored, restore
+from eemtcleanupd.deletion.trash import Trash
+from eemtcleanupd.errors import LockHeldError, TrashError
+from eemtcleanupd.store.lock import run_lock
+from tests.cleanup.conftest import JobStore
+
+GRACE: dict[str, Any] = {"trash__grace_hours": 24}
+
+
+def put_back(store: JobStore, job_id: str, *only: str, hold: bool = False) -> Restored:
+    return restore(
+        store.config(**GRACE),
+        job_id,
+        only={each.rstrip("/") for each in only},
+        hold=hold,
+        user="ann",
+        guards=NoGuards(),
+        clock=lambda: store.now,
+    )
+
+
+def without_trash(store: JobStore) -> dict[str, bytes | None]:
+    return {
+        path: data
+        for path, data in store.snapshot().items()
+        if ".eemtcleanupd" not in path and "jobs.db" not in path
+    }
+
+
+def columns(store: JobStore) -> list[tuple[object, ...]]:
+    return store.sql(
+        "SELECT id, status, completed_at, dem_filename, data_cleaned_at, cleanup_summary FROM jobs"
+    )
+
+
+@pytest.fixture
+def trashed(store: JobStore) -> JobStore:
+    store.job("a", dem="dem.tif")
+    store.upload("dem.tif")
+    store.run(trash__grace_hours=0, retention__successful_jobs__hours=100_000)  # the columns are there
+    return store
+
+
+def test_everything_is_where_it_was_and_the_row_as_it_was(trashed: JobStore) -> None:
+    before, rows = without_trash(trashed), columns(trashed)
+    trashed.run(**GRACE)
+    assert trashed.cleaned() == {"a"}
+    done = put_back(trashed, "a")
+    assert sorted(found.label for found in done.artifacts) == ["results/a/", "uploads/dem.tif"]
+    assert without_trash(trashed) == before
+    assert columns(trashed) == rows
+    assert trashed.sql("SELECT * FROM cleanup_intents") == []
+
+
+def test_a_restored_job_is_held_for_its_retention_once_more(trashed: JobStore) -> None:
+    trashed.run(**GRACE)
+    assert put_back(trashed, "a", hold=True).held_until == trashed.now + timedelta(hours=168)
+    trashed.run(**GRACE)
+    assert trashed.results("a").exists()
+    trashed.now += timedelta(hours=169)
+    trashed.run(**GRACE)
+    assert not trashed.results("a").exists()
+
+
+def test_a_single_artifact_comes_back_and_the_rest_waits_while_the_job_is_held(trashed: JobStore) -> None:
+    trashed.run(**GRACE)
+    put_back(trashed, "a", "results/a/", hold=True)
+    assert trashed.results("a").exists()
+    assert not (trashed.path / "uploads/dem.tif").exists()
+    trashed.now += timedelta(hours=25)
+    trashed.run(**GRACE)
+    assert len(trashed.trash()) == 1
+    assert trashed.results("a").exists()
+    assert trashed.cleaned() == set()
+    put_back(trashed, "a")
+    assert (trashed.path / "uploads/dem.tif").exists()
+
+
+def test_nothing_is_put_over_what_is_there_now(trashed: JobStore) -> None:
+    trashed.run(**GRACE)
+    trashed.results("a").mkdir()
+    before = trashed.snapshot()
+    with pytest.raises(TrashError, match=r"results/a/ cannot be restored: there is one already"):
+        put_back(trashed, "a")
+    assert trashed.snapshot() == before
+    assert trashed.cleaned() == {"a"}
+
+
+def test_what_is_not_in_the_trash_is_a_clear_error(trashed: JobStore) -> None:
+    with pytest.raises(TrashError, match="nothing of job a is in the trash"):
+        put_back(trashed, "a")
+    trashed.run(**GRACE)
+    with pytest.raises(TrashError, match=r"of job a there is results/a/, uploads/dem.tif"):
+        put_back(trashed, "a", "results/b/")
+
+
+def test_it_waits_for_no_run(trashed: JobStore) -> None:
+    trashed.run(**GRACE)
+    with run_lock(trashed.path / "jobs.db", "another", trashed.now), pytest.raises(LockHeldError):
+        put_back(trashed, "a")
+
+
+@pytest.mark.parametrize("killed_at", range(1, 4))
+def test_interrupted_anywhere_the_next_run_finishes_it(
+    trashed: JobStore, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    before = without_trash(trashed)
+    trashed.run(**GRACE)
+    calls = 0
+    real_restore, real_sync = Trash.restore, Trash.sync
+
+    def count() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == killed_at:
+            raise Killed
+
+    def counted(self: Trash, item: str) -> tuple[str, ...]:
+        count()
+        return real_restore(self, item)
+
+    def counted_sync(self: Trash) -> None:
+        count()
+        real_sync(self)
+
+    monkeypatch.setattr(Trash, "restore", counted)
+    monkeypatch.setattr(Trash, "sync", counted_sync)
+    with pytest.raises(Killed):
+        put_back(trashed, "a", hold=True)
+    monkeypatch.undo()
+    assert trashed.cleaned() == set()
+    trashed.run(**GRACE)
+    assert without_trash(trashed) == before
+    assert trashed.sql("SELECT * FROM cleanup_intents") == []
+
+
+def test_a_purge_takes_what_is_old_enough_and_no_held_job(store: JobStore) -> None:
+    from eemtcleanupd.cleanup import RunRequest, clean
+
+    def purge(hours: float) -> int:
+        request = RunRequest(
+            user="ann", trigger="trash", only_trash=True, purge_older_than=timedelta(hours=hours)
+        )
+        done = clean(store.config(**GRACE), request, emit=lambda _: None, clock=lambda: store.now)
+        return done.trash_purged.jobs
+
+    store.job("old")
+    store.run(**GRACE)
+    store.now += timedelta(hours=5)
+    store.job("new")
+    store.job("held")
+    store.run(**GRACE)
+    store.sql("INSERT INTO cleanup_holds (job_id) VALUES ('held')")
+    assert purge(3) == 1
+    assert purge(0) == 1
+    assert purge(0) == 0
+    assert len(store.trash()) == 1
+
+
+def test_a_symlink_in_its_place_is_something_in_its_place(trashed: JobStore, tmp_path: Path) -> None:
+    trashed.run(**GRACE)
+    os.symlink(tmp_path / "nowhere", trashed.results("a"))
+    with pytest.raises(TrashError, match="there is one already"):
+        put_back(trashed, "a")
