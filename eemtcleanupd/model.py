@@ -8,6 +8,8 @@ from enum import StrEnum
 
 TRASH_NAME = ".eemtcleanupd-trash"
 """The folder inside each root where artifacts go first (DESIGN, Words)."""
+KEEP_NAME = ".eemt-keep"
+"""A file of this name in a job's results folder keeps the job, as a hold does."""
 
 
 class RootName(StrEnum):

@@ -23,7 +23,7 @@ from sqlalchemy import Connection
 from eemtcleanupd.cleanup.guards import Guards
 from eemtcleanupd.cleanup.planning import PlannedJob, Planner
 from eemtcleanupd.clock import Clock
-from eemtcleanupd.deletion.inspection import Obstacles
+from eemtcleanupd.deletion.inspection import Obstacles, kept_by_marker
 from eemtcleanupd.deletion.logs import keep_logs
 from eemtcleanupd.deletion.pool import DeletionPool, Removed
 from eemtcleanupd.deletion.roots import Root
@@ -268,7 +268,10 @@ class Pipeline:
         tools = self._tools
         try:
             for found, _ in job.entries:
-                reason = obstacles.reason(tools.roots[found.artifact.root], found.artifact.name)
+                root = tools.roots[found.artifact.root]
+                reason = obstacles.reason(root, found.artifact.name)
+                if reason is None and found.artifact.root is RootName.RESULTS:
+                    reason = kept_by_marker(root, found.artifact.name)
                 if reason is not None:
                     self.put_back(job, [])
                     self._skip(job.job, reason)

@@ -11,6 +11,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
+from eemtcleanupd.deletion.inspection import kept_by_marker
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.model import TRASH_NAME, Artifact, Decision, Found, Hold, Job, RootName
 from eemtcleanupd.policy.ownership import Claimant, own_entries, possible_owner_ids, protector
@@ -76,6 +77,9 @@ class Planner:
             return Decision(
                 job, decision.job_class, clean=False, reason=reason, age=decision.age, notable=True
             )
+        marked = kept_by_marker(self._roots[RootName.RESULTS], job.id) if decision.clean else None
+        if marked is not None:
+            return replace(decision, clean=False, reason=marked)
         if decision.clean and (veto := self._veto(job)) is not None:
             return replace(decision, clean=False, reason=veto, notable=True, vetoed=True)
         return decision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.walk import Folder, walk
+from eemtcleanupd.model import KEEP_NAME
 from eemtcleanupd.policy.pressure import DiskUsage
 from eemtcleanupd.stop import StopFlag
 from eemtcleanupd.units import printable, shortened
@@ -66,6 +68,19 @@ class Obstacles:
                 return None
         held = _find_lock(root, name, inodes)
         return None if held is None else f"a process holds a lock on {shortened(printable(held))}"
+
+
+def kept_by_marker(root: Root, name: str) -> str | None:
+    """Return why a results folder must stay, None when there is no marker in it; in doubt it stays."""
+    try:
+        os.stat(f"{name}/{KEEP_NAME}", dir_fd=root.fd, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # then there is no such folder either
+            return None
+        return f"it cannot be seen whether its results hold {KEEP_NAME} ({error.strerror})"
+    return f"held by the file {KEEP_NAME} in its results"
 
 
 def disk_usage(root_fd: int) -> DiskUsage:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from eemtcleanupd.cleanup.pipeline import Claimed, Pipeline
 from eemtcleanupd.errors import BreakerError, LockHeldError, RootError
 from eemtcleanupd.events import Event, JobCleaned, JobFailed, JobPlanned, JobSkipped, OrphanFound, Warned
 from eemtcleanupd.model import Hold
@@ -599,3 +601,40 @@ def test_roots_that_hold_our_logs_never_give_them_to_a_job(store: JobStore) -> N
     store.run(paths__logs=str(store.path / "results/logs"))
     assert store.cleaned() == set()
     assert store.results("logs").is_dir()
+
+
+def test_a_marker_in_its_results_keeps_a_job_and_what_it_shares(store: JobStore) -> None:
+    store.job("kept", dem="dem.tif")
+    store.job("other", dem="dem.tif")
+    upload = store.upload("dem.tif")
+    (store.results("kept") / ".eemt-keep").touch()
+    dry = store.run(dry_run=True)
+    assert dry.successful.jobs == 1
+    store.run()
+    assert store.cleaned() == {"other"}
+    assert upload.exists()
+    assert ("kept", "held by the file .eemt-keep in its results") in [
+        (each.job.id, each.reason) for each in store.of(JobSkipped) if isinstance(each, JobSkipped)
+    ]
+    (store.results("kept") / ".eemt-keep").unlink()
+    store.run()
+    assert not upload.exists()
+
+
+def test_a_marker_that_comes_up_after_the_plan_keeps_the_job(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        store.job(f"job-{number}")
+    stage = Pipeline._stage
+
+    def mark_and_stage(pipeline: Pipeline, group: Sequence[Claimed]) -> list[Claimed]:
+        marker = store.results("job-1") / ".eemt-keep"
+        if not marker.is_symlink():
+            marker.symlink_to("nowhere")
+        return stage(pipeline, group)
+
+    monkeypatch.setattr(Pipeline, "_stage", mark_and_stage)
+    store.run()
+    assert store.cleaned() == {"job-0", "job-2"}
+    assert store.results("job-1").exists()
