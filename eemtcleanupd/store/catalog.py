@@ -225,6 +225,12 @@ class Catalog:
             .values(data_cleaned_at=None, cleanup_summary=None)
         )
 
+    def mark_all_uncleaned(self, connection: Connection) -> int:
+        """Record in all rows that their data has not been cleaned; returns how many said so before."""
+        cleaned = self._jobs.c.data_cleaned_at.is_not(None)
+        values = {"data_cleaned_at": None, "cleanup_summary": None}
+        return connection.execute(update(self._jobs).where(cleaned).values(values)).rowcount
+
     def set_size(self, connection: Connection, job_id: str, size_bytes: int) -> None:
         """Record the measured size of a job that still has its data."""
         connection.execute(

@@ -8,10 +8,11 @@ here holds a lock for longer than milliseconds: reads are short statements, writ
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -150,6 +151,35 @@ class Database:
             reason = str(error.orig)
             advice = next((say for word, say in _ADVICE.items() if word in reason), "")
             raise StoreError(f"the job database {self.path}: {reason}{advice}") from error
+
+    def copy_to(self, path: Path) -> None:
+        """Write a copy of the whole database as it is at one moment, while others use it.
+
+        Raises:
+            StoreError: it cannot be read, or the copy cannot be written; there is none then.
+        """
+        temporary = path.with_name(f"{path.name}.part")
+        try:
+            with closing(self._connect()) as source, closing(sqlite3.connect(temporary)) as copy:
+                source.backup(copy)
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
+        except (sqlite3.Error, OSError) as error:
+            temporary.unlink(missing_ok=True)
+            raise StoreError(f"the job database {self.path} cannot be copied to {path}: {error}") from error
+
+    def vacuum(self) -> None:
+        """Give back the space of what was deleted (VACUUM).
+
+        Raises:
+            StoreError: another program uses the database, or there is no room for it; nothing is lost.
+        """
+        try:
+            with closing(self._connect()) as connection:
+                connection.execute("VACUUM")
+        except sqlite3.Error as error:
+            raise StoreError(f"the job database {self.path} cannot be vacuumed: {error}") from error
 
     def _trace_statements(self) -> None:
         started: list[float] = []

@@ -349,6 +349,10 @@ class Ledger:
             )
         )
 
+    def clear_log(self, connection: Connection) -> int:
+        """Delete all of ``cleanup_log``; returns how many lines there were."""
+        return connection.execute(delete(LOG)).rowcount
+
     def add_audit(
         self, connection: Connection, *, job_id: str, action: str, bytes_freed: int, user: str, now: datetime
     ) -> None:

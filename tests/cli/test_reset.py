@@ -1,0 +1,65 @@
+"""``reset``: what was cleaned is forgotten, and nothing is lost by that."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from eemtcleanupd.store.lock import run_lock
+from tests.cleanup.conftest import JobStore
+from tests.conftest import RunCli
+
+
+@pytest.fixture
+def store(tmp_path: Path, run_cli: RunCli) -> JobStore:
+    store = JobStore(tmp_path / "store", now=datetime.now(UTC))
+    (store.path / "cleanup_config.yaml").write_text("database: {timezone: UTC}\n")
+    store.job("a")
+    store.job("live", "running", days=None)
+    assert run_cli("clean", cwd=store.path).returncode == 0
+    return store
+
+
+def test_it_does_what_the_documents_sql_does_and_keeps_a_copy(store: JobStore, run_cli: RunCli) -> None:
+    done = run_cli("reset", "--yes", "--json", cwd=store.path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["jobs"], told["log_lines"]) == (1, 1)
+    assert store.cleaned() == set()
+    assert store.sql("SELECT count(*) FROM cleanup_log") == [(0,)]
+    assert store.sql("SELECT count(*) FROM cleanup_runs") == [(1,)]
+    with closing(sqlite3.connect(told["copy"])) as copy:
+        assert copy.execute("SELECT id FROM jobs WHERE data_cleaned_at IS NOT NULL").fetchall() == [("a",)]
+        assert copy.execute("SELECT count(*) FROM cleanup_log").fetchone() == (1,)
+
+
+def test_it_is_in_both_audit_trails(store: JobStore, run_cli: RunCli) -> None:
+    run_cli("reset", "--yes", cwd=store.path)
+    assert '"action": "reset"' in (store.path / "logs" / "cleanup_audit.jsonl").read_text()
+    assert store.sql("SELECT count(*) FROM cleanup_audit WHERE action = 'reset'") == [(1,)]
+
+
+def test_the_next_run_cleans_the_same_again(store: JobStore, run_cli: RunCli) -> None:
+    run_cli("reset", "--yes", cwd=store.path)
+    assert run_cli("clean", cwd=store.path).returncode == 0
+    assert store.cleaned() == {"a"}
+
+
+def test_without_yes_nothing_happens(store: JobStore, run_cli: RunCli) -> None:
+    done = run_cli("reset", cwd=store.path)
+    assert done.returncode == 2
+    assert "say --yes if you mean it" in done.stderr
+    assert store.cleaned() == {"a"}
+
+
+def test_beside_a_run_nothing_happens(store: JobStore, run_cli: RunCli) -> None:
+    with run_lock(store.path / "jobs.db", "a-run", store.now):
+        done = run_cli("reset", "--yes", cwd=store.path)
+    assert done.returncode == 4
+    assert store.cleaned() == {"a"}
+    assert list(store.path.glob("*.before-reset-*")) == []
