@@ -53,3 +53,9 @@ class TrashError(CleanupError):
     """What is asked of the trash cannot be done; nothing has changed."""
 
     exit_code = 1
+
+
+class RerunError(CleanupError):
+    """A job cannot be submitted again."""
+
+    exit_code = 1

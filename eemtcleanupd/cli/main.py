@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "hold": ("eemtcleanupd.cli.hold", "Never clean a job, until a time or for ever."),
     "notify-test": ("eemtcleanupd.cli.notify_test", "Send a test to the notifiers and show their answers."),
     "reload": ("eemtcleanupd.cli.control", "Let the daemon read its configuration again."),
+    "rerun": ("eemtcleanupd.cli.rerun", "Submit a job again, from its preserved configuration."),
     "reset": ("eemtcleanupd.cli.reset", "Forget which jobs were cleaned, after a copy of the database."),
     "roots": ("eemtcleanupd.cli.roots", "Show the folders of the last run, or accept new ones."),
     "release": ("eemtcleanupd.cli.hold", "Take a hold off a job."),

@@ -1,0 +1,101 @@
+"""``rerun``: a job again, through the web interface's own API."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from pytest_httpserver import HTTPServer
+from werkzeug import Request, Response
+
+from tests.cleanup.conftest import JobStore
+from tests.conftest import RunCli
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "rerun_job.py"
+PARAMETERS = '{"step": 15.0, "linke_value": 3.0, "num_threads": 4, "start_year": 2018, "more": 1}'
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    store = JobStore(tmp_path / "store", now=datetime.now(UTC))
+    store.job("a", dem="dem.tif", workflow="eemt")
+    store.sql("UPDATE jobs SET parameters = ?", PARAMETERS)
+    return store
+
+
+@pytest.fixture
+def interface(httpserver: HTTPServer) -> dict[str, object]:
+    """The two calls of the web interface; what they got is in here."""
+    got: dict[str, object] = {}
+
+    def upload(request: Request) -> Response:
+        got["file"] = request.files["file"].read()
+        return Response('{"filename": "new_dem.tif"}', content_type="application/json")
+
+    def submit(request: Request) -> Response:
+        got["form"] = request.form.to_dict()
+        return Response('{"job_id": "b"}', content_type="application/json")
+
+    httpserver.expect_request("/api/upload-file", method="POST").respond_with_handler(upload)
+    httpserver.expect_request("/api/submit-job", method="POST").respond_with_handler(submit)
+    return got
+
+
+FORM = {
+    "workflow_type": "eemt",
+    "step": "15.0",
+    "linke_value": "3.0",
+    "num_threads": "4",
+    "start_year": "2018",
+}
+
+
+def test_a_job_whose_upload_is_there_is_submitted_with_it(
+    store: JobStore, run_cli: RunCli, httpserver: HTTPServer, interface: dict[str, object]
+) -> None:
+    store.upload("dem.tif")
+    done = run_cli("rerun", "a", "--url", httpserver.url_for(""), cwd=store.path)
+    assert (done.returncode, done.stdout) == (0, "Job a was submitted again as b\n"), done.stderr
+    assert interface == {"form": {**FORM, "uploaded_filename": "dem.tif"}}
+    assert '"action": "rerun"' in (store.path / "logs" / "cleanup_audit.jsonl").read_text()
+
+
+def test_another_elevation_model_is_uploaded_first(
+    store: JobStore, run_cli: RunCli, httpserver: HTTPServer, interface: dict[str, object], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.tif").write_bytes(b"raster" * 100_000)
+    url = httpserver.url_for("")
+    done = run_cli("rerun", "a", "--dem", tmp_path / "mine.tif", "--url", url, cwd=store.path)
+    assert done.returncode == 0, done.stderr
+    assert interface["file"] == b"raster" * 100_000
+    assert interface["form"] == {**FORM, "uploaded_filename": "new_dem.tif"}
+
+
+def test_the_documents_script_does_the_same(
+    store: JobStore, httpserver: HTTPServer, interface: dict[str, object]
+) -> None:
+    store.upload("dem.tif")
+    command = [sys.executable, str(SCRIPT), "--job-id", "a", "--url", httpserver.url_for("")]
+    done = subprocess.run(command, cwd=store.path, capture_output=True, text=True, check=True)
+    assert done.stdout == "Job a was submitted again as b\n"
+    assert interface["form"] == {**FORM, "uploaded_filename": "dem.tif"}
+
+
+def test_what_cannot_be_is_one_clear_error(store: JobStore, run_cli: RunCli, httpserver: HTTPServer) -> None:
+    httpserver.expect_request("/api/submit-job").respond_with_data("bad step", status=422)
+    gone = run_cli("rerun", "a", cwd=store.path)
+    assert gone.returncode == 1
+    assert "the upload dem.tif of job a is gone: name its elevation model with --dem FILE" in gone.stderr
+    store.upload("dem.tif")
+    for arguments, message in (
+        (("nobody",), "the job database has no job nobody"),
+        (("a", "--url", "http://127.0.0.1:9"), "cannot be reached (ConnectionError); name it with --url"),
+        (("a", "--url", httpserver.url_for("")), "422 bad step"),
+    ):
+        done = run_cli("rerun", *arguments, cwd=store.path)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
