@@ -102,11 +102,12 @@ def restore(
             catalog.mark_uncleaned(connection, job_id)
             for opened, left in chosen:
                 if opened.items:
-                    ledger.drop_intents(connection, [opened.id])
+                    ledger.drop_intents(connection, [left.id])
                     ledger.add_intents(connection, [opened], now)
                     if left.items:
                         ledger.add_intents(connection, [left], now)
-            if until is not None:
+            held = ledger.holds(connection, [job_id]).get(job_id)
+            if until is not None and (held is None or not held.is_active(until)):
                 ledger.set_hold(connection, Hold(job_id, "restored from the trash", user, until), now)
 
         def end(connection: Connection) -> None:
@@ -128,8 +129,16 @@ def _chosen(intent: Intent, only: Collection[str]) -> tuple[Intent, Intent]:
     """Split an intent into what is to be put back, open, and what stays in the trash."""
     wanted = [pair for pair in intent.items if not only or pair[0].label.rstrip("/") in only]
     rest = tuple(pair for pair in intent.items if pair not in wanted)
-    opened = replace(intent, items=tuple(wanted), state=IntentState.OPEN, purge_after=None, size_bytes=0)
-    return opened, replace(intent, id=f"{intent.id}.rest", items=rest)
+    # The items in the trash are named after the intent, so what stays there keeps its id.
+    opened = replace(
+        intent,
+        id=f"{intent.id}.back" if rest else intent.id,
+        items=tuple(wanted),
+        state=IntentState.OPEN,
+        purge_after=None,
+        size_bytes=0,
+    )
+    return opened, replace(intent, items=rest)
 
 
 def _insist_on_room(

@@ -13,6 +13,7 @@ from eemtcleanupd.cleanup.guards import NoGuards
 from eemtcleanupd.cleanup.restoring import Restored, restore
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.errors import LockHeldError, TrashError
+from eemtcleanupd.events import Warned
 from eemtcleanupd.store.lock import run_lock
 from tests.cleanup.conftest import JobStore
 
@@ -74,6 +75,14 @@ def test_a_restored_job_is_held_for_its_retention_once_more(trashed: JobStore) -
     assert not trashed.results("a").exists()
 
 
+@pytest.mark.parametrize("until", [None, "2030-01-01 00:00:00"])
+def test_a_longer_hold_of_a_person_stays(trashed: JobStore, until: str | None) -> None:
+    trashed.run(**GRACE)
+    trashed.sql("INSERT INTO cleanup_holds (job_id, reason, until) VALUES ('a', 'thesis', ?)", until)
+    put_back(trashed, "a", hold=True)
+    assert trashed.sql("SELECT reason, until FROM cleanup_holds") == [("thesis", until)]
+
+
 def test_a_single_artifact_comes_back_and_the_rest_waits_while_the_job_is_held(trashed: JobStore) -> None:
     trashed.run(**GRACE)
     put_back(trashed, "a", "results/a/", hold=True)
@@ -84,6 +93,7 @@ def test_a_single_artifact_comes_back_and_the_rest_waits_while_the_job_is_held(t
     assert len(trashed.trash()) == 1
     assert trashed.results("a").exists()
     assert trashed.cleaned() == set()
+    assert trashed.of(Warned) == [], "what is in the trash is still known"
     put_back(trashed, "a")
     assert (trashed.path / "uploads/dem.tif").exists()
 
