@@ -126,6 +126,12 @@ class Delivery:
 
     def tell(self, event: Event) -> None:
         """Put an event into the outbox of each notifier that wants it; never raises, never waits long."""
+        try:
+            self._tell(event)
+        except Exception:  # whatever it is, it must not end the run that tells it
+            log.exception("Notifiers were not told of %s", type(event).__name__)
+
+    def _tell(self, event: Event) -> None:
         hook = HOOKS.get(type(event))
         if hook is None or self._plugins is None:
             return

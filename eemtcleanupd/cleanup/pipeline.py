@@ -336,7 +336,7 @@ class Pipeline:
         with tools.database.read() as connection:
             changed = self._changed(connection, jobs)
             claimants = tools.planner.claimants(connection, artifacts)
-        going = {job.id for job in jobs} | self.in_flight()
+        going = {job.id for job in jobs if job.id not in changed} | self.in_flight()
         confirmed = []
         for job in group:
             if job.job.id in changed and job.intent.kind is IntentKind.JOB:

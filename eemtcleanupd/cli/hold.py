@@ -60,8 +60,10 @@ def hold(
 def release(job_id: str, config_file: Path | None, db_path: str | None) -> int:
     """Take the hold off JOB."""
     with open_audited(config_file, db_path) as (ledger, audit):
-        audit("release", job_id=printable(job_id))
-        released = ledger.exists() and ledger.release(job_id)
+        released = ledger.exists() and any(each.job_id == job_id for each in ledger.all_holds())
+        if released:
+            audit("release", job_id=printable(job_id))
+            ledger.release(job_id)
     click.echo(f"Job {printable(job_id)} is " + ("released" if released else "not held"))
     return 0 if released else 1
 

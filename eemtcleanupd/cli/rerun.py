@@ -62,11 +62,14 @@ def rerun(  # noqa: PLR0917  (click passes them by name)
     from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
 
     details = {"job_id": printable(wanted), "url": url, "dem": None if dem is None else printable(str(dem))}
-    PluginSet(config).audit([AuditEntry(system_clock(), caller(), "rerun", details)])
+    plugins = PluginSet(config)
+    plugins.audit([AuditEntry(system_clock(), caller(), "rerun_requested", details)])
     base = url.rstrip("/")
     name = kept.dem_filename if dem is None else _upload(base, dem)
     answer = _post(f"{base}/api/submit-job", data={**form, "uploaded_filename": name})
     new = answer.get("job_id") or answer.get("id")
+    done = {**details, "new_job_id": printable(str(new))}
+    plugins.audit([AuditEntry(system_clock(), caller(), "rerun", done)])
     if as_json:
         click.echo(json.dumps({"job_id": wanted, "new_job_id": new, "answer": answer}, indent=2))
     else:

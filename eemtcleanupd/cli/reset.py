@@ -51,13 +51,15 @@ def reset(yes: bool, config_file: Path | None, db_path: str | None, as_json: boo
         ledger.create_tables()
         copy = path.with_name(f"{path.name}.before-reset-{now.astimezone():%Y%m%dT%H%M%S}")
         database.copy_to(copy)
-        plugins.audit([AuditEntry(now, caller(), "reset", {"copy": printable(str(copy))})])
+        details = {"copy": printable(str(copy))}
 
         def work(connection: Connection) -> tuple[int, int]:
             ledger.add_audit(
                 connection, job_id="", action="reset", bytes_freed=0, user=caller(), now=system_clock()
             )
-            return catalog.mark_all_uncleaned(connection), ledger.clear_log(connection)
+            done = catalog.mark_all_uncleaned(connection), ledger.clear_log(connection)
+            plugins.audit([AuditEntry(now, caller(), "reset", details)])  # if it fails, nothing is committed
+            return done
 
         jobs, lines = database.write(work)
         try:

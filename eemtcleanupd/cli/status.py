@@ -53,7 +53,7 @@ def _document(config: Config, holder: Holder | None, told: DaemonStatus | None) 
     )
     try:
         ledger = Ledger(database)
-        has_ledger = ledger.exists()
+        has_ledger = ledger.is_current()
         last = ledger.runs(1)[:1] if has_ledger else []
         by_class = ledger.storage_by_class() if has_ledger else {}
         waiting, waiting_bytes, first_goes = ledger.trash() if has_ledger else (0, 0, None)

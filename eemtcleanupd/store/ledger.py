@@ -15,7 +15,9 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
+    Column,
     Connection,
+    Table,
     delete,
     desc,
     func,
@@ -26,6 +28,7 @@ from sqlalchemy import (
     true,
     update,
 )
+from sqlalchemy.schema import CreateColumn
 
 from eemtcleanupd.events import StoragePoint, StorageState, Total
 from eemtcleanupd.model import Artifact, Found, Hold, JobClass, RootName
@@ -145,11 +148,32 @@ class Ledger:
             return bool(found.scalar_one())
 
     def create_tables(self) -> None:
-        """Create what is missing."""
+        """Create what is missing, also columns that an earlier version did not have."""
+        if self.is_current():
+            return
+
+        def work(connection: Connection) -> None:
+            METADATA.create_all(connection)
+            for table, column in self._missing(connection):
+                definition = CreateColumn(column).compile(dialect=connection.dialect)
+                connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
+
+        self._database.write(work)
+
+    def is_current(self) -> bool:
+        """Tell whether all our tables are there with all their columns."""
         with self._database.read() as connection:
-            there = set(inspect(connection).get_table_names())
-        if not there.issuperset(METADATA.tables):
-            self._database.write(METADATA.create_all)
+            return not any(self._missing(connection))
+
+    @staticmethod
+    def _missing(connection: Connection) -> list[tuple[Table, Column[Any]]]:
+        there = inspect(connection)
+        names = set(there.get_table_names())
+        found = []
+        for table in METADATA.sorted_tables:
+            known = {each["name"] for each in there.get_columns(table.name)} if table.name in names else set()
+            found += [(table, column) for column in table.columns if column.name not in known]
+        return found
 
     # -- runs --------------------------------------------------------------------------------------
 

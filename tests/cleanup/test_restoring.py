@@ -187,3 +187,14 @@ def test_a_symlink_in_its_place_is_something_in_its_place(trashed: JobStore, tmp
     os.symlink(tmp_path / "nowhere", trashed.results("a"))
     with pytest.raises(TrashError, match="there is one already"):
         put_back(trashed, "a")
+
+
+def test_a_ledger_of_an_earlier_version_gets_what_it_lacks(trashed: JobStore) -> None:
+    trashed.run(**GRACE)
+    for table in ("cleanup_totals", "cleanup_outbox", "cleanup_notifiers"):
+        trashed.sql(f"DROP TABLE {table}")
+    trashed.sql("ALTER TABLE cleanup_intents DROP COLUMN size_bytes")
+    trashed.now += timedelta(hours=25)
+    trashed.run(**GRACE)
+    assert trashed.trash() == []
+    assert trashed.sql("SELECT count(size_bytes) FROM cleanup_intents") == [(0,)]

@@ -638,3 +638,23 @@ def test_a_marker_that_comes_up_after_the_plan_keeps_the_job(
     store.run()
     assert store.cleaned() == {"job-0", "job-2"}
     assert store.results("job-1").exists()
+
+
+def test_an_upload_stays_with_a_job_that_changed_after_the_claim(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = store.upload("dem.tif")
+    store.job("changed", dem="dem.tif", days=11)
+    store.job("other", dem="dem.tif", days=10)
+    stage = Pipeline._stage
+
+    def change_and_stage(pipeline: Pipeline, group: Sequence[Claimed]) -> list[Claimed]:
+        staged = stage(pipeline, group)
+        store.sql("UPDATE jobs SET workflow_type = 'eemt' WHERE id = 'changed'")
+        return staged
+
+    monkeypatch.setattr(Pipeline, "_stage", change_and_stage)
+    store.run()
+    assert store.cleaned() == {"other"}
+    assert store.results("changed").exists()
+    assert upload.exists()

@@ -254,6 +254,7 @@ def test_what_people_do_is_written_down_by_their_name(run_cli: RunCli, store: Jo
     store.job("a")
     assert run_cli("hold", "a", "--reason", "thesis", cwd=store.path).returncode == 0
     assert run_cli("release", "a", cwd=store.path).returncode == 0
+    assert run_cli("release", "a", cwd=store.path).returncode == 1
     lines = lines_of(store)
     assert [line["action"] for line in lines] == ["hold", "release"]
     assert lines[0]["user"] == "root" if os.getuid() == 0 else lines[0]["user"]

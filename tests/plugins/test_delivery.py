@@ -408,3 +408,16 @@ def test_many_jobs_are_told_in_their_order_and_from_memory(
     delivery.close()
     assert told.read_text().split() == [f"job-{number}" for number in range(2000)]
     assert store.sql("SELECT count(*) FROM sqlite_master WHERE name = 'cleanup_outbox'") == [(0,)]
+
+
+def test_a_fault_of_our_own_ends_no_run(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(event: Event) -> str:
+        raise TypeError(event)
+
+    delivery = post.open()
+    monkeypatch.setattr(delivery_module, "encode", broken)
+    delivery.tell(FINISHED)
+    monkeypatch.undo()
+    delivery.tell(FINISHED)
+    assert delivery.drain(10)
+    assert post.letters() == ["RunFinished"]
