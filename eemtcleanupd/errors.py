@@ -55,6 +55,12 @@ class TrashError(CleanupError):
     exit_code = 1
 
 
+class BackupError(CleanupError):
+    """A backup cannot be written, read or restored; the job's data stays where it is."""
+
+    exit_code = 1
+
+
 class RerunError(CleanupError):
     """A job cannot be submitted again."""
 

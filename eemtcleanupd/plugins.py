@@ -20,7 +20,7 @@ from pydantic import BaseModel, SecretStr, create_model
 
 from eemtcleanupd.config import Config, Loaded, loading
 from eemtcleanupd.config.notifier import NotifierSettings, Occasion, Occasions, PluginSettings
-from eemtcleanupd.config.schema import Schema
+from eemtcleanupd.config.schema import BackupConfig, Schema
 from eemtcleanupd.errors import AuditError, ConfigError
 from eemtcleanupd.events import AuditEntry
 from eemtcleanupd.hookspecs import EVENT_HOOKS, NOTIFY_COVERS, PROJECT, ArtifactPath, Hooks
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 # Named here and not only as entry points: the audit log must not be missing because metadata is.
 _OURS: Final = {
+    "backup": "eemtcleanupd.backup:Backup",
     "email": "eemtcleanupd.notifiers.email",
     "slack": "eemtcleanupd.notifiers.slack",
     "audit_log": "eemtcleanupd.notifiers.audit_log:AuditLog",
@@ -39,6 +40,8 @@ _OURS: Final = {
     "ping": "eemtcleanupd.notifiers.ping",
     "apprise": "eemtcleanupd.notifiers.apprise",
 }
+# Ours whose settings are a block of their own, not one below ``notifications:``.
+_BLOCKS: Final = {"backup": "backup", "prometheus": "metrics"}
 _VETO_SECONDS = 10.0
 _BEFORE_STAGE_SECONDS = 3600.0
 
@@ -180,8 +183,8 @@ def _hook(implementation: Any) -> str:
 
 def _settings_model(name: str, origin: str, model: Any, hooks: set[str]) -> type[PluginSettings] | None:
     """Return the model of a plugin's block: its own, with the keys that all plugins, or notifiers, have."""
-    if name == "prometheus":
-        return None  # its settings are the block ``metrics``
+    if name in _BLOCKS:
+        return None
     base = NotifierSettings if hooks & set(EVENT_HOOKS) else PluginSettings
     if model is None:
         return _Plain if base is NotifierSettings else _PlainGuard
@@ -240,7 +243,7 @@ class PluginSet:
         self._veto_hangs: dict[str, threading.Thread] = {}
         for found in discover(config.plugins, config.blocked_plugins):
             settings = self._settings_of(found)
-            if isinstance(settings, PluginSettings) and not settings.enabled:
+            if isinstance(settings, PluginSettings | BackupConfig) and not settings.enabled:
                 continue
             if found.model is not None and settings is None:
                 continue  # it has keys without a default, and no block
@@ -253,10 +256,12 @@ class PluginSet:
                 and self.listener(found.name, "digest") is None
             ):
                 raise ConfigError(f"notifications.{found.name}.digest: it cannot send digests: leave it out")
+        if config.backup.enabled and "backup" not in self._targets:
+            raise ConfigError("backup.enabled is true, but blocked_plugins leaves backup out: choose one")
 
     def _settings_of(self, found: FoundPlugin) -> Any:
-        if found.name == "prometheus":
-            return self._config.metrics
+        if found.name in _BLOCKS:
+            return getattr(self._config, _BLOCKS[found.name])
         settings = getattr(self._config.notifications, found.name, None)
         if settings is None and found.origin == "plugins" and found.model is not None:
             needed = [key for key, field in found.model.model_fields.items() if field.is_required()]
@@ -346,8 +351,10 @@ class PluginSet:
             ArtifactPath(each, roots[each.artifact.root] / each.artifact.name) for each in artifacts
         )
         for name, prepare in implementations:
+            # A backup takes what it takes: a job whose copy lasts longer than an hour must not stay for ever.
+            limit = None if name == "backup" else _BEFORE_STAGE_SECONDS
             _, answer = _in_thread(
-                partial(prepare, job=job, artifacts=paths), f"before_stage ({name})", _BEFORE_STAGE_SECONDS
+                partial(prepare, job=job, artifacts=paths), f"before_stage ({name})", limit
             )
             if answer is None:
                 return f"{name}: it was not done within {_BEFORE_STAGE_SECONDS:g} seconds"
@@ -376,7 +383,7 @@ def _call(function: Callable[..., Any], names: tuple[str, ...], given: Mapping[s
 
 
 def _in_thread(
-    work: Callable[[], object], name: str, seconds: float
+    work: Callable[[], object], name: str, seconds: float | None
 ) -> tuple[threading.Thread, tuple[object, Exception | None] | None]:
     """Call something that may hang; the answer is None when it did not come in time."""
     answers: list[tuple[object, Exception | None]] = []

@@ -15,6 +15,7 @@ from eemtcleanupd.errors import CleanupError
 
 COMMANDS: Final = {
     "audit": ("eemtcleanupd.cli.audit", "Look after the audit log."),
+    "backup": ("eemtcleanupd.cli.backup", "List, verify or restore the backups of jobs."),
     "check": (
         "eemtcleanupd.cli.check",
         "Explain the effective configuration and where each value came from.",

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eemtcleanupd.cli.common import caller, load_config, open_ledger, store_options
+from eemtcleanupd.cli.common import Command, caller, load_config, open_ledger, store_options
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.units import human_size, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from eemtcleanupd.cleanup.restoring import Restored, Restoring
+    from eemtcleanupd.config import Config
     from eemtcleanupd.store.ledger import Intent
 
 
@@ -56,14 +60,50 @@ def _document(intent: Intent) -> dict[str, Any]:
     }
 
 
+def restore_options(command: Command) -> Command:
+    """Add what restoring from the trash and from a backup have in common."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        store_options,
+        click.option("--no-hold", is_flag=True, help="Let the next run take it again if it is due."),
+        click.option(
+            "--only",
+            multiple=True,
+            metavar="ARTIFACT",
+            help="Restore this one, as list shows it; repeatable.",
+        ),
+        click.argument("job_id", metavar="JOB"),
+    ):
+        command = option(command)
+    return command
+
+
+def restoring(config: Config, job_id: str, only: Iterable[str], *, hold: bool) -> Restoring:
+    """Return what is asked for by whoever calls."""
+    from eemtcleanupd.cleanup.restoring import Restoring  # noqa: PLC0415
+    from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
+
+    labels = {label.rstrip("/") for label in only}
+    return Restoring(config, job_id, labels, hold, caller(), PluginSet(config), system_clock)
+
+
+def print_restored(restored: Restored, *, as_json: bool) -> None:
+    """Print what came back."""
+    labels, until = [found.label for found in restored.artifacts], restored.held_until
+    if as_json:
+        held = None if until is None else until.isoformat()
+        document = {"job_id": restored.job_id, "restored": labels, "held_until": held}
+        click.echo(json.dumps(document, indent=2))
+        return
+    for label in labels:
+        click.echo(f"Restored {printable(label)}")
+    if until is not None:
+        job = printable(restored.job_id)
+        click.echo(f"Job {job} is held until {until.astimezone():%Y-%m-%d %H:%M} (see release)")
+
+
 @trash.command()
-@click.argument("job_id", metavar="JOB")
-@click.option(
-    "--only", multiple=True, metavar="ARTIFACT", help="Restore this one, as list shows it; repeatable."
-)
-@click.option("--no-hold", is_flag=True, help="Let the next run take it again if it is due.")
-@store_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@restore_options
 def restore(  # noqa: PLR0917  (click passes them by name)
     job_id: str,
     only: tuple[str, ...],
@@ -78,27 +118,8 @@ def restore(  # noqa: PLR0917  (click passes them by name)
     """
     config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
     from eemtcleanupd.cleanup.restoring import restore as put_back  # noqa: PLC0415
-    from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
 
-    restored = put_back(
-        config,
-        job_id,
-        only={label.rstrip("/") for label in only},
-        hold=not no_hold,
-        user=caller(),
-        guards=PluginSet(config),
-        clock=system_clock,
-    )
-    labels = [found.label for found in restored.artifacts]
-    until = restored.held_until
-    if as_json:
-        held = None if until is None else until.isoformat()
-        click.echo(json.dumps({"job_id": job_id, "restored": labels, "held_until": held}, indent=2))
-        return
-    for label in labels:
-        click.echo(f"Restored {printable(label)}")
-    if until is not None:
-        click.echo(f"Job {printable(job_id)} is held until {until.astimezone():%Y-%m-%d %H:%M} (see release)")
+    print_restored(put_back(restoring(config, job_id, only, hold=not no_hold)), as_json=as_json)
 
 
 @trash.command()

@@ -284,14 +284,7 @@ class _Assembly:
             if each.key not in self.origins or not each.asks(value):
                 continue
             shown = printable(_written(value))
-            if each.protects:
-                self._problem(
-                    each.key,
-                    f"{shown} is not possible in this version ({each.missing}), and to clean without it "
-                    "could delete what it is to protect: take it out",
-                )
-            else:
-                self.warnings.append(f"{each.key}: {shown} has no effect in this version ({each.missing})")
+            self.warnings.append(f"{each.key}: {shown} has no effect in this version ({each.missing})")
 
     def _note(self, error: ValidationError) -> set[str]:
         """Note what is wrong and return the keys."""

@@ -9,21 +9,16 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class NotYet:
-    """A key, the test for values that ask for something, and what is missing for that.
-
-    ``protects`` marks what keeps data: to go on without it would delete what its user means to keep.
-    """
+    """A key, the test for values that ask for something, and what is missing for that."""
 
     key: str
     asks: Callable[[Any], object]
     missing: str
-    protects: bool = False
 
 
 NOT_YET = (
     NotYet("performance.executor", lambda name: name == "dask", "no other machines yet"),
     NotYet("performance.io_priority", lambda name: name != "best-effort", "no disk priority yet"),
     NotYet("performance.max_deletes_per_second", bool, "no limit of the rate yet"),
-    NotYet("backup.enabled", bool, "no backups yet", protects=True),
     NotYet("api.enabled", bool, "no HTTP interface yet"),
 )

@@ -239,6 +239,9 @@ class BackupConfig(Section):
     enabled: bool = Field(False, description="Whether to back up each job before it goes.")
     path: FilePath = Field(Path("./backup"), description="Folder of the backups.")
     retention_days: Days = Field(30, description="Days that a backup is kept.")
+    format: Literal["tar.zst", "tar.gz"] = Field(
+        "tar.zst", description="tar.zst, or tar.gz, which is slower and read everywhere."
+    )
 
 
 class ApiConfig(Section):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from eemtcleanupd.cleanup.guards import NoGuards
-from eemtcleanupd.cleanup.restoring import Restored, restore
+from eemtcleanupd.cleanup.restoring import Restored, Restoring, restore
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.errors import LockHeldError, TrashError
 from eemtcleanupd.events import Warned
@@ -21,14 +21,9 @@ GRACE: dict[str, Any] = {"trash__grace_hours": 24}
 
 
 def put_back(store: JobStore, job_id: str, *only: str, hold: bool = False) -> Restored:
+    labels = {each.rstrip("/") for each in only}
     return restore(
-        store.config(**GRACE),
-        job_id,
-        only={each.rstrip("/") for each in only},
-        hold=hold,
-        user="ann",
-        guards=NoGuards(),
-        clock=lambda: store.now,
+        Restoring(store.config(**GRACE), job_id, labels, hold, "ann", NoGuards(), lambda: store.now)
     )
 
 

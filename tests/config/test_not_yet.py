@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from eemtcleanupd.config.not_yet import NOT_YET
+from eemtcleanupd.config.not_yet import NOT_YET, NotYet
 from eemtcleanupd.plugins import schema
-from tests.config.conftest import LoadText, RefuseText
+from tests.config.conftest import LoadText
 
 FIELDS = schema().fields
 
@@ -14,7 +14,6 @@ ASKING = {
     "performance.executor": ("performance: {executor: dask}", "dask"),
     "performance.io_priority": ("performance: {io_priority: idle}", "idle"),
     "performance.max_deletes_per_second": ("performance: {max_deletes_per_second: 50}", "50"),
-    "backup.enabled": ("backup: {enabled: true}", "true"),
     "api.enabled": ("api: {enabled: true}", "true"),
 }
 IDLE = """
@@ -31,24 +30,11 @@ notifications: {email: {enabled: false}, slack: {enabled: false}, audit_log: {en
 
 
 @pytest.mark.parametrize("entry", NOT_YET, ids=lambda entry: entry.key)
-def test_what_asks_for_something_missing_is_told(
-    load_text: LoadText, refuse_text: RefuseText, entry: object
-) -> None:
-    assert entry in NOT_YET
-    each = NOT_YET[NOT_YET.index(entry)]
-    text, value = ASKING[each.key]
-    if each.protects:
-        message = refuse_text(text)
-        assert message.startswith("FILE:1:")
-        assert f"{each.key}: {value} is not possible in this version ({each.missing})" in message
-    else:
-        assert load_text(text).warnings == (
-            f"{each.key}: {value} has no effect in this version ({each.missing})",
-        )
-
-
-def test_what_protects_data_is_refused() -> None:
-    assert {each.key for each in NOT_YET if each.protects} == {"backup.enabled"}
+def test_what_asks_for_something_missing_is_told(load_text: LoadText, entry: NotYet) -> None:
+    text, value = ASKING[entry.key]
+    assert load_text(text).warnings == (
+        f"{entry.key}: {value} has no effect in this version ({entry.missing})",
+    )
 
 
 def test_every_entry_is_a_key() -> None:

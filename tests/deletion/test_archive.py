@@ -1,0 +1,243 @@
+"""A backup holds all of a job, is never believed unread, and gives everything back as it was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from eemtcleanupd.deletion import archive
+from eemtcleanupd.deletion.archive import ENDINGS, Head
+from eemtcleanupd.deletion.backups import Backup, BackupFolder
+from eemtcleanupd.deletion.roots import Root, open_root
+from eemtcleanupd.errors import BackupError
+from eemtcleanupd.model import RootName
+
+NOW = datetime(2026, 6, 15, 12, tzinfo=UTC)
+HEAD = Head("job", "completed", NOW.isoformat(), "here", ("results/job/",))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> BackupFolder:
+    return BackupFolder(tmp_path / "backup")
+
+
+def add(folder: BackupFolder, root: Root, ending: str = "tar.zst", head: Head = HEAD) -> Backup:
+    folder.add(head, ending, NOW, [(root, "job")])
+    return folder.all(head.job_id)[-1]
+
+
+def tree(place: Path) -> dict[str, tuple[object, ...]]:
+    """Return all that a copy must have: kind, mode, owner, time, content, and which names are one file."""
+    found: dict[str, tuple[object, ...]] = {}
+    first: dict[int, str] = {}
+    for path in [place, *sorted(place.rglob("*"))]:
+        status = path.lstat()
+        content: object = None
+        if stat.S_ISLNK(status.st_mode):
+            content = os.readlink(path)
+        elif stat.S_ISREG(status.st_mode):
+            content = (path.read_bytes(), first.setdefault(status.st_ino, str(path.relative_to(place))))
+        mtime = None if stat.S_ISLNK(status.st_mode) else status.st_mtime_ns // 10**9
+        found[str(path.relative_to(place))] = (status.st_mode, status.st_uid, status.st_gid, mtime, content)
+    return found
+
+
+def fill(root: Root) -> Path:
+    job = root.path / "job"
+    (job / "global" / "empty").mkdir(parents=True)
+    (job / "global" / "a.tif").write_bytes(os.urandom(300_000))
+    (job / "global" / "zeros.tif").write_bytes(bytes(2_000_000))
+    (job / "none").touch()
+    os.link(job / "none", job / "global" / "same")
+    (job / "link").symlink_to("/etc/passwd")
+    (job / "dangling").symlink_to("nowhere")
+    os.mkfifo(job / "pipe")
+    Path(os.fsdecode(os.fsencode(job) + b"/caf\xe9\n.tif")).write_text("x")
+    (job / ("n" * 250)).write_text("long")
+    (job / "global" / "a.tif").chmod(0o640)
+    os.utime(job / "none", ns=(0, 1_234_567_890_123_456_000))
+    (job / "global" / "empty").chmod(0o500)
+    os.utime(job / "global", ns=(0, 1_234_567_890_123_456_000))
+    return job
+
+
+def unpack(backup: Path, place: Path) -> Path:
+    place.mkdir()
+    archive.unpack(backup, lambda root, name: place if (root, name) == (RootName.RESULTS, "job") else None)
+    return place / "job"
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_what_comes_back_is_what_was_there(
+    folder: BackupFolder, root: Root, tmp_path: Path, ending: str
+) -> None:
+    job = fill(root)
+    before = tree(job)
+    backup = add(folder, root, ending)
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+    assert stat.S_IMODE(backup.path.stat().st_mode) == 0o600
+    contents = archive.verify(backup.path)
+    assert (contents.files, contents.head) == (5, HEAD)
+    assert tree(unpack(backup.path, tmp_path / "place")) == before
+    assert archive.read_head(backup.path) == HEAD
+
+
+NAMES = st.binary(min_size=1, max_size=40).filter(
+    lambda b: b"/" not in b and b"\0" not in b and b not in (b".", b"..")
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(
+        NAMES,
+        st.one_of(st.binary(max_size=2000), st.dictionaries(NAMES, st.binary(max_size=20), max_size=3)),
+        max_size=6,
+    )
+)
+def test_any_names_and_contents_come_back(
+    tmp_path_factory: pytest.TempPathFactory, entries: dict[bytes, bytes | dict[bytes, bytes]]
+) -> None:
+    base = tmp_path_factory.mktemp("any")
+    job = base / "results" / "job"
+    job.mkdir(parents=True)
+    for name, content in entries.items():
+        path = Path(os.fsdecode(os.fsencode(job) + b"/" + name))
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+            continue
+        path.mkdir()
+        for below, data in content.items():
+            Path(os.fsdecode(os.fsencode(path) + b"/" + below)).write_bytes(data)
+    root = open_root(RootName.RESULTS, base / "results")
+    try:
+        backup = add(BackupFolder(base / "backup"), root)
+    finally:
+        root.close()
+    assert tree(unpack(backup.path, base / "place")) == tree(job)
+    shutil.rmtree(base)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_changed_byte_anywhere_is_found(folder: BackupFolder, root: Root, ending: str) -> None:
+    (root.path / "job").mkdir()
+    (root.path / "job" / "a.tif").write_bytes(os.urandom(4000))
+    backup = add(folder, root, ending)
+    whole = backup.path.read_bytes()
+    good = archive.verify(backup.path)
+    # The first ten bytes of gzip have a time and a system, which mean nothing.
+    for at in range(0 if ending == "tar.zst" else 10, len(whole), 11):
+        backup.path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        with pytest.raises(BackupError):
+            assert archive.verify(backup.path) != good
+    for at in range(0, len(whole) - 20, 173):
+        backup.path.write_bytes(whole[:at])
+        with pytest.raises(BackupError, match=r"damaged|no backup"):
+            archive.verify(backup.path)
+
+
+def test_another_file_in_its_place_is_no_backup(folder: BackupFolder, root: Root) -> None:
+    (root.path / "job").mkdir()
+    backup = add(folder, root)
+    for content in (b"", b"text", os.urandom(5000)):
+        backup.path.write_bytes(content)
+        with pytest.raises(BackupError):
+            archive.verify(backup.path)
+
+
+def test_what_changes_while_it_is_copied_is_no_backup_and_leaves_nothing(
+    folder: BackupFolder, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = root.path / "job"
+    job.mkdir()
+    (job / "a.tif").write_bytes(bytes(3_000_000))
+    read = archive._Hashing.read
+
+    def read_and_touch(self: archive._Hashing, size: int) -> bytes:
+        (job / "a.tif").write_bytes(b"x" * 3_000_000)
+        return read(self, size)
+
+    monkeypatch.setattr(archive._Hashing, "read", read_and_touch)
+    with pytest.raises(BackupError, match=r"results/job/a\.tif changed while it was copied"):
+        add(folder, root)
+    assert list(folder.path.iterdir()) == []
+
+
+def test_a_file_swapped_for_a_link_is_not_followed(
+    folder: BackupFolder, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = root.path / "job"
+    job.mkdir()
+    (job / "a").write_text("mine")
+    (tmp_path / "secret").write_text("shadow")
+    real = os.open
+
+    def swap(path: object, flags: int, *args: int, **more: int) -> int:
+        if path == "a":
+            (job / "a").unlink()
+            (job / "a").symlink_to(tmp_path / "secret")
+        return real(path, flags, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", swap)
+    with pytest.raises(BackupError, match="cannot be copied"):
+        add(folder, root)
+    assert list(folder.path.iterdir()) == []
+
+
+def test_what_could_not_be_unpacked_is_refused(folder: BackupFolder, root: Root) -> None:
+    descriptor = os.dup(root.fd)
+    for name in ["job", *(["d" * 200] * 20)]:
+        os.mkdir(name, dir_fd=descriptor)
+        below = os.open(name, os.O_DIRECTORY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = below
+    os.close(descriptor)
+    with pytest.raises(BackupError, match="too long to be restored"):
+        add(folder, root)
+
+
+def test_a_folder_that_others_can_write_to_is_refused(folder: BackupFolder, root: Root) -> None:
+    (root.path / "job").mkdir()
+    folder.path.mkdir()
+    folder.path.chmod(0o777)
+    with pytest.raises(BackupError, match="can be written by others"):
+        add(folder, root)
+
+
+@pytest.mark.parametrize("job_id", ["job", "with space@é", "caf\udce9", "i" * 255, "%" * 200, "..a"])
+def test_a_jobs_backups_are_found_by_its_id_and_only_its_own(
+    folder: BackupFolder, root: Root, job_id: str
+) -> None:
+    (root.path / "job").mkdir()
+    for other in ("another", job_id + "2", job_id[:-1] + "~"):
+        folder.add(replace(HEAD, job_id=other), "tar.gz", NOW, [(root, "job")])
+    backup = add(folder, root, head=replace(HEAD, job_id=job_id))
+    found = folder.all(job_id)
+    assert backup in found
+    assert len(found) == 1
+    assert archive.read_head(found[0].path).job_id == job_id
+    assert len(folder.all()) == 4
+
+
+def test_old_backups_go_and_others_stay(folder: BackupFolder, root: Root) -> None:
+    (root.path / "job").mkdir()
+    for days in (40, 31, 29, 0):
+        folder.add(HEAD, "tar.zst", NOW - timedelta(days=days), [(root, "job")])
+    (folder.path / "notes.txt").write_text("not ours")
+    stale, fresh = folder.path / ".part.a@1.tar.zst", folder.path / ".part.b@1.tar.zst"
+    for part, days in ((stale, 3), (fresh, 0)):
+        part.touch()
+        os.utime(part, (0, (NOW - timedelta(days=days)).timestamp()))
+    gone = folder.expire(NOW, timedelta(days=30))
+    assert [(NOW - each.made_at).days for each in gone] == [40, 31]
+    assert [(NOW - each.made_at).days for each in folder.all()] == [29, 0]
+    assert (folder.path / "notes.txt").exists()
+    assert fresh.exists()
+    assert not stale.exists()
