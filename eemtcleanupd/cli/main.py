@@ -22,6 +22,7 @@ COMMANDS: Final = {
     ),
     "clean": ("eemtcleanupd.cli.clean", "Delete the data of expired jobs, once, now."),
     "demo": ("eemtcleanupd.cli.demo", "Build a demo job store in a folder."),
+    "doctor": ("eemtcleanupd.cli.doctor", "Say what keeps it from cleaning, and what to do."),
     "history": ("eemtcleanupd.cli.history", "List past runs, or show one."),
     "hold": ("eemtcleanupd.cli.hold", "Never clean a job, until a time or for ever."),
     "notify-test": ("eemtcleanupd.cli.notify_test", "Send a test to the notifiers and show their answers."),

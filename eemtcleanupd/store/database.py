@@ -169,6 +169,16 @@ class Database:
             temporary.unlink(missing_ok=True)
             raise StoreError(f"the job database {self.path} cannot be copied to {path}: {error}") from error
 
+    def faults(self) -> list[str]:
+        """Return what is wrong with the file itself (PRAGMA quick_check), nothing when it is whole.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        with self.read() as connection:
+            lines = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA quick_check")]
+        return [] if lines == ["ok"] else lines
+
     def vacuum(self) -> None:
         """Give back the space of what was deleted (VACUUM).
 

@@ -48,7 +48,7 @@ def run_lock(database: Path, run_id: str, now: datetime) -> Iterator[None]:
         LockHeldError: another run holds it; the message says which process on which host.
         StoreError: the lock file cannot be opened or written.
     """
-    with _locked(database.with_name(f"{database.name}.eemtcleanupd.lock"), "run", database, run_id, now):
+    with _locked(_run_lock_path(database), "run", database, run_id, now):
         yield
 
 
@@ -70,7 +70,19 @@ def daemon_of(database: Path) -> Holder | None:
     Raises:
         StoreError: the lock file cannot be read.
     """
-    path = _daemon_lock_path(database)
+    return _holder_of(_daemon_lock_path(database))
+
+
+def run_of(database: Path) -> Holder | None:
+    """Return who holds the lock of a run on a job store, None when nobody does.
+
+    Raises:
+        StoreError: the lock file cannot be read.
+    """
+    return _holder_of(_run_lock_path(database))
+
+
+def _holder_of(path: Path) -> Holder | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -84,6 +96,10 @@ def daemon_of(database: Path) -> Holder | None:
     finally:
         os.close(descriptor)
     return None
+
+
+def _run_lock_path(database: Path) -> Path:
+    return database.with_name(f"{database.name}.eemtcleanupd.lock")
 
 
 def _daemon_lock_path(database: Path) -> Path:

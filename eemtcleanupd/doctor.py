@@ -1,0 +1,367 @@
+"""What keeps it from cleaning: each check says what it saw, and what to do.
+
+Nothing here changes anything.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from eemtcleanupd.cleanup.preflight import open_roots
+from eemtcleanupd.config import Loaded
+from eemtcleanupd.daemon.status import in_words, read_status
+from eemtcleanupd.deletion.backups import BackupFolder
+from eemtcleanupd.deletion.inspection import Obstacles, disk_usage
+from eemtcleanupd.deletion.roots import Root
+from eemtcleanupd.errors import BackupError, CleanupError
+from eemtcleanupd.model import TRASH_NAME, RootName
+from eemtcleanupd.policy.retention import Policy
+from eemtcleanupd.store.catalog import Catalog
+from eemtcleanupd.store.database import Database
+from eemtcleanupd.store.ledger import Ledger
+from eemtcleanupd.store.lock import daemon_of, run_of
+from eemtcleanupd.store.outbox import tallies
+from eemtcleanupd.store.timestamps import zone_named
+from eemtcleanupd.units import human_size, printable
+
+_NEARLY_FULL = 0.95
+_LOOKED_AT = 10_000
+_NAMED = 5
+_LATE = timedelta(hours=48)
+_DELETED: Final = " (deleted)"
+
+
+class Level(StrEnum):
+    """How a finding is: fine, worth a look, or in the way of cleaning."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check saw; ``advice`` is what to do, empty where there is nothing."""
+
+    check: str
+    level: Level
+    words: str
+    advice: str = ""
+
+
+def examine(loaded: Loaded, now: datetime) -> Iterator[Finding]:
+    """Look at everything that cleaning needs, and yield what was seen, check by check.
+
+    Args:
+        loaded: the configuration.
+        now: the present, aware.
+    """
+    config = loaded.config
+    for warning in loaded.warnings:
+        yield Finding("configuration", Level.WARNING, warning)
+    if not loaded.warnings:
+        yield Finding("configuration", Level.OK, f"{loaded.file or 'defaults, no file was found'}")
+    if config.dry_run:
+        advice = "take dry_run out of the file (and EEMT_CLEANUP_DRY_RUN out of the environment)"
+        yield Finding("configuration", Level.WARNING, "dry_run is true: nothing is ever deleted", advice)
+    path = Path(config.paths.database)
+    try:
+        database = Database(path, busy_timeout_seconds=1)
+    except CleanupError as error:
+        yield Finding("database", Level.PROBLEM, str(error))
+        return
+    with ExitStack() as stack:
+        stack.callback(database.close)
+        examination = _Examination(loaded, database, now, stack)
+        for name, check in (
+            ("database", examination.database),
+            ("folders", examination.folders),
+            ("schedule", examination.schedule),
+            ("runs", examination.runs),
+            ("delivery", examination.delivery),
+            ("backup", examination.backups),
+        ):
+            try:
+                yield from check()
+            except CleanupError as error:
+                yield Finding(name, Level.PROBLEM, str(error))
+
+
+class _Examination:
+    def __init__(self, loaded: Loaded, database: Database, now: datetime, stack: ExitStack) -> None:
+        self._config = loaded.config
+        self._database = database
+        self._now = now
+        self._stack = stack
+        self._ledger = Ledger(database)
+        self._has_ledger = self._ledger.is_current()
+        self._running = False
+
+    # -- the database ------------------------------------------------------------------------------
+
+    def database(self) -> Iterator[Finding]:
+        """Is it whole, is it an EEMT job database, can it be written, who has it open?"""
+        path = self._database.path
+        faults = self._database.faults()
+        if faults:
+            advice = (
+                f"stop all that uses it; `sqlite3 {path} .recover` saves what can be read, or restore a copy"
+            )
+            yield Finding("database", Level.PROBLEM, f"{path} is damaged: {faults[0]}", advice)
+            return
+        zone = zone_named(self._config.database.timezone)
+        Catalog(self._database, Policy.from_config(self._config.retention), zone)
+        users = _users_of(path)
+        named = ", ".join(users[:_NAMED]) or "nobody else"
+        try:
+            self._database.write(lambda _: None)
+        except CleanupError as error:
+            advice = f"it is open in: {named}; end the one that hangs, or check the file's owner and mode"
+            yield Finding("database", Level.PROBLEM, str(error), advice)
+            return
+        yield Finding("database", Level.OK, f"{path} is whole and can be written; open in: {named}")
+
+    # -- the folders -------------------------------------------------------------------------------
+
+    def folders(self) -> Iterator[Finding]:
+        """Are they the ones of the last run, may we delete in them, what is in the way?"""
+        roots = open_roots(self._config, self._ledger.roots() if self._ledger.exists() else {}, self._stack)
+        for root in roots.values():
+            yield from self._permissions(root)
+        usage = disk_usage(roots[RootName.RESULTS].fd)
+        free = f"{human_size(usage.free_bytes)} of {human_size(usage.total_bytes)} are free"
+        if usage.used_bytes > _NEARLY_FULL * usage.total_bytes:
+            advice = "shorten the retention, `trash purge`, or enable pressure (`clean --dry-run` shows more)"
+            yield Finding("disk", Level.WARNING, f"the disk of the results is nearly full: {free}", advice)
+        else:
+            yield Finding("disk", Level.OK, free)
+        obstacles = Obstacles.snapshot(roots.values())
+        if obstacles.mounts:
+            named = ", ".join(printable(str(mount)) for mount in obstacles.mounts[:_NAMED])
+            advice = "unmount them; jobs in which something is mounted are left alone"
+            yield Finding("mounts", Level.WARNING, f"filesystems are mounted inside: {named}", advice)
+        else:
+            yield Finding("mounts", Level.OK, "nothing is mounted inside the folders")
+        yield from self._open_files(roots)
+
+    def _permissions(self, root: Root) -> Iterator[Finding]:
+        place = f"{root.name} at {root.path}"
+        if os.fstatvfs(root.fd).f_flag & os.ST_RDONLY:
+            yield Finding(
+                "folders", Level.PROBLEM, f"{place} is mounted read-only", f"mount -o remount,rw {root.path}"
+            )
+            return
+        if not os.access(root.path, os.R_OK | os.W_OK | os.X_OK):
+            owner = os.fstat(root.fd).st_uid
+            advice = f"give it to the user that cleans (chown), or clean as user {owner}"
+            yield Finding(
+                "folders", Level.PROBLEM, f"{place} may not be written by user {os.geteuid()}", advice
+            )
+            return
+        foreign = _not_ours(root) if os.geteuid() != 0 else []
+        if foreign:
+            named = ", ".join(printable(name) for name in foreign[:_NAMED])
+            advice = f"chown -R {os.geteuid()} {root.path}, or clean as their owner"
+            yield Finding(
+                "folders",
+                Level.PROBLEM,
+                f"{len(foreign)} entries of {place} cannot be emptied by user {os.geteuid()}: {named}",
+                advice,
+            )
+            return
+        yield Finding("folders", Level.OK, f"{place} is what it was, and we may delete there")
+
+    def _open_files(self, roots: dict[RootName, Root]) -> Iterator[Finding]:
+        held = list(_deleted_but_open([root.path for root in roots.values()]))
+        if not held:
+            yield Finding("open files", Level.OK, "no process that we can see holds deleted files open")
+            return
+        size = sum(each.size_bytes for each in held)
+        by_process: dict[str, int] = {}
+        for each in held:
+            by_process[each.process] = by_process.get(each.process, 0) + each.size_bytes
+        named = ", ".join(
+            f"{process} ({human_size(size)})"
+            for process, size in sorted(by_process.items(), key=lambda pair: -pair[1])[:_NAMED]
+        )
+        yield Finding(
+            "open files",
+            Level.WARNING,
+            f"{len(held)} deleted files of {human_size(size)} still take space, for they are open in {named}",
+            "their space comes back when these processes close them or end; restart those that will not",
+        )
+
+    # -- what should happen by itself --------------------------------------------------------------
+
+    def schedule(self) -> Iterator[Finding]:
+        """Does a daemon live, and when does it clean next?"""
+        path = self._database.path
+        holder, told = daemon_of(path), read_status(path)
+        self._running = holder is not None
+        if holder is None:
+            advice = (
+                "systemctl start eemtcleanupd (journalctl -u eemtcleanupd says why it ended); with cron or "
+            )
+            advice += "a timer there need be none: crontab -l, systemctl list-timers 'eemt*'"
+            yield Finding("schedule", Level.WARNING, "no daemon is running", advice)
+        elif told is None:
+            yield Finding("schedule", Level.WARNING, f"the daemon ({holder}) does not say how it is")
+        elif self._now - told.beat_at > timedelta(minutes=2):
+            yield Finding(
+                "schedule",
+                Level.PROBLEM,
+                f"the daemon ({holder}) does not go on since {in_words(told.beat_at, self._now)}",
+                "is a network filesystem hanging (df -h)? Then restart it: systemctl restart eemtcleanupd",
+            )
+        elif told.next_run_at is None:
+            advice = "set schedule.enabled: true, or start runs by `clean`"
+            yield Finding("schedule", Level.WARNING, "the daemon runs, but the schedule is off", advice)
+        else:
+            words = f"the daemon runs; next run {in_words(told.next_run_at, self._now)}"
+            yield Finding("schedule", Level.OK, words)
+        if told is not None and holder is not None and told.config_error:
+            advice = "mend the file; `check` says what is wrong; the configuration before is still in force"
+            yield Finding(
+                "schedule", Level.PROBLEM, f"it refused its new configuration: {told.config_error}", advice
+            )
+        run = run_of(path)
+        if run is not None:
+            yield Finding("locks", Level.OK, f"a run is going on: {run}")
+        else:
+            yield Finding("locks", Level.OK, "no run holds the lock")
+
+    def runs(self) -> Iterator[Finding]:
+        """How did the last run end, and what did it leave?"""
+        last = self._ledger.runs(1) if self._has_ledger else []
+        if not last:
+            yield Finding("runs", Level.WARNING, "there has been no run yet", "eemtcleanupd clean --dry-run")
+            return
+        run = last[0]
+        when = in_words(run.started_at, self._now)
+        if run.outcome == "failed":
+            yield Finding("runs", Level.PROBLEM, f"the last run, {when}, broke off: {run.error}")
+        elif self._now - run.started_at > _LATE:
+            advice = "look at the schedule above"
+            yield Finding("runs", Level.WARNING, f"the last run was {when}", advice)
+        else:
+            yield Finding("runs", Level.OK, f"the last run was {when}: {run.outcome or 'not ended yet'}")
+        failed = [each for each in self._ledger.open_intents() if each.error]
+        if failed:
+            named = "; ".join(
+                f"{printable(each.job_id)}: {printable(each.error or '')}" for each in failed[:_NAMED]
+            )
+            advice = "remove the cause; every run tries them again"
+            yield Finding(
+                "runs", Level.PROBLEM, f"{len(failed)} jobs could not be deleted whole: {named}", advice
+            )
+
+    def delivery(self) -> Iterator[Finding]:
+        """Do the notifiers reach whom they tell?"""
+        told = tallies(self._database) if self._has_ledger else {}
+        silent = {
+            name: tally
+            for name, tally in told.items()
+            if tally.last_error_at is not None
+            and (tally.last_delivered_at is None or tally.last_error_at > tally.last_delivered_at)
+        }
+        for name, tally in silent.items():
+            words = f"{name} does not get through ({tally.waiting} messages wait): {tally.last_error}"
+            yield Finding("delivery", Level.PROBLEM, words, f"mend its settings; try: notify-test {name}")
+        waiting = sum(tally.waiting for tally in told.values())
+        if waiting and not silent and not self._running:
+            yield Finding(
+                "delivery", Level.WARNING, f"{waiting} messages wait", "the daemon or the next run sends them"
+            )
+        elif not silent:
+            yield Finding(
+                "delivery", Level.OK, "every notifier got through the last time, or had nothing to tell"
+            )
+
+    def backups(self) -> Iterator[Finding]:
+        """Can backups be written, where they are asked for?"""
+        settings = self._config.backup
+        if not settings.enabled:
+            return
+        folder = BackupFolder(settings.path)
+        if not settings.path.exists():
+            yield Finding("backup", Level.OK, f"{settings.path} is made by the first run")
+            return
+        try:
+            folder.insist_on_safe(settings.path)
+            number = len(folder.all())
+        except BackupError as error:
+            yield Finding("backup", Level.PROBLEM, str(error), f"chown and chmod 700 {settings.path}")
+            return
+        if not os.access(settings.path, os.W_OK | os.X_OK):
+            words = f"{settings.path} may not be written by user {os.geteuid()}"
+            yield Finding("backup", Level.PROBLEM, words, f"chown {os.geteuid()} {settings.path}")
+            return
+        yield Finding("backup", Level.OK, f"{number} backups in {settings.path} (`backup verify` reads them)")
+
+
+def _not_ours(root: Root) -> list[str]:
+    """Return entries of a root whose contents its user may not delete."""
+    with os.scandir(root.fd) as entries:
+        return [
+            entry.name
+            for entry in itertools.islice(entries, _LOOKED_AT)
+            if entry.name != TRASH_NAME
+            and entry.is_dir(follow_symlinks=False)
+            and not os.access(entry.name, os.W_OK | os.X_OK, dir_fd=root.fd)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    process: str
+    size_bytes: int
+
+
+def _deleted_but_open(folders: list[Path]) -> Iterator[_Held]:
+    """Yield deleted files of these folders that processes hold open, each file once (proc(5))."""
+    seen = set()
+    for process, link, target in _open_descriptors():
+        place = target.removesuffix(_DELETED)
+        if place == target or not any(Path(place).is_relative_to(folder) for folder in folders):
+            continue
+        try:
+            status = link.stat()
+        except OSError:
+            continue
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink or (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield _Held(process, status.st_blocks * 512)
+
+
+def _users_of(path: Path) -> list[str]:
+    """Return the other processes that have a file open."""
+    resolved = str(path.resolve())
+    return sorted({process for process, _, target in _open_descriptors() if target == resolved})
+
+
+def _open_descriptors() -> Iterator[tuple[str, Path, str]]:
+    """Yield what all other processes, as far as we may see them, have open: process, link, target."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        if folder.name == str(os.getpid()):
+            continue
+        try:
+            name = (folder / "comm").read_text(encoding="utf-8", errors="replace").strip()
+            links = list((folder / "fd").iterdir())
+        except OSError:
+            continue
+        for link in links:
+            try:
+                target = str(link.readlink())
+            except OSError:
+                continue
+            yield f"{printable(name)}[{folder.name}]", link, target
