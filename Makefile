@@ -8,6 +8,7 @@ READY := $(VENV)/.ready
 DEMO := demo-store
 CONFIG := $(DEMO)/cleanup_config.yaml
 PYTEST_ARGS ?=
+TORTURE_ARGS ?=
 
 # make install, with the names that packagers know (GNU coding standards, Directory Variables)
 DESTDIR ?=
@@ -22,7 +23,7 @@ UNITS := system/eemtcleanupd.service user/eemt-cleanup.service user/eemt-cleanup
 unexport $(filter EEMT_%,$(.VARIABLES))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench install uninstall clean
+.PHONY: help run test check bench torture install uninstall clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -53,6 +54,9 @@ check: $(READY) ## run the linters, the type checker and the import contracts
 
 bench: $(READY) ## measure what the README's figures come from
 	$(BIN)/python -m benchmarks
+
+torture: $(READY) ## attack it for half an hour: kills, faults, races, fuzz (as root, with strace)
+	$(BIN)/python -m torture $(TORTURE_ARGS)
 
 install: ## install below $(prefix), as root: private venv, unit, configuration, man page
 	$(PYTHON) -m venv --clear $(DESTDIR)$(libdir)

@@ -65,11 +65,12 @@ def _insist_on_same(root: Root, record: RootRecord) -> None:
 def read_marker(root: Root) -> str | None:
     """Return the marker that an earlier run left in the root's trash, None when there is none."""
     try:
-        descriptor = os.open(f"{TRASH_NAME}/{_MARKER}", os.O_RDONLY | os.O_NOFOLLOW, dir_fd=root.fd)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(f"{TRASH_NAME}/{_MARKER}", flags, dir_fd=root.fd)
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            return (file.read(64) or b"").decode("ascii", "replace")
     except OSError:
         return None
-    with os.fdopen(descriptor) as file:
-        return file.read(64)
 
 
 def remember_root(root: Root, trash: Trash) -> RootRecord:
@@ -77,9 +78,13 @@ def remember_root(root: Root, trash: Trash) -> RootRecord:
     marker = read_marker(root)
     if not marker:
         marker = secrets.token_hex(16)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(_MARKER, flags, 0o600, dir_fd=trash.fd), "w") as file:
-            file.write(marker)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            with os.fdopen(os.open(_MARKER, flags, 0o600, dir_fd=trash.fd), "w") as file:
+                file.write(marker)
+        except OSError as error:
+            place = root.path / TRASH_NAME / _MARKER
+            raise RootError(f"the marker {place} cannot be written: {error.strerror}; remove it") from error
     return RootRecord(root.name, str(root.path), root.device, root.inode, marker)
 
 

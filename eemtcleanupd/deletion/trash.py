@@ -101,6 +101,7 @@ class Trash:
         Returns:
             The names whose places are taken; they stay in the item.  Otherwise the item is gone.
         """
+        _insist_on_entry(item)
         try:
             folder = os.open(item, FOLDER_FLAGS, dir_fd=self.fd)
         except FileNotFoundError:
@@ -122,6 +123,7 @@ class Trash:
 
         An item that is doomed already, or gone, is no error.
         """
+        _insist_on_entry(item)
         doomed = doomed_name(item)
         with contextlib.suppress(FileNotFoundError):
             os.rename(item, doomed, src_dir_fd=self.fd, dst_dir_fd=self.fd)
@@ -129,6 +131,7 @@ class Trash:
 
     def exists(self, item: str) -> bool:
         """Tell whether there is an item of exactly this name."""
+        _insist_on_entry(item)
         try:
             os.stat(item, dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:

@@ -78,6 +78,7 @@ class Database:
         event.listen(self._engine, "begin", self._begin)
         if log.isEnabledFor(logging.DEBUG):
             self._trace_statements()
+        self._identity = _identity(target)
         with self.read() as connection:
             connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").fetchone()
 
@@ -100,6 +101,7 @@ class Database:
         Raises:
             StoreError: the database cannot be read.
         """
+        self._insist_on_same_file()
         with self._translated(), self._engine.connect() as connection:
             yield connection
 
@@ -114,6 +116,7 @@ class Database:
             StoreError: the database stayed locked, is read-only, full or damaged; nothing was written.
         """
         deadline = time.monotonic() + self._busy_timeout_seconds
+        self._insist_on_same_file()
         with self._translated():
             try:
                 return self._write_once(work)
@@ -141,6 +144,17 @@ class Database:
             connection = plain.execution_options(begin="BEGIN IMMEDIATE")
             with connection.begin():
                 return work(connection)
+
+    def _insist_on_same_file(self) -> None:
+        """Refuse to go on with a file that another has taken the place of (a restored copy, say).
+
+        An open connection would go on with the old one, and delete and record by rows that nobody sees.
+        """
+        if _identity(self.path) != self._identity:
+            raise StoreError(
+                f"the job database {self.path} was replaced or removed while it was in use; nothing more "
+                "was done"
+            )
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -218,6 +232,14 @@ _ADVICE = {
     "disk I/O error": "; look for errors of its disk in the kernel's log",
     "unable to open": "; check its owner, its mode and its folder's",
 }
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino)
 
 
 def _is_busy(error: BaseException) -> bool:

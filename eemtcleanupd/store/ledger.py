@@ -8,7 +8,8 @@ SQLite's CURRENT_TIMESTAMP; only ``jobs.data_cleaned_at`` follows the web interf
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -30,8 +31,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.schema import CreateColumn
 
+from eemtcleanupd.errors import StoreError
 from eemtcleanupd.events import StoragePoint, StorageState, Total
-from eemtcleanupd.model import Artifact, Found, Hold, JobClass, RootName
+from eemtcleanupd.model import TRASH_NAME, Artifact, Found, Hold, JobClass, RootName
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.tables import (
     AUDIT,
@@ -47,7 +49,7 @@ from eemtcleanupd.store.tables import (
     TOTALS,
 )
 from eemtcleanupd.store.timestamps import utc_timestamp
-from eemtcleanupd.units import BYTES_PER_MB
+from eemtcleanupd.units import BYTES_PER_MB, printable
 
 TRASH_TRIGGER = "trash"
 """The trigger of runs that only empty the trash."""
@@ -314,6 +316,8 @@ class Ledger:
 
     def is_known_intent(self, intent_id: str) -> bool:
         """Tell whether an intent with this id is in the ledger."""
+        if not intent_id.isascii():  # none of ours, and maybe no text that a database takes
+            return False
         statement = select(func.count()).select_from(INTENTS).where(INTENTS.c.id == intent_id)
         with self._database.read() as connection:
             return bool(connection.execute(statement).scalar_one())
@@ -336,26 +340,27 @@ class Ledger:
     def _intents(self, statement: Any) -> list[Intent]:
         with self._database.read() as connection:
             rows = connection.execute(statement).all()
-        return [
-            Intent(
-                id=row.id,
-                run_id=row.run_id,
-                kind=IntentKind(row.kind),
-                job_id=row.job_id or "",
-                status=row.status or "",
-                items=tuple(
-                    (Found(Artifact(RootName(root), name), is_folder), item)
-                    for root, name, is_folder, item in json.loads(row.artifacts)
-                ),
-                state=IntentState(row.state),
-                bytes_freed=row.bytes_freed,
-                purge_after=_read_utc(row.purge_after),
-                error=row.error,
-                size_bytes=row.size_bytes,
-                created_at=_read_utc(row.created_at),
-            )
-            for row in rows
-        ]
+        with _making_sense("cleanup_intents"):
+            return [
+                Intent(
+                    id=str(row.id),
+                    run_id=str(row.run_id),
+                    kind=IntentKind(row.kind),
+                    job_id=row.job_id or "",
+                    status=row.status or "",
+                    items=tuple(
+                        (Found(Artifact(RootName(root), _entry(name)), bool(is_folder)), _entry(item))
+                        for root, name, is_folder, item in json.loads(row.artifacts)
+                    ),
+                    state=IntentState(row.state),
+                    bytes_freed=int(row.bytes_freed),
+                    purge_after=_read_utc(row.purge_after),
+                    error=row.error,
+                    size_bytes=int(row.size_bytes),
+                    created_at=_read_utc(row.created_at),
+                )
+                for row in rows
+            ]
 
     # -- what was done -----------------------------------------------------------------------------
 
@@ -528,10 +533,13 @@ class Ledger:
         """Return what each root was at the last run."""
         with self._database.read() as connection:
             rows = connection.execute(select(ROOTS)).all()
-        return {
-            RootName(row.name): RootRecord(RootName(row.name), row.path, row.device, row.inode, row.marker)
-            for row in rows
-        }
+        with _making_sense("cleanup_roots"):
+            return {
+                RootName(row.name): RootRecord(
+                    RootName(row.name), str(row.path), row.device, row.inode, row.marker
+                )
+                for row in rows
+            }
 
     def save_roots(self, roots: Iterable[RootRecord]) -> None:
         """Remember what each root is."""
@@ -588,5 +596,27 @@ def _utc_or_none(moment: datetime | None) -> str | None:
     return None if moment is None else utc_timestamp(moment)
 
 
+@contextmanager
+def _making_sense(table: str) -> Iterator[None]:
+    """Refuse rows that we cannot have written: whoever can write to the database is not always a friend."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise StoreError(
+            f"a row of {table} in the job database makes no sense ({printable(str(error))}): somebody "
+            "changed it; nothing more was done. Put it right, or restore the database from a copy"
+        ) from error
+
+
+def _entry(name: object) -> str:
+    """Return a name if it is a single path component, which all are that we write."""
+    if not isinstance(name, str) or name in {"", ".", "..", TRASH_NAME} or "/" in name or "\0" in name:
+        raise ValueError(f"{name!r} is not the name of an entry")
+    return name
+
+
 def _read_utc(value: str | None) -> datetime | None:
-    return None if value is None else datetime.fromisoformat(value).replace(tzinfo=UTC)
+    if value is None:
+        return None
+    with _making_sense("the ledger"):
+        return datetime.fromisoformat(value).replace(tzinfo=UTC)

@@ -1,0 +1,187 @@
+"""Nonsense in the job table, the ledger and the trash: no traceback, and what must stay stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from eemtcleanupd.errors import CleanupError
+from tests.cleanup.conftest import JobStore
+
+EXAMPLES = int(os.environ.get("TORTURE_EXAMPLES", "60"))
+FUZZ = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+PATHS = [
+    "",
+    ".",
+    "..",
+    "/",
+    "../canary",
+    "a/../../canary",
+    "/etc/passwd",
+    ".eemtcleanupd-trash",
+    "live",
+    "\0",
+    "~",
+]
+VALUES = st.one_of(
+    st.none(),
+    st.integers(min_value=-(2**63), max_value=2**63 - 1),
+    st.floats(),
+    st.binary(max_size=30),
+    st.text(max_size=30),
+    st.sampled_from(
+        [
+            *PATHS,
+            "completed",
+            "failed",
+            "running",
+            "2026-01-01T00:00:00",
+            "9999-12-31T23:59:59",
+            "0000-00-00",
+            "now",
+        ]
+    ),
+)
+ROWS = st.lists(st.tuples(VALUES, VALUES, VALUES, VALUES, VALUES), min_size=1, max_size=6)
+
+
+@contextmanager
+def guarded_store() -> Iterator[JobStore]:
+    """Give a store with a live job, a due one, and a canary beside the folders; all must outlive it."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = JobStore(Path(folder) / "store")
+        store.job("live", "running", days=None, dem="live.tif")
+        store.upload("live.tif")
+        store.job("due")
+        canary = store.path / "canary"
+        canary.mkdir()
+        (canary / "alive").write_text("tweet")
+        yield store
+        assert (canary / "alive").read_text() == "tweet"
+        assert (store.results("live") / "global/day_1.tif").exists()
+        assert (store.path / "uploads/live.tif").exists()
+        with closing(sqlite3.connect(store.path / "jobs.db")) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def runs(store: JobStore) -> None:
+    """Clean, which may refuse in words, but not by any other exception."""
+    with suppress(CleanupError):
+        store.run(safety__max_fraction=1, orphans__delete_after_hours=None)
+
+
+@FUZZ
+@given(ROWS)
+def test_any_rows_in_the_job_table(rows: list[tuple[object, ...]]) -> None:
+    with guarded_store() as store, closing(sqlite3.connect(store.path / "jobs.db")) as connection:
+        before = connection.execute("SELECT count(*) FROM jobs").fetchone()[0]
+        with connection:
+            for row in rows:
+                connection.execute(
+                    "INSERT OR IGNORE INTO jobs (id, workflow_type, status, completed_at, dem_filename)"
+                    " VALUES (?, ifnull(?, ''), ifnull(?, ''), ?, ?)",
+                    row,
+                )
+        assert connection.execute("SELECT count(*) FROM jobs").fetchone()[0] >= before
+        runs(store)
+        assert not store.results("due").exists()
+
+
+@FUZZ
+@given(
+    st.sampled_from(
+        [
+            "cleanup_intents",
+            "cleanup_runs",
+            "cleanup_holds",
+            "cleanup_roots",
+            "cleanup_outbox",
+            "cleanup_sizes",
+        ]
+    ),
+    ROWS,
+    st.sampled_from(["insert", "update"]),
+)
+def test_any_rows_in_the_ledger(table: str, rows: list[tuple[object, ...]], how: str) -> None:
+    with guarded_store() as store:
+        store.run(retention__successful_jobs__hours=100_000)
+        columns = [str(row[1]) for row in store.sql(f"PRAGMA table_info({table})")]
+        with closing(sqlite3.connect(store.path / "jobs.db")) as connection:
+            for row in rows:
+                values = [row[at % len(row)] for at in range(len(columns))]
+                marks = ", ".join("?" * len(columns))
+                assigned = ", ".join(f'"{column}" = ?' for column in columns[1:])
+                try:
+                    with connection:
+                        if how == "insert":
+                            connection.execute(f"INSERT INTO {table} VALUES ({marks})", values)
+                        else:
+                            connection.execute(f"UPDATE {table} SET {assigned}", values[1:])
+                except sqlite3.Error:  # the schema itself refuses it
+                    continue
+        runs(store)
+
+
+@FUZZ
+@given(
+    st.sampled_from(["open", "trashed"]),
+    st.sampled_from(["job", "orphan"]),
+    st.sampled_from(["results", "uploads", "etc"]),
+    st.sampled_from(PATHS),
+    st.sampled_from([*PATHS, "../../canary", "../..", "../live"]),
+    st.booleans(),
+)
+def test_an_intent_that_points_out_of_the_trash(
+    state: str, kind: str, root: str, name: str, item: str, folder: bool
+) -> None:
+    with guarded_store() as store:
+        store.run(retention__successful_jobs__hours=100_000)
+        store.sql(
+            "INSERT INTO cleanup_intents"
+            " (id, run_id, kind, state, job_id, artifacts, purge_after, created_at)"
+            " VALUES ('x.1', 'x', ?, ?, 'live', ?, '2026-01-01 00:00:00', '2026-01-01 00:00:00')",
+            kind,
+            state,
+            json.dumps([[root, name, folder, item]]),
+        )
+        runs(store)
+
+
+NAMES = st.one_of(
+    st.sampled_from(
+        ["20260101T000000-abcd.1.1", "20260101T000000-abcd.1.1.deleting", ".root-id", "..x", "x.deleting"]
+    ),
+    st.binary(min_size=1, max_size=20).map(
+        lambda raw: os.fsdecode(raw.replace(b"/", b"_").replace(b"\0", b"_"))
+    ),
+).filter(lambda name: name not in {".", ".."})
+
+
+@FUZZ
+@given(st.dictionaries(NAMES, st.sampled_from(["file", "folder", "link", "fifo"]), min_size=1, max_size=5))
+def test_anything_in_the_trash(entries: dict[str, str]) -> None:
+    with guarded_store() as store:
+        store.run(retention__successful_jobs__hours=100_000)
+        trash = store.path / "results" / ".eemtcleanupd-trash"
+        for name, kind in entries.items():
+            path = os.path.join(trash, name)
+            if os.path.lexists(path):
+                os.unlink(path)
+            if kind == "folder":
+                os.mkdir(path)
+            elif kind == "link":
+                os.symlink(store.path / "canary", path)
+            elif kind == "fifo":
+                os.mkfifo(path)
+            else:
+                Path(path).write_text("?")
+        runs(store)
+        if ".root-id" not in entries:  # what is not a file there is refused
+            assert not store.results("due").exists()

@@ -1,0 +1,60 @@
+"""``python -m torture``: all attacks, or some; prints the figures and ends with 1 when anything was wrong."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+from torture import kill, races
+
+_FUZZ = ["tests/cleanup/test_fuzz.py", "tests/cleanup/test_model.py"]
+
+
+def main() -> int:
+    """Attack."""
+    parser = argparse.ArgumentParser(prog="python -m torture", description=__doc__)
+    parser.add_argument("attacks", nargs="*", help="kill, inject, races, fuzz (default: all)")
+    parser.add_argument("--minutes", type=float, default=5, help="how long the races last (5)")
+    parser.add_argument("--examples", type=int, default=2000, help="inputs for each fuzzer (2000)")
+    parser.add_argument("--variants", nargs="*", default=list(kill.VARIANTS), help="plain, grace, backup")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON at the end")
+    options = parser.parse_args()
+    attacks = options.attacks or ["kill", "inject", "races", "fuzz"]
+    if unknown := set(attacks) - {"kill", "inject", "races", "fuzz"}:
+        parser.error(f"there is no attack {', '.join(sorted(unknown))}")
+    figures: dict[str, Any] = {}
+    faults: list[str] = []
+    for attack in attacks:
+        print(f"{attack} …", flush=True)
+        began = time.monotonic()
+        if attack in {"kill", "inject"}:
+            hows = ["SIGKILL"] if attack == "kill" else list(kill.ERRORS)
+            tally = kill.run(options.variants, hows)
+            figures[attack] = {"points": dict(tally.points), "endings": dict(tally.endings)}
+            faults += tally.faults
+        elif attack == "races":
+            outcome = races.run(options.minutes)
+            figures[attack] = dict(outcome.done)
+            faults += outcome.faults
+        else:
+            command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--timeout", "7200", *_FUZZ]
+            environment = {**os.environ, "TORTURE_EXAMPLES": str(options.examples)}
+            done = subprocess.run(command, env=environment, check=False)
+            figures[attack] = {"examples of each fuzzer": options.examples}
+            if done.returncode:
+                faults.append("a fuzzer found something: see above")
+        figures[attack]["minutes"] = round((time.monotonic() - began) / 60, 1)
+        print(f"{attack}: {figures[attack]}", flush=True)
+    if options.json:
+        print(json.dumps({"figures": figures, "faults": faults}, indent=2))
+    print(f"{len(faults)} faults", *faults, sep="\n  ")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

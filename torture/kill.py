@@ -1,0 +1,179 @@
+"""One run under strace, killed or failed at the n-th call of each kind, for every n."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from eemtcleanupd.notifiers.audit_log import verify
+from tests.cleanup.conftest import JobStore
+
+CALLS = (
+    "rename",
+    "renameat",
+    "renameat2",
+    "unlink",
+    "unlinkat",
+    "rmdir",
+    "fsync",
+    "fdatasync",
+    "write",
+    "pwrite64",
+)
+ERRORS = ("EIO", "ENOSPC", "EACCES", "EBUSY", "EMFILE")
+VARIANTS: Mapping[str, str] = {
+    "plain": "",
+    "grace": "trash: {grace_hours: 24}\n",
+    "backup": "backup: {enabled: true}\n",
+}
+_HEAD = "performance: {max_workers: 1}\ndatabase: {timezone: UTC}\n"
+_DUE = {"done", "broken"}
+_KILLED = 137
+# A run that fails in words ends with one of these; a traceback would be 1 as well, so stderr is looked at.
+_CODES = {0, 1, 3}
+
+
+@dataclass
+class Tally:
+    """What was tried and what came of it."""
+
+    points: Counter[str] = field(default_factory=Counter)
+    endings: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+
+
+def make_store(folder: Path, variant: str) -> JobStore:
+    """Make a store whose run takes every kind of step."""
+    store = JobStore(folder / "store", now=datetime.now(UTC))
+    (store.path / "cleanup_config.yaml").write_text(_HEAD + VARIANTS[variant])
+    (folder / "canary").mkdir()
+    (folder / "canary" / "alive").write_text("tweet")
+    store.job("done", dem="single.tif", files=1)
+    (store.results("done") / "link").symlink_to(folder / "canary")
+    store.job("broken", "failed", days=2, dem="needed.tif", files=1)
+    (store.results("broken") / "global/run.log").write_text("why")
+    store.job("live", "running", days=None, dem="needed.tif")
+    store.job("young", days=1)
+    (store.path / "results/done_results.zip").write_bytes(b"zip" * 1000)
+    for name in ("single.tif", "needed.tif"):
+        store.upload(name)
+    return store
+
+
+def faults_of(store: JobStore, *, ended: bool) -> Iterator[str]:
+    """Yield what must not be; with ``ended`` a whole run has come to its end."""
+    folder = store.path.parent
+    if (folder / "canary" / "alive").read_text() != "tweet":
+        yield "the canary was touched"
+    for job in ("live", "young"):
+        if not (store.results(job) / "global/day_1.tif").exists():
+            yield f"{job} lost its data"
+    if len(store.sql("SELECT * FROM jobs")) != 4:
+        yield "rows were lost"
+    columns = [row[1] for row in store.sql("PRAGMA table_info(jobs)")]
+    cleaned = store.cleaned() if "data_cleaned_at" in columns else set()
+    for job in cleaned:
+        if store.results(str(job)).exists() or (store.path / f"results/{job}_results.zip").exists():
+            yield f"{job} is recorded as cleaned and in its place"
+    if cleaned - _DUE:
+        yield f"{cleaned - _DUE} was recorded as cleaned"
+    if ended:
+        yield from _faults_at_the_end(store, cleaned)
+
+
+def _faults_at_the_end(store: JobStore, cleaned: set[object]) -> Iterator[str]:
+    if cleaned != _DUE:
+        yield f"only {cleaned} were cleaned in the end"
+    if not (store.path / "uploads/needed.tif").exists():
+        yield "an upload that is needed is gone"
+    if (store.path / "uploads/single.tif").exists():
+        yield "an upload that nobody needs is there"
+    if not (store.path / "logs/jobs/broken/global/run.log").exists():
+        yield "a log that is to be kept is gone"
+    freed = sum(int(str(row[0])) for row in store.sql("SELECT bytes_freed FROM cleanup_runs"))
+    if freed > 100_000:
+        yield f"{freed} bytes were counted"
+    if store.sql("SELECT * FROM cleanup_intents WHERE state = 'open'"):
+        yield "an intent is left open"
+    for finding in verify(store.path / "logs" / "cleanup_audit.jsonl").findings:
+        yield f"the audit log: {finding}"
+
+
+def attack(variant: str, call: str, how: str, at: int) -> tuple[str, list[str]]:
+    """Run once with one injected fault, then once without; returns how it ended and what was wrong."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        store = make_store(folder, variant)
+        what = "signal=SIGKILL" if how == "SIGKILL" else f"error={how}"
+        command = ["strace", "-f", "-qq", "-o", str(folder / "trace"), "-e", f"trace={call}"]
+        command += ["-e", f"inject={call}:{what}:when={at}", sys.executable, "-m", "eemtcleanupd", "clean"]
+        environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(
+            command, cwd=store.path, env=environment, capture_output=True, text=True, check=False, timeout=120
+        )
+        trace = (folder / "trace").read_text(errors="replace")
+        if "(INJECTED" not in trace and "killed by SIGKILL" not in trace:
+            return "over", []
+        faults = list(faults_of(store, ended=False))
+        if how != "SIGKILL":
+            if done.returncode not in _CODES:
+                faults.append(f"it ended with {done.returncode}")
+            if "Traceback" in done.stderr and call != "write":
+                faults.append("a traceback: " + done.stderr.strip().rpartition("\n")[2])
+        again = subprocess.run(
+            [sys.executable, "-m", "eemtcleanupd", "clean"],
+            cwd=store.path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        if again.returncode != 0:
+            faults.append(f"the next run ended with {again.returncode}: {again.stderr.strip()[-300:]}")
+        faults += faults_of(store, ended=True)
+        ending = "killed" if how == "SIGKILL" else f"exit {done.returncode}"
+        return ending, [f"{variant}, {how} at {call} {at}: {fault}" for fault in faults]
+
+
+def attack_all(variant: str, call: str, how: str) -> Tally:
+    """Attack at every n until the run no longer gets so far."""
+    tally = Tally()
+    at = 0
+    while True:
+        at += 1
+        ending, faults = attack(variant, call, how, at)
+        if ending == "over":
+            return tally
+        tally.points[how] += 1
+        tally.endings[ending] += 1
+        tally.faults += faults
+
+
+def run(variants: list[str], hows: list[str]) -> Tally:
+    """Attack in every way, two at a time."""
+    if shutil.which("strace") is None:
+        sys.exit("torture needs strace (Debian, Ubuntu: apt install strace)")
+    total = Tally()
+    ways = [(variant, call, how) for variant in variants for how in hows for call in CALLS]
+    with ThreadPoolExecutor(2) as pool:
+        for way, tally in zip(ways, pool.map(lambda way: attack_all(*way), ways), strict=True):
+            total.points.update(tally.points)
+            total.endings.update(tally.endings)
+            total.faults += tally.faults
+            print(
+                f"  {', '.join(way)}: {sum(tally.points.values())} points",
+                *tally.faults,
+                sep="\n    ",
+                flush=True,
+            )
+    return total
