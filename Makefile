@@ -60,7 +60,7 @@ torture: $(READY) ## attack it for half an hour: kills, faults, races, fuzz (as 
 
 install: ## install below $(prefix), as root: private venv, unit, configuration, man page
 	$(PYTHON) -m venv --clear $(DESTDIR)$(libdir)
-	$(DESTDIR)$(libdir)/bin/python -m pip install -qq --disable-pip-version-check --no-warn-script-location .
+	$(DESTDIR)$(libdir)/bin/python -m pip install -qq --disable-pip-version-check --no-warn-script-location '.[web]'
 	$(DESTDIR)$(libdir)/bin/python -m pip uninstall -qqy --disable-pip-version-check setuptools pip
 	@# The venv was made under DESTDIR, and will be used without it.
 	grep -rlIF '$(DESTDIR)$(libdir)' $(DESTDIR)$(libdir)/bin $(DESTDIR)$(libdir)/pyvenv.cfg \

@@ -156,10 +156,11 @@ def _exit_code(report: RunReport, signal_number: int | None) -> int:
 
 def _listeners(*, as_json: bool, verbose: bool) -> tuple[Emit, Callable[[], None]]:
     """Return who prints the events, and what prints the rest at the end."""
-    from eemtcleanupd.cli.narration import JsonDocument, Lines  # noqa: PLC0415
+    from eemtcleanupd.answer import Answer  # noqa: PLC0415
+    from eemtcleanupd.cli.narration import Lines  # noqa: PLC0415
 
     if as_json:
-        document = JsonDocument()
+        document = Answer()
         return document, lambda: document.write(sys.stdout)
     return Lines(verbose=verbose), lambda: None
 

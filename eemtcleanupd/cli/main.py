@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "release": ("eemtcleanupd.cli.hold", "Take a hold off a job."),
     "run": ("eemtcleanupd.cli.run", "Run the daemon: clean on schedule until SIGTERM."),
     "status": ("eemtcleanupd.cli.status", "Show how the daemon and the job store are."),
+    "token": ("eemtcleanupd.cli.token", "Add, list or revoke the tokens of the HTTP interface."),
     "trash": ("eemtcleanupd.cli.trash", "List, restore or purge what waits in the trash."),
     "holds": ("eemtcleanupd.cli.hold", "List the jobs that are held."),
     "stop": ("eemtcleanupd.cli.control", "Stop the daemon in order."),

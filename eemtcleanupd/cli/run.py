@@ -57,6 +57,7 @@ def _live(
     from eemtcleanupd.daemon.service import ServiceManager  # noqa: PLC0415
     from eemtcleanupd.logbook import log_to_stderr, write_event  # noqa: PLC0415
     from eemtcleanupd.plugins import load  # noqa: PLC0415
+    from eemtcleanupd.web.server import HttpInterface  # noqa: PLC0415
 
     def read() -> Loaded:
         return load(find_file(config_file, os.environ, cwd), environ=os.environ, options={}, cwd=cwd)
@@ -67,7 +68,7 @@ def _live(
         logging.getLogger("eemtcleanupd").setLevel(logging.DEBUG)
     try:
         service = ServiceManager(os.environ)
-        daemon = Daemon(configuration, emit=write_event, service=service)
+        daemon = Daemon(configuration, emit=write_event, service=service, interface=HttpInterface())
         gc.collect()
         gc.freeze()
         gc.enable()

@@ -20,5 +20,4 @@ NOT_YET = (
     NotYet("performance.executor", lambda name: name == "dask", "no other machines yet"),
     NotYet("performance.io_priority", lambda name: name != "best-effort", "no disk priority yet"),
     NotYet("performance.max_deletes_per_second", bool, "no limit of the rate yet"),
-    NotYet("api.enabled", bool, "no HTTP interface yet"),
 )

@@ -250,6 +250,21 @@ class ApiConfig(Section):
     enabled: bool = Field(False, description="Whether to serve HTTP.")
     listen: Listen = Field("127.0.0.1:5001", description="host:port, or unix:/path/of/the.sock.")
     tokens_file: FilePath | None = Field(None, description="File of the tokens; null: none are accepted.")
+    socket_mode: Annotated[str, Field(pattern=r"^0?[0-7]{3}$")] = Field(
+        "0660", description="Mode of a Unix socket, octal, as text."
+    )
+    tls_cert_file: FilePath | None = Field(None, description="Certificate chain (PEM); null: no TLS.")
+    tls_key_file: FilePath | None = Field(None, description="Key of the certificate (PEM).")
+    allowed_hosts: Texts = Field(
+        (), description="Names by which it may be asked, besides localhost and the address of listen."
+    )
+    trusted_proxies: Texts = Field((), description="Addresses of proxies whose X-Forwarded-For is believed.")
+
+    @model_validator(mode="after")
+    def _both_of_tls(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("give tls_cert_file and tls_key_file, or none of them")
+        return self
 
 
 class MetricsConfig(Section):
@@ -312,6 +327,18 @@ class Config(Section):
         default_factory=NotificationsConfig, description="Who is told what was done."
     )
     dry_run: bool = Field(False, description="Only ever show what would be deleted.")
+
+    def with_retention(self, successful_hours: float | None, failed_hours: float | None) -> Self:
+        """Return the configuration with other hours for successful and failed jobs, None for its own."""
+        retention = self.retention
+        changes: dict[str, Any] = {}
+        if successful_hours is not None:
+            changes["successful_jobs"] = retention.successful_jobs.model_copy(
+                update={"hours": successful_hours}
+            )
+        if failed_hours is not None:
+            changes["failed_jobs"] = retention.failed_jobs.model_copy(update={"hours": failed_hours})
+        return self.model_copy(update={"retention": retention.model_copy(update=changes)})
 
 
 class Schema:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from eemtcleanupd.errors import CleanupError
-from eemtcleanupd.events import RunReport
+from eemtcleanupd.events import Emit, RunReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,27 @@ class FileTouched:
 
 
 @dataclass(frozen=True, slots=True)
+class Order:
+    """What somebody who waits for a run wants of it.
+
+    ``retention`` are hours for successful and failed jobs in place of the configured ones, None for these.
+    ``emit`` is told of its events in the run's thread; ``done`` is called once, in any thread, with its
+    report or with why there is none (None: it broke in a way nobody foresaw).
+    """
+
+    emit: Emit
+    done: Callable[[RunReport | CleanupError | None], None]
+    retention: tuple[float | None, float | None] = (None, None)
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class RunWanted:
     """Start a run, or, while one is going on, say so; ``user`` is who is recorded for it."""
 
     trigger: str
     user: str
+    order: Order | None = None
 
 
 @dataclass(frozen=True, slots=True)

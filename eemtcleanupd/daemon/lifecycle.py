@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Protocol
 
 from eemtcleanupd import __version__
 from eemtcleanupd.cleanup import RunRequest
@@ -75,6 +76,20 @@ _PRESSURE_PAUSE = timedelta(hours=1)
 _OWN_ACCORD = ("schedule", "start", "recovery")
 
 
+class Interface(Protocol):
+    """Where a daemon listens to others; what it is asked comes into the inbox."""
+
+    def prepare(self, daemon: Daemon, config: Config) -> Callable[[], None]:
+        """Do what can fail with a configuration; returns what then puts it in force.
+
+        Raises:
+            ConfigError: it cannot listen as the configuration says.
+        """
+
+    def close(self) -> None:
+        """Stop listening."""
+
+
 class Daemon:
     """A daemon for one job store.
 
@@ -82,6 +97,7 @@ class Daemon:
         configuration: the configuration in force.
         service: the service manager that is told.
         clock: the time of day.
+        interface: where others can ask it things over the network.
         elapsed: seconds that really passed.
         emit: is told of every event of the daemon and of its runs, in the thread where it happens.
     """
@@ -92,9 +108,12 @@ class Daemon:
         *,
         emit: Emit,
         service: ServiceManager,
+        interface: Interface | None = None,
         clock: Clock = system_clock,
         elapsed: Callable[[], float] = elapsed_seconds,
     ) -> None:
+        self._interface = interface
+        self._beat_at = elapsed()
         self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._configuration = configuration
         self._listener = emit
@@ -115,6 +134,11 @@ class Daemon:
         self._refused: str | None = None
         self._stopping: str | None = None
         self._log: logging.Handler | None = None
+
+    @property
+    def loaded(self) -> Loaded:
+        """The configuration in force, with where each value came from."""
+        return self._configuration.loaded
 
     @property
     def config(self) -> Config:
@@ -149,6 +173,10 @@ class Daemon:
         self._audit("daemon_started", pid=os.getpid(), host=socket.gethostname())
         stack.callback(self._end_delivery)
         self._delivery.use(self._plugins, durable=not self.config.dry_run)
+        if self._interface is not None:
+            begin = self._interface.prepare(self, self.config)
+            stack.callback(self._interface.close)
+            begin()
         self._status_file = StatusFile(self.database)
         stack.callback(self._status_file.remove)
         if self._configuration.file is not None:
@@ -178,6 +206,7 @@ class Daemon:
             self._look_at_settled_file()
             self._start_what_is_wanted()
         self._service.beat()
+        self._beat_at = self._elapsed()
         self._show()
         return self._stopping is None or self._runner.running is not None
 
@@ -216,7 +245,7 @@ class Daemon:
 
     # -- messages ----------------------------------------------------------------------------------
 
-    def _act(self, message: Message) -> None:
+    def _act(self, message: Message) -> None:  # noqa: C901  (one case for each message)
         match message:
             case Stop():
                 self._stop(message.reason)
@@ -224,8 +253,9 @@ class Daemon:
                 self._run_ended(message)
             case DumpThreads():
                 log_threads()
-            case _ if self._stopping is not None:
-                pass  # too late for anything else
+            case _ if self._stopping is not None:  # too late for anything else
+                if isinstance(message, RunWanted) and message.order is not None:
+                    message.order.done(LockHeldError("the daemon is on its way out"))
             case Reload():
                 self._reload(message.reason)
             case FileTouched():
@@ -258,13 +288,18 @@ class Daemon:
 
     def _want(self, wanted: RunWanted) -> None:
         running = self._runner.running
-        if running is not None and not running.request.only_trash:
+        busy = running is not None and not running.request.only_trash
+        if wanted.order is not None and (
+            busy or (self._wanted is not None and self._wanted.order is not None)
+        ):
+            wanted.order.done(LockHeldError("another run is going on; see its progress, and try again then"))
+        elif running is not None and busy:
             log.warning(
                 "The run for %s does not start: one that began at %s UTC is still going on",
                 wanted.trigger,
                 f"{running.started_at:%H:%M:%S}",
             )
-        elif self._wanted is None or self._wanted.trigger == TRASH_TRIGGER:
+        elif self._wanted is None or self._wanted.trigger == TRASH_TRIGGER or wanted.order is not None:
             self._wanted = wanted
 
     def _start_what_is_wanted(self) -> None:
@@ -274,19 +309,21 @@ class Daemon:
         if wanted.trigger in _OWN_ACCORD and self._elapsed() < self._not_before:
             return
         self._wanted = None
-        pressure = self.config.pressure
+        pressure, order = self.config.pressure, wanted.order
         self._runner.start(
-            self.config,
+            self.config if order is None else self.config.with_retention(*order.retention),
             RunRequest(
                 user=wanted.user,
                 trigger=wanted.trigger,
                 dry_run=self.config.dry_run,
+                force=order is not None and order.force,
                 only_trash=wanted.trigger == TRASH_TRIGGER,
                 pressure=Pressure(pressure.low_watermark_percent, timedelta(hours=pressure.minimum_age_hours))
                 if wanted.trigger == "pressure"
                 else None,
             ),
             self._plugins,
+            order,
         )
 
     def _run_ended(self, ended: RunEnded) -> None:
@@ -320,6 +357,17 @@ class Daemon:
             )
         )
         self._want(RunWanted("pressure", USER))
+
+    # -- what others ask, in threads of theirs --------------------------------------------------------
+
+    @property
+    def plugins(self) -> PluginSet:
+        """The plugins in force."""
+        return self._plugins
+
+    def seconds_since_beat(self) -> float:
+        """Return how long ago the loop went round."""
+        return self._elapsed() - self._beat_at
 
     # -- configuration -----------------------------------------------------------------------------
 
@@ -357,8 +405,11 @@ class Daemon:
     def _prepare(self, loaded: Loaded) -> None:
         """Do what can fail with a new configuration: find its plugins, open its log."""
         plugins = PluginSet(loaded.config, before=self._plugins)
+        listen = None if self._interface is None else self._interface.prepare(self, loaded.config)
         self._open_log(loaded)
         self._plugins = plugins
+        if listen is not None:
+            listen()
 
     def _open_log(self, loaded: Loaded) -> None:
         """Open the log that a configuration names, and only then let go of the one before."""

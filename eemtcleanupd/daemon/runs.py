@@ -14,9 +14,9 @@ from eemtcleanupd.cleanup import Progress, RunRequest, clean
 from eemtcleanupd.cleanup.guards import Guards
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
-from eemtcleanupd.daemon.inbox import Put, RunEnded
+from eemtcleanupd.daemon.inbox import Order, Put, RunEnded
 from eemtcleanupd.errors import CleanupError
-from eemtcleanupd.events import Emit, RunReport
+from eemtcleanupd.events import Emit, Event, RunReport
 from eemtcleanupd.stop import StopFlag
 
 log = logging.getLogger(__name__)
@@ -48,11 +48,14 @@ class Runner:
         self._clock = clock
         self.running: Running | None = None
 
-    def start(self, config: Config, request: RunRequest, guards: Guards) -> None:
+    def start(self, config: Config, request: RunRequest, guards: Guards, order: Order | None = None) -> None:
         """Start a run with the configuration of this moment, which it keeps; no other may be going on."""
         progress, stop = Progress(), StopFlag()
         thread = threading.Thread(
-            target=self._run, args=(config, request, guards, progress, stop), name=f"run ({request.trigger})"
+            target=self._run,
+            args=(config, request, guards, order),
+            kwargs={"progress": progress, "stop": stop},
+            name=f"run ({request.trigger})",
         )
         self.running = Running(request, self._clock(), progress, stop, thread)
         thread.start()
@@ -73,14 +76,27 @@ class Runner:
             ctypes.CDLL(None).malloc_trim(0)
 
     def _run(
-        self, config: Config, request: RunRequest, guards: Guards, progress: Progress, stop: StopFlag
+        self,
+        config: Config,
+        request: RunRequest,
+        guards: Guards,
+        order: Order | None,
+        *,
+        progress: Progress,
+        stop: StopFlag,
     ) -> None:
         result: RunReport | CleanupError | None = None
+
+        def emit(event: Event) -> None:
+            self._emit(event)
+            if order is not None:
+                order.emit(event)
+
         try:
             result = clean(
                 config,
                 request,
-                emit=self._emit,
+                emit=emit,
                 stop=stop,
                 clock=self._clock,
                 progress=progress,
@@ -92,3 +108,5 @@ class Runner:
             log.exception("The run broke off; the next one goes on where it stopped")
         finally:
             self._put(RunEnded(request.trigger, result))
+            if order is not None:
+                order.done(result)

@@ -14,7 +14,6 @@ ASKING = {
     "performance.executor": ("performance: {executor: dask}", "dask"),
     "performance.io_priority": ("performance: {io_priority: idle}", "idle"),
     "performance.max_deletes_per_second": ("performance: {max_deletes_per_second: 50}", "50"),
-    "api.enabled": ("api: {enabled: true}", "true"),
 }
 IDLE = """
 schedule: {enabled: true, cron: '@daily', catch_up: false}

@@ -1,0 +1,205 @@
+"""Who may do what over HTTP: tokens for programs, sessions for browsers; refusals are written down."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Annotated, Final, NoReturn
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from eemtcleanupd.clock import Clock, monotonic_seconds, system_clock
+from eemtcleanupd.config import Config
+from eemtcleanupd.errors import AuditError, ConfigError
+from eemtcleanupd.events import AuditEntry
+from eemtcleanupd.units import printable
+from eemtcleanupd.web.engine import Engine
+from eemtcleanupd.web.problems import refuse
+from eemtcleanupd.web.tokens import Scope, Token, TokenFile
+
+log = logging.getLogger(__name__)
+
+COOKIE: Final = "eemtcleanupd"
+_SESSION = timedelta(hours=12)
+_SESSIONS = 1000
+_FAILURES = 60
+_WINDOW_SECONDS = 60.0
+_ADDRESSES = 10_000
+bearer = HTTPBearer(auto_error=False, description="A token of `eemtcleanupd token add`.")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, by name, what they may do, and from where."""
+
+    name: str
+    scope: Scope
+    address: str | None
+
+
+class Access:
+    """Lets requests through or refuses them.
+
+    Args:
+        engine: has the configuration with the file of the tokens, and writes refusals down.
+        open_to_all: without tokens everybody may (a Unix socket, whose mode says who gets there).
+        clock: where the time comes from.
+    """
+
+    def __init__(self, engine: Engine, *, open_to_all: bool = False, clock: Clock = system_clock) -> None:
+        self._engine = engine
+        self._open_to_all = open_to_all
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._files: dict[str, TokenFile] = {}
+        self._sessions: OrderedDict[str, tuple[str, datetime]] = OrderedDict()
+        self._failures: OrderedDict[str, deque[float]] = OrderedDict()
+
+    def requires(self, scope: Scope) -> Callable[..., Caller]:
+        """Return a dependency that gives who asks, or refuses.
+
+        Raises (the dependency):
+            HTTPException: 401 without a token, 403 with one that is wrong, expired or may not, 429 after
+                many of these.
+        """
+
+        def check(
+            request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+        ) -> Caller:
+            return self.check(request, scope, None if given is None else given.credentials)
+
+        return check
+
+    def check(self, request: Request, scope: Scope, secret: str | None) -> Caller:
+        """Return who asks, or refuse; see :meth:`requires`."""
+        address = None if request.client is None else request.client.host
+        tokens = self._tokens()
+        if tokens is None and self._open_to_all:
+            return Caller("unix socket", "clean", address)
+        token: Token | None = None
+        if secret is not None:
+            token = None if tokens is None else tokens.find(secret)
+        elif (cookie := request.cookies.get(COOKIE)) is not None:
+            token = self._of_session(cookie, tokens)
+            if token is not None and request.method not in {"GET", "HEAD"}:
+                self._insist_on_own_page(request, address)
+        if token is None and secret is None:
+            self._refuse(request, address, 401, "a token is needed", WWW_Authenticate="Bearer")
+        if token is None:
+            self._refuse(request, address, 403, "this token is not known")
+        if token.is_expired(self._clock()):
+            self._refuse(request, address, 403, f"the token {token.name} has expired", user=token.name)
+        if scope == "clean" and token.scope != "clean":
+            self._refuse(request, address, 403, f"the token {token.name} may only read", user=token.name)
+        return Caller(token.name, token.scope, address)
+
+    def _tokens(self) -> TokenFile | None:
+        path = self._engine.config.api.tokens_file
+        if path is None:
+            return None
+        return self._files.setdefault(str(path), TokenFile(path))
+
+    def _insist_on_own_page(self, request: Request, address: str | None) -> None:
+        """Refuse what another site's page makes a browser send."""
+        origin = request.headers.get("origin")
+        own = {f"{scheme}://{request.headers.get('host')}" for scheme in ("http", "https")}
+        if origin not in own:
+            self._refuse(request, address, 403, "this did not come from our own page")
+
+    def _refuse(
+        self,
+        request: Request,
+        address: str | None,
+        status: int,
+        detail: str,
+        *,
+        user: str = "unknown",
+        **headers: str,
+    ) -> NoReturn:
+        """Refuse and write it down; who fails often is told to wait, which is written down once."""
+        over = self._is_over_limit(address or "")
+        if over != "still":
+            self.audit(request.method, request.url.path, detail, user=user, address=address)
+        if over != "no":
+            raise refuse(429, "too many refused requests; wait a minute", Retry_After="60")
+        raise refuse(status, detail, **headers)
+
+    def _is_over_limit(self, address: str) -> str:
+        now = monotonic_seconds()
+        with self._lock:
+            times = self._failures.setdefault(address, deque())
+            self._failures.move_to_end(address)
+            while len(self._failures) > _ADDRESSES:
+                self._failures.popitem(last=False)
+            while times and now - times[0] > _WINDOW_SECONDS:
+                times.popleft()
+            if len(times) > _FAILURES:
+                return "still"
+            times.append(now)
+            return "now" if len(times) > _FAILURES else "no"
+
+    def audit(self, method: str, path: str, reason: str, *, user: str, address: str | None) -> None:
+        """Write down that something was refused."""
+        details = {"request": printable(f"{method} {path}")[:200], "reason": printable(reason)}
+        entry = AuditEntry(self._clock(), user, "http_refused", details, address)
+        try:
+            self._engine.plugins.audit([entry])
+        except AuditError:  # it is refused all the same
+            log.exception("A refusal could not be written down")
+
+    # -- sessions of browsers ----------------------------------------------------------------------
+
+    def log_in(self, secret: str, request: Request) -> str:
+        """Begin a session for a browser; returns its cookie.
+
+        Raises:
+            HTTPException: 403, the token is not known or has expired.
+        """
+        address = None if request.client is None else request.client.host
+        tokens = self._tokens()
+        token = None if tokens is None else tokens.find(secret)
+        if token is None or token.is_expired(self._clock()):
+            self._refuse(request, address, 403, "this token is not known, or has expired")
+        session = secrets.token_urlsafe(32)
+        with self._lock:
+            self._sessions[session] = (token.sha256, self._clock() + _SESSION)
+            while len(self._sessions) > _SESSIONS:
+                self._sessions.popitem(last=False)
+        return session
+
+    def log_out(self, session: str) -> None:
+        """End a session."""
+        with self._lock:
+            self._sessions.pop(session, None)
+
+    def _of_session(self, session: str, tokens: TokenFile | None) -> Token | None:
+        """Return the token of a session; one that was revoked meanwhile ends it."""
+        with self._lock:
+            digest, until = self._sessions.get(session, ("", self._clock()))
+        if tokens is None or until <= self._clock():
+            return None
+        return next((token for token in tokens.all() if token.sha256 == digest), None)
+
+
+def insist_on_tokens(config: Config) -> None:
+    """Refuse to serve where nobody could prove who they are.
+
+    Raises:
+        ConfigError: there is no file of tokens, or none in it.
+    """
+    path = config.api.tokens_file
+    if path is None:
+        raise ConfigError(
+            "api.enabled needs api.tokens_file (or api.listen: unix:/path, where the socket's mode says who "
+            "may): name a file, then `eemtcleanupd token add NAME --scope clean`"
+        )
+    if not TokenFile(path).all():
+        raise ConfigError(
+            f"api.enabled, but there is no token in {path}: `eemtcleanupd token add NAME --scope clean`"
+        )

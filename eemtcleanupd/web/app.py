@@ -1,0 +1,69 @@
+"""The whole HTTP interface of a daemon: the routes, metrics, health, and the dashboard."""
+
+from __future__ import annotations
+
+from fastapi import Depends, FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from eemtcleanupd import __version__
+from eemtcleanupd.daemon.lifecycle import Daemon
+from eemtcleanupd.web.access import Access
+from eemtcleanupd.web.dashboard import pages
+from eemtcleanupd.web.engine import DaemonEngine, Engine, Plans
+from eemtcleanupd.web.gate import Gate
+from eemtcleanupd.web.problems import Json, ProblemRoute, documented, of_error
+from eemtcleanupd.web.router import routes
+
+
+def build(daemon: Daemon, *, open_to_all: bool) -> ASGIApp:
+    """Return the interface of a daemon.
+
+    Args:
+        daemon: whom it works with.
+        open_to_all: without tokens everybody may (a Unix socket).
+    """
+    engine = DaemonEngine(daemon)
+    return around(engine, Access(engine, open_to_all=open_to_all))
+
+
+def around(engine: Engine, access: Access) -> ASGIApp:
+    """Return the interface over an engine."""
+    plans = Plans(engine)
+    app = FastAPI(
+        title="eemtcleanupd",
+        version=__version__,
+        description="The retention daemon of an EEMT job store.",
+        openapi_url="/api/cleanup/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.router.route_class = ProblemRoute
+
+    @app.exception_handler(HTTPException)
+    async def unknown(_request: Request, error: HTTPException) -> Response:
+        return of_error(error)
+
+    @app.get("/healthz", responses=documented(503), tags=["daemon"])
+    def healthz() -> Response:
+        """Say whether the scheduler beats."""
+        alive = engine.is_alive()
+        return Json({"status": "ok" if alive else "the scheduler hangs"}, 200 if alive else 503)
+
+    @app.get(
+        "/metrics",
+        dependencies=[Depends(access.requires("read"))],
+        responses={200: {"content": {"text/plain": {}}}, **documented(401, 403, 429)},
+        tags=["daemon"],
+    )
+    def metrics() -> Response:
+        """Return the metrics as Prometheus reads them."""
+        return Response(engine.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    app.include_router(routes(engine, access, plans=plans))
+    app.include_router(pages(engine, access, plans))
+
+    def refused(method: str, path: str, reason: str, address: str | None) -> None:
+        access.audit(method, path, reason, user="unknown", address=address)
+
+    return Gate(app, lambda: engine.config.api, refused)
