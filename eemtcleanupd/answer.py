@@ -91,6 +91,11 @@ class Answer:
             stream.write("\n  ]" if spool.count else "]")
         stream.write("\n}\n")
 
+    def close(self) -> None:
+        """Let go of the temporary files."""
+        for spool in self._lists.values():
+            spool.close()
+
 
 class _Spool:
     """JSON values in a file that stays in memory while it is small."""
@@ -103,6 +108,9 @@ class _Spool:
     def add(self, value: object) -> None:
         self._file.write(json.dumps(value) + "\n")
         self.count += 1
+
+    def close(self) -> None:
+        self._file.close()
 
     def __iter__(self) -> Iterator[str]:
         self._file.seek(0)

@@ -389,7 +389,12 @@ class Pipeline:
         """Hand a job's items to the pool; from here on it can only be finished, not undone."""
         for found, item in job.entries:
             trash = self._tools.trashes[found.artifact.root]
-            job.removals.append((found, self._tools.pool.remove(trash, trash.doom(item))))
+            try:
+                removal = self._tools.pool.remove(trash, trash.doom(item))
+            except OSError as error:
+                removal = Future()
+                removal.set_result(Removed(0, 0, 0, (_words(error),), 1, complete=False))
+            job.removals.append((found, removal))
         self._in_flight.append(job)
 
     def _settle(self, limit: int) -> None:

@@ -161,7 +161,12 @@ def _listeners(*, as_json: bool, verbose: bool) -> tuple[Emit, Callable[[], None
 
     if as_json:
         document = Answer()
-        return document, lambda: document.write(sys.stdout)
+
+        def finish() -> None:
+            document.write(sys.stdout)
+            document.close()
+
+        return document, finish
     return Lines(verbose=verbose), lambda: None
 
 

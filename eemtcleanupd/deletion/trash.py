@@ -146,9 +146,18 @@ class Trash:
                     yield entry.name.removesuffix(_DOOMED), entry.name.endswith(_DOOMED)
 
     def sync(self) -> None:
-        """Wait until the renames and removals in root and trash are on the disk (fsync(2))."""
-        os.fsync(self.root.fd)
-        os.fsync(self.fd)
+        """Wait until the renames and removals in root and trash are on the disk (fsync(2)).
+
+        Raises:
+            RootError: that cannot be known, so nothing may be recorded that relies on it.
+        """
+        try:
+            os.fsync(self.root.fd)
+            os.fsync(self.fd)
+        except OSError as error:
+            raise RootError(
+                f"changes of {self.root.path} cannot be flushed to its disk: {error.strerror}; the next run goes on"
+            ) from error
 
 
 def _insist_on_entry(name: str) -> None:

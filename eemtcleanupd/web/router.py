@@ -9,7 +9,7 @@ import os
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -225,12 +225,15 @@ def _add_runs(router: APIRouter, site: _Site) -> None:
 
         def done(result: RunReport | CleanupError | None) -> None:
             outcome.append(result)
+            if not isinstance(result, RunReport) or not waits:
+                answer.close()
             plans.forget()
             _tell(loop, begun)
             _tell(loop, ended)
 
+        waits = "respond-async" not in prefer.lower()
         engine.run(caller.name, Order(emit, done, retention, wanted.force))
-        if "respond-async" in prefer.lower():
+        if not waits:
             await begun.wait()
             if started:
                 url = f"{router.prefix}/runs/{started[0]}"
@@ -387,26 +390,32 @@ def _dependencies(
 def dry_run(engine: Engine, config: Config, user: str, *, force: bool = False) -> Answer:
     """Say what a run would do."""
     answer = Answer()
-    clean(
-        config,
-        RunRequest(user=user, trigger=TRIGGER, dry_run=True, force=force),
-        emit=answer,
-        guards=engine.plugins,
-    )
+    try:
+        clean(
+            config,
+            RunRequest(user=user, trigger=TRIGGER, dry_run=True, force=force),
+            emit=answer,
+            guards=engine.plugins,
+        )
+    except BaseException:
+        answer.close()
+        raise
     return answer
 
 
 def planned(engine: Engine, config: Config) -> bytes:
     """Return the next run's dry run as JSON; breakers do not count, for nothing happens."""
     with tempfile.SpooledTemporaryFile(max_size=1 << 20, mode="w+", encoding="ascii") as file:
-        dry_run(engine, config, "plan", force=True).write(file)
+        with closing(dry_run(engine, config, "plan", force=True)) as answer:
+            answer.write(file)
         file.seek(0)
         return file.read().encode("ascii")
 
 
 def _stream(answer: Answer) -> StreamingResponse:
     file = tempfile.SpooledTemporaryFile(max_size=1 << 20, mode="w+", encoding="ascii")  # noqa: SIM115
-    answer.write(file)
+    with closing(answer):
+        answer.write(file)
     file.seek(0)
 
     def chunks() -> Iterator[str]:

@@ -1,0 +1,313 @@
+"""The HTTP contract, against a daemon that lives."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.cleanup.conftest import JobStore
+from tests.web.conftest import Site, eemtcleanupd, start
+
+WRONG = "eemt_wrong"
+
+
+def test_a_cleanup_answers_as_the_document_says(site: Site) -> None:
+    answer = site.ask("POST", "/api/cleanup")
+    assert answer.status_code == 200
+    told = answer.json()
+    assert told["success"] is True
+    assert told["cleaned_jobs"] == {"successful": 1, "failed": 1}
+    assert set(told["space_freed"]) == {"bytes", "human_readable"}
+    assert told["space_freed"]["bytes"] > 0
+    assert {job["job_id"] for job in told["details"]} == {"a", "b"}
+    for job in told["details"]:
+        assert {"job_id", "status", "age_days", "space_freed"} <= set(job)
+    assert site.store.cleaned() == {"a", "b"}
+    assert site.store.results("young").exists()
+    run = site.get(f"/api/cleanup/runs/{told['run_id']}")
+    assert (run["trigger"], run["successful"], run["failed"]) == ("api", 1, 1)
+    assert {job["job_id"] for job in run["details"]} == {"a", "b"}
+    assert site.get("/api/cleanup/runs")["runs"][0]["run_id"] == told["run_id"]
+    assert '"user": "clean"' in site.audit()
+
+
+def test_a_dry_run_and_the_plan_say_the_same_and_change_nothing(site: Site) -> None:
+    before = site.store.snapshot()
+    dry = site.ask("POST", "/api/cleanup", {"dry_run": True}).json()
+    plan = site.get("/api/cleanup/plan")
+    assert dry["details"] == plan["details"]
+    assert {job["job_id"] for job in plan["details"]} == {"a", "b"}
+    assert plan["dry_run"] is True
+    assert site.store.snapshot() == before
+
+
+def test_the_body_gives_other_hours_for_this_run_alone(site: Site) -> None:
+    told = site.ask(
+        "POST", "/api/cleanup", {"success_retention_hours": 1, "failed_retention_hours": 9000}
+    ).json()
+    assert {job["job_id"] for job in told["details"]} == {"a", "young"}
+    assert site.store.results("b").exists()
+    told = site.ask("POST", "/api/cleanup").json()
+    assert {job["job_id"] for job in told["details"]} == {"b"}
+
+
+def test_a_run_that_is_not_waited_for_has_its_own_address(site: Site) -> None:
+    answer = site.ask("POST", "/api/cleanup", Prefer="respond-async")
+    assert answer.status_code == 202
+    url = answer.headers["Location"]
+    assert answer.json()["url"] == url
+    while site.get(url)["finished_at"] is None:
+        pass
+    assert site.get(url)["outcome"] == "success"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"success_retention_hours": -1}, "success_retention_hours"),
+        ({"failed_retention_hours": "12"}, "failed_retention_hours"),
+        ({"dry_run": "yes"}, "dry_run"),
+        ({"dryrun": True}, "dryrun"),
+        ([], "body"),
+    ],
+)
+def test_bad_input_names_the_field_and_changes_nothing(site: Site, body: object, field: str) -> None:
+    before = site.store.snapshot()
+    answer = site.ask("POST", "/api/cleanup", body)
+    assert answer.status_code == 422
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert [each["field"] for each in answer.json()["errors"]] == [field]
+    assert site.store.snapshot() == before
+
+
+READING = [
+    "/api/cleanup/plan",
+    "/api/cleanup/status",
+    "/api/cleanup/runs",
+    "/api/cleanup/runs/x",
+    "/api/cleanup/events",
+]
+READING += ["/api/cleanup/holds", "/api/cleanup/trash", "/metrics", "/"]
+
+
+@pytest.mark.parametrize("path", READING)
+def test_reading_needs_a_token(site: Site, path: str) -> None:
+    without = site.ask("GET", path, token=None)
+    assert without.status_code == 401
+    wrong = site.ask("GET", path, token=WRONG)
+    assert wrong.status_code == 403
+    assert [each["details"]["request"] for each in site.refusals()] == [f"GET {path}"] * 2
+    assert {each["ip_address"] for each in site.refusals()} == {"127.0.0.1"}
+
+
+CHANGING = {
+    "/api/cleanup": {},
+    "/api/cleanup/holds": {"job_id": "a"},
+    "/api/cleanup/holds/release": {"job_id": "a"},
+    "/api/cleanup/trash/restore": {"job_id": "a"},
+}
+
+
+@pytest.mark.parametrize("path", CHANGING)
+def test_changing_needs_a_token_that_may(site: Site, path: str) -> None:
+    eemtcleanupd(site.store, "token", "add", "old", "--scope", "clean", "--days", "0")
+    before = site.store.snapshot()
+    codes = [
+        site.ask("POST", path, CHANGING[path], token=token).status_code for token in (None, WRONG, "read")
+    ]
+    assert codes == [401, 403, 403]
+    assert site.store.snapshot() == before
+    assert len(site.refusals()) == 3
+
+
+def test_an_expired_or_revoked_token_is_refused_at_once(site: Site) -> None:
+    old = eemtcleanupd(site.store, "token", "add", "old", "--scope", "clean", "--days", "0").split()[-1]
+    assert site.ask("POST", "/api/cleanup", token=old).status_code == 403
+    assert site.refusals()[-1]["user"] == "old"
+    eemtcleanupd(site.store, "token", "revoke", "read")
+    assert site.ask("GET", "/api/cleanup/status", token="read").status_code == 403
+
+
+def test_only_health_is_open(site: Site) -> None:
+    assert site.ask("GET", "/healthz", token=None).json() == {"status": "ok"}
+
+
+def test_a_foreign_host_is_refused_and_written_down(site: Site) -> None:
+    before = site.store.snapshot()
+    answer = site.ask("POST", "/api/cleanup", Host="evil.example")
+    assert answer.status_code == 421
+    assert site.store.snapshot() == before
+    assert "evil.example" in site.refusals()[-1]["details"]["reason"]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_of_a_hundred_megabytes_is_refused(site: Site, *, chunked: bool) -> None:
+    before = site.store.snapshot()
+
+    def body() -> object:
+        chunk = b" " * 100_000
+        return (chunk for _ in range(1000)) if chunked else chunk * 1000
+
+    with contextlib.suppress(requests.ConnectionError):  # it need not read what it does not want
+        answer = requests.post(
+            f"{site.url}/api/cleanup",
+            data=body(),  # type: ignore[arg-type]
+            headers={"Authorization": f"Bearer {site.tokens['clean']}"},
+            timeout=60,
+        )
+        assert answer.status_code == 413
+    assert "at most 65536 bytes" in site.refusals()[-1]["details"]["reason"]
+    assert site.store.snapshot() == before
+
+
+def test_who_is_refused_often_waits_and_others_do_not(site: Site) -> None:
+    codes = [site.ask("GET", "/api/cleanup/status", token=WRONG).status_code for _ in range(65)]
+    assert codes[0] == 403
+    assert codes[-1] == 429
+    assert len(site.refusals()) == 61
+    assert site.ask("GET", "/api/cleanup/status").status_code == 200
+
+
+def test_no_token_is_in_a_log_or_in_the_file_of_tokens(site: Site) -> None:
+    site.ask("POST", "/api/cleanup")
+    site.ask("GET", "/api/cleanup/status", token=WRONG)
+    written = b"".join(path.read_bytes() for path in site.store.path.rglob("*") if path.is_file())
+    for token in (*site.tokens.values(), WRONG):
+        assert token.encode() not in written
+
+
+def test_answers_carry_the_headers_of_a_careful_site(site: Site) -> None:
+    headers = site.ask("GET", "/").headers
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert "unsafe" not in headers["Content-Security-Policy"]
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Cache-Control"] == "no-store"
+    assert "server" not in {name.lower() for name in headers}
+
+
+def test_a_hold_keeps_a_job_until_it_is_released(site: Site) -> None:
+    assert site.ask("POST", "/api/cleanup/holds", {"job_id": "a", "reason": "paper"}).status_code == 201
+    (held,) = site.get("/api/cleanup/holds")["holds"]
+    assert (held["job_id"], held["reason"], held["owner"]) == ("a", "paper", "clean")
+    assert [job["job_id"] for job in site.ask("POST", "/api/cleanup").json()["details"]] == ["b"]
+    assert site.ask("POST", "/api/cleanup/holds/release", {"job_id": "a"}).status_code == 200
+    assert site.ask("POST", "/api/cleanup/holds/release", {"job_id": "a"}).status_code == 404
+    assert [job["job_id"] for job in site.ask("POST", "/api/cleanup").json()["details"]] == ["a"]
+
+
+def test_what_is_in_the_trash_comes_back(site_with_trash: Site) -> None:
+    site = site_with_trash
+    site.ask("POST", "/api/cleanup")
+    assert {each["job_id"] for each in site.get("/api/cleanup/trash")["trash"]} == {"a", "b"}
+    told = site.ask("POST", "/api/cleanup/trash/restore", {"job_id": "a"}).json()
+    assert sorted(told["restored"]) == ["results/a/", "uploads/dem.tif"]
+    assert site.store.results("a").exists()
+    assert site.ask("POST", "/api/cleanup/trash/restore", {"job_id": "a"}).status_code == 409
+
+
+def test_metrics_are_those_of_the_document(site: Site) -> None:
+    site.ask("POST", "/api/cleanup")
+    text = site.ask("GET", "/metrics").text
+    assert re.search(r"^eemt_cleanup_runs_total 1\.0$", text, re.MULTILINE)
+    assert 'eemt_jobs_cleaned_total{status="completed"} 1.0' in text
+
+
+def test_progress_is_told_as_it_goes(site: Site) -> None:
+    told = requests.get(
+        f"{site.url}/api/cleanup/events?once=true",
+        headers={"Authorization": f"Bearer {site.tokens['read']}"},
+        timeout=30,
+    )
+    assert told.headers["Content-Type"].startswith("text/event-stream")
+    assert told.text == "event: idle\ndata: null\n\n"
+
+
+def test_a_second_run_is_a_conflict(site: Site) -> None:
+    lock = site.store.path / "jobs.db.eemtcleanupd.lock"
+    import fcntl
+
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        answer = site.ask("POST", "/api/cleanup")
+    assert answer.status_code == 409
+    assert site.ask("POST", "/api/cleanup").status_code == 200
+
+
+def test_many_at_once_never_run_twice(site: Site) -> None:
+    codes: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: codes.append(site.ask("POST", "/api/cleanup").status_code))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(codes) <= {200, 409}
+    assert 200 in codes
+    cleaned = site.store.sql("SELECT job_id FROM cleanup_log WHERE action = 'cleaned'")
+    assert sorted(str(row[0]) for row in cleaned) == ["a", "b"]
+
+
+def test_without_a_token_it_starts_on_nothing_but_a_socket(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    store = JobStore(tmp_path / "bare")
+    (store.path / "cleanup_config.yaml").write_text(
+        "api: {enabled: true, listen: '127.0.0.1:1', tokens_file: t}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "eemtcleanupd", "run"],
+        cwd=store.path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "token add NAME --scope clean" in done.stderr
+
+
+def test_a_unix_socket_is_for_those_who_may_open_it(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "s")
+    store.job("a")
+    address = tmp_path / "api.sock"
+    site = start(store, listen=f"unix:{address}")
+    try:
+        request = b"GET /api/cleanup/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%s\r\n"
+        for _ in range(200):
+            if address.exists():
+                break
+            threading.Event().wait(0.05)
+        assert address.stat().st_mode & 0o777 == 0o660
+        answers = []
+        for more in (b"", f"Authorization: Bearer {site.tokens['read']}\r\n".encode()):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(address))
+                client.sendall(request % more)
+                answers.append(client.makefile("rb").read().split()[1])
+        assert answers == [b"401", b"200"]
+    finally:
+        site.process.terminate()
+        assert site.process.wait(30) == 0
+    assert not address.exists()
+
+
+def test_a_reload_moves_it_to_another_address_or_leaves_it(site: Site) -> None:
+    from tests.web.conftest import free_port
+
+    file = site.store.path / "cleanup_config.yaml"
+    old, port = file.read_text(), free_port()
+    file.write_text(re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:1x", old))
+    assert site.ask("GET", "/api/cleanup/status").status_code == 200
+    file.write_text(re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{port}", old))
+    eemtcleanupd(site.store, "reload")
+    site.url = f"http://127.0.0.1:{port}"
+    assert site.ask("GET", "/api/cleanup/status").status_code == 200
