@@ -156,7 +156,8 @@ class Trash:
             os.fsync(self.fd)
         except OSError as error:
             raise RootError(
-                f"changes of {self.root.path} cannot be flushed to its disk: {error.strerror}; the next run goes on"
+                f"changes of {self.root.path} cannot be flushed to its disk: {error.strerror}; "
+                "the next run goes on"
             ) from error
 
 

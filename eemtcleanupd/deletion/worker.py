@@ -77,7 +77,10 @@ def _serve(line: socket.socket, stop: StopFlag, links: LinksLock) -> None:
             tally.fail(request.label, error)
         finally:
             os.close(item_fd)
-        _send(line, asdict(tally))
+        try:
+            _send(line, asdict(tally))
+        except OSError:  # whom it is for was killed
+            return
 
 
 def _send(line: socket.socket, message: object) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from http import HTTPStatus
+
 from fastapi import Depends, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
@@ -34,15 +37,26 @@ def around(engine: Engine, access: Access) -> ASGIApp:
         title="eemtcleanupd",
         version=__version__,
         description="The retention daemon of an EEMT job store.",
-        openapi_url="/api/cleanup/openapi.json",
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
     )
     app.router.route_class = ProblemRoute
 
     @app.exception_handler(HTTPException)
-    async def unknown(_request: Request, error: HTTPException) -> Response:
-        return of_error(error)
+    async def unknown(request: Request, error: HTTPException) -> Response:
+        answer = of_error(error)
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            # Each method is a route of its own, which only knows itself (RFC 9110, 15.5.6).
+            allowed = {
+                method.upper()
+                for template, methods in app.openapi()["paths"].items()
+                if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), request.url.path)
+                for method in methods
+            }
+            if allowed:
+                answer.headers["Allow"] = ", ".join(sorted(allowed))
+        return answer
 
     @app.get("/healthz", responses=documented(503), tags=["daemon"])
     def healthz() -> Response:
@@ -59,6 +73,12 @@ def around(engine: Engine, access: Access) -> ASGIApp:
     def metrics() -> Response:
         """Return the metrics as Prometheus reads them."""
         return Response(engine.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get(
+        "/api/cleanup/openapi.json", dependencies=[Depends(access.requires("read"))], include_in_schema=False
+    )
+    def description() -> Response:
+        return Json(app.openapi())
 
     app.include_router(routes(engine, access, plans=plans))
     app.include_router(pages(engine, access, plans))

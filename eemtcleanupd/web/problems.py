@@ -79,6 +79,9 @@ def of_error(error: Exception) -> Response:
             ]
             detail = "; ".join(f"{each.field}: {each.message}" for each in fields)
             return problem(422, detail, fields)
+        case StarletteHTTPException(status_code=400):  # so FastAPI says that it cannot read the body
+            words = "it is not JSON in UTF-8"
+            return problem(422, f"body: {words}", [FieldProblem(field="body", message=words)])
         case StarletteHTTPException():
             return problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
         case StoreError() | RootError() | AuditError():

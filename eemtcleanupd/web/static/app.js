@@ -77,8 +77,21 @@ $('clean').addEventListener('click', (event) => doing(event.target, async () => 
   if (!(await ask('Clean now?', `This deletes the data of ${told.words}. Their metadata stays.`, 'Clean now'))) return;
   const run = await call('/api/cleanup', {}, { Prefer: 'respond-async' });
   say(`Run ${run.run_id} has begun.`);
-  mine = run.run_id;
+  mine = true;
+  await watch(run);
 }));
+
+// A short run may come and go between two events, so its own address says when it is over.
+async function watch(run) {
+  for (;;) {
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    const told = await (await fetch(run.url)).json();
+    if (!told.finished_at) continue;
+    sessionStorage.setItem('said', `Run ${run.run_id} is over: ${told.outcome}, ${size(told.bytes_freed)} freed.`);
+    location.reload();
+    return;
+  }
+}
 
 for (const button of document.querySelectorAll('.hold')) {
   button.addEventListener('click', () => doing(button, async () => {
@@ -128,7 +141,7 @@ for (const table of document.querySelectorAll('table.sortable')) {
   });
 }
 
-let mine = null;
+let mine = false;
 let wasRunning = !$('running').hidden;
 const events = new EventSource('/api/cleanup/events');
 events.addEventListener('progress', (event) => {
@@ -140,8 +153,8 @@ events.addEventListener('progress', (event) => {
   $('far').textContent = `${told.jobs_done} of ${told.jobs_total} jobs, ${size(told.bytes_freed)} freed`;
 });
 events.addEventListener('idle', () => {
-  if (!wasRunning && mine === null) return;
-  sessionStorage.setItem('said', mine ? `Run ${mine} is over.` : 'The run is over.');
+  if (!wasRunning || mine) return;
+  sessionStorage.setItem('said', 'The run is over.');
   location.reload();
 });
 

@@ -1,0 +1,123 @@
+"""The dashboard in a real browser, as a person uses it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.web.conftest import Site
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def log_in(
+    browser: Browser, site: Site, scope: str = "clean", errors: list[str] | None = None, **options: Any
+) -> Page:
+    page = browser.new_context(**options).new_page()
+    answer = page.goto(site.url)
+    assert answer is not None
+    assert answer.status == 401
+    if errors is not None:
+        page.on("pageerror", lambda error: errors.append(str(error)))
+    page.get_by_label("Token").fill(site.tokens[scope])
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("heading", name="Next run", exact=True)).to_be_visible()
+    return page
+
+
+def test_a_person_previews_cleans_watches_and_restores(browser: Browser, site_with_trash: Site) -> None:
+    site = site_with_trash
+    errors: list[str] = []
+    page = log_in(browser, site, errors=errors)
+    page.get_by_role("button", name="Preview").click()
+    expect(page.get_by_role("status")).to_contain_text("2 jobs (1 successful, 1 failed)")
+    page.get_by_role("button", name="Clean now …").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("This deletes the data of 2 jobs")
+    dialog.get_by_role("button", name="Cancel").click()
+    assert site.store.results("a").exists()
+    page.get_by_role("button", name="Clean now …").click()
+    dialog.get_by_role("button", name="Clean now").click()
+    expect(page.get_by_role("status")).to_contain_text(re.compile(r"Run .* is over"), timeout=20_000)
+    assert site.store.cleaned() == {"a", "b"}
+    run = site.get("/api/cleanup/runs")["runs"][0]["run_id"]
+    expect(page.get_by_role("link", name=run)).to_be_visible()
+    page.get_by_role("button", name="Restore … a").click()
+    dialog.get_by_role("button", name="Restore").click()
+    expect(page.get_by_role("status")).to_contain_text("Restored results/a/", timeout=20_000)
+    assert site.store.results("a").exists()
+    expect(page.get_by_role("button", name="Release a")).to_be_visible()
+    assert errors == []
+    page.get_by_role("button", name="Log out").click()
+    expect(page.get_by_label("Token")).to_be_visible()
+
+
+def test_who_may_only_read_sees_all_and_has_no_buttons(browser: Browser, site: Site) -> None:
+    page = log_in(browser, site, "read")
+    expect(page.get_by_role("button", name="Preview")).to_be_visible()
+    expect(page.get_by_role("button", name="Clean now …")).to_be_hidden()
+
+
+def test_it_reads_without_javascript(browser: Browser, site: Site) -> None:
+    site.get("/api/cleanup/plan")
+    page = log_in(browser, site, java_script_enabled=False)
+    expect(page.get_by_role("rowheader", name="a", exact=True)).to_be_visible()
+    expect(page.get_by_role("button", name="Clean now …")).to_be_hidden()
+
+
+def test_a_wrong_token_is_told(browser: Browser, site: Site) -> None:
+    page = browser.new_page()
+    page.goto(site.url)
+    page.get_by_label("Token").fill("wrong")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("not known")
+
+
+def test_the_table_sorts_by_keyboard(browser: Browser, site: Site) -> None:
+    site.ask("POST", "/api/cleanup/holds", {"job_id": "x"})
+    site.get("/api/cleanup/plan")
+    page = log_in(browser, site)
+    head = page.get_by_role("button", name="Job", exact=True)
+    head.focus()
+    page.keyboard.press("Enter")
+    rows = page.locator("table.sortable tbody th")
+    assert rows.all_inner_texts() == ["a", "b"]
+    page.keyboard.press("Enter")
+    assert rows.all_inner_texts() == ["b", "a"]
+    expect(page.get_by_role("columnheader", name="Job")).to_have_attribute("aria-sort", "descending")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"color_scheme": "light"},
+        {"color_scheme": "dark"},
+        {"color_scheme": "light", "viewport": {"width": 360, "height": 740}},
+    ],
+    ids=["light", "dark", "phone"],
+)
+def test_nothing_keeps_people_out(browser: Browser, site_with_trash: Site, options: dict[str, Any]) -> None:
+    site = site_with_trash
+    site.ask("POST", "/api/cleanup")
+    site.ask("POST", "/api/cleanup/holds", {"job_id": "young"})
+    site.ask("POST", "/api/cleanup", {"dry_run": True, "success_retention_hours": 1})
+    page = log_in(browser, site, **options)
+    found = Axe().run(page).response["violations"]
+    assert [(each["id"], each["nodes"][0]["html"][:200]) for each in found] == []
+    width = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert width == 0  # nothing sticks out of a phone
