@@ -6,7 +6,7 @@ import logging
 import secrets
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, Final, NoReturn
@@ -61,7 +61,7 @@ class Access:
         self._sessions: OrderedDict[str, tuple[str, datetime]] = OrderedDict()
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()
 
-    def requires(self, scope: Scope) -> Callable[..., Caller]:
+    def requires(self, scope: Scope) -> Callable[..., Awaitable[Caller]]:
         """Return a dependency that gives who asks, or refuses.
 
         Raises (the dependency):
@@ -69,7 +69,8 @@ class Access:
                 many of these.
         """
 
-        def check(
+        # Without a thread: only what is refused, which is bounded, waits for a disk.
+        async def check(
             request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
         ) -> Caller:
             return self.check(request, scope, None if given is None else given.credentials)

@@ -13,7 +13,7 @@ from eemtcleanupd import __version__
 from eemtcleanupd.daemon.lifecycle import Daemon
 from eemtcleanupd.web.access import Access
 from eemtcleanupd.web.dashboard import pages
-from eemtcleanupd.web.engine import DaemonEngine, Engine, Plans
+from eemtcleanupd.web.engine import DaemonEngine, Engine, Kept
 from eemtcleanupd.web.gate import Gate
 from eemtcleanupd.web.problems import Json, ProblemRoute, documented, of_error
 from eemtcleanupd.web.router import routes
@@ -32,7 +32,7 @@ def build(daemon: Daemon, *, open_to_all: bool) -> ASGIApp:
 
 def around(engine: Engine, access: Access) -> ASGIApp:
     """Return the interface over an engine."""
-    plans = Plans(engine)
+    kept = Kept(engine)
     app = FastAPI(
         title="eemtcleanupd",
         version=__version__,
@@ -59,7 +59,7 @@ def around(engine: Engine, access: Access) -> ASGIApp:
         return answer
 
     @app.get("/healthz", responses=documented(503), tags=["daemon"])
-    def healthz() -> Response:
+    async def healthz() -> Response:
         """Say whether the scheduler beats."""
         alive = engine.is_alive()
         return Json({"status": "ok" if alive else "the scheduler hangs"}, 200 if alive else 503)
@@ -80,8 +80,8 @@ def around(engine: Engine, access: Access) -> ASGIApp:
     def description() -> Response:
         return Json(app.openapi())
 
-    app.include_router(routes(engine, access, plans=plans))
-    app.include_router(pages(engine, access, plans))
+    app.include_router(routes(engine, access, kept=kept))
+    app.include_router(pages(engine, access, kept))
 
     def refused(method: str, path: str, reason: str, address: str | None) -> None:
         access.audit(method, path, reason, user="unknown", address=address)

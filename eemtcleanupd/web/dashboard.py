@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import datetime
 from importlib import resources
@@ -23,7 +24,7 @@ from eemtcleanupd.policy.forecast import full_at
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.units import human_size, printable
 from eemtcleanupd.web.access import COOKIE, Access
-from eemtcleanupd.web.engine import Engine, Plans
+from eemtcleanupd.web.engine import Engine, Kept
 from eemtcleanupd.web.router import opened, planned
 
 _SHOWN_JOBS = 200
@@ -50,28 +51,36 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def pages(engine: Engine, access: Access, plans: Plans) -> APIRouter:
+def pages(engine: Engine, access: Access, kept: Kept) -> APIRouter:
     """Return the routes of the page."""
     router = APIRouter(include_in_schema=False)
-    templates = _environment()
+    environment = _environment()
+    # Compiled now, so that the first who asks does not wait for it.
+    templates = {name: environment.get_template(name) for name in ("login.html", "dashboard.html")}
     static = {
         entry.name: entry.read_bytes()
         for entry in resources.files("eemtcleanupd.web").joinpath("static").iterdir()
     }
 
     def page(name: str, status: int = 200, **values: object) -> HTMLResponse:
-        return HTMLResponse(templates.get_template(name).render(**values), status)
+        return HTMLResponse(templates[name].render(**values), status)
 
     @router.get("/")
-    def dashboard(request: Request) -> Response:
+    async def dashboard(request: Request) -> Response:
         try:
             caller = access.check(request, "read", _bearer(request))
         except HTTPException as error:
             return page(
                 "login.html", error.status_code, problem="" if error.status_code == 401 else error.detail
             )
-        state = _state(engine, plans)
-        return page("dashboard.html", caller=caller, **state)
+        key = ("page", caller.name, caller.scope)
+        made = kept.look(key)
+        if made is None:
+            template = templates["dashboard.html"]
+            made = await asyncio.to_thread(
+                kept.get, key, lambda: template.render(caller=caller, **_state(engine, kept)).encode()
+            )
+        return HTMLResponse(made)
 
     @router.post("/login")
     def login(request: Request, token: Annotated[str, Form(max_length=200)]) -> Response:
@@ -106,11 +115,11 @@ def _bearer(request: Request) -> str | None:
     return secret if kind.lower() == "bearer" else None
 
 
-def _state(engine: Engine, plans: Plans) -> dict[str, Any]:
+def _state(engine: Engine, kept: Kept) -> dict[str, Any]:
     """Return all that the page shows."""
     config = engine.config
     how = engine.overview()
-    plan = plans.get(lambda config: planned(engine, config), at_once=True)
+    plan = kept.plan_so_far(lambda config: planned(engine, config))
     told = None if plan is None else json.loads(plan)
     jobs = [] if told is None else sorted(told["details"], key=lambda job: -job["space_freed_bytes"])
     now = system_clock()

@@ -221,52 +221,56 @@ def _all(*listeners: Emit) -> Emit:
     return emit
 
 
-class Plans:
-    """What the next run would take, worked out by one at a time and kept for a while.
+class Kept:
+    """Answers that are good for a moment, each worked out by one thread at a time however many ask.
 
     Args:
         engine: whose job store it is.
-        keep_seconds: how long a plan is good for.
     """
 
-    def __init__(self, engine: Engine, keep_seconds: float = 30.0) -> None:
-        self._engine = engine
-        self._keep_seconds = keep_seconds
-        self._lock = threading.Lock()
-        self._made: tuple[float, Any] | None = None
+    _SECONDS = 1.0
+    _PLAN_SECONDS = 30.0
 
-    def get(self, make: Callable[[Config], Any], *, at_once: bool = False) -> Any:
-        """Return the plan; with ``at_once`` the last one, whatever its age, or None."""
-        made = self._made
-        fresh = made is not None and monotonic_seconds() - made[0] < self._keep_seconds
-        if made is not None and (fresh or at_once):
-            if not fresh:
-                self._refresh_soon(make)
-            return made[1]
-        if at_once:
-            self._refresh_soon(make)
-            return None
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._locks: dict[object, threading.Lock] = {}
+        self._answers: dict[object, tuple[float, bytes]] = {}
+
+    def look(self, key: object) -> bytes | None:
+        """Return an answer that is still good, None when there is none."""
+        made = self._answers.get(key)
+        return None if made is None or made[0] < monotonic_seconds() else made[1]
+
+    def get(self, key: object, make: Callable[[], bytes], seconds: float = _SECONDS) -> bytes:
+        """Return an answer, made now if there is none that is still good."""
         with self._lock:
-            made = self._made
-            if made is not None and monotonic_seconds() - made[0] < self._keep_seconds:
-                return made[1]
-            plan = make(self._engine.config)
-            self._made = (monotonic_seconds(), plan)
-            return plan
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            answer = self.look(key)
+            if answer is None:
+                answer = make()
+                self._answers[key] = (monotonic_seconds() + seconds, answer)
+        return answer
 
     def forget(self) -> None:
-        """Let the next one be worked out anew."""
-        self._made = None
+        """Let everything be worked out anew."""
+        self._answers.clear()
 
-    def _refresh_soon(self, make: Callable[[Config], Any]) -> None:
-        if self._engine.progress() is not None or self._lock.locked():
-            return  # a plan would only get in the way of the run
+    def plan(self, make: Callable[[Config], bytes]) -> bytes:
+        """Return what the next run would take."""
+        return self.get("plan", lambda: make(self._engine.config), self._PLAN_SECONDS)
 
-        def refresh() -> None:
+    def plan_so_far(self, make: Callable[[Config], bytes]) -> bytes | None:
+        """Return the last plan, whatever its age, or None; a new one is begun unless a run goes on."""
+        made = self._answers.get("plan")
+        if self.look("plan") is None and self._engine.progress() is None:
             with self._lock:
-                try:
-                    self._made = (monotonic_seconds(), make(self._engine.config))
-                except CleanupError:
-                    self._made = None
+                lock = self._locks.setdefault("plan", threading.Lock())
+            if not lock.locked():
+                threading.Thread(target=self._begin, args=(make,), name="plan", daemon=True).start()
+        return None if made is None else made[1]
 
-        threading.Thread(target=refresh, name="plan", daemon=True).start()
+    def _begin(self, make: Callable[[Config], bytes]) -> None:
+        with suppress(CleanupError):
+            self.plan(make)

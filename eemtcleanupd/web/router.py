@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,7 +33,7 @@ from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import Intent, Ledger
 from eemtcleanupd.units import printable
 from eemtcleanupd.web.access import Access, Caller
-from eemtcleanupd.web.engine import TRIGGER, Engine, LocalEngine, Plans
+from eemtcleanupd.web.engine import TRIGGER, Engine, Kept, LocalEngine
 from eemtcleanupd.web.problems import Json, ProblemRoute, documented, problem, refuse
 
 _POLL_SECONDS = 0.5
@@ -50,6 +50,7 @@ def _storable(value: str) -> str:
 
 
 JobId = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_storable)]
+Authorize = Callable[..., Awaitable[Caller]]
 Hours = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 
 
@@ -162,11 +163,11 @@ def cleanup_router(
 
 
 def routes(
-    engine: Engine, access: Access, authorize: Callable[..., Any] | None = None, plans: Plans | None = None
+    engine: Engine, access: Access, authorize: Callable[..., Any] | None = None, kept: Kept | None = None
 ) -> APIRouter:
     """Return the routes over an engine."""
-    plans = plans or Plans(engine)
-    site = _Site(engine, plans, *_dependencies(access, authorize))
+    kept = kept or Kept(engine)
+    site = _Site(engine, kept, *_dependencies(access, authorize))
     router = APIRouter(prefix="/api/cleanup", tags=["cleanup"], route_class=ProblemRoute)
     _add_runs(router, site)
     _add_reading(router, site)
@@ -177,13 +178,13 @@ def routes(
 @dataclass(frozen=True, slots=True)
 class _Site:
     engine: Engine
-    plans: Plans
-    may_read: Callable[..., Caller]
-    may_clean: Callable[..., Caller]
+    kept: Kept
+    may_read: Authorize
+    may_clean: Authorize
 
 
 def _add_runs(router: APIRouter, site: _Site) -> None:
-    engine, plans = site.engine, site.plans
+    engine, kept = site.engine, site.kept
     dry_run_lock = threading.Lock()
 
     @router.post(
@@ -227,7 +228,7 @@ def _add_runs(router: APIRouter, site: _Site) -> None:
             outcome.append(result)
             if not isinstance(result, RunReport) or not waits:
                 answer.close()
-            plans.forget()
+            kept.forget()
             _tell(loop, begun)
             _tell(loop, ended)
 
@@ -248,27 +249,39 @@ def _add_runs(router: APIRouter, site: _Site) -> None:
 
 
 def _add_reading(router: APIRouter, site: _Site) -> None:
-    engine, plans = site.engine, site.plans
+    engine, kept = site.engine, site.kept
+
+    async def answer(key: object, make: Callable[[Ledger | None], object]) -> Response:
+        """Answer from what is kept, without a thread; else work it out in one."""
+
+        def work() -> bytes:
+            with opened(engine.config) as ledger:
+                return json.dumps(make(ledger), default=str).encode("ascii")
+
+        made = kept.look(key)
+        if made is None:
+            made = await asyncio.to_thread(kept.get, key, work)
+        return Response(made, media_type="application/json")
 
     @router.get(
         "/plan", dependencies=[Depends(site.may_read)], response_model=CleanupAnswer, responses=_REFUSED
     )
     def plan() -> Response:
         """Say what the next run would take."""
-        return Response(plans.get(lambda config: planned(engine, config)), media_type="application/json")
+        return Response(kept.plan(lambda config: planned(engine, config)), media_type="application/json")
 
     @router.get("/status", dependencies=[Depends(site.may_read)], responses=_REFUSED)
-    def status() -> Response:
+    async def status() -> Response:
         """Say how the daemon and the job store are."""
-        return Json(json.loads(json.dumps(engine.overview(), default=str)))
+        return await answer("status", lambda _: engine.overview())
 
     @router.get("/runs", dependencies=[Depends(site.may_read)], responses=_REFUSED)
-    def runs(
-        limit: Annotated[int, Query(ge=1, le=500)] = 20,
-    ) -> Response:
+    async def runs(limit: Annotated[int, Query(ge=1, le=500)] = 20) -> Response:
         """List past runs, the newest first."""
-        with opened(engine.config) as ledger:
-            return Json({"runs": [run_document(run) for run in ledger.runs(limit)] if ledger else []})
+        return await answer(
+            ("runs", limit),
+            lambda ledger: {"runs": [run_document(run) for run in ledger.runs(limit)] if ledger else []},
+        )
 
     @router.get(
         "/runs/{run_id}", dependencies=[Depends(site.may_read)], responses={**_REFUSED, **documented(404)}
@@ -295,38 +308,31 @@ def _add_reading(router: APIRouter, site: _Site) -> None:
         once: Annotated[bool, Query(description="End after the first event.")] = False,
     ) -> StreamingResponse:
         """Tell how a run goes on, as server-sent events: `progress`, and `idle` when none does."""
-
-        async def tell() -> AsyncIterator[str]:
-            last: object = ()
-            while not await request.is_disconnected():
-                progress = engine.progress()
-                if progress != last:
-                    kind = "idle" if progress is None else "progress"
-                    yield f"event: {kind}\ndata: {json.dumps(progress)}\n\n"
-                    last = progress
-                    if once:
-                        return
-                await asyncio.sleep(_POLL_SECONDS)
-
         return StreamingResponse(
-            tell(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+            _progress(engine, request, once=once),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store"},
         )
 
     @router.get("/holds", dependencies=[Depends(site.may_read)], responses=_REFUSED)
-    def holds() -> Response:
+    async def holds() -> Response:
         """List the jobs that must stay."""
-        with opened(engine.config) as ledger:
-            return Json({"holds": [_hold(each) for each in ledger.all_holds()] if ledger else []})
+        return await answer(
+            "holds",
+            lambda ledger: {"holds": [_hold(each) for each in ledger.all_holds()] if ledger else []},
+        )
 
     @router.get("/trash", dependencies=[Depends(site.may_read)], responses=_REFUSED)
-    def trash() -> Response:
+    async def trash() -> Response:
         """List what has been cleaned and is not gone yet."""
-        with opened(engine.config) as ledger:
-            return Json({"trash": [_trashed(each) for each in ledger.trash_of()] if ledger else []})
+        return await answer(
+            "trash",
+            lambda ledger: {"trash": [_trashed(each) for each in ledger.trash_of()] if ledger else []},
+        )
 
 
 def _add_changing(router: APIRouter, site: _Site) -> None:
-    engine, plans = site.engine, site.plans
+    engine, kept = site.engine, site.kept
 
     @router.post("/holds", status_code=201, responses=_REFUSED)
     def hold(body: HoldBody, caller: Caller = Depends(site.may_clean)) -> Response:
@@ -340,7 +346,7 @@ def _add_changing(router: APIRouter, site: _Site) -> None:
         with opened(engine.config, create=True) as ledger:
             assert ledger is not None  # noqa: S101  (it was made)
             ledger.hold(wanted, now)
-        plans.forget()
+        kept.forget()
         return Json(_hold(wanted), 201)
 
     @router.post("/holds/release", responses={**_REFUSED, **documented(404)})
@@ -351,7 +357,7 @@ def _add_changing(router: APIRouter, site: _Site) -> None:
                 raise refuse(404, f"job {printable(body.job_id)} is not held")
             _audit(engine, caller, "release", job_id=printable(body.job_id))
             ledger.release(body.job_id)
-        plans.forget()
+        kept.forget()
         return Json({"job_id": body.job_id, "released": True})
 
     @router.post("/trash/restore", responses={**_REFUSED, **documented(409)})
@@ -363,7 +369,7 @@ def _add_changing(router: APIRouter, site: _Site) -> None:
                 engine.config, body.job_id, labels, body.hold, caller.name, engine.plugins, system_clock
             )
         )
-        plans.forget()
+        kept.forget()
         until = restored.held_until
         return Json(
             {
@@ -374,13 +380,11 @@ def _add_changing(router: APIRouter, site: _Site) -> None:
         )
 
 
-def _dependencies(
-    access: Access, authorize: Callable[..., Any] | None
-) -> tuple[Callable[..., Caller], Callable[..., Caller]]:
+def _dependencies(access: Access, authorize: Callable[..., Any] | None) -> tuple[Authorize, Authorize]:
     if authorize is None:
         return access.requires("read"), access.requires("clean")
 
-    def known(request: Request, name: Any = Depends(authorize)) -> Caller:
+    async def known(request: Request, name: Any = Depends(authorize)) -> Caller:
         address = None if request.client is None else request.client.host
         return Caller(name if isinstance(name, str) else "web interface", "clean", address)
 
@@ -447,6 +451,20 @@ def opened(config: Config, *, create: bool = False) -> Iterator[Ledger | None]:
         yield ledger if ledger.is_current() else None
     finally:
         database.close()
+
+
+async def _progress(engine: Engine, request: Request, *, once: bool) -> AsyncIterator[str]:
+    """Tell each change as a server-sent event until nobody listens."""
+    last: object = ()
+    while not await request.is_disconnected():
+        progress = engine.progress()
+        if progress != last:
+            kind = "idle" if progress is None else "progress"
+            yield f"event: {kind}\ndata: {json.dumps(progress)}\n\n"
+            last = progress
+            if once:
+                return
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 def _details(ledger: Ledger, run_id: str, limit: int) -> list[dict[str, Any]]:

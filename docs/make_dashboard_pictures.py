@@ -1,0 +1,88 @@
+"""Make docs/images/dashboard-*.png from the dashboard of a demo job store, in a real browser."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+_IMAGES = Path(__file__).parent / "images"
+_URL = "http://127.0.0.1:5917"
+_CONFIG = """
+api: {enabled: true, listen: "127.0.0.1:5917", tokens_file: ./tokens.json}
+trash: {grace_hours: 24}
+safety: {max_jobs_per_run: 40}
+"""
+_SHOTS: dict[str, dict[str, object]] = {
+    "light": {"color_scheme": "light", "viewport": {"width": 1200, "height": 900}},
+    "dark": {"color_scheme": "dark", "viewport": {"width": 1200, "height": 900}},
+    "phone": {"color_scheme": "light", "viewport": {"width": 390, "height": 844}},
+}
+
+
+def main() -> None:
+    """Build a store, clean some of it, let a daemon serve it, and look at it."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "eemtcleanupd"]
+        subprocess.run([*command, "demo", folder], check=True, capture_output=True)
+        with (Path(folder) / "cleanup_config.yaml").open("a") as file:
+            file.write(_CONFIG)
+
+        def run(*arguments: str) -> str:
+            done = subprocess.run(
+                [*command, *arguments], cwd=folder, check=True, capture_output=True, text=True
+            )
+            return done.stdout
+
+        run("clean")
+        token = run("token", "add", "ann", "--scope", "clean").split()[-1]
+        daemon = subprocess.Popen([*command, "run"], cwd=folder, stderr=subprocess.DEVNULL)
+        try:
+            _await()
+            _shoot(token)
+        finally:
+            daemon.terminate()
+            daemon.wait()
+
+
+def _await() -> None:
+    for _ in range(100):
+        try:
+            urllib.request.urlopen(f"{_URL}/healthz")
+        except urllib.error.URLError:
+            time.sleep(0.1)
+        else:
+            return
+    sys.exit("the daemon does not listen")
+
+
+def _shoot(token: str) -> None:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for name, options in _SHOTS.items():
+            page = browser.new_context(**options).new_page()  # type: ignore[arg-type]
+            page.goto(_URL)
+            page.get_by_label("Token").fill(token)
+            page.get_by_role("button", name="Log in").click()
+            page.wait_for_selector("#h-now")
+            page.wait_for_timeout(1500)  # the first plan is worked out
+            page.reload()
+            page.wait_for_selector("#h-plan")
+            page.screenshot(path=_IMAGES / f"dashboard-{name}.png")
+            wide = page.evaluate(
+                "[...document.querySelectorAll('body *')].filter(e => !e.closest('.wide') && "
+                "e.getBoundingClientRect().right > innerWidth).map(e => e.outerHTML.slice(0, 100))"
+            )
+            print(name, wide[:5])
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
