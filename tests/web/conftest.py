@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from tests.cleanup.conftest import JobStore
+from tests.daemon.conftest import living
 
 
 def free_port() -> int:
@@ -130,3 +131,6 @@ def site_with_trash(store: JobStore) -> Iterator[Site]:
     yield site
     site.process.terminate()
     assert site.process.wait(30) == 0
+
+
+__all__ = ["living"]

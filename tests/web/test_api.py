@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import requests
+import trustme
 
 from tests.cleanup.conftest import JobStore
-from tests.web.conftest import Site, eemtcleanupd, start
+from tests.web.conftest import Site, eemtcleanupd, free_port, start
 
 WRONG = "eemt_wrong"
 
@@ -301,8 +302,6 @@ def test_a_unix_socket_is_for_those_who_may_open_it(tmp_path: Path) -> None:
 
 
 def test_a_reload_moves_it_to_another_address_or_leaves_it(site: Site) -> None:
-    from tests.web.conftest import free_port
-
     file = site.store.path / "cleanup_config.yaml"
     old, port = file.read_text(), free_port()
     file.write_text(re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:1x", old))
@@ -311,3 +310,59 @@ def test_a_reload_moves_it_to_another_address_or_leaves_it(site: Site) -> None:
     eemtcleanupd(site.store, "reload")
     site.url = f"http://127.0.0.1:{port}"
     assert site.ask("GET", "/api/cleanup/status").status_code == 200
+
+
+def test_it_speaks_tls_with_the_certificate_that_is_named(store: JobStore, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    port = free_port()
+    tls = f"tls_cert_file: {tmp_path}/cert.pem, tls_key_file: {tmp_path}/key.pem"
+    site = start(store, listen=f"127.0.0.1:{port}', {tls}, socket_mode: '0600")
+    try:
+        headers = {"Authorization": f"Bearer {site.tokens['read']}"}
+        url = f"https://localhost:{port}/api/cleanup/status"
+        for _ in range(200):
+            with contextlib.suppress(requests.ConnectionError):
+                answer = requests.get(url, headers=headers, verify=str(tmp_path / "ca.pem"), timeout=10)
+                break
+            threading.Event().wait(0.05)
+        assert answer.status_code == 200
+    finally:
+        site.process.terminate()
+        assert site.process.wait(30) == 0
+
+
+@pytest.mark.parametrize(("trusted", "address"), [("127.0.0.1", "203.0.113.9"), ("192.0.2.1", "127.0.0.1")])
+def test_a_proxy_is_believed_only_where_it_is_trusted(store: JobStore, trusted: str, address: str) -> None:
+    port = free_port()
+    site = start(store, listen=f"127.0.0.1:{port}', trusted_proxies: ['{trusted}'], socket_mode: '0660")
+    site.url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(200):
+            with contextlib.suppress(requests.ConnectionError):
+                site.ask(
+                    "GET", "/api/cleanup/status", token=WRONG, X_Forwarded_For="198.51.100.7, 203.0.113.9"
+                )
+                break
+            threading.Event().wait(0.05)
+        assert [each["ip_address"] for each in site.refusals()] == [address]
+    finally:
+        site.process.terminate()
+        assert site.process.wait(30) == 0
+
+
+def test_a_page_of_another_site_changes_nothing_with_our_cookie(site: Site) -> None:
+    with requests.Session() as browser:
+        browser.post(f"{site.url}/login", data={"token": site.tokens["clean"]}, timeout=10)
+        assert browser.get(f"{site.url}/api/cleanup/status", timeout=10).status_code == 200
+        for origin in ("https://evil.example", "null", None):
+            headers = {} if origin is None else {"Origin": origin}
+            assert browser.post(f"{site.url}/api/cleanup", headers=headers, timeout=10).status_code == 403
+        assert site.store.results("a").exists()
+        own = browser.post(f"{site.url}/api/cleanup", headers={"Origin": site.url}, timeout=60)
+        assert own.status_code == 200
+        eemtcleanupd(site.store, "token", "revoke", "clean")
+        assert browser.get(f"{site.url}/api/cleanup/status", timeout=10).status_code == 401
