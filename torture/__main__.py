@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5, help="how long the races last (5)")
     parser.add_argument("--examples", type=int, default=2000, help="inputs for each fuzzer (2000)")
     parser.add_argument("--variants", nargs="*", default=list(kill.VARIANTS), help="plain, grace, backup")
+    parser.add_argument("--errors", nargs="*", default=list(kill.ERRORS), help="what inject injects")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON at the end")
     options = parser.parse_args()
     attacks = options.attacks or ["kill", "inject", "races", "fuzz"]
@@ -33,7 +34,7 @@ def main() -> int:
         print(f"{attack} …", flush=True)
         began = time.monotonic()
         if attack in {"kill", "inject"}:
-            hows = ["SIGKILL"] if attack == "kill" else list(kill.ERRORS)
+            hows = ["SIGKILL"] if attack == "kill" else options.errors
             tally = kill.run(options.variants, hows)
             figures[attack] = {"points": dict(tally.points), "endings": dict(tally.endings)}
             faults += tally.faults
