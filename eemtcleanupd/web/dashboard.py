@@ -74,12 +74,11 @@ def pages(engine: Engine, access: Access, kept: Kept) -> APIRouter:
                 "login.html", error.status_code, problem="" if error.status_code == 401 else error.detail
             )
         key = ("page", caller.name, caller.scope)
-        made = kept.look(key)
-        if made is None:
-            template = templates["dashboard.html"]
-            made = await asyncio.to_thread(
-                kept.get, key, lambda: template.render(caller=caller, **_state(engine, kept)).encode()
-            )
+
+        def make() -> bytes:
+            return templates["dashboard.html"].render(caller=caller, **_state(engine, kept)).encode()
+
+        made = kept.get_soon(key, make) or await asyncio.to_thread(kept.get, key, make)
         return HTMLResponse(made)
 
     @router.post("/login")

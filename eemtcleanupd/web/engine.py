@@ -230,6 +230,7 @@ class Kept:
 
     _SECONDS = 1.0
     _PLAN_SECONDS = 30.0
+    _STALE_SECONDS = 5.0
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -252,6 +253,22 @@ class Kept:
                 answer = make()
                 self._answers[key] = (monotonic_seconds() + seconds, answer)
         return answer
+
+    def get_soon(self, key: object, make: Callable[[], bytes]) -> bytes | None:
+        """Return an answer that is good, or was a few seconds ago: then one thread makes a new one.
+
+        Returns:
+            None where there is none that is young enough; then ask :meth:`get`.
+        """
+        made = self._answers.get(key)
+        if made is None or made[0] + self._STALE_SECONDS < monotonic_seconds():
+            return None
+        if made[0] < monotonic_seconds():
+            with self._lock:
+                lock = self._locks.setdefault(key, threading.Lock())
+            if not lock.locked():
+                threading.Thread(target=self.get, args=(key, make), name="page", daemon=True).start()
+        return made[1]
 
     def forget(self) -> None:
         """Let everything be worked out anew."""

@@ -12,7 +12,7 @@ CONFIG = f"""\
 retention:
   failed_jobs: {{hours: 24}}
 paths: {{database: missing/jobs.db}}
-api: {{enabled: true}}
+performance: {{io_priority: idle}}
 notifications: {{slack: {{webhook_url: {SECRET}}}}}
 """
 
@@ -29,7 +29,7 @@ def test_it_tells_file_keys_values_and_where_they_came_from(run_cli: RunCli, tmp
     assert ["performance.max_workers", "4", "default"] in lines
     assert ["notifications.slack.webhook_url", "********", f"{file}:5"] in lines
     assert "of failed jobs for" in result.stdout
-    assert "[WARNING] api.enabled: true has no effect in this version" in result.stdout
+    assert "[WARNING] performance.io_priority: idle has no effect in this version" in result.stdout
     assert result.stdout.endswith("The configuration is valid.\n")
     assert "verysecret" not in result.stdout
 

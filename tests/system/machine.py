@@ -63,6 +63,7 @@ def wheelhouse(folder: Path) -> Path:
     setup = configparser.ConfigParser()
     setup.read(PROJECT / "setup.cfg")
     needed = setup["options"]["install_requires"].split()
+    needed += setup["options.extras_require"]["web"].split()
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--only-binary=:all:", "--python-version", "3.11", "--dest", str(folder)]
     _run([*command, *needed, "setuptools>=69", "wheel"], timeout=600)
