@@ -59,8 +59,8 @@ NOTED = 10
 class Claimed:
     """A job on its way; ``entries`` are its artifacts with their items, once staged those in the trash.
 
-    ``known_size`` is what was measured earlier; ``marks_row`` is False where the job's row has since become
-    another's business, so that only the leftovers go.  ``early`` says why a job goes ahead of its retention.
+    ``known_size`` is what was measured earlier; ``marks_row`` is False where the job was held or run again
+    since it was claimed (or its row is gone), so that only the leftovers go.  ``early`` says why a job goes ahead of its retention.
     """
 
     intent: Intent
@@ -271,7 +271,7 @@ class Pipeline:
                 root = tools.roots[found.artifact.root]
                 reason = obstacles.reason(root, found.artifact.name)
                 if reason is None and found.artifact.root is RootName.RESULTS:
-                    reason = kept_by_marker(root, found.artifact.name)
+                    reason = kept_by_marker(root.fd, found.artifact.name)
                 if reason is not None:
                     self.put_back(job, [])
                     self._skip(job.job, reason)
@@ -336,12 +336,18 @@ class Pipeline:
         with tools.database.read() as connection:
             changed = self._changed(connection, jobs)
             claimants = tools.planner.claimants(connection, artifacts)
-        going = {job.id for job in jobs if job.id not in changed} | self.in_flight()
+        reasons = {job.intent.id: self._marked(job) for job in group}
+        for job in group:
+            if job.intent.kind is IntentKind.JOB and job.job.id in changed:
+                reasons[job.intent.id] = changed[job.job.id]
+        staying = {job.job.id for job in group if reasons[job.intent.id] is not None}
+        going = {job.id for job in jobs if job.id not in staying} | self.in_flight()
         confirmed = []
         for job in group:
-            if job.job.id in changed and job.intent.kind is IntentKind.JOB:
+            reason = reasons[job.intent.id]
+            if reason is not None:
                 self.put_back(job, job.entries)
-                self._skip(job.job, changed[job.job.id])
+                self._skip(job.job, reason)
                 continue
             needed = [
                 e for e in job.entries if protector(claimants.get(e[0].artifact, ()), going) is not None
@@ -350,6 +356,16 @@ class Pipeline:
             job.entries = [entry for entry in job.entries if entry not in needed]
             confirmed.append(job)
         return confirmed
+
+    def _marked(self, job: Claimed) -> str | None:
+        """Return why a staged job must stay: its marker may have come up while a backup was made."""
+        for found, item in job.entries:
+            if found.artifact.root is RootName.RESULTS:
+                place = f"{item}/{found.artifact.name}"
+                reason = kept_by_marker(self._tools.trashes[RootName.RESULTS].fd, place)
+                if reason is not None:
+                    return reason
+        return None
 
     def put_back(self, job: Claimed, staged: Sequence[tuple[Found, str]]) -> None:
         """Undo a job's staging and close its intent, unless something could not go back."""
@@ -446,17 +462,31 @@ class Pipeline:
         tools.audit((self._action(job), self._done(job, entries)) for job, entries in jobs)
         now = tools.clock()
 
-        def work(connection: Connection) -> None:
+        def work(connection: Connection) -> list[Claimed]:
+            rows = tools.catalog.rows(connection, [job.job.id for job, _ in jobs if job.marks_row])
+            undone = []
             for job, entries in jobs:
+                row = rows.get(job.job.id)
+                if row is not None and row.job != job.job:  # it was run again in this moment
+                    job.marks_row = False
+                    if self._goes_to_trash(job):
+                        undone.append(job)
+                        continue
                 self._record_job(connection, job, entries, now)
             tools.ledger.drop_intents(
                 connection, [job.intent.id for job, _ in jobs if not self._goes_to_trash(job)]
             )
             tools.ledger.forget_measured(connection, [job.job.id for job, _ in jobs])
+            return undone
 
-        tools.database.write(work)
+        undone = tools.database.write(work)
+        tools.audit(("put_back", facts(job)) for job in undone)
         for job, entries in jobs:
-            self._tell_cleaned(job, entries)
+            if job in undone:
+                self.put_back(job, job.entries)
+                self._skip(job.job, "its row changed while it was staged")
+            else:
+                self._tell_cleaned(job, entries)
 
     def _goes_to_trash(self, job: Claimed) -> bool:
         return bool(self._tools.grace) and not job.removals and bool(job.entries)
@@ -524,6 +554,9 @@ class Pipeline:
             self.counts.orphans += 1
             for found, size in entries:
                 self._tools.emit(OrphanFound(found, size or 0, removed=True))
+            return
+        elif not job.marks_row:
+            self._skip(job.job, "it came to be needed again while it was deleted, so it is not cleaned")
             return
         else:
             self.counts.cleaned[job.job_class] += 1

@@ -77,7 +77,7 @@ class Planner:
             return Decision(
                 job, decision.job_class, clean=False, reason=reason, age=decision.age, notable=True
             )
-        marked = kept_by_marker(self._roots[RootName.RESULTS], job.id) if decision.clean else None
+        marked = kept_by_marker(self._roots[RootName.RESULTS].fd, job.id) if decision.clean else None
         if marked is not None:
             return replace(decision, clean=False, reason=marked)
         if decision.clean and (veto := self._veto(job)) is not None:

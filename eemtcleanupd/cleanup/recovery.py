@@ -8,8 +8,8 @@ from datetime import datetime
 from eemtcleanupd.cleanup.pipeline import Claimed, Pipeline, Tools, facts
 from eemtcleanupd.deletion.trash import doomed_name
 from eemtcleanupd.events import Warned
-from eemtcleanupd.model import Found, Job
-from eemtcleanupd.policy.ownership import protector
+from eemtcleanupd.model import Found, Job, RootName
+from eemtcleanupd.policy.ownership import own_entries, protector
 from eemtcleanupd.store.ledger import Intent, IntentKind
 from eemtcleanupd.units import printable
 
@@ -41,7 +41,8 @@ def _recover_one(tools: Tools, pipeline: Pipeline, intent: Intent) -> None:
         return
     with tools.database.read() as connection:
         claimants = tools.planner.claimants(connection, [found.artifact for found, _ in staged])
-    going = {intent.job_id}
+    # Who was held or ran again since then has a claim on what is left, as any other job has.
+    going = {intent.job_id} if job.marks_row else frozenset[str]()
     needed = [entry for entry in staged if protector(claimants.get(entry[0].artifact, ()), going) is not None]
     pipeline.restore(needed)
     job.entries = doomed + [entry for entry in staged if entry not in needed]
@@ -110,6 +111,20 @@ def _claimed(tools: Tools, intent: Intent) -> Claimed:
     with tools.database.read() as connection:
         row = tools.catalog.rows(connection, [intent.job_id]).get(intent.job_id)
         size = tools.ledger.measured(connection, [intent.job_id]).get(intent.job_id, 0)
-    job = Job(id=intent.job_id, status=intent.status) if row is None else row.job
-    same = row is not None and row.job.status == intent.status and not row.cleaned
-    return Claimed(intent, job, job_class, None, known_size=size, marks_row=same)
+        hold = tools.planner.holds(connection, [intent.job_id]).get(intent.job_id)
+    if row is None:
+        gone = Job(id=intent.job_id, status=intent.status)
+        return Claimed(intent, gone, job_class, None, known_size=size, marks_row=False)
+    same = row.job.status == intent.status and not row.cleaned
+    held = hold is not None and hold.is_active(tools.clock())
+    as_claimed = same and not held and not _has_new_files(tools, row.job)
+    return Claimed(intent, row.job, job_class, None, known_size=size, marks_row=as_claimed)
+
+
+def _has_new_files(tools: Tools, job: Job) -> bool:
+    """Tell whether results or working files are in their places: after they were staged it ran again."""
+    return any(
+        tools.roots[artifact.root].has(artifact.name)
+        for artifact in own_entries(job)
+        if artifact.root is not RootName.UPLOADS and artifact.root in tools.roots
+    )

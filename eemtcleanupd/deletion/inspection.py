@@ -70,10 +70,15 @@ class Obstacles:
         return None if held is None else f"a process holds a lock on {shortened(printable(held))}"
 
 
-def kept_by_marker(root: Root, name: str) -> str | None:
-    """Return why a results folder must stay, None when there is no marker in it; in doubt it stays."""
+def kept_by_marker(folder_fd: int, name: str) -> str | None:
+    """Return why a results folder must stay, None when there is no marker in it; in doubt it stays.
+
+    Args:
+        folder_fd: the folder that it lies in: the root, or an item of the trash.
+        name: its name there.
+    """
     try:
-        os.stat(f"{name}/{KEEP_NAME}", dir_fd=root.fd, follow_symlinks=False)
+        os.stat(f"{name}/{KEEP_NAME}", dir_fd=folder_fd, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

@@ -171,3 +171,39 @@ def test_space_freed_before_an_interruption_is_not_lost(store: JobStore) -> None
     shutil.rmtree(store.results("done"))
     store.run()
     assert store.sql("SELECT data_size_mb FROM jobs") == [size]
+
+
+def _killed_between_two_deletions(path: Path) -> JobStore:
+    """Return a store whose run died when the deletion of a job's results had begun, of its upload not yet."""
+    for at in range(1, 200):
+        store = fill(path / f"{at}")
+        assert run_and_die(store, at)
+        doomed = list((store.path / "results/.eemtcleanupd-trash").glob("*.deleting"))
+        if doomed and (upload := list((store.path / "uploads/.eemtcleanupd-trash").glob("*/single.tif"))):
+            assert not upload[0].parent.name.endswith(".deleting")
+            return store
+    raise AssertionError("no kill hit between two deletions")
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        "INSERT INTO cleanup_holds (job_id, reason, owner, created_at) VALUES ('done', 'no!', 'ann', '2026-06-15')",
+        "UPDATE jobs SET status = 'running', completed_at = NULL WHERE id = 'done'",
+        "UPDATE jobs SET completed_at = '2026-06-15T11:00:00' WHERE id = 'done'",
+    ],
+    ids=["it is held", "it runs again", "it ran again"],
+)
+def test_what_deletion_had_not_reached_comes_back_when_its_job_is_needed_again(
+    tmp_path: Path, meanwhile: str
+) -> None:
+    store = _killed_between_two_deletions(tmp_path)
+    store.sql(meanwhile)
+    again = store.results("done")
+    again.mkdir()
+    (again / "new.tif").write_text("new")
+    store.run()
+    assert (store.path / "uploads/single.tif").exists()
+    assert (again / "new.tif").exists()
+    assert "done" not in store.cleaned()
+    assert store.sql("SELECT * FROM cleanup_intents") == []

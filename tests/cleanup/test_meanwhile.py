@@ -1,0 +1,84 @@
+"""What others do to a job in the very moments of its cleaning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from eemtcleanupd.cleanup import RunRequest, clean
+from eemtcleanupd.cleanup.guards import NoGuards
+from eemtcleanupd.events import AuditEntry, RunReport
+from eemtcleanupd.model import Found, Job
+from tests.cleanup.conftest import JobStore
+
+
+class At(NoGuards):
+    """Does something once, when a run comes to a moment."""
+
+    def __init__(self, moment: str, act: Callable[[], object]) -> None:
+        self._moment = moment
+        self._act = act
+        self._done = False
+
+    def _reach(self, moment: str) -> None:
+        if moment == self._moment and not self._done:
+            self._done = True
+            self._act()
+
+    def before_stage(self, job: Job, artifacts: Sequence[Found]) -> str | None:
+        self._reach("backup")
+        return None
+
+    def audit(self, entries: Sequence[AuditEntry]) -> None:
+        for entry in entries:
+            self._reach(entry.action)
+
+
+def run(store: JobStore, guards: NoGuards, **options: object) -> RunReport:
+    request = RunRequest(user="tester")
+    return clean(
+        store.config(**options), request, emit=store.events.append, clock=lambda: store.now, guards=guards
+    )
+
+
+@pytest.mark.parametrize("grace_hours", [0, 24])
+@pytest.mark.parametrize("moment", ["backup", "cleaning"])
+def test_a_marker_that_comes_up_until_the_job_is_staged_keeps_it(
+    store: JobStore, moment: str, grace_hours: int
+) -> None:
+    store.job("a", dem="dem.tif")
+    store.upload("dem.tif")
+    marker = store.results("a") / ".eemt-keep"
+    report = run(store, At(moment, marker.touch), trash__grace_hours=grace_hours)
+    assert (store.results("a") / "global/day_1.tif").exists()
+    assert (store.path / "uploads/dem.tif").exists()
+    assert store.cleaned() == set()
+    assert (report.successful.jobs, report.skipped, report.errors) == (0, 1, 0)
+
+
+def test_a_job_that_is_run_again_while_it_is_deleted_does_not_count_as_cleaned(store: JobStore) -> None:
+    store.job("a")
+
+    def run_again() -> None:
+        store.sql("UPDATE jobs SET status = 'running', completed_at = NULL WHERE id = 'a'")
+        store.results("a").mkdir()
+        (store.results("a") / "new.tif").write_text("new")
+
+    report = run(store, At("cleaned", run_again))
+    assert (store.results("a") / "new.tif").exists()
+    assert store.cleaned() == set()
+    assert (report.successful.jobs, report.skipped) == (0, 1)
+    assert report.bytes_freed > 0, "what was deleted is told"
+    assert store.sql("SELECT * FROM cleanup_intents") == []
+
+
+def test_a_job_that_is_run_again_while_it_is_trashed_gets_everything_back(store: JobStore) -> None:
+    store.job("a")
+    run_again = "UPDATE jobs SET status = 'running', completed_at = NULL WHERE id = 'a'"
+    report = run(store, At("trashed", lambda: store.sql(run_again)), trash__grace_hours=24)
+    assert (store.results("a") / "global/day_1.tif").exists()
+    assert store.cleaned() == set()
+    assert (report.successful.jobs, report.skipped) == (0, 1)
+    assert store.trash() == []
+    assert store.sql("SELECT * FROM cleanup_intents") == []
