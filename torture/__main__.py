@@ -12,7 +12,12 @@ from typing import Any
 
 from torture import kill, races
 
-_FUZZ = ["tests/cleanup/test_fuzz.py", "tests/cleanup/test_model.py"]
+_CONFIGURATION = "tests/config/test_loading.py::test_any_"
+_FUZZ = [
+    "tests/cleanup/test_fuzz.py",
+    "tests/cleanup/test_model.py",
+    *(f"{_CONFIGURATION}{what}_loads_or_is_a_configuration_error" for what in ("mapping", "schedule")),
+]
 
 
 def main() -> int:

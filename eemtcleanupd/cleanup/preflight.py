@@ -46,6 +46,20 @@ def open_roots(
     return roots
 
 
+def open_trashes(roots: Mapping[RootName, Root], stack: ExitStack) -> dict[RootName, Trash]:
+    """Open, and lock, the trash of each root.
+
+    Raises:
+        RootError: one is not safe to use.
+        LockHeldError: another run has one.
+    """
+    trashes = {}
+    for name, root in roots.items():
+        trashes[name] = Trash(root)
+        stack.callback(trashes[name].close)
+    return trashes
+
+
 def _insist_on_same(root: Root, record: RootRecord) -> None:
     """Refuse a folder that is not the one of the last run: an unmounted disk must not look like cleaned.
 

@@ -20,7 +20,7 @@ from typing import Final
 from sqlalchemy import Connection
 
 from eemtcleanupd.cleanup.guards import Guards
-from eemtcleanupd.cleanup.preflight import open_roots
+from eemtcleanupd.cleanup.preflight import open_roots, open_trashes
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion import archive
@@ -30,10 +30,11 @@ from eemtcleanupd.deletion.trash import Trash, doomed_name
 from eemtcleanupd.errors import BackupError, TrashError
 from eemtcleanupd.events import AuditEntry
 from eemtcleanupd.model import TRASH_NAME, Artifact, Found, Hold, JobClass, RootName
+from eemtcleanupd.policy.ownership import possible_owner_ids
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.catalog import Catalog
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.ledger import Intent, IntentKind, IntentState, Ledger, LogEntry
+from eemtcleanupd.store.ledger import PART_BACK, Intent, IntentKind, IntentState, Ledger, LogEntry
 from eemtcleanupd.store.lock import run_lock
 from eemtcleanupd.store.timestamps import zone_named
 from eemtcleanupd.units import printable
@@ -70,16 +71,24 @@ class Restoring:
 def restore(request: Restoring) -> Restored:
     """Put a job's data back from the trash to where it was.
 
+    With it come an upload that it shares with another job in the trash, and what an interrupted run or
+    restoring left there.  An entry of no job is named by its label in place of a job.
+
     Raises:
         TrashError: nothing of it is in the trash, its deletion has begun, or something is in its place; then
             nothing has moved.
         LockHeldError, StoreError, RootError, AuditError: the job store cannot be worked on.
     """
     with _opened(request) as store:
-        intents = store.ledger.trash_of(request.job_id)
+        intents = [*store.ledger.trash_of(request.job_id), *store.interrupted()] or store.orphans()
         if not intents:
             raise TrashError(f"nothing of job {printable(request.job_id)} is in the trash")
         chosen = [_chosen(intent, request.only) for intent in intents]
+        chosen += [
+            _chosen(intent, labels)
+            for intent, labels in store.shared()
+            if not request.only or labels <= set(request.only)
+        ]
         items = [pair for intent, _ in chosen for pair in intent.items]
         if not items:
             known = ", ".join(printable(found.label) for intent in intents for found, _ in intent.items)
@@ -149,9 +158,7 @@ def _opened(request: Restoring) -> Iterator[_Store]:
         catalog = Catalog(database, policy, zone_named(config.database.timezone))
         catalog.add_columns()
         roots = open_roots(config, ledger.roots(), stack)
-        trashes = {name: Trash(root) for name, root in roots.items()}
-        for trash in trashes.values():
-            stack.callback(trash.close)
+        trashes = open_trashes(roots, stack)
         yield _Store(request, database, ledger, catalog, policy, roots, trashes)
 
 
@@ -167,13 +174,60 @@ class _Store:
     roots: Mapping[RootName, Root]
     trashes: Mapping[RootName, Trash]
 
+    def interrupted(self) -> list[Intent]:
+        """Return what an interrupted run, or restoring, of the job left in the trash and is not lost yet."""
+        found = []
+        for intent in self.ledger.open_intents():
+            if intent.kind is IntentKind.JOB and intent.job_id == self.request.job_id:
+                left = tuple(pair for pair in intent.items if self._in_trash(*pair) or self._is_doomed(*pair))
+                if any(self._in_trash(*pair) for pair in left):
+                    found.append(replace(intent, items=left))
+        return found
+
+    def orphans(self) -> list[Intent]:
+        """Return the entry of no job that is named instead of one."""
+        label = self.request.job_id.rstrip("/")
+        return [
+            intent
+            for intent in self.ledger.trash_of()
+            if intent.kind is IntentKind.ORPHAN and any(f.label.rstrip("/") == label for f, _ in intent.items)
+        ]
+
+    def shared(self) -> list[tuple[Intent, set[str]]]:
+        """Return the uploads of the job that went into the trash with another one, as intents and labels."""
+        job_id = self.request.job_id
+        with self.database.read() as connection:
+            row = self.catalog.rows(connection, [job_id]).get(job_id)
+        if row is None:
+            return []
+        dem = row.job.dem_filename
+        uploads = []
+        for intent in self.ledger.trash_of():
+            labels = {
+                found.label.rstrip("/")
+                for found, item in intent.items
+                if found.artifact.root is RootName.UPLOADS
+                and (found.artifact.name == dem or job_id in possible_owner_ids(found.artifact))
+                and self._in_trash(found, item)
+                and not self.roots[RootName.UPLOADS].has(found.artifact.name)
+            }
+            if labels and intent.job_id != job_id:
+                uploads.append((intent, labels))
+        return uploads
+
+    def _in_trash(self, found: Found, item: str) -> bool:
+        root = found.artifact.root
+        return root in self.trashes and self.trashes[root].exists(item)
+
+    def _is_doomed(self, found: Found, item: str) -> bool:
+        return self._in_trash(found, doomed_name(item))
+
     def insist_on_items(self, items: Sequence[tuple[Found, str]]) -> None:
         """Refuse before anything moves where an item is gone, or on its way."""
         for found, item in items:
-            root = found.artifact.root
-            if root not in self.trashes or not self.trashes[root].exists(item):
-                gone = root in self.trashes and self.trashes[root].exists(doomed_name(item))
-                why = "its deletion has begun" if gone else "it is not in the trash any more"
+            if not self._in_trash(found, item):
+                doomed = self._is_doomed(found, item)
+                why = "its deletion has begun" if doomed else "it is not in the trash any more"
                 raise TrashError(
                     f"{printable(found.label)} cannot be restored: {why}; --only restores the other artifacts"
                 )
@@ -230,13 +284,16 @@ class _Store:
         request, ledger, catalog = self.request, self.ledger, self.catalog
         now, job_id = request.clock(), request.job_id
         items = [pair for intent, _ in chosen for pair in intent.items]
-        until = now + self.policy.retention(self.policy.classify(status), None) if request.hold else None
+        is_job = all(opened.kind is IntentKind.JOB for opened, _ in chosen)
+        holding = request.hold and is_job
+        until = now + self.policy.retention(self.policy.classify(status), None) if holding else None
         labels = [printable(found.label) for found, _ in items]
         details = {"job_id": printable(job_id), "artifacts": labels, "source": whence}
         request.guards.audit([AuditEntry(now, request.user, "restoring", details)])
 
         def begin(connection: Connection) -> None:
-            catalog.mark_uncleaned(connection, job_id)
+            if is_job:
+                catalog.mark_uncleaned(connection, job_id)
             for opened, left in chosen:
                 if opened.items:
                     ledger.drop_intents(connection, [left.id])
@@ -257,6 +314,8 @@ class _Store:
 
         self.database.write(begin)
         self._move_back(items)
+        if not is_job:
+            self._touch(items)
         for trash in self.trashes.values():
             trash.sync()
         request.guards.audit([AuditEntry(request.clock(), request.user, "restored", details)])
@@ -271,6 +330,13 @@ class _Store:
                     f"restores the rest"
                 )
 
+    def _touch(self, items: Sequence[tuple[Found, str]]) -> None:
+        """Let the age of an entry of no job count from now, as the hold does it for a job."""
+        now = self.request.clock().timestamp()
+        for found, _ in items:
+            root = self.roots[found.artifact.root]
+            os.utime(found.artifact.name, (now, now), dir_fd=root.fd, follow_symlinks=False)
+
 
 def _chosen(intent: Intent, only: Collection[str]) -> tuple[Intent, Intent]:
     """Split an intent into what is to be put back, open, and what stays in the trash."""
@@ -279,7 +345,7 @@ def _chosen(intent: Intent, only: Collection[str]) -> tuple[Intent, Intent]:
     # The items in the trash are named after the intent, so what stays there keeps its id.
     opened = replace(
         intent,
-        id=f"{intent.id}.back" if rest else intent.id,
+        id=f"{intent.id}{PART_BACK}{secrets.token_hex(2)}" if rest else intent.id,
         items=tuple(wanted),
         state=IntentState.OPEN,
         purge_after=None,

@@ -15,7 +15,7 @@ from eemtcleanupd.cleanup.census import Census, CensusResult
 from eemtcleanupd.cleanup.guards import Guards, NoGuards
 from eemtcleanupd.cleanup.pipeline import NOTED, Counts, Pipeline, Tools, largest
 from eemtcleanupd.cleanup.planning import PlannedJob, Planner
-from eemtcleanupd.cleanup.preflight import open_roots, remember_root, reserved_entries
+from eemtcleanupd.cleanup.preflight import open_roots, open_trashes, remember_root, reserved_entries
 from eemtcleanupd.cleanup.recovery import purge_expired, recover, report_unowned
 from eemtcleanupd.cleanup.relief import Target, empty_trash, take_early
 from eemtcleanupd.clock import Clock, system_clock
@@ -23,7 +23,6 @@ from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.inspection import disk_usage
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.roots import Root
-from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.deletion.walk import measure
 from eemtcleanupd.errors import AuditError, BreakerError, CleanupError
 from eemtcleanupd.events import (
@@ -310,9 +309,7 @@ class _Run:
         )
         ledger.begin_run(record)
         try:
-            trashes = {name: Trash(root) for name, root in roots.items()}
-            for trash in trashes.values():
-                stack.callback(trash.close)
+            trashes = open_trashes(roots, stack)
             ledger.save_roots(remember_root(root, trashes[name]) for name, root in roots.items())
             pool = stack.enter_context(DeletionPool(self._workers, self._stop))
             self._progress.pool = pool

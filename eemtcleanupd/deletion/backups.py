@@ -154,6 +154,8 @@ class BackupFolder:
                 continue
             gone.append(backup)
         for part in self.path.glob(f"{_PART}.*"):
+            if not _NAME.fullmatch(part.name.removeprefix(f"{_PART}.")):
+                continue  # somebody else's
             with suppress(OSError):
                 if now.timestamp() - part.stat().st_mtime > _PART_AGE.total_seconds():
                     part.unlink()

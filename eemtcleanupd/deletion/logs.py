@@ -66,10 +66,13 @@ def keep_logs(root: Root, name: str, patterns: Sequence[str], destination: Path)
 
 
 def _make_folders(base: Path, relative: Sequence[str]) -> int:
-    """Make folders below a base, never through a link, and return a descriptor of the last."""
-    base.mkdir(mode=0o750, parents=True, exist_ok=True)
-    fd = os.open(base, FOLDER_FLAGS)
-    for name in relative:
+    """Make a base and folders below it, never through a link, and return a descriptor of the last.
+
+    The folder above the base is ours as well (``jobs``, where each job has one), so it is no link either.
+    """
+    base.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    fd = os.open(base.parent, FOLDER_FLAGS)
+    for name in (base.name, *relative):
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o750, dir_fd=fd)
         try:

@@ -10,12 +10,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
+import logging
 import os
 from collections.abc import Iterable, Iterator
 
 from eemtcleanupd.deletion.roots import FOLDER_FLAGS, Root
-from eemtcleanupd.errors import RootError
+from eemtcleanupd.errors import LockHeldError, RootError
 from eemtcleanupd.model import TRASH_NAME
+
+log = logging.getLogger(__name__)
 
 _DOOMED = ".deleting"
 _RENAME_NOREPLACE = 1  # renameat2(2)
@@ -27,10 +31,14 @@ def doomed_name(item: str) -> str:
 
 
 class Trash:
-    """The trash of one root.
+    """The trash of one root, which only one at a time has.
+
+    The run's own lock lies beside the database, so it does not keep out who reaches the same folders by
+    another path of it, a copy, or a container into which the file alone is mounted: this one does.
 
     Raises:
         RootError: the folder cannot be made, or is not safe to use.
+        LockHeldError: another run has it.
     """
 
     def __init__(self, root: Root) -> None:
@@ -55,6 +63,15 @@ class Trash:
         if fault is not None:
             os.close(self.fd)
             raise RootError(f"the trash {root.path / TRASH_NAME} {fault}: it must be ours alone (mode 0700)")
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self.fd)
+            raise LockHeldError(
+                f"another run works on {root.path}: it reaches the job database by another path, or uses another"
+            ) from error
+        except OSError as error:  # NFS locks no folders
+            log.debug("%s cannot be locked: %s", root.path / TRASH_NAME, error.strerror)
 
     def close(self) -> None:
         """Close the descriptor."""

@@ -24,6 +24,8 @@ from eemtcleanupd.stop import StopFlag
 from eemtcleanupd.units import printable, shortened
 
 _ERRORS_NAMED = 20
+# A process that is still in the folder may go on making files; it must not keep a run for ever.
+_READINGS = 1000
 _BLOCK_BYTES = 512  # the unit of st_blocks, whatever the filesystem's (stat(2))
 # Errors that say that an entry is not (or no longer) a folder that may be entered.
 _NO_FOLDER = {errno.ENOTDIR, errno.ELOOP}
@@ -124,7 +126,7 @@ def empty_folder(
             tally.fail(label, OSError(errno.EXDEV, "is on another filesystem"))
             return tally
         # Reading while removing may leave entries out (readdir(3)), so: again, while that helps.
-        while not stop.is_set():
+        for reading in itertools.count(1):
             removed = _empty_once(fd, item_fd, label=label, tally=tally, stop=stop, found=found, links=links)
             if tally.error_count or stop.is_set():
                 return tally
@@ -133,7 +135,7 @@ def empty_folder(
             except FileNotFoundError:
                 return tally
             except OSError as error:
-                if error.errno in {errno.ENOTEMPTY, errno.EEXIST} and removed:
+                if error.errno in {errno.ENOTEMPTY, errno.EEXIST} and removed and reading < _READINGS:
                     continue
                 tally.fail(label, error)
                 return tally

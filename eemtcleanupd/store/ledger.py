@@ -55,6 +55,11 @@ TRASH_TRIGGER = "trash"
 """The trigger of runs that only empty the trash."""
 
 
+PART_BACK = ".back-"
+"""Stands in the id of an intent that brings a part of another one back, behind that one's id."""
+_FEW = 500  # well under SQLite's limit of bound variables
+
+
 class IntentKind(StrEnum):
     """What an intent is about."""
 
@@ -315,10 +320,11 @@ class Ledger:
         )
 
     def is_known_intent(self, intent_id: str) -> bool:
-        """Tell whether an intent with this id is in the ledger."""
+        """Tell whether an intent with this id, or one that brings a part of it back, is in the ledger."""
         if not intent_id.isascii():  # none of ours, and maybe no text that a database takes
             return False
-        statement = select(func.count()).select_from(INTENTS).where(INTENTS.c.id == intent_id)
+        back = INTENTS.c.id.startswith(f"{intent_id}{PART_BACK}", autoescape=True)
+        statement = select(func.count()).select_from(INTENTS).where((INTENTS.c.id == intent_id) | back)
         with self._database.read() as connection:
             return bool(connection.execute(statement).scalar_one())
 
@@ -330,8 +336,8 @@ class Ledger:
 
     def drop_intents(self, connection: Connection, ids: Sequence[str]) -> None:
         """Delete intents that are done, or undone."""
-        if ids:
-            connection.execute(delete(INTENTS).where(INTENTS.c.id.in_(ids)))
+        for start in range(0, len(ids), _FEW):
+            connection.execute(delete(INTENTS).where(INTENTS.c.id.in_(ids[start : start + _FEW])))
 
     def save_intent(self, connection: Connection, intent: Intent) -> None:
         """Write how far an intent came."""
@@ -400,10 +406,12 @@ class Ledger:
 
     def measured(self, connection: Connection, job_ids: Sequence[str]) -> dict[str, int]:
         """Return the bytes measured earlier, by job id, for those that still have their data."""
-        if not job_ids:
-            return {}
-        statement = select(SIZES.c.job_id, SIZES.c.bytes).where(SIZES.c.job_id.in_(job_ids))
-        return {row.job_id: row.bytes for row in connection.execute(statement)}
+        found = {}
+        for start in range(0, len(job_ids), _FEW):
+            some = SIZES.c.job_id.in_(job_ids[start : start + _FEW])
+            statement = select(SIZES.c.job_id, SIZES.c.bytes).where(some)
+            found |= {row.job_id: row.bytes for row in connection.execute(statement)}
+        return found
 
     def set_measured(
         self, connection: Connection, job_id: str, job_class: JobClass, size_bytes: int, now: datetime
@@ -493,10 +501,12 @@ class Ledger:
 
     def holds(self, connection: Connection, job_ids: Sequence[str]) -> dict[str, Hold]:
         """Return the holds, active or not, on these jobs."""
-        if not job_ids:  # an empty IN of a type that casts what it binds is not valid SQL
-            return {}
-        rows = connection.execute(select(HOLDS).where(HOLDS.c.job_id.in_(job_ids)))
-        return {row.job_id: Hold(row.job_id, row.reason, row.owner, _read_utc(row.until)) for row in rows}
+        found = {}
+        for start in range(0, len(job_ids), _FEW):
+            some = HOLDS.c.job_id.in_(job_ids[start : start + _FEW])
+            for row in connection.execute(select(HOLDS).where(some)):
+                found[row.job_id] = Hold(row.job_id, row.reason, row.owner, _read_utc(row.until))
+        return found
 
     def hold(self, hold: Hold, now: datetime) -> None:
         """Set a hold, in place of an earlier one on the same job."""

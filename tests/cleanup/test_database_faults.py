@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -16,6 +17,8 @@ import pytest
 from eemtcleanupd.errors import StoreError
 from eemtcleanupd.events import Event, JobCleaned, RunStarted
 from tests.cleanup.conftest import JobStore
+
+LOCKED_SECONDS = float(os.environ.get("TORTURE_LOCKED_SECONDS", "0.5"))
 
 
 @pytest.fixture
@@ -40,13 +43,13 @@ def test_a_lock_that_goes_away_in_time_is_waited_for(filled: JobStore) -> None:
         with closing(sqlite3.connect(filled.path / "jobs.db", isolation_level=None)) as other:
             other.execute("BEGIN EXCLUSIVE")
             locked.set()
-            release.wait(20)
+            release.wait(LOCKED_SECONDS + 20)
             other.execute("COMMIT")
 
     thread = threading.Thread(target=hold)
     thread.start()
     locked.wait(20)
-    timer = threading.Timer(0.5, release.set)
+    timer = threading.Timer(LOCKED_SECONDS, release.set)
     timer.start()
     assert filled.run().outcome == "success"
     thread.join()
@@ -61,6 +64,24 @@ def test_a_lock_that_stays_is_an_error_and_nothing_is_touched(filled: JobStore) 
             filled.run(database__busy_timeout_seconds=0.2)
     assert data(filled) == before
     assert filled.run().outcome == "success"
+
+
+@pytest.mark.root
+def test_a_database_that_cannot_be_written_is_an_error_and_nothing_is_touched(filled: JobStore) -> None:
+    """A real one, since root may write a file whatever its mode: mounted read-only in a namespace."""
+    before = data(filled)
+    script = f"""
+        set -e; cd '{filled.path}'; mkdir db; cp jobs.db db/; mount -t tmpfs none db -o size=1m
+        cp jobs.db db/; mount -o remount,ro db
+        '{sys.executable}' -m eemtcleanupd clean --db-path db/jobs.db
+    """
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 3
+    assert "Read-only file system" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert data(filled) == before
 
 
 def on_first(kind: type[Event], act: Callable[[], object]) -> Callable[[Event], None]:

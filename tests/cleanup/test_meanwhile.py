@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 
 import pytest
 
 from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.cleanup.guards import NoGuards
+from eemtcleanupd.errors import LockHeldError
 from eemtcleanupd.events import AuditEntry, RunReport
 from eemtcleanupd.model import Found, Job
 from tests.cleanup.conftest import JobStore
@@ -82,3 +84,20 @@ def test_a_job_that_is_run_again_while_it_is_trashed_gets_everything_back(store:
     assert (report.successful.jobs, report.skipped) == (0, 1)
     assert store.trash() == []
     assert store.sql("SELECT * FROM cleanup_intents") == []
+
+
+def test_a_run_that_reaches_the_same_folders_by_a_copy_of_the_database_is_refused(store: JobStore) -> None:
+    """As from a container into which the database's file alone is mounted: there the lock is another file."""
+    store.job("a")
+    copy = store.path / "copy.db"
+    refused = []
+
+    def run_with_copy() -> None:
+        shutil.copy(store.path / "jobs.db", copy)
+        with pytest.raises(LockHeldError, match="another run works on"):
+            run(store, NoGuards(), paths__database=str(copy))
+        refused.append(True)
+
+    report = run(store, At("cleaning", run_with_copy))
+    assert refused
+    assert report.outcome == "success"

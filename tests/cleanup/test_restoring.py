@@ -193,3 +193,69 @@ def test_a_ledger_of_an_earlier_version_gets_what_it_lacks(trashed: JobStore) ->
     trashed.run(**GRACE)
     assert trashed.trash() == []
     assert trashed.sql("SELECT count(size_bytes) FROM cleanup_intents") == [(0,)]
+
+
+def test_an_upload_that_went_with_another_job_comes_back_too(trashed: JobStore) -> None:
+    trashed.job("b", dem="dem.tif")
+    before = without_trash(trashed)
+    trashed.run(**GRACE)
+    assert trashed.cleaned() == {"a", "b"}
+    first = [found.label for found in put_back(trashed, "a", hold=True).artifacts]
+    second = [found.label for found in put_back(trashed, "b", hold=True).artifacts]
+    assert first == ["results/a/", "uploads/dem.tif"]
+    assert second == ["results/b/"]
+    assert without_trash(trashed) == before
+    assert trashed.sql("SELECT * FROM cleanup_intents") == []
+    assert trashed.trash() == []
+
+
+def test_an_upload_that_came_anew_meanwhile_stays_and_is_no_reason_to_refuse(trashed: JobStore) -> None:
+    trashed.job("b", dem="dem.tif")
+    trashed.run(**GRACE)
+    trashed.upload("dem.tif").write_text("anew")
+    assert [found.label for found in put_back(trashed, "a").artifacts] == ["results/a/"]
+    assert (trashed.path / "uploads/dem.tif").read_text() == "anew"
+
+
+def test_an_entry_of_no_job_comes_back_by_its_label_and_is_young_again(store: JobStore) -> None:
+    stranger = store.path / "results/stranger"
+    stranger.mkdir()
+    (stranger / "data").write_text("data")
+    old = (store.now - timedelta(days=9)).timestamp()
+    for path in (stranger / "data", stranger):
+        os.utime(path, (old, old))
+    options = {**GRACE, "orphans__delete_after_hours": 24}
+    store.run(**options)
+    assert not stranger.exists()
+    assert put_back(store, "results/stranger/", hold=True).held_until is None
+    assert (stranger / "data").read_text() == "data"
+    store.run(**options)
+    assert stranger.exists()
+    assert store.trash() == []
+
+
+def test_a_restoring_that_met_something_goes_on_when_it_is_asked_for_again(
+    trashed: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The place is taken in the very moment; the others of its artifacts can be asked for at once."""
+    trashed.run(**GRACE)
+    real = Trash.restore
+
+    def taken(self: Trash, item: str) -> tuple[str, ...]:
+        trashed.results("a").mkdir(exist_ok=True)
+        return real(self, item)
+
+    monkeypatch.setattr(Trash, "restore", taken)
+    with pytest.raises(TrashError, match="came up in this moment"):
+        put_back(trashed, "a", "results/a/")
+    monkeypatch.undo()
+    trashed.run(**GRACE)
+    assert not any("no run owns" in each.message for each in trashed.events if isinstance(each, Warned))
+    put_back(trashed, "a", "uploads/dem.tif")
+    with pytest.raises(TrashError, match="there is one already"):
+        put_back(trashed, "a")
+    trashed.results("a").rmdir()
+    put_back(trashed, "a")
+    assert (trashed.results("a") / "global/day_1.tif").exists()
+    assert trashed.trash() == []
+    assert trashed.sql("SELECT * FROM cleanup_intents") == []

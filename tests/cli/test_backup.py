@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -124,6 +125,21 @@ def test_old_backups_go_after_a_run(store: JobStore, run_cli: RunCli) -> None:
     assert len(list((store.path / "backup").iterdir())) == 2
     assert run_cli("clean", cwd=store.path).returncode == 0
     assert [path.name[:2] for path in (store.path / "backup").iterdir()] == ["b@"]
+
+
+def test_what_is_not_ours_in_the_folder_of_backups_stays_however_old(
+    store: JobStore, run_cli: RunCli
+) -> None:
+    assert run_cli("clean", cwd=store.path).returncode == 0
+    folder = store.path / "backup"
+    ours = folder / ".part.a@20200101T000000000000Z.tar.zst"
+    theirs = [folder / ".part.thesis", folder / "thesis.tar.gz", folder / "a@2020.tar.gz"]
+    for path in (ours, *theirs):
+        path.write_text("old")
+        os.utime(path, (0, 0))
+    assert run_cli("clean", cwd=store.path).returncode == 0
+    assert not ours.exists()
+    assert all(path.exists() for path in theirs)
 
 
 def test_nothing_to_list_or_restore_is_said_in_a_line(store: JobStore, run_cli: RunCli) -> None:

@@ -321,6 +321,7 @@ def test_what_is_loaded_cannot_be_changed(load_text: LoadText) -> None:
         loaded.origins["dry_run"] = "me"  # type: ignore[index]  # what is tested
 
 
+EXAMPLES = int(os.environ.get("TORTURE_EXAMPLES", "150"))
 # A busy machine is no failure.
 SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 KEYS = [*sorted({part for key in FIELDS for part in key.split(".")}), "x", "<<", "", "null", "1"]
@@ -343,7 +344,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW)
 @given(data=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=5))
 def test_any_mapping_loads_or_is_a_configuration_error(load_text: LoadText, data: dict[str, Any]) -> None:
     try:
@@ -355,7 +356,7 @@ def test_any_mapping_loads_or_is_a_configuration_error(load_text: LoadText, data
     assert "cleanup_config.yaml:" in message
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW)
 @given(text=st.one_of(st.text(alphabet="0123456789*/,-L#W@ MONJAN", max_size=30), st.text(max_size=10)))
 def test_any_schedule_loads_or_is_a_configuration_error(text: str) -> None:
     try:

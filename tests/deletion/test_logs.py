@@ -136,15 +136,14 @@ def test_a_log_below_three_thousand_levels_is_kept(root: Root, kept: Path) -> No
     assert found.stdout == "3001 bottom.log"
 
 
-@pytest.mark.parametrize("planted", ["", "sub"])
+@pytest.mark.parametrize("planted", ["jobs", "jobs/job", "jobs/job/sub"])
 def test_a_link_planted_in_the_destination_leads_nowhere(
     root: Root, kept: Path, canary: Path, planted: str
 ) -> None:
     _job(root)
-    kept.parent.mkdir(parents=True)
-    if planted:
-        kept.mkdir()
-    (kept / planted if planted else kept).symlink_to(canary)
+    place = kept.parent.parent / planted
+    place.parent.mkdir(parents=True)
+    place.symlink_to(canary)
     with pytest.raises(OSError, match="the log could not be kept") as caught:
         keep_logs(root, "job", _PATTERNS, kept)
     assert caught.value.filename.startswith("job/")

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import Trash, doomed_name
-from eemtcleanupd.errors import RootError
+from eemtcleanupd.errors import LockHeldError, RootError
 from eemtcleanupd.model import TRASH_NAME
 
 
@@ -21,7 +21,14 @@ def test_the_trash_is_a_private_folder_in_the_root(root: Root, trash: Trash) -> 
     status = (root.path / TRASH_NAME).lstat()
     assert status.st_mode == 0o040700
     assert os.path.samestat(status, os.fstat(trash.fd))
-    Trash(root).close()  # a second run finds it
+
+
+def test_one_run_has_it_at_a_time(root: Root, trash: Trash) -> None:
+    with pytest.raises(LockHeldError, match=r"another run works on .*results"):
+        Trash(root)
+    trash_fd, trash.fd = trash.fd, os.open("/", os.O_RDONLY)
+    os.close(trash_fd)  # it ended, or was killed
+    Trash(root).close()
 
 
 def test_a_trash_that_others_could_have_a_hand_in_is_refused(root: Root, canary: Path) -> None:

@@ -83,7 +83,7 @@ def test_an_artifact_may_be_a_link_or_a_file_too(root: Root, canary: Path, remov
 
 
 def test_three_thousand_levels_go_with_few_descriptors(
-    root: Root, remove: Remove, without_privileges: WithoutPrivileges
+    root: Root, without_privileges: WithoutPrivileges
 ) -> None:
     (root.path / "job").mkdir()
     dig(root.path / "job", 3000)
@@ -106,6 +106,24 @@ def test_a_folder_that_becomes_a_link_meanwhile_is_not_entered(root: Root, canar
     )
     assert (tally.files, tally.folders, tally.error_count, moved_up) == (1, 0, 0, [])
     assert not (root.path / "link").is_symlink()
+
+
+def test_a_process_that_goes_on_making_files_cannot_keep_a_run_for_ever(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = root.path / "folder"
+    folder.mkdir()
+    rmdir = os.rmdir
+
+    def too_late(name: str, *, dir_fd: int) -> None:
+        (folder / "new").write_text("")
+        rmdir(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "rmdir", too_late)
+    tally = empty_folder(
+        root.fd, "folder", label="job", device=root.device, stop=StopFlag(), found=lambda *_: None
+    )
+    assert tally.errors == ["job: Directory not empty"]
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o500, 0o300, 0o600])
