@@ -261,7 +261,10 @@ class _Examination:
             )
             advice = "remove the cause; every run tries them again"
             yield Finding(
-                "runs", Level.PROBLEM, f"{len(failed)} jobs could not be deleted whole: {named}", advice
+                "runs",
+                Level.PROBLEM,
+                f"{len(failed)} jobs could not be deleted or put back whole: {named}",
+                advice,
             )
 
     def delivery(self) -> Iterator[Finding]:

@@ -60,7 +60,8 @@ class Claimed:
     """A job on its way; ``entries`` are its artifacts with their items, once staged those in the trash.
 
     ``known_size`` is what was measured earlier; ``marks_row`` is False where the job was held or run again
-    since it was claimed (or its row is gone), so that only the leftovers go.  ``early`` says why a job goes ahead of its retention.
+    since it was claimed (or its row is gone), so that only the leftovers go.  ``early`` says why a job goes
+    ahead of its retention.
     """
 
     intent: Intent
@@ -371,6 +372,10 @@ class Pipeline:
         """Undo a job's staging and close its intent, unless something could not go back."""
         if self.restore(staged):
             self._withdrawn.append(job.intent.id)
+            return
+        words = "there is something in its place again; move it away, then `trash restore` puts the rest back"
+        intent = with_error(job.intent, words, 0)
+        self._tools.database.write(lambda c: self._tools.ledger.save_intent(c, intent))
 
     def restore(self, staged: Sequence[tuple[Found, str]]) -> bool:
         """Move artifacts back; False when the place of one is taken, so that it stays in the trash."""

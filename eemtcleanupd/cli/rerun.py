@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eemtcleanupd.cli.common import caller, load_config, store_options
+from eemtcleanupd.cli.common import caller, load_config, read_row, store_options
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import RerunError
 from eemtcleanupd.units import printable, shortened
 
 if TYPE_CHECKING:
-    from eemtcleanupd.config import Config
     from eemtcleanupd.model import Job
 
 # The form fields of the web interface's POST /api/submit-job that a job's parameters may hold.
@@ -51,7 +50,10 @@ def rerun(  # noqa: PLR0917  (click passes them by name)
     if wanted is None or (job and job_id and job != job_id):
         raise click.UsageError("say which job: rerun JOB")
     config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
-    kept = _row(config, wanted)
+    row = read_row(config, wanted)
+    if row is None:
+        raise RerunError(f"the job database has no job {printable(wanted)}")
+    kept = row.job
     form = _form(kept)
     if dem is None and (kept.dem_filename is None or not (config.paths.uploads / kept.dem_filename).exists()):
         raise RerunError(
@@ -74,27 +76,6 @@ def rerun(  # noqa: PLR0917  (click passes them by name)
         click.echo(json.dumps({"job_id": wanted, "new_job_id": new, "answer": answer}, indent=2))
     else:
         click.echo(f"Job {printable(wanted)} was submitted again as {printable(str(new))}")
-
-
-def _row(config: Config, job_id: str) -> Job:
-    from eemtcleanupd.policy.retention import Policy  # noqa: PLC0415
-    from eemtcleanupd.store.catalog import Catalog  # noqa: PLC0415
-    from eemtcleanupd.store.database import Database  # noqa: PLC0415
-    from eemtcleanupd.store.timestamps import zone_named  # noqa: PLC0415
-
-    database = Database(
-        Path(config.paths.database), busy_timeout_seconds=config.database.busy_timeout_seconds
-    )
-    try:
-        zone = zone_named(config.database.timezone)
-        catalog = Catalog(database, Policy.from_config(config.retention), zone)
-        with database.read() as connection:
-            row = catalog.rows(connection, [job_id]).get(job_id)
-    finally:
-        database.close()
-    if row is None:
-        raise RerunError(f"the job database has no job {printable(job_id)}")
-    return row.job
 
 
 def _form(job: Job) -> dict[str, str]:

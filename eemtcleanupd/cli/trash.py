@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from eemtcleanupd.cleanup.restoring import Restored, Restoring
     from eemtcleanupd.config import Config
-    from eemtcleanupd.store.ledger import Intent
+    from eemtcleanupd.store.ledger import Intent, Ledger
 
 
 @click.group()
@@ -114,7 +114,8 @@ def restore(  # noqa: PLR0917  (click passes them by name)
 ) -> None:
     """Put the data of JOB back where it was, never over something that is there now.
 
-    The job counts as not cleaned again, and is held for its retention once more, counted from now.
+    The job counts as not cleaned again, and is held for its retention once more, counted from now.  What
+    belonged to no job is named as list shows it.
     """
     config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
     from eemtcleanupd.cleanup.restoring import restore as put_back  # noqa: PLC0415
@@ -137,9 +138,13 @@ def purge(
     from eemtcleanupd.cleanup import RunRequest, clean  # noqa: PLC0415
     from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
 
+    age = timedelta(hours=older_than or 0)
+    if config.dry_run:
+        with open_ledger(config_file, db_path) as ledger:
+            _print_dry_purge(ledger, age, as_json=as_json)
+        return 0
     if not yes and sys.stdin.isatty():
         click.confirm("What is purged is gone for ever. Purge the trash?", abort=True)
-    age = timedelta(hours=older_than or 0)
     request = RunRequest(user=caller(), trigger="trash", only_trash=True, purge_older_than=age)
     report = clean(config, request, emit=lambda _: None, guards=PluginSet(config))
     gone = report.trash_purged
@@ -149,3 +154,14 @@ def purge(
     else:
         click.echo(f"Purged {gone.jobs} items, {human_size(gone.bytes_freed)} freed, {report.errors} errors")
     return 1 if report.errors else 0
+
+
+def _print_dry_purge(ledger: Ledger, age: timedelta, *, as_json: bool) -> None:
+    """Print what a purge would delete: dry_run counts for all that deletes."""
+    now = system_clock()
+    there = ledger.expired_trash(now, sys.maxsize, trashed_before=now - age) if ledger.exists() else []
+    size = sum(intent.size_bytes for intent in there)
+    if as_json:
+        click.echo(json.dumps({"dry_run": True, "would_purge": len(there), "bytes": size}, indent=2))
+    else:
+        click.echo(f"[DRY RUN] Would purge {len(there)} items ({human_size(size)}): dry_run is true")

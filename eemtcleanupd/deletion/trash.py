@@ -68,7 +68,7 @@ class Trash:
         except BlockingIOError as error:
             os.close(self.fd)
             raise LockHeldError(
-                f"another run works on {root.path}: it reaches the job database by another path, or uses another"
+                f"another run works on {root.path}: it has another job database, or another path to it"
             ) from error
         except OSError as error:  # NFS locks no folders
             log.debug("%s cannot be locked: %s", root.path / TRASH_NAME, error.strerror)

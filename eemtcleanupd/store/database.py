@@ -169,11 +169,15 @@ class Database:
     def copy_to(self, path: Path) -> None:
         """Write a copy of the whole database as it is at one moment, while others use it.
 
+        Nobody may read it who may not read the database.
+
         Raises:
             StoreError: it cannot be read, or the copy cannot be written; there is none then.
         """
         temporary = path.with_name(f"{path.name}.part")
         try:
+            mode = self.path.stat().st_mode & 0o777
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode))
             with closing(self._connect()) as source, closing(sqlite3.connect(temporary)) as copy:
                 source.backup(copy)
             with temporary.open("rb") as written:

@@ -149,6 +149,8 @@ def test_a_place_that_was_taken_meanwhile_is_not_overwritten(tmp_path: Path) -> 
     assert (store.results("done") / "new").read_text() == "new"
     assert (staged[0] / "global/day_0.tif").exists()
     assert any("exists again" in event.message for event in store.events if isinstance(event, Warned))
+    (error,) = store.sql("SELECT error FROM cleanup_intents")[0]
+    assert "trash restore" in str(error)
 
 
 def test_trash_that_no_run_owns_is_reported_and_left(store: JobStore) -> None:
@@ -188,7 +190,7 @@ def _killed_between_two_deletions(path: Path) -> JobStore:
 @pytest.mark.parametrize(
     "meanwhile",
     [
-        "INSERT INTO cleanup_holds (job_id, reason, owner, created_at) VALUES ('done', 'no!', 'ann', '2026-06-15')",
+        "INSERT INTO cleanup_holds (job_id, created_at) VALUES ('done', '2026-06-15 00:00:00')",
         "UPDATE jobs SET status = 'running', completed_at = NULL WHERE id = 'done'",
         "UPDATE jobs SET completed_at = '2026-06-15T11:00:00' WHERE id = 'done'",
     ],

@@ -38,6 +38,12 @@ def test_it_does_what_the_documents_sql_does_and_keeps_a_copy(store: JobStore, r
         assert copy.execute("SELECT count(*) FROM cleanup_log").fetchone() == (1,)
 
 
+def test_nobody_may_read_the_copy_who_may_not_read_the_database(store: JobStore, run_cli: RunCli) -> None:
+    (store.path / "jobs.db").chmod(0o600)
+    told = json.loads(run_cli("reset", "--yes", "--json", cwd=store.path).stdout)
+    assert Path(told["copy"]).stat().st_mode & 0o777 == 0o600
+
+
 def test_it_is_in_both_audit_trails(store: JobStore, run_cli: RunCli) -> None:
     run_cli("reset", "--yes", cwd=store.path)
     assert '"action": "reset"' in (store.path / "logs" / "cleanup_audit.jsonl").read_text()

@@ -83,3 +83,38 @@ def test_on_a_terminal_it_asks_before_it_purges(store: JobStore) -> None:
     assert b"Purge the trash?" in out
     assert process.returncode != 0
     assert len(store.trash()) == 2
+
+
+def test_a_purge_where_dry_run_is_set_deletes_nothing(store: JobStore, run_cli: RunCli) -> None:
+    (store.path / "cleanup_config.yaml").write_text("dry_run: true\n")
+    before = store.snapshot()
+    done = run_cli("trash", "purge", "--yes", cwd=store.path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[DRY RUN] Would purge 2 items (")
+    assert store.snapshot() == before
+
+
+@pytest.mark.parametrize(
+    ("job", "warning"),
+    [
+        ("typo", "there is no job typo in the database"),
+        ("a", "job a is in the trash, and stays there while it is held: trash restore brings it back"),
+        ("gone", "the data of job gone has been cleaned already"),
+        ("begun", "a run had begun to clean job begun"),
+        ("young", None),
+    ],
+)
+def test_a_hold_that_comes_too_late_says_so(
+    store: JobStore, run_cli: RunCli, job: str, warning: str | None
+) -> None:
+    for name in ("gone", "begun", "young"):
+        store.job(name, days=1)
+    store.sql("UPDATE jobs SET data_cleaned_at = '2026-06-01T00:00:00' WHERE id = 'gone'")
+    store.sql(
+        "INSERT INTO cleanup_intents (id, run_id, kind, state, job_id, artifacts, created_at)"
+        " VALUES ('x.1', 'x', 'job', 'open', 'begun', '[]', '2026-06-01 00:00:00')"
+    )
+    done = run_cli("hold", job, cwd=store.path)
+    assert done.returncode == 0
+    assert done.stdout == f"Job {job} is held for ever\n"
+    assert (warning in done.stderr) if warning else (done.stderr == "")
