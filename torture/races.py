@@ -123,6 +123,7 @@ def jobs_come_and_go(store: Path, seed: int, until: float, report: Report) -> No
                 if not again.exists() and not _in_trash(store, name):
                     faults.append(f"{name} runs again and lost {again}")
             done["jobs run again"] += 1
+            ended = (datetime.now(UTC) - timedelta(days=30)).replace(tzinfo=None).isoformat()
             _write(store, "UPDATE jobs SET status = 'completed', completed_at = ? WHERE id = ?", ended, name)
     report.put((done, faults))
 
@@ -319,6 +320,6 @@ def run(minutes: float) -> Outcome:
         )
         for (job,) in rows:
             outcome.done["jobs cleaned"] += 1
-            if any((store / "results" / str(job)).rglob("day_*")):
+            if any((store / "results" / str(job)).rglob("*.tif")):
                 outcome.faults.append(f"{job} is recorded as cleaned and has data")
     return outcome
