@@ -85,6 +85,7 @@ def examine(loaded: Loaded, now: datetime) -> Iterator[Finding]:
         for name, check in (
             ("database", examination.database),
             ("folders", examination.folders),
+            ("logs", examination.logs),
             ("schedule", examination.schedule),
             ("runs", examination.runs),
             ("delivery", examination.delivery),
@@ -178,7 +179,29 @@ class _Examination:
                 advice,
             )
             return
+        if _is_foreign_trash(root):
+            trash = root.path / TRASH_NAME
+            yield Finding(
+                "folders",
+                Level.PROBLEM,
+                f"{trash} is not the own one of user {os.geteuid()}: who cleaned before?",
+                f"chown -R {os.geteuid()} {trash}; chmod 700 {trash}; or clean as its owner",
+            )
+            return
         yield Finding("folders", Level.OK, f"{place} is what it was, and we may delete there")
+
+    def logs(self) -> Iterator[Finding]:
+        """Can be written what must be written: the log, the audit log, logs that are kept?"""
+        config = self._config
+        places = [config.logging.file, config.paths.logs / "jobs"]
+        if config.notifications.audit_log.enabled:
+            places.append(config.notifications.audit_log.path)
+        refused = {there for place in places if not os.access(there := _nearest(place), os.W_OK)}
+        for there in sorted(refused):
+            words = f"{there} may not be written by user {os.geteuid()}, so no run begins, or keeps no logs"
+            yield Finding("logs", Level.PROBLEM, words, f"chown {os.geteuid()} {there}")
+        if not refused:
+            yield Finding("logs", Level.OK, f"logs can be written below {config.paths.logs}")
 
     def _open_files(self, roots: dict[RootName, Root]) -> Iterator[Finding]:
         held = list(_deleted_but_open([root.path for root in roots.values()]))
@@ -309,6 +332,21 @@ class _Examination:
             yield Finding("backup", Level.PROBLEM, words, f"chown {os.geteuid()} {settings.path}")
             return
         yield Finding("backup", Level.OK, f"{number} backups in {settings.path} (`backup verify` reads them)")
+
+
+def _is_foreign_trash(root: Root) -> bool:
+    """Tell whether a run of this user would refuse the trash of a root."""
+    try:
+        status = os.stat(TRASH_NAME, dir_fd=root.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    is_ours = status.st_uid in {os.geteuid(), 0} and not status.st_mode & 0o022
+    return not is_ours or not os.access(TRASH_NAME, os.R_OK | os.W_OK | os.X_OK, dir_fd=root.fd)
+
+
+def _nearest(path: Path) -> Path:
+    """Return a path, or the nearest folder above it that is there."""
+    return next(place for place in (path, *path.parents) if os.path.lexists(place))
 
 
 def _not_ours(root: Root) -> list[str]:

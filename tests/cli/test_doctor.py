@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 import subprocess
+import sys
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -141,3 +142,21 @@ def test_a_backup_folder_that_is_open_to_others_is_a_problem(store: JobStore, do
     (store.path / "backup").chmod(0o777)
     (found,) = doctor("backup")
     assert (found["level"], doctor.code) == ("problem", 1)
+
+
+@pytest.mark.root
+def test_what_an_earlier_run_as_another_user_left_is_a_problem(store: JobStore) -> None:
+    """Root without its rights is an ordinary user, whose files these are not."""
+    for place in ("results/.eemtcleanupd-trash", "logs", "logs/cleanup.log"):
+        os.chown(store.path / place, 12345, 12345)
+    command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-m", "eemtcleanupd"]
+    done = subprocess.run(
+        [*command, "doctor"], cwd=store.path, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    trash = store.path / "results/.eemtcleanupd-trash"
+    assert f"-> chown -R 0 {trash}; chmod 700 {trash}" in done.stdout
+    assert f"-> chown 0 {store.path}/logs\n" in done.stdout
+    assert f"-> chown 0 {store.path}/logs/cleanup.log\n" in done.stdout
+    again = subprocess.run([*command, "clean"], cwd=store.path, capture_output=True, check=False, timeout=60)
+    assert again.returncode != 0, "it is in the way indeed"
