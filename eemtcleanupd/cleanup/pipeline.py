@@ -217,7 +217,7 @@ class Pipeline:
         claimed = []
         for plan in planned:
             if plan.job.id in refused:
-                self._skip(plan.job, refused[plan.job.id])
+                self.skip(plan.job, refused[plan.job.id])
                 continue
             intent = intents[plan.job.id]
             claimed.append(
@@ -275,7 +275,7 @@ class Pipeline:
                     reason = kept_by_marker(root.fd, found.artifact.name)
                 if reason is not None:
                     self.put_back(job, [])
-                    self._skip(job.job, reason)
+                    self.skip(job.job, reason)
                     return False
         except OSError as error:
             self._fail(job, _words(error))
@@ -348,7 +348,7 @@ class Pipeline:
             reason = reasons[job.intent.id]
             if reason is not None:
                 self.put_back(job, job.entries)
-                self._skip(job.job, reason)
+                self.skip(job.job, reason)
                 continue
             needed = [
                 e for e in job.entries if protector(claimants.get(e[0].artifact, ()), going) is not None
@@ -489,7 +489,7 @@ class Pipeline:
         for job, entries in jobs:
             if job in undone:
                 self.put_back(job, job.entries)
-                self._skip(job.job, "its row changed while it was staged")
+                self.skip(job.job, "its row changed while it was staged")
             else:
                 self._tell_cleaned(job, entries)
 
@@ -561,7 +561,7 @@ class Pipeline:
                 self._tools.emit(OrphanFound(found, size or 0, removed=True))
             return
         elif not job.marks_row:
-            self._skip(job.job, "it came to be needed again while it was deleted, so it is not cleaned")
+            self.skip(job.job, "it came to be needed again while it was deleted, so it is not cleaned")
             return
         else:
             self.counts.cleaned[job.job_class] += 1
@@ -595,7 +595,8 @@ class Pipeline:
 
     # -- what comes to nothing ---------------------------------------------------------------------
 
-    def _skip(self, job: Job, reason: str) -> None:
+    def skip(self, job: Job, reason: str) -> None:
+        """Tell that a job stays as it is, and why."""
         self.counts.skipped += 1
         self._tools.emit(JobSkipped(job, reason, notable=True))
 

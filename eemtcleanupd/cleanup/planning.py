@@ -129,7 +129,10 @@ class Planner:
     def claimants(
         self, connection: Connection, artifacts: Iterable[Artifact]
     ) -> dict[Artifact, list[Claimant]]:
-        """Return, for each artifact, all rows that could own it as they stand now."""
+        """Return, for each artifact, all rows that could own it as they stand now.
+
+        An id that is held counts although its row is gone.
+        """
         by_owner: dict[str, list[Artifact]] = defaultdict(list)
         by_upload: dict[str, Artifact] = {}
         for artifact in artifacts:
@@ -139,8 +142,8 @@ class Planner:
                 by_upload[artifact.name] = artifact
         rows: dict[str, Row] = self._catalog.rows(connection, by_owner)
         naming = self._catalog.naming(connection, list(by_upload))
-        every_id = [*rows, *(row.job.id for row in naming)]
-        holds = self.holds(connection, every_id)
+        every_id = {*by_owner, *(row.job.id for row in naming)}
+        holds = self.holds(connection, list(every_id))
         result: dict[Artifact, list[Claimant]] = defaultdict(list)
         for row in rows.values():
             for artifact in by_owner[row.job.id]:
@@ -148,6 +151,9 @@ class Planner:
         for row in naming:
             if row.job.dem_filename is not None:
                 result[by_upload[row.job.dem_filename]].append(self._claimant(row, holds))
+        for owner in by_owner.keys() & holds.keys() - rows.keys():
+            for artifact in by_owner[owner]:
+                result[artifact].append(self._claimant(Row(Job(owner, "held"), cleaned=True), holds))
         return result
 
     def _claimant(self, row: Row, holds: Mapping[str, Hold]) -> Claimant:

@@ -52,29 +52,41 @@ def _recover_one(tools: Tools, pipeline: Pipeline, intent: Intent) -> None:
 def purge_expired(tools: Tools, pipeline: Pipeline, trashed_before: datetime | None = None) -> None:
     """Delete what has been in the trash for longer than its grace (or since some time), oldest first."""
 
-    def due() -> list[Intent]:
-        return tools.ledger.expired_trash(tools.clock(), _PURGE_PAGE, trashed_before=trashed_before)
+    def due(limit: int) -> list[Intent]:
+        return tools.ledger.expired_trash(tools.clock(), limit, trashed_before=trashed_before)
 
+    stuck: set[str] = set()  # what cannot go now is tried again by the next run
     while not tools.stop.is_set():
-        expired = due()
+        expired = [intent for intent in due(len(stuck) + _PURGE_PAGE) if intent.id not in stuck]
         if not expired:
             return
         purge(tools, pipeline, expired)
-        before = {intent.id for intent in expired}
         pipeline.finish()
-        if before & {intent.id for intent in due()}:
-            return  # what could not be deleted now is tried again by the next run
+        stuck |= {intent.id for intent in expired} & {intent.id for intent in due(len(stuck) + _PURGE_PAGE)}
 
 
 def purge(tools: Tools, pipeline: Pipeline, intents: Sequence[Intent]) -> None:
-    """Hand what these intents have in the trash to the pipeline for deletion."""
-    jobs = [_claimed(tools, intent) for intent in intents]
-    for job in jobs:
+    """Hand what these intents have in the trash to the pipeline for deletion.
+
+    One stays whole as long as another job needs something of it: an upload that a held job shares, say.
+    """
+    with tools.database.read() as connection:
+        claimants = tools.planner.claimants(
+            connection, {found.artifact for intent in intents for found, _ in intent.items}
+        )
+    jobs = []
+    for intent in intents:
+        job = _claimed(tools, intent)
+        needed = [f.label for f, _ in intent.items if protector(claimants[f.artifact], {intent.job_id})]
+        if needed:
+            pipeline.skip(job.job, f"{printable(needed[0])} stays in the trash: another job needs it")
+            continue
         job.entries = [
             (found, item)
-            for found, item in job.intent.items
+            for found, item in intent.items
             if found.artifact.root in tools.trashes and _is_in_trash(tools, found, item)
         ]
+        jobs.append(job)
     tools.audit(("purging", facts(job)) for job in jobs)
     for job in jobs:
         pipeline.submit(job)

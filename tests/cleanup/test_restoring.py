@@ -259,3 +259,19 @@ def test_a_restoring_that_met_something_goes_on_when_it_is_asked_for_again(
     assert (trashed.results("a") / "global/day_1.tif").exists()
     assert trashed.trash() == []
     assert trashed.sql("SELECT * FROM cleanup_intents") == []
+
+
+def test_an_upload_that_a_held_job_shares_outlasts_the_grace_of_the_job_that_took_it(
+    trashed: JobStore,
+) -> None:
+    trashed.job("b", dem="dem.tif")
+    before = without_trash(trashed)
+    trashed.run(**GRACE)
+    trashed.sql("INSERT INTO cleanup_holds (job_id) VALUES ('a')")
+    for _ in range(2):
+        trashed.now += timedelta(hours=25)
+        report = trashed.run(**GRACE)
+        assert (report.outcome, report.trash_purged.jobs, report.skipped) == ("success", 0, 1)
+    put_back(trashed, "a")
+    put_back(trashed, "b")
+    assert without_trash(trashed) == before

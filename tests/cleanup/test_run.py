@@ -658,3 +658,19 @@ def test_an_upload_stays_with_a_job_that_changed_after_the_claim(
     assert store.cleaned() == {"other"}
     assert store.results("changed").exists()
     assert upload.exists()
+
+
+def test_what_a_deleted_row_left_stays_while_its_id_is_held(store: JobStore) -> None:
+    store.job("a")
+    store.run(retention__successful_jobs__hours=100_000)
+    for name in ("a_notes.tif", "stranger_notes.tif"):
+        store.upload(name)
+    store.sql("INSERT INTO cleanup_holds (job_id) VALUES ('a')")
+    store.sql("DELETE FROM jobs")
+    for path in store.path.rglob("*"):
+        os.utime(path, (0, 0))
+    report = store.run(orphans__delete_after_hours=1)
+    assert store.results("a").exists()
+    assert (store.path / "uploads/a_notes.tif").exists()
+    assert not (store.path / "uploads/stranger_notes.tif").exists()
+    assert report.orphans.jobs == 1
