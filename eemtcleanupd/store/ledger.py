@@ -406,7 +406,7 @@ class Ledger:
 
     def measured(self, connection: Connection, job_ids: Sequence[str]) -> dict[str, int]:
         """Return the bytes measured earlier, by job id, for those that still have their data."""
-        found = {}
+        found: dict[str, int] = {}
         for start in range(0, len(job_ids), _FEW):
             some = SIZES.c.job_id.in_(job_ids[start : start + _FEW])
             statement = select(SIZES.c.job_id, SIZES.c.bytes).where(some)
@@ -501,7 +501,7 @@ class Ledger:
 
     def holds(self, connection: Connection, job_ids: Sequence[str]) -> dict[str, Hold]:
         """Return the holds, active or not, on these jobs."""
-        found = {}
+        found: dict[str, Hold] = {}
         for start in range(0, len(job_ids), _FEW):
             some = HOLDS.c.job_id.in_(job_ids[start : start + _FEW])
             for row in connection.execute(select(HOLDS).where(some)):
