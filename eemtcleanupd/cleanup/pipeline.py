@@ -21,7 +21,7 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from eemtcleanupd.cleanup.guards import Guards
-from eemtcleanupd.cleanup.planning import PlannedJob, Planner
+from eemtcleanupd.cleanup.planning import PlannedJob, Planner, is_in_place
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.deletion.inspection import Obstacles, kept_by_marker
 from eemtcleanupd.deletion.logs import keep_logs
@@ -59,9 +59,9 @@ NOTED = 10
 class Claimed:
     """A job on its way; ``entries`` are its artifacts with their items, once staged those in the trash.
 
-    ``known_size`` is what was measured earlier; ``marks_row`` is False where the job was held or run again
-    since it was claimed (or its row is gone), so that only the leftovers go.  ``early`` says why a job goes
-    ahead of its retention.
+    ``known_size`` is what was measured earlier; ``marks_row`` is False where the job was held, run again or
+    copied back since it was claimed (or its row is gone), so that only the leftovers go.  ``early`` says why
+    a job goes ahead of its retention.
     """
 
     intent: Intent
@@ -464,6 +464,9 @@ class Pipeline:
         # database must not know more than the folders.
         for root in {found.artifact.root for _, entries in jobs for found, _ in entries}:
             tools.trashes[root].sync()
+        for job, _ in jobs:
+            if job.intent.kind is IntentKind.JOB and is_in_place(tools.roots, job.job):
+                job.marks_row = False  # somebody copied it back, say: the next run looks at it anew
         tools.audit((self._action(job), self._done(job, entries)) for job, entries in jobs)
         now = tools.clock()
 
@@ -561,7 +564,7 @@ class Pipeline:
                 self._tools.emit(OrphanFound(found, size or 0, removed=True))
             return
         elif not job.marks_row:
-            self.skip(job.job, "it came to be needed again while it was deleted, so it is not cleaned")
+            self.skip(job.job, "it was run again, or is in its place again, so it does not count as cleaned")
             return
         else:
             self.counts.cleaned[job.job_class] += 1

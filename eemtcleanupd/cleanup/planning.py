@@ -14,7 +14,13 @@ from sqlalchemy import Connection
 from eemtcleanupd.deletion.inspection import kept_by_marker
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.model import TRASH_NAME, Artifact, Decision, Found, Hold, Job, RootName
-from eemtcleanupd.policy.ownership import Claimant, own_entries, possible_owner_ids, protector
+from eemtcleanupd.policy.ownership import (
+    Claimant,
+    name_fault,
+    own_entries,
+    possible_owner_ids,
+    protector,
+)
 from eemtcleanupd.policy.retention import Policy, decide
 from eemtcleanupd.store.catalog import Catalog, Row
 from eemtcleanupd.store.database import Database
@@ -184,6 +190,12 @@ def find_artifacts(roots: Mapping[RootName, Root], jobs: Sequence[Job]) -> dict[
                     if known is not None and all(f.artifact != artifact for f in known):
                         known.append(Found(artifact, entry.is_dir(follow_symlinks=False)))
     return found
+
+
+def is_in_place(roots: Mapping[RootName, Root], job: Job) -> bool:
+    """Tell whether a job, all of which was staged, has results or working files in their places again."""
+    folders = (root for name, root in roots.items() if name is not RootName.UPLOADS)
+    return name_fault(job.id) is None and any(root.has(job.id) for root in folders)
 
 
 def _mode(root: Root, name: str) -> int | None:

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from eemtcleanupd.cleanup.pipeline import Claimed, Pipeline, Tools, facts
+from eemtcleanupd.cleanup.planning import is_in_place
 from eemtcleanupd.deletion.trash import doomed_name
 from eemtcleanupd.events import Warned
-from eemtcleanupd.model import Found, Job, RootName
-from eemtcleanupd.policy.ownership import own_entries, protector
+from eemtcleanupd.model import Found, Job
+from eemtcleanupd.policy.ownership import protector
 from eemtcleanupd.store.ledger import Intent, IntentKind
 from eemtcleanupd.units import printable
 
@@ -129,14 +130,5 @@ def _claimed(tools: Tools, intent: Intent) -> Claimed:
         return Claimed(intent, gone, job_class, None, known_size=size, marks_row=False)
     same = row.job.status == intent.status and not row.cleaned
     held = hold is not None and hold.is_active(tools.clock())
-    as_claimed = same and not held and not _has_new_files(tools, row.job)
+    as_claimed = same and not held and not is_in_place(tools.roots, row.job)
     return Claimed(intent, row.job, job_class, None, known_size=size, marks_row=as_claimed)
-
-
-def _has_new_files(tools: Tools, job: Job) -> bool:
-    """Tell whether results or working files are in their places: after they were staged it ran again."""
-    return any(
-        tools.roots[artifact.root].has(artifact.name)
-        for artifact in own_entries(job)
-        if artifact.root is not RootName.UPLOADS and artifact.root in tools.roots
-    )

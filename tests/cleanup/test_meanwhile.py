@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 import pytest
 
@@ -101,3 +102,25 @@ def test_a_run_that_reaches_the_same_folders_by_a_copy_of_the_database_is_refuse
     report = run(store, At("cleaning", run_with_copy))
     assert refused
     assert report.outcome == "success"
+
+
+@pytest.mark.parametrize("grace_hours", [0, 24])
+def test_a_job_that_somebody_copies_back_in_this_moment_does_not_count_as_cleaned(
+    store: JobStore, grace_hours: int
+) -> None:
+    store.job("a")
+
+    def clock() -> datetime:
+        store.results("a").mkdir(exist_ok=True)  # the run looks at the clock when it has staged its jobs
+        return store.now
+
+    request = RunRequest(user="tester")
+    report = clean(
+        store.config(trash__grace_hours=grace_hours), request, emit=store.events.append, clock=clock
+    )
+    assert store.results("a").exists()
+    assert store.cleaned() == set()
+    assert (report.outcome, report.successful.jobs, report.skipped) == ("success", 0, 1)
+    assert store.run().outcome == "success"
+    assert not store.results("a").exists()
+    assert store.cleaned() == {"a"}
