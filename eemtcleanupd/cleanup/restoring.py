@@ -81,12 +81,13 @@ def restore(request: Restoring) -> Restored:
     """
     with _opened(request) as store:
         intents = [*store.ledger.trash_of(request.job_id), *store.interrupted()] or store.orphans()
-        if not intents:
+        shared = store.shared()
+        if not intents and not shared:
             raise TrashError(f"nothing of job {printable(request.job_id)} is in the trash")
         chosen = [_chosen(intent, request.only) for intent in intents]
         chosen += [
             _chosen(intent, labels)
-            for intent, labels in store.shared()
+            for intent, labels in shared
             if not request.only or labels <= set(request.only)
         ]
         items = [pair for intent, _ in chosen for pair in intent.items]
@@ -97,7 +98,7 @@ def restore(request: Restoring) -> Restored:
             )
         store.insist_on_items(items)
         store.insist_on_room([found for found, _ in items])
-        return store.bring_back(intents[0].status, chosen, "from the trash")
+        return store.bring_back(chosen[0][0].status, chosen, "from the trash")
 
 
 def restore_backup(request: Restoring, backup: Path) -> Restored:
@@ -120,11 +121,7 @@ def restore_backup(request: Restoring, backup: Path) -> Restored:
         if head.job_id != request.job_id:
             raise BackupError(f"{backup.name} is a backup of job {printable(head.job_id)}")
         store.insist_on_ended()
-        wanted = [
-            found
-            for found in map(_labelled, head.artifacts)
-            if not request.only or found.label.rstrip("/") in request.only
-        ]
+        wanted = [found for found in map(_labelled, head.artifacts) if _is_named(found, request.only)]
         if not wanted:
             known = ", ".join(map(printable, head.artifacts))
             raise BackupError(f"none of that is in the backup; of job {name} there is {known}")
@@ -338,9 +335,15 @@ class _Store:
             os.utime(found.artifact.name, (now, now), dir_fd=root.fd, follow_symlinks=False)
 
 
+def _is_named(found: Found, only: Collection[str]) -> bool:
+    """Tell whether an artifact is asked for, by its label or as it is printed."""
+    label = found.label.rstrip("/")
+    return not only or label in only or printable(label) in only
+
+
 def _chosen(intent: Intent, only: Collection[str]) -> tuple[Intent, Intent]:
     """Split an intent into what is to be put back, open, and what stays in the trash."""
-    wanted = [pair for pair in intent.items if not only or pair[0].label.rstrip("/") in only]
+    wanted = [pair for pair in intent.items if _is_named(pair[0], only)]
     rest = tuple(pair for pair in intent.items if pair not in wanted)
     # The items in the trash are named after the intent, so what stays there keeps its id.
     opened = replace(

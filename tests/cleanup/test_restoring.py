@@ -215,6 +215,8 @@ def test_an_upload_that_came_anew_meanwhile_stays_and_is_no_reason_to_refuse(tra
     trashed.upload("dem.tif").write_text("anew")
     assert [found.label for found in put_back(trashed, "a").artifacts] == ["results/a/"]
     assert (trashed.path / "uploads/dem.tif").read_text() == "anew"
+    (trashed.path / "uploads/dem.tif").unlink()
+    assert [found.label for found in put_back(trashed, "a").artifacts] == ["uploads/dem.tif"]
 
 
 def test_an_entry_of_no_job_comes_back_by_its_label_and_is_young_again(store: JobStore) -> None:
@@ -275,3 +277,10 @@ def test_an_upload_that_a_held_job_shares_outlasts_the_grace_of_the_job_that_too
     put_back(trashed, "a")
     put_back(trashed, "b")
     assert without_trash(trashed) == before
+
+
+def test_an_artifact_with_an_odd_name_may_be_named_as_it_is_listed(store: JobStore) -> None:
+    store.job("a\nb")
+    store.run(**GRACE)
+    (found,) = put_back(store, "a\nb", "results/a\\x0ab/").artifacts
+    assert found.artifact.name == "a\nb"
