@@ -505,7 +505,7 @@ class Ledger:
         for start in range(0, len(job_ids), _FEW):
             some = HOLDS.c.job_id.in_(job_ids[start : start + _FEW])
             for row in connection.execute(select(HOLDS).where(some)):
-                found[row.job_id] = Hold(row.job_id, row.reason, row.owner, _read_utc(row.until))
+                found[row.job_id] = _hold(row)
         return found
 
     def hold(self, hold: Hold, now: datetime) -> None:
@@ -529,7 +529,7 @@ class Ledger:
         """Return all holds, active or not, by job."""
         with self._database.read() as connection:
             rows = connection.execute(select(HOLDS).order_by(HOLDS.c.job_id)).all()
-        return [Hold(row.job_id, row.reason, row.owner, _read_utc(row.until)) for row in rows]
+        return [_hold(row) for row in rows]
 
     def release(self, job_id: str) -> bool:
         """Take a hold off; False when there was none."""
@@ -623,6 +623,12 @@ def _entry(name: object) -> str:
     if not isinstance(name, str) or name in {"", ".", "..", TRASH_NAME} or "/" in name or "\0" in name:
         raise ValueError(f"{name!r} is not the name of an entry")
     return name
+
+
+def _hold(row: Any) -> Hold:
+    """Return the hold that a row is; one that was set by hand in SQL may say neither why nor who."""
+    reason, owner = str(row.reason or "no reason given"), str(row.owner or "somebody")
+    return Hold(row.job_id, reason, owner, _read_utc(row.until))
 
 
 def _read_utc(value: str | None) -> datetime | None:

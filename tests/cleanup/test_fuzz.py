@@ -39,6 +39,7 @@ VALUES = st.one_of(
     st.sampled_from(
         [
             *PATHS,
+            "due",
             "completed",
             "failed",
             "running",

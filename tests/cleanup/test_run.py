@@ -674,3 +674,12 @@ def test_what_a_deleted_row_left_stays_while_its_id_is_held(store: JobStore) -> 
     assert (store.path / "uploads/a_notes.tif").exists()
     assert not (store.path / "uploads/stranger_notes.tif").exists()
     assert report.orphans.jobs == 1
+
+
+def test_a_hold_that_was_set_in_sql_without_owner_and_reason_keeps_its_job(store: JobStore) -> None:
+    store.job("a")
+    store.run(retention__successful_jobs__hours=100_000)
+    store.sql("INSERT INTO cleanup_holds (job_id) VALUES ('a')")
+    assert store.run().outcome == "success"
+    (skipped,) = [event for event in store.of(JobSkipped) if isinstance(event, JobSkipped)]
+    assert skipped.reason == "held by somebody: no reason given"
