@@ -290,12 +290,12 @@ class Ledger:
         """Return the work that an interrupted run, or one with errors, left."""
         return self._intents(select(INTENTS).where(INTENTS.c.state == IntentState.OPEN))
 
-    def trash_of(self, job_id: str | None = None) -> list[Intent]:
+    def trash_of(self, job_id: str | None = None, limit: int | None = None) -> list[Intent]:
         """Return what waits in the trash, of one job or of all, the first to go first."""
         statement = select(INTENTS).where(INTENTS.c.state == IntentState.TRASHED)
         if job_id is not None:
             statement = statement.where(INTENTS.c.job_id == job_id)
-        return self._intents(statement.order_by(INTENTS.c.purge_after, INTENTS.c.id))
+        return self._intents(statement.order_by(INTENTS.c.purge_after, INTENTS.c.id).limit(limit))
 
     def expired_trash(
         self, now: datetime, limit: int, *, early: bool = False, trashed_before: datetime | None = None

@@ -7,8 +7,9 @@ import secrets
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Annotated, Final, NoReturn
 
 from fastapi import Depends, Request
@@ -21,16 +22,16 @@ from eemtcleanupd.events import AuditEntry
 from eemtcleanupd.units import printable
 from eemtcleanupd.web.engine import Engine
 from eemtcleanupd.web.problems import refuse
-from eemtcleanupd.web.tokens import Scope, Token, TokenFile
+from eemtcleanupd.web.tokens import Scope, Token, TokenFile, find
 
 log = logging.getLogger(__name__)
 
-COOKIE: Final = "eemtcleanupd"
 _SESSION = timedelta(hours=12)
 _SESSIONS = 1000
 _FAILURES = 60
 _WINDOW_SECONDS = 60.0
 _ADDRESSES = 10_000
+TOO_MANY: Final = "too many refused requests; wait a minute"
 bearer = HTTPBearer(auto_error=False, description="A token of `eemtcleanupd token add`.")
 
 
@@ -41,6 +42,8 @@ class Caller:
     name: str
     scope: Scope
     address: str | None
+    still_may: Callable[[], bool] = field(default=lambda: True, repr=False, compare=False)
+    """Whether the token is still good, for answers that go on for long."""
 
 
 class Access:
@@ -85,11 +88,13 @@ class Access:
             return Caller("unix socket", "clean", address)
         token: Token | None = None
         if secret is not None:
-            token = None if tokens is None else tokens.find(secret)
-        elif (cookie := request.cookies.get(COOKIE)) is not None:
-            token = self._of_session(cookie, tokens)
-            if token is not None and request.method not in {"GET", "HEAD"}:
-                self._insist_on_own_page(request, address)
+            token = find(tokens or (), secret)
+        elif (cookie := request.cookies.get(cookie_of(request))) is not None:
+            token = self._of_session(cookie, tokens or ())
+            changes = request.method not in {"GET", "HEAD"}
+            if token is not None and changes and "origin" not in request.headers:
+                # A browser names the page that it comes from, and the gate refuses any but our own.
+                self._refuse(request, address, 403, "this did not come from our own page")
         if token is None and secret is None:
             self._refuse(request, address, 401, "a token is needed", WWW_Authenticate="Bearer")
         if token is None:
@@ -98,20 +103,25 @@ class Access:
             self._refuse(request, address, 403, f"the token {token.name} has expired", user=token.name)
         if scope == "clean" and token.scope != "clean":
             self._refuse(request, address, 403, f"the token {token.name} may only read", user=token.name)
-        return Caller(token.name, token.scope, address)
+        return Caller(token.name, token.scope, address, partial(self._is_good, token))
 
-    def _tokens(self) -> TokenFile | None:
+    def _is_good(self, token: Token) -> bool:
+        return token in (self._tokens() or ()) and not token.is_expired(self._clock())
+
+    def _tokens(self) -> tuple[Token, ...] | None:
+        """Return the tokens, None where there is no file of them.
+
+        Raises:
+            HTTPException: 503; who asks has not shown who they are, so only the log says why.
+        """
         path = self._engine.config.api.tokens_file
         if path is None:
             return None
-        return self._files.setdefault(str(path), TokenFile(path))
-
-    def _insist_on_own_page(self, request: Request, address: str | None) -> None:
-        """Refuse what another site's page makes a browser send."""
-        origin = request.headers.get("origin")
-        own = {f"{scheme}://{request.headers.get('host')}" for scheme in ("http", "https")}
-        if origin not in own:
-            self._refuse(request, address, 403, "this did not come from our own page")
+        try:
+            return self._files.setdefault(str(path), TokenFile(path)).all()
+        except ConfigError as error:
+            log.error("Nobody gets in over HTTP: %s", error)  # noqa: TRY400  (the words say it all)
+            raise refuse(503, "the file of the tokens cannot be used; the daemon's log says why") from error
 
     def _refuse(
         self,
@@ -123,13 +133,28 @@ class Access:
         user: str = "unknown",
         **headers: str,
     ) -> NoReturn:
-        """Refuse and write it down; who fails often is told to wait, which is written down once."""
+        """Refuse and write it down."""
+        if self.note(request.method, request.url.path, detail, user=user, address=address):
+            raise refuse(429, TOO_MANY, Retry_After="60")
+        raise refuse(status, detail, **headers)
+
+    def note(
+        self, method: str, path: str, reason: str, *, user: str = "unknown", address: str | None
+    ) -> bool:
+        """Write down that something is refused; who fails often is to wait, which is written down once.
+
+        Returns:
+            Whether this address is to wait.
+        """
         over = self._is_over_limit(address or "")
         if over != "still":
-            self.audit(request.method, request.url.path, detail, user=user, address=address)
-        if over != "no":
-            raise refuse(429, "too many refused requests; wait a minute", Retry_After="60")
-        raise refuse(status, detail, **headers)
+            details = {"request": printable(f"{method} {path}")[:200], "reason": printable(reason)}
+            entry = AuditEntry(self._clock(), user, "http_refused", details, address)
+            try:
+                self._engine.plugins.audit([entry])
+            except AuditError:  # it is refused all the same
+                log.exception("A refusal could not be written down")
+        return over != "no"
 
     def _is_over_limit(self, address: str) -> str:
         now = monotonic_seconds()
@@ -145,15 +170,6 @@ class Access:
             times.append(now)
             return "now" if len(times) > _FAILURES else "no"
 
-    def audit(self, method: str, path: str, reason: str, *, user: str, address: str | None) -> None:
-        """Write down that something was refused."""
-        details = {"request": printable(f"{method} {path}")[:200], "reason": printable(reason)}
-        entry = AuditEntry(self._clock(), user, "http_refused", details, address)
-        try:
-            self._engine.plugins.audit([entry])
-        except AuditError:  # it is refused all the same
-            log.exception("A refusal could not be written down")
-
     # -- sessions of browsers ----------------------------------------------------------------------
 
     def log_in(self, secret: str, request: Request) -> str:
@@ -163,8 +179,7 @@ class Access:
             HTTPException: 403, the token is not known or has expired.
         """
         address = None if request.client is None else request.client.host
-        tokens = self._tokens()
-        token = None if tokens is None else tokens.find(secret)
+        token = find(self._tokens() or (), secret)
         if token is None or token.is_expired(self._clock()):
             self._refuse(request, address, 403, "this token is not known, or has expired")
         session = secrets.token_urlsafe(32)
@@ -179,13 +194,18 @@ class Access:
         with self._lock:
             self._sessions.pop(session, None)
 
-    def _of_session(self, session: str, tokens: TokenFile | None) -> Token | None:
+    def _of_session(self, session: str, tokens: tuple[Token, ...]) -> Token | None:
         """Return the token of a session; one that was revoked meanwhile ends it."""
         with self._lock:
             digest, until = self._sessions.get(session, ("", self._clock()))
-        if tokens is None or until <= self._clock():
+        if until <= self._clock():
             return None
-        return next((token for token in tokens.all() if token.sha256 == digest), None)
+        return next((token for token in tokens if token.sha256 == digest), None)
+
+
+def cookie_of(request: Request) -> str:
+    """Return the name of a session's cookie; over TLS one that only we can set (RFC 6265bis)."""
+    return "__Host-eemtcleanupd" if request.url.scheme == "https" else "eemtcleanupd"
 
 
 def insist_on_tokens(config: Config) -> None:

@@ -13,10 +13,12 @@ from eemtcleanupd import __version__
 from eemtcleanupd.daemon.lifecycle import Daemon
 from eemtcleanupd.web.access import Access
 from eemtcleanupd.web.dashboard import pages
-from eemtcleanupd.web.engine import DaemonEngine, Engine, Kept
+from eemtcleanupd.web.engine import DaemonEngine, Engine
 from eemtcleanupd.web.gate import Gate
+from eemtcleanupd.web.kept import Kept
 from eemtcleanupd.web.problems import Json, ProblemRoute, documented, of_error
 from eemtcleanupd.web.router import routes
+from eemtcleanupd.web.site import Site
 
 
 def build(daemon: Daemon, *, open_to_all: bool) -> ASGIApp:
@@ -32,7 +34,7 @@ def build(daemon: Daemon, *, open_to_all: bool) -> ASGIApp:
 
 def around(engine: Engine, access: Access) -> ASGIApp:
     """Return the interface over an engine."""
-    kept = Kept(engine)
+    site = Site(engine, Kept(), access.requires("read"), access.requires("clean"))
     app = FastAPI(
         title="eemtcleanupd",
         version=__version__,
@@ -66,24 +68,23 @@ def around(engine: Engine, access: Access) -> ASGIApp:
 
     @app.get(
         "/metrics",
-        dependencies=[Depends(access.requires("read"))],
+        dependencies=[Depends(site.may_read)],
         responses={200: {"content": {"text/plain": {}}}, **documented(401, 403, 429)},
         tags=["daemon"],
     )
-    def metrics() -> Response:
+    async def metrics() -> Response:
         """Return the metrics as Prometheus reads them."""
-        return Response(engine.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        made = await site.kept.get("metrics", engine.exposition)
+        return Response(made, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get(
-        "/api/cleanup/openapi.json", dependencies=[Depends(access.requires("read"))], include_in_schema=False
-    )
+    @app.get("/api/cleanup/openapi.json", dependencies=[Depends(site.may_read)], include_in_schema=False)
     def description() -> Response:
         return Json(app.openapi())
 
-    app.include_router(routes(engine, access, kept=kept))
-    app.include_router(pages(engine, access, kept))
+    app.include_router(routes(site))
+    app.include_router(pages(site, access))
 
-    def refused(method: str, path: str, reason: str, address: str | None) -> None:
-        access.audit(method, path, reason, user="unknown", address=address)
+    def refused(method: str, path: str, reason: str, address: str | None) -> bool:
+        return access.note(method, path, reason, address=address)
 
     return Gate(app, lambda: engine.config.api, refused)

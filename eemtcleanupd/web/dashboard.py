@@ -1,13 +1,13 @@
-"""The page for people; it reads without JavaScript, which only adds the buttons and live progress."""
+"""The pages for people; they read without JavaScript, which only adds the buttons and live progress."""
 
 from __future__ import annotations
 
 import asyncio
-import json
+import hashlib
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jinja2
 from fastapi import APIRouter, Form, Request, Response
@@ -16,179 +16,148 @@ from starlette.exceptions import HTTPException
 
 from eemtcleanupd import __version__
 from eemtcleanupd.clock import system_clock
-from eemtcleanupd.config import Loaded
-from eemtcleanupd.daemon.overview import run_document
-from eemtcleanupd.daemon.status import in_words
-from eemtcleanupd.events import StorageState
-from eemtcleanupd.policy.forecast import full_at
-from eemtcleanupd.policy.retention import Policy
-from eemtcleanupd.units import human_size, printable
-from eemtcleanupd.web.access import COOKIE, Access
-from eemtcleanupd.web.engine import Engine, Kept
-from eemtcleanupd.web.router import opened, planned
+from eemtcleanupd.errors import CleanupError
+from eemtcleanupd.units import human_age, human_size, printable
+from eemtcleanupd.web.access import Access, Caller, cookie_of
+from eemtcleanupd.web.cleaning import planned
+from eemtcleanupd.web.kept import PLAN_SECONDS
+from eemtcleanupd.web.shown import Shown, shown_run
+from eemtcleanupd.web.site import Site
 
-_SHOWN_JOBS = 200
-_SHOWN_RUNS = 15
-_WIDTH, _HEIGHT = 600, 140
+_STALE_SECONDS = 5.0
+_SESSION_SECONDS = 12 * 3600
 _TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
-def _when(value: str | datetime | None) -> str:
-    if value is None or value == "":
-        return "never"
-    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
-    return in_words(moment, system_clock())
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("eemtcleanupd.web"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["size"] = lambda value: "unknown" if value is None else human_size(value)
-    environment.filters["when"] = _when
-    environment.filters["name"] = lambda value: printable(str(value))
-    environment.globals["version"] = __version__
-    return environment
-
-
-def pages(engine: Engine, access: Access, kept: Kept) -> APIRouter:
-    """Return the routes of the page."""
+def pages(site: Site, access: Access) -> APIRouter:
+    """Return the routes of the pages."""
     router = APIRouter(include_in_schema=False)
-    environment = _environment()
-    # Compiled now, so that the first who asks does not wait for it.
-    templates = {name: environment.get_template(name) for name in ("login.html", "dashboard.html")}
+    engine, kept, shown = site.engine, site.kept, Shown(site.engine)
     static = {
         entry.name: entry.read_bytes()
         for entry in resources.files("eemtcleanupd.web").joinpath("static").iterdir()
     }
+    environment = _environment(hashlib.sha256(b"".join(static.values())).hexdigest()[:12])
+    # Compiled now, so that the first who asks does not wait for it.
+    templates = {
+        name: environment.get_template(f"{name}.html") for name in ("login", "dashboard", "run", "problem")
+    }
 
-    def page(name: str, status: int = 200, **values: object) -> HTMLResponse:
-        return HTMLResponse(templates[name].render(**values), status)
+    def page(name: str, **values: object) -> bytes:
+        return templates[name].render(**values).encode("utf-8", "backslashreplace")
 
-    @router.get("/")
-    async def dashboard(request: Request) -> Response:
+    async def for_readers(request: Request, make: Callable[[Caller], Awaitable[bytes]]) -> Response:
+        """Return a page for whoever may read, the form to log in for others, or why there is none."""
         try:
             caller = access.check(request, "read", _bearer(request))
         except HTTPException as error:
-            return page(
-                "login.html", error.status_code, problem="" if error.status_code == 401 else error.detail
+            words = "" if error.status_code == 401 else error.detail
+            return HTMLResponse(page("login", problem=words), error.status_code, dict(error.headers or {}))
+        try:
+            return HTMLResponse(await make(caller))
+        except HTTPException as error:
+            return HTMLResponse(page("problem", caller=caller, problem=error.detail), error.status_code)
+        except CleanupError as error:
+            return HTMLResponse(page("problem", caller=caller, problem=str(error)), 503)
+
+    @router.get("/")
+    async def dashboard(request: Request) -> Response:
+        async def make(caller: Caller) -> bytes:
+            if kept.is_due("plan") and engine.progress() is None:
+                kept.begin("plan", lambda: planned(engine), PLAN_SECONDS)
+            plan = kept.look("plan")
+            return await kept.get(
+                ("page", caller.name, caller.scope, plan is None),
+                lambda: page("dashboard", caller=caller, **shown.everything(plan)),
+                stale_seconds=_STALE_SECONDS,
             )
-        key = ("page", caller.name, caller.scope)
 
-        def make() -> bytes:
-            return templates["dashboard.html"].render(caller=caller, **_state(engine, kept)).encode()
+        return await for_readers(request, make)
 
-        made = kept.get_soon(key, make) or await asyncio.to_thread(kept.get, key, make)
-        return HTMLResponse(made)
+    @router.get("/runs/{run_id}")
+    async def run(request: Request, run_id: str) -> Response:
+        async def make(caller: Caller) -> bytes:
+            values = await asyncio.to_thread(shown_run, engine.config, run_id)
+            return page("run", caller=caller, **values)
 
+        return await for_readers(request, make)
+
+    _add_session(router, access, page)
+    _add_assets(router, static)
+    return router
+
+
+def _add_session(router: APIRouter, access: Access, page: Callable[..., bytes]) -> None:
     @router.post("/login")
-    def login(request: Request, token: Annotated[str, Form(max_length=200)]) -> Response:
+    def login(request: Request, token: Annotated[str, Form()] = "") -> Response:
         try:
             session = access.log_in(token.strip(), request)
         except HTTPException as error:
-            return page("login.html", error.status_code, problem=error.detail)
+            return HTMLResponse(page("login", problem=error.detail), error.status_code)
         answer = RedirectResponse("/", 303)
-        secure = request.url.scheme == "https"
-        answer.set_cookie(COOKIE, session, max_age=12 * 3600, httponly=True, samesite="strict", secure=secure)
+        answer.set_cookie(
+            cookie_of(request),
+            session,
+            max_age=_SESSION_SECONDS,
+            httponly=True,
+            samesite="strict",
+            secure=request.url.scheme == "https",
+        )
         return answer
 
     @router.post("/logout")
     def logout(request: Request) -> Response:
-        access.log_out(request.cookies.get(COOKIE, ""))
+        name = cookie_of(request)
+        access.log_out(request.cookies.get(name, ""))
         answer = RedirectResponse("/", 303)
-        answer.delete_cookie(COOKIE)
+        answer.delete_cookie(name, httponly=True, samesite="strict", secure=request.url.scheme == "https")
         return answer
 
+
+def _add_assets(router: APIRouter, static: dict[str, bytes]) -> None:
     @router.get("/static/{name}")
-    def asset(name: str) -> Response:
+    async def asset(name: str) -> Response:
         if name not in static:
             return Response(status_code=404)
-        kind = _TYPES[name.rpartition(".")[2]]
-        return Response(static[name], media_type=kind, headers={"Cache-Control": "max-age=3600"})
+        # Pages name it with its hash, so it may be kept for ever.
+        keep = {"Cache-Control": "public, max-age=31536000, immutable"}
+        return Response(static[name], media_type=_TYPES[name.rpartition(".")[2]], headers=keep)
 
-    return router
+
+def _environment(stamp: str) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("eemtcleanupd.web"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["size"] = lambda value: "unknown" if value is None else human_size(value)
+    environment.filters["name"] = lambda value: printable(str(value))
+    environment.filters["moment"] = lambda value: f"{_moment(value).astimezone():%Y-%m-%d %H:%M}"
+    environment.filters["relative"] = _relative
+    environment.globals.update(version=__version__, stamp=stamp, now=system_clock)
+    return environment
+
+
+def _moment(value: str | datetime) -> datetime:
+    return datetime.fromisoformat(value) if isinstance(value, str) else value
+
+
+def _relative(value: str | datetime) -> str:
+    """Return how far away a time is: ``in 5.2 hours``, ``3 minutes ago``."""
+    distance = _moment(value) - system_clock()
+    seconds = abs(distance.total_seconds())
+    if seconds < 60:
+        return "in a moment" if distance.total_seconds() > 0 else "just now"
+    if seconds < 3600:
+        minutes = int(seconds / 60)
+        span = f"{minutes} minute{'' if minutes == 1 else 's'}"
+    else:
+        span = human_age(abs(distance))
+    return f"in {span}" if distance.total_seconds() > 0 else f"{span} ago"
 
 
 def _bearer(request: Request) -> str | None:
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
     return secret if kind.lower() == "bearer" else None
-
-
-def _state(engine: Engine, kept: Kept) -> dict[str, Any]:
-    """Return all that the page shows."""
-    config = engine.config
-    how = engine.overview()
-    plan = kept.plan_so_far(lambda config: planned(engine, config))
-    told = None if plan is None else json.loads(plan)
-    jobs = [] if told is None else sorted(told["details"], key=lambda job: -job["space_freed_bytes"])
-    now = system_clock()
-    runs: list[dict[str, Any]] = []
-    holds: list[Any] = []
-    trash: list[Any] = []
-    storage: StorageState | None = None
-    with opened(config) as ledger:
-        if ledger is not None:
-            for run in ledger.runs(_SHOWN_RUNS):
-                runs.append(
-                    {**run_document(run), "troubles": _troubles(ledger, run.id) if run.errors else []}
-                )
-            holds, trash = ledger.all_holds(), ledger.trash_of()
-            usage = how["storage"]
-            if usage["total_bytes"] is not None:
-                storage = ledger.storage_state(now, usage["free_bytes"], usage["total_bytes"])
-    return {
-        "how": how,
-        "plan": told,
-        "jobs": jobs[:_SHOWN_JOBS],
-        "more_jobs": max(0, len(jobs) - _SHOWN_JOBS),
-        "runs": runs,
-        "holds": holds,
-        "trash": trash,
-        "trend": None if storage is None else _trend(storage),
-        "full_at": None if storage is None else full_at([(p.at, p.free_bytes) for p in storage.trend]),
-        "policy": str(Policy.from_config(config.retention)),
-        "settings": _settings(engine.loaded),
-        "database": Path(config.paths.database).name,
-    }
-
-
-def _troubles(ledger: Any, run_id: str) -> list[Any]:
-    found = []
-    for entry in ledger.log_entries(run_id):
-        if entry.action == "failed":
-            found.append(entry)
-            if len(found) == 10:
-                break
-    return found
-
-
-def _settings(loaded: Loaded) -> list[tuple[str, str]]:
-    return [
-        (each.key, each.value if isinstance(each.value, str) else json.dumps(each.value))
-        for each in loaded.settings()
-    ]
-
-
-def _trend(storage: StorageState) -> dict[str, Any] | None:
-    """Return the points of the picture: used by jobs, and free, over 90 days."""
-    points = storage.trend
-    if len(points) < 2:
-        return None
-    began, span = points[0].at, (points[-1].at - points[0].at).total_seconds() or 1
-    top = max(max(point.used_bytes, point.free_bytes) for point in points) or 1
-
-    def line(values: list[int]) -> str:
-        return " ".join(
-            f"{_WIDTH * (point.at - began).total_seconds() / span:.1f},{_HEIGHT - _HEIGHT * value / top:.1f}"
-            for point, value in zip(points, values, strict=True)
-        )
-
-    return {
-        "used": line([point.used_bytes for point in points]),
-        "free": line([point.free_bytes for point in points]),
-        "first": points[0],
-        "last": points[-1],
-        "top": top,
-        "width": _WIDTH,
-        "height": _HEIGHT,
-    }

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from eemtcleanupd.cleanup import Progress, RunRequest, clean
-from eemtcleanupd.clock import monotonic_seconds, system_clock
+from eemtcleanupd.clock import system_clock
 from eemtcleanupd.config import Config, Loaded
 from eemtcleanupd.daemon.inbox import Order, RunWanted
 from eemtcleanupd.daemon.lifecycle import Daemon
@@ -219,75 +218,3 @@ def _all(*listeners: Emit) -> Emit:
             listener(event)
 
     return emit
-
-
-class Kept:
-    """Answers that are good for a moment, each worked out by one thread at a time however many ask.
-
-    Args:
-        engine: whose job store it is.
-    """
-
-    _SECONDS = 1.0
-    _PLAN_SECONDS = 30.0
-    _STALE_SECONDS = 5.0
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._lock = threading.Lock()
-        self._locks: dict[object, threading.Lock] = {}
-        self._answers: dict[object, tuple[float, bytes]] = {}
-
-    def look(self, key: object) -> bytes | None:
-        """Return an answer that is still good, None when there is none."""
-        made = self._answers.get(key)
-        return None if made is None or made[0] < monotonic_seconds() else made[1]
-
-    def get(self, key: object, make: Callable[[], bytes], seconds: float = _SECONDS) -> bytes:
-        """Return an answer, made now if there is none that is still good."""
-        with self._lock:
-            lock = self._locks.setdefault(key, threading.Lock())
-        with lock:
-            answer = self.look(key)
-            if answer is None:
-                answer = make()
-                self._answers[key] = (monotonic_seconds() + seconds, answer)
-        return answer
-
-    def get_soon(self, key: object, make: Callable[[], bytes]) -> bytes | None:
-        """Return an answer that is good, or was a few seconds ago: then one thread makes a new one.
-
-        Returns:
-            None where there is none that is young enough; then ask :meth:`get`.
-        """
-        made = self._answers.get(key)
-        if made is None or made[0] + self._STALE_SECONDS < monotonic_seconds():
-            return None
-        if made[0] < monotonic_seconds():
-            with self._lock:
-                lock = self._locks.setdefault(key, threading.Lock())
-            if not lock.locked():
-                threading.Thread(target=self.get, args=(key, make), name="page", daemon=True).start()
-        return made[1]
-
-    def forget(self) -> None:
-        """Let everything be worked out anew."""
-        self._answers.clear()
-
-    def plan(self, make: Callable[[Config], bytes]) -> bytes:
-        """Return what the next run would take."""
-        return self.get("plan", lambda: make(self._engine.config), self._PLAN_SECONDS)
-
-    def plan_so_far(self, make: Callable[[Config], bytes]) -> bytes | None:
-        """Return the last plan, whatever its age, or None; a new one is begun unless a run goes on."""
-        made = self._answers.get("plan")
-        if self.look("plan") is None and self._engine.progress() is None:
-            with self._lock:
-                lock = self._locks.setdefault("plan", threading.Lock())
-            if not lock.locked():
-                threading.Thread(target=self._begin, args=(make,), name="plan", daemon=True).start()
-        return None if made is None else made[1]
-
-    def _begin(self, make: Callable[[Config], bytes]) -> None:
-        with suppress(CleanupError):
-            self.plan(make)

@@ -57,6 +57,10 @@ def documented(*codes: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+REFUSED: Final = documented(401, 403, 422, 429, 503)
+"""What every route but health may answer."""
+
+
 def problem(
     status: int, detail: str, errors: list[FieldProblem] | None = None, headers: dict[str, str] | None = None
 ) -> Response:

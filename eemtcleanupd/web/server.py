@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import ssl
 import stat
@@ -31,7 +30,6 @@ class HttpInterface:
 
     def __init__(self) -> None:
         self._serving: _Serving | None = None
-        self._asked: tuple[object, ...] | None = None
 
     def prepare(self, daemon: Daemon, config: Config) -> Callable[[], None]:
         """Open what the configuration asks for; returns what puts it in force.
@@ -41,7 +39,7 @@ class HttpInterface:
         """
         api = config.api
         if not api.enabled:
-            return lambda: self._replace(None, None)
+            return lambda: self._replace(None)
         try:
             from eemtcleanupd.web.access import insist_on_tokens  # noqa: PLC0415  (late: only where it serves)
             from eemtcleanupd.web.app import build  # noqa: PLC0415
@@ -51,26 +49,33 @@ class HttpInterface:
             ) from error
         if not api.listen.startswith(_UNIX):
             insist_on_tokens(config)
-        asked = (api.listen, api.socket_mode, api.tls_cert_file, api.tls_key_file)
-        if asked == self._asked:
-            return lambda: None
         tls = _tls(api.tls_cert_file, api.tls_key_file)
-        opened = _open(api.listen, int(api.socket_mode, 8))
-        is_unix = api.listen.startswith(_UNIX)
-        serving = _Serving(build(daemon, open_to_all=is_unix), opened, api.listen, tls)
-        return lambda: self._replace(serving, asked)
+        mode, before = int(api.socket_mode, 8), self._serving
+        if before is None or before.where != api.listen:
+            opened = _open(api.listen, mode)
+        elif before.is_tls == (tls is not None):
+            return lambda: before.renew(mode, api.tls_cert_file, api.tls_key_file)
+        else:
+            opened = (
+                before.socket.dup()
+            )  # the address is ours already, and nobody who comes meanwhile is lost
+        app = build(daemon, open_to_all=api.listen.startswith(_UNIX))
+        serving = _Serving(app, opened, api.listen, tls)
+        return lambda: self._replace(serving)
 
-    def _replace(self, serving: _Serving | None, asked: tuple[object, ...] | None) -> None:
-        before, self._serving, self._asked = self._serving, serving, asked
+    def _replace(self, serving: _Serving | None) -> None:
+        before, self._serving = self._serving, serving
         if serving is not None:
             serving.start()
             log.info("The HTTP interface listens on %s", serving.where)
         if before is not None:
             before.stop()
+            if before.where.startswith(_UNIX) and (serving is None or serving.where != before.where):
+                Path(before.where.removeprefix(_UNIX)).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Stop listening."""
-        self._replace(None, None)
+        self._replace(None)
 
 
 def _tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
@@ -92,7 +97,8 @@ def _open(listen: str, mode: int) -> socket.socket:
         host, _, port = listen.rpartition(":")
         bare = host.strip("[]")
         family = socket.AF_INET6 if ":" in bare else socket.AF_INET
-        opened = socket.socket(family, socket.SOCK_STREAM)
+        # With the protocol named, asyncio sends small answers at once (TCP_NODELAY), not after 40 ms.
+        opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             opened.bind((bare, int(port)))
@@ -117,12 +123,13 @@ def _open_unix(path: Path, mode: int) -> socket.socket:
             else:
                 raise OSError(0, "another process listens there")
     opened = socket.socket(socket.AF_UNIX)
-    mask = os.umask(0o777 & ~mode)
     try:
         opened.bind(str(path))
-    finally:
-        os.umask(mask)
-    opened.listen(128)
+        path.chmod(mode)  # before it listens, so that nobody gets in who may not
+        opened.listen(128)
+    except OSError:
+        opened.close()
+        raise
     return opened
 
 
@@ -130,12 +137,18 @@ class _Serving:
     def __init__(self, app: object, opened: socket.socket, where: str, tls: ssl.SSLContext | None) -> None:
         import uvicorn  # noqa: PLC0415
 
+        from eemtcleanupd.web.connection import Connection  # noqa: PLC0415
+
         self.where = where
-        self._socket = opened
+        self.socket = opened
+        self._tls = tls
         config = uvicorn.Config(
             app,  # type: ignore[arg-type]
             log_config=None,
+            log_level="error",  # whoever sends rubbish must not fill the log
             access_log=False,
+            http=Connection,
+            ws="none",
             proxy_headers=False,
             server_header=False,
             lifespan="off",
@@ -145,20 +158,30 @@ class _Serving:
         self._server: uvicorn.Server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
 
+    @property
+    def is_tls(self) -> bool:
+        """Whether it speaks TLS."""
+        return self._tls is not None
+
     def start(self) -> None:
         """Begin to answer."""
         self._thread.start()
 
     def _run(self) -> None:
         try:
-            self._server.run(sockets=[self._socket])
+            self._server.run(sockets=[self.socket])
         except Exception:
             log.exception("The HTTP interface broke")
+
+    def renew(self, mode: int, certificate: Path | None, key: Path | None) -> None:
+        """Take another mode, or a certificate that was renewed, for whoever comes from now on."""
+        if self.where.startswith(_UNIX):
+            Path(self.where.removeprefix(_UNIX)).chmod(mode)
+        if self._tls is not None and certificate is not None:
+            self._tls.load_cert_chain(certificate, key)
 
     def stop(self) -> None:
         """Answer what is under way, for a short while, and stop."""
         self._server.should_exit = True
         self._thread.join(2 * _STOP_SECONDS)
-        self._socket.close()
-        if self.where.startswith(_UNIX):
-            Path(self.where.removeprefix(_UNIX)).unlink(missing_ok=True)
+        self.socket.close()

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -39,6 +39,16 @@ class Token:
     def is_expired(self, now: datetime) -> bool:
         """Tell whether its time is over."""
         return self.expires_at is not None and datetime.fromisoformat(self.expires_at) <= now
+
+
+def find(tokens: Iterable[Token], secret: str) -> Token | None:
+    """Return the token that a secret is of, in a time that does not depend on where they differ."""
+    digest = _digest(secret)
+    found = None
+    for token in tokens:
+        if hmac.compare_digest(token.sha256, digest):
+            found = token
+    return found
 
 
 class TokenFile:
@@ -82,15 +92,6 @@ class TokenFile:
             raise ConfigError(f"the tokens {self.path} cannot be read: {error.strerror}") from error
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{self.path} is not a file of tokens: {error}") from error
-
-    def find(self, secret: str) -> Token | None:
-        """Return the token that a secret is of, in a time that does not depend on where they differ."""
-        digest = _digest(secret)
-        found = None
-        for token in self.all():
-            if hmac.compare_digest(token.sha256, digest):
-                found = token
-        return found
 
     def add(self, name: str, scope: Scope, now: datetime, days: float | None = None) -> str:
         """Add a token and return it; it cannot be had a second time.

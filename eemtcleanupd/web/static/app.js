@@ -28,6 +28,11 @@ async function call(path, body, headers = {}) {
     headers: { 'Content-Type': 'application/json', ...headers },
     body: JSON.stringify(body),
   });
+  return read(answer);
+}
+
+async function read(answer) {
+  if (answer.status === 401) location.reload(); // the session is over
   const told = await answer.json();
   if (!answer.ok) throw new Error(told.detail || answer.statusText);
   return told;
@@ -57,9 +62,7 @@ async function doing(button, work) {
 }
 
 async function plan() {
-  const answer = await fetch('/api/cleanup/plan');
-  const told = await answer.json();
-  if (!answer.ok) throw new Error(told.detail);
+  const told = await read(await fetch('/api/cleanup/plan'));
   const jobs = told.cleaned_jobs.successful + told.cleaned_jobs.failed;
   return { jobs, words: `${jobs} jobs (${told.cleaned_jobs.successful} successful, ${told.cleaned_jobs.failed} failed), ${told.space_freed.human_readable}` };
 }
@@ -85,7 +88,7 @@ $('clean').addEventListener('click', (event) => doing(event.target, async () => 
 async function watch(run) {
   for (;;) {
     await new Promise((resolve) => setTimeout(resolve, 500));
-    const told = await (await fetch(run.url)).json();
+    const told = await read(await fetch(run.url));
     if (!told.finished_at) continue;
     sessionStorage.setItem('said', `Run ${run.run_id} is over: ${told.outcome}, ${size(told.bytes_freed)} freed.`);
     location.reload();
@@ -114,7 +117,7 @@ for (const button of document.querySelectorAll('.release')) {
 for (const button of document.querySelectorAll('.restore')) {
   button.addEventListener('click', () => doing(button, async () => {
     const job = JSON.parse(button.dataset.job);
-    if (!(await ask('Restore this job?', `The data of job ${job} goes back to where it was, and is held for its retention once more.`, 'Restore'))) return;
+    if (!(await ask('Restore this job?', `The data of job ${job} (${button.dataset.size}) goes back to where it was, and is held for its retention once more.`, 'Restore'))) return;
     const told = await call('/api/cleanup/trash/restore', { job_id: job });
     sessionStorage.setItem('said', `Restored ${told.restored.join(', ')}.`);
     location.reload();
@@ -134,8 +137,10 @@ for (const table of document.querySelectorAll('table.sortable')) {
       const up = head.getAttribute('aria-sort') !== 'ascending';
       for (const other of table.querySelectorAll('thead th')) other.removeAttribute('aria-sort');
       head.setAttribute('aria-sort', up ? 'ascending' : 'descending');
-      const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
-      const rows = [...table.tBodies[0].rows].sort((a, b) => value(a).localeCompare(value(b), undefined, { numeric: true }));
+      const of = (row) => row.cells[column];
+      const rows = [...table.tBodies[0].rows].sort((a, b) => (of(a).dataset.value !== undefined
+        ? of(a).dataset.value - of(b).dataset.value
+        : of(a).textContent.localeCompare(of(b).textContent, undefined, { numeric: true })));
       table.tBodies[0].replaceChildren(...(up ? rows : rows.reverse()));
     });
   });
@@ -162,3 +167,6 @@ if (sessionStorage.getItem('said')) {
   say(sessionStorage.getItem('said'));
   sessionStorage.removeItem('said');
 }
+
+// The plan is worked out beside the page; what the next load shows then has it.
+if ('unfinished' in main.dataset) setTimeout(() => location.reload(), 1500);

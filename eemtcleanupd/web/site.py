@@ -1,0 +1,52 @@
+"""What all routes work with: an engine, what is kept, who may; and short questions to the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from eemtcleanupd.clock import system_clock
+from eemtcleanupd.config import Config
+from eemtcleanupd.events import AuditEntry
+from eemtcleanupd.store.database import Database
+from eemtcleanupd.store.ledger import Ledger
+from eemtcleanupd.web.access import Caller
+from eemtcleanupd.web.engine import Engine
+from eemtcleanupd.web.kept import Kept
+
+Authorize = Callable[..., Awaitable[Caller]]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What a route needs; ``may_read`` and ``may_clean`` are dependencies that give who asks, or refuse."""
+
+    engine: Engine
+    kept: Kept
+    may_read: Authorize
+    may_clean: Authorize
+
+    def audit(self, caller: Caller, action: str, **details: object) -> None:
+        """Write down what somebody is about to do.
+
+        Raises:
+            AuditError: it could not be written, so it must not be done.
+        """
+        entry = AuditEntry(system_clock(), caller.name, action, details, caller.address)
+        self.engine.plugins.audit([entry])
+
+
+@contextmanager
+def opened(config: Config, *, create: bool = False) -> Iterator[Ledger | None]:
+    """Give the ledger for a short question, None before the first run."""
+    timeout = config.database.busy_timeout_seconds
+    database = Database(Path(config.paths.database), busy_timeout_seconds=timeout)
+    try:
+        ledger = Ledger(database)
+        if create:
+            ledger.create_tables()
+        yield ledger if ledger.is_current() else None
+    finally:
+        database.close()
