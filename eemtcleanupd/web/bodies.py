@@ -4,22 +4,41 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 
-def _storable(value: str) -> str:
-    """Refuse text that not every database takes."""
+def _storable(value: object) -> str:
+    """Return text that every database takes.
+
+    Names that are not UTF-8 come as lone escapes, which pydantic's own type of text refuses.
+    """
+    if not isinstance(value, str):
+        raise ValueError("it is not text")  # noqa: TRY004  (what pydantic asks for)
     try:
         value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         raise ValueError("it has a character that is none") from None
     if "\0" in value:
         raise ValueError("it has a NUL")
+    if len(value) > _LONGEST:
+        raise ValueError(f"it has more than {_LONGEST} characters")
     return value
 
 
-Storable = Annotated[str, AfterValidator(_storable)]
-JobId = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_storable)]
+def _named(value: object) -> str:
+    name = _storable(value)
+    if not name:
+        raise ValueError("it is empty")
+    return name
+
+
+_LONGEST = 1000
+Text = Annotated[str, PlainValidator(_storable), WithJsonSchema({"type": "string", "maxLength": _LONGEST})]
+JobId = Annotated[
+    str,
+    PlainValidator(_named),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": _LONGEST}),
+]
 Hours = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 
 
@@ -89,7 +108,7 @@ class HoldBody(_Body):
     """A job that must stay."""
 
     job_id: JobId = Field(examples=["job-20240115-123456"])
-    reason: Annotated[str, Field(max_length=1000), AfterValidator(_storable)] = ""
+    reason: Annotated[str, Field(max_length=_LONGEST), AfterValidator(_storable)] = ""
     hours: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] | None = Field(
         None, description="How long; without: for ever."
     )
@@ -105,7 +124,7 @@ class RestoreBody(_Body):
     """A job whose data is to come back from the trash."""
 
     job_id: JobId = Field(examples=["job-20240115-123456"])
-    only: list[Storable] = Field(
+    only: list[Text] = Field(
         default_factory=list, max_length=100, examples=[["results/job-20240115-123456/"]]
     )
     hold: bool = Field(True, description="Keep it for its retention once more.")

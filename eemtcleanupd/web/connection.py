@@ -42,8 +42,8 @@ class Connection(H11Protocol):
         self._await_request()
 
     def is_waiting(self) -> bool:
-        """Tell whether no request has arrived as a whole."""
-        return self.conn.their_state in {h11.IDLE, h11.SEND_BODY}
+        """Tell whether no request has arrived as a whole, and it has not been ended for that yet."""
+        return self.conn.their_state in {h11.IDLE, h11.SEND_BODY} and not self.transport.is_closing()
 
     def _await_request(self) -> None:
         if self._timer is not None:

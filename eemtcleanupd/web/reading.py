@@ -16,7 +16,7 @@ from eemtcleanupd.model import Hold
 from eemtcleanupd.store.ledger import Intent, Ledger
 from eemtcleanupd.units import printable
 from eemtcleanupd.web.access import Caller
-from eemtcleanupd.web.bodies import CleanupAnswer, Storable
+from eemtcleanupd.web.bodies import CleanupAnswer, Text
 from eemtcleanupd.web.cleaning import planned
 from eemtcleanupd.web.engine import Engine
 from eemtcleanupd.web.kept import PLAN_SECONDS
@@ -60,7 +60,7 @@ def add_reading(router: APIRouter, site: Site) -> None:
 
     @router.get("/runs/{run_id}", dependencies=may_read, responses={**REFUSED, **documented(404)})
     def run(
-        run_id: Storable,
+        run_id: Text,
         limit: Annotated[int, Query(ge=1, le=100_000, description="How many details.")] = 1000,
     ) -> Response:
         """Show a run and what it did."""

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import requests
 
+from eemtcleanupd.web.tokens import SCOPES, Scope, TokenFile
 from tests.cleanup.conftest import JobStore
 from tests.daemon.conftest import living
 
@@ -65,6 +66,12 @@ class Site:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
+    def add_token(self, name: str, scope: Scope) -> str:
+        return TokenFile(self.store.path / "tokens.json").add(name, scope, datetime.now(UTC))
+
+    def revoke(self, name: str) -> None:
+        assert TokenFile(self.store.path / "tokens.json").revoke(name)
+
     def refusals(self) -> list[dict[str, Any]]:
         lines = (self.store.path / "logs" / "cleanup_audit.jsonl").read_text().splitlines()
         return [entry for entry in map(json.loads, lines) if entry["action"] == "http_refused"]
@@ -73,16 +80,15 @@ class Site:
         return (self.store.path / "logs" / "cleanup_audit.jsonl").read_text()
 
 
-def start(store: JobStore, config: str = "", listen: str | None = None) -> Site:
+def start(store: JobStore, config: str = "", listen: str | None = None, api: str = "") -> Site:
+    """Start a daemon; it is waited for unless told where to listen.  ``api``: more keys of that block."""
     port = free_port()
     (store.path / "cleanup_config.yaml").write_text(
         f"database: {{timezone: UTC}}\napi: {{enabled: true, listen: '{listen or f'127.0.0.1:{port}'}',"
-        f" tokens_file: ./tokens.json}}\n{config}"
+        f" tokens_file: ./tokens.json{api and f', {api}'}}}\n{config}"
     )
-    tokens = {
-        scope: eemtcleanupd(store, "token", "add", scope, "--scope", scope).split()[-1]
-        for scope in ("read", "clean")
-    }
+    file = TokenFile(store.path / "tokens.json")
+    tokens = {scope: file.add(scope, scope, datetime.now(UTC)) for scope in SCOPES}
     with (store.path / "daemon.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "eemtcleanupd", "run"],
@@ -105,10 +111,9 @@ def start(store: JobStore, config: str = "", listen: str | None = None) -> Site:
     return site
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> JobStore:
-    """A store with jobs that are due, one that is young, and one that is live."""
-    store = JobStore(tmp_path / "store", now=datetime.now(UTC))
+def filled(path: Path) -> JobStore:
+    """Return a store with jobs that are due, one that is young, and one that is live."""
+    store = JobStore(path, now=datetime.now(UTC))
     store.job("a", dem="dem.tif")
     store.job("b", "failed")
     store.job("young", days=1)
@@ -117,20 +122,29 @@ def store(tmp_path: Path) -> JobStore:
     return store
 
 
+def end(site: Site) -> None:
+    site.process.terminate()
+    assert site.process.wait(30) == 0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    """A store with jobs that are due, one that is young, and one that is live."""
+    return filled(tmp_path / "store")
+
+
 @pytest.fixture
 def site(store: JobStore) -> Iterator[Site]:
     site = start(store)
     yield site
-    site.process.terminate()
-    assert site.process.wait(30) == 0
+    end(site)
 
 
 @pytest.fixture
 def site_with_trash(store: JobStore) -> Iterator[Site]:
     site = start(store, "trash: {grace_hours: 24}\n")
     yield site
-    site.process.terminate()
-    assert site.process.wait(30) == 0
+    end(site)
 
 
 __all__ = ["living"]

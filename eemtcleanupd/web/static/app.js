@@ -50,15 +50,24 @@ function ask(title, words, yes) {
   });
 }
 
+let working = 0;
+
 async function doing(button, work) {
   button.disabled = true;
+  working += 1;
   try {
     await work();
   } catch (error) {
     say(`That did not work: ${error.message}`);
   } finally {
     button.disabled = false;
+    working -= 1;
   }
+}
+
+// Not under somebody's hand: a question that is open, or work that is under way, comes first.
+function refresh(milliseconds) {
+  setTimeout(() => (working ? refresh(milliseconds) : location.reload()), milliseconds);
 }
 
 async function plan() {
@@ -159,8 +168,9 @@ events.addEventListener('progress', (event) => {
 });
 events.addEventListener('idle', () => {
   if (!wasRunning || mine) return;
+  wasRunning = false;
   sessionStorage.setItem('said', 'The run is over.');
-  location.reload();
+  refresh(100);
 });
 
 if (sessionStorage.getItem('said')) {
@@ -169,4 +179,4 @@ if (sessionStorage.getItem('said')) {
 }
 
 // The plan is worked out beside the page; what the next load shows then has it.
-if ('unfinished' in main.dataset) setTimeout(() => location.reload(), 1500);
+if ('unfinished' in main.dataset) refresh(1500);

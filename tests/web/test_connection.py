@@ -1,0 +1,82 @@
+"""How long a connection may take, against a server in the test's own process."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+
+import pytest
+
+from eemtcleanupd.web import connection
+from eemtcleanupd.web.server import _open, _Serving
+
+ANSWER = b"HTTP/1.1 200 OK"
+
+
+async def slow(scope: object, receive: Callable[[], object], send: Callable[[object], object]) -> None:
+    """Answer later than a request may take to arrive."""
+    while (await receive()).get("more_body"):  # type: ignore[misc]
+        pass
+    await asyncio.sleep(3 * connection.ARRIVAL_SECONDS)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})  # type: ignore[misc]
+    await send({"type": "http.response.body", "body": b"ok"})  # type: ignore[misc]
+
+
+@pytest.fixture
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Serving]:
+    monkeypatch.setattr(connection, "ARRIVAL_SECONDS", 0.1)
+    monkeypatch.setattr(connection, "MOST", 5)
+    opened = _open("127.0.0.1:0", 0)
+    serving = _Serving(slow, opened, "127.0.0.1:0", None)
+    serving.start()
+    yield serving
+    serving.stop()
+
+
+def connect(serving: _Serving) -> socket.socket:
+    return socket.create_connection(serving.socket.getsockname(), timeout=30)
+
+
+@pytest.mark.parametrize(
+    "begun", [b"", b"GET / HTTP/1.1\r\nHost: lo", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"]
+)
+def test_a_request_that_does_not_arrive_ends_its_connection(serving: _Serving, begun: bytes) -> None:
+    with connect(serving) as client:
+        client.sendall(begun)
+        with suppress(ConnectionResetError):
+            assert client.recv(100) == b""
+
+
+def test_an_answer_may_take_long_and_the_connection_serves_again(serving: _Serving) -> None:
+    with connect(serving) as client:
+        for _ in range(2):
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"ok"):
+                answer += client.recv(1000)
+            assert answer.startswith(ANSWER)
+
+
+def test_the_longest_idle_makes_room(serving: _Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "ARRIVAL_SECONDS", 30.0)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(serving)) for _ in range(12)]
+        for client in clients[:7]:
+            with suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+        for client in clients[7:]:
+            client.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                client.recv(1)
+
+
+def test_small_answers_do_not_wait_for_more(serving: _Serving) -> None:
+    """asyncio sets TCP_NODELAY only where the socket names its protocol."""
+    with connect(serving) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        client.recv(1)
+        (made,) = serving._server.server_state.connections
+        accepted = made.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
