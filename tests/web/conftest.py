@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,16 +99,26 @@ def start(store: JobStore, config: str = "", listen: str | None = None, api: str
         )
     site = Site(store, f"http://127.0.0.1:{port}", tokens, process)
     if listen is None:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                requests.get(f"{site.url}/healthz", timeout=5)
-                break
-            except requests.ConnectionError:
-                assert process.poll() is None, (store.path / "daemon.log").read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.05)  # there is nothing to wait on before it listens
+
+        def connect() -> None:
+            assert process.poll() is None, (store.path / "daemon.log").read_text()
+            requests.get(f"{site.url}/healthz", timeout=5)
+
+        await_listening(connect)
     return site
+
+
+def await_listening(connect: Callable[[], object]) -> None:
+    """Try to connect until somebody listens."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            connect()
+        except (OSError, requests.ConnectionError):
+            assert time.monotonic() < deadline, "nobody listens"
+            time.sleep(0.05)  # there is nothing to wait on before it listens
+        else:
+            return
 
 
 def filled(path: Path) -> JobStore:

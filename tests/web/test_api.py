@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import socket
 import threading
@@ -13,7 +14,7 @@ import requests
 import trustme
 
 from tests.cleanup.conftest import JobStore
-from tests.web.conftest import Site, eemtcleanupd, free_port, start
+from tests.web.conftest import Site, await_listening, eemtcleanupd, end, free_port, start
 
 WRONG = "eemt_wrong"
 
@@ -219,6 +220,40 @@ def test_metrics_are_those_of_the_document(site: Site) -> None:
     assert 'eemt_jobs_cleaned_total{status="completed"} 1.0' in text
 
 
+def test_the_page_of_a_run_says_what_it_did(site: Site) -> None:
+    run_id = site.ask("POST", "/api/cleanup").json()["run_id"]
+    page = site.ask("GET", f"/runs/{run_id}")
+    assert page.status_code == 200
+    for words in ("Successful jobs", "dem.tif", "completed", "failed", "cleaned"):
+        assert words in page.text
+    assert site.ask("GET", "/runs/nothing").status_code == 404
+    assert site.ask("GET", f"/runs/{run_id}", token=None).status_code == 401
+
+
+def test_progress_is_told_to_the_end(store: JobStore) -> None:
+    for job in range(30):
+        store.job(f"slow{job}", files=4)
+    site = start(store, "performance: {max_deletes_per_second: 60, batch_size: 2}\n")
+    headers = {"Authorization": f"Bearer {site.tokens['read']}"}
+    url = f"{site.url}/api/cleanup/events"
+    with requests.get(url, headers=headers, stream=True, timeout=60) as stream:
+        lines = stream.iter_lines(decode_unicode=True)
+        assert next(lines) == "event: idle"
+        assert site.ask("POST", "/api/cleanup", Prefer="respond-async").status_code == 202
+        assert site.ask("POST", "/api/cleanup").status_code == 409
+        told: list[dict[str, int]] = []
+        for line in lines:
+            if line == "event: progress":
+                told.append(json.loads(next(lines).removeprefix("data: ")))
+            elif line == "event: idle" and told:
+                break
+    done = [each["jobs_done"] for each in told]
+    assert done == sorted(done)
+    assert {each["jobs_total"] for each in told} >= {32}
+    assert max(each["bytes_freed"] for each in told) > 0
+    end(site)
+
+
 def test_progress_is_told_as_it_goes(site: Site) -> None:
     told = requests.get(
         f"{site.url}/api/cleanup/events?once=true",
@@ -283,10 +318,12 @@ def test_a_unix_socket_is_for_those_who_may_open_it(tmp_path: Path) -> None:
     site = start(store, listen=f"unix:{address}")
     try:
         request = b"GET /api/cleanup/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%s\r\n"
-        for _ in range(200):
-            if address.exists():
-                break
-            threading.Event().wait(0.05)
+
+        def connect() -> None:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(address))
+
+        await_listening(connect)
         assert address.stat().st_mode & 0o777 == 0o660
         answers = []
         for more in (b"", f"Authorization: Bearer {site.tokens['read']}\r\n".encode()):
@@ -295,6 +332,10 @@ def test_a_unix_socket_is_for_those_who_may_open_it(tmp_path: Path) -> None:
                 client.sendall(request % more)
                 answers.append(client.makefile("rb").read().split()[1])
         assert answers == [b"401", b"200"]
+        file = store.path / "cleanup_config.yaml"
+        file.write_text(file.read_text().replace("enabled: true", "enabled: true, socket_mode: '0600'"))
+        eemtcleanupd(store, "reload")
+        assert address.stat().st_mode & 0o777 == 0o600
     finally:
         site.process.terminate()
         assert site.process.wait(30) == 0
@@ -312,46 +353,49 @@ def test_a_reload_moves_it_to_another_address_or_leaves_it(site: Site) -> None:
     assert site.ask("GET", "/api/cleanup/status").status_code == 200
 
 
-def test_it_speaks_tls_with_the_certificate_that_is_named(store: JobStore, tmp_path: Path) -> None:
-    authority = trustme.CA()
-    certificate = authority.issue_cert("localhost")
-    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
-    certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+def test_it_speaks_tls_and_takes_a_certificate_that_was_renewed(store: JobStore, tmp_path: Path) -> None:
+    def issue() -> None:
+        authority = trustme.CA()
+        certificate = authority.issue_cert("localhost")
+        certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+        certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+
+    issue()
     port = free_port()
-    tls = f"tls_cert_file: {tmp_path}/cert.pem, tls_key_file: {tmp_path}/key.pem"
-    site = start(store, listen=f"127.0.0.1:{port}', {tls}, socket_mode: '0600")
+    site = start(
+        store,
+        listen=f"127.0.0.1:{port}",
+        api=f"tls_cert_file: {tmp_path}/cert.pem, tls_key_file: {tmp_path}/key.pem",
+    )
     try:
         headers = {"Authorization": f"Bearer {site.tokens['read']}"}
         url = f"https://localhost:{port}/api/cleanup/status"
-        for _ in range(200):
-            with contextlib.suppress(requests.ConnectionError):
-                answer = requests.get(url, headers=headers, verify=str(tmp_path / "ca.pem"), timeout=10)
-                break
-            threading.Event().wait(0.05)
-        assert answer.status_code == 200
+
+        def status() -> int:
+            return requests.get(url, headers=headers, verify=str(tmp_path / "ca.pem"), timeout=10).status_code
+
+        await_listening(lambda: socket.create_connection(("127.0.0.1", port)).close())
+        assert status() == 200
+        issue()
+        with pytest.raises(requests.exceptions.SSLError):
+            status()
+        eemtcleanupd(site.store, "reload")
+        assert status() == 200
+        file = store.path / "cleanup_config.yaml"
+        file.write_text(re.sub(r", tls_.*pem", "", file.read_text()))
+        eemtcleanupd(site.store, "reload")  # the same address, without TLS
+        assert requests.get(url.replace("https", "http"), headers=headers, timeout=10).status_code == 200
     finally:
-        site.process.terminate()
-        assert site.process.wait(30) == 0
+        end(site)
 
 
 @pytest.mark.parametrize(("trusted", "address"), [("127.0.0.1", "203.0.113.9"), ("192.0.2.1", "127.0.0.1")])
 def test_a_proxy_is_believed_only_where_it_is_trusted(store: JobStore, trusted: str, address: str) -> None:
-    port = free_port()
-    site = start(store, listen=f"127.0.0.1:{port}', trusted_proxies: ['{trusted}'], socket_mode: '0660")
-    site.url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(200):
-            with contextlib.suppress(requests.ConnectionError):
-                site.ask(
-                    "GET", "/api/cleanup/status", token=WRONG, X_Forwarded_For="198.51.100.7, 203.0.113.9"
-                )
-                break
-            threading.Event().wait(0.05)
-        assert [each["ip_address"] for each in site.refusals()] == [address]
-    finally:
-        site.process.terminate()
-        assert site.process.wait(30) == 0
+    site = start(store, api=f"trusted_proxies: ['{trusted}']")
+    site.ask("GET", "/api/cleanup/status", token=WRONG, X_Forwarded_For="198.51.100.7, 203.0.113.9")
+    assert [each["ip_address"] for each in site.refusals()] == [address]
+    end(site)
 
 
 def test_a_page_of_another_site_changes_nothing_with_our_cookie(site: Site) -> None:
