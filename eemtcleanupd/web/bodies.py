@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
@@ -33,12 +33,9 @@ def _named(value: object) -> str:
 
 
 _LONGEST = 1000
-Text = Annotated[str, PlainValidator(_storable), WithJsonSchema({"type": "string", "maxLength": _LONGEST})]
-JobId = Annotated[
-    str,
-    PlainValidator(_named),
-    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": _LONGEST}),
-]
+_SCHEMA: dict[str, Any] = {"type": "string", "maxLength": _LONGEST, "pattern": r"^[^\u0000]*$"}
+Text = Annotated[str, PlainValidator(_storable), WithJsonSchema(_SCHEMA)]
+JobId = Annotated[str, PlainValidator(_named), WithJsonSchema({**_SCHEMA, "minLength": 1})]
 Hours = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 
 
@@ -108,7 +105,7 @@ class HoldBody(_Body):
     """A job that must stay."""
 
     job_id: JobId = Field(examples=["job-20240115-123456"])
-    reason: Annotated[str, Field(max_length=_LONGEST), AfterValidator(_storable)] = ""
+    reason: Annotated[str, AfterValidator(_storable), WithJsonSchema(_SCHEMA)] = ""
     hours: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] | None = Field(
         None, description="How long; without: for ever."
     )
