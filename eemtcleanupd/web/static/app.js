@@ -126,7 +126,7 @@ for (const button of document.querySelectorAll('.release')) {
 for (const button of document.querySelectorAll('.restore')) {
   button.addEventListener('click', () => doing(button, async () => {
     const job = JSON.parse(button.dataset.job);
-    if (!(await ask('Restore this job?', `The data of job ${job} (${button.dataset.size}) goes back to where it was, and is held for its retention once more.`, 'Restore'))) return;
+    if (!(await ask('Restore this?', `${job} (${button.dataset.size}) goes back to where it was; a job is then held for its retention once more.`, 'Restore'))) return;
     const told = await call('/api/cleanup/trash/restore', { job_id: job });
     sessionStorage.setItem('said', `Restored ${told.restored.join(', ')}.`);
     location.reload();
