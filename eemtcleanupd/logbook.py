@@ -60,7 +60,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
-def log_to_file(path: Path, *, form: str, level: str) -> logging.Handler:
+def log_to_file(path: Path, *, form: str, level: str) -> logging.FileHandler:
     """Send the log to a file that is rotated at 10 MB, five old ones kept.
 
     Args:

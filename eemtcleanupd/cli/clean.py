@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -123,7 +124,9 @@ def clean(  # noqa: PLR0917  (click passes them by name)
                     config.logging.file, form=config.logging.format, level=config.logging.level
                 )
                 stack.callback(handler.close)
-                emit = _both(emit, write_event)
+                # A crontab that sends what is printed into the log gets each line once, in the log's form.
+                twice = not as_json and _prints_into(handler)
+                emit = write_event if twice else _both(emit, write_event)
             plugins = PluginSet(config)
             emit = _both(emit, stack.enter_context(_notifiers(config, plugins, request)))
             _tell_warnings(loaded.warnings, emit)
@@ -168,6 +171,13 @@ def _listeners(*, as_json: bool, verbose: bool) -> tuple[Emit, Callable[[], None
 
         return document, finish
     return Lines(verbose=verbose), lambda: None
+
+
+def _prints_into(handler: logging.FileHandler) -> bool:
+    try:
+        return os.path.samestat(os.fstat(sys.stdout.fileno()), os.stat(handler.baseFilename))  # noqa: PTH116
+    except (OSError, ValueError):
+        return False
 
 
 def _both(first: Emit, second: Emit) -> Emit:

@@ -19,7 +19,10 @@ from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
 SUITE = "bookworm"
-PACKAGES = "systemd,systemd-sysv,dbus,make,procps,python3,python3-venv,sqlite3,util-linux"
+PACKAGES = (
+    "systemd,systemd-sysv,dbus,make,procps,python3,python3-venv,sqlite3,util-linux"
+    ",cron,libpam-systemd"  # a user's crontab and timers
+)
 TOOLS = ("systemd-nspawn", "debootstrap", "nsenter")
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eemtcleanupd"
 _NSPAWN = ("--register=no", "--keep-unit", "--private-network", "--quiet")

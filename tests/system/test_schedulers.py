@@ -1,0 +1,96 @@
+"""A real cron and a user's own systemd clean the job store of a person who set them up by the script."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.system.machine import Machine
+
+SCRIPT = "/usr/src/eemtcleanupd/scripts/setup_cleanup_cron.sh"
+DONE = "Cleanup completed successfully"
+STORE = '/home/alice/it\'s 100% "EEMT" $HOME/web-interface'
+
+
+class Alice:
+    """An ordinary user with a job store in her home, where the script is run."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    def __call__(self, script: str, *, check: bool = True) -> str:
+        """Run a shell script as she would in her job store."""
+        self.machine.sh(f"cat >/tmp/alice.sh <<'ALICE'\ncd {quoted(STORE)}\n{script}\nALICE")
+        return self.machine.sh(
+            "runuser -u alice -- env HOME=/home/alice XDG_RUNTIME_DIR=/run/user/$(id -u alice)"
+            " bash /tmp/alice.sh",
+            check=check,
+        )
+
+    def cleaned(self) -> int:
+        return int(self("sqlite3 jobs.db 'SELECT count(*) FROM jobs WHERE data_cleaned_at IS NOT NULL'"))
+
+
+def quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+@pytest.fixture
+def alice(booted: Machine) -> Alice:
+    booted.sh(
+        f"""
+        id alice >/dev/null 2>&1 || useradd --create-home alice
+        rm -rf /home/alice/* && mkdir -p {quoted(STORE)} && rmdir {quoted(STORE)}
+        eemtcleanupd demo {quoted(STORE)} --jobs 40 >/dev/null
+        chown -R alice: /home/alice; crontab -u alice -r 2>/dev/null; true
+        """
+    )
+    return Alice(booted)
+
+
+def test_cron_cleans_within_its_minute_and_keeps_her_other_lines(alice: Alice) -> None:
+    # A line as the document has it, with the Python that has the package, in a job store of its own.
+    alice("cp -a . ~/plain && cp -r /usr/src/eemtcleanupd/scripts ~/plain/ && mkdir -p ~/plain/logs")
+    document = (
+        "* * * * * cd ~/plain && /usr/local/lib/eemtcleanupd/bin/python scripts/cleanup_jobs.py"
+        " >> logs/cleanup.log 2>&1"
+    )
+    alice(f"printf '# mine\\n%s\\n* * * * * touch ~/other-\\%%-line' '{document}' | sed '$a\\' | crontab -")
+    other = alice("crontab -l")
+    shown = alice(f"{SCRIPT} install --schedule '* * * * *' && {SCRIPT} status")
+    assert "cron: installed for alice" in shown
+    assert f"clean as well, and may not be needed any more (crontab -e):\n{document}" in shown
+    assert "no cron daemon runs" not in shown
+    both = f"grep -q '{DONE}' logs/cleanup.log && grep -q '{DONE}' ~/plain/logs/cleanup.log && echo yes"
+    alice.machine.until(lambda: alice(both, check=False) == "yes", seconds=90)
+    assert alice.cleaned() > 0
+    alice(f"test -e ~/other-%-line; {SCRIPT} remove")
+    assert alice("crontab -l") == other
+    alice("crontab -r")
+    # Each run is in the log once, though the line sends there what is printed as well.
+    runs = alice("sqlite3 ~/plain/jobs.db 'SELECT count(*) FROM cleanup_runs WHERE finished_at IS NOT NULL'")
+    assert alice(f"grep -c '{DONE}' ~/plain/logs/cleanup.log") == runs
+
+
+def test_her_own_systemd_has_the_timer_and_cleans_when_asked(alice: Alice) -> None:
+    refused = alice(f"{SCRIPT} install-systemd; echo code $?", check=False)
+    assert "code 3" in refused
+    assert "loginctl enable-linger alice" in refused
+    assert alice("ls -A ~/.config 2>/dev/null; true") == ""
+    alice.machine.sh("loginctl enable-linger alice")
+    alice.machine.until(lambda: "running" in alice("systemctl --user is-system-running", check=False))
+    install = f"EEMT_SUCCESS_RETENTION_HOURS=100000 {SCRIPT} install-systemd --schedule '30 1,13 * * 1-5'"
+    alice(install)
+    assert "is as it should be" in alice(install)
+    assert "active (waiting)" in alice("systemctl --user status eemt-cleanup.timer --no-pager")
+    assert "01:30:00" in alice(f"{SCRIPT} status") or "13:30:00" in alice(f"{SCRIPT} status")
+    alice("systemctl --user start eemt-cleanup.service")
+    assert DONE in alice("cat logs/cleanup.log")
+    retained = "SELECT count(*) FROM jobs WHERE data_cleaned_at IS NOT NULL AND status = 'completed'"
+    assert alice.cleaned() > 0
+    assert alice(f'sqlite3 jobs.db "{retained}"') == "0"
+    journal = alice.machine.sh("journalctl _UID=$(id -u alice) --no-pager")
+    assert DONE in journal
+    alice(f"{SCRIPT} remove-systemd")
+    assert alice("systemctl --user list-timers --all --no-legend --no-pager") == ""
+    assert "systemd: not installed" in alice(f"{SCRIPT} status", check=False)
+    alice.machine.sh("loginctl disable-linger alice")

@@ -1,0 +1,212 @@
+"""scripts/setup_cleanup_cron.sh: what it does with a crontab, and what it refuses.
+
+The crontab program here is a stand-in that keeps one file; tests/system/test_schedulers.py has the real one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from cronsim import CronSim
+
+from tests.conftest import Aged
+
+SCRIPT = Path(__file__).parents[1] / "scripts/setup_cleanup_cron.sh"
+MARKER = "# eemt-cleanup: managed by setup_cleanup_cron.sh"
+# As Debian's: `-l` fails where there is none, `-` takes only whole lines.
+CRONTAB = """#!/bin/sh
+case $1 in
+  -l) [ -z "$CRONTAB_FAILS" ] || { echo "$CRONTAB_FAILS" >&2; exit 1; }
+      cat "$CRONTAB_FILE" 2>/dev/null || { echo "no crontab for $LOGNAME" >&2; exit 1; } ;;
+  -r) rm "$CRONTAB_FILE" ;;
+  -) cat >"$CRONTAB_FILE.new"
+     [ -z "$(tail -c 1 "$CRONTAB_FILE.new")" ] && mv "$CRONTAB_FILE.new" "$CRONTAB_FILE" ;;
+esac
+"""
+FOREIGN = b"# mine\nMAILTO=me\n\n@daily echo \xff 50\\% # eemt-cleanup\n\n0 1 * * * backup"
+Setup = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def store(sample_store: Path, aged: Aged) -> Path:
+    """A job store whose path needs quotes in the shell, and a backslash in a crontab."""
+    place = sample_store.with_name("it's 100% EEMT & more")
+    return aged(sample_store, 10).rename(place)
+
+
+@pytest.fixture
+def setup(tmp_path: Path, store: Path) -> Setup:
+    """Run the script in the store, with a crontab of its own."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "crontab").write_text(CRONTAB)
+    (programs / "crontab").chmod(0o755)
+
+    def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            "PATH": f"{programs}:/usr/bin:/bin",
+            "HOME": str(tmp_path),
+            "LOGNAME": "alice",
+            "CRONTAB_FILE": str(tmp_path / "crontab"),
+            **variables,
+        }
+        more = ["--python", sys.executable] if str(arguments[0]).startswith("install") else []
+        return subprocess.run(
+            [SCRIPT, arguments[0], *more, *arguments[1:]],
+            cwd=store,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+def test_it_puts_one_line_there_that_cleans_and_takes_it_out_again(
+    tmp_path: Path, store: Path, setup: Setup
+) -> None:
+    crontab = tmp_path / "crontab"
+    assert setup("status").returncode == 1
+    done = setup("install")
+    assert done.returncode == 0, done.stderr
+    first = crontab.read_text()
+    assert setup("install").returncode == 0
+    assert crontab.read_text() == first
+    assert first.count("\n") == 1
+    shown = setup("status")
+    assert shown.returncode == 0
+    assert first in shown.stdout
+    # What cron makes of it: the part after the five fields, without the backslashes (crontab(5)).
+    assert "100\\%" in first
+    command = first.split(maxsplit=5)[5].replace("\\%", "%")
+    subprocess.run(["/bin/sh", "-c", command], env={"PATH": "/usr/bin:/bin"}, check=True, timeout=60)
+    assert os.listdir(store / "results") == [".eemtcleanupd-trash"]
+    lines = (store / "logs/cleanup.log").read_text().splitlines()
+    assert sum("Cleanup completed successfully" in line for line in lines) == 1
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [A-Z]+: ", line) for line in lines)
+    assert setup("remove").returncode == 0
+    assert not crontab.exists()
+    assert setup("remove").returncode == 0
+
+
+def test_other_lines_stay_as_they_are_byte_for_byte(tmp_path: Path, setup: Setup) -> None:
+    crontab = tmp_path / "crontab"
+    crontab.write_bytes(FOREIGN)  # a comment like ours, bytes that are no UTF-8, no last line end
+    setup("install", "--schedule", "*/5 1-3 * * mon,fri")
+    assert crontab.read_bytes().startswith(FOREIGN + b"\n*/5 1-3 * * mon,fri cd ")
+    changed = setup("install", EEMT_CLEANUP_SCHEDULE='"@daily"')
+    assert crontab.read_bytes().startswith(FOREIGN + b"\n@daily cd ")
+    assert "Taken out of the crontab" in changed.stdout
+    assert crontab.read_bytes().count(MARKER.encode()) == 1
+    setup("remove")
+    assert crontab.read_bytes() == FOREIGN + b"\n"
+
+
+def test_it_tells_of_a_line_that_cleans_as_well(tmp_path: Path, setup: Setup) -> None:
+    old = "0 2 * * * cd /eemt && /usr/bin/python3 scripts/cleanup_jobs.py >> logs/cleanup.log 2>&1\n"
+    (tmp_path / "crontab").write_text(f"#{old}{old}")
+    assert setup("install").stdout.count(old) == 1
+
+
+def test_what_is_set_now_is_part_of_what_is_installed(tmp_path: Path, store: Path, setup: Setup) -> None:
+    """A retention that cron does not know of would be the default, and delete what must stay."""
+    (store / "my config.yaml").write_text("performance: {batch_size: 7}\n")
+    (store / "uploads").rename(store / "a 'b'")
+    variables = {"EEMT_SUCCESS_RETENTION_HOURS": "336", "EEMT_UPLOADS_DIR": "a 'b'", "EEMT_WEB_SECRET": "x"}
+    done = setup("install", "--config", "my config.yaml", **variables)
+    assert done.returncode == 0, done.stderr
+    line = (tmp_path / "crontab").read_text()
+    assert " EEMT_SUCCESS_RETENTION_HOURS=336 EEMT_UPLOADS_DIR='a '\\''b'\\''' " in line
+    assert "EEMT_WEB_SECRET" not in line
+    assert "my config.yaml' >> logs/cleanup.log" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "code", "words"),
+    [
+        (["install", "--schedule", "0 2 * *"], {}, 2, "--schedule '0 2 * *': wanted are five fields"),
+        (["install", "--schedule", "0 2 * * *\n* * * * * rm x"], {}, 2, "wanted are five fields"),
+        (["install", "--schedule"], {}, 2, "--schedule needs a value"),
+        (["install", "--directory", "nowhere"], {}, 2, "there is no such folder"),
+        (["install", "--directory", "/usr"], {}, 3, "this would not run in /usr"),
+        (["install", "--config", "none.yaml"], {}, 2, "--config none.yaml: it cannot be read"),
+        (["install", "--python", "/bin/true\\"], {}, 2, "it cannot import eemtcleanupd"),
+        (["install"], {"EEMT_UPLOADS_DIR": "a\nb"}, 2, "a backslash or a line end"),
+        (["install"], {"EEMT_FAILED_RETENTION_HOURS": "soon"}, 3, "EEMT_FAILED_RETENTION_HOURS"),
+        (["install"], {"CRONTAB_FAILS": "You (alice) are not allowed"}, 3, "You (alice) are not allowed"),
+        (["install"], {"PATH": "NO_CRONTAB"}, 2, "there is no program crontab"),
+        (["install-systemd"], {"PATH": "NO_SYSTEMD"}, 2, "there is no systemd on this machine"),
+        (["install-systemd"], {}, 3, "your systemd does not answer"),
+        (["remove", "--schedule", "@daily"], {}, 2, "--schedule is an option of install"),
+        (["instal"], {}, 2, "there is no 'instal'"),
+        (["install", "--verbose"], {}, 2, "there is no option '--verbose'"),
+    ],
+)
+def test_what_would_not_work_is_refused_and_changes_nothing(
+    tmp_path: Path, setup: Setup, arguments: list[str], variables: dict[str, str], code: int, words: str
+) -> None:
+    crontab = tmp_path / "crontab"
+    crontab.write_bytes(FOREIGN)
+    if variables.get("PATH", "").startswith("NO_"):
+        few = tmp_path / "few"
+        few.mkdir()
+        for name in ("bash", "sh", "env", "dirname", "mktemp", "rm", "readlink", "id", "cat"):
+            (few / name).symlink_to(shutil.which(name) or name)
+        variables = {"PATH": str(few)}
+    done = setup(*arguments, **variables)
+    assert (done.returncode, words in done.stderr) == (code, True), done.stderr
+    assert crontab.read_bytes() == FOREIGN
+    assert not (tmp_path / ".config").exists()
+
+
+def test_help_names_every_action_and_option() -> None:
+    shown = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, check=True).stdout
+    cases = re.findall(r"^ +([a-z-]+(?: \| [a-z-]+)+)\)", SCRIPT.read_text(), re.MULTILINE)
+    words = {word for case in cases for word in case.split(" | ") if word not in {"-h", "help"}}
+    assert words > {"install", "remove-systemd", "--schedule", "--python"}
+    assert [word for word in words if word not in shown] == []
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_a_timer_elapses_when_cron_would_run() -> None:
+    now = datetime(2026, 11, 25, 17, 3, tzinfo=UTC)
+    expressions = [
+        "0 2 * * *", "0 */6 * * *", "0 3 * * 0", "0 3 * * 7", "*/7 * * * *", "15,45 1-5/2 */2 1-6 1-5",
+        "0 0 1 * 5-7", "30 4 1,15 * 5", "0 12 31 * *", "0 0 29 2 *", "59 23 */10 */3 *", "5 0 * 8 *",
+        "0 22 * * 1-5", "0 0 * * sat,SUN", "@hourly", "@daily", "@weekly", "@monthly", "@yearly",
+    ]  # fmt: skip
+    source = f'source "{SCRIPT}"; while IFS= read -r schedule; do calendar; echo; done'
+    said = subprocess.run(
+        ["bash", "-c", source],
+        input="\n".join(expressions) + "\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\n\n")
+    for expression, lines in zip(expressions, said[:-1], strict=True):
+        times = [line.removeprefix("OnCalendar=") for line in lines.splitlines()]
+        shown = subprocess.run(
+            ["systemd-analyze", "calendar", "--iterations=8", f"--base-time={now:%F %T}", *times],
+            env={**os.environ, "TZ": "UTC", "LC_ALL": "C"}, capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        found = {
+            datetime.fromisoformat(each).replace(tzinfo=UTC)
+            for each in re.findall(r"(?:elapse|Iter\. #\d+|Iteration #\d+): \w{3} (\S+ \S+) UTC", shown)
+        }
+        names = {"@hourly": "0 * * * *", "@daily": "0 0 * * *", "@monthly": "0 0 1 * *"}
+        # systemd's week begins on a Monday, cron's on a Sunday: once a week all the same.
+        names |= {"@weekly": "0 0 * * 1", "@yearly": "0 0 1 1 *"}
+        expected = list(islice(CronSim(names.get(expression, expression), now), 6))
+        assert sorted(found)[:6] == expected, (expression, lines)
