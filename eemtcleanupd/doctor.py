@@ -29,6 +29,7 @@ from eemtcleanupd.store.catalog import Catalog
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.lock import daemon_of, run_of
+from eemtcleanupd.store.mounting import insist_on_journal
 from eemtcleanupd.store.outbox import tallies
 from eemtcleanupd.store.timestamps import zone_named
 from eemtcleanupd.units import human_size, printable
@@ -119,6 +120,8 @@ class _Examination:
             )
             yield Finding("database", Level.PROBLEM, f"{path} is damaged: {faults[0]}", advice)
             return
+        if warning := insist_on_journal(self._database, to_write=True):
+            yield Finding("database", Level.WARNING, warning)
         zone = zone_named(self._config.database.timezone)
         Catalog(self._database, Policy.from_config(self._config.retention), zone)
         users = _users_of(path)

@@ -17,6 +17,7 @@ from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.catalog import Catalog
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import Ledger, RootRecord
+from eemtcleanupd.store.mounting import insist_on_journal
 from eemtcleanupd.store.timestamps import zone_named
 
 _MARKER = ".root-id"
@@ -125,6 +126,7 @@ def check_store(config: Config) -> None:
     )
     with ExitStack() as stack:
         stack.callback(database.close)
+        insist_on_journal(database, to_write=True)
         Catalog(database, Policy.from_config(config.retention), zone_named(config.database.timezone))
         ledger = Ledger(database)
         open_roots(config, ledger.roots() if ledger.exists() else {}, stack)

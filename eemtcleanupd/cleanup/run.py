@@ -49,6 +49,7 @@ from eemtcleanupd.store.catalog import Backlog, Catalog
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import Ledger, RunRecord
 from eemtcleanupd.store.lock import run_lock
+from eemtcleanupd.store.mounting import insist_on_journal
 from eemtcleanupd.store.timestamps import zone_named
 from eemtcleanupd.units import human_size, printable
 
@@ -189,6 +190,8 @@ class _Run:
             Path(config.paths.database), busy_timeout_seconds=config.database.busy_timeout_seconds
         )
         stack.callback(database.close)
+        if warning := insist_on_journal(database, to_write=not request.dry_run):
+            self._emit(Warned(warning))
         catalog = Catalog(database, self._policy, zone_named(config.database.timezone))
         if not request.dry_run:
             stack.enter_context(run_lock(database.path, self._run_id, started))
