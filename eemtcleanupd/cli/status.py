@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 @click.command()
 @store_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status(config_file: Path | None, db_path: str | None, as_json: bool) -> None:
+@click.option("--healthy", is_flag=True, help="End with 1 unless a daemon lives and its scheduler beats.")
+def status(config_file: Path | None, db_path: str | None, as_json: bool, healthy: bool) -> int:
     """Show how the daemon and the job store are: next run, last run, storage, trash, configuration."""
     config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
     from eemtcleanupd.daemon.overview import overview  # noqa: PLC0415  (late: --help needs none of it)
@@ -31,11 +32,28 @@ def status(config_file: Path | None, db_path: str | None, as_json: bool) -> None
     database = Path(config.paths.database)
     holder = daemon_of(database)
     told = read_status(database) if holder is not None else None
+    if healthy:  # a health check must not wait for a database that is locked
+        return _tell_health(told)
     document = overview(config, holder, told)
     if as_json:
         click.echo(json.dumps(document, indent=2, default=str))
     else:
         _show(document, told)
+    return 0
+
+
+def _tell_health(told: DaemonStatus | None) -> int:
+    if told is None:
+        click.echo("no daemon lives here, or it has not said how it is")
+        return 1
+    click.echo(told.words())
+    return 1 if _is_silent(told, system_clock()) else 0
+
+
+def _is_silent(told: DaemonStatus, now: datetime) -> bool:
+    from eemtcleanupd.daemon.status import BEAT_SECONDS  # noqa: PLC0415
+
+    return (now - told.beat_at).total_seconds() > 3 * BEAT_SECONDS
 
 
 def _notifier_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
@@ -53,7 +71,7 @@ def _notifier_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _show(document: dict[str, Any], told: DaemonStatus | None) -> None:
-    from eemtcleanupd.daemon.status import BEAT_SECONDS, in_words  # noqa: PLC0415
+    from eemtcleanupd.daemon.status import in_words  # noqa: PLC0415
 
     now = system_clock()
     rows: list[tuple[str, str]] = []
@@ -64,8 +82,8 @@ def _show(document: dict[str, Any], told: DaemonStatus | None) -> None:
     else:
         since = in_words(told.started_at, now)
         rows.append(("Daemon", f"{told.state}, process {told.pid} on {document['host']}, since {since}"))
-        if (silent := now - told.beat_at).total_seconds() > 3 * BEAT_SECONDS:
-            rows.append(("", f"it has been silent for {human_age(silent)}: is it stuck?"))
+        if _is_silent(told, now):
+            rows.append(("", f"it has been silent for {human_age(now - told.beat_at)}: is it stuck?"))
         if told.run is not None:
             rows.append(("Now", told.words()))
         rows.append(("Next run", _next_run(told, now)))

@@ -256,7 +256,7 @@ class ApiConfig(Section):
     tls_cert_file: FilePath | None = Field(None, description="Certificate chain (PEM); null: no TLS.")
     tls_key_file: FilePath | None = Field(None, description="Key of the certificate (PEM).")
     allowed_hosts: Texts = Field(
-        (), description="Names by which it may be asked, besides localhost and the address of listen."
+        (), description="Names by which it may be asked, besides localhost and any IP address."
     )
     trusted_proxies: Texts = Field((), description="Addresses of proxies whose X-Forwarded-For is believed.")
 

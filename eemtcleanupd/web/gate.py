@@ -144,7 +144,16 @@ def _is_ours(host: str, settings: ApiConfig) -> bool:
     else:
         allowed |= {"localhost", "127.0.0.1", "[::1]", settings.listen.rpartition(":")[0]}
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-    return name.lower() in allowed
+    # An address is no name at all, so none that a page made its own (a probe by a pod's address, say).
+    return name.lower() in allowed or _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _believe_proxy(scope: Any, headers: dict[bytes, str], proxies: tuple[str, ...]) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from eemtcleanupd.daemon.status import status_path
 from eemtcleanupd.store.lock import daemon_of
 from tests.conftest import Aged, RunCli
 
@@ -70,6 +74,22 @@ def test_status_tells_of_the_daemon_and_of_its_absence(start: Start, run_cli: Ru
     assert told["last_run"] is None
     assert {"storage", "notifiers", "trash", "config"} <= told.keys()
     assert "At 03:30 every day" in run_cli("status", cwd=store).stdout
+
+
+def test_a_health_check_asks_whether_the_daemon_lives_and_beats(
+    start: Start, run_cli: RunCli, store: Path
+) -> None:
+    assert run_cli("status", "--healthy", cwd=store).returncode == 1
+    daemon = start()
+    with closing(sqlite3.connect(store / "jobs.db")) as connection:
+        connection.execute("BEGIN EXCLUSIVE")  # it is not the database that is asked
+        assert run_cli("status", "--healthy", cwd=store).returncode == 0
+    told = status_path(store / "jobs.db")
+    daemon.send_signal(signal.SIGSTOP)
+    beat = str(datetime.now(UTC) - timedelta(minutes=3))
+    told.write_text(json.dumps({**json.loads(told.read_text()), "beat_at": beat}))
+    assert run_cli("status", "--healthy", cwd=store).returncode == 1
+    daemon.send_signal(signal.SIGCONT)
 
 
 def test_a_signal_starts_a_run_that_status_and_history_know(

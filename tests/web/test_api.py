@@ -138,6 +138,9 @@ def test_an_expired_or_revoked_token_is_refused_at_once(site: Site) -> None:
 
 def test_only_health_is_open(site: Site) -> None:
     assert site.ask("GET", "/healthz", token=None).json() == {"status": "ok"}
+    # As a cluster's probes ask: by the pod's address.
+    for address in ("10.1.2.3:5001", "[fd00::7]:5001"):
+        assert site.ask("GET", "/healthz", token=None, Host=address).status_code == 200
 
 
 def test_a_foreign_host_is_refused_and_written_down(site: Site) -> None:
