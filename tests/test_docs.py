@@ -59,7 +59,7 @@ def test_every_module_has_its_place_in_the_architecture() -> None:
             assert f"`{module.name}`" in architecture, f"{package}/{module.name}"
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/safety.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/safety.md", "docs/migration.md"])
 def test_the_commands_that_are_shown_work(
     document: str, sample_store: Path, aged: Aged, run_cli: RunCli
 ) -> None:

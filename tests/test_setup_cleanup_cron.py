@@ -171,6 +171,14 @@ def test_what_would_not_work_is_refused_and_changes_nothing(
     assert not (tmp_path / ".config").exists()
 
 
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
+def test_the_linter_finds_nothing_in_our_scripts() -> None:
+    done = subprocess.run(
+        ["shellcheck", SCRIPT, SCRIPT.parents[1] / ".ci/run"], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == ""
+
+
 def test_help_names_every_action_and_option() -> None:
     shown = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, check=True).stdout
     cases = re.findall(r"^ +([a-z-]+(?: \| [a-z-]+)+)\)", SCRIPT.read_text(), re.MULTILINE)

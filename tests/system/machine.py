@@ -6,6 +6,7 @@ The root filesystem is made once by debootstrap and kept in the user's cache; ea
 from __future__ import annotations
 
 import configparser
+import fcntl
 import hashlib
 import os
 import shutil
@@ -40,12 +41,14 @@ def base_root() -> Path:
     """Return the root filesystem that machines are copied from; made when it is not in the cache."""
     key = hashlib.sha256(f"{SUITE} {PACKAGES}".encode()).hexdigest()[:12]
     root = _CACHE / f"{SUITE}-{key}"
-    if not root.exists():
-        _CACHE.mkdir(parents=True, exist_ok=True)
-        making = root.with_suffix(f".{os.getpid()}")
-        command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(making)]
-        _run([*command, *_mirror()], timeout=900)
-        making.rename(root)
+    _CACHE.mkdir(parents=True, exist_ok=True)
+    with (_CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the tests of containers want it too
+        if not root.exists():
+            making = root.with_suffix(f".{os.getpid()}")
+            command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(making)]
+            _run([*command, *_mirror()], timeout=900)
+            making.rename(root)
     return root
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from tests.system.machine import Machine
+from tests.system.machine import PROJECT, Machine
 
 SCRIPT = "/usr/src/eemtcleanupd/scripts/setup_cleanup_cron.sh"
 DONE = "Cleanup completed successfully"
@@ -93,4 +95,19 @@ def test_her_own_systemd_has_the_timer_and_cleans_when_asked(alice: Alice) -> No
     alice(f"{SCRIPT} remove-systemd")
     assert alice("systemctl --user list-timers --all --no-legend --no-pager") == ""
     assert "systemd: not installed" in alice(f"{SCRIPT} status", check=False)
+    alice.machine.sh("loginctl disable-linger alice")
+
+
+def test_the_commands_of_the_document_work(alice: Alice) -> None:
+    text = (PROJECT / "docs/deploy-cron.md").read_text(encoding="utf-8")
+    for command in re.findall(r"^# ([a-z].*)$", text, re.MULTILINE):
+        alice.machine.sh(command)
+    alice.machine.until(lambda: "running" in alice("systemctl --user is-system-running", check=False))
+    alice("ln -s /usr/src/eemtcleanupd/scripts scripts")
+    shown = re.findall(r"^\$ (.*)$", text, re.MULTILINE)
+    assert len(shown) == 9
+    for command in shown:
+        alice(command)
+    assert alice.cleaned() > 0
+    assert "not installed" in alice("./scripts/setup_cleanup_cron.sh status", check=False)
     alice.machine.sh("loginctl disable-linger alice")
