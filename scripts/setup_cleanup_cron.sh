@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Lets cron, or the user's systemd, clean a job store once a day: `eemtcleanupd clean`, without the daemon.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # for who calls it by sh
 set -euo pipefail
 
 readonly MARKER='# eemt-cleanup: managed by setup_cleanup_cron.sh'
 readonly UNIT=eemt-cleanup
 readonly ME=${0##*/}
-here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 readonly here
+HOME=${HOME:-~}
 
 usage() {
   cat <<TEXT
@@ -85,6 +87,7 @@ prepare() {
     [[ -r $config ]] || die "--config $config: it cannot be read"
     config=$(readlink -f -- "$config")
   fi
+  [[ -r $here/cleanup_jobs.py ]] || die "cleanup_jobs.py is not beside this script in $here, where it belongs"
   if [[ -z $python ]]; then
     python=$(find_python)
     [[ -n $python ]] || die "no Python here has eemtcleanupd; install it, or name its Python with --python"
@@ -113,6 +116,10 @@ prepare() {
     die "this would not run in $directory, so it is not installed (is that the job store? see --directory)" 3
   fi
   printf '%s\n' "$shown" | tail -n 1
+  if [[ ! -O $directory ]]; then
+    printf 'Mind: %s belongs to %s, and it would run as %s; better install it as the owner.\n' \
+      "$directory" "$(stat -c %U -- "$directory")" "$(id -un)"
+  fi
   mkdir -p -- "$directory/logs"
 }
 

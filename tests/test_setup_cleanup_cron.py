@@ -101,6 +101,29 @@ def test_it_puts_one_line_there_that_cleans_and_takes_it_out_again(
     assert setup("remove").returncode == 0
 
 
+def test_it_may_be_called_by_a_link_by_sh_and_for_a_store_of_somebody_else(
+    tmp_path: Path, store: Path, setup: Setup
+) -> None:
+    link = tmp_path / "bin/cron-setup"
+    link.symlink_to(SCRIPT)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = subprocess.run(
+        ["sh", link, "install", "--directory", store, "--python", sys.executable],
+        cwd=elsewhere,
+        env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "CRONTAB_FILE": str(tmp_path / "crontab")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "it would run as" not in done.stdout
+    assert str(SCRIPT.with_name("cleanup_jobs.py")) in (tmp_path / "crontab").read_text()
+    if os.geteuid() == 0:
+        os.chown(store, 4711, 4711)
+        assert "it would run as root; better install it as the owner" in setup("install").stdout
+
+
 def test_other_lines_stay_as_they_are_byte_for_byte(tmp_path: Path, setup: Setup) -> None:
     crontab = tmp_path / "crontab"
     crontab.write_bytes(FOREIGN)  # a comment like ours, bytes that are no UTF-8, no last line end
@@ -182,7 +205,7 @@ def test_the_linter_finds_nothing_in_our_scripts() -> None:
 def test_help_names_every_action_and_option() -> None:
     shown = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, check=True).stdout
     cases = re.findall(r"^ +([a-z-]+(?: \| [a-z-]+)+)\)", SCRIPT.read_text(), re.MULTILINE)
-    words = {word for case in cases for word in case.split(" | ") if word not in {"-h", "help"}}
+    words = {word for case in cases for word in case.split(" | ") if word not in {"-h", "--help", "help"}}
     assert words > {"install", "remove-systemd", "--schedule", "--python"}
     assert [word for word in words if word not in shown] == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,11 +17,11 @@ OWNER = 1000
 
 
 @pytest.fixture(scope="session")
-def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+def podman() -> Iterator[Podman]:
     """Podman with the image of the Dockerfile."""
     if reason := why_not():
         pytest.skip(reason)
-    podman = Podman(tmp_path_factory.mktemp("podman"))
+    podman = Podman(Path(tempfile.mkdtemp(prefix="eemt-")))  # its sockets want a short path
     try:
         podman.build()
         yield podman
