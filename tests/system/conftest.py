@@ -47,9 +47,9 @@ def machine(booted: Machine) -> Machine:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep all tests of the machine in one worker, and give them the time that booting takes."""
+    """Keep all tests of one machine in one worker, and give them the time that booting takes."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("machine"))
+            item.add_marker(pytest.mark.xdist_group("debian" if item.path.stem == "test_debian" else "machine"))
             item.add_marker(pytest.mark.timeout(900))
