@@ -15,11 +15,11 @@ from typing import Any, Final
 PAGE: Final = Path(__file__).parent / "licences.md"
 HEAD: Final = """# Licences
 
-eemtcleanupd is under the Apache License 2.0. These are the packages that it runs with, all extras included, and
-the licences that their authors name. They are used as they were published, and the Debian package brings them along
-unchanged, each with its licence; the licences below allow both.
+eemtcleanupd is under the Apache License 2.0. These are the packages that it runs with, all extras included,
+and the licences that their authors name. They are used as they were published, and the Debian package brings
+them along unchanged, each with its licence; the licences below allow both.
 
-`make licences` writes this page; a package with a licence that `docs/make_licences.py` does not know stops it.
+`make licences` writes this page; a licence that `docs/make_licences.py` does not know stops it.
 
 | package | licence |
 |---|---|

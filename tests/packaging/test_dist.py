@@ -139,7 +139,9 @@ def test_the_bill_of_materials_names_what_it_runs_with_and_no_tool_of_developmen
     needed = setup["options"]["install_requires"] + setup["options.extras_require"]["apprise"]
     assert {re.split(r"[<>=]", line)[0] for line in needed.split()} | {"eemtcleanupd"} <= names
     assert not {"pytest", "mypy", "pip", "setuptools"} & names
-    versions = {component["version"] for component in sbom["components"] if component["name"] == "eemtcleanupd"}
+    versions = {
+        component["version"] for component in sbom["components"] if component["name"] == "eemtcleanupd"
+    }
     assert versions == {__version__}
 
 
@@ -166,7 +168,7 @@ def test_a_licence_that_nobody_looked_at_is_refused(
 ) -> None:
     component = {"name": "something", "licenses": declared}
     if found is None:
-        with pytest.raises(ValueError, match="something: .* is not allowed"):
+        with pytest.raises(ValueError, match=r"something: .* is not allowed"):
             make_licences.licences(component)
     else:
         assert make_licences.licences(component) == found.split()

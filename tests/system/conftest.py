@@ -51,5 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("debian" if item.path.stem == "test_debian" else "machine"))
+            item.add_marker(
+                pytest.mark.xdist_group("debian" if item.path.stem == "test_debian" else "machine")
+            )
             item.add_marker(pytest.mark.timeout(900))

@@ -57,7 +57,7 @@ def newer(package: Path) -> Path:
         text = (tree / name).read_text(encoding="utf-8")
         assert old in text
         (tree / name).write_text(text.replace(old, new, 1), encoding="utf-8")
-    command = ["dpkg-deb", "--root-owner-group", "--build", tree, package.parent]
+    command = ["dpkg-deb", "--root-owner-group", "--build", str(tree), str(package.parent)]
     subprocess.run(command, env=os.environ | COMPRESSION, check=True)
     (found,) = package.parent.glob("*-2_*.deb")
     return found
@@ -81,7 +81,9 @@ def fresh(package: Path, newer: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def machine(fresh: Machine) -> Machine:
     """The machine with the package just installed, and a job store in /srv/eemt."""
-    fresh.sh(f"dpkg -s eemtcleanupd >/dev/null 2>&1 && {APT} purge eemtcleanupd; rm -rf /srv/eemt", check=False)
+    fresh.sh(
+        f"dpkg -s eemtcleanupd >/dev/null 2>&1 && {APT} purge eemtcleanupd; rm -rf /srv/eemt", check=False
+    )
     fresh.sh(f"cd /root && {APT} install ./eemtcleanupd_*-1_*.deb")
     assert fresh.sh("stat -c '%U %a' /srv/eemt /srv/eemt/logs") == "eemt 755\neemt 750"
     fresh.sh(
@@ -128,18 +130,18 @@ def test_installed_and_started_it_serves_and_deletes_nothing_by_itself(machine: 
     machine.sh("systemctl enable eemtcleanupd && systemctl disable eemtcleanupd")
 
 
-def test_what_is_installed_is_compiled_and_knows_nothing_of_where_it_was_built(
-    machine: Machine, package: Path
-) -> None:
+def test_what_is_installed_is_compiled_and_knows_nothing_of_where_it_was_built(machine: Machine) -> None:
     python = "runuser -u eemt -- /usr/lib/eemtcleanupd/bin/python -v -m eemtcleanupd --version 2>&1"
-    assert machine.sh(f"{python} | grep -c \"^# code object from '/usr/lib/eemtcleanupd/.*py'\" || true") == "0"
+    assert (
+        machine.sh(f"{python} | grep -c \"^# code object from '/usr/lib/eemtcleanupd/.*py'\" || true") == "0"
+    )
     assert machine.sh(f"{python} | grep -c '^# .* matches /usr/lib/eemtcleanupd/.*py$'") != "0"
-    build_folder = package.parents[1].name
-    assert machine.sh(f"grep -rl {build_folder} /usr/lib/eemtcleanupd /usr/share/doc/eemtcleanupd || true") == ""
+    built = "debian/eemtcleanupd/usr"
+    assert machine.sh(f"grep -rl {built} /usr/lib/eemtcleanupd /usr/share/doc/eemtcleanupd || true") == ""
     assert machine.sh("dpkg --verify eemtcleanupd") == ""
 
 
-def test_completion_works_in_three_shells(machine: Machine) -> None:
+def test_completion_works_in_three_shells(machine: Machine, tmp_path: Path) -> None:
     share = machine.root / "usr/share"
     bash = share / "bash-completion/completions/eemtcleanupd"
     assert "check" in machine.sh(
@@ -148,14 +150,15 @@ def test_completion_works_in_three_shells(machine: Machine) -> None:
     )
     path = f"{PROJECT}/.venv/bin:{os.environ['PATH']}"
     if shutil.which("fish"):
-        environment = {"PATH": path, "HOME": "/nonexistent", "XDG_DATA_DIRS": str(share)}
-        fish = ["fish", "--no-config", "--command", 'complete --do-complete "eemtcleanupd che"']
+        environment = {"PATH": path, "HOME": str(tmp_path), "XDG_DATA_DIRS": str(share)}
+        fish = ["fish", "--command", 'complete --do-complete "eemtcleanupd che"']
         done = subprocess.run(fish, env=environment, capture_output=True, text=True, check=True)
         assert done.stdout.startswith("check")
     if shutil.which("zsh"):
         script = (
             f"fpath=({share}/zsh/vendor-completions $fpath); autoload -Uz compinit && compinit -u -D"
-            " && print $_comps[eemtcleanupd] && autoload +X -Uz _eemtcleanupd && zsh -n $functions_source[_eemtcleanupd]"
+            " && print $_comps[eemtcleanupd] && autoload +X -Uz _eemtcleanupd"
+            " && zsh -n $functions_source[_eemtcleanupd]"
         )
         zsh = ["zsh", "-f", "-c", script]
         done = subprocess.run(zsh, env={"PATH": path}, capture_output=True, text=True, check=True)
@@ -221,8 +224,7 @@ def test_built_again_elsewhere_it_is_the_same(package: Path, tmp_path: Path) -> 
     second = build(tmp_path / "somewhere" / "else", TZ="Asia/Tokyo", LC_ALL="C.UTF-8", PYTHONHASHSEED="7")
     if second.read_bytes() != package.read_bytes():
         listings = [
-            subprocess.run(["dpkg-deb", "--contents", file], capture_output=True, text=True, check=True).stdout
-            for file in (package, second)
+            subprocess.check_output(["dpkg-deb", "--contents", file], text=True) for file in (package, second)
         ]
         different = set(listings[0].splitlines()) ^ set(listings[1].splitlines())
         pytest.fail("\n".join(["not the same bytes", *sorted(different)[:40]]))
