@@ -51,7 +51,7 @@ endef
 packages dist deb: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench torture install uninstall packages dist licences audit deb clean
+.PHONY: help run test check docs reference bench torture install uninstall packages dist licences audit deb clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -79,6 +79,13 @@ check: $(READY) ## run the linters, the type checker and the import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(READY) ## build the documents as a site with a search, in site/
+	$(BIN)/python docs/build_site.py site
+	@echo "To look at it: $(BIN)/python -m http.server --directory site --bind 127.0.0.1 8000"
+
+reference: $(READY) ## write the generated parts of docs/*.md anew, after a change of keys, options, hooks, metrics
+	$(BIN)/python docs/reference.py
 
 bench: $(READY) ## measure what the README's figures come from
 	$(BIN)/python -m benchmarks
@@ -182,7 +189,7 @@ deb: ## build a Debian package into dist/, on a machine as it is meant for (debh
 	mv $(BUILD)/deb/*.deb $(OUT)/
 
 clean: ## remove the virtual environment, the demo and all caches
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .coverage
+	rm -rf $(VENV) $(DEMO) site build dist *.egg-info .coverage
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,4 +1,4 @@
-"""What people read is true: etc/cleanup_config.yaml, its JSON Schema, docs/configuration.md."""
+"""What people read is true: etc/cleanup_config.yaml and its JSON Schema."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import jsonschema
 import yaml
 
 from eemtcleanupd.config.document import Loc, read_document
-from eemtcleanupd.config.environment import BASE_DIR, CONFIG_FILE, VARIABLES
 from eemtcleanupd.config.not_yet import NOT_YET
 from eemtcleanupd.plugins import load, schema
 
@@ -73,11 +72,3 @@ def test_reference_and_document_validate_against_the_json_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     for file in (REFERENCE, DOCUMENT):
         jsonschema.validate(yaml.safe_load(file.read_text()), schema)
-
-
-def test_the_documentation_names_every_variable() -> None:
-    text = (ROOT / "docs" / "configuration.md").read_text()
-    for name in (BASE_DIR, CONFIG_FILE):
-        assert f"| `{name}` |" in text
-    for variable in VARIABLES:
-        assert re.search(rf"^\| `{variable.name}`.* \| `{re.escape(variable.key)}`", text, re.MULTILINE)

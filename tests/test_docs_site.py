@@ -1,0 +1,114 @@
+"""The documents as a site: built strictly, whole, with a search, and without another host."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.xdist_group("docs site")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    site = tmp_path_factory.mktemp("docs") / "site"
+    command: list[str | Path] = [sys.executable, ROOT / "docs" / "build_site.py", site]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return site
+
+
+class Page(HTMLParser):
+    """The links of a page, what it loads, and its anchors."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.anchors: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        if "id" in given:
+            self.anchors.add(given["id"])
+        if "href" in given:
+            loaded = tag == "link" and given.get("rel") not in {"prev", "next", "canonical"}
+            (self.loads if loaded else self.links).append(given["href"])
+        if "src" in given:
+            self.loads.append(given["src"])
+
+
+def test_every_link_leads_to_a_page_that_is_there_and_to_an_anchor_in_it(site: Path) -> None:
+    pages = {path: Page(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
+    lost = []
+    for path, page in pages.items():
+        for link in (*page.links, *page.loads):
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc or path.name == "404.html":  # a page for any address
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            target = target / "index.html" if target.is_dir() else target
+            if not target.is_file():
+                lost.append(f"{path.relative_to(site)}: {link}")
+            elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].anchors:
+                lost.append(f"{path.relative_to(site)}: {link} (no such anchor)")
+    assert lost == []
+    assert len(pages) > 20
+
+
+def test_every_document_is_in_the_navigation() -> None:
+    text = (ROOT / "docs" / "zensical.toml").read_text(encoding="utf-8")
+    named = re.findall(r'= "([\w/.-]+\.md)"', text)
+    assert tomllib.loads(text)["project"]["nav"]
+    there = {str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))}
+    assert sorted(named) == sorted(there - {"README.md"} | {"index.md"})
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (its name there)
+        pass
+
+
+@pytest.fixture
+def served(site: Path) -> Iterator[str]:
+    handler = functools.partial(Quiet, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
+def test_a_reader_searches_and_no_other_host_is_asked(served: str) -> None:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(served)
+        page.keyboard.press("Control+k")
+        page.keyboard.type("grace_hours")
+        page.locator('[role=option][href*="configuration-keys.html"]').first.click(timeout=20_000)
+        expect(page.locator("article")).to_contain_text("trash.grace_hours")
+        browser.close()
+    assert errors == []
+    assert {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} == {
+        "127.0.0.1"
+    }
