@@ -13,11 +13,14 @@ from pathlib import Path
 
 _ROOT = Path(__file__).parents[1]
 _FOLDERS = ("docs", "etc", "examples", "packaging")
-_LEFT_OUT = ("*.py", "*.pyc", "__pycache__", "zensical.toml", "build", "*.egg-info")
+_SCRIPTS = (path.name for path in (_ROOT / "docs").glob("*.py"))
+_LEFT_OUT = ("__pycache__", "build", "*.egg-info", "zensical.toml", *_SCRIPTS)
 
 
 def main(destination: Path) -> None:
     """Build the site; what is wrong in a page (a link that leads nowhere) ends it with 1."""
+    if destination.exists() and not (destination / "search.json").is_file():
+        sys.exit(f"{destination} is there, and is no site of ours: it stays as it is")
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder)
         _lay_out(project / "pages")
@@ -25,14 +28,15 @@ def main(destination: Path) -> None:
         zensical = Path(sys.executable).with_name("zensical")
         if subprocess.run([zensical, "build", "--strict"], cwd=project, check=False).returncode:
             sys.exit("the site was not built: see above")
-        shutil.rmtree(destination, ignore_errors=True)
+        if destination.exists():
+            shutil.rmtree(destination)
         shutil.move(project / "site", destination)
 
 
 def _lay_out(pages: Path) -> None:
     pages.mkdir()
     for document in (*_ROOT.glob("*.md"), _ROOT / "LICENSE"):
-        shutil.copy(document, pages / ("index.md" if document.name == "README.md" else document.name))
+        shutil.copy(document, pages)
     for name in _FOLDERS:
         shutil.copytree(_ROOT / name, pages / name, ignore=shutil.ignore_patterns(*_LEFT_OUT))
     for folder in {path.parent for path in pages.rglob("*") if path.is_file()} - {pages}:

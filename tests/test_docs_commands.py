@@ -33,6 +33,20 @@ PAGES = {
 }
 SCRIPTS = {"sh", "bash", "shell"}
 SESSIONS = {"console", "shell-session"}
+NO_COMMANDS = {
+    "",
+    "cron",
+    "diff",
+    "dockerfile",
+    "ini",
+    "json",
+    "nginx",
+    "python",
+    "sql",
+    "text",
+    "toml",
+    "yaml",
+}
 
 
 @dataclass(frozen=True)
@@ -192,11 +206,16 @@ def test_what_is_not_run_here_is_shown_somewhere_and_has_a_test() -> None:
         assert (ROOT / each.tested_in).is_file(), each
 
 
-@pytest.mark.parametrize("page", sorted(PAGES))
-def test_every_block_with_a_prompt_says_that_it_is_a_session(page: str) -> None:
-    for fence in fences(PAGES[page]):
-        language = fence.info.split(" ")[0]
-        assert language in SESSIONS or not re.search(r"^\$ ", fence.content, re.MULTILINE), fence.content
+def test_every_block_is_known_to_have_commands_or_none() -> None:
+    for page, text in PAGES.items():
+        for fence in fences(text):
+            language = fence.info.split(" ")[0]
+            where = f"{page}:\n{fence.content}"
+            assert language in SCRIPTS | SESSIONS | NO_COMMANDS, (
+                f"{where}{language}: a language of commands, or none?"
+            )
+            has_prompt = re.search(r"^\$ ", fence.content, re.MULTILINE)
+            assert fence.content.startswith("$ ") if language in SESSIONS else not has_prompt, where
 
 
 def test_make_run_shows_a_demo_and_cleans_it(tmp_path: Path) -> None:
