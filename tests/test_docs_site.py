@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import os
 import re
 import shutil
 import subprocess
@@ -27,7 +28,8 @@ pytestmark = pytest.mark.xdist_group("docs site")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = tmp_path_factory.mktemp("docs") / "site"
     command: list[str | Path] = [sys.executable, ROOT / "docs" / "build_site.py", site]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    plain = {**os.environ, "NO_COLOR": "1"}
+    done = subprocess.run(command, env=plain, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
     return site
 
@@ -53,10 +55,12 @@ class Page(HTMLParser):
             self.loads.append(given["src"])
 
 
-def test_every_link_leads_to_a_page_that_is_there_and_to_an_anchor_in_it(site: Path) -> None:
+def test_every_link_leads_to_what_is_there_and_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     pages = {path: Page(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
     lost = []
     for path, page in pages.items():
+        foreign = [load for load in page.loads if urlsplit(load).netloc]
+        lost += [f"{path.relative_to(site)}: {load} (another host)" for load in foreign]
         for link in (*page.links, *page.loads):
             parts = urlsplit(link)
             if parts.scheme or parts.netloc or path.name == "404.html":  # a page for any address
@@ -76,6 +80,7 @@ def test_every_document_is_in_the_navigation() -> None:
     named = re.findall(r'= "([\w/.-]+\.md)"', text)
     assert tomllib.loads(text)["project"]["nav"]
     there = {str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))}
+    assert there - {*named} == set(), "give them a place"
     assert sorted(named) == sorted(there)
 
 
