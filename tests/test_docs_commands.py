@@ -51,7 +51,7 @@ NO_COMMANDS = {
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """Commands that are not run here: where they are, by page and beginning (as a glob), and why."""
+    """Commands that are not run here, by page (a glob) and beginning: where they are, and why."""
 
     page: str
     command: str
@@ -109,7 +109,9 @@ def steps(text: str) -> Iterator[Step]:
         if language in SCRIPTS:
             yield Step(fence.map[0] + 2, fence.content)
         elif language in SESSIONS:
-            for found in re.finditer(r"^\$ (.*(?:\n> .*)*)\n((?:(?!\$ ).*\n)*)", fence.content, re.MULTILINE):
+            prompt = re.escape(fence.content[:2])
+            each = rf"^{prompt}(.*(?:\n> .*)*)\n((?:(?!{prompt}).*\n)*)"
+            for found in re.finditer(each, fence.content, re.MULTILINE):
                 line = fence.map[0] + 2 + fence.content.count("\n", 0, found.start())
                 yield Step(line, found[1].replace("\n> ", "\n"), found[2] or None)
 
@@ -215,7 +217,8 @@ def test_every_block_is_known_to_have_commands_or_none() -> None:
                 f"{where}{language}: a language of commands, or none?"
             )
             has_prompt = re.search(r"^\$ ", fence.content, re.MULTILINE)
-            assert fence.content.startswith("$ ") if language in SESSIONS else not has_prompt, where
+            begins_with_prompt = fence.content.startswith(("$ ", "# "))
+            assert begins_with_prompt if language in SESSIONS else not has_prompt, where
 
 
 def test_make_run_shows_a_demo_and_cleans_it(tmp_path: Path) -> None:
