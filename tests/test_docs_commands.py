@@ -83,7 +83,7 @@ VARIES = {
     "<time>": r"(?:\b[A-Z][a-z]{2} )?\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d)?(?:\.\d+)?(?:[+-]\d\d:\d\d|Z)?",
     "<ago>": r"\b(?:now|an? \w+ ago|\d+ \w+ ago)\b",
     "<duration>": r"\b(?:\d+(?:\.\d+)?|an?) (?:second|minute|hour|day)s?\b",
-    "<size>": r"\b\d+(?:\.\d+)? (?:[KMGT]?B|%)(?!\w)",
+    "<size>": r"\b(?!0 B)\d+(?:\.\d+)? (?:[KMGT]?B|%)(?!\w)",
     "<process>": r"\bprocess \d+(?: on \S+)?(?=[,.])",
 }
 """What is different each time."""

@@ -107,9 +107,10 @@ def test_a_reader_searches_and_no_other_host_is_asked(served: str) -> None:
         page.on("request", lambda request: asked.append(request.url))
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(served)
-        page.keyboard.press("Control+k")
-        page.keyboard.type("grace_hours")
+        with page.expect_response(re.compile("/workers/search"), timeout=60_000):  # now the button works
+            page.goto(served)
+        page.get_by_role("button", name="Search").click()
+        page.get_by_role("combobox", name="Search").fill("grace_hours", timeout=20_000)
         page.locator('[role=option][href*="configuration-keys.html"]').first.click(timeout=20_000)
         expect(page.locator("article")).to_contain_text("trash.grace_hours")
         browser.close()
