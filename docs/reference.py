@@ -65,7 +65,7 @@ def _command(path: str, found: click.Command) -> Iterator[str]:
         for parameter in found.params
         if isinstance(parameter, click.Option) and (record := parameter.get_help_record(context))
     ]
-    yield _table(("option", "what it does"), ((f"`{option}`", _cell(words)) for option, words in records))
+    yield _table(("option", "what it does"), ((_code(option), _cell(words)) for option, words in records))
 
 
 def exit_codes() -> str:
@@ -222,9 +222,7 @@ def event_types() -> str:
     """Return the values that hooks are given, and all that is in these."""
     pieces = []
     for kind in _values_of_hooks():
-        rows = [
-            (f"`{field.name}`", f"`{field.type}`".replace("|", "\\|")) for field in dataclasses.fields(kind)
-        ]
+        rows = [(f"`{field.name}`", _code(str(field.type))) for field in dataclasses.fields(kind)]
         rows += [
             (f"`{name}`", _words(member))
             for name, member in vars(kind).items()
@@ -342,7 +340,12 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _cell(words: str) -> str:
-    return " ".join(words.split()).replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(words.split()).replace("|", "&#124;").replace("<", "&lt;")
+
+
+def _code(text: str) -> str:
+    """Return code for a cell; what is between backticks cannot hold a bar that every Markdown reads so."""
+    return f"<code>{_cell(text)}</code>" if "|" in text else f"`{text}`"
 
 
 def _words(thing: object) -> str:
