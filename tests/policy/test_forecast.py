@@ -1,12 +1,29 @@
+"""When the disk is full: the line through free space, and an interval that means what it says."""
+
 from __future__ import annotations
 
+import random
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
+from hypothesis import assume, given, strategies as st
 
-from eemtcleanupd.policy.forecast import full_at
+from eemtcleanupd.policy.forecast import CONFIDENCE_PERCENT, Forecast, forecast, full_at
 
 NOW = datetime(2026, 6, 15, tzinfo=UTC)
+DAY = timedelta(days=1)
+GB = 2**30
+
+
+def daily(free: list[int]) -> list[tuple[datetime, int]]:
+    return [(NOW + at * DAY, value) for at, value in enumerate(free)]
+
+
+def found(free: list[int]) -> Forecast:
+    forecasted = forecast(daily(free))
+    assert forecasted is not None
+    return forecasted
 
 
 @pytest.mark.parametrize(
@@ -22,10 +39,86 @@ NOW = datetime(2026, 6, 15, tzinfo=UTC)
     ],
 )
 def test_a_straight_line_says_when_the_disk_is_full(free: list[int], days: int | None) -> None:
-    points = [(NOW + timedelta(days=at), value) for at, value in enumerate(free)]
-    at = full_at(points)
+    at = full_at(daily(free))
     if days is None:
         assert at is None
     else:
         assert at is not None
-        assert abs(at - (NOW + timedelta(days=days))) < timedelta(minutes=1)
+        assert abs(at - (NOW + days * DAY)) < timedelta(minutes=1)
+
+
+@given(
+    count=st.integers(3, 90),
+    per_day=st.integers(GB, 100 * GB),
+    days_left=st.integers(0, 3000),
+    gaps=st.sets(st.integers(1, 88), max_size=60),
+)
+def test_a_perfect_line_gives_a_narrow_interval_with_the_true_day(
+    count: int, per_day: int, days_left: int, gaps: set[int]
+) -> None:
+    free = [per_day * (count - 1 + days_left - day) for day in range(count)]
+    points = [point for day, point in enumerate(daily(free)) if day not in gaps or day == count - 1]
+    assume(len(points) >= 3)
+    forecasted = forecast(points)
+    assert forecasted is not None
+    full = NOW + (count - 1 + days_left) * DAY
+    tolerance = timedelta(minutes=5)
+    assert forecasted.latest is not None
+    assert full - tolerance <= forecasted.earliest <= forecasted.at <= forecasted.latest <= full + tolerance
+
+
+@given(seed=st.integers(0, 10**6), noise=st.integers(1, 20))
+def test_noise_widens_the_interval(seed: int, noise: int) -> None:
+    rng = random.Random(seed)
+    wave = [rng.gauss(0, 1) for _ in range(40)]
+
+    def width(scale: float) -> timedelta:
+        values = [int((1000 - 10 * day + scale * each) * GB) for day, each in enumerate(wave)]
+        interval = found(values)
+        assert interval.latest is not None
+        return interval.latest - interval.earliest
+
+    assert width(0) < width(noise) < width(2 * noise)
+
+
+@given(st.lists(st.integers(0, 2**60), max_size=30))
+def test_the_interval_is_in_order_and_never_in_the_past(free: list[int]) -> None:
+    forecasted = forecast(daily(free))
+    if forecasted is None:
+        return
+    last = daily(free)[-1][0]
+    assert last <= forecasted.earliest <= forecasted.at <= last + timedelta(days=3650)
+    assert forecasted.latest is None or forecasted.at <= forecasted.latest
+    band = forecasted.band(NOW)
+    assert band[0][0] == last
+    for (_, low, middle, high), (later, *_) in pairwise(band):
+        assert 0 <= low <= middle <= high
+        assert later >= last
+
+
+@given(st.lists(st.integers(0, 2**60), max_size=30))
+def test_what_does_not_shrink_is_never_full(steps: list[int]) -> None:
+    assert forecast(daily([sum(steps[:at]) for at in range(len(steps))])) is None
+
+
+def test_a_fall_that_may_be_chance_has_no_last_day() -> None:
+    forecasted = found([100, 60, 110, 50, 105, 90, 60])
+    assert forecasted.latest is None
+    assert forecasted.earliest < forecasted.at
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.8])
+def test_the_day_lies_in_the_interval_about_as_often_as_it_says(alike: float) -> None:
+    """Also where each day is like the one before, as it is in a job store."""
+    rng = random.Random(20260615)
+    hits, tries = 0, 400
+    for _ in range(tries):
+        noise = 0.0
+        values: list[int] = []
+        while not values or values[-1] > 0:
+            noise = alike * noise + (1 - alike**2) ** 0.5 * rng.gauss(0, 30)
+            values.append(int(1000 - 10 * len(values) + noise))
+        day = NOW + (len(values) - 1) * DAY
+        interval = found(values[:45])
+        hits += interval.earliest - DAY <= day and (interval.latest is None or day <= interval.latest + DAY)
+    assert hits / tries > (CONFIDENCE_PERCENT - 5) / 100
