@@ -27,6 +27,7 @@ from eemtcleanupd.clock import Clock, local_zone
 from eemtcleanupd.config.notifier import NotifierSettings
 from eemtcleanupd.errors import CleanupError, StoreError
 from eemtcleanupd.events import (
+    CapacityWarning,
     ConfigRejected,
     ConfigReloaded,
     DaemonStarted,
@@ -56,6 +57,7 @@ HOOKS: dict[type[Any], str] = {
     RunFinished: "run_finished",
     RunFailed: "run_failed",
     DiskPressure: "disk_pressure",
+    CapacityWarning: "capacity_warning",
 }
 """The hook that is told of an event."""
 
@@ -193,6 +195,8 @@ def wants(settings: NotifierSettings, event: Event) -> bool:
             return "failure" in settings.on
         case DiskPressure():
             return "pressure" in settings.on
+        case CapacityWarning():
+            return "capacity" in settings.on
         case ConfigReloaded():
             return "config_reloaded" in settings.on
         case ConfigRejected():

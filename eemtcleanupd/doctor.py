@@ -24,6 +24,7 @@ from eemtcleanupd.deletion.inspection import Obstacles, disk_usage
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.errors import BackupError, CleanupError
 from eemtcleanupd.model import TRASH_NAME, RootName
+from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.catalog import Catalog
 from eemtcleanupd.store.database import Database
@@ -87,6 +88,7 @@ def examine(loaded: Loaded, now: datetime) -> Iterator[Finding]:
             ("database", examination.database),
             ("folders", examination.folders),
             ("logs", examination.logs),
+            ("capacity", examination.capacity),
             ("schedule", examination.schedule),
             ("runs", examination.runs),
             ("delivery", examination.delivery),
@@ -156,6 +158,20 @@ class _Examination:
         else:
             yield Finding("mounts", Level.OK, "nothing is mounted inside the folders")
         yield from self._open_files(roots)
+
+    def capacity(self) -> Iterator[Finding]:
+        """Do the jobs keep to their budget?"""
+        budget = Budget.of(self._config.capacity)
+        if budget is None or not self._has_ledger:
+            return
+        held = sum(size for _, size in self._ledger.storage_by_class().values())
+        percent = budget.used_percent(held)
+        words = f"jobs hold {human_size(held)}, {percent:.1f} % of capacity.max_bytes"
+        if percent < budget.warn_percent:
+            yield Finding("capacity", Level.OK, words)
+        else:
+            advice = "`report` names the biggest jobs; shorten the retention, or raise the budget"
+            yield Finding("capacity", Level.WARNING, words, advice)
 
     def _permissions(self, root: Root) -> Iterator[Finding]:
         place = f"{root.name} at {root.path}"

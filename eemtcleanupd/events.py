@@ -136,7 +136,10 @@ class StoragePoint:
 
 @dataclass(frozen=True, slots=True)
 class StorageState:
-    """The job store after a run: measured bytes of jobs, the results filesystem, a trend of 90 days."""
+    """The job store after a run: measured bytes of jobs, the results filesystem, a trend of 90 days.
+
+    ``capacity_max_bytes`` is what the jobs may hold (``capacity.max_bytes``), None without a budget.
+    """
 
     successful_bytes: int
     failed_bytes: int
@@ -145,6 +148,7 @@ class StorageState:
     trash_jobs: int = 0
     trash_bytes: int = 0
     trend: tuple[StoragePoint, ...] = ()
+    capacity_max_bytes: int | None = None
 
     @property
     def used_bytes(self) -> int:
@@ -280,6 +284,25 @@ class DiskPressure:
     low_watermark_percent: float
 
 
+@dataclass(frozen=True, slots=True)
+class CapacityWarning:
+    """What the jobs hold has passed ``warn_percent`` of their budget, or all of it."""
+
+    used_bytes: int
+    max_bytes: int
+    warn_percent: float
+
+    @property
+    def used_percent(self) -> float:
+        """How much of the budget is used."""
+        return 100 * self.used_bytes / self.max_bytes
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is all of the budget, or more."""
+        return self.used_bytes >= self.max_bytes
+
+
 Event = (
     RunStarted
     | JobPlanned
@@ -295,5 +318,6 @@ Event = (
     | ConfigReloaded
     | ConfigRejected
     | DiskPressure
+    | CapacityWarning
 )
 Emit = Callable[[Event], None]

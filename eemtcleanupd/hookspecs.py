@@ -22,6 +22,7 @@ import pluggy
 from eemtcleanupd.config.notifier import NotifierSettings
 from eemtcleanupd.events import (
     AuditEntry,
+    CapacityWarning,
     ConfigRejected,
     ConfigReloaded,
     DaemonStarted,
@@ -47,6 +48,7 @@ EVENT_HOOKS: Final = (
     "run_finished",
     "run_failed",
     "disk_pressure",
+    "capacity_warning",
     "digest",
     "notify",
 )
@@ -136,6 +138,10 @@ class Hooks:
     @hookspec
     def disk_pressure(self, event: DiskPressure, settings: Any) -> str | None:
         """The results filesystem is fuller than its high watermark; a run follows."""
+
+    @hookspec
+    def capacity_warning(self, event: CapacityWarning, settings: Any) -> str | None:
+        """What the jobs hold has passed a mark of their budget; told once for each crossing."""
 
     @hookspec
     def digest(self, event: Digest, settings: Any) -> str | None:

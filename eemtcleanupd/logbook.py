@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.events import (
+    CapacityWarning,
     ConfigRejected,
     ConfigReloaded,
     DaemonStarted,
@@ -190,6 +191,13 @@ def _write_daemon_event(event: Event) -> None:
                 event.file,
                 event.reason,
                 event.error,
+            )
+        case CapacityWarning():
+            log.warning(
+                "Jobs hold %s, %.1f %% of their budget of %s",
+                human_size(event.used_bytes),
+                event.used_percent,
+                human_size(event.max_bytes),
             )
         case DiskPressure():
             log.warning(

@@ -42,6 +42,7 @@ from eemtcleanupd.events import (
 )
 from eemtcleanupd.model import Decision, Found, JobClass, RootName
 from eemtcleanupd.policy.breakers import clock_fault, is_too_many
+from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.pressure import Pressure, early_policy
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.stop import StopFlag
@@ -344,7 +345,11 @@ class _Run:
                 raise
             report = self._report(opened, pipeline.counts, census)
             usage = disk_usage(roots[RootName.RESULTS].fd)
-            ledger.add_storage_sample(self._run_id, usage.free_bytes, usage.total_bytes, self._clock())
+            passed = ledger.add_storage_sample(
+                self._run_id, usage.free_bytes, usage.total_bytes, self._clock(), Budget.of(config.capacity)
+            )
+            if passed is not None:
+                self._emit(passed)
             self._audit("run_finished", **_in_audit(report))
         except CleanupError as error:
             with suppress(CleanupError):  # the database may be what broke; the first error is the one to tell
@@ -353,9 +358,10 @@ class _Run:
                 )
             raise
         ledger.finish_run(_ended(record, report), totals_of(report, pipeline.counts.by_status))
+        storage = ledger.storage_state(self._clock(), usage.free_bytes, usage.total_bytes)
         report = replace(
             report,
-            storage=ledger.storage_state(self._clock(), usage.free_bytes, usage.total_bytes),
+            storage=replace(storage, capacity_max_bytes=config.capacity.max_bytes),
             totals=ledger.totals(),
         )
         self._emit(RunFinished(report))

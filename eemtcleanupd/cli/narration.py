@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from eemtcleanupd.events import (
+    CapacityWarning,
     Event,
     JobCleaned,
     JobFailed,
@@ -51,6 +52,9 @@ class Lines:
                 self._orphan(event)
             case Warned():
                 _say("WARNING", event.message)
+            case CapacityWarning():
+                used, budget = human_size(event.used_bytes), human_size(event.max_bytes)
+                _say("WARNING", f"Jobs hold {used}, {event.used_percent:.1f} % of their budget of {budget}")
             case RunFinished(report):
                 self._finished(report)
             case _:

@@ -137,4 +137,7 @@ def _storage_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
         ("", f"{name}: {each['jobs']} jobs, {human_size(each['bytes'])}")
         for name, each in storage["by_status"].items()
     ]
+    if (capacity := document["capacity"]) is not None:
+        used = f"{human_size(capacity['held_bytes'])} of {human_size(capacity['max_bytes'])}"
+        rows.append(("Budget", f"jobs hold {used} ({capacity['used_percent']:.1f} %)"))
     return rows

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
+from eemtcleanupd.units import parse_size
+
 CRON_NAMES = {
     "@hourly": "0 * * * *",
     "@daily": "0 0 * * *",
@@ -105,6 +107,12 @@ def _listen(value: str) -> str:
     return value
 
 
+def _size(value: object) -> object:
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return parse_size(str(value))
+    return value
+
+
 def _metadata(value: bool) -> bool:
     if not value:
         raise ValueError("only true is possible: the metadata of every job is kept for ever")
@@ -122,6 +130,11 @@ Hours = Annotated[float, Field(ge=0, le=1_000_000)]
 Days = Annotated[float, Field(ge=0, le=40_000)]
 Percent = Annotated[float, Field(gt=0, le=100)]
 Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
+Size = Annotated[
+    int,
+    Field(ge=1, le=2**62),
+    BeforeValidator(_size, json_schema_input_type=Annotated[int, Field(ge=1)] | str),
+]
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[Text, ...], Strict(False)]
 SomeTexts = Annotated[Texts, AfterValidator(not_empty)]

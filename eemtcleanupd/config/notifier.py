@@ -17,6 +17,7 @@ Occasion = Literal[
     "trash",
     "dry_run",
     "pressure",
+    "capacity",
     "config_reloaded",
     "config_rejected",
     "daemon",
@@ -24,7 +25,8 @@ Occasion = Literal[
 """What a notifier may be told of.
 
 How a run ended (``failure``: with errors, refused, or broken off; ``trash``: well, and it only emptied the
-trash), a full disk, a new configuration in force or refused, the daemon's start and stop.
+trash), a full disk, a budget that is nearly or wholly used up, a new configuration in force or refused, the
+daemon's start and stop.
 """
 
 
@@ -62,9 +64,9 @@ class NotifierSettings(PluginSettings):
     outlives_restarts: ClassVar[bool] = True
 
     on: Occasions = Field(
-        ("success", "failure", "interrupted", "pressure", "config_rejected"),
+        ("success", "failure", "interrupted", "pressure", "capacity", "config_rejected"),
         description="What it is told of: success, failure, interrupted, trash, dry_run, pressure, "
-        "config_reloaded, config_rejected, daemon.",
+        "capacity, config_reloaded, config_rejected, daemon.",
     )
     only_if_cleaned: bool = Field(False, description="Tell of a successful run only if something went.")
     digest: TimeOfDay | None = Field(

@@ -34,6 +34,7 @@ from eemtcleanupd.config.fields import (
     Metadata,
     Patterns,
     Percent,
+    Size,
     SomeTexts,
     Text,
     Texts,
@@ -233,6 +234,15 @@ class PressureConfig(Section):
         return value
 
 
+class CapacityConfig(Section):
+    """A budget for what the jobs hold; it warns, and deletes nothing."""
+
+    max_bytes: Size | None = Field(
+        None, description="What the jobs may hold together, in bytes or as 500G; null: no budget."
+    )
+    warn_percent: Percent = Field(80, description="Warn when so much of it is used, and when all of it is.")
+
+
 class BackupConfig(Section):
     """A copy of each job before it goes."""
 
@@ -314,6 +324,9 @@ class Config(Section):
     )
     pressure: PressureConfig = Field(
         default_factory=PressureConfig, description="Cleaning early when the disk is nearly full."
+    )
+    capacity: CapacityConfig = Field(
+        default_factory=CapacityConfig, description="A budget for what the jobs hold."
     )
     backup: BackupConfig = Field(
         default_factory=BackupConfig, description="A copy of each job before it goes."

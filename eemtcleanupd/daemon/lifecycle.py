@@ -269,7 +269,9 @@ class Daemon:
                 if self._is_free() and self._storage.has_expired_trash(self.config):
                     self._want(RunWanted(TRASH_TRIGGER, USER))
             case SampleDue():
-                self._storage.sample(self.config)
+                passed = self._storage.sample(self.config)
+                if passed is not None:
+                    self._emit(passed)
             case PressureDue():
                 self._look_at_pressure()
 

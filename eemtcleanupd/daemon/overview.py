@@ -11,6 +11,7 @@ from eemtcleanupd.clock import system_clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.daemon.status import DaemonStatus
 from eemtcleanupd.daemon.storage import Storage
+from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import Ledger, RunRecord
 from eemtcleanupd.store.lock import Holder
@@ -53,6 +54,7 @@ def overview(config: Config, holder: Holder | None, told: DaemonStatus | None) -
         "last_run": run_document(last[0]) if last else None,
         "last_refusal": None if told is None else told.refused,
         "storage": _storage(config, by_class),
+        "capacity": _capacity(config, by_class),
         "trash": {"jobs": waiting, "bytes": waiting_bytes, "next_purge": iso(first_goes)},
         "notifiers": _notifiers(config, told_by, told),
         "config": {
@@ -113,6 +115,20 @@ def _storage(config: Config, by_class: dict[str, tuple[int, int]]) -> dict[str, 
         "used_bytes": None if usage is None else usage.used_bytes,
         "free_bytes": None if usage is None else usage.free_bytes,
         "used_percent": None if usage is None else round(usage.used_percent, 1),
+    }
+
+
+def _capacity(config: Config, by_class: dict[str, tuple[int, int]]) -> dict[str, Any] | None:
+    """Return how much of the budget is used, None without a budget."""
+    budget = Budget.of(config.capacity)
+    if budget is None:
+        return None
+    held = sum(size for _, size in by_class.values())
+    return {
+        "max_bytes": budget.max_bytes,
+        "warn_percent": budget.warn_percent,
+        "held_bytes": held,
+        "used_percent": round(budget.used_percent(held), 1),
     }
 
 

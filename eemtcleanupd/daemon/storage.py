@@ -18,7 +18,8 @@ from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.inspection import disk_usage
 from eemtcleanupd.errors import CleanupError
-from eemtcleanupd.events import Total
+from eemtcleanupd.events import CapacityWarning, Total
+from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.pressure import DiskUsage
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import Ledger
@@ -78,16 +79,22 @@ class Storage:
             _tell(error)
             return False
 
-    def sample(self, config: Config) -> None:
-        """Add a point to the storage history, except where only dry runs are wanted."""
+    def sample(self, config: Config) -> CapacityWarning | None:
+        """Add a point to the storage history, except where only dry runs are wanted.
+
+        Returns what there is to tell when usage has passed a mark of the budget.
+        """
         usage = self.usage(config)
         if usage is None or config.dry_run:
-            return
+            return None
         try:
             with _ledger(config) as ledger:
-                ledger.add_storage_sample(None, usage.free_bytes, usage.total_bytes, self._clock())
+                ledger.create_tables()  # an earlier version's history has no level
+                free, total = usage.free_bytes, usage.total_bytes
+                return ledger.add_storage_sample(None, free, total, self._clock(), Budget.of(config.capacity))
         except (CleanupError, _NoLedgerError) as error:
             _tell(error)
+            return None
 
     def usage(self, config: Config) -> DiskUsage | None:
         """Return how full the results filesystem is, None when it cannot be said."""

@@ -159,6 +159,10 @@ class Prometheus:
             "Size of the results filesystem",
             None if storage is None else storage.total_bytes,
         )
+        if storage is not None and storage.capacity_max_bytes is not None:
+            yield gauge(
+                "eemt_capacity_max_bytes", "What the jobs may hold together", storage.capacity_max_bytes
+            )
         yield gauge(
             "eemt_trash_bytes",
             "Size of what waits in the trash",

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Literal
 
 from eemtcleanupd.events import (
+    CapacityWarning,
     ConfigRejected,
     ConfigReloaded,
     DaemonStarted,
@@ -62,6 +63,18 @@ def in_words(event: object) -> Words:
                     ("Used", f"{event.used_percent:.1f} %"),
                     ("Available Space", human_size(event.free_bytes)),
                     ("Cleaning until", f"{event.low_watermark_percent:g} %"),
+                ),
+            )
+        case CapacityWarning():
+            budget = human_size(event.max_bytes)
+            what = "all" if event.is_over else f"{event.used_percent:.1f} %"
+            return Words(
+                f"EEMT jobs use {what} of their budget of {budget}",
+                "danger" if event.is_over else "warning",
+                (
+                    ("Current Storage Usage", human_size(event.used_bytes)),
+                    ("Budget", f"{budget}, {event.used_percent:.1f} % used"),
+                    ("Warning from", f"{event.warn_percent:g} %"),
                 ),
             )
         case ConfigRejected():
@@ -127,6 +140,9 @@ _STATUS = {"success": "Success", "errors": "Failed for some jobs", "interrupted"
 
 def _storage(storage: StorageState) -> list[tuple[str, str]]:
     facts = [("Current Storage Usage", human_size(storage.used_bytes))]
+    if storage.capacity_max_bytes:
+        percent = 100 * storage.used_bytes / storage.capacity_max_bytes
+        facts.append(("Budget", f"{human_size(storage.capacity_max_bytes)}, {percent:.1f} % used"))
     if storage.total_bytes:
         share = f" of {human_size(storage.total_bytes)}"
         facts.append(("Available Space", human_size(storage.free_bytes) + share))

@@ -32,8 +32,9 @@ from sqlalchemy import (
 from sqlalchemy.schema import CreateColumn
 
 from eemtcleanupd.errors import StoreError
-from eemtcleanupd.events import StoragePoint, StorageState, Total
+from eemtcleanupd.events import CapacityWarning, StoragePoint, StorageState, Total
 from eemtcleanupd.model import TRASH_NAME, Artifact, Found, Hold, JobClass, RootName
+from eemtcleanupd.policy.capacity import Budget, Level
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.tables import (
     AUDIT,
@@ -447,37 +448,47 @@ class Ledger:
         return count, int(size or 0), _read_utc(first)
 
     def add_storage_sample(
-        self, run_id: str | None, free_bytes: int, total_bytes: int, now: datetime
-    ) -> None:
-        """Write one point of the storage history: measured bytes by class, and the results filesystem."""
+        self,
+        run_id: str | None,
+        free_bytes: int,
+        total_bytes: int,
+        now: datetime,
+        budget: Budget | None = None,
+    ) -> CapacityWarning | None:
+        """Write one point of the storage history: measured bytes by class, and the results filesystem.
 
-        def work(connection: Connection) -> None:
+        Returns:
+            What there is to tell when usage has passed a mark of the budget since the point before.
+        """
+
+        def work(connection: Connection) -> CapacityWarning | None:
             grouped = select(SIZES.c.status_class, func.sum(SIZES.c.bytes)).group_by(SIZES.c.status_class)
             used = {row[0]: row[1] for row in connection.execute(grouped)}
+            successful, failed = (int(used.get(each, 0)) for each in (JobClass.SUCCESSFUL, JobClass.FAILED))
+            held = successful + failed
+            latest = select(STORAGE.c.capacity_level).order_by(STORAGE.c.id.desc()).limit(1)
+            told = connection.execute(latest).scalar()
+            before = Level(told) if told in set(Level) else Level.WITHIN
+            level = Level.WITHIN if budget is None else budget.level(held, before)
             connection.execute(
                 insert(STORAGE).values(
                     timestamp=utc_timestamp(now),
                     run_id=run_id,
-                    successful_bytes=used.get(JobClass.SUCCESSFUL, 0),
-                    failed_bytes=used.get(JobClass.FAILED, 0),
+                    successful_bytes=successful,
+                    failed_bytes=failed,
                     free_bytes=free_bytes,
                     total_bytes=total_bytes,
+                    capacity_level=int(level),
                 )
             )
+            if budget is None or level <= before:
+                return None
+            return CapacityWarning(held, budget.max_bytes, budget.warn_percent)
 
-        self._database.write(work)
+        return self._database.write(work)
 
     def storage_state(self, now: datetime, free_bytes: int, total_bytes: int) -> StorageState:
-        """Return what the jobs hold, with the trend of 90 days: one point a day, the day's last."""
-        day = func.substr(STORAGE.c.timestamp, 1, 10)
-        newest = (
-            select(func.max(STORAGE.c.id))
-            .where(STORAGE.c.timestamp >= utc_timestamp(now - timedelta(days=90)))
-            .group_by(day)
-        )
-        statement = select(STORAGE).where(STORAGE.c.id.in_(newest)).order_by(STORAGE.c.id)
-        with self._database.read() as connection:
-            points = connection.execute(statement).all()
+        """Return what the jobs hold, with the trend of 90 days."""
         held = self.storage_by_class()
         trash_jobs, trash_bytes, _ = self.trash()
         return StorageState(
@@ -487,15 +498,34 @@ class Ledger:
             total_bytes=total_bytes,
             trash_jobs=trash_jobs,
             trash_bytes=trash_bytes,
-            trend=tuple(
+            trend=self.trend(now),
+        )
+
+    def trend(self, now: datetime) -> tuple[StoragePoint, ...]:
+        """Return the storage history of 90 days: one point a day, the day's last."""
+        day = func.substr(STORAGE.c.timestamp, 1, 10)
+        newest = (
+            select(func.max(STORAGE.c.id))
+            .where(STORAGE.c.timestamp >= utc_timestamp(now - timedelta(days=90)))
+            .group_by(day)
+        )
+        columns = STORAGE.c
+        statement = (
+            select(columns.timestamp, columns.successful_bytes, columns.failed_bytes, columns.free_bytes)
+            .where(columns.id.in_(newest))
+            .order_by(columns.id)
+        )
+        with self._database.read() as connection:
+            points = connection.execute(statement).all()
+        with _making_sense("cleanup_storage"):
+            return tuple(
                 StoragePoint(
                     datetime.fromisoformat(point.timestamp).replace(tzinfo=UTC),
-                    point.successful_bytes + point.failed_bytes,
-                    point.free_bytes,
+                    int(point.successful_bytes) + int(point.failed_bytes),
+                    int(point.free_bytes),
                 )
                 for point in points
-            ),
-        )
+            )
 
     # -- holds -------------------------------------------------------------------------------------
 

@@ -92,6 +92,7 @@ STORAGE = Table(
     Column("failed_bytes", BigInteger),
     Column("free_bytes", BigInteger),
     Column("total_bytes", BigInteger),
+    Column("capacity_level", Integer),
 )
 ROOTS = Table(
     "cleanup_roots",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from eemtcleanupd.events import (
+    CapacityWarning,
     ConfigRejected,
     ConfigReloaded,
     DaemonStarted,
@@ -40,6 +41,7 @@ def report(
         failed_bytes=2**30,
         free_bytes=50 * 2**30,
         total_bytes=100 * 2**30,
+        capacity_max_bytes=60 * 2**30,
         trend=tuple(
             StoragePoint(NOW - timedelta(days=day), (30 + day) * 2**30, (50 - day) * 2**30)
             for day in range(5, 0, -1)
@@ -84,6 +86,7 @@ EVENTS = (
     RunFinished(report("interrupted")),
     Digest(NOW, NOW, (FINISHED, HOSTILE_REPORT), (FAILED,)),
     DiskPressure(91.5, 2**30, 90, 80),
+    CapacityWarning(85 * 2**30, 100 * 2**30, 80),
     ConfigReloaded("/etc/eemtcleanupd/cleanup_config.yaml", "SIGHUP"),
     ConfigRejected("/etc/eemtcleanupd/cleanup_config.yaml", "SIGHUP", "line 3: retention.hours\nis wrong"),
     DaemonStarted(1, "gis1", None),

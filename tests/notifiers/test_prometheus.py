@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -56,6 +57,16 @@ def test_figures_are_those_of_the_ledger_and_the_report() -> None:
     assert found['eemt_jobs_cleaned_total{status="completed"}'] == 12
     assert found["eemt_storage_usage_bytes"] == 31 * 2**30
     assert found["eemt_cleanup_last_success_timestamp_seconds"] == NOW.timestamp()
+
+
+def test_the_budget_is_a_metric_only_while_there_is_one() -> None:
+    prometheus = Prometheus()
+    prometheus.run_finished(FINISHED, OFF)
+    assert samples(prometheus.exposition())["eemt_capacity_max_bytes"] == 60 * 2**30
+    assert FINISHED.report.storage is not None
+    without = replace(FINISHED.report.storage, capacity_max_bytes=None)
+    prometheus.run_finished(RunFinished(report(storage=without)), OFF)
+    assert b"eemt_capacity" not in prometheus.exposition()
 
 
 def test_a_daemon_that_just_started_knows_the_last_success() -> None:

@@ -16,6 +16,7 @@ from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.config.notifier import NotifierSettings
 from eemtcleanupd.delivery import Delivery, backoff, decode, encode, next_digest, wants
 from eemtcleanupd.events import (
+    CapacityWarning,
     ConfigRejected,
     ConfigReloaded,
     DaemonStarted,
@@ -269,7 +270,9 @@ def test_a_notifier_that_a_reload_takes_away_is_not_told(post: Post, plugins: Pl
     assert post.letters() == []
 
 
-@pytest.mark.parametrize("event", [FINISHED, FAILED, HOSTILE_REPORT, DiskPressure(1, 2, 3, 4)], ids=str)
+@pytest.mark.parametrize(
+    "event", [FINISHED, FAILED, HOSTILE_REPORT, DiskPressure(1, 2, 3, 4), CapacityWarning(1, 2, 3)], ids=str
+)
 def test_an_event_comes_out_of_the_outbox_as_it_went_in(event: Event) -> None:
     from eemtcleanupd.delivery import HOOKS
 
@@ -293,6 +296,8 @@ WANTED = [
     (FAILED, {"on": ("failure",)}, True),
     (FAILED, {"on": ("success",)}, False),
     (DiskPressure(1, 2, 3, 4), {"on": ("pressure",)}, True),
+    (CapacityWarning(1, 2, 3), {}, True),
+    (CapacityWarning(1, 2, 3), {"on": ("pressure",)}, False),
     (ConfigReloaded("f", "r"), {"on": ("config_rejected",)}, False),
     (ConfigRejected("f", "r", "e"), {"on": ("config_rejected",)}, True),
     (DaemonStarted(1, "h", None), {"on": ("daemon",)}, True),

@@ -1,0 +1,57 @@
+"""A budget: which level usage is at, and that it is crossed once."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, strategies as st
+
+from eemtcleanupd.policy.capacity import Budget, Level
+
+WITHIN, WARNED, OVER = Level
+
+
+@pytest.mark.parametrize(
+    ("before", "used", "level"),
+    [
+        (WITHIN, 79, WITHIN),
+        (WITHIN, 80, WARNED),
+        (WITHIN, 100, OVER),
+        (WITHIN, 10**6, OVER),
+        (WARNED, 77, WARNED),  # a little below its mark
+        (WARNED, 75, WITHIN),
+        (WARNED, 99, WARNED),
+        (WARNED, 100, OVER),
+        (OVER, 96, OVER),
+        (OVER, 94, WARNED),
+        (OVER, 10, WITHIN),
+    ],
+)
+def test_a_level_is_reached_at_its_mark_and_left_a_little_below(
+    before: Level, used: int, level: Level
+) -> None:
+    assert Budget(100, 80).level(used, before) is level
+
+
+@given(
+    st.integers(1, 2**62),
+    st.floats(0.01, 100),
+    st.integers(0, 2**62),
+    st.sampled_from(Level),
+)
+def test_nothing_happens_while_usage_stays_the_same(
+    max_bytes: int, warn_percent: float, used: int, before: Level
+) -> None:
+    budget = Budget(max_bytes, warn_percent)
+    level = budget.level(used, before)
+    assert budget.level(used, level) is level
+
+
+@given(st.floats(1, 100), st.lists(st.integers(0, 120), min_size=1))
+def test_usage_that_swings_less_than_a_twentieth_is_told_of_once(percent: float, swings: list[int]) -> None:
+    budget, level, rises = Budget(10**6, percent), WITHIN, 0
+    mark = budget.max_bytes * percent / 100
+    for swing in swings:
+        after = budget.level(int(mark * (1 + (swing - 60) / 1300)), level)
+        rises += after > level
+        level = after
+    assert rises <= 2  # from 95 % on it may reach the budget itself as well
