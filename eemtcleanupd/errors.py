@@ -65,3 +65,9 @@ class RerunError(CleanupError):
     """A job cannot be submitted again."""
 
     exit_code = 1
+
+
+class ReportError(CleanupError):
+    """A report, or its picture, cannot be made or written."""
+
+    exit_code = 1

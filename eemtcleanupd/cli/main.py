@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "hold": ("eemtcleanupd.cli.hold", "Never clean a job, until a time or for ever."),
     "notify-test": ("eemtcleanupd.cli.notify_test", "Send a test to the notifiers and show their answers."),
     "reload": ("eemtcleanupd.cli.control", "Let the daemon read its configuration again."),
+    "report": ("eemtcleanupd.cli.report", "Report what was cleaned, what is held, when the disk is full."),
     "rerun": ("eemtcleanupd.cli.rerun", "Submit a job again, from its preserved configuration."),
     "reset": ("eemtcleanupd.cli.reset", "Forget which jobs were cleaned, after a copy of the database."),
     "roots": ("eemtcleanupd.cli.roots", "Show the folders of the last run, or accept new ones."),

@@ -138,6 +138,10 @@ def _storage_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
         for name, each in storage["by_status"].items()
     ]
     if (capacity := document["capacity"]) is not None:
-        used = f"{human_size(capacity['held_bytes'])} of {human_size(capacity['max_bytes'])}"
-        rows.append(("Budget", f"jobs hold {used} ({capacity['used_percent']:.1f} %)"))
+        budget = human_size(capacity["max_bytes"])
+        if capacity["held_bytes"] is None:
+            rows.append(("Budget", f"{budget}, nothing is measured yet"))
+        else:
+            held = human_size(capacity["held_bytes"])
+            rows.append(("Budget", f"jobs hold {held} of {budget} ({capacity['used_percent']:.1f} %)"))
     return rows

@@ -54,7 +54,7 @@ def overview(config: Config, holder: Holder | None, told: DaemonStatus | None) -
         "last_run": run_document(last[0]) if last else None,
         "last_refusal": None if told is None else told.refused,
         "storage": _storage(config, by_class),
-        "capacity": _capacity(config, by_class),
+        "capacity": _capacity(config, by_class if has_ledger else None),
         "trash": {"jobs": waiting, "bytes": waiting_bytes, "next_purge": iso(first_goes)},
         "notifiers": _notifiers(config, told_by, told),
         "config": {
@@ -118,17 +118,17 @@ def _storage(config: Config, by_class: dict[str, tuple[int, int]]) -> dict[str, 
     }
 
 
-def _capacity(config: Config, by_class: dict[str, tuple[int, int]]) -> dict[str, Any] | None:
-    """Return how much of the budget is used, None without a budget."""
+def _capacity(config: Config, by_class: dict[str, tuple[int, int]] | None) -> dict[str, Any] | None:
+    """Return how much of the budget is used, None without a budget; nobody knows before the first run."""
     budget = Budget.of(config.capacity)
     if budget is None:
         return None
-    held = sum(size for _, size in by_class.values())
+    held = None if by_class is None else sum(size for _, size in by_class.values())
     return {
         "max_bytes": budget.max_bytes,
         "warn_percent": budget.warn_percent,
         "held_bytes": held,
-        "used_percent": round(budget.used_percent(held), 1),
+        "used_percent": None if held is None else round(budget.used_percent(held), 1),
     }
 
 

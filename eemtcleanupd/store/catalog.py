@@ -247,6 +247,11 @@ class Catalog:
         return self._id
 
     @property
+    def column_names(self) -> tuple[str, ...]:
+        """The names of all columns that the table has."""
+        return tuple(self._jobs.c.keys())
+
+    @property
     def has_uploads(self) -> bool:
         """Whether rows name an upload at all."""
         return "dem_filename" in self._jobs.c

@@ -464,7 +464,7 @@ class Ledger:
         def work(connection: Connection) -> CapacityWarning | None:
             grouped = select(SIZES.c.status_class, func.sum(SIZES.c.bytes)).group_by(SIZES.c.status_class)
             used = {row[0]: row[1] for row in connection.execute(grouped)}
-            successful, failed = (int(used.get(each, 0)) for each in (JobClass.SUCCESSFUL, JobClass.FAILED))
+            successful, failed = (int(used.get(each) or 0) for each in (JobClass.SUCCESSFUL, JobClass.FAILED))
             held = successful + failed
             latest = select(STORAGE.c.capacity_level).order_by(STORAGE.c.id.desc()).limit(1)
             told = connection.execute(latest).scalar()

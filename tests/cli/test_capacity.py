@@ -77,6 +77,7 @@ notifications:
 def test_status_and_doctor_show_it(store: JobStore, run_cli: RunCli) -> None:
     store.job("a", days=1)
     configure(store, "capacity: {max_bytes: 1G}")
+    assert "Budget    1 GB, nothing is measured yet" in run_cli("status", cwd=store.path).stdout
     store.run()
     capacity = json.loads(run_cli("status", "--json", cwd=store.path).stdout)["capacity"]
     assert (capacity["max_bytes"], capacity["used_percent"]) == (2**30, 0.0)
