@@ -35,7 +35,9 @@ from eemtcleanupd.store.tables import METADATA
 from eemtcleanupd.web.access import Access
 from eemtcleanupd.web.app import around
 from eemtcleanupd.web.engine import Engine
+from eemtcleanupd.web.kept import Kept
 from eemtcleanupd.web.router import routes as interface
+from eemtcleanupd.web.site import Site
 
 _DOCS = Path(__file__).parent
 _ARCHITECTURE = _DOCS.parent / "ARCHITECTURE.md"
@@ -262,7 +264,8 @@ def routes() -> str:
     access = Access(nothing)
     app = cast("FastAPI", vars(around(nothing, access))["_app"])
     description = app.openapi()
-    scopes = dict(_scopes([*app.routes, *interface(nothing, access).routes]))
+    site = Site(nothing, Kept(), access.requires("read"), access.requires("clean"))
+    scopes = dict(_scopes([*app.routes, *interface(site).routes]))
     pieces = []
     for path, methods in description["paths"].items():
         for method, route in methods.items():
