@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import click
+from eemtcleanupd.config.not_yet import NOT_YET
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
@@ -27,7 +28,6 @@ from starlette.routing import BaseRoute
 from eemtcleanupd import errors, events, hookspecs, model
 from eemtcleanupd.cli.main import COMMANDS
 from eemtcleanupd.config.environment import BASE_DIR, CONFIG_FILE, VARIABLES
-from eemtcleanupd.config.not_yet import NOT_YET
 from eemtcleanupd.config.notifier import NotifierSettings
 from eemtcleanupd.notifiers.prometheus import Prometheus
 from eemtcleanupd.plugins import schema

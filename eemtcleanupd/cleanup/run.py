@@ -21,6 +21,7 @@ from eemtcleanupd.cleanup.relief import Target, empty_trash, take_early
 from eemtcleanupd.clock import Clock, system_clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.inspection import disk_usage
+from eemtcleanupd.deletion.limits import Limits
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.walk import measure
@@ -77,11 +78,39 @@ class RunRequest:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run is, for whoever watches from another thread; jobs include those that are kept."""
+    """How far a run is, for whoever watches from another thread; jobs include those that are kept.
+
+    ``limits`` are set when others than those of the run's configuration are to be in force.
+    """
 
     jobs_total: int = 0
     jobs_done: int = 0
     pool: DeletionPool | None = None
+    limits: Limits | None = None
+
+    def limit(self, config: Config) -> None:
+        """Put the limits of another configuration in force: all else stays as it was when the run began."""
+        self.limits = limits_of(config)
+        if self.pool is not None:
+            self.pool.controls.set(self.limits)
+
+    def begin(self, pool: DeletionPool) -> None:
+        """Watch a pool; limits that came before it are put in force."""
+        self.pool = pool
+        if self.limits is not None:
+            pool.controls.set(self.limits)
+
+
+def limits_of(config: Config) -> Limits:
+    """Return how fast and how politely a configuration wants files to be deleted."""
+    performance = config.performance
+    return Limits(
+        deletes_per_second=performance.max_deletes_per_second,
+        bytes_per_second=performance.max_bytes_per_second,
+        truncate_chunk_bytes=performance.truncate_chunk,
+        nice=performance.nice,
+        idle_io=performance.io_priority == "idle",
+    )
 
 
 def clean(
@@ -315,8 +344,11 @@ class _Run:
         try:
             trashes = open_trashes(roots, stack)
             ledger.save_roots(remember_root(root, trashes[name]) for name, root in roots.items())
-            pool = stack.enter_context(DeletionPool(self._workers, self._stop))
-            self._progress.pool = pool
+            is_auto = config.performance.parallel_delete and config.performance.max_workers == "auto"
+            pool = stack.enter_context(
+                DeletionPool(self._workers, self._stop, auto=is_auto, limits=limits_of(config))
+            )
+            self._progress.begin(pool)
             tools = Tools(
                 database=opened.database,
                 catalog=opened.catalog,
@@ -518,8 +550,11 @@ class _Run:
 
     @property
     def _workers(self) -> int:
+        """How many workers there are, or may be at most."""
         performance = self._config.performance
-        return performance.max_workers if performance.parallel_delete else 1
+        if not performance.parallel_delete:
+            return 1
+        return performance.auto_max_workers if performance.max_workers == "auto" else performance.max_workers
 
     def _emit_started(self, backlog: Backlog) -> None:
         self._emit(

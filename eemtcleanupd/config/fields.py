@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, Strict
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, TypeAdapter, WrapValidator
 
 from eemtcleanupd.units import parse_size
 
@@ -23,6 +24,8 @@ CRON_NAMES = {
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _LISTEN = re.compile(r"unix:/.+|(\[[0-9a-f:.]+\]|[a-z0-9._-]+):(?P<port>\d{1,5})", re.IGNORECASE)
+
+_CLUSTER = re.compile(r"tls://(\[[0-9a-f:.]+\]|[a-z0-9._-]+):\d{1,5}", re.IGNORECASE)
 
 
 class DatabaseAddress(str):
@@ -113,6 +116,29 @@ def _size(value: object) -> object:
     return value
 
 
+def _cluster(value: str) -> str:
+    # Whoever can write to a scheduler can have code run by its workers.
+    if not _CLUSTER.fullmatch(value):
+        raise ValueError("write tls://host:port, such as tls://cluster.example.org:8786; it is always TLS")
+    return value
+
+
+def no_small_chunk(value: int) -> int:
+    """Refuse steps so small that they cost more than they spare."""
+    if 0 < value < 1 << 20:
+        raise ValueError("a step is 1M at least; 0: no steps")
+    return value
+
+
+def _number_or_auto(value: object, _both: object) -> object:
+    return value if value == "auto" else _number_of_workers().validate_python(value)
+
+
+@cache
+def _number_of_workers() -> TypeAdapter[int]:
+    return TypeAdapter(Annotated[int, Field(ge=1, le=256), Strict()])
+
+
 def _metadata(value: bool) -> bool:
     if not value:
         raise ValueError("only true is possible: the metadata of every job is kept for ever")
@@ -135,6 +161,9 @@ Size = Annotated[
     Field(ge=1, le=2**62),
     BeforeValidator(_size, json_schema_input_type=Annotated[int, Field(ge=1)] | str),
 ]
+SizeOrZero = Annotated[int, Field(ge=0, le=2**60), BeforeValidator(_size, json_schema_input_type=int | str)]
+Workers = Annotated[Annotated[int, Field(ge=1, le=256)] | Literal["auto"], WrapValidator(_number_or_auto)]
+Cluster = Annotated[str, AfterValidator(_cluster)]
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[Text, ...], Strict(False)]
 SomeTexts = Annotated[Texts, AfterValidator(not_empty)]

@@ -16,7 +16,6 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from eemtcleanupd.config.document import Document, Loc, dotted, read_document
 from eemtcleanupd.config.environment import BASE_DIR, CONFIG_FILE, read_environment, variable
 from eemtcleanupd.config.fields import DatabaseAddress
-from eemtcleanupd.config.not_yet import NOT_YET
 from eemtcleanupd.config.notifier import PluginSettings
 from eemtcleanupd.config.problems import describe
 from eemtcleanupd.config.schema import Config, Schema
@@ -266,8 +265,6 @@ class _Assembly:
             config = self._schema.model.model_validate(nested)
         except ValidationError as error:
             self._note(error)
-        else:
-            self._consider_what_is_missing()
         problems = list(dict.fromkeys(self.problems))
         if len(problems) == 1:
             raise ConfigError(problems[0])
@@ -277,14 +274,6 @@ class _Assembly:
             head = f"the configuration has {len(problems)} problems:"
             raise ConfigError("\n  ".join([head, *problems[:_MAX_PROBLEMS], *tail]))
         return config
-
-    def _consider_what_is_missing(self) -> None:
-        for each in NOT_YET:
-            value = self._values.get(each.key)
-            if each.key not in self.origins or not each.asks(value):
-                continue
-            shown = printable(_written(value))
-            self.warnings.append(f"{each.key}: {shown} has no effect in this version ({each.missing})")
 
     def _note(self, error: ValidationError) -> set[str]:
         """Note what is wrong and return the keys."""
@@ -342,12 +331,6 @@ def _texts(document: Document, key: str) -> list[str]:
 def _shown_keys(schema: Schema) -> Iterator[str]:
     older = {key for key, _, _ in _OLDER}
     return (key for key in schema.fields if key not in older)
-
-
-def _written(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _shown(value: Any) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     Field,
     SecretStr,
     Strict,
@@ -23,6 +24,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from eemtcleanupd.config.fields import (
+    Cluster,
     Count,
     Crons,
     Database,
@@ -35,10 +37,13 @@ from eemtcleanupd.config.fields import (
     Patterns,
     Percent,
     Size,
+    SizeOrZero,
     SomeTexts,
     Text,
     Texts,
+    Workers,
     Zone,
+    no_small_chunk,
 )
 from eemtcleanupd.config.notifier import PluginSettings
 from eemtcleanupd.config.section import Section, holds, is_optional_block, leaves
@@ -168,20 +173,55 @@ class DatabaseConfig(Section):
     )
 
 
+class DaskConfig(Section):
+    """A cluster whose workers delete, see docs/scaling.md."""
+
+    scheduler: Cluster | None = Field(None, description="Address of its scheduler, tls://host:port.")
+    tls_ca_file: FilePath | None = Field(None, description="Who signed the certificates of all (PEM).")
+    tls_cert_file: FilePath | None = Field(None, description="Our certificate (PEM).")
+    tls_key_file: FilePath | None = Field(None, description="Key of our certificate (PEM).")
+
+
 class PerformanceConfig(Section):
     """How fast, and how kind to the machine."""
 
     batch_size: Annotated[int, Field(ge=1, le=100_000)] = Field(100, description="Jobs planned at a time.")
     parallel_delete: bool = Field(True, description="Delete with several workers.")
-    max_workers: Annotated[int, Field(ge=1, le=256)] = Field(4, description="How many workers delete.")
+    max_workers: Workers = Field(
+        4, description="How many workers delete; auto: as many as serve, found out while they work."
+    )
+    auto_max_workers: Annotated[int, Field(ge=1, le=256)] = Field(
+        16, description="How many workers auto may use at most."
+    )
     executor: Literal["threads", "processes", "dask"] = Field(
         "threads",
-        description="threads or processes: threads here that move into helper processes when there is much.",
+        description="threads or processes: threads here that move into helper processes when there is much; "
+        "dask: the workers of a cluster as well.",
     )
+    dask: DaskConfig = Field(default_factory=DaskConfig, description="The cluster.")
     io_priority: Literal["best-effort", "idle"] = Field(
-        "best-effort", description="Priority of disk access, see ionice(1)."
+        "best-effort",
+        description="idle: those who delete use the disk only when nobody else wants it, see ionice(1).",
     )
-    max_deletes_per_second: Count = Field(0, description="Files deleted per second at most; 0: no limit.")
+    nice: Annotated[int, Field(ge=0, le=19)] = Field(
+        0, description="Niceness of those who delete, see nice(1); 0: that of the whole process."
+    )
+    max_deletes_per_second: Count = Field(
+        0, description="Files and folders deleted per second at most; 0: no limit."
+    )
+    max_bytes_per_second: SizeOrZero = Field(
+        0, description="Bytes freed per second at most, such as 200M; 0: no limit."
+    )
+    truncate_chunk: Annotated[SizeOrZero, AfterValidator(no_small_chunk)] = Field(
+        0, description="Free bigger files in steps of so many bytes, such as 1G; 0: each at once."
+    )
+
+    @model_validator(mode="after")
+    def _has_a_cluster(self) -> Self:
+        missing = [f"dask.{name}" for name, value in self.dask if value is None]
+        if self.executor == "dask" and missing:
+            raise ValueError(f"executor: dask needs {', '.join(missing)}")
+        return self
 
 
 class TrashConfig(Section):

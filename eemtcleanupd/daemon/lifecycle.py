@@ -397,6 +397,7 @@ class Daemon:
             self._emit(ConfigRejected(file, reason, str(error)))
             self._audit_if_possible("config_rejected", file=file, reason=reason, error=str(error))
         else:
+            self._runner.limit(loaded.config)
             self._follow_schedule()
             self._tell_warnings(loaded)
             self._delivery.use(self._plugins, durable=not loaded.config.dry_run)

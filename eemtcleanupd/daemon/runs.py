@@ -65,6 +65,11 @@ class Runner:
         if self.running is not None:
             self.running.stop.set()
 
+    def limit(self, config: Config) -> None:
+        """Put the limits of another configuration in force for the run that is going on, if there is one."""
+        if self.running is not None:
+            self.running.progress.limit(config)
+
     def ended(self) -> None:
         """Forget the run whose end came out of the inbox."""
         if self.running is not None:

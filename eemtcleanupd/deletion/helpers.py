@@ -15,9 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import eemtcleanupd
+from eemtcleanupd.deletion.limits import Controls
 from eemtcleanupd.deletion.tree import Tally
 from eemtcleanupd.deletion.worker import PACKET_BYTES, Request
-from eemtcleanupd.stop import StopFlag
 
 log = logging.getLogger(__name__)
 
@@ -30,30 +30,37 @@ class Helpers:
     """Helper processes with some lines each; a line empties one folder at a time.
 
     Args:
-        processes: how many processes.
         lines_each: how many folders each empties at a time.
-        stop: reaches the helpers between any two of their system calls.
-        links_fd: the file whose lock guards inodes that have several links.
+        controls: reach the helpers between any two of their system calls.
 
     Where a process cannot be started there are fewer lines, or none.
     """
 
-    def __init__(self, processes: int, lines_each: int, stop: StopFlag, links_fd: int) -> None:
+    def __init__(self, lines_each: int, controls: Controls) -> None:
+        self._lines_each = lines_each
+        self._controls = controls
         self._processes: list[subprocess.Popen[bytes]] = []
         self._lines: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
-        stop_fd = stop.share()
+        self._refused = False
+
+    def grow_to(self, processes: int) -> None:
+        """Start processes until there are so many; one thread at a time may ask for that."""
+        if len(self._processes) >= processes or self._refused:
+            return
+        stop_fd = self._controls.stop.share()
         try:
-            for _ in range(processes):
-                self._start(lines_each, stop_fd, links_fd)
+            while len(self._processes) < processes:
+                self._start(self._lines_each, stop_fd, self._controls.fd)
         except OSError as error:
+            self._refused = True
             log.warning("no helper process could be started: %s", error)
         finally:
             os.close(stop_fd)
 
-    def _start(self, lines: int, stop_fd: int, links_fd: int) -> None:
+    def _start(self, lines: int, stop_fd: int, controls_fd: int) -> None:
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(lines)]
         try:
-            inherited = [stop_fd, links_fd, *(theirs.fileno() for _, theirs in pairs)]
+            inherited = [stop_fd, controls_fd, *(theirs.fileno() for _, theirs in pairs)]
             self._processes.append(
                 subprocess.Popen(
                     [sys.executable, "-IS", "-c", _CODE, str(_PACKAGE_FOLDER), *map(str, inherited)],

@@ -14,16 +14,18 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from eemtcleanupd.clock import monotonic_seconds
+from eemtcleanupd.deletion.climb import Slots
 from eemtcleanupd.deletion.helpers import Helpers
+from eemtcleanupd.deletion.limits import Controls, Limits
 from eemtcleanupd.deletion.roots import FOLDER_FLAGS
 from eemtcleanupd.deletion.trash import Trash
-from eemtcleanupd.deletion.tree import LinksLock, Tally, empty_folder, unlink_entry
+from eemtcleanupd.deletion.tree import Tally, empty_folder, unlink_entry
 from eemtcleanupd.deletion.worker import Request
 from eemtcleanupd.stop import StopFlag
 
@@ -36,6 +38,7 @@ FEW = 250
 QUEUE_LIMIT = 4096
 # Folders of an item that could not be removed and are remembered, so that a later round leaves them alone.
 _FAILED_LIMIT = 1000
+_NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,28 +57,42 @@ class DeletionPool:
     """Workers that empty items; a context manager that waits for what it has begun.
 
     Args:
-        workers: ``performance.max_workers``.
+        workers: how many.
+        auto: whether to find out how many, up to ``workers``, do best.
         stop: ends all work after the system calls at hand; items are then left incomplete.
+        limits: how fast and how politely; ``controls.set`` puts others in force while it works.
         queue_limit: how many folders may wait in memory.
 
     Attributes:
+        controls: what its threads and processes look at between two files.
         bytes_freed: what all items together have freed so far, for whoever watches.
         files: how many files are gone so far.
     """
 
-    def __init__(self, workers: int, stop: StopFlag, *, queue_limit: int = QUEUE_LIMIT) -> None:
+    def __init__(
+        self,
+        workers: int,
+        stop: StopFlag,
+        *,
+        auto: bool = False,
+        limits: Limits = _NO_LIMITS,
+        queue_limit: int = QUEUE_LIMIT,
+    ) -> None:
         self.bytes_freed = 0
         self.files = 0
         self._workers = workers
+        self._slots = Slots(workers, THREADS_PER_WORKER, monotonic_seconds) if auto else None
         self._executor = ThreadPoolExecutor(workers * THREADS_PER_WORKER, "delete")
         self._stop = stop
-        self._links_fd = os.memfd_create("links")
-        self.links = LinksLock(self._links_fd)
+        self.controls = Controls(stop)
+        if limits != _NO_LIMITS:
+            self.controls.set(limits)
         self._starting = threading.Lock()
         self._helpers: Helpers | None = None
         self._room = queue_limit
         self._changed = threading.Condition()
         self._items = 0
+        self._removed = 0
 
     def __enter__(self) -> Self:
         return self
@@ -90,7 +107,7 @@ class DeletionPool:
         self._executor.shutdown()
         if self._helpers is not None:
             self._helpers.close()
-        os.close(self._links_fd)
+        self.controls.close()
 
     def remove(self, trash: Trash, item: str) -> Future[Removed]:
         """Empty and remove a doomed item; one that is gone already is complete.
@@ -125,25 +142,26 @@ class DeletionPool:
 
     def empty_folder(self, item_fd: int, request: Request, found: Callable[[str, str], object]) -> Tally:
         """Remove a folder of an item, in a helper or, where that is not worth it, here."""
-        tally = None
-        if self.files >= FEW or not _has_few(item_fd, request.name):
-            tally = self._started_helpers().empty_folder(item_fd, request, found)
-        if tally is None:
-            tally = empty_folder(
-                item_fd,
-                request.name,
-                label=request.label,
-                device=request.device,
-                stop=self._stop,
-                found=found,
-                links=self.links,
-            )
+        with self._slots or nullcontext():
+            tally = None
+            if self.files >= FEW or not _has_few(item_fd, request.name):
+                tally = self._started_helpers().empty_folder(item_fd, request, found)
+            if tally is None:
+                tally = empty_folder(
+                    item_fd,
+                    request.name,
+                    label=request.label,
+                    device=request.device,
+                    controls=self.controls,
+                    found=found,
+                )
         return tally
 
     def _started_helpers(self) -> Helpers:
         with self._starting:
             if self._helpers is None:
-                self._helpers = Helpers(self._workers, THREADS_PER_WORKER, self._stop, self._links_fd)
+                self._helpers = Helpers(THREADS_PER_WORKER, self.controls)
+            self._helpers.grow_to(self._workers if self._slots is None else self._slots.workers)
             return self._helpers
 
     def count(self, tally: Tally) -> None:
@@ -151,6 +169,10 @@ class DeletionPool:
         with self._changed:
             self.bytes_freed += tally.bytes_freed
             self.files += tally.files
+            self._removed += tally.files + tally.folders
+            removed = self._removed
+        if self._slots is not None:
+            self._slots.note(removed)
 
     def _item_done(self, _future: Future[Removed]) -> None:
         with self._changed:
@@ -218,7 +240,8 @@ class _Item:
                 if entry.name in self._failed:
                     continue
                 if not entry.is_dir(follow_symlinks=False):
-                    unlink_entry(self._fd, entry.name, entry.name, tally, self._pool.links)
+                    if not entry.name.startswith(self._pool.controls.mark):  # whoever frees it, removes it
+                        unlink_entry(self._fd, entry.name, entry.name, tally, self._pool.controls)
                 elif not self._hand_out(entry.name, entry.name):
                     self._empty(entry.name, entry.name, tally)  # no room to wait: at once, here
 

@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import os
 import stat
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from eemtcleanupd.deletion.limits import Controls
 from eemtcleanupd.deletion.roots import FOLDER_FLAGS
-from eemtcleanupd.stop import StopFlag
+from eemtcleanupd.deletion.steps import free_in_steps
 from eemtcleanupd.units import printable, shortened
 
 _ERRORS_NAMED = 20
 # A process that is still in the folder may go on making files; it must not keep a run for ever.
 _READINGS = 1000
+# Smaller ones are not worth a look whether they should go in steps.
+MIN_CHUNK_BYTES = 1 << 20
 _BLOCK_BYTES = 512  # the unit of st_blocks, whatever the filesystem's (stat(2))
 # Errors that say that an entry is not (or no longer) a folder that may be entered.
 _NO_FOLDER = {errno.ENOTDIR, errno.ELOOP}
@@ -33,31 +34,6 @@ _NO_FOLDER = {errno.ENOTDIR, errno.ELOOP}
 # No name may meet one that an interrupted run left: renaming onto an empty folder would replace it.
 _TOKEN = os.urandom(8).hex()
 _numbers = itertools.count()
-
-
-class LinksLock:
-    """Held while one of several links of an inode is removed: of two who do so at once, one must see it.
-
-    Args:
-        fd: a file by whose lock (``fcntl`` locks belong to a process) other processes are kept out, too.
-    """
-
-    def __init__(self, fd: int | None = None) -> None:
-        self._fd = fd
-        self._threads = threading.Lock()
-
-    def __enter__(self) -> None:
-        self._threads.acquire()
-        if self._fd is not None:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX)
-
-    def __exit__(self, *_error: object) -> None:
-        if self._fd is not None:
-            fcntl.lockf(self._fd, fcntl.LOCK_UN)
-        self._threads.release()
-
-
-_ONE_PROCESS = LinksLock()
 
 
 @dataclass(slots=True)
@@ -91,9 +67,8 @@ def empty_folder(
     *,
     label: str,
     device: int,
-    stop: StopFlag,
+    controls: Controls,
     found: Callable[[str, str], object],
-    links: LinksLock = _ONE_PROCESS,
 ) -> Tally:
     """Remove a folder of an item with everything in it.
 
@@ -102,9 +77,8 @@ def empty_folder(
         name: the folder's name in the item.
         label: what the folder was called before it was moved up, for messages.
         device: the root's device; a folder on another one is not entered.
-        stop: looked at between two entries.
+        controls: looked at between two entries; shared by all who remove on this filesystem.
         found: is handed each child folder, moved up into the item: its new name and its label.
-        links: shared by all who remove on this filesystem.
 
     Returns:
         What was removed.  Errors are the path's alone: its siblings go on.
@@ -116,7 +90,7 @@ def empty_folder(
         return tally
     except OSError as error:
         if error.errno in _NO_FOLDER:  # swapped for a link or a file: that itself goes, unentered
-            unlink_entry(item_fd, name, label, tally, links)
+            unlink_entry(item_fd, name, label, tally, controls)
         else:
             tally.fail(label, error)
         return tally
@@ -127,8 +101,9 @@ def empty_folder(
             return tally
         # Reading while removing may leave entries out (readdir(3)), so: again, while that helps.
         for reading in itertools.count(1):
-            removed = _empty_once(fd, item_fd, label=label, tally=tally, stop=stop, found=found, links=links)
-            if tally.error_count or stop.is_set():
+            removed = _empty_once(fd, item_fd, label=label, tally=tally, controls=controls, found=found)
+            size = status.st_blocks * _BLOCK_BYTES
+            if tally.error_count or controls.stop.is_set() or not controls.allows(size):
                 return tally
             try:
                 os.rmdir(name, dir_fd=item_fd)
@@ -140,7 +115,7 @@ def empty_folder(
                 tally.fail(label, error)
                 return tally
             tally.folders += 1
-            tally.bytes_freed += status.st_blocks * _BLOCK_BYTES
+            tally.bytes_freed += size
             return tally
     finally:
         os.close(fd)
@@ -153,13 +128,12 @@ def _empty_once(
     *,
     label: str,
     tally: Tally,
-    stop: StopFlag,
+    controls: Controls,
     found: Callable[[str, str], object],
-    links: LinksLock,
 ) -> int:
     """Remove what one reading of a folder yields; returns how many entries went or moved up."""
     went = 0
-    is_stopped, unlink = stop.is_set, os.unlink
+    is_stopped, allows, unlink = controls.stop.is_set, controls.allows, os.unlink
     with os.scandir(fd) as listing:
         for entry in listing:
             if is_stopped():
@@ -171,12 +145,20 @@ def _empty_once(
                     found(fresh, _below(label, entry.name))
                 else:
                     status = entry.stat(follow_symlinks=False)
-                    if status.st_nlink == 1:
+                    size = status.st_blocks * _BLOCK_BYTES
+                    if size > MIN_CHUNK_BYTES and 0 < controls.chunk_bytes < size:
+                        # In the item no one else can reach it while it is being emptied.
+                        fresh = f"{controls.mark}{_TOKEN}-{next(_numbers)}"
+                        _move_up(fd, entry.name, item_fd, fresh)
+                        unlink_entry(item_fd, fresh, _below(label, entry.name), tally, controls)
+                    elif not allows(size // status.st_nlink):
+                        break
+                    elif status.st_nlink == 1:
                         unlink(entry.name, dir_fd=fd)
-                        tally.bytes_freed += status.st_blocks * _BLOCK_BYTES
+                        tally.bytes_freed += size
                         tally.files += 1
                     else:
-                        _unlink_one_of_many(fd, entry.name, tally, links)
+                        _unlink_one_of_many(fd, entry.name, tally, controls)
             except FileNotFoundError:
                 pass
             except OSError as error:
@@ -191,9 +173,9 @@ def _below(label: str, name: str) -> str:
     return shortened(f"{label}/{name}", 400)
 
 
-def _unlink_one_of_many(fd: int, name: str, tally: Tally, links: LinksLock) -> None:
+def _unlink_one_of_many(fd: int, name: str, tally: Tally, controls: Controls) -> None:
     """Remove one link of an inode that has several: its space is free when the last one goes."""
-    with links:
+    with controls.links:  # of two who do so at once, one must see that it is the last
         status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         os.unlink(name, dir_fd=fd)
     tally.files += 1
@@ -201,10 +183,23 @@ def _unlink_one_of_many(fd: int, name: str, tally: Tally, links: LinksLock) -> N
         tally.bytes_freed += status.st_blocks * _BLOCK_BYTES
 
 
-def unlink_entry(fd: int, name: str, label: str, tally: Tally, links: LinksLock = _ONE_PROCESS) -> None:
-    """Remove an entry that is no folder."""
+def unlink_entry(item_fd: int, name: str, label: str, tally: Tally, controls: Controls) -> None:
+    """Remove an entry of an item that is no folder; a big file in steps, where that is wanted."""
     try:
-        _unlink_one_of_many(fd, name, tally, links)
+        status = os.stat(name, dir_fd=item_fd, follow_symlinks=False)
+        size = status.st_blocks * _BLOCK_BYTES
+        if status.st_nlink == 1 and 0 < controls.chunk_bytes < size:
+            freed = free_in_steps(item_fd, name, controls)
+            tally.bytes_freed += freed
+            size -= freed
+        if controls.stop.is_set() or not controls.allows(size // max(1, status.st_nlink)):
+            return
+        if status.st_nlink > 1:
+            _unlink_one_of_many(item_fd, name, tally, controls)
+            return
+        os.unlink(name, dir_fd=item_fd)
+        tally.bytes_freed += size
+        tally.files += 1
     except FileNotFoundError:
         pass
     except OSError as error:

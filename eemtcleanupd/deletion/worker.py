@@ -20,7 +20,8 @@ import sys
 import threading
 from dataclasses import asdict, dataclass
 
-from eemtcleanupd.deletion.tree import LinksLock, Tally, empty_folder
+from eemtcleanupd.deletion.limits import Controls
+from eemtcleanupd.deletion.tree import Tally, empty_folder
 from eemtcleanupd.stop import StopFlag
 
 PACKET_BYTES = 1 << 16
@@ -39,20 +40,20 @@ class Request:
 def main() -> None:
     """Serve the lines given by descriptor number, until the pool (or its process) is gone.
 
-    Arguments: the stop flag's descriptor, that of the lock for hard links, then one for each line.
+    Arguments: the stop flag's descriptor, that of the shared limits and locks, then one for each line.
     Standard input is a pipe whose other end only the pool has: at its end, all ends.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # they are the pool's, which sets the flag
-    stop_fd, links_fd, *lines = map(int, sys.argv[1:])
-    stop, links = StopFlag.attach(stop_fd), LinksLock(links_fd)
+    stop_fd, controls_fd, *lines = map(int, sys.argv[1:])
+    controls = Controls(StopFlag.attach(stop_fd), controls_fd)
     for line in lines:
-        threading.Thread(target=_serve, args=(socket.socket(fileno=line), stop, links), daemon=True).start()
+        threading.Thread(target=_serve, args=(socket.socket(fileno=line), controls), daemon=True).start()
     sys.stdin.buffer.read()
     os._exit(0)
 
 
-def _serve(line: socket.socket, stop: StopFlag, links: LinksLock) -> None:
+def _serve(line: socket.socket, controls: Controls) -> None:
     def found(name: str, label: str) -> None:
         _send(line, [name, label])
 
@@ -68,9 +69,8 @@ def _serve(line: socket.socket, stop: StopFlag, links: LinksLock) -> None:
                 request.name,
                 label=request.label,
                 device=request.device,
-                stop=stop,
+                controls=controls,
                 found=found,
-                links=links,
             )
         except OSError as error:
             tally = Tally()

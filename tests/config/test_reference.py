@@ -10,7 +10,6 @@ import jsonschema
 import yaml
 
 from eemtcleanupd.config.document import Loc, read_document
-from eemtcleanupd.config.not_yet import NOT_YET
 from eemtcleanupd.plugins import load, schema
 
 FIELDS = schema().fields
@@ -47,18 +46,6 @@ def test_the_reference_explains_every_key_or_its_block() -> None:
 
     keys = [loc for loc in document.keys if ".".join(map(str, loc)) in FIELDS]
     assert [loc for loc in keys if not is_explained(loc) and not is_explained(loc[:-1])] == []
-
-
-def test_the_reference_marks_what_comes_later() -> None:
-    lines = REFERENCE.read_text().splitlines()
-    document = read_document(REFERENCE)
-    for entry in NOT_YET:
-        loc = tuple(entry.key.split("."))
-        parent = document.keys[loc if loc in document.keys else loc[:-1]][0]
-        blocks = [
-            document.keys[loc[:length]][0] for length in range(1, len(loc)) if loc[:length] in document.keys
-        ]
-        assert any("[later]" in lines[line - 2] for line in (parent, *blocks)), entry.key
 
 
 def test_the_json_schema_is_current() -> None:

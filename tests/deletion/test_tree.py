@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from eemtcleanupd.deletion.limits import Controls
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import Trash
@@ -96,14 +97,16 @@ def test_a_folder_that_becomes_a_link_meanwhile_is_not_entered(root: Root, canar
     """Between its listing and its opening: then what is opened by the folder's name is a link."""
     (root.path / "link").symlink_to(canary)
     moved_up: list[str] = []
+    controls = Controls(StopFlag())
     tally = empty_folder(
         root.fd,
         "link",
         label="job/folder",
         device=root.device,
-        stop=StopFlag(),
+        controls=controls,
         found=lambda name, _: moved_up.append(name),
     )
+    controls.close()
     assert (tally.files, tally.folders, tally.error_count, moved_up) == (1, 0, 0, [])
     assert not (root.path / "link").is_symlink()
 
