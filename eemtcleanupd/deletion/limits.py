@@ -21,6 +21,7 @@ from eemtcleanupd.deletion.sharing import SharedLock
 from eemtcleanupd.stop import StopFlag
 
 _BURST_SECONDS = 0.1  # what a bucket holds: smaller, and short sleeps would not be made up for
+_WORTH_SECONDS = 1e-5  # for less, nobody is sent to sleep
 _SLICE_SECONDS = 0.05  # how late a stop or a new limit may be noticed
 
 # The words of the memory, 64 bits each: one is read or written as a whole.
@@ -120,7 +121,7 @@ class Controls:
     def _pay(self, rate: int, cost: float) -> bool:
         owed = self._charge(rate, cost)
         before = monotonic_seconds()
-        while owed > 0 and (per_second := self._words[rate]):
+        while (per_second := self._words[rate]) and owed > per_second * _WORTH_SECONDS:
             if self.stop.is_set():
                 return False
             time.sleep(min(owed / per_second, _SLICE_SECONDS))

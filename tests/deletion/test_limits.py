@@ -1,0 +1,196 @@
+"""Kindness to the machine: rates that hold across threads and processes, priorities, changes in mid-run."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from eemtcleanupd.deletion import limits as module
+from eemtcleanupd.deletion.limits import Controls, Limits
+from eemtcleanupd.deletion.pool import DeletionPool
+from eemtcleanupd.deletion.priority import Priority, _ioprio
+from eemtcleanupd.deletion.trash import Trash
+from eemtcleanupd.stop import StopFlag
+from tests.deletion.test_helpers import children, doomed, fill, wait_until
+
+_IDLE = 3 << 13
+
+
+@pytest.fixture
+def controls() -> Iterator[Controls]:
+    opened = Controls(StopFlag())
+    yield opened
+    opened.close()
+
+
+class Time:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.slept = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
+    clock = Time()
+    monkeypatch.setattr(module, "monotonic_seconds", lambda: clock.now)
+    monkeypatch.setattr(time, "sleep", clock.sleep)
+    return clock
+
+
+def test_without_limits_nobody_waits(controls: Controls, clock: Time) -> None:
+    assert all(controls.allows(1 << 40) for _ in range(10_000))
+    assert clock.slept == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "files", "size", "seconds"),
+    [
+        (Limits(deletes_per_second=100), 1000, 1 << 30, 10),
+        (Limits(bytes_per_second=1 << 20), 100, 1 << 20, 100),
+        (Limits(bytes_per_second=1 << 20, deletes_per_second=10), 1000, 1 << 10, 100),
+        (Limits(deletes_per_second=1), 5, 0, 5),
+        (Limits(bytes_per_second=1000), 1, 100_000, 100),
+    ],
+)
+def test_so_much_takes_so_long(
+    controls: Controls, clock: Time, limits: Limits, files: int, size: int, seconds: float
+) -> None:
+    controls.set(limits)
+    for _ in range(files):
+        assert controls.allows(size)
+    assert seconds - 1.2 <= clock.slept <= seconds + 0.1
+
+
+def test_an_idle_time_is_not_saved_up(controls: Controls, clock: Time) -> None:
+    controls.set(Limits(deletes_per_second=100))
+    clock.now += 3600
+    for _ in range(200):
+        controls.allows(0)
+    assert clock.slept >= 1.8
+
+
+def test_a_new_limit_reaches_who_waits_for_the_old_one(
+    controls: Controls, clock: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sleep(seconds: float) -> None:
+        clock.sleep(seconds)
+        if clock.slept > 1:
+            controls.set(Limits())
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    controls.set(Limits(bytes_per_second=1))
+    assert controls.allows(1 << 40)
+    assert clock.slept < 1.2
+
+
+def test_a_stop_reaches_who_waits(controls: Controls, clock: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: controls.stop.set())
+    controls.set(Limits(deletes_per_second=1))
+    assert [controls.allows(0) for _ in range(3)] == [True, False, False]
+
+
+def test_a_reload_lifts_a_limit_in_the_middle_of_a_folder_that_helpers_empty(trash: Trash) -> None:
+    """At 5 a second 600 files would take two minutes, longer than a test may last."""
+    for number in range(2):
+        fill(trash.root.path / "job" / f"folder-{number}", 300)
+    with DeletionPool(2, StopFlag(), limits=Limits(deletes_per_second=5)) as pool:
+        future = pool.remove(trash, doomed(trash, "job"))
+        wait_until(children)
+        assert not future.done()
+        pool.controls.set(Limits())
+        removed = future.result(timeout=60)
+    assert (removed.complete, removed.files) == (True, 600)
+
+
+def test_the_rate_is_that_of_all_processes_together(trash: Trash) -> None:
+    for number in range(3):
+        fill(trash.root.path / "job" / f"folder-{number}", 300)
+    with DeletionPool(2, StopFlag(), limits=Limits(deletes_per_second=1000)) as pool:
+        before = time.monotonic()
+        removed = pool.remove(trash, doomed(trash, "job")).result(timeout=60)
+        seconds = time.monotonic() - before
+        assert len(children()) == 2
+    assert removed.files + removed.folders == 904
+    assert 904 / seconds <= 1000 * 1.15
+
+
+def _niceness(process: int) -> list[int]:
+    """Return the niceness of all threads of a process, its main thread left out (field 19 of stat)."""
+    tasks = Path(f"/proc/{process}/task").iterdir()
+    stats = [
+        (task / "stat").read_text().rpartition(")")[2].split() for task in tasks if task.name != str(process)
+    ]
+    return [int(fields[16]) for fields in stats]
+
+
+def test_only_those_who_delete_are_nice_and_a_reload_reaches_them(trash: Trash) -> None:
+    for number in range(4):
+        fill(trash.root.path / "job" / f"folder-{number}", 260)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    slow = Limits(deletes_per_second=20, nice=min(19, own + 3))
+    with DeletionPool(1, StopFlag(), limits=slow) as pool:
+        future = pool.remove(trash, doomed(trash, "job"))
+        wait_until(children)
+        (helper,) = children()
+        wait_until(lambda: set(_niceness(helper)) == {slow.nice})
+        nicer = Limits(deletes_per_second=20, nice=min(19, own + 7), idle_io=True)
+        pool.controls.set(nicer)
+        wait_until(lambda: set(_niceness(helper)) == {nicer.nice})
+        thread = next(int(name) for name in os.listdir(f"/proc/{helper}/task") if name != str(helper))
+        wait_until(lambda: _ioprio(1, 1, thread) == _IDLE)
+        assert os.getpriority(os.PRIO_PROCESS, 0) == own
+        assert _ioprio(1, 1, 0) != _IDLE
+        pool.controls.set(Limits())
+        assert future.result(timeout=60).complete
+
+
+def test_a_priority_is_lowered_never_raised() -> None:
+    own = Priority(nice=10, io=_IDLE)
+    assert own.lowered(nice=5, idle_io=False) == own
+    assert own.lowered(nice=15, idle_io=True) == Priority(15, _IDLE)
+    assert Priority(0, 0).lowered(nice=0, idle_io=True) == Priority(0, _IDLE)
+
+
+def test_what_the_system_refuses_is_told_and_nothing_else_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals: list[str | None] = []
+
+    def work() -> None:
+        def refuse(*_: object) -> None:
+            raise PermissionError
+
+        monkeypatch.setattr(os, "setpriority", refuse)
+        refusals.append(Priority(19, 0).take())
+        monkeypatch.setattr(os, "uname", lambda: type("", (), {"machine": "vax"}))
+        refusals.append(Priority(os.getpriority(os.PRIO_PROCESS, 0), _IDLE).take())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert [str(words).split(" ", 1)[0] for words in refusals] == [
+        "performance.nice",
+        "performance.io_priority",
+    ]
+
+
+@pytest.fixture
+def trash(tmp_path: Path) -> Iterator[Trash]:
+    from eemtcleanupd.deletion.roots import open_root
+    from eemtcleanupd.model import RootName
+
+    (tmp_path / "results").mkdir()
+    root = open_root(RootName.RESULTS, tmp_path / "results")
+    trash = Trash(root)
+    yield trash
+    trash.close()
+    root.close()
