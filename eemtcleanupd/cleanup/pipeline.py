@@ -22,7 +22,7 @@ from sqlalchemy import Connection
 
 from eemtcleanupd.cleanup.guards import Guards
 from eemtcleanupd.cleanup.planning import PlannedJob, Planner, is_in_place
-from eemtcleanupd.clock import Clock
+from eemtcleanupd.clock import Clock, monotonic_seconds
 from eemtcleanupd.deletion.inspection import Obstacles, kept_by_marker
 from eemtcleanupd.deletion.logs import keep_logs
 from eemtcleanupd.deletion.pool import DeletionPool, Removed
@@ -51,6 +51,11 @@ from eemtcleanupd.units import human_size, printable
 
 log = logging.getLogger(__name__)
 
+# A group that is staged in less time than this was quick: the next may be twice as large.
+_QUICK_GROUP_SECONDS = 0.25
+# How long jobs that are gone wait to be recorded together, and how many at most.
+_RECORD_SECONDS = 0.25
+_RECORD_JOBS = 100
 NOTED = 10
 """How many jobs a report names of a kind."""
 
@@ -156,6 +161,8 @@ class Pipeline:
         self._numbers = itertools.count(1)
         self._in_flight: list[Claimed] = []
         self._withdrawn: list[str] = []
+        self._group_size = 2 * tools.workers
+        self._recorded_at = monotonic_seconds()
 
     # -- claim -------------------------------------------------------------------------------------
 
@@ -168,15 +175,29 @@ class Pipeline:
                 attempt had already removed.
         """
         claimed = self._claim(planned, sizes)
-        for start in range(0, len(claimed), 2 * self._tools.workers):
-            group = claimed[start : start + 2 * self._tools.workers]
+        start = 0
+        while start < len(claimed):
+            group = claimed[start : start + self._group_size]
+            start += len(group)
             if self._tools.stop.is_set():
                 for job in group:
                     self.put_back(job, [])
                 continue
-            self._delete(self._confirm(self._stage(group)))
-        self._settle(limit=4 * self._tools.workers)
+            began = monotonic_seconds()
+            confirmed = self._confirm(self._stage(group))
+            self._suit_group(monotonic_seconds() - began)
+            self._delete(confirmed)
         return len(claimed)
+
+    def _suit_group(self, seconds: float) -> None:
+        """Make the next group larger when this one was staged quickly, small again when it was not.
+
+        Each group waits for the disk (the audit log is flushed before its files move), so a few large ones
+        are quicker than many small ones.  But what a group looked at before staging (locks, markers) must
+        not be old by then, and where each job is copied first, its space must come free soon after.
+        """
+        smallest = 2 * self._tools.workers
+        self._group_size = 2 * self._group_size if seconds < _QUICK_GROUP_SECONDS else smallest
 
     def take_orphan(self, found: Found) -> bool:
         """Remove an entry that no row names, the same safe way; False when a row names it now."""
@@ -195,7 +216,6 @@ class Pipeline:
             intent, Job(id=artifact.name, status="orphan"), JobClass.UNKNOWN, None, list(intent.items)
         )
         self._delete(self._confirm(self._stage([orphan])))
-        self._settle(limit=4 * self._tools.workers)
         return True
 
     def _claim(self, planned: Sequence[PlannedJob], sizes: Mapping[str, int]) -> list[Claimed]:
@@ -419,16 +439,26 @@ class Pipeline:
         self._in_flight.append(job)
 
     def _settle(self, limit: int) -> None:
-        """Record the jobs whose bytes are gone; wait while more than ``limit`` are being deleted."""
+        """Record jobs whose bytes are gone; wait while more than ``limit`` are still being deleted.
+
+        A record waits for the disk several times, as long for one job as for many: so those that are done
+        wait for each other a moment.
+        """
         while True:
-            ready = [job for job in self._in_flight if all(future.done() for _, future in job.removals)]
-            self._in_flight = [job for job in self._in_flight if job not in ready]
-            if ready:
-                self._conclude(ready)
-            if len(self._in_flight) <= limit:
+            done: list[Claimed] = []
+            deleting: list[Claimed] = []
+            for job in self._in_flight:
+                (done if all(future.done() for _, future in job.removals) else deleting).append(job)
+            due_in = self._recorded_at + _RECORD_SECONDS - monotonic_seconds()
+            if done and (due_in <= 0 or len(done) >= _RECORD_JOBS or not (deleting or limit)):
+                self._in_flight = deleting
+                self._conclude(done)
+                self._recorded_at = monotonic_seconds()
+                continue
+            if len(deleting) <= limit:
                 return
-            pending = [f for job in self._in_flight for _, f in job.removals if not f.done()]
-            wait(pending, return_when=FIRST_COMPLETED)
+            pending = [f for job in deleting for _, f in job.removals if not f.done()]
+            wait(pending, timeout=due_in if done else None, return_when=FIRST_COMPLETED)
 
     def finish(self) -> None:
         """Wait for all that is being deleted, record it, and close the intents that came to nothing."""
