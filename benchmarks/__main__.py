@@ -1,9 +1,7 @@
-"""``python -m benchmarks``: whole cleanup runs beside rm, shutil and pathlib, on the same trees, in turn.
+"""``python -m benchmarks``: what the README's figures come from, and whether the targets are met.
 
-All contenders of a round work on trees that were built the same way just before, in an order that changes
-from round to round; the ratios are medians of the rounds' own ratios, so that a machine that is busier in
-one round than in another does not decide.  The stores are built in the folder for temporary files (set
-``TMPDIR`` to measure another disk).
+All of it takes hours; ``--only`` chooses parts, ``--quick`` tries them at small size.  Stores are built in
+each ``--folder``, so that one run measures several filesystems.
 """
 
 from __future__ import annotations
@@ -11,193 +9,186 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.stores import Shape, build_expired, build_idle
+from benchmarks.contests import (
+    AUTO,
+    FOUR_RM,
+    PATHLIB,
+    RM,
+    SIXTEEN_RM,
+    Contest,
+    Target,
+    clean_with,
+    contest,
+)
+from benchmarks.growth import (
+    Growth,
+    due_rows,
+    files_growth,
+    has_strace,
+    rows_growth,
+    run,
+    system_calls,
+)
+from benchmarks.report import Report, draw
+from benchmarks.stores import Shape, build_rows
 
-OURS = "clean --workers 4"
-RM = "rm -rf"
-PARALLEL_RM = "four rm -rf in parallel"
-SHUTIL = "shutil.rmtree"
-PATHLIB = "sizes by pathlib, then rmtree"
+_OURS = clean_with(4)
+_FEW_WORKERS: Sequence[int | str] = (4, "auto")
+_ALL_WORKERS: Sequence[int | str] = (1, 2, 4, 8, 16, "auto")
 
-_KIB_PER_MB = 1000 / 1.024
-_CLEAN = (sys.executable, "-m", "eemtcleanupd", "clean")
-
-
-def _clean(store: Path) -> None:
-    subprocess.run([*_CLEAN, "--workers", "4"], cwd=store, check=True, stdout=subprocess.DEVNULL)
-    left = list((store / "results").glob("job-*"))
-    if left:
-        raise SystemExit(f"not cleaned: {left[0]}")
-
-
-def _rm(store: Path) -> None:
-    subprocess.run(["rm", "-rf", *(store / "results").iterdir()], check=True)
-
-
-def _parallel_rm(store: Path) -> None:
-    jobs = sorted((store / "results").iterdir())
-    for process in [subprocess.Popen(["rm", "-rf", *jobs[first::4]]) for first in range(4)]:
-        process.wait()
-
-
-def _shutil(store: Path) -> None:
-    for job in (store / "results").iterdir():
-        shutil.rmtree(job)
-
-
-def _pathlib(store: Path) -> None:
-    for job in (store / "results").iterdir():
-        sum(path.stat().st_size for path in job.rglob("*") if path.is_file())
-        shutil.rmtree(job)
-
-
-CONTENDERS: Mapping[str, Callable[[Path], None]] = {
-    OURS: _clean,
-    PARALLEL_RM: _parallel_rm,
-    RM: _rm,
-    SHUTIL: _shutil,
-    PATHLIB: _pathlib,
+_SHAPES = {
+    "many": Shape(jobs=40, files=2000, folders=4),
+    "one": Shape(jobs=1, files=80_000, folders=40),
+    "large": Shape(jobs=8, files=4, folders=1, file_bytes=256 << 20),
+    "deep": Shape(jobs=1, files=20_000, folders=400, is_deep=True),
+    "wide": Shape(jobs=1, files=1_000_000, folders=1),
+    "links": Shape(jobs=10, files=8000, folders=4, links=8),
 }
+_TARGETS = {
+    "many": [Target(_OURS, 1.0, FOUR_RM), Target(_OURS, 0.45, RM), Target(_OURS, 0.4, PATHLIB)]
+    + [Target(ours, 1.0, SIXTEEN_RM) for ours in (AUTO, clean_with(16))],
+    "one": [Target(_OURS, 0.5, RM)],
+    "wide": [Target(_OURS, 1.1, RM)],
+}
+_PEAK_MB = {"wide": 120.0}
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What is hoped for: our time at most ``ratio`` of another contender's."""
+class _Bench:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.console = Console(width=max(120, Console().width))  # a table is no use with cut figures
+        self.report = Report(self.console, judge=not options.quick)
+        self.rounds = 1 if options.quick else max(1, options.rounds)
+        self.contests: list[Contest] = []
+        self.growths: list[Growth] = []
+        self.figures: dict[str, object] = {}
 
-    contender: str
-    ratio: float
+    def contest(self, name: str, folder: Path) -> None:
+        shape = _SHAPES[name]
+        if self.options.quick:
+            shape = Shape(
+                shape.jobs,
+                max(shape.folders * shape.links, shape.files // 50),
+                shape.folders,
+                min(shape.file_bytes, 2 << 20),
+                shape.is_deep,
+                shape.links,
+            )
+        for cache in self.options.caches:
+            is_cold = cache == "cold"
+            workers = _ALL_WORKERS if name == "many" else _FEW_WORKERS
+            result = contest(shape, self.rounds, folder, workers, self.console, is_cold=is_cold)
+            self.contests.append(result)
+            # The targets are those of a warm cache on a disk.
+            is_judged = not is_cold and result.filesystem != "tmpfs"
+            self.report.contest(
+                result, _TARGETS.get(name, []) if is_judged else [], _PEAK_MB.get(name) if is_judged else None
+            )
 
+    def idle(self, folder: Path) -> None:
+        rows = 10_000 if self.options.quick else 1_000_000
+        with self.console.status(f"{rows:,} rows, nothing due"):
+            build_rows(folder / "store", rows)
+            runs = [run(folder / "store") for _ in range(self.rounds)]
+        self.report.idle(rows, runs)
+        self.figures["idle"] = [asdict(each) for each in runs]
 
-@dataclass(frozen=True, slots=True)
-class Contest:
-    """The seconds that each contender took on one shape, round by round."""
+    def due(self, folder: Path) -> None:
+        rows, due = (10_000, 500) if self.options.quick else (1_000_000, 10_000)
+        with self.console.status(f"{rows:,} rows, {due:,} due"):
+            measured = [due_rows(folder / "store", rows, due) for _ in range(self.rounds)]
+        self.report.due(rows, due, measured)
+        self.figures["due"] = [{**asdict(cost), **asdict(waits)} for cost, waits in measured]
 
-    shape: Shape
-    seconds: Mapping[str, Sequence[float]]
+    def growth(self, folder: Path) -> None:
+        sizes = [10**power for power in range(3, 5 if self.options.quick else 7)]
+        for grow in (files_growth, rows_growth):
+            with self.console.status(f"{grow.__name__} to {sizes[-1]:,}"):
+                self.growths.append(grow(folder / "store", sizes))
+            self.report.growth(self.growths[-1])
 
-    def ratio(self, contender: str, to: str) -> float:
-        """Return the median over the rounds of one contender's time by another's."""
-        pairs = zip(self.seconds[contender], self.seconds[to], strict=True)
-        return statistics.median(one / other for one, other in pairs)
+    def calls(self, folder: Path) -> None:
+        if not has_strace():
+            self.console.print("system calls are not counted: there is no strace")
+            return
+        with self.console.status("system calls per file"):
+            per_file = system_calls(folder / "store", 4000 if self.options.quick else 40_000)
+        self.report.calls(per_file)
+        self.figures["calls_per_file"] = per_file
 
-
-@dataclass(frozen=True, slots=True)
-class IdleRun:
-    """What a run with nothing due cost: user and system seconds of CPU, and the largest resident memory."""
-
-    cpu_seconds: float
-    peak_mb: float
-
-
-def contest(shape: Shape, rounds: int, store: Path, console: Console) -> Contest:
-    """Let all contenders delete the same trees, in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    names = list(CONTENDERS)
-    for number in range(rounds):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            with console.status(f"{shape}, round {number + 1} of {rounds}: {name}"):
-                build_expired(store, shape)
-                began = time.perf_counter()
-                CONTENDERS[name](store)
-                seconds[name].append(time.perf_counter() - began)
-    return Contest(shape, seconds)
-
-
-def idle_run(store: Path) -> IdleRun:
-    """Run on a store in which nothing is due."""
-    with subprocess.Popen(_CLEAN, cwd=store, stdout=subprocess.DEVNULL) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"a run with nothing due ended with {process.returncode}")
-    return IdleRun(usage.ru_utime + usage.ru_stime, usage.ru_maxrss / _KIB_PER_MB)
-
-
-def _verdict(figure: float, target: float) -> str:
-    return "[green]met[/]" if figure <= target else "[red]not met[/]"
-
-
-def show_contest(result: Contest, targets: Sequence[Target], console: Console) -> None:
-    """Print one shape's table and its targets."""
-    rounds = len(result.seconds[OURS])
-    table = Table(title=f"{result.shape} ({rounds} rounds)", title_justify="left")
-    table.add_column("contender", no_wrap=True)
-    for column in ("median", "range", "to rm -rf", "to four rm"):
-        table.add_column(column, justify="right")
-    for name, seconds in result.seconds.items():
-        median, spread = statistics.median(seconds), f"{min(seconds):.2f}-{max(seconds):.2f}"
-        ratios = (result.ratio(name, RM), result.ratio(name, PARALLEL_RM))
-        table.add_row(name, f"{median:.2f} s", spread, *(f"{each:.2f}" for each in ratios))
-    console.print(table)
-    for target in targets:
-        ratio = result.ratio(OURS, target.contender)
-        console.print(
-            f"  target: at most {target.ratio:.2f} of {target.contender}; measured {ratio:.2f}: "
-            f"{_verdict(ratio, target.ratio)}"
-        )
-    console.print()
-
-
-def show_idle(rows: int, runs: Sequence[IdleRun], targets: IdleRun, console: Console) -> None:
-    """Print what a run with nothing due costs, and its targets."""
-    table = Table(title=f"{rows:,} rows, nothing due ({len(runs)} runs)", title_justify="left")
-    for column in ("", "median", "least", "most", "target", ""):
-        table.add_column(column, justify="right" if column else "left")
-    for label, unit, figures, target in (
-        ("CPU time", "s", [run.cpu_seconds for run in runs], targets.cpu_seconds),
-        ("peak memory", "MB", [run.peak_mb for run in runs], targets.peak_mb),
-    ):
-        median = statistics.median(figures)
-        cells = (median, min(figures), max(figures), target)
-        table.add_row(label, *(f"{each:.2f} {unit}" for each in cells), _verdict(median, target))
-    console.print(table)
+    def write(self, folder: Path) -> None:
+        """Write all single figures and the picture."""
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
+        figures = {
+            "cores": os.cpu_count(),
+            "kernel": os.uname().release,
+            "python": sys.version.split()[0],
+            "contests": [asdict(each) for each in self.contests],
+            "growth": [asdict(each) for each in self.growths],
+            **self.figures,
+            "targets": self.report.targets,
+        }
+        stem.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        draw(self.contests, self.growths, stem.with_suffix(".svg"))
+        self.console.print(f"all figures: {stem}.json, {stem.name}.svg")
 
 
 def main() -> None:
-    """Measure, print the tables, and write the figures for programs where asked."""
+    """Measure, print the tables, and write the figures."""
+    parts: dict[str, Callable[[_Bench, Path], None]] = {
+        **{name: lambda bench, folder, name=name: bench.contest(name, folder) for name in _SHAPES},  # type: ignore[misc]
+        "idle": _Bench.idle,
+        "due": _Bench.due,
+        "growth": _Bench.growth,
+        "calls": _Bench.calls,
+    }
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure whole cleanup runs.")
+    parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), help="which parts")
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured (3)")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the size, one round: does it work?")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all single figures there")
+    parser.add_argument("--quick", action="store_true", help="small, one round, no targets: does it work?")
+    parser.add_argument(
+        "--caches",
+        nargs="+",
+        choices=["warm", "cold"],
+        default=["warm"],
+        help="contests with warm caches, cold ones (as root), or both (warm)",
+    )
+    parser.add_argument(
+        "--folder",
+        nargs="+",
+        type=Path,
+        default=[Path(tempfile.gettempdir())],
+        help="where, one a filesystem",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path(__file__).parent / "results",
+        help="where the figures are written",
+    )
     options = parser.parse_args()
-    scale, rounds = (10, 1) if options.quick else (1, max(1, options.rounds))
-    console = Console()
-    many = Shape(jobs=40, files=2000 // scale, folders=4)
-    big = Shape(jobs=1, files=80_000 // scale, folders=40)
-    rows = 1_000_000 // scale
-    with tempfile.TemporaryDirectory(prefix="eemtcleanupd-bench-") as folder:
-        store = Path(folder) / "store"
-        contests = []
-        for shape, targets in (
-            (many, [Target(PARALLEL_RM, 1.0), Target(RM, 0.45), Target(PATHLIB, 0.4)]),
-            (big, [Target(RM, 0.5)]),
-        ):
-            contests.append(contest(shape, rounds, store, console))
-            show_contest(contests[-1], [] if options.quick else targets, console)
-        with console.status(f"{rows:,} rows with nothing due"):
-            build_idle(store, rows)
-            idle = [idle_run(store) for _ in range(rounds)]
-        show_idle(rows, idle, IdleRun(cpu_seconds=0.5, peak_mb=100.0), console)
-    if options.json is not None:
-        figures = {
-            "contests": [asdict(each) for each in contests],
-            "idle": {"rows": rows, "runs": [asdict(each) for each in idle]},
-        }
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if "cold" in options.caches and os.geteuid() != 0:
+        parser.error("cold caches need root")
+    bench = _Bench(options)
+    try:
+        for place in options.folder:
+            with tempfile.TemporaryDirectory(prefix="eemtcleanupd-bench-", dir=place) as folder:
+                for name in options.only:
+                    parts[name](bench, Path(folder))
+    finally:  # what was measured is not lost by what came after
+        bench.write(options.results)
+    bench.report.summary()
 
 
-main()
+if __name__ == "__main__":
+    main()

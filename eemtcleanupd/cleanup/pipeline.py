@@ -56,6 +56,7 @@ _QUICK_GROUP_SECONDS = 0.25
 # How long jobs that are gone wait to be recorded together, and how many at most.
 _RECORD_SECONDS = 0.25
 _RECORD_JOBS = 100
+_JOBS_AT_ONCE = 20  # in one transaction
 NOTED = 10
 """How many jobs a report names of a kind."""
 
@@ -488,7 +489,7 @@ class Pipeline:
     # -- record ------------------------------------------------------------------------------------
 
     def _record(self, jobs: Sequence[tuple[Claimed, list[tuple[Found, int | None]]]]) -> None:
-        """Write, in one transaction, that these jobs are cleaned (sizes None: they wait in the trash)."""
+        """Write that these jobs are cleaned (sizes None: they wait in the trash), each in one transaction."""
         tools = self._tools
         # The renames and removals must be on the disk before the record of them is: on a power cut the
         # database must not know more than the folders.
@@ -500,31 +501,41 @@ class Pipeline:
         tools.audit((self._action(job), self._done(job, entries)) for job, entries in jobs)
         now = tools.clock()
 
-        def work(connection: Connection) -> list[Claimed]:
-            rows = tools.catalog.rows(connection, [job.job.id for job, _ in jobs if job.marks_row])
-            undone = []
-            for job, entries in jobs:
-                row = rows.get(job.job.id)
-                if row is not None and row.job != job.job:  # it was run again in this moment
-                    job.marks_row = False
-                    if self._goes_to_trash(job):
-                        undone.append(job)
-                        continue
-                self._record_job(connection, job, entries, now)
-            tools.ledger.drop_intents(
-                connection, [job.intent.id for job, _ in jobs if not self._goes_to_trash(job)]
-            )
-            tools.ledger.forget_measured(connection, [job.job.id for job, _ in jobs])
-            return undone
+        # Few at a time: while one of these transactions lasts, the web interface cannot write.
+        for start in range(0, len(jobs), _JOBS_AT_ONCE):
+            some = jobs[start : start + _JOBS_AT_ONCE]
+            undone = tools.database.write(lambda c, some=some: self._record_jobs(c, some, now))  # type: ignore[misc]
+            tools.audit(("put_back", facts(job)) for job in undone)
+            for job, entries in some:
+                if job in undone:
+                    self.put_back(job, job.entries)
+                    self.skip(job.job, "its row changed while it was staged")
+                else:
+                    self._tell_cleaned(job, entries)
 
-        undone = tools.database.write(work)
-        tools.audit(("put_back", facts(job)) for job in undone)
+    def _record_jobs(
+        self,
+        connection: Connection,
+        jobs: Sequence[tuple[Claimed, list[tuple[Found, int | None]]]],
+        now: datetime,
+    ) -> list[Claimed]:
+        """Record some jobs; returns those that must go back from the trash, since they were run again."""
+        tools = self._tools
+        rows = tools.catalog.rows(connection, [job.job.id for job, _ in jobs if job.marks_row])
+        undone = []
         for job, entries in jobs:
-            if job in undone:
-                self.put_back(job, job.entries)
-                self.skip(job.job, "its row changed while it was staged")
-            else:
-                self._tell_cleaned(job, entries)
+            row = rows.get(job.job.id)
+            if row is not None and row.job != job.job:  # it was run again in this moment
+                job.marks_row = False
+                if self._goes_to_trash(job):
+                    undone.append(job)
+                    continue
+            self._record_job(connection, job, entries, now)
+        tools.ledger.drop_intents(
+            connection, [job.intent.id for job, _ in jobs if not self._goes_to_trash(job)]
+        )
+        tools.ledger.forget_measured(connection, [job.job.id for job, _ in jobs])
+        return undone
 
     def _goes_to_trash(self, job: Claimed) -> bool:
         return bool(self._tools.grace) and not job.removals and bool(job.entries)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.roots import Root, check_roots, open_root
-from eemtcleanupd.deletion.trash import Trash
+from eemtcleanupd.deletion.trash import MARKER_NAME, Trash, read_marker
 from eemtcleanupd.errors import RootError
 from eemtcleanupd.model import TRASH_NAME, Artifact, RootName
 from eemtcleanupd.policy.retention import Policy
@@ -19,8 +19,6 @@ from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import Ledger, RootRecord
 from eemtcleanupd.store.mounting import insist_on_journal
 from eemtcleanupd.store.timestamps import zone_named
-
-_MARKER = ".root-id"
 
 
 def open_roots(
@@ -77,17 +75,6 @@ def _insist_on_same(root: Root, record: RootRecord) -> None:
     )
 
 
-def read_marker(root: Root) -> str | None:
-    """Return the marker that an earlier run left in the root's trash, None when there is none."""
-    try:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(f"{TRASH_NAME}/{_MARKER}", flags, dir_fd=root.fd)
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
-            return (file.read(64) or b"").decode("ascii", "replace")
-    except OSError:
-        return None
-
-
 def remember_root(root: Root, trash: Trash) -> RootRecord:
     """Leave a marker in the root's trash, unless there is one, and return what to remember of the root."""
     marker = read_marker(root)
@@ -95,10 +82,10 @@ def remember_root(root: Root, trash: Trash) -> RootRecord:
         marker = secrets.token_hex(16)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            with os.fdopen(os.open(_MARKER, flags, 0o600, dir_fd=trash.fd), "w") as file:
+            with os.fdopen(os.open(MARKER_NAME, flags, 0o600, dir_fd=trash.fd), "w") as file:
                 file.write(marker)
         except OSError as error:
-            place = root.path / TRASH_NAME / _MARKER
+            place = root.path / TRASH_NAME / MARKER_NAME
             raise RootError(f"the marker {place} cannot be written: {error.strerror}; remove it") from error
     return RootRecord(root.name, str(root.path), root.device, root.inode, marker)
 

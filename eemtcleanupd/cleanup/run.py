@@ -20,6 +20,7 @@ from eemtcleanupd.cleanup.recovery import purge_expired, recover, report_unowned
 from eemtcleanupd.cleanup.relief import Target, empty_trash, take_early
 from eemtcleanupd.clock import Clock, system_clock
 from eemtcleanupd.config import Config
+from eemtcleanupd.deletion.cluster import Cluster, ClusterAddress
 from eemtcleanupd.deletion.inspection import disk_usage
 from eemtcleanupd.deletion.limits import Limits
 from eemtcleanupd.deletion.pool import DeletionPool
@@ -99,6 +100,15 @@ class Progress:
         self.pool = pool
         if self.limits is not None:
             pool.controls.set(self.limits)
+
+
+def _cluster_of(config: Config) -> Cluster | None:
+    dask = config.performance.dask
+    if config.performance.executor != "dask" or not config.performance.parallel_delete:
+        return None
+    files = (dask.tls_ca_file, dask.tls_cert_file, dask.tls_key_file)
+    ca_file, cert_file, key_file = (file for file in files if file is not None)
+    return Cluster.connect(ClusterAddress(str(dask.scheduler), ca_file, cert_file, key_file))
 
 
 def limits_of(config: Config) -> Limits:
@@ -346,7 +356,13 @@ class _Run:
             ledger.save_roots(remember_root(root, trashes[name]) for name, root in roots.items())
             is_auto = config.performance.parallel_delete and config.performance.max_workers == "auto"
             pool = stack.enter_context(
-                DeletionPool(self._workers, self._stop, auto=is_auto, limits=limits_of(config))
+                DeletionPool(
+                    self._workers,
+                    self._stop,
+                    auto=is_auto,
+                    cluster=_cluster_of(config),
+                    limits=limits_of(config),
+                )
             )
             self._progress.begin(pool)
             tools = Tools(

@@ -54,6 +54,8 @@ class Controls:
     Args:
         stop: ends the work.
         fd: the memory that another process shares (``fd`` of its controls); else a new one.
+        one_hand: False where others whom no lock reaches work on the same tree; then files that all must
+            agree on are left to one of them.
 
     Attributes:
         fd: the memory, for other processes to inherit.
@@ -61,8 +63,9 @@ class Controls:
         links: held while one of several links of an inode is removed.
     """
 
-    def __init__(self, stop: StopFlag, fd: int | None = None) -> None:
+    def __init__(self, stop: StopFlag, fd: int | None = None, *, one_hand: bool = True) -> None:
         self.stop = stop
+        self.one_hand = one_hand
         self._is_first = fd is None
         self.fd = os.memfd_create("limits") if fd is None else fd
         if self._is_first:
@@ -94,6 +97,18 @@ class Controls:
             words[_NICE] = limits.nice
             words[_IDLE] = limits.idle_io
             words[_GENERATION] += 1
+
+    @property
+    def limits(self) -> Limits:
+        """The limits in force."""
+        words = self._words
+        return Limits(
+            int(words[_DELETES]),
+            int(words[_BYTES]),
+            int(words[_CHUNK]),
+            int(words[_NICE]),
+            bool(words[_IDLE]),
+        )
 
     @property
     def chunk_bytes(self) -> int:

@@ -14,13 +14,14 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.deletion.climb import Slots
+from eemtcleanupd.deletion.cluster import Cluster
 from eemtcleanupd.deletion.helpers import Helpers
 from eemtcleanupd.deletion.limits import Controls, Limits
 from eemtcleanupd.deletion.roots import FOLDER_FLAGS
@@ -60,6 +61,7 @@ class DeletionPool:
         workers: how many.
         auto: whether to find out how many, up to ``workers``, do best.
         stop: ends all work after the system calls at hand; items are then left incomplete.
+        cluster: workers of other machines that delete as well; the pool closes it.
         limits: how fast and how politely; ``controls.set`` puts others in force while it works.
         queue_limit: how many folders may wait in memory.
 
@@ -75,14 +77,19 @@ class DeletionPool:
         stop: StopFlag,
         *,
         auto: bool = False,
+        cluster: Cluster | None = None,
         limits: Limits = _NO_LIMITS,
         queue_limit: int = QUEUE_LIMIT,
     ) -> None:
         self.bytes_freed = 0
         self.files = 0
         self._workers = workers
+        self._cluster = cluster
         self._slots = Slots(workers, THREADS_PER_WORKER, monotonic_seconds) if auto else None
-        self._executor = ThreadPoolExecutor(workers * THREADS_PER_WORKER, "delete")
+        here = workers * THREADS_PER_WORKER
+        self._here = self._slots or threading.BoundedSemaphore(here)
+        # One thread waits for each folder that is in hand somewhere.
+        self._executor = ThreadPoolExecutor(here + (cluster.threads if cluster else 0), "delete")
         self._stop = stop
         self.controls = Controls(stop)
         if limits != _NO_LIMITS:
@@ -105,6 +112,8 @@ class DeletionPool:
         with self._changed:
             self._changed.wait_for(lambda: self._items == 0)
         self._executor.shutdown()
+        if self._cluster is not None:
+            self._cluster.close()
         if self._helpers is not None:
             self._helpers.close()
         self.controls.close()
@@ -140,11 +149,18 @@ class DeletionPool:
         with self._changed:
             self._room += 1
 
-    def empty_folder(self, item_fd: int, request: Request, found: Callable[[str, str], object]) -> Tally:
-        """Remove a folder of an item, in a helper or, where that is not worth it, here."""
-        with self._slots or nullcontext():
-            tally = None
-            if self.files >= FEW or not _has_few(item_fd, request.name):
+    def empty_folder(
+        self, trash: Trash, item: str, item_fd: int, request: Request, found: Callable[[str, str], object]
+    ) -> Tally:
+        """Remove a folder of an item: by a worker of the cluster, in a helper, or here, as it is worth."""
+        tally = None
+        is_much = self.files >= FEW or not _has_few(item_fd, request.name)
+        if is_much and self._cluster is not None:
+            tally = self._cluster.empty_folder(trash, item, request, self.controls, found)
+        if tally is not None:
+            return tally
+        with self._here:
+            if is_much:
                 tally = self._started_helpers().empty_folder(item_fd, request, found)
             if tally is None:
                 tally = empty_folder(
@@ -263,7 +279,7 @@ class _Item:
 
     def _empty(self, name: str, label: str, tally: Tally) -> None:
         request = Request(name, label, self._trash.root.device)
-        removed = self._pool.empty_folder(self._fd, request, self._hand_out)
+        removed = self._pool.empty_folder(self._trash, self._item, self._fd, request, self._hand_out)
         tally.add(removed)
         if removed.error_count:
             with self._lock:

@@ -19,6 +19,9 @@ from eemtcleanupd.deletion.roots import FOLDER_FLAGS, Root
 from eemtcleanupd.errors import LockHeldError, RootError
 from eemtcleanupd.model import TRASH_NAME
 
+MARKER_NAME = ".root-id"
+"""A file in the trash by which a root is known again."""
+
 log = logging.getLogger(__name__)
 
 _DOOMED = ".deleting"
@@ -28,6 +31,17 @@ _RENAME_NOREPLACE = 1  # renameat2(2)
 def doomed_name(item: str) -> str:
     """Return the name of an item once its deletion has begun."""
     return item + _DOOMED
+
+
+def read_marker(root: Root) -> str | None:
+    """Return the marker that an earlier run left in a root's trash, None when there is none."""
+    try:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(f"{TRASH_NAME}/{MARKER_NAME}", flags, dir_fd=root.fd)
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            return (file.read(64) or b"").decode("ascii", "replace")
+    except OSError:
+        return None
 
 
 class Trash:

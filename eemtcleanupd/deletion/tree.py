@@ -146,7 +146,10 @@ def _empty_once(
                 else:
                     status = entry.stat(follow_symlinks=False)
                     size = status.st_blocks * _BLOCK_BYTES
-                    if size > MIN_CHUNK_BYTES and 0 < controls.chunk_bytes < size:
+                    in_steps = size > MIN_CHUNK_BYTES and 0 < controls.chunk_bytes < size
+                    if not controls.one_hand and (in_steps or status.st_nlink > 1):
+                        _move_up(fd, entry.name, item_fd, f"{_TOKEN}-{next(_numbers)}")
+                    elif in_steps:
                         # In the item no one else can reach it while it is being emptied.
                         fresh = f"{controls.mark}{_TOKEN}-{next(_numbers)}"
                         _move_up(fd, entry.name, item_fd, fresh)

@@ -1,0 +1,283 @@
+"""A cluster of real processes on loopback, with certificates: what it removes, and how a run outlives it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+
+from eemtcleanupd.deletion.cluster import Cluster, ClusterAddress
+from eemtcleanupd.deletion.limits import Limits
+from eemtcleanupd.deletion.pool import DeletionPool, Removed
+from eemtcleanupd.deletion.remote import Place, remove_subtree
+from eemtcleanupd.deletion.roots import Root
+from eemtcleanupd.deletion.trash import MARKER_NAME, Trash
+from eemtcleanupd.deletion.worker import Request
+from eemtcleanupd.model import TRASH_NAME, RootName
+from eemtcleanupd.stop import StopFlag
+from tests.deletion.conftest import allocated
+
+pytestmark = [pytest.mark.xdist_group("dask"), pytest.mark.timeout(110)]
+
+_MARKER = "0123456789abcdef"
+
+
+class Dask:
+    """A scheduler and its workers, each a process with a certificate; all end with ``close``."""
+
+    def __init__(self, folder: Path) -> None:
+        authority = trustme.CA()
+        identity = authority.issue_cert("localhost", "127.0.0.1")
+        authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+        identity.cert_chain_pems[0].write_to_path(str(folder / "cert.pem"))
+        identity.private_key_pem.write_to_path(str(folder / "key.pem"))
+        self._folder = folder
+        self._tls = ["--tls-ca-file", "ca.pem", "--tls-cert", "cert.pem", "--tls-key", "key.pem"]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.scheduler = self._start(
+            "scheduler", "--host", "tls://127.0.0.1", "--port", str(self.port), "--no-dashboard"
+        )
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "distributed.cli.dask_" + arguments[0], *arguments[1:], *self._tls],
+            cwd=self._folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def add_worker(self) -> subprocess.Popen[bytes]:
+        """Start a worker of one thread, in this very process, so that to kill it is to kill the worker."""
+        worker = self._start(
+            "worker",
+            f"tls://127.0.0.1:{self.port}",
+            "--nthreads",
+            "1",
+            "--no-nanny",
+            "--no-dashboard",
+            "--host",
+            "127.0.0.1",
+            "--local-directory",
+            str(self._folder),
+        )
+        self.workers.append(worker)
+        return worker
+
+    @property
+    def address(self) -> ClusterAddress:
+        """Its address and our certificate."""
+        files = (self._folder / name for name in ("ca.pem", "cert.pem", "key.pem"))
+        return ClusterAddress(f"tls://127.0.0.1:{self.port}", *files)
+
+    def connect(self, workers: int) -> Cluster:
+        """Return the cluster once it has so many workers."""
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            cluster = Cluster.connect(self.address)
+            if cluster is not None and cluster.threads == workers:
+                return cluster
+            if cluster is not None:
+                cluster.close()
+            time.sleep(0.05)
+        raise AssertionError("the workers do not come up")
+
+    def close(self) -> None:
+        """End all processes."""
+        for process in (*self.workers, self.scheduler):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def dask(tmp_path: Path) -> Iterator[Dask]:
+    (tmp_path / "dask").mkdir()
+    started = Dask(tmp_path / "dask")
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def trash(root: Root) -> Iterator[Trash]:
+    opened = Trash(root)
+    (root.path / TRASH_NAME / MARKER_NAME).write_text(_MARKER)
+    yield opened
+    opened.close()
+
+
+def fill(folder: Path, folders: int, files: int) -> None:
+    for number in range(folders):
+        below = folder / f"d{number}" / "deeper"
+        below.mkdir(parents=True)
+        for file in range(files):
+            (below / f"f{file}").write_bytes(b"x" * 100)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def _place(root: Root, item: str = "item.deleting") -> Place:
+    return Place(RootName.RESULTS, str(root.path), root.inode, _MARKER, item)
+
+
+# -- the task by itself -------------------------------------------------------------------------------------
+
+
+def test_a_task_removes_its_subtree_and_done_again_does_nothing(root: Root, trash: Trash) -> None:
+    fill(root.path / "job", 3, 5)
+    trash.stage("item", ["job"])
+    trash.doom("item")
+    request = Request("job", "job", 0)
+    first = remove_subtree(_place(root), request, Limits())
+    again = remove_subtree(_place(root), request, Limits())
+    assert (first.tally.files, first.tally.folders, first.tally.errors, first.left) == (15, 7, [], ())
+    assert (again.tally.files, again.tally.folders, again.tally.error_count, again.left) == (0, 0, 0, ())
+
+
+def test_when_its_time_is_up_a_task_says_what_is_left(root: Root, trash: Trash) -> None:
+    fill(root.path / "job", 3, 5)
+    trash.stage("item", ["job"])
+    trash.doom("item")
+    outcome = remove_subtree(_place(root), Request("job", "job", 0), Limits(), seconds=0)
+    assert (outcome.tally.files, outcome.left) == (0, (("job", "job"),))
+
+
+@pytest.mark.parametrize("change", ["no root", "no trash", "another marker", "another folder"])
+def test_what_is_not_the_same_mount_is_not_touched(
+    root: Root, trash: Trash, tmp_path: Path, change: str
+) -> None:
+    other = tmp_path / "other"
+    place = _place(root)
+    if change != "no root":
+        fill(other / "job", 1, 1)
+        place = Place(RootName.RESULTS, str(other), other.stat().st_ino, _MARKER, "item.deleting")
+    if change in {"another marker", "another folder"}:
+        fill(other / TRASH_NAME / "item.deleting" / "job", 1, 1)
+        (other / TRASH_NAME / MARKER_NAME).write_text("f" * 16 if change == "another marker" else _MARKER)
+    if change == "another folder":
+        place = Place(RootName.RESULTS, str(other), root.inode, _MARKER, "item.deleting")
+    if change == "no root":
+        place = Place(RootName.RESULTS, str(other), 1, _MARKER, "item.deleting")
+    before = sorted(other.rglob("*"))
+    outcome = remove_subtree(place, Request("job", "job", 0), Limits())
+    assert outcome.unfit
+    assert sorted(other.rglob("*")) == before
+
+
+# -- a cluster ----------------------------------------------------------------------------------------------
+
+
+def test_a_cluster_removes_what_a_machine_alone_does_and_counts_the_same(
+    root: Root, trash: Trash, dask: Dask, tmp_path: Path
+) -> None:
+    """Links across folders and big files that go in steps are counted right, whoever removes their folder."""
+
+    def build(job: Path) -> int:
+        fill(job, 4, 300)
+        for number in range(1, 4):
+            os.link(job / "d0/deeper/f0", job / f"d{number}" / "deeper" / "link")
+        (job / "d1" / "big").write_bytes(b"x" * (3 << 20))
+        os.link(job / "d2/deeper/f1", tmp_path / f"outside-{job.name}")
+        return allocated(job) - (tmp_path / f"outside-{job.name}").stat().st_blocks * 512
+
+    def go(job: str, cluster: Cluster | None) -> Removed:
+        trash.stage(job, [job])
+        limits = Limits(truncate_chunk_bytes=1 << 20)
+        with DeletionPool(1, StopFlag(), cluster=cluster, limits=limits) as pool:
+            return pool.remove(trash, trash.doom(job)).result(timeout=60)
+
+    sizes = [build(root.path / "alone"), build(root.path / "together")]
+    for _ in range(2):
+        dask.add_worker()
+    alone = go("alone", None)
+    together = go("together", dask.connect(2))
+    assert together == alone
+    assert [alone.bytes_freed, together.bytes_freed] == sizes
+    assert (alone.complete, alone.files) == (True, 1204)
+    assert list(trash.items()) == []
+
+
+def test_the_death_of_a_worker_and_then_of_the_scheduler_only_costs_time(
+    root: Root, trash: Trash, dask: Dask, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(root.path / "job", 6, 300)
+    dask.add_worker()
+    dask.add_worker()
+    cluster = dask.connect(2)
+    trash.stage("item", ["job"])
+    slow = Limits(deletes_per_second=100)
+    with caplog.at_level(logging.WARNING), DeletionPool(1, StopFlag(), cluster=cluster, limits=slow) as pool:
+        future = pool.remove(trash, trash.doom("item"))
+        wait_until(lambda: pool.files > 0)
+        dask.workers[0].send_signal(signal.SIGKILL)
+        wait_until(lambda: "is gone" in caplog.text)
+        assert not future.done()
+        dask.scheduler.send_signal(signal.SIGKILL)
+        wait_until(lambda: "not used any more" in caplog.text)
+        pool.controls.set(Limits())
+        removed = future.result(timeout=60)
+    assert (removed.complete, removed.error_count) == (True, 0)
+    assert removed.files <= 1800  # what the killed worker did cannot be known
+    assert list(trash.items()) == []
+
+
+def test_workers_without_the_mount_are_told_and_left_out(
+    root: Root, trash: Trash, dask: Dask, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As if all were elsewhere: the trash of the root that is told is not there under the root's name."""
+    fill(root.path / "job", 2, 300)
+    dask.add_worker()
+    cluster = dask.connect(1)
+    elsewhere = Root(root.name, Path("/nowhere/results"), root.fd, root.device, root.inode)
+    trash.root = elsewhere
+    trash.stage("item", ["job"])
+    with caplog.at_level(logging.WARNING), DeletionPool(1, StopFlag(), cluster=cluster) as pool:
+        removed = pool.remove(trash, trash.doom("item")).result(timeout=60)
+    assert (removed.complete, removed.files) == (True, 600)
+    assert "has not the mount: there is no results folder at /nowhere/results" in caplog.text
+    assert "none of its workers has the mount" in caplog.text
+
+
+def test_a_stop_ends_what_the_cluster_does_and_the_next_run_completes_it(
+    root: Root, trash: Trash, dask: Dask
+) -> None:
+    fill(root.path / "job", 4, 300)
+    dask.add_worker()
+    stop = StopFlag()
+    trash.stage("item", ["job"])
+    slow = Limits(deletes_per_second=50)
+    with DeletionPool(1, stop, cluster=dask.connect(1), limits=slow) as pool:
+        future = pool.remove(trash, trash.doom("item"))
+        wait_until(lambda: pool.files > 0)
+        stop.set()
+        first = future.result(timeout=30)
+    assert (first.complete, first.error_count) == (False, 0)
+    with DeletionPool(1, StopFlag()) as pool:
+        second = pool.remove(trash, "item.deleting").result(timeout=60)
+    assert (second.complete, first.files + second.files) == (True, 1200)
+
+
+def test_without_a_scheduler_it_is_told_once_and_the_machine_deletes_alone(
+    tmp_path: Path, dask: Dask, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dask.scheduler.kill()
+    monkeypatch.setattr("eemtcleanupd.deletion.cluster._CONNECT_SECONDS", 1)
+    assert Cluster.connect(dask.address) is None
+    (warning,) = caplog.messages
+    assert "does not answer" in warning
+    assert "this machine deletes alone" in warning
