@@ -192,7 +192,7 @@ class Cluster:
     def _tell_gone(self, there: set[str]) -> None:
         for worker in sorted(self._workers - there):
             log.warning(
-                "the cluster's worker %s is gone; another one goes on, what it removed last is not counted",
+                "the cluster's worker %s is gone; what it removed last is not counted",
                 worker,
             )
 

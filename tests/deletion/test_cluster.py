@@ -215,7 +215,7 @@ def test_a_cluster_removes_what_a_machine_alone_does_and_counts_the_same(
 def test_the_death_of_a_worker_and_then_of_the_scheduler_only_costs_time(
     root: Root, trash: Trash, dask: Dask, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fill(root.path / "job", 6, 300)
+    fill(root.path / "job", 3, 1000)
     dask.add_worker()
     dask.add_worker()
     cluster = dask.connect(2)
@@ -232,7 +232,7 @@ def test_the_death_of_a_worker_and_then_of_the_scheduler_only_costs_time(
         pool.controls.set(Limits())
         removed = future.result(timeout=60)
     assert (removed.complete, removed.error_count) == (True, 0)
-    assert removed.files <= 1800  # what the killed worker did cannot be known
+    assert removed.files <= 3000  # what the killed worker did cannot be known
     assert list(trash.items()) == []
 
 
