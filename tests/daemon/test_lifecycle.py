@@ -223,6 +223,20 @@ def test_a_good_file_is_in_force_after_a_reload(living: Living) -> None:
     assert any("MONOTONIC_USEC=" in line for line in living.told)
 
 
+def test_a_reload_lifts_the_limit_of_a_run_that_goes_on_and_changes_nothing_else_of_it(
+    living: Living,
+) -> None:
+    """At one a second its 300 files would take five minutes."""
+    living.store.job("slow", files=300)
+    daemon = living.start("performance: {max_deletes_per_second: 1}")
+    living.put(RunWanted("signal", "tester"))
+    living.until(lambda: daemon._runner.running is not None and daemon._runner.running.progress.pool)
+    living.write("performance: {max_deletes_per_second: 0, nice: 1}\ndry_run: true")
+    living.reload()
+    living.until(lambda: living.of(RunFinished), seconds=60)
+    assert living.store.cleaned() == {"slow"}
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
