@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, tzinfo
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import (
@@ -21,6 +22,8 @@ from sqlalchemy import (
     Select,
     String,
     Table,
+    Update,
+    bindparam,
     inspect,
     select,
     text,
@@ -207,15 +210,18 @@ class Catalog:
         self, connection: Connection, job_id: str, now: datetime, size_bytes: int, summary: str
     ) -> None:
         """Record in the job's row that its data is gone."""
-        connection.execute(
-            update(self._jobs)
-            .where(self._jobs.c[self._id] == job_id)
-            .values(
-                data_cleaned_at=local_timestamp(now, self._zone),
-                data_size_mb=size_bytes / BYTES_PER_MB,
-                cleanup_summary=summary,
-            )
-        )
+        values = {
+            "data_cleaned_at": local_timestamp(now, self._zone),
+            "data_size_mb": size_bytes / BYTES_PER_MB,
+            "cleanup_summary": summary,
+        }
+        connection.execute(self._job_by_id, {**values, "which": job_id})
+
+    @cached_property
+    def _job_by_id(self) -> Update:
+        """Built once: to build it costs more than to execute it."""
+        column = self._jobs.c[self._id]
+        return update(self._jobs).where(column == bindparam("which", type_=column.type))
 
     def mark_uncleaned(self, connection: Connection, job_id: str) -> None:
         """Record in the job's row that its data is there again; its size stays as it was measured."""

@@ -374,15 +374,16 @@ class Ledger:
     def add_log(self, connection: Connection, run_id: str, entry: LogEntry, now: datetime) -> None:
         """Write one line of ``cleanup_log``."""
         connection.execute(
-            insert(LOG).values(
-                timestamp=utc_timestamp(now),
-                run_id=run_id,
-                job_id=entry.job_id,
-                status=entry.status,
-                action=entry.action,
-                bytes_freed=entry.bytes_freed,
-                message=entry.message,
-            )
+            insert(LOG),  # the values beside it, or it would be compiled for each of them
+            {
+                "timestamp": utc_timestamp(now),
+                "run_id": run_id,
+                "job_id": entry.job_id,
+                "status": entry.status,
+                "action": entry.action,
+                "bytes_freed": entry.bytes_freed,
+                "message": entry.message,
+            },
         )
 
     def clear_log(self, connection: Connection) -> int:
@@ -394,13 +395,14 @@ class Ledger:
     ) -> None:
         """Write one line of ``cleanup_audit`` (columns as in the user's document; whole MB)."""
         connection.execute(
-            insert(AUDIT).values(
-                timestamp=utc_timestamp(now),
-                job_id=job_id,
-                action=action,
-                space_freed_mb=round(bytes_freed / BYTES_PER_MB),
-                user=user,
-            )
+            insert(AUDIT),
+            {
+                "timestamp": utc_timestamp(now),
+                "job_id": job_id,
+                "action": action,
+                "space_freed_mb": round(bytes_freed / BYTES_PER_MB),
+                "user": user,
+            },
         )
 
     # -- sizes -------------------------------------------------------------------------------------

@@ -123,9 +123,11 @@ def test_a_process_that_goes_on_making_files_cannot_keep_a_run_for_ever(
         rmdir(name, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "rmdir", too_late)
+    controls = Controls(StopFlag())
     tally = empty_folder(
-        root.fd, "folder", label="job", device=root.device, stop=StopFlag(), found=lambda *_: None
+        root.fd, "folder", label="job", device=root.device, controls=controls, found=lambda *_: None
     )
+    controls.close()
     assert tally.errors == ["job: Directory not empty"]
 
 
