@@ -8,6 +8,7 @@ READY := $(VENV)/.ready
 DEMO := demo-store
 CONFIG := $(DEMO)/cleanup_config.yaml
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 TORTURE_ARGS ?=
 
 # make install, with the names that packagers know (GNU coding standards, Directory Variables)
@@ -88,7 +89,7 @@ reference: $(READY) ## write the generated parts of docs/*.md anew, after a chan
 	$(BIN)/python docs/reference.py
 
 bench: $(READY) ## measure what the README's figures come from
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 torture: $(READY) ## attack it for half an hour: kills, faults, races, fuzz (as root, with strace)
 	$(BIN)/python -m torture $(TORTURE_ARGS)
