@@ -131,6 +131,8 @@ def no_small_chunk(value: int) -> int:
 
 
 def _number_or_auto(value: object, _both: object) -> object:
+    if isinstance(value, str) and value != "auto":
+        raise ValueError("write a whole number, without quotes, or auto")
     return value if value == "auto" else _number_of_workers().validate_python(value)
 
 

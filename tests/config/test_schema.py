@@ -22,6 +22,12 @@ FIELDS = schema().fields
         "schedule: {cron: ['*/15 8-18 * * MON-FRI', '0 0 L * *']}",
         "schedule: {cron: '@daily', timezone: Europe/Berlin}",
         "performance: {max_workers: 256, batch_size: 1}",
+        "performance: {max_workers: auto, auto_max_workers: 1, nice: 19, io_priority: idle}",
+        "performance: {max_bytes_per_second: 200M, max_deletes_per_second: 5, truncate_chunk: 1G}",
+        (
+            "performance: {executor: dask, dask: {scheduler: 'tls://[::1]:1',"
+            " tls_ca_file: a, tls_cert_file: b, tls_key_file: c}}"
+        ),
         "safety: {max_fraction: 1}",
         "safety: {max_fraction: 0.0}",
         "orphans: {delete_after_hours: 720}",
@@ -84,6 +90,13 @@ def test_a_value_that_works_is_taken(load_text: LoadText, text: str) -> None:
         ("performance: {batch_size: 0}", "batch_size", "at least 1"),
         ("performance: {max_workers: 0}", "max_workers", "at least 1"),
         ("performance: {max_workers: 100000}", "max_workers", "at most 256"),
+        ("performance: {max_workers: many}", "max_workers", "or auto"),
+        ("performance: {auto_max_workers: 0}", "auto_max_workers", "at least 1"),
+        ("performance: {nice: -1}", "nice", "at least 0"),
+        ("performance: {truncate_chunk: 10}", "truncate_chunk", "a step is 1M at least"),
+        ("performance: {max_bytes_per_second: lots}", "max_bytes_per_second", "is not a size"),
+        ("performance: {dask: {scheduler: 'tcp://x:8786'}}", "dask.scheduler", "always TLS"),
+        ("performance: {executor: dask}", "performance", "needs dask.scheduler, dask.tls_ca_file"),
         ("performance: {executor: fork}", "executor", "'threads', 'processes' or 'dask'"),
         ("safety: {max_fraction: 1.01}", "max_fraction", "at most 1"),
         ("safety: {max_fraction: -0.1}", "max_fraction", "at least 0"),
