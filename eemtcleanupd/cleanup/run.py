@@ -102,15 +102,6 @@ class Progress:
             pool.controls.set(self.limits)
 
 
-def _cluster_of(config: Config) -> Cluster | None:
-    dask = config.performance.dask
-    if config.performance.executor != "dask" or not config.performance.parallel_delete:
-        return None
-    files = (dask.tls_ca_file, dask.tls_cert_file, dask.tls_key_file)
-    ca_file, cert_file, key_file = (file for file in files if file is not None)
-    return Cluster.connect(ClusterAddress(str(dask.scheduler), ca_file, cert_file, key_file))
-
-
 def limits_of(config: Config) -> Limits:
     """Return how fast and how politely a configuration wants files to be deleted."""
     performance = config.performance
@@ -360,7 +351,7 @@ class _Run:
                     self._workers,
                     self._stop,
                     auto=is_auto,
-                    cluster=_cluster_of(config),
+                    cluster=self._cluster(),
                     limits=limits_of(config),
                 )
             )
@@ -563,6 +554,16 @@ class _Run:
             orphan_age=None if hours is None or pipeline is None else timedelta(hours=hours),
             remove_orphan=pipeline.take_orphan if pipeline is not None else lambda _: False,
         )
+
+    def _cluster(self) -> Cluster | None:
+        performance = self._config.performance
+        if performance.executor != "dask" or not performance.parallel_delete:
+            return None
+        dask = performance.dask
+        files = (dask.tls_ca_file, dask.tls_cert_file, dask.tls_key_file)
+        ca_file, cert_file, key_file = (file for file in files if file is not None)
+        address = ClusterAddress(str(dask.scheduler), ca_file, cert_file, key_file)
+        return Cluster.connect(address, lambda words: self._emit(Warned(words)))
 
     @property
     def _workers(self) -> int:

@@ -66,13 +66,13 @@ class Cluster:
         self._free = threading.BoundedSemaphore(self.threads)
 
     @classmethod
-    def connect(cls, address: ClusterAddress) -> Cluster | None:
-        """Return the cluster; None, with a warning, when it cannot be used now."""
+    def connect(cls, address: ClusterAddress, warn: Callable[[str], object]) -> Cluster | None:
+        """Return the cluster; None, with a warning to ``warn``, when it cannot be used now."""
         try:
             # A quarter of a second, and not always installed.
             distributed: Any = importlib.import_module("distributed")
         except ImportError:
-            log.warning("performance.executor: dask needs eemtcleanupd[distributed]; %s", _ALONE)
+            warn(f"performance.executor: dask needs eemtcleanupd[distributed]; {_ALONE}")
             return None
         # It tells on stderr, at length, of what is told here in our words.
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
@@ -95,11 +95,11 @@ class Cluster:
         except Exception as error:
             if client is not None:
                 _close(client)
-            log.warning("the cluster %s does not answer (%s); %s", address.scheduler, _words(error), _ALONE)
+            warn(f"the cluster {address.scheduler} does not answer ({_words(error)}); {_ALONE}")
             return None
         if not threads:
             _close(client)
-            log.warning("the cluster %s has no workers; %s", address.scheduler, _ALONE)
+            warn(f"the cluster {address.scheduler} has no workers; {_ALONE}")
             return None
         log.info("the cluster %s deletes with %d workers", address.scheduler, len(threads))
         return cls(client, threads)
