@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 
 from eemtcleanupd.cleanup.pipeline import Claimed, Pipeline
 from eemtcleanupd.errors import BreakerError, LockHeldError, RootError
@@ -562,6 +564,44 @@ def test_a_run_that_is_stopped_leaves_the_rest_to_the_next(store: JobStore) -> N
     assert first.successful.jobs + second.successful.jobs == 40
     assert store.cleaned() == {f"job-{number:02}" for number in range(40)}
     assert store.trash() == []
+
+
+def test_a_run_whose_cluster_does_not_answer_is_told_and_cleans_alone(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eemtcleanupd.deletion.cluster._CONNECT_SECONDS", 0.2)
+    store.job("done", files=300)
+    report = store.run(
+        performance__executor="dask",
+        performance__dask__scheduler="tls://127.0.0.1:1",
+        performance__dask__tls_ca_file="/nowhere/ca.pem",
+        performance__dask__tls_cert_file="/nowhere/cert.pem",
+        performance__dask__tls_key_file="/nowhere/key.pem",
+    )
+    assert report.outcome == "success"
+    assert store.cleaned() == {"done"}
+    (warning,) = (event.message for event in store.events if isinstance(event, Warned))
+    assert warning.startswith("the cluster tls://127.0.0.1:1 does not answer")
+
+
+def test_many_small_jobs_are_recorded_in_few_transactions_and_all_of_them(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each transaction waits for the disk; none may be so long that the web interface notices."""
+    monkeypatch.setattr("eemtcleanupd.cleanup.pipeline.monotonic_seconds", lambda: 0.0)
+    for number in range(90):
+        store.job(f"job-{number}", files=1)
+    recorded: list[int] = []
+    real = Pipeline._record_jobs
+
+    def record(self: Pipeline, connection: Connection, jobs: list[Any], now: datetime) -> list[Claimed]:
+        recorded.append(len(jobs))
+        return real(self, connection, jobs, now)
+
+    monkeypatch.setattr(Pipeline, "_record_jobs", record)
+    store.run(performance__batch_size=90)
+    assert len(store.cleaned()) == 90
+    assert recorded == [25, 25, 25, 15]
 
 
 def test_the_documents_scripts_work_unchanged_on_the_database(store: JobStore) -> None:
