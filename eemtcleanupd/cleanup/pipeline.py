@@ -495,15 +495,15 @@ class Pipeline:
         # database must not know more than the folders.
         for root in {found.artifact.root for _, entries in jobs for found, _ in entries}:
             tools.trashes[root].sync()
-        for job, _ in jobs:
-            if job.intent.kind is IntentKind.JOB and is_in_place(tools.roots, job.job):
-                job.marks_row = False  # somebody copied it back, say: the next run looks at it anew
         tools.audit((self._action(job), self._done(job, entries)) for job, entries in jobs)
         now = tools.clock()
 
         # Few at a time: while one of these transactions lasts, the web interface cannot write.
         for start in range(0, len(jobs), _JOBS_AT_ONCE):
             some = jobs[start : start + _JOBS_AT_ONCE]
+            for job, _ in some:
+                if job.intent.kind is IntentKind.JOB and is_in_place(tools.roots, job.job):
+                    job.marks_row = False  # somebody copied it back, say: the next run looks at it anew
             undone = tools.database.write(lambda c, some=some: self._record_jobs(c, some, now))  # type: ignore[misc]
             tools.audit(("put_back", facts(job)) for job in undone)
             for job, entries in some:
