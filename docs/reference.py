@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import click
-from eemtcleanupd.config.not_yet import NOT_YET
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
@@ -126,13 +125,12 @@ def keys() -> str:
 
 
 def _keys(entries: Iterable[tuple[str, Spec, bool]], whole: Spec) -> str:
-    not_yet = {entry.key: f" Not yet: {entry.missing}." for entry in NOT_YET}
     by_key: dict[str, list[str]] = {}
     for each in VARIABLES:
         by_key.setdefault(each.key, []).append(f"`{each.name}`")
     rows = []
     for key, spec, is_needed in entries:
-        words = spec.get("description", "") + not_yet.get(key, "")
+        words = spec.get("description", "")
         if key in by_key:
             words += f" Also {', '.join(by_key[key])}."
         rows.append((f"`{key}`", _kind(spec, whole), _default(spec, is_needed=is_needed), _cell(words)))
