@@ -544,7 +544,10 @@ def test_an_upload_that_a_new_job_names_while_it_is_staged_comes_back(
     assert store.trash() == []
 
 
-def test_a_run_that_is_stopped_leaves_the_rest_to_the_next(store: JobStore) -> None:
+def test_a_run_that_is_stopped_leaves_the_rest_to_the_next(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eemtcleanupd.cleanup.pipeline._RECORD_SECONDS", 0)  # told as soon as it is gone
     for number in range(40):
         store.job(f"job-{number:02}", days=10 + number)
     stop = StopFlag()
