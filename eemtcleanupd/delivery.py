@@ -7,10 +7,8 @@ it dies, the lock is free and what it left is sent by the next.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 import queue
 import random
 import re
@@ -20,12 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from eemtcleanupd.clock import Clock, local_zone
 from eemtcleanupd.config.notifier import NotifierSettings
-from eemtcleanupd.errors import CleanupError, StoreError
+from eemtcleanupd.errors import CleanupError, LockHeldError, StoreError
 from eemtcleanupd.events import (
     CapacityWarning,
     ConfigRejected,
@@ -41,8 +38,8 @@ from eemtcleanupd.events import (
 )
 from eemtcleanupd.hookspecs import Digest, RetryLater
 from eemtcleanupd.plugins import PluginSet
-from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import TRASH_TRIGGER
+from eemtcleanupd.store.location import Location, StoreLock
 from eemtcleanupd.store.outbox import LedgerOutbox, MemoryOutbox, Message, Outbox
 
 log = logging.getLogger(__name__)
@@ -95,17 +92,17 @@ class Delivery:
     """Tells notifiers of events.
 
     Args:
-        database: the job database, whose ledger has the outbox; None keeps all messages in memory.
+        location: the job database, whose ledger has the outbox; None keeps all messages in memory.
         clock: the time of day.
         hurry: send nothing twice: every message has one attempt (``notify-test``).
     """
 
-    def __init__(self, database: Path | None, clock: Clock, *, hurry: bool = False) -> None:
-        self._database = database
+    def __init__(self, location: Location | None, clock: Clock, *, hurry: bool = False) -> None:
+        self._location = location
         self._clock = clock
         self.hurry = hurry
         self._couriers: dict[str, _Courier] = {}
-        self._store = _Store(database)
+        self._store = _Store(location, clock)
         self._plugins: PluginSet | None = None
 
     def use(self, plugins: PluginSet, *, durable: bool = True) -> None:
@@ -116,7 +113,7 @@ class Delivery:
             durable: whether the ledger may be written; where only dry runs are wanted it may not.
         """
         self._plugins = plugins
-        self._store.is_durable = durable and self._database is not None
+        self._store.is_durable = durable and self._location is not None
         wanted = [name for name in plugins.names if any(plugins.listener(name, hook) for hook in _TYPES)]
         for name in set(self._couriers) - set(wanted):
             self._couriers.pop(name).close()
@@ -249,12 +246,13 @@ def _as_text(value: object) -> object:
 class _Store:
     """Both outboxes for all couriers, one caller at a time; what fails in the database is only logged."""
 
-    def __init__(self, database: Path | None) -> None:
-        self._database = database
+    def __init__(self, location: Location | None, clock: Clock) -> None:
+        self._location = location
+        self._clock = clock
         self._lock = threading.Lock()
         self._memory = MemoryOutbox(_MAX_WAITING_IN_MEMORY)
-        self._descriptor: int | None = None
-        self.is_durable = database is not None
+        self._sender: StoreLock | None = None
+        self.is_durable = location is not None
 
     def put(self, messages: Sequence[Message]) -> bool:
         try:
@@ -287,10 +285,10 @@ class _Store:
 
     @contextmanager
     def _ledger(self) -> Iterator[LedgerOutbox]:
-        if self._database is None:
+        if self._location is None:
             raise StoreError("there is no ledger")
         with self._lock:
-            database = Database(self._database, busy_timeout_seconds=_BUSY_TIMEOUT_SECONDS)
+            database = self._location.open(_BUSY_TIMEOUT_SECONDS)
             try:
                 yield LedgerOutbox(database, _MAX_WAITING)
             finally:
@@ -298,31 +296,25 @@ class _Store:
 
     def _is_ours(self) -> bool:
         """Hold the outbox's lock; one that another process holds is asked for again later."""
-        if self._descriptor is not None:
-            return True
-        if self._database is None:
-            return False
-        path = self._database.with_name(f"{self._database.name}.eemtcleanupd.outbox.lock")
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            descriptor = os.open(path, flags, 0o644)
-        except OSError as error:
-            log.warning(
-                "The lock %s cannot be opened (%s): nothing in the outbox is sent", path, error.strerror
-            )
+        if self._location is None:
             return False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
+            if self._sender is None:
+                self._sender = StoreLock(self._location, "outbox", self._clock())
+            self._sender.insist()
+        except LockHeldError:
+            self.close()
             return False
-        self._descriptor = descriptor
+        except StoreError as error:
+            log.warning("Nothing in the outbox is sent: %s", error)
+            self.close()
+            return False
         return True
 
     def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None
 
 
 class _Courier:

@@ -29,7 +29,7 @@ from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.catalog import Catalog
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import Ledger
-from eemtcleanupd.store.lock import daemon_of, run_of
+from eemtcleanupd.store.location import Location, daemon_of
 from eemtcleanupd.store.mounting import insist_on_journal
 from eemtcleanupd.store.outbox import tallies
 from eemtcleanupd.store.timestamps import zone_named
@@ -75,9 +75,8 @@ def examine(loaded: Loaded, now: datetime) -> Iterator[Finding]:
     if config.dry_run:
         advice = "take dry_run out of the file (and EEMT_CLEANUP_DRY_RUN out of the environment)"
         yield Finding("configuration", Level.WARNING, "dry_run is true: nothing is ever deleted", advice)
-    path = Path(config.paths.database)
     try:
-        database = Database(path, busy_timeout_seconds=1)
+        database = Location.of(config).open(1)
     except CleanupError as error:
         yield Finding("database", Level.PROBLEM, str(error))
         return
@@ -114,7 +113,7 @@ class _Examination:
 
     def database(self) -> Iterator[Finding]:
         """Is it whole, is it an EEMT job database, can it be written, who has it open?"""
-        path = self._database.path
+        path = self._database.name
         faults = self._database.faults()
         if faults:
             advice = (
@@ -126,7 +125,8 @@ class _Examination:
             yield Finding("database", Level.WARNING, warning)
         zone = zone_named(self._config.database.timezone)
         Catalog(self._database, Policy.from_config(self._config.retention), zone)
-        users = _users_of(path)
+        file = self._database.file
+        users = self._database.sessions() if file is None else _users_of(file)
         named = ", ".join(users[:_NAMED]) or "nobody else"
         try:
             self._database.write(lambda _: None)
@@ -246,8 +246,8 @@ class _Examination:
 
     def schedule(self) -> Iterator[Finding]:
         """Does a daemon live, and when does it clean next?"""
-        path = self._database.path
-        holder, told = daemon_of(path), read_status(path)
+        location = Location.of(self._config)
+        holder, told = daemon_of(location), read_status(location)
         self._running = holder is not None
         if holder is None:
             advice = (
@@ -275,7 +275,7 @@ class _Examination:
             yield Finding(
                 "schedule", Level.PROBLEM, f"it refused its new configuration: {told.config_error}", advice
             )
-        run = run_of(path)
+        run = self._database.holder("run")
         if run is not None:
             yield Finding("locks", Level.OK, f"a run is going on: {run}")
         else:

@@ -20,7 +20,7 @@ from eemtcleanupd.policy.retention import TERMINAL, Policy
 from eemtcleanupd.stop import StopFlag
 from eemtcleanupd.store.catalog import Catalog, Row
 from eemtcleanupd.store.census import CensusTables
-from eemtcleanupd.store.database import Database
+from eemtcleanupd.store.database import Database, ScratchLostError
 from eemtcleanupd.store.ledger import Ledger
 
 _PAGE = 500
@@ -56,7 +56,14 @@ class Census:
     remove_orphan: Callable[[Found], bool]
 
     def take(self) -> CensusResult:
-        """Walk all roots once."""
+        """Walk all roots once, or again when the connection was lost that remembers what was seen."""
+        while True:
+            try:
+                return self._take()
+            except ScratchLostError:
+                continue
+
+    def _take(self) -> CensusResult:
         tables = CensusTables(self.database, self.catalog)
         orphans = 0
         for name in (RootName.RESULTS, RootName.TEMP):

@@ -29,6 +29,7 @@ from eemtcleanupd.deletion.pool import DeletionPool, Removed
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.deletion.walk import measure
+from eemtcleanupd.errors import LockHeldError
 from eemtcleanupd.events import (
     ArtifactSize,
     AuditEntry,
@@ -175,17 +176,24 @@ class Pipeline:
             sizes: bytes measured earlier, by job id, for the record of one whose files an interrupted
                 attempt had already removed.
         """
+        tools = self._tools
         claimed = self._claim(planned, sizes)
         start = 0
         while start < len(claimed):
             group = claimed[start : start + self._group_size]
             start += len(group)
-            if self._tools.stop.is_set():
+            if tools.stop.is_set():
                 for job in group:
                     self.put_back(job, [])
                 continue
+            tools.database.insist_on_lock()  # nothing moves for a run that is not ours any more
             began = monotonic_seconds()
-            confirmed = self._confirm(self._stage(group))
+            staged = self._stage(group)
+            try:
+                confirmed = self._confirm(staged)
+            except LockHeldError:
+                self._undo(staged)
+                raise
             self._suit_group(monotonic_seconds() - began)
             self._delete(confirmed)
         return len(claimed)
@@ -398,6 +406,14 @@ class Pipeline:
         intent = with_error(job.intent, words, 0)
         self._tools.database.write(lambda c: self._tools.ledger.save_intent(c, intent))
 
+    def _undo(self, group: Sequence[Claimed]) -> None:
+        """Put back what was staged when the lock was lost: the intents may be another run's by now."""
+        for job in group:
+            try:
+                self.restore(job.entries)
+            except OSError as error:  # the other one does the same
+                log.debug("%s was not put back: %s", job.intent.id, error)
+
     def restore(self, staged: Sequence[tuple[Found, str]]) -> bool:
         """Move artifacts back; False when the place of one is taken, so that it stays in the trash."""
         whole = True
@@ -531,7 +547,7 @@ class Pipeline:
                     undone.append(job)
                     continue
             self._record_job(connection, job, entries, now)
-        tools.ledger.drop_intents(
+        tools.ledger.close_intents(
             connection, [job.intent.id for job, _ in jobs if not self._goes_to_trash(job)]
         )
         tools.ledger.forget_measured(connection, [job.job.id for job, _ in jobs])

@@ -15,8 +15,8 @@ from eemtcleanupd.errors import RootError
 from eemtcleanupd.model import TRASH_NAME, Artifact, RootName
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.catalog import Catalog
-from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import Ledger, RootRecord
+from eemtcleanupd.store.location import Location
 from eemtcleanupd.store.mounting import insist_on_journal
 from eemtcleanupd.store.timestamps import zone_named
 
@@ -38,7 +38,7 @@ def open_roots(
             continue
         roots[name] = open_root(name, path)
         stack.callback(roots[name].close)
-    check_roots(list(roots.values()), Path(config.paths.database))
+    check_roots(list(roots.values()), Location.of(config).file)
     for name, record in known.items():
         if name in roots:
             _insist_on_same(roots[name], record)
@@ -92,11 +92,11 @@ def remember_root(root: Root, trash: Trash) -> RootRecord:
 
 def reserved_entries(config: Config, roots: Mapping[RootName, Root]) -> frozenset[Artifact]:
     """Return entries of roots that hold something of ours (logs, say), which no job can own."""
-    ours = [config.paths.logs, config.logging.file, Path(config.paths.database), config.backup.path]
+    ours = [config.paths.logs, config.logging.file, config.backup.path, Location.of(config).file]
     reserved = set()
     for name, root in roots.items():
-        for path in ours:
-            resolved = Path(path).resolve()
+        for path in filter(None, ours):
+            resolved = path.resolve()
             if root.path in resolved.parents:
                 reserved.add(Artifact(name, resolved.relative_to(root.path).parts[0]))
     return frozenset(reserved)
@@ -108,9 +108,7 @@ def check_store(config: Config) -> None:
     Raises:
         StoreError, RootError: it could not, and why; nothing was changed.
     """
-    database = Database(
-        Path(config.paths.database), busy_timeout_seconds=config.database.busy_timeout_seconds
-    )
+    database = Location.of(config).open()
     with ExitStack() as stack:
         stack.callback(database.close)
         insist_on_journal(database, to_write=True)

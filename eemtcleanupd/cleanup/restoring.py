@@ -35,6 +35,7 @@ from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.catalog import Catalog
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import PART_BACK, Intent, IntentKind, IntentState, Ledger, LogEntry
+from eemtcleanupd.store.location import Location
 from eemtcleanupd.store.lock import run_lock
 from eemtcleanupd.store.timestamps import zone_named
 from eemtcleanupd.units import printable
@@ -144,11 +145,9 @@ def _labelled(label: str) -> Found:
 def _opened(request: Restoring) -> Iterator[_Store]:
     config = request.config
     with ExitStack() as stack:
-        database = Database(
-            Path(config.paths.database), busy_timeout_seconds=config.database.busy_timeout_seconds
-        )
+        database = Location.of(config).open()
         stack.callback(database.close)
-        stack.enter_context(run_lock(database.path, f"restore {printable(request.job_id)}", request.clock()))
+        stack.enter_context(run_lock(database, f"restore {printable(request.job_id)}", request.clock()))
         ledger = Ledger(database)
         ledger.create_tables()
         policy = Policy.from_config(config.retention)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from pathlib import Path
 
 from eemtcleanupd.cleanup.census import Census, CensusResult
 from eemtcleanupd.cleanup.guards import Guards, NoGuards
@@ -51,6 +50,7 @@ from eemtcleanupd.stop import StopFlag
 from eemtcleanupd.store.catalog import Backlog, Catalog
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import Ledger, RunRecord
+from eemtcleanupd.store.location import Location
 from eemtcleanupd.store.lock import run_lock
 from eemtcleanupd.store.mounting import insist_on_journal
 from eemtcleanupd.store.timestamps import zone_named
@@ -217,15 +217,13 @@ class _Run:
 
     def run(self, started: datetime, stack: ExitStack) -> RunReport:
         config, request = self._config, self._request
-        database = Database(
-            Path(config.paths.database), busy_timeout_seconds=config.database.busy_timeout_seconds
-        )
+        database = Location.of(config).open()
         stack.callback(database.close)
         if warning := insist_on_journal(database, to_write=not request.dry_run):
             self._emit(Warned(warning))
         catalog = Catalog(database, self._policy, zone_named(config.database.timezone))
         if not request.dry_run:
-            stack.enter_context(run_lock(database.path, self._run_id, started))
+            stack.enter_context(run_lock(database, self._run_id, started))
         ledger = Ledger(database)
         has_ledger = ledger.exists()
         known = ledger.roots() if has_ledger else {}

@@ -193,8 +193,9 @@ def _notifiers(config: Config, plugins: PluginSet, request: RunRequest) -> Itera
     """Give who tells the notifiers; at the end they have a while, and what waits longer is told later."""
     from eemtcleanupd.clock import system_clock  # noqa: PLC0415
     from eemtcleanupd.delivery import Delivery  # noqa: PLC0415
+    from eemtcleanupd.store.location import Location  # noqa: PLC0415
 
-    delivery = Delivery(Path(config.paths.database), system_clock)
+    delivery = Delivery(Location.of(config), system_clock)
     delivery.use(plugins, durable=not request.dry_run)
     try:
         yield delivery.tell

@@ -63,13 +63,11 @@ def open_ledger(config_file: Path | None, db_path: str | None) -> Iterator[Ledge
         ConfigError, StoreError: the configuration is wrong, or the database cannot be used.
     """
     loaded = load_config(config_file, {"paths.database": (db_path, "--db-path")})
-    from eemtcleanupd.store.database import Database  # noqa: PLC0415
     from eemtcleanupd.store.ledger import Ledger  # noqa: PLC0415
+    from eemtcleanupd.store.location import Location  # noqa: PLC0415
 
     config = loaded.config
-    database = Database(
-        Path(config.paths.database), busy_timeout_seconds=config.database.busy_timeout_seconds
-    )
+    database = Location.of(config).open()
     try:
         yield Ledger(database)
     finally:
@@ -105,12 +103,10 @@ def read_row(config: Config, job_id: str) -> Row | None:
     """
     from eemtcleanupd.policy.retention import Policy  # noqa: PLC0415
     from eemtcleanupd.store.catalog import Catalog  # noqa: PLC0415
-    from eemtcleanupd.store.database import Database  # noqa: PLC0415
+    from eemtcleanupd.store.location import Location  # noqa: PLC0415
     from eemtcleanupd.store.timestamps import zone_named  # noqa: PLC0415
 
-    database = Database(
-        Path(config.paths.database), busy_timeout_seconds=config.database.busy_timeout_seconds
-    )
+    database = Location.of(config).open()
     try:
         zone = zone_named(config.database.timezone)
         catalog = Catalog(database, Policy.from_config(config.retention), zone)

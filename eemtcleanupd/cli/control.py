@@ -17,6 +17,7 @@ from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.errors import CleanupError, ConfigError
 
 if TYPE_CHECKING:
+    from eemtcleanupd.store.location import Location
     from eemtcleanupd.store.lock import Holder
 
 _INTERVAL_SECONDS = 0.05
@@ -33,13 +34,13 @@ _INTERVAL_SECONDS = 0.05
 )
 def stop(config_file: Path | None, db_path: str | None, timeout: int) -> None:
     """Stop the daemon in order and wait until it is gone."""
-    database = _database(config_file, db_path)
-    daemon = _daemon_of(database)
+    location = _location(config_file, db_path)
+    daemon = _daemon_of(location)
     if daemon is None:
         click.echo("No daemon runs.")
         return
     _send(daemon, signal.SIGTERM)
-    if not _until(lambda: _daemon_of(database) != daemon, timeout):
+    if not _until(lambda: _daemon_of(location) != daemon, timeout):
         raise CleanupError(
             f"{daemon} has not ended within {timeout} seconds; it is told to, look into its log"
         )
@@ -60,27 +61,27 @@ def reload(config_file: Path | None, db_path: str | None, timeout: int) -> None:
     from eemtcleanupd.daemon.status import read_status  # noqa: PLC0415  (late: --help needs none of it)
 
     try:
-        database = _database(config_file, db_path)
+        location = _location(config_file, db_path)
     except ConfigError:
         # systemd names the daemon to ExecReload=, so that it can tell of the bad file, too.
         if main_pid := os.environ.get("MAINPID"):
             os.kill(int(main_pid), signal.SIGHUP)
         raise
-    daemon = _daemon_of(database)
+    daemon = _daemon_of(location)
     if daemon is None:
         raise CleanupError(
             "no daemon runs; start it with `systemctl start eemtcleanupd` or `eemtcleanupd run`"
         )
-    before = read_status(database)
+    before = read_status(location)
     _send(daemon, signal.SIGHUP)
 
     def has_tried() -> bool:
-        now = read_status(database)
+        now = read_status(location)
         return now is not None and (before is None or now.config_attempts > before.config_attempts)
 
     if not _until(has_tried, timeout):
         raise CleanupError(f"{daemon} has not answered within {timeout} seconds; look into its log")
-    after = read_status(database)
+    after = read_status(location)
     if after is not None and after.config_error is not None:
         raise ConfigError(
             f"the new configuration was refused, the one before stays in force: {after.config_error}"
@@ -88,20 +89,22 @@ def reload(config_file: Path | None, db_path: str | None, timeout: int) -> None:
     click.echo("The configuration was read and is in force.")
 
 
-def _database(config_file: Path | None, db_path: str | None) -> Path:
+def _location(config_file: Path | None, db_path: str | None) -> Location:
     """Return the job database; with ``--db-path`` a daemon is found though its configuration is broken."""
-    if db_path is not None:
-        return Path(db_path).absolute()
+    from eemtcleanupd.store.location import Location  # noqa: PLC0415
+
+    if db_path is not None and "://" not in db_path:
+        return Location.of_file(Path(db_path).absolute())
     try:
-        return Path(load_config(config_file).config.paths.database)
+        return Location.of(load_config(config_file, {"paths.database": (db_path, "--db-path")}).config)
     except ConfigError as error:
         raise ConfigError(f"{error}\n(with --db-path FILE the daemon is found all the same)") from error
 
 
-def _daemon_of(database: Path) -> Holder | None:
-    from eemtcleanupd.store.lock import daemon_of  # noqa: PLC0415
+def _daemon_of(location: Location) -> Holder | None:
+    from eemtcleanupd.store.location import daemon_of  # noqa: PLC0415
 
-    return daemon_of(database)
+    return daemon_of(location)
 
 
 def _send(daemon: Holder, number: signal.Signals) -> None:

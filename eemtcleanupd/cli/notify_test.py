@@ -107,13 +107,11 @@ def _test(config: Config) -> RunFinished:
 def _storage(config: Config) -> StorageState | None:
     """Return what the ledger knows; a test goes out all the same where there is none yet."""
     from eemtcleanupd.errors import CleanupError  # noqa: PLC0415
-    from eemtcleanupd.store.database import Database  # noqa: PLC0415
     from eemtcleanupd.store.ledger import Ledger  # noqa: PLC0415
+    from eemtcleanupd.store.location import Location  # noqa: PLC0415
 
     try:
-        database = Database(
-            Path(config.paths.database), busy_timeout_seconds=config.database.busy_timeout_seconds
-        )
+        database = Location.of(config).open()
         try:
             ledger = Ledger(database)
             return ledger.storage_state(system_clock(), 0, 0) if ledger.exists() else None

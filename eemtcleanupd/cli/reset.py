@@ -11,7 +11,6 @@ import click
 from eemtcleanupd.cli.common import caller, load_config, store_options
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import StoreError
-from eemtcleanupd.units import printable
 
 
 @click.command()
@@ -21,7 +20,8 @@ from eemtcleanupd.units import printable
 def reset(yes: bool, config_file: Path | None, db_path: str | None, as_json: bool) -> None:
     """Forget what was cleaned: every job counts as not cleaned, and cleanup_log is empty.
 
-    A copy of the database is made beside it first.  No file of a job is touched, and holds, runs and the
+    A copy is made first: of a SQLite file beside it, on a server of what is forgotten in tables of its own.
+    No file of a job is touched, and holds, runs and the
     audit trail stay.  The next run looks at all jobs anew and records those whose files are gone as cleaned.
     """
     if not yes:
@@ -33,25 +33,24 @@ def reset(yes: bool, config_file: Path | None, db_path: str | None, as_json: boo
     from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
     from eemtcleanupd.policy.retention import Policy  # noqa: PLC0415
     from eemtcleanupd.store.catalog import Catalog  # noqa: PLC0415
-    from eemtcleanupd.store.database import Database  # noqa: PLC0415
     from eemtcleanupd.store.ledger import Ledger  # noqa: PLC0415
+    from eemtcleanupd.store.location import Location  # noqa: PLC0415
     from eemtcleanupd.store.lock import run_lock  # noqa: PLC0415
     from eemtcleanupd.store.timestamps import zone_named  # noqa: PLC0415
 
-    now, path = system_clock(), Path(config.paths.database)
+    now = system_clock()
     plugins = PluginSet(config)
     with ExitStack() as stack:
-        database = Database(path, busy_timeout_seconds=config.database.busy_timeout_seconds)
+        database = Location.of(config).open()
         stack.callback(database.close)
-        stack.enter_context(run_lock(path, "reset", now))
+        stack.enter_context(run_lock(database, "reset", now))
         policy = Policy.from_config(config.retention)
         catalog = Catalog(database, policy, zone_named(config.database.timezone))
         catalog.add_columns()
         ledger = Ledger(database)
         ledger.create_tables()
-        copy = path.with_name(f"{path.name}.before-reset-{now.astimezone():%Y%m%dT%H%M%S}")
-        database.copy_to(copy)
-        details = {"copy": printable(str(copy))}
+        copy = database.keep_before_reset(catalog.id_column, now)
+        details = {"copy": copy}
 
         def work(connection: Connection) -> tuple[int, int]:
             ledger.add_audit(
@@ -67,7 +66,7 @@ def reset(yes: bool, config_file: Path | None, db_path: str | None, as_json: boo
         except StoreError as error:  # it only saves space, and the web interface goes first
             click.echo(f"[WARNING] {error}", err=True)
     if as_json:
-        click.echo(json.dumps({"jobs": jobs, "log_lines": lines, "copy": str(copy)}, indent=2))
+        click.echo(json.dumps({"jobs": jobs, "log_lines": lines, "copy": copy}, indent=2))
     else:
         click.echo(f"{jobs} jobs count as not cleaned again, {lines} lines of cleanup_log are gone")
-        click.echo(f"The database as it was: {printable(str(copy))}")
+        click.echo(f"As it was before: {copy}")

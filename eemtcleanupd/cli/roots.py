@@ -29,17 +29,16 @@ def roots(config_file: Path | None, db_path: str | None, accept: bool, as_json: 
     from eemtcleanupd.deletion.trash import Trash  # noqa: PLC0415
     from eemtcleanupd.events import AuditEntry  # noqa: PLC0415
     from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
-    from eemtcleanupd.store.database import Database  # noqa: PLC0415
     from eemtcleanupd.store.ledger import Ledger  # noqa: PLC0415
+    from eemtcleanupd.store.location import Location  # noqa: PLC0415
     from eemtcleanupd.store.lock import run_lock  # noqa: PLC0415
 
-    path = Path(config.paths.database)
     with ExitStack() as stack:
-        database = Database(path, busy_timeout_seconds=config.database.busy_timeout_seconds)
+        database = Location.of(config).open()
         stack.callback(database.close)
         ledger = Ledger(database)
         if accept:
-            stack.enter_context(run_lock(path, "roots --accept", system_clock()))
+            stack.enter_context(run_lock(database, "roots --accept", system_clock()))
             ledger.create_tables()
             records = []
             for root in open_roots(config, {}, stack).values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +28,11 @@ def status(config_file: Path | None, db_path: str | None, as_json: bool, healthy
     config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
     from eemtcleanupd.daemon.overview import overview  # noqa: PLC0415  (late: --help needs none of it)
     from eemtcleanupd.daemon.status import read_status  # noqa: PLC0415
-    from eemtcleanupd.store.lock import daemon_of  # noqa: PLC0415
+    from eemtcleanupd.store.location import Location, daemon_of  # noqa: PLC0415
 
-    database = Path(config.paths.database)
-    holder = daemon_of(database)
-    told = read_status(database) if holder is not None else None
+    location = Location.of(config)
+    holder = daemon_of(location)
+    told = read_status(location) if holder is not None and holder.host == socket.gethostname() else None
     if healthy:  # a health check must not wait for a database that is locked
         return _tell_health(told)
     document = overview(config, holder, told)
@@ -77,6 +78,9 @@ def _show(document: dict[str, Any], told: DaemonStatus | None) -> None:
     rows: list[tuple[str, str]] = []
     if not document["running"]:
         rows.append(("Daemon", "none runs"))
+    elif document["host"] != socket.gethostname():
+        words = f"active on {document['host']}, process {document['pid']}; ask there how it is"
+        rows.append(("Daemon", words))
     elif told is None:
         rows.append(("Daemon", f"process {document['pid']} on {document['host']}; it has not said how it is"))
     else:
@@ -84,6 +88,8 @@ def _show(document: dict[str, Any], told: DaemonStatus | None) -> None:
         rows.append(("Daemon", f"{told.state}, process {told.pid} on {document['host']}, since {since}"))
         if _is_silent(told, now):
             rows.append(("", f"it has been silent for {human_age(now - told.beat_at)}: is it stuck?"))
+        if told.role == "standby":
+            rows.append(("Active", told.active or "another daemon"))
         if told.run is not None:
             rows.append(("Now", told.words()))
         rows.append(("Next run", _next_run(told, now)))

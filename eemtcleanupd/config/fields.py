@@ -39,6 +39,11 @@ class DatabaseAddress(str):
         return _URL.match(self) is not None
 
     @property
+    def file(self) -> Path | None:
+        """The SQLite file, None for a server's database."""
+        return None if self.is_url else Path(self)
+
+    @property
     def redacted(self) -> str:
         """The address with ``***`` in place of every password."""
         if not self.is_url:

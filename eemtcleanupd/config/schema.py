@@ -173,6 +173,23 @@ class DatabaseConfig(Section):
     )
 
 
+class HaConfig(Section):
+    """Two daemons on one job store, whose database is on a PostgreSQL server."""
+
+    takeover_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
+        30,
+        description="Seconds until a daemon that stands by takes over from one that is gone, 3 at least;"
+        " 0: a second daemon does not start.",
+    )
+
+    @field_validator("takeover_seconds")
+    @classmethod
+    def _time_to_be_heard(cls, value: int) -> int:
+        if value in {1, 2}:
+            raise ValueError("3 or more (or 0): a daemon on a busy machine must have time to be heard")
+        return value
+
+
 class DaskConfig(Section):
     """A cluster whose workers delete, see docs/scaling.md."""
 
@@ -354,6 +371,7 @@ class Config(Section):
     database: DatabaseConfig = Field(
         default_factory=DatabaseConfig, description="How the job database is read and written."
     )
+    ha: HaConfig = Field(default_factory=HaConfig, description="Two daemons on one job store.")
     performance: PerformanceConfig = Field(default_factory=PerformanceConfig, description="How fast.")
     trash: TrashConfig = Field(
         default_factory=TrashConfig, description="The time between out of sight and gone."

@@ -24,6 +24,7 @@ from watchdog.observers.api import BaseObserver
 
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Loaded
+from eemtcleanupd.config.fields import DatabaseAddress
 from eemtcleanupd.daemon.inbox import FileTouched, Put
 from eemtcleanupd.errors import ConfigError
 
@@ -131,10 +132,10 @@ def _insist_on_content(before: Loaded, new: Loaded) -> None:
 
 
 def _insist_on_same_database(before: Loaded, new: Loaded) -> None:
-    old, wanted = before.config.paths.database, new.config.paths.database
+    old, wanted = (DatabaseAddress(each.config.paths.database) for each in (before, new))
     if old != wanted:
         raise ConfigError(
-            f"paths.database cannot change while the daemon runs ({old} is locked by it): restart it"
+            f"paths.database cannot change while the daemon runs ({old.redacted} is locked by it): restart it"
         )
 
 

@@ -86,6 +86,14 @@ class Woken:
 
 
 @dataclass(frozen=True, slots=True)
+class RoleChanged:
+    """This daemon is the one that cleans from now on, or is not any more."""
+
+    is_active: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunEnded:
     """The run is over: its report, or why there is none (``None``: it broke in a way nobody foresaw)."""
 
@@ -104,6 +112,7 @@ Message = (
     | FileDue
     | DumpThreads
     | Woken
+    | RoleChanged
     | RunEnded
 )
 Put = Callable[[Message], None]

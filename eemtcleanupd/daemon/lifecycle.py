@@ -17,7 +17,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Protocol
 
 from eemtcleanupd import __version__
@@ -33,6 +32,7 @@ from eemtcleanupd.daemon.inbox import (
     Message,
     PressureDue,
     Reload,
+    RoleChanged,
     RunEnded,
     RunWanted,
     SampleDue,
@@ -40,6 +40,7 @@ from eemtcleanupd.daemon.inbox import (
     TrashDue,
     Woken,
 )
+from eemtcleanupd.daemon.leadership import Leadership
 from eemtcleanupd.daemon.runs import Runner
 from eemtcleanupd.daemon.service import ServiceManager
 from eemtcleanupd.daemon.status import BEAT_SECONDS, DaemonStatus, RunStatus, StatusFile
@@ -63,7 +64,7 @@ from eemtcleanupd.logbook import log, log_to_file
 from eemtcleanupd.plugins import PluginSet
 from eemtcleanupd.policy.pressure import Pressure
 from eemtcleanupd.store.ledger import TRASH_TRIGGER
-from eemtcleanupd.store.lock import daemon_lock
+from eemtcleanupd.store.location import Location, daemon_lock
 
 USER = "auto_cleanup"
 """Who is recorded for what the daemon does by itself (the user's document, Audit Trail)."""
@@ -118,7 +119,9 @@ class Daemon:
         self._configuration = configuration
         self._listener = emit
         self._plugins = PluginSet(self.config)
-        self._delivery = Delivery(self.database, clock)
+        self._delivery = Delivery(self.location, clock)
+        self._leadership = Leadership(self.location, self.config.ha.takeover_seconds, self.inbox.put, clock)
+        self._active_at = elapsed()
         self._service = service
         self._clock = clock
         self._elapsed = elapsed
@@ -146,9 +149,9 @@ class Daemon:
         return self._configuration.loaded.config
 
     @property
-    def database(self) -> Path:
+    def location(self) -> Location:
         """The job database, which stays the same for the daemon's life."""
-        return Path(self.config.paths.database)
+        return Location.of(self.config)
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -168,8 +171,10 @@ class Daemon:
         """Take the lock, look at the job store, and begin to listen; ``stack`` undoes it all in order."""
         self._open_log(self._configuration.loaded)
         stack.callback(self._close_log)
-        stack.enter_context(daemon_lock(self.database, self._clock()))
+        stack.enter_context(daemon_lock(self.location, self._clock()))
         check_store(self.config)
+        stack.callback(self._leadership.close)
+        self._leadership.begin()
         self._audit("daemon_started", pid=os.getpid(), host=socket.gethostname())
         stack.callback(self._end_delivery)
         self._delivery.use(self._plugins, durable=not self.config.dry_run)
@@ -177,7 +182,7 @@ class Daemon:
             begin = self._interface.prepare(self, self.config)
             stack.callback(self._interface.close)
             begin()
-        self._status_file = StatusFile(self.database)
+        self._status_file = StatusFile(self.location)
         stack.callback(self._status_file.remove)
         if self._configuration.file is not None:
             stack.callback(FileWatch(self._configuration.file, self.inbox.put).close)
@@ -230,10 +235,20 @@ class Daemon:
         triggers.add(every(timedelta(minutes=1)), lambda: put(PressureDue()))
         triggers.add(every(timedelta(minutes=5)), lambda: put(TrashDue()))
         triggers.add(every(timedelta(hours=1)), lambda: put(SampleDue()))
+        self._follow_schedule()
+        if self._leadership.is_active:
+            self._resume()
+        else:
+            log.warning("This daemon stands by: %s is active", self._leadership.active or "another one")
+
+    def _resume(self) -> None:
+        """Make up for what was missed, and go on with what another daemon, or this one, left."""
+        put = self.inbox.put
         last = self._storage.last_cleanup(self.config)
         config = self.config.schedule
         catch_up = config.enabled and config.catch_up and not self.config.dry_run
-        self._follow_schedule(since=last.began_at if catch_up and last is not None else None)
+        if catch_up and last is not None and last.began_at is not None:
+            self._follow_schedule(since=last.began_at)
         if last is not None and (last.was_killed or (last.was_interrupted and config.catch_up)):
             put(RunWanted("recovery", USER))
         elif config.run_on_start:
@@ -263,8 +278,12 @@ class Daemon:
             case FileDue():
                 if self._configuration.has_changed():
                     self._settle()
+            case RoleChanged():
+                self._change_role(message)
             case RunWanted():
                 self._want(message)
+            case SampleDue() | PressureDue() | TrashDue() if not self._leadership.is_active:
+                pass  # the active daemon looks
             case TrashDue():
                 if self._is_free() and self._storage.has_expired_trash(self.config):
                     self._want(RunWanted(TRASH_TRIGGER, USER))
@@ -288,7 +307,31 @@ class Daemon:
     def _is_free(self) -> bool:
         return self._runner.running is None and self._wanted is None and not self.config.dry_run
 
+    def _change_role(self, change: RoleChanged) -> None:
+        """Clean from now on, or leave it to another; a run that has lost its connection ends by itself."""
+        if change.is_active:
+            log.warning("This daemon is active now: %s", change.reason)
+            self._active_at = self._elapsed()
+            self._resume()
+        else:
+            log.warning("This daemon stands by now: %s", change.reason)
+            self._wanted = None
+            self._runner.stop()
+        role = "active" if change.is_active else "standby"
+        self._audit_if_possible("role_changed", role=role, host=socket.gethostname(), reason=change.reason)
+
     def _want(self, wanted: RunWanted) -> None:
+        if not self._leadership.is_active:
+            active = self._leadership.active or "another one"
+            if wanted.order is not None:
+                wanted.order.done(LockHeldError(f"this daemon stands by: ask the active one, {active}"))
+            elif wanted.trigger not in _OWN_ACCORD:
+                log.warning(
+                    "The run for %s does not start: this daemon stands by, %s is active",
+                    wanted.trigger,
+                    active,
+                )
+            return
         running = self._runner.running
         busy = running is not None and not running.request.only_trash
         if wanted.order is not None and (
@@ -335,10 +378,18 @@ class Daemon:
             self._refused = None
         elif isinstance(result, LockHeldError):
             log.warning("The run for %s did not start: %s", ended.trigger, result)
+            if ended.trigger in _OWN_ACCORD and self._has_just_become_active():
+                # The lock of the run before may outlive its daemon for a moment.
+                self._not_before = self._elapsed() + self._leadership.pause_seconds
+                self.inbox.put(RunWanted(ended.trigger, USER))
         else:
             self._refused = str(result) if result is not None else "it broke off, the log says where"
         if ended.trigger == "pressure":
             self._relieved_at = self._clock()
+
+    def _has_just_become_active(self) -> bool:
+        since = self._elapsed() - self._active_at
+        return self._leadership.is_active and since < self.config.ha.takeover_seconds
 
     def _look_at_pressure(self) -> None:
         config = self.config.pressure
@@ -474,7 +525,7 @@ class Daemon:
         return DaemonStatus(
             pid=os.getpid(),
             version=__version__,
-            state="stopping" if self._stopping else "running" if run else "idle",
+            state=self._state(is_running=run is not None),
             started_at=self._started_at,
             beat_at=self._clock(),
             next_run_at=self._triggers.next_cleanup(),
@@ -488,7 +539,16 @@ class Daemon:
             config_error=state.error,
             refused=self._refused,
             hanging=tuple(self._delivery.hanging()),
+            role="active" if self._leadership.is_active else "standby",
+            active=None if self._leadership.active is None else str(self._leadership.active),
         )
+
+    def _state(self, *, is_running: bool) -> str:
+        if self._stopping:
+            return "stopping"
+        if is_running:
+            return "running"
+        return "idle" if self._leadership.is_active else "standby"
 
     def _show(self) -> None:
         status = self.status()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from eemtcleanupd.clock import system_clock
@@ -12,17 +11,15 @@ from eemtcleanupd.config import Config
 from eemtcleanupd.daemon.status import DaemonStatus
 from eemtcleanupd.daemon.storage import Storage
 from eemtcleanupd.policy.capacity import Budget
-from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import Ledger, RunRecord
+from eemtcleanupd.store.location import Location
 from eemtcleanupd.store.lock import Holder
 from eemtcleanupd.store.outbox import Tally, tallies
 
 
 def overview(config: Config, holder: Holder | None, told: DaemonStatus | None) -> dict[str, Any]:
     """Return all there is to say; times are aware UTC in ISO 8601, sizes bytes."""
-    database = Database(
-        Path(config.paths.database), busy_timeout_seconds=config.database.busy_timeout_seconds
-    )
+    database = Location.of(config).open()
     try:
         ledger = Ledger(database)
         has_ledger = ledger.is_current()
@@ -30,6 +27,7 @@ def overview(config: Config, holder: Holder | None, told: DaemonStatus | None) -
         by_class = ledger.storage_by_class() if has_ledger else {}
         waiting, waiting_bytes, first_goes = ledger.trash() if has_ledger else (0, 0, None)
         told_by = tallies(database) if has_ledger else {}
+        active = holder if database.file is not None else database.holder("daemon")
     finally:
         database.close()
     return {
@@ -37,6 +35,8 @@ def overview(config: Config, holder: Holder | None, told: DaemonStatus | None) -
         "pid": None if holder is None else holder.pid,
         "host": None if holder is None else holder.host,
         "state": None if told is None else told.state,
+        "role": None if holder is None else "active" if told is None else told.role,
+        "active": None if active is None else {"pid": active.pid, "host": active.host, "since": active.since},
         "beat_at": iso(None if told is None else told.beat_at),
         "started_at": iso(None if told is None else told.started_at),
         "next_run": iso(None if told is None else told.next_run_at),

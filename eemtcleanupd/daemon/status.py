@@ -1,4 +1,4 @@
-"""What the daemon says of itself: a small file beside the database, replaced whole whenever it changes."""
+"""What the daemon says of itself: a small file of its own, replaced whole whenever it changes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 import logging
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
+from eemtcleanupd.store.location import Location
 from eemtcleanupd.units import human_age, human_size
 
 log = logging.getLogger(__name__)
 
+_FILE = "status.json"
 BEAT_SECONDS = 30
 """How old the file gets at most while the daemon's loop goes round."""
 
@@ -54,12 +55,18 @@ class DaemonStatus:
     """Why the last run did not happen or broke off, None when it ended by itself."""
     hanging: tuple[str, ...] = ()
     """Notifiers that have not answered in time."""
+    role: str = "active"
+    """``active``, or ``standby`` while another daemon cleans."""
+    active: str | None = None
+    """The daemon that this one stands by for."""
 
     def words(self) -> str:
         """Return the state in one line, as ``systemctl status`` shows it."""
         parts = []
         if self.state == "stopping":
             parts.append("Stopping")
+        if self.role == "standby":
+            parts.append(f"Standing by for {self.active or 'another daemon'}")
         if self.run is not None:
             freed = f", {human_size(self.run.bytes_freed)} freed" if self.run.bytes_freed else ""
             done = f"{self.run.jobs_done} of {self.run.jobs_total} jobs"
@@ -79,16 +86,11 @@ class DaemonStatus:
         return "; ".join(parts).replace("\n", " ")
 
 
-def status_path(database: Path) -> Path:
-    """Return where the daemon of a job store says how it is."""
-    return database.with_name(f"{database.name}.eemtcleanupd.status.json")
-
-
 class StatusFile:
     """Writes the file; one that cannot be written is warned of once and missed by nobody else."""
 
-    def __init__(self, database: Path) -> None:
-        self._path = status_path(database)
+    def __init__(self, location: Location) -> None:
+        self._path = location.own_file(_FILE)
         self._written: DaemonStatus | None = None
         self._has_failed = False
 
@@ -122,10 +124,10 @@ class StatusFile:
         self._path.unlink(missing_ok=True)
 
 
-def read_status(database: Path) -> DaemonStatus | None:
+def read_status(location: Location) -> DaemonStatus | None:
     """Return what the daemon said last, None when there is nothing to read."""
     try:
-        told: dict[str, Any] = json.loads(status_path(database).read_bytes())
+        told: dict[str, Any] = json.loads(location.own_file(_FILE).read_bytes())
         for name in ("started_at", "beat_at", "next_run_at", "config_loaded_at", "config_attempted_at"):
             told[name] = told[name] and datetime.fromisoformat(told[name])
         if told["run"] is not None:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
@@ -21,8 +20,8 @@ from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.events import CapacityWarning, Total
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.pressure import DiskUsage
-from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import Ledger
+from eemtcleanupd.store.location import Location
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +114,7 @@ class _NoLedgerError(Exception):
 
 @contextmanager
 def _ledger(config: Config) -> Iterator[Ledger]:
-    database = Database(Path(config.paths.database), busy_timeout_seconds=_BUSY_TIMEOUT_SECONDS)
+    database = Location.of(config).open(_BUSY_TIMEOUT_SECONDS)
     try:
         ledger = Ledger(database)
         if not ledger.exists():

@@ -136,11 +136,11 @@ class Triggers:
         """Call something by the configured schedule, in place of an earlier one.
 
         Args:
-            config: the block ``schedule``; one that says the same as before changes nothing.
+            config: the block ``schedule``; without ``since`` one that says the same changes nothing.
             call: is called when an occurrence has passed.
             since: occurrences after this time count; by default those after the last look.
         """
-        if config == self._schedule:
+        if config == self._schedule and since is None:
             return
         if self._cron is not None:
             self._scheduler.cancel_job(self._cron)

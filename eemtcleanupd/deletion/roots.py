@@ -60,12 +60,12 @@ def open_root(name: RootName, path: Path) -> Root:
     return Root(name, resolved, fd, status.st_dev, status.st_ino)
 
 
-def check_roots(roots: Sequence[Root], database: Path) -> None:
+def check_roots(roots: Sequence[Root], database: Path | None) -> None:
     """Refuse roots in which a mistake could delete something else.
 
     Args:
         roots: all roots.
-        database: the job database's file.
+        database: the job database's file, None when it is on a server.
 
     Raises:
         RootError: a root is ``/``, somebody's home, another root or its parent, or holds the database.
@@ -73,7 +73,7 @@ def check_roots(roots: Sequence[Root], database: Path) -> None:
     homes = {identity for entry in pwd.getpwall() if (identity := _identity(Path(entry.pw_dir))) is not None}
     # Some system accounts have a folder such as /var/www as their home; nobody lives there, but to refuse
     # it is the safe side.
-    database_parents = _chain(database.resolve().parent)
+    database_parents = [] if database is None else _chain(database.resolve().parent)
     for root in roots:
         mine = (root.device, root.inode)
         chain = _chain(root.path)

@@ -24,7 +24,7 @@ from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.catalog import Catalog
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import Ledger, RunRecord
-from eemtcleanupd.store.lock import daemon_of
+from eemtcleanupd.store.location import Location, daemon_of
 from eemtcleanupd.store.reporting import BigJob, Jobs, Work, biggest_jobs, count_jobs, work_since
 from eemtcleanupd.store.timestamps import local_timestamp, zone_named
 from eemtcleanupd.units import human_age, printable
@@ -82,26 +82,26 @@ def gather(config: Config, clock: Clock, *, biggest: int) -> Report:
     Raises:
         StoreError: the job database cannot be read, or is none.
     """
-    path, now, budget = Path(config.paths.database), clock(), Budget.of(config.capacity)
+    location, now, budget = Location.of(config), clock(), Budget.of(config.capacity)
     zone = zone_named(config.database.timezone)
-    database = Database(path, busy_timeout_seconds=config.database.busy_timeout_seconds)
+    database = location.open()
     try:
         catalog = Catalog(database, Policy.from_config(config.retention), zone)
         since = (local_timestamp(now - span, zone) for span in (_DAY, _MONTH))
         jobs = count_jobs(database, catalog, *since)
         ledger = Ledger(database)
-        with _making_sense(path):
+        with _making_sense(str(location)):
             history = (
                 _history(database, catalog, ledger, now, budget, biggest=biggest) if ledger.exists() else None
             )
     finally:
         database.close()
     disk = Storage(clock).usage(config)
-    daemon = daemon_of(path)
-    told = None if daemon is None else read_status(path)
+    daemon = daemon_of(location)
+    told = None if daemon is None else read_status(location)
     return Report(
         made_at=now,
-        database=path,
+        database=location.file or Path(location.label),
         jobs=jobs,
         history=history,
         disk=disk,
@@ -138,7 +138,7 @@ def _history(
 
 
 @contextmanager
-def _making_sense(database: Path) -> Iterator[None]:
+def _making_sense(database: str) -> Iterator[None]:
     """Refuse rows that we cannot have written, as the ledger itself does."""
     try:
         yield

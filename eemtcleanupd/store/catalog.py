@@ -8,7 +8,7 @@ connection, in no file of theirs) and read back in pages, so that memory does no
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, tzinfo
 from functools import cached_property
 from typing import Any
@@ -25,23 +25,25 @@ from sqlalchemy import (
     Update,
     bindparam,
     inspect,
+    literal_column,
     select,
     text,
     update,
 )
-from sqlalchemy.types import NullType, TypeEngine
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.types import Integer, NullType, TypeEngine
 
 from eemtcleanupd.errors import StoreError
 from eemtcleanupd.model import Job, JobClass
 from eemtcleanupd.policy.retention import TERMINAL, Policy
-from eemtcleanupd.store.database import Database, RawText
+from eemtcleanupd.store.database import SCRATCH, Database, RawText, ScratchLostError
 from eemtcleanupd.store.timestamps import local_timestamp, read_timestamp
 from eemtcleanupd.units import BYTES_PER_MB
 
 _ADDED_COLUMNS = {
-    "data_cleaned_at": "TIMESTAMP",
-    "data_size_mb": "REAL DEFAULT 0",
-    "cleanup_summary": "TEXT",
+    "data_cleaned_at": "time",
+    "data_size_mb": "megabytes",
+    "cleanup_summary": "text",
 }
 # The scan compares text, policy then decides exactly.  Times with a zone of their own may be read up to
 # 26 hours away from the local one (a day and two hours lie between the farthest zones); without, a clock
@@ -51,6 +53,15 @@ _CLOCK_CHANGE = timedelta(hours=2)
 _LENGTHS_WITHOUT_ZONE = "(19, 23, 26)"  # seconds, milliseconds, microseconds
 _PACK = 2**32
 _SEVERAL = "several rows with one id"
+_CANDIDATES = Table(
+    "cleanup_candidates",
+    MetaData(),
+    Column("position", Integer, primary_key=True),
+    Column("id", RawText),
+    Column("later", Integer, nullable=False),
+    Column("ended", RawText),
+    schema=SCRATCH,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +80,18 @@ class Backlog:
     candidates: int
 
 
+@dataclass(slots=True)
+class _Gathered:
+    """Which candidates were gathered, on which connection, and how far they were read."""
+
+    now: datetime
+    failed_first: bool
+    session: int = 0
+    position: int = 0
+    whole: bool = False
+    last: Mapping[str, object] = field(default_factory=dict)
+
+
 class Catalog:
     """The job table of one database.
 
@@ -85,25 +108,27 @@ class Catalog:
         self._database = database
         self._policy = policy
         self._zone = zone
-        self._has_candidates = False
+        self._gathered: _Gathered | None = None
         self._reflect()
 
     def _reflect(self) -> None:
         database = self._database
         with database.read() as connection:
-            names = _column_names(connection, database)
+            columns = _columns(connection, database)
+        names = list(columns)
         self._id = next((name for name in ("id", "job_id") if name in names), "")
         missing = [name for name in ("status", "completed_at") if name not in names]
         if not self._id or missing:
             absent = ", ".join(missing if self._id else ["id (or job_id)", *missing])
             raise StoreError(
-                f"table jobs in {database.path} lacks {absent}: this is not an EEMT job database"
+                f"table jobs in {database.name} lacks {absent}: this is not an EEMT job database"
             )
         self.missing_columns = tuple(name for name in _ADDED_COLUMNS if name not in names)
+        self._form_of_time = columns.get("data_cleaned_at", columns["completed_at"])
+        self._ended = f"coalesce(replace({database.as_text('completed_at')}, 'T', ' '), '')"
         types: dict[str, TypeEngine[Any]] = {
-            self._id: RawText(),
-            "dem_filename": RawText(),
-            "status": RawText(),
+            self._id: database.key_type(columns[self._id]),
+            "dem_filename": database.key_type(String()),
             "data_size_mb": Float(),
             "cleanup_summary": String(),
         }
@@ -115,10 +140,11 @@ class Catalog:
             return
 
         def alter(connection: Connection) -> None:
-            present = _column_names(connection, self._database)
+            present = _columns(connection, self._database)
             for name in self.missing_columns:
                 if name not in present:
-                    connection.exec_driver_sql(f"ALTER TABLE jobs ADD COLUMN {name} {_ADDED_COLUMNS[name]}")
+                    form = self._database.added_column(_ADDED_COLUMNS[name], present["completed_at"])
+                    connection.exec_driver_sql(f"ALTER TABLE jobs ADD COLUMN {name} {form}")
 
         self._database.write(alter)
         self._reflect()
@@ -139,39 +165,61 @@ class Catalog:
 
     def gather_candidates(self, now: datetime, *, failed_first: bool = False) -> None:
         """Keep the keys of all rows that need a decision, oldest first, for :meth:`candidates`."""
-        self._has_candidates = True
-        first = f"NOT {self._is(JobClass.FAILED)}, " if failed_first else ""
-        with self._database.read() as connection:
-            connection.exec_driver_sql("DROP TABLE IF EXISTS temp.cleanup_candidates")
-            connection.exec_driver_sql(
-                "CREATE TEMP TABLE cleanup_candidates (position INTEGER PRIMARY KEY, id TEXT)"
-            )
-            connection.execute(
-                text(
-                    f"INSERT INTO temp.cleanup_candidates (id) SELECT {self._id} FROM jobs"
-                    f" WHERE {self._uncleaned} AND {self._verdict()} >= {_PACK}"
-                    f" ORDER BY {first}replace(completed_at, 'T', ' '), {self._id}"
-                ),
-                self._parameters(now),
-            )
-            connection.commit()
+        self._gathered = _Gathered(now, failed_first)
+        self._gather(self._gathered)
+
+    def _gather(self, gathered: _Gathered) -> None:
+        """Fill the temporary table with what comes after the last key that was read."""
+        schema, key = self._database.scratch_schema, self._database.as_text(self._id)
+        later = f"CASE WHEN {self._is(JobClass.FAILED)} THEN 0 ELSE 1 END" if gathered.failed_first else "0"
+        beyond = f"AND ({later}, {self._ended}, {key}) > (:later, :ended, :id)" if gathered.last else ""
+        statement = text(
+            f"INSERT INTO {schema}.cleanup_candidates (later, ended, id)"
+            f" SELECT {later} AS first_key, {self._ended} AS second_key, {key} AS third_key FROM jobs"
+            f" WHERE {self._uncleaned} AND {self._verdict()} >= {_PACK} {beyond}"
+            " ORDER BY first_key, second_key, third_key"
+        )
+        values = {**self._parameters(gathered.now), **gathered.last}
+        while True:
+            try:
+                with self._database.scratch() as connection:
+                    connection.exec_driver_sql(f"DROP TABLE IF EXISTS {schema}.cleanup_candidates")
+                    _CANDIDATES.create(connection, checkfirst=False)
+                    connection.execute(statement, values)
+                    connection.commit()
+                    gathered.session, gathered.position = self._database.session, 0
+                gathered.whole = not gathered.last
+                return
+            except ScratchLostError:
+                continue
 
     def candidates(self, page_size: int) -> Iterator[list[Job]]:
         """Yield the gathered jobs in pages, oldest first, each as its row stands when the page is read."""
-        position = 0
-        while self._has_candidates:
+        gathered = self._gathered
+        if gathered is None:
+            return
+        gathered.last, gathered.position = {}, 0
+        if not gathered.whole:
+            self._gather(gathered)
+        while True:
+            try:
+                with self._database.scratch(gathered.session) as connection:
+                    keys = connection.execute(
+                        select(_CANDIDATES)
+                        .where(_CANDIDATES.c.position > gathered.position)
+                        .order_by(_CANDIDATES.c.position)
+                        .limit(page_size)
+                    ).all()
+            except ScratchLostError:
+                self._gather(gathered)
+                continue
+            if not keys:
+                return
+            last = keys[-1]
+            gathered.position = last.position
+            gathered.last = {"later": last.later, "ended": last.ended, "id": last.id}
             with self._database.read() as connection:
-                keys = connection.execute(
-                    text(
-                        "SELECT position, id FROM temp.cleanup_candidates WHERE position > :position"
-                        " ORDER BY position LIMIT :size"
-                    ),
-                    {"position": position, "size": page_size},
-                ).all()
-                if not keys:
-                    return
                 rows = self._rows_by_key(connection, [key.id for key in keys])
-            position = keys[-1].position
             yield [
                 rows[key].job
                 for key in (_as_text(key.id) for key in keys)
@@ -186,8 +234,8 @@ class Catalog:
         successful = [name for name, of in self._policy.statuses.items() if of is JobClass.SUCCESSFUL]
         statement = (
             self._select()
-            .where(jobs.status.in_(successful), jobs.completed_at.is_not(None), text(self._uncleaned))
-            .order_by(text("replace(completed_at, 'T', ' ') DESC"))
+            .where(self._status.in_(successful), jobs.completed_at.is_not(None), text(self._uncleaned))
+            .order_by(text(f"{self._ended} DESC"))
             .limit(count)
         )
         with self._database.read() as connection:
@@ -211,7 +259,9 @@ class Catalog:
     ) -> None:
         """Record in the job's row that its data is gone."""
         values = {
-            "data_cleaned_at": local_timestamp(now, self._zone),
+            "data_cleaned_at": self._database.local_time(
+                now, local_timestamp(now, self._zone), self._form_of_time
+            ),
             "data_size_mb": size_bytes / BYTES_PER_MB,
             "cleanup_summary": summary,
         }
@@ -269,23 +319,25 @@ class Catalog:
 
     @property
     def _uncleaned(self) -> str:
-        return "1" if "data_cleaned_at" in self.missing_columns else "data_cleaned_at IS NULL"
+        return "true" if "data_cleaned_at" in self.missing_columns else "data_cleaned_at IS NULL"
 
     def _verdict(self) -> str:
         """SQL: 0 nothing to decide, 1 terminal but surely not due, +2**32 needs a decision."""
+        ended = f"coalesce({self._database.as_text('completed_at')}, '')"
         cases = " ".join(
             f"WHEN {self._is(job_class)} THEN CASE"
-            f" WHEN ifnull(completed_at, '') BETWEEN :surely_{job_class} AND :latest THEN 1"
-            f" WHEN ifnull(completed_at, '') BETWEEN :young_{job_class} AND :latest"
-            f" AND length(completed_at) IN {_LENGTHS_WITHOUT_ZONE} THEN 1 ELSE {_PACK + 1} END"
+            f" WHEN {ended} BETWEEN :surely_{job_class} AND :latest THEN 1"
+            f" WHEN {ended} BETWEEN :young_{job_class} AND :latest"
+            f" AND length({ended}) IN {_LENGTHS_WITHOUT_ZONE} THEN 1 ELSE {_PACK + 1} END"
             for job_class in TERMINAL
         )
         return f"CASE {cases} WHEN {self._is(JobClass.LIVE)} THEN 0 ELSE {_PACK} END"
 
     def _is(self, job_class: JobClass) -> str:
         # Not IN, which SQLite looks up in a table: the first comparison matches most rows.
-        names = [f"status = :{job_class}{at}" for at, _ in enumerate(self._statuses(job_class))]
-        return f"({' OR '.join(names)})" if names else "0"
+        status = self._database.as_text("status")
+        names = [f"{status} = :{job_class}{at}" for at, _ in enumerate(self._statuses(job_class))]
+        return f"({' OR '.join(names)})" if names else "false"
 
     def _parameters(self, now: datetime) -> Mapping[str, object]:
         """Return the values of :meth:`_verdict`: what ended later than these times is not due.
@@ -315,7 +367,17 @@ class Catalog:
             "parameters",
             "data_cleaned_at",
         )
-        return select(*(self._jobs.c[name] for name in wanted if name in self._jobs.c))
+        # As text: a server's database may have times, JSON or enumerations there.
+        found: list[ColumnElement[Any]] = [
+            literal_column(self._database.as_text(name)).label(name)
+            for name in wanted
+            if name in self._jobs.c
+        ]
+        return select(*found).select_from(self._jobs)
+
+    @property
+    def _status(self) -> ColumnElement[str]:
+        return literal_column(self._database.as_text("status"), RawText())
 
     def _rows_by_key(self, connection: Connection, keys: Sequence[object]) -> dict[str, Row]:
         found: dict[str, Row] = {}
@@ -353,8 +415,8 @@ def _as_text(value: object) -> str:
     return str(value)
 
 
-def _column_names(connection: Connection, database: Database) -> list[str]:
+def _columns(connection: Connection, database: Database) -> dict[str, TypeEngine[Any]]:
     inspector = inspect(connection)
     if not inspector.has_table("jobs"):
-        raise StoreError(f"{database.path} has no table jobs: this is not an EEMT job database")
-    return [column["name"] for column in inspector.get_columns("jobs")]
+        raise StoreError(f"{database.name} has no table jobs: this is not an EEMT job database")
+    return {column["name"]: column["type"] for column in inspector.get_columns("jobs")}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -150,10 +150,7 @@ class Ledger:
     def exists(self) -> bool:
         """Tell whether the tables are there, without making them (a dry run changes nothing)."""
         with self._database.read() as connection:
-            found = connection.exec_driver_sql(
-                "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'cleanup_roots'"
-            )
-            return bool(found.scalar_one())
+            return bool(inspect(connection).has_table(ROOTS.name))
 
     def create_tables(self) -> None:
         """Create what is missing, also columns that an earlier version did not have."""
@@ -175,13 +172,15 @@ class Ledger:
 
     @staticmethod
     def _missing(connection: Connection) -> list[tuple[Table, Column[Any]]]:
-        there = inspect(connection)
-        names = set(there.get_table_names())
-        found = []
-        for table in METADATA.sorted_tables:
-            known = {each["name"] for each in there.get_columns(table.name)} if table.name in names else set()
-            found += [(table, column) for column in table.columns if column.name not in known]
-        return found
+        tables = METADATA.sorted_tables
+        there = inspect(connection).get_multi_columns(filter_names=[table.name for table in tables])
+        known = {name: {each["name"] for each in columns} for (_, name), columns in there.items()}
+        return [
+            (table, column)
+            for table in tables
+            for column in table.columns
+            if column.name not in known.get(table.name, ())
+        ]
 
     # -- runs --------------------------------------------------------------------------------------
 
@@ -210,7 +209,9 @@ class Ledger:
             connection.execute(
                 update(RUNS).where(RUNS.c.outcome.is_(None)).values(outcome="killed", error="it never ended")
             )
-            connection.execute(insert(RUNS).values(_run_values(run)))
+            # They are ordered by the second in which they began, and by this within it.
+            number = select(func.coalesce(func.max(RUNS.c.number), 0) + 1).scalar_subquery()
+            connection.execute(insert(RUNS).values({**_run_values(run), "number": number}))
 
         self._database.write(work)
 
@@ -250,7 +251,9 @@ class Ledger:
 
     def runs(self, limit: int, run_id: str | None = None) -> list[RunRecord]:
         """Return the newest runs, newest first, or the one that is named (by id or its beginning)."""
-        statement = select(RUNS).order_by(desc(RUNS.c.started_at), text("rowid DESC")).limit(limit)
+        columns = [column for column in RUNS.c if column is not RUNS.c.number]
+        newest = (desc(RUNS.c.started_at), desc(func.coalesce(RUNS.c.number, 0)))
+        statement = select(*columns).order_by(*newest).limit(limit)
         if run_id is not None:
             statement = statement.where(RUNS.c.id.startswith(run_id, autoescape=True))
         with self._database.read() as connection:
@@ -339,6 +342,20 @@ class Ledger:
         """Delete intents that are done, or undone."""
         for start in range(0, len(ids), _FEW):
             connection.execute(delete(INTENTS).where(INTENTS.c.id.in_(ids[start : start + _FEW])))
+
+    def close_intents(self, connection: Connection, ids: Sequence[str]) -> None:
+        """Delete intents in the transaction that records what came of them, which each can be only once.
+
+        Raises:
+            StoreError: one is not there: another run has finished it, and recorded it.
+        """
+        if ids:
+            closed = connection.execute(delete(INTENTS).where(INTENTS.c.id.in_(ids))).rowcount
+            if closed != len(ids):
+                raise StoreError(
+                    f"{len(ids) - closed} of {len(ids)} jobs were taken over by another run; nothing was "
+                    "recorded twice"
+                )
 
     def save_intent(self, connection: Connection, intent: Intent) -> None:
         """Write how far an intent came."""
@@ -610,7 +627,7 @@ def with_error(intent: Intent, error: str | None, freed_bytes: int) -> Intent:
 def _run_values(run: RunRecord) -> dict[str, object]:
     return {
         name: _utc_or_none(value) if isinstance(value, datetime) else value
-        for name, value in ((column.name, getattr(run, column.name)) for column in RUNS.c)
+        for name, value in ((each.name, getattr(run, each.name)) for each in fields(run))
     }
 
 

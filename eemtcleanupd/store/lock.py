@@ -1,7 +1,8 @@
 """The locks of a job store: one for a run, across processes and hosts, and one for the life of a daemon.
 
-Each is an flock on a file beside the database, so that a crash lets go of it by itself.  The files stay:
-removing one would let two programs lock two files of one name.
+Beside a SQLite file each is an flock on a file of its own, so that a crash lets go of it by itself.  The
+files stay: removing one would let two programs lock two files of one name.  A database on a server keeps the
+lock of a run itself (:mod:`~eemtcleanupd.store.postgres`).
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eemtcleanupd.errors import LockHeldError, StoreError
+
+if TYPE_CHECKING:
+    from eemtcleanupd.store.database import Database
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -35,54 +40,32 @@ class Holder:
         return f"{run}process {self.pid} on {self.host}, since {self.since}"
 
 
-@contextmanager
-def run_lock(database: Path, run_id: str, now: datetime) -> Iterator[None]:
+def run_lock(database: Database, run_id: str, now: datetime) -> AbstractContextManager[None]:
     """Hold the lock of a job store for a run.
 
     Args:
-        database: the SQLite file; the lock lies beside it.
+        database: the job database, open; on a server its connection holds the lock.
         run_id: told to whoever asks meanwhile.
         now: aware UTC, told as well.
 
     Raises:
         LockHeldError: another run holds it; the message says which process on which host.
-        StoreError: the lock file cannot be opened or written.
+        StoreError: the lock cannot be asked for.
     """
-    with _locked(_run_lock_path(database), "run", database, run_id, now):
-        yield
+    return database.locked("run", holder_here(now, run_id))
 
 
-@contextmanager
-def daemon_lock(database: Path, now: datetime) -> Iterator[None]:
-    """Hold the lock of a job store for the life of a daemon; runs have another one.
+def holder_here(now: datetime, run_id: str = "") -> Holder:
+    """Return what this process says of itself when it holds a lock."""
+    return Holder(os.getpid(), socket.gethostname(), f"{now:%F %T} UTC", run_id)
+
+
+def file_holder(path: Path) -> Holder | None:
+    """Return who holds a lock file, None when nobody does.
 
     Raises:
-        LockHeldError: another daemon holds it; the message says which process on which host.
-        StoreError: the lock file cannot be opened or written.
+        StoreError: it cannot be read.
     """
-    with _locked(_daemon_lock_path(database), "daemon", database, "", now):
-        yield
-
-
-def daemon_of(database: Path) -> Holder | None:
-    """Return the daemon that lives on a job store, None when there is none.
-
-    Raises:
-        StoreError: the lock file cannot be read.
-    """
-    return _holder_of(_daemon_lock_path(database))
-
-
-def run_of(database: Path) -> Holder | None:
-    """Return who holds the lock of a run on a job store, None when nobody does.
-
-    Raises:
-        StoreError: the lock file cannot be read.
-    """
-    return _holder_of(_run_lock_path(database))
-
-
-def _holder_of(path: Path) -> Holder | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -98,16 +81,14 @@ def _holder_of(path: Path) -> Holder | None:
     return None
 
 
-def _run_lock_path(database: Path) -> Path:
-    return database.with_name(f"{database.name}.eemtcleanupd.lock")
-
-
-def _daemon_lock_path(database: Path) -> Path:
-    return database.with_name(f"{database.name}.eemtcleanupd.daemon.lock")
-
-
 @contextmanager
-def _locked(path: Path, what: str, database: Path, run_id: str, now: datetime) -> Iterator[None]:
+def file_lock(path: Path, what: str, database: str, told: Holder) -> Iterator[None]:
+    """Hold an flock on a file, which says who holds it; ``what`` and ``database`` are for messages.
+
+    Raises:
+        LockHeldError: another process holds it; the message says which one on which host.
+        StoreError: the file cannot be opened or written.
+    """
     try:
         descriptor = os.open(path, _FLAGS, 0o644)
     except OSError as error:
@@ -118,7 +99,6 @@ def _locked(path: Path, what: str, database: Path, run_id: str, now: datetime) -
         except OSError as error:
             holder = _read_holder(descriptor) or "it has not said who it is yet"
             raise LockHeldError(f"another {what} works on {database}: {holder}") from error
-        told = Holder(os.getpid(), socket.gethostname(), f"{now:%F %T} UTC", run_id)
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(asdict(told)).encode(), 0)

@@ -33,7 +33,7 @@ def insist_on_journal(database: Database, *, to_write: bool) -> str | None:
     """Look where the journal of a database lies.
 
     Args:
-        database: a SQLite file.
+        database: any; one on a server has no journal here.
         to_write: whether something is to be written.
 
     Returns:
@@ -42,8 +42,8 @@ def insist_on_journal(database: Database, *, to_write: bool) -> str | None:
     Raises:
         StoreError: what is read here may be old (WAL), or nothing could be written.
     """
-    file = database.path
-    if not is_mounted_alone(file):
+    file = database.file
+    if file is None or not is_mounted_alone(file):
         return None
     with database.read() as connection:
         mode = str(connection.exec_driver_sql("PRAGMA journal_mode").scalar())

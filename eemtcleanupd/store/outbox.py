@@ -124,7 +124,7 @@ class LedgerOutbox:
     def exists(self) -> bool:
         """Tell whether the ledger has an outbox yet."""
         with self._database.read() as connection:
-            return OUTBOX.name in inspect(connection).get_table_names()
+            return bool(inspect(connection).has_table(OUTBOX.name))
 
     def put(self, messages: Sequence[Message]) -> None:
         """Add messages in one transaction."""

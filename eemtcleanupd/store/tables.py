@@ -11,6 +11,7 @@ RUNS = Table(
     "cleanup_runs",
     METADATA,
     Column("id", String, primary_key=True),
+    Column("number", Integer),
     Column("started_at", String, nullable=False),
     Column("finished_at", String),
     Column("trigger", String),

@@ -18,7 +18,8 @@ from eemtcleanupd.errors import CleanupError, LockHeldError
 from eemtcleanupd.events import Emit, Event, RunReport
 from eemtcleanupd.logbook import write_event
 from eemtcleanupd.plugins import PluginSet, load
-from eemtcleanupd.store.lock import Holder, daemon_of
+from eemtcleanupd.store.location import Location, daemon_of
+from eemtcleanupd.store.lock import Holder
 
 TRIGGER = "api"
 _BEAT_LIMIT_SECONDS = 90.0
@@ -84,7 +85,7 @@ class DaemonEngine:
     def overview(self) -> dict[str, Any]:
         """Return how everything is."""
         told = self._daemon.status()
-        holder = daemon_of(self._daemon.database) or Holder(told.pid, "", "")
+        holder = daemon_of(self._daemon.location) or Holder(told.pid, "", "")
         return overview(self.config, holder, told)
 
     def progress(self) -> dict[str, Any] | None:
@@ -165,7 +166,7 @@ class LocalEngine:
         result: RunReport | CleanupError | None = None
         try:
             config = self.config.with_retention(*order.retention)
-            delivery = Delivery(Path(config.paths.database), system_clock)
+            delivery = Delivery(Location.of(config), system_clock)
             delivery.use(self._plugins, durable=not config.dry_run)
             try:
                 result = clean(
@@ -187,7 +188,7 @@ class LocalEngine:
 
     def overview(self) -> dict[str, Any]:
         """Return how everything is."""
-        return overview(self.config, daemon_of(Path(self.config.paths.database)), None)
+        return overview(self.config, daemon_of(Location.of(self.config)), None)
 
     def progress(self) -> dict[str, Any] | None:
         """Return how far the run is."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.events import AuditEntry
-from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import Ledger
+from eemtcleanupd.store.location import Location
 from eemtcleanupd.web.access import Caller
 from eemtcleanupd.web.engine import Engine
 from eemtcleanupd.web.kept import Kept
@@ -41,8 +40,7 @@ class Site:
 @contextmanager
 def opened(config: Config, *, create: bool = False) -> Iterator[Ledger | None]:
     """Give the ledger for a short question, None before the first run."""
-    timeout = config.database.busy_timeout_seconds
-    database = Database(Path(config.paths.database), busy_timeout_seconds=timeout)
+    database = Location.of(config).open()
     try:
         ledger = Ledger(database)
         if create:

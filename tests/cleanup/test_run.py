@@ -17,9 +17,9 @@ from eemtcleanupd.errors import BreakerError, LockHeldError, RootError
 from eemtcleanupd.events import Event, JobCleaned, JobFailed, JobPlanned, JobSkipped, OrphanFound, Warned
 from eemtcleanupd.model import Hold
 from eemtcleanupd.stop import StopFlag
-from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.lock import run_lock
+from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.cleanup.conftest import JobStore
 
 
@@ -75,7 +75,7 @@ def test_young_live_unknown_undated_and_held_jobs_keep_everything(store: JobStor
 
 
 def with_ledger(store: JobStore) -> Ledger:
-    ledger = Ledger(Database(store.path / "jobs.db", busy_timeout_seconds=5))
+    ledger = Ledger(SqliteDatabase(store.path / "jobs.db", busy_timeout_seconds=5))
     ledger.create_tables()
     return ledger
 
@@ -497,7 +497,7 @@ def test_a_run_that_would_take_nearly_everything_is_refused_but_not_the_first(st
 
 def test_a_second_run_says_who_holds_the_lock(store: JobStore) -> None:
     store.job("done")
-    with run_lock(store.path / "jobs.db", "the-first", store.now):
+    with run_lock(SqliteDatabase(store.path / "jobs.db", busy_timeout_seconds=1), "the-first", store.now):
         with pytest.raises(LockHeldError, match=rf"run the-first, process {os.getpid()} on "):
             store.run()
         assert store.run(dry_run=True).successful.jobs == 1

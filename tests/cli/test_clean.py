@@ -136,9 +136,12 @@ def test_two_runs_at_once_one_works_and_the_other_ends_with_four(
     from datetime import UTC, datetime
 
     from eemtcleanupd.store.lock import run_lock
+    from eemtcleanupd.store.sqlite import SqliteDatabase
 
     store = aged(sample_store, 10)
-    with run_lock(store / "jobs.db", "20260101T000000-abcd", datetime.now(UTC)):
+    with run_lock(
+        SqliteDatabase(store / "jobs.db", busy_timeout_seconds=1), "20260101T000000-abcd", datetime.now(UTC)
+    ):
         second = run_cli("clean", *options(store))
     assert second.returncode == 4
     assert f"run 20260101T000000-abcd, process {os.getpid()} on " in second.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from eemtcleanupd.store.lock import run_lock
+from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.cleanup.conftest import JobStore
 from tests.conftest import RunCli
 
@@ -64,7 +65,7 @@ def test_without_yes_nothing_happens(store: JobStore, run_cli: RunCli) -> None:
 
 
 def test_beside_a_run_nothing_happens(store: JobStore, run_cli: RunCli) -> None:
-    with run_lock(store.path / "jobs.db", "a-run", store.now):
+    with run_lock(SqliteDatabase(store.path / "jobs.db", busy_timeout_seconds=1), "a-run", store.now):
         done = run_cli("reset", "--yes", cwd=store.path)
     assert done.returncode == 4
     assert store.cleaned() == {"a"}

@@ -20,6 +20,7 @@ from eemtcleanupd.daemon.service import ServiceManager
 from eemtcleanupd.daemon.status import DaemonStatus, read_status
 from eemtcleanupd.events import Event
 from eemtcleanupd.plugins import load
+from eemtcleanupd.store.location import Location
 from tests.cleanup.conftest import NOW, JobStore
 
 HEAD = """
@@ -125,7 +126,7 @@ class Living:
         return [event for event in self.events if isinstance(event, kind)]
 
     def status(self) -> DaemonStatus:
-        told = read_status(self.store.path / "jobs.db")
+        told = read_status(Location.of_file(self.store.path / "jobs.db"))
         assert told is not None
         return told
 

@@ -22,7 +22,9 @@ from eemtcleanupd.events import (
     RunFinished,
     RunReport,
 )
-from eemtcleanupd.store.lock import daemon_of, run_lock
+from eemtcleanupd.store.location import Location, daemon_of
+from eemtcleanupd.store.lock import run_lock
+from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.daemon.conftest import Living
 
 DAILY = 'schedule: {enabled: true, cron: "0 2 * * *", timezone: UTC}'
@@ -37,7 +39,7 @@ def triggers(living: Living) -> list[str]:
 
 def test_it_is_ready_only_when_it_holds_the_lock_and_has_seen_the_store(living: Living) -> None:
     living.start(DAILY)
-    holder = daemon_of(living.store.path / "jobs.db")
+    holder = daemon_of(Location.of_file(living.store.path / "jobs.db"))
     assert holder is not None
     assert living.heard()[0] == "READY=1"
     assert isinstance(living.events[0], DaemonStarted)
@@ -156,7 +158,9 @@ def test_only_one_run_goes_on_at_a_time(living: Living) -> None:
 
 def test_a_run_that_another_holds_up_is_told_and_the_next_one_comes(living: Living) -> None:
     living.start(DAILY)
-    with run_lock(living.store.path / "jobs.db", "theirs", living.now):
+    with run_lock(
+        SqliteDatabase(living.store.path / "jobs.db", busy_timeout_seconds=1), "theirs", living.now
+    ):
         living.pass_time(hours=14)
     assert len(living.of(RunFailed)) == 1
     living.pass_time(hours=24)
@@ -347,7 +351,7 @@ def test_everything_it_opened_is_closed_in_the_end(living: Living, tmp_path: Pat
     living.step()
     living.stack.close()
     assert threading.active_count() == before
-    assert daemon_of(living.store.path / "jobs.db") is None
+    assert daemon_of(Location.of_file(living.store.path / "jobs.db")) is None
     assert not list(living.store.path.glob("*.status.json"))
 
 

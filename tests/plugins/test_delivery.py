@@ -28,8 +28,9 @@ from eemtcleanupd.events import (
 )
 from eemtcleanupd.model import Job, JobClass
 from eemtcleanupd.plugins import PluginSet
-from eemtcleanupd.store.database import Database
+from eemtcleanupd.store.location import Location
 from eemtcleanupd.store.outbox import LedgerOutbox, MemoryOutbox, Message, Outbox, Tally, tallies
+from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.cleanup.conftest import NOW, JobStore
 from tests.notifiers.samples import FAILED, FINISHED, HOSTILE_REPORT, report
 from tests.plugins.conftest import Module, Plugins
@@ -68,7 +69,7 @@ class Post:
         )
 
     def open(self, more: str = "", *, durable: bool = True) -> Delivery:
-        delivery = Delivery(self.store.path / "jobs.db", lambda: self.now)
+        delivery = Delivery(Location.of_file(self.store.path / "jobs.db"), lambda: self.now)
         delivery.use(self.plugins(more), durable=durable)
         self._stack.callback(delivery.close)
         return delivery
@@ -84,7 +85,7 @@ class Post:
         return self.box.read_text().split() if self.box.exists() else []
 
     def tally(self) -> Tally:
-        database = Database(self.store.path / "jobs.db", busy_timeout_seconds=5)
+        database = SqliteDatabase(self.store.path / "jobs.db", busy_timeout_seconds=5)
         try:
             return tallies(database).get("letterbox", Tally())
         finally:
@@ -350,7 +351,7 @@ def outbox(request: pytest.FixtureRequest, store: JobStore) -> Iterator[Outbox]:
     if request.param == "memory":
         yield MemoryOutbox(5)
         return
-    database = Database(store.path / "jobs.db", busy_timeout_seconds=5)
+    database = SqliteDatabase(store.path / "jobs.db", busy_timeout_seconds=5)
     yield LedgerOutbox(database, 5)
     database.close()
 
@@ -404,7 +405,7 @@ def test_many_jobs_are_told_in_their_order_and_from_memory(
         f"@hookimpl\ndef job_cleaned(event):\n"
         f"    with open({str(told)!r}, 'a') as file:\n        print(event.job.id, file=file)\n",
     )
-    delivery = Delivery(store.path / "jobs.db", lambda: NOW)
+    delivery = Delivery(Location.of_file(store.path / "jobs.db"), lambda: NOW)
     delivery.use(plugins(f"plugins: [{name}]"))
     for number in range(2000):
         job = Job(f"job-{number}", "completed")

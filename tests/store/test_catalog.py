@@ -15,7 +15,7 @@ from eemtcleanupd.config import RetentionConfig
 from eemtcleanupd.errors import StoreError
 from eemtcleanupd.policy.retention import Policy, decide
 from eemtcleanupd.store.catalog import Catalog
-from eemtcleanupd.store.database import Database
+from eemtcleanupd.store.sqlite import SqliteDatabase
 
 NOW = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)  # amid Europe's clock change
 POLICY = Policy.from_config(RetentionConfig())
@@ -31,7 +31,7 @@ def table(path: Path, rows: list[tuple[object, ...]]) -> Path:
 
 
 def candidates(file: Path, zone: str, page_size: int = 7) -> list[str]:
-    database = Database(file, busy_timeout_seconds=5)
+    database = SqliteDatabase(file, busy_timeout_seconds=5)
     try:
         catalog = Catalog(database, POLICY, ZoneInfo(zone))
         backlog = catalog.backlog(NOW)
@@ -80,7 +80,7 @@ def test_the_scan_misses_nothing_that_is_due(
         rows.append((f"job-{number}", status, written(moment, foreign if form == "zone" else zone, form)))
     file = table(tmp_path_factory.mktemp("scan"), rows)
     found = set(candidates(file, zone))
-    database = Database(file, busy_timeout_seconds=5)
+    database = SqliteDatabase(file, busy_timeout_seconds=5)
     catalog = Catalog(database, POLICY, ZoneInfo(zone))
     with database.read() as connection:
         every = catalog.rows(connection, [str(row[0]) for row in rows])
@@ -135,7 +135,7 @@ def test_a_database_of_something_else_is_refused(tmp_path: Path, schema: str, wo
     file = tmp_path / "jobs.db"
     with closing(sqlite3.connect(file)) as connection:
         connection.execute(schema)
-    database = Database(file, busy_timeout_seconds=5)
+    database = SqliteDatabase(file, busy_timeout_seconds=5)
     with pytest.raises(StoreError, match=words):
         Catalog(database, POLICY, None)
     database.close()

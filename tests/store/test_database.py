@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from eemtcleanupd.errors import StoreError
-from eemtcleanupd.store.database import Database
+from eemtcleanupd.store.sqlite import SqliteDatabase
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def insert(database: Database) -> None:
+def insert(database: SqliteDatabase) -> None:
     database.write(lambda connection: connection.exec_driver_sql("INSERT INTO t VALUES (1)"))
 
 
@@ -37,7 +37,7 @@ def count(path: Path) -> int:
 def test_a_locked_database_is_waited_for(file: Path) -> None:
     locker = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
     locker.execute("BEGIN IMMEDIATE")
-    database = Database(file, busy_timeout_seconds=20)
+    database = SqliteDatabase(file, busy_timeout_seconds=20)
     release = threading.Timer(0.3, lambda: locker.execute("COMMIT"))
     release.start()
     insert(database)
@@ -48,7 +48,7 @@ def test_a_locked_database_is_waited_for(file: Path) -> None:
 
 
 def test_a_database_that_stays_locked_is_a_clear_error_and_nothing_is_written(file: Path) -> None:
-    database = Database(file, busy_timeout_seconds=0.2)
+    database = SqliteDatabase(file, busy_timeout_seconds=0.2)
     with closing(sqlite3.connect(file, isolation_level=None)) as locker:
         locker.execute("BEGIN EXCLUSIVE")
         with pytest.raises(StoreError, match="kept it locked for longer than"):
@@ -60,23 +60,23 @@ def test_a_database_that_stays_locked_is_a_clear_error_and_nothing_is_written(fi
 def test_what_sqlite_refuses_at_once_is_tried_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sqlalchemy import exc
 
-    database = Database(file, busy_timeout_seconds=20)
-    once, failures = Database._write_once, [0]
+    database = SqliteDatabase(file, busy_timeout_seconds=20)
+    once, failures = SqliteDatabase._write_once, [0]
 
-    def refuse_twice(self: Database, work: object) -> object:
+    def refuse_twice(self: SqliteDatabase, work: object) -> object:
         failures[0] += 1
         if failures[0] <= 2:
             raise exc.OperationalError("BEGIN", None, sqlite3.OperationalError("database is locked"))
         return once(self, work)  # type: ignore[arg-type]  # passed through
 
-    monkeypatch.setattr(Database, "_write_once", refuse_twice)
+    monkeypatch.setattr(SqliteDatabase, "_write_once", refuse_twice)
     insert(database)
     assert (failures[0], count(file)) == (3, 1)
     database.close()
 
 
 def test_a_failed_write_leaves_nothing_behind(file: Path) -> None:
-    database = Database(file, busy_timeout_seconds=5)
+    database = SqliteDatabase(file, busy_timeout_seconds=5)
 
     def half(connection: object) -> None:
         connection.exec_driver_sql("INSERT INTO t VALUES (1)")  # type: ignore[attr-defined]  # a Connection
@@ -89,7 +89,7 @@ def test_a_failed_write_leaves_nothing_behind(file: Path) -> None:
 
 
 def test_no_lock_is_held_between_statements(file: Path) -> None:
-    database = Database(file, busy_timeout_seconds=5)
+    database = SqliteDatabase(file, busy_timeout_seconds=5)
     with database.read() as connection:
         connection.exec_driver_sql("SELECT count(*) FROM t").fetchall()
     insert(database)
@@ -110,7 +110,7 @@ def test_what_is_no_database_is_a_clear_error(tmp_path: Path, content: bytes | N
     if content is not None:
         path.write_bytes(content * 20)
     with pytest.raises(StoreError, match=words):
-        Database(path, busy_timeout_seconds=1)
+        SqliteDatabase(path, busy_timeout_seconds=1)
     assert path.exists() is (content is not None)
 
 
@@ -120,7 +120,7 @@ def test_a_damaged_database_is_a_clear_error(file: Path) -> None:
     with file.open("r+b") as raw:
         raw.seek(4096)
         raw.write(b"\xff" * 8192)
-    database = Database(file, busy_timeout_seconds=1)
+    database = SqliteDatabase(file, busy_timeout_seconds=1)
     with pytest.raises(StoreError, match="integrity_check"), database.read() as reader:
         reader.exec_driver_sql("SELECT sum(length(a)) FROM t").fetchall()
     database.close()
@@ -135,8 +135,8 @@ def test_a_database_that_may_only_be_read_is_a_clear_error(file: Path) -> None:
             break
         folder.chmod(0o755)
     script = (
-        "import os, sys; from pathlib import Path; from eemtcleanupd.store.database import Database;"
-        "os.setgid(65534); os.setuid(65534); d = Database(Path(sys.argv[1]), busy_timeout_seconds=1);"
+        "import os, sys; from pathlib import Path; from eemtcleanupd.store.sqlite import SqliteDatabase;"
+        "os.setgid(65534); os.setuid(65534); d = SqliteDatabase(Path(sys.argv[1]), busy_timeout_seconds=1);"
         "d.write(lambda c: c.exec_driver_sql('INSERT INTO t VALUES (1)'))"
     )
     done = subprocess.run(

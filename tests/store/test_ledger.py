@@ -7,8 +7,8 @@ from contextlib import closing
 from pathlib import Path
 
 from eemtcleanupd.model import Hold
-from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import Ledger
+from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.cleanup.conftest import NOW, JobStore
 
 MANY = [f"job{number}" for number in range(2000)]
@@ -17,7 +17,7 @@ BINDS = 999  # of the SQLites in use, the fewest that one takes in a statement
 
 def test_more_jobs_than_a_statement_binds_are_asked_for_and_dropped(tmp_path: Path) -> None:
     store = JobStore(tmp_path / "store")
-    with closing(Database(store.path / "jobs.db", busy_timeout_seconds=1)) as database:
+    with closing(SqliteDatabase(store.path / "jobs.db", busy_timeout_seconds=1)) as database:
         ledger = Ledger(database)
         ledger.create_tables()
         ledger.hold(Hold(MANY[-1], "thesis", "ann", None), NOW)

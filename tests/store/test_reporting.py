@@ -8,8 +8,8 @@ import pytest
 
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.catalog import Catalog
-from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.reporting import MOST_GROUPS, OTHERS, Amount, Group, Jobs, count_jobs
+from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.cleanup.conftest import JobStore
 
 
@@ -19,7 +19,7 @@ def store(tmp_path: Path) -> JobStore:
 
 
 def counted(store: JobStore) -> Jobs:
-    database = Database(store.path / "jobs.db", busy_timeout_seconds=1)
+    database = SqliteDatabase(store.path / "jobs.db", busy_timeout_seconds=1)
     try:
         catalog = Catalog(database, Policy.from_config(store.config().retention), None)
         return count_jobs(database, catalog, "2026-06-14T12:00:00", "2026-05-16T12:00:00")
