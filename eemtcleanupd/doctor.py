@@ -128,13 +128,14 @@ class _Examination:
         file = self._database.file
         users = self._database.sessions() if file is None else _users_of(file)
         named = ", ".join(users[:_NAMED]) or "nobody else"
+        state = "answers" if file is None else "is whole"
         try:
             self._database.write(lambda _: None)
         except CleanupError as error:
             advice = f"it is open in: {named}; end the one that hangs, or check the file's owner and mode"
             yield Finding("database", Level.PROBLEM, str(error), advice)
             return
-        yield Finding("database", Level.OK, f"{path} is whole and can be written; open in: {named}")
+        yield Finding("database", Level.OK, f"{path} {state} and can be written; open in: {named}")
 
     # -- the folders -------------------------------------------------------------------------------
 

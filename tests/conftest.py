@@ -7,13 +7,15 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Protocol
 
 import pytest
+
+from tests.postgres import Server, running_server
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "eemtcleanupd-ntfy"
 SAMPLE = Path(__file__).parent / "data" / "eemt-sample"
@@ -31,6 +33,13 @@ class RunCli(Protocol):
     def __call__(
         self, *args: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]: ...
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server, one for each process of the tests that needs one."""
+    with running_server() as server:
+        yield server
 
 
 @pytest.fixture

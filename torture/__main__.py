@@ -10,8 +10,9 @@ import sys
 import time
 from typing import Any
 
-from torture import kill, races
+from torture import failover, kill, races
 
+_ATTACKS = ("kill", "inject", "races", "fuzz", "failover")
 _CONFIGURATION = "tests/config/test_loading.py::test_any_"
 _FUZZ = [
     "tests/cleanup/test_fuzz.py",
@@ -23,15 +24,15 @@ _FUZZ = [
 def main() -> int:
     """Attack."""
     parser = argparse.ArgumentParser(prog="python -m torture", description=__doc__)
-    parser.add_argument("attacks", nargs="*", help="kill, inject, races, fuzz (default: all)")
-    parser.add_argument("--minutes", type=float, default=5, help="how long the races last (5)")
+    parser.add_argument("attacks", nargs="*", help="kill, inject, races, fuzz, failover (default: all)")
+    parser.add_argument("--minutes", type=float, default=5, help="how long races and failover last (5)")
     parser.add_argument("--examples", type=int, default=2000, help="inputs for each fuzzer (2000)")
     parser.add_argument("--variants", nargs="*", default=list(kill.VARIANTS), help="plain, grace, backup")
     parser.add_argument("--errors", nargs="*", default=list(kill.ERRORS), help="what inject injects")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON at the end")
     options = parser.parse_args()
-    attacks = options.attacks or ["kill", "inject", "races", "fuzz"]
-    if unknown := set(attacks) - {"kill", "inject", "races", "fuzz"}:
+    attacks = options.attacks or [*_ATTACKS]
+    if unknown := set(attacks) - set(_ATTACKS):
         parser.error(f"there is no attack {', '.join(sorted(unknown))}")
     figures: dict[str, Any] = {}
     faults: list[str] = []
@@ -47,6 +48,10 @@ def main() -> int:
             outcome = races.run(options.minutes)
             figures[attack] = dict(outcome.done)
             faults += outcome.faults
+        elif attack == "failover":
+            taken_over = failover.run(options.minutes * 60)
+            figures[attack] = taken_over.figures
+            faults += taken_over.faults
         else:
             command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--timeout", "7200", *_FUZZ]
             environment = {**os.environ, "TORTURE_EXAMPLES": str(options.examples)}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from eemtcleanupd.cleanup import RunRequest, clean
@@ -16,6 +17,8 @@ from eemtcleanupd.config import Config
 from eemtcleanupd.events import Event, RunReport
 from eemtcleanupd.plugins import load
 from eemtcleanupd.stop import StopFlag
+from eemtcleanupd.store.database import Database
+from eemtcleanupd.store.location import Location
 
 NOW = datetime(2026, 6, 15, 12, tzinfo=UTC)
 SCHEMA = """
@@ -36,11 +39,16 @@ CREATE TABLE jobs (
 
 @dataclass
 class JobStore:
-    """A job store in a folder; the database's zone is UTC, the present is NOW unless a test moves it."""
+    """A job store in a folder; the database's zone is UTC, the present is NOW unless a test moves it.
+
+    The database is a SQLite file in the folder unless ``url`` names one on a server.
+    """
 
     path: Path
     now: datetime = NOW
     events: list[Event] = field(default_factory=list)
+    url: str | None = None
+    opened: list[Database] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in ("results", "uploads", "temp"):
@@ -48,6 +56,12 @@ class JobStore:
         self.sql(SCHEMA)
 
     def sql(self, statement: str, *values: object) -> list[tuple[object, ...]]:
+        if self.url is not None:
+            with psycopg.connect(self.url, autocommit=True) as server:
+                cursor = server.execute(statement.replace("?", "%s"), values or None)
+                found = cursor.fetchall() if cursor.description else []
+            # As the web interface, and so SQLite, writes a time.
+            return [tuple(v.isoformat() if isinstance(v, datetime) else v for v in row) for row in found]
         connection = sqlite3.connect(self.path / "jobs.db")
         try:
             rows = connection.execute(statement, values).fetchall()
@@ -93,6 +107,8 @@ class JobStore:
     def config(self, **options: object) -> Config:
         given = {key.replace("__", "."): (value, key) for key, value in options.items()}
         given.setdefault("database.timezone", ("UTC", "test"))
+        if self.url is not None:
+            given.setdefault("paths.database", (self.url, "test"))
         return load(None, environ={}, options=given, cwd=self.path).config
 
     def run(
@@ -118,6 +134,25 @@ class JobStore:
         )
         return clean(self.config(**options), request, emit=emit, stop=stop, clock=lambda: self.now)
 
+    def open(self) -> Database:
+        """Open the database, until the test is over."""
+        self.opened.append(Location.of(self.config()).open(5))
+        return self.opened[-1]
+
+    def content(self) -> object:
+        """Return all that the database holds, for comparing; whose turn it was last is not in it."""
+        if self.url is None:
+            return (self.path / "jobs.db").read_bytes()
+        named = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'cleanup_locks'"
+        return {name: sorted(map(str, self.sql(f"SELECT * FROM {name}"))) for (name,) in self.sql(named)}
+
+    def columns(self) -> list[object]:
+        """Return the names of the columns of table jobs, in order."""
+        if self.url is None:
+            return [row[1] for row in self.sql("PRAGMA table_info(jobs)")]
+        named = "SELECT column_name FROM information_schema.columns WHERE table_name = 'jobs'"
+        return [row[0] for row in self.sql(f"{named} ORDER BY ordinal_position")]
+
     def of(self, kind: type[Event]) -> list[Event]:
         return [event for event in self.events if isinstance(event, kind)]
 
@@ -142,6 +177,24 @@ class JobStore:
         }
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of some modules on both databases, unless they are about SQLite."""
+    of_both = metafunc.module.__name__.rpartition(".")[2] in {"test_run", "test_restoring"}
+    if of_both and "backend" in metafunc.fixturenames:
+        is_sqlite = metafunc.definition.get_closest_marker("sqlite") is not None
+        metafunc.parametrize("backend", ["sqlite"] if is_sqlite else ["sqlite", "postgres"], indirect=True)
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> JobStore:
-    return JobStore(tmp_path / "store")
+def backend(request: pytest.FixtureRequest) -> str:
+    """Where the job database of ``store`` is."""
+    return str(getattr(request, "param", "sqlite"))
+
+
+@pytest.fixture
+def store(tmp_path: Path, backend: str, request: pytest.FixtureRequest) -> Iterator[JobStore]:
+    url = request.getfixturevalue("postgres").create() if backend == "postgres" else None
+    store = JobStore(tmp_path / "store", url=url)
+    yield store
+    for database in store.opened:
+        database.close()

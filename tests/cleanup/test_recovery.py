@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from eemtcleanupd.events import Warned
-from eemtcleanupd.store.database import Database
+from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.cleanup.conftest import JobStore
 
 _KILLED = 77
@@ -53,16 +53,16 @@ def run_and_die(store: JobStore, at: int, grace_hours: int = 0) -> bool:
             if event in _CALLS:
                 step()
 
-        write_once = Database._write_once
+        write_once = SqliteDatabase._write_once
 
-        def write(self: Database, work: Callable[..., object]) -> object:
+        def write(self: SqliteDatabase, work: Callable[..., object]) -> object:
             step()
             result = write_once(self, work)
             step()
             return result
 
         try:
-            Database._write_once = write  # type: ignore[method-assign,assignment]  # only in this child
+            SqliteDatabase._write_once = write  # type: ignore[method-assign,assignment]  # only in this child
             sys.addaudithook(hook)
             store.run(performance__max_workers=1, trash__grace_hours=grace_hours)
         except BaseException:
@@ -77,8 +77,7 @@ def assert_nothing_is_lost_or_lied_about(store: JobStore) -> None:
     assert (store.results("live") / "global/day_0.tif").exists()
     assert (store.results("young") / "global/day_0.tif").exists()
     assert len(store.sql("SELECT * FROM jobs")) == 4
-    columns = [row[1] for row in store.sql("PRAGMA table_info(jobs)")]
-    if "data_cleaned_at" in columns:
+    if "data_cleaned_at" in store.columns():
         for job_id in store.cleaned():
             assert not store.results(str(job_id)).exists()
             assert not (store.path / f"results/{job_id}_results.zip").exists()

@@ -15,7 +15,6 @@ from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.errors import LockHeldError, TrashError
 from eemtcleanupd.events import Warned
 from eemtcleanupd.store.lock import run_lock
-from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.cleanup.conftest import JobStore
 
 GRACE: dict[str, Any] = {"trash__grace_hours": 24}
@@ -115,7 +114,7 @@ def test_what_is_not_in_the_trash_is_a_clear_error(trashed: JobStore) -> None:
 def test_it_waits_for_no_run(trashed: JobStore) -> None:
     trashed.run(**GRACE)
     with (
-        run_lock(SqliteDatabase(trashed.path / "jobs.db", busy_timeout_seconds=1), "another", trashed.now),
+        run_lock(trashed.open(), "another", trashed.now),
         pytest.raises(LockHeldError),
     ):
         put_back(trashed, "a")

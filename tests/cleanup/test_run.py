@@ -19,7 +19,6 @@ from eemtcleanupd.model import Hold
 from eemtcleanupd.stop import StopFlag
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.lock import run_lock
-from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.cleanup.conftest import JobStore
 
 
@@ -75,7 +74,7 @@ def test_young_live_unknown_undated_and_held_jobs_keep_everything(store: JobStor
 
 
 def with_ledger(store: JobStore) -> Ledger:
-    ledger = Ledger(SqliteDatabase(store.path / "jobs.db", busy_timeout_seconds=5))
+    ledger = Ledger(store.open())
     ledger.create_tables()
     return ledger
 
@@ -138,7 +137,12 @@ def test_a_name_that_could_be_two_jobs_is_kept_for_the_one_that_stays(store: Job
     assert upload.exists()
 
 
-HOSTILE = ["../x", ".", "..", "a/b", "", "nul\0", "x" * 5000, ".eemtcleanupd-trash", "/etc"]
+HOSTILE = ["../x", ".", "..", "a/b", "", "x" * 5000, ".eemtcleanupd-trash", "/etc"]
+
+
+@pytest.mark.sqlite
+def test_an_id_with_a_nul_harms_nothing_and_is_named(store: JobStore) -> None:
+    test_hostile_ids_and_uploads_harm_nothing_and_are_named(store, "nul\0")
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -165,6 +169,7 @@ def test_odd_but_honest_ids_are_cleaned(store: JobStore, name: str) -> None:
     assert not store.results(name).exists()
 
 
+@pytest.mark.sqlite
 def test_names_that_are_not_utf8_are_cleaned(store: JobStore) -> None:
     name = b"caf\xe9"
     store.sql(
@@ -215,11 +220,11 @@ def test_a_second_run_finds_nothing_and_changes_nothing(store: JobStore) -> None
 def test_a_dry_run_changes_not_one_byte(store: JobStore) -> None:
     store.job("done", dem="dem.tif")
     store.upload("dem.tif")
-    database = (store.path / "jobs.db").read_bytes()
+    database = store.content()
     everything = {str(path): path.stat().st_mtime_ns for path in store.path.rglob("*")}
     report = store.run(dry_run=True)
     assert report.successful.jobs == 1
-    assert (store.path / "jobs.db").read_bytes() == database
+    assert store.content() == database
     assert {str(path): path.stat().st_mtime_ns for path in store.path.rglob("*")} == everything
 
 
@@ -254,7 +259,7 @@ def test_sizes_and_records_say_what_was_freed(store: JobStore) -> None:
     assert report.bytes_freed == size
     assert rows == {"done": size / 2**20, "young": young / 2**20}
     assert store.sql("SELECT job_id, action, bytes_freed FROM cleanup_log") == [("done", "cleaned", size)]
-    assert store.sql("SELECT job_id, action, user FROM cleanup_audit") == [
+    assert store.sql('SELECT job_id, action, "user" FROM cleanup_audit') == [
         ("done", "deleted_results", "tester")
     ]
     assert store.sql("SELECT successful_bytes, failed_bytes FROM cleanup_storage") == [(young, 0)]
@@ -279,8 +284,13 @@ def test_columns_are_appended_and_others_keep_their_places(store: JobStore) -> N
     store.sql("ALTER TABLE jobs ADD COLUMN extra TEXT DEFAULT 'theirs'")
     store.job("done")
     store.run()
-    names = [row[1] for row in store.sql("PRAGMA table_info(jobs)")]
-    assert names[-4:] == ["extra", "data_cleaned_at", "data_size_mb", "cleanup_summary"]
+    assert store.columns()[-4:] == ["extra", "data_cleaned_at", "data_size_mb", "cleanup_summary"]
+
+
+@pytest.mark.sqlite
+def test_the_journal_mode_stays(store: JobStore) -> None:
+    store.job("done")
+    store.run()
     assert store.sql("PRAGMA journal_mode") == [("delete",)]
 
 
@@ -469,11 +479,11 @@ def test_a_clock_that_leapt_is_refused_and_nothing_is_touched(store: JobStore, l
     store.job("done")
     store.run()
     store.job("young", days=1)
-    database, files = (store.path / "jobs.db").read_bytes(), store.snapshot()
+    database, files = store.content(), store.snapshot()
     store.now += timedelta(days=leap)
     with pytest.raises(BreakerError, match=words):
         store.run()
-    assert (store.path / "jobs.db").read_bytes() == database
+    assert store.content() == database
     assert store.snapshot() == files
     store.run(force=True)
     assert any(isinstance(event, Warned) and words in event.message for event in store.events)
@@ -497,7 +507,7 @@ def test_a_run_that_would_take_nearly_everything_is_refused_but_not_the_first(st
 
 def test_a_second_run_says_who_holds_the_lock(store: JobStore) -> None:
     store.job("done")
-    with run_lock(SqliteDatabase(store.path / "jobs.db", busy_timeout_seconds=1), "the-first", store.now):
+    with run_lock(store.open(), "the-first", store.now):
         with pytest.raises(LockHeldError, match=rf"run the-first, process {os.getpid()} on "):
             store.run()
         assert store.run(dry_run=True).successful.jobs == 1
@@ -607,6 +617,7 @@ def test_many_small_jobs_are_recorded_in_few_transactions_and_all_of_them(
     assert recorded == [25, 25, 25, 15]
 
 
+@pytest.mark.sqlite
 def test_the_documents_scripts_work_unchanged_on_the_database(store: JobStore) -> None:
     store.job("done", files=20)
     store.job("broken", "failed", days=2)

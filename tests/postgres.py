@@ -1,0 +1,140 @@
+"""A PostgreSQL server of the tests' own, from the binaries that Debian puts beside the path."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+ROLE = "eemt"
+PASSWORD = "p@ss/w:rd"
+_QUOTED = "p%40ss%2Fw%3Ard"
+_SETTINGS = """
+fsync = off
+synchronous_commit = off
+full_page_writes = off
+max_connections = 60
+shared_buffers = 16MB
+"""
+
+
+def binaries() -> Path:
+    """Return the folder of the newest server's programs."""
+    if (found := shutil.which("initdb")) is not None:
+        return Path(found).resolve().parent
+    return max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda each: float(each.parent.name))
+
+
+@dataclass
+class Server:
+    """A server on the loopback; every database belongs to ROLE, who is no superuser."""
+
+    folder: Path
+    port: int
+    numbers: Iterator[int] = field(default_factory=count)
+
+    def url(self, database: str, role: str = f"{ROLE}:{_QUOTED}") -> str:
+        return f"postgresql://{role}@127.0.0.1:{self.port}/{database}"
+
+    def admin(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """Ask something as the superuser."""
+        with psycopg.connect(self.url(database, "postgres"), autocommit=True) as connection:
+            cursor = connection.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+
+    def create(self, **options: str) -> str:
+        """Make a database, and return its URL."""
+        name = f"test_{next(self.numbers)}"
+        extra = " ".join(f"{option} {value}" for option, value in options.items())
+        self.admin(f"CREATE DATABASE {name} OWNER {ROLE} {extra}")
+        return self.url(name)
+
+    def disconnect(self, url: str, which: str = "true") -> int:
+        """Cut connections to a database, as a server that restarts does; returns how many."""
+        name = url.rpartition("/")[2]
+        return len(
+            self.admin(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                f" WHERE datname = '{name}' AND pid <> pg_backend_pid() AND usename = '{ROLE}' AND {which}"
+            )
+        )
+
+
+@contextmanager
+def running_server() -> Iterator[Server]:
+    """Run a server; root is not let in to be one, so then user postgres is."""
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    user = "postgres" if os.geteuid() == 0 else None
+    data = folder / "data"
+    if user is not None:
+        shutil.chown(folder, user)
+    options: dict[str, Any] = {"user": user, "cwd": folder, "capture_output": True}
+    if user is not None:
+        options |= {"group": user, "extra_groups": []}
+    programs = binaries()
+    try:
+        making: list[str | Path] = [
+            programs / "initdb",
+            "-D",
+            data,
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "--no-sync",
+        ]
+        subprocess.run([*making, "-E", "UTF8", "--locale=C.UTF-8"], check=True, **options)
+        (data / "pg_hba.conf").write_text(
+            f"host all {ROLE} 127.0.0.1/32 scram-sha-256\nhost all postgres 127.0.0.1/32 trust\n"
+            "host all owner 127.0.0.1/32 trust\nlocal all all trust\n"
+        )
+        with (data / "postgresql.conf").open("a") as file:
+            file.write(_SETTINGS)
+        port = _start(programs, folder, data, options)
+        server = Server(folder, port)
+        server.admin(f"CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}'")
+        server.admin("CREATE ROLE owner LOGIN")
+        try:
+            yield server
+        finally:
+            stop: list[str | Path] = [programs / "pg_ctl", "-D", data, "-m", "immediate", "stop"]
+            subprocess.run(stop, check=False, **options)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(programs: Path, folder: Path, data: Path, options: dict[str, Any]) -> int:
+    """Start the server on a free port; another may take it in the moment between, so try again."""
+    for _ in range(5):
+        port = _free_port()
+        settings = f"-c port={port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
+        command: list[str | Path] = [
+            programs / "pg_ctl",
+            "-D",
+            data,
+            "-w",
+            "-l",
+            folder / "log",
+            "-o",
+            settings,
+            "start",
+        ]
+        if subprocess.run(command, check=False, **options).returncode == 0:
+            return port
+    raise RuntimeError((folder / "log").read_text())
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
