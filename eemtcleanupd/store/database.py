@@ -21,7 +21,7 @@ from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.sql.elements import BindParameter, ColumnElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from eemtcleanupd.errors import StoreError
+from eemtcleanupd.errors import CleanupError, StoreError
 from eemtcleanupd.units import printable
 
 if TYPE_CHECKING:
@@ -251,6 +251,10 @@ class Database(ABC):
             yield
         except exc.DBAPIError as error:
             raise self._error(error.orig) from error
+        except exc.StatementError as error:
+            if isinstance(error.orig, CleanupError):  # a new connection was refused
+                raise error.orig from None
+            raise
 
     def _error(self, error: BaseException | None) -> StoreError:
         reason = str(error).strip()
