@@ -24,7 +24,7 @@ from typing import Any
 import psycopg
 
 from eemtcleanupd.config.fields import DatabaseAddress
-from eemtcleanupd.daemon.status import read_status
+from eemtcleanupd.daemon.status import DaemonStatus, read_status
 from eemtcleanupd.store.location import Location
 from tests.cleanup.conftest import JobStore
 from tests.postgres import Server, running_server
@@ -60,8 +60,8 @@ class Outcome:
         return {**self.done, "takeover median s": middle, "takeover max s": round(max(waits, default=0), 1)}
 
 
-class _Pair:
-    """Two daemons, each with a folder for its logs, as on two hosts."""
+class Pair:
+    """Two daemons, each with a folder for its logs, as on two hosts; ``a`` is started first."""
 
     def __init__(self, store: JobStore, url: str) -> None:
         self._store = store
@@ -93,20 +93,25 @@ class _Pair:
             self.start(name)
         return [f"daemon {name} ended with {code}" for name, code in ended.items() if code not in {0, -9}]
 
+    def stop(self, name: str) -> None:
+        """Let one of them end in order."""
+        self._running[name].terminate()
+        self._running[name].wait()
+
+    def status(self, name: str) -> DaemonStatus | None:
+        """Return what one of them says of itself, None while it does not live."""
+        told, running = read_status(self._locations[name]), self._running[name]
+        return told if running.poll() is None and told is not None and told.pid == running.pid else None
+
     def nudge(self) -> None:
         """Ask for a run; the one that stands by does not start it."""
         for name, each in self._running.items():
-            if self._is_ready(name):
+            if self.status(name) is not None:
                 each.send_signal(signal.SIGUSR1)
 
     def are_ready(self) -> bool:
         """Tell whether both have come so far that one could take over from the other."""
-        return all(map(self._is_ready, self._running))
-
-    def _is_ready(self, name: str) -> bool:
-        told = read_status(self._locations[name])
-        running = self._running[name]
-        return running.poll() is None and told is not None and told.pid == running.pid
+        return all(self.status(name) is not None for name in self._running)
 
     def close(self) -> None:
         """End both."""
@@ -116,7 +121,7 @@ class _Pair:
             each.wait()
 
 
-def run(seconds: float, seed: int = 1) -> Outcome:
+def run(seconds: float, seed: int = 1, backlog: int = 400) -> Outcome:
     """Attack for some seconds, wait until all that is due is clean, and look at what was done."""
     outcome = Outcome()
     dice = random.Random(seed)
@@ -127,14 +132,18 @@ def run(seconds: float, seed: int = 1) -> Outcome:
         store = JobStore(folder / "store", now=datetime.now(UTC), url=url)
         store.job("live", "running", days=None)
         store.job("young", days=1)
-        pair = _Pair(store, url)
+        pair = Pair(store, url)
         stack.callback(pair.close)
         over = threading.Event()
-        feeder = threading.Thread(target=_feed, args=(store, over, random.Random(seed + 1), outcome.done))
+        feeder = threading.Thread(
+            target=_feed, args=(store, over, backlog, random.Random(seed + 1), outcome.done)
+        )
         stack.callback(feeder.join)
         stack.callback(over.set)
         _await_active(url, None, pair)
         feeder.start()
+        while outcome.done["jobs"] < backlog:
+            time.sleep(0.1)
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             pair.nudge()
@@ -151,10 +160,12 @@ def run(seconds: float, seed: int = 1) -> Outcome:
     return outcome
 
 
-def _feed(store: JobStore, over: threading.Event, dice: random.Random, done: Counter[str]) -> None:
+def _feed(
+    store: JobStore, over: threading.Event, backlog: int, dice: random.Random, done: Counter[str]
+) -> None:
     """Let jobs come up, run and end, ten days ago."""
     number = 0
-    while not over.is_set():
+    while number < backlog or not over.is_set():
         number += 1
         job = f"job-{number:05}"
         store.job(job, "running", days=10, files=dice.choice([0, 1, 5, 5, 20, 300]))
@@ -162,10 +173,11 @@ def _feed(store: JobStore, over: threading.Event, dice: random.Random, done: Cou
             store.upload(f"{job}_dem.tif")
         store.sql("UPDATE jobs SET status = 'completed' WHERE id = ?", job)
         done["jobs"] += 1
-        over.wait(dice.uniform(0, 0.1))
+        if number > backlog:
+            over.wait(dice.uniform(0, 0.1))
 
 
-def _attack(attack: str, server: Server, url: str, pair: _Pair, outcome: Outcome) -> None:
+def _attack(attack: str, server: Server, url: str, pair: Pair, outcome: Outcome) -> None:
     active = _active(url)
     name = pair.named(active or 0)
     if active is None or not name:
@@ -198,7 +210,7 @@ def _active(url: str) -> int | None:
     return None if row is None else int(row[0])
 
 
-def _await_active(url: str, other_than: int | None, pair: _Pair) -> bool:
+def _await_active(url: str, other_than: int | None, pair: Pair) -> bool:
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while time.monotonic() < deadline:
         pair.revive()
@@ -208,7 +220,7 @@ def _await_active(url: str, other_than: int | None, pair: _Pair) -> bool:
     return False
 
 
-def _let_it_finish(store: JobStore, pair: _Pair, outcome: Outcome) -> None:
+def _let_it_finish(store: JobStore, pair: Pair, outcome: Outcome) -> None:
     deadline = time.monotonic() + 3 * _PATIENCE_SECONDS
     while True:
         outcome.faults += pair.revive()
