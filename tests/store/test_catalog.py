@@ -8,39 +8,73 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+import psycopg
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from eemtcleanupd.config import RetentionConfig
+from eemtcleanupd.config.fields import DatabaseAddress
 from eemtcleanupd.errors import StoreError
 from eemtcleanupd.policy.retention import Policy, decide
 from eemtcleanupd.store.catalog import Catalog
+from eemtcleanupd.store.database import Database
+from eemtcleanupd.store.location import Location
 from eemtcleanupd.store.sqlite import SqliteDatabase
+from tests.postgres import Server
 
 NOW = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)  # amid Europe's clock change
 POLICY = Policy.from_config(RetentionConfig())
 
 
-def table(path: Path, rows: list[tuple[object, ...]]) -> Path:
-    file = path / "jobs.db"
-    with closing(sqlite3.connect(file)) as connection, connection:
-        connection.execute("DROP TABLE IF EXISTS jobs")
-        connection.execute("CREATE TABLE jobs (id TEXT PRIMARY KEY, status TEXT, completed_at TIMESTAMP)")
-        connection.executemany("INSERT INTO jobs VALUES (?, ?, ?)", rows)
-    return file
+class Jobs:
+    """Table jobs in one of the databases; times without a zone of their own are in a zone of the test's."""
+
+    def __init__(self, kind: str, folder: Path, server: Server | None) -> None:
+        self._kind = kind
+        self._file = folder / "jobs.db"
+        self._url = None if server is None else server.create()
+        self.forms = {"TIMESTAMP": ["T"], "TIMESTAMPTZ": ["zone"]}.get(kind, ["T", "space", "zone"])
+
+    def fill(self, rows: list[tuple[object, ...]]) -> None:
+        if self._url is not None:
+            with psycopg.connect(self._url) as server:
+                server.execute("DROP TABLE IF EXISTS jobs")
+                form = f"(id TEXT PRIMARY KEY, status TEXT, completed_at {self._kind})"
+                server.execute(f"CREATE TABLE jobs {form}")
+                server.cursor().executemany("INSERT INTO jobs VALUES (%s, %s, %s)", rows)
+            return
+        with closing(sqlite3.connect(self._file)) as connection, connection:
+            connection.execute("DROP TABLE IF EXISTS jobs")
+            connection.execute("CREATE TABLE jobs (id TEXT PRIMARY KEY, status TEXT, completed_at TIMESTAMP)")
+            connection.executemany("INSERT INTO jobs VALUES (?, ?, ?)", rows)
+
+    def open(self) -> Database:
+        if self._url is None:
+            return SqliteDatabase(self._file, busy_timeout_seconds=5)
+        return Location(DatabaseAddress(self._url), self._file.parent, 5).open()
+
+    def candidates(self, zone: str, page_size: int = 7) -> list[str]:
+        database = self.open()
+        try:
+            catalog = Catalog(database, POLICY, ZoneInfo(zone))
+            backlog = catalog.backlog(NOW)
+            catalog.gather_candidates(NOW)
+            found = [job.id for page in catalog.candidates(page_size) for job in page]
+            assert backlog.candidates == len(found)
+            return found
+        finally:
+            database.close()
 
 
-def candidates(file: Path, zone: str, page_size: int = 7) -> list[str]:
-    database = SqliteDatabase(file, busy_timeout_seconds=5)
-    try:
-        catalog = Catalog(database, POLICY, ZoneInfo(zone))
-        backlog = catalog.backlog(NOW)
-        catalog.gather_candidates(NOW)
-        found = [job.id for page in catalog.candidates(page_size) for job in page]
-        assert backlog.candidates == len(found)
-        return found
-    finally:
-        database.close()
+@pytest.fixture(scope="module", params=["sqlite", "TEXT", "TIMESTAMP", "TIMESTAMPTZ"])
+def jobs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+    server = None if request.param == "sqlite" else request.getfixturevalue("postgres")
+    return Jobs(request.param, tmp_path_factory.mktemp("jobs"), server)
+
+
+@pytest.fixture
+def sqlite_jobs(tmp_path: Path) -> Jobs:
+    return Jobs("sqlite", tmp_path, None)
 
 
 def written(moment: datetime, zone: str, form: str) -> str:
@@ -61,26 +95,27 @@ def written(moment: datetime, zone: str, form: str) -> str:
         st.tuples(
             st.sampled_from(["completed", "failed", "running", "odd"]),
             st.floats(0, 400),
-            st.sampled_from(["T", "space", "zone"]),
+            st.integers(0, 2),
             st.booleans(),
         ),
         max_size=40,
     ),
 )
 def test_the_scan_misses_nothing_that_is_due(
-    tmp_path_factory: pytest.TempPathFactory,
+    jobs: Jobs,
     zone: str,
     foreign: str,
-    ages: list[tuple[str, float, str, bool]],
+    ages: list[tuple[str, float, int, bool]],
 ) -> None:
     rows: list[tuple[object, ...]] = []
-    for number, (status, hours, form, whole) in enumerate(ages):
+    for number, (status, hours, which, whole) in enumerate(ages):
+        form = jobs.forms[which % len(jobs.forms)]
         moment = NOW - timedelta(hours=hours)
         moment = moment.replace(microsecond=0) if whole else moment
         rows.append((f"job-{number}", status, written(moment, foreign if form == "zone" else zone, form)))
-    file = table(tmp_path_factory.mktemp("scan"), rows)
-    found = set(candidates(file, zone))
-    database = SqliteDatabase(file, busy_timeout_seconds=5)
+    jobs.fill(rows)
+    found = set(jobs.candidates(zone))
+    database = jobs.open()
     catalog = Catalog(database, POLICY, ZoneInfo(zone))
     with database.read() as connection:
         every = catalog.rows(connection, [str(row[0]) for row in rows])
@@ -95,26 +130,29 @@ def test_the_scan_misses_nothing_that_is_due(
 @pytest.mark.parametrize(
     "value", [None, "", "yesterday", "20 Nov 2026", "23/11/2026", 1769000000, b"\x00\xff"]
 )
-def test_what_is_no_time_needs_a_decision(tmp_path: Path, value: object) -> None:
-    assert candidates(table(tmp_path, [("odd", "completed", value)]), "UTC") == ["odd"]
+def test_what_is_no_time_needs_a_decision(sqlite_jobs: Jobs, value: object) -> None:
+    sqlite_jobs.fill([("odd", "completed", value)])
+    assert sqlite_jobs.candidates("UTC") == ["odd"]
 
 
-def test_fresh_jobs_need_no_decision(tmp_path: Path) -> None:
+def test_fresh_jobs_need_no_decision(sqlite_jobs: Jobs) -> None:
     fresh = [
         (f"job-{status}-{form}", status, written(NOW - timedelta(hours=1), "Europe/Berlin", form))
         for status in ("completed", "failed")
         for form in ("T", "space")
     ]
-    found = candidates(table(tmp_path, list(fresh)), "Europe/Berlin")
+    sqlite_jobs.fill(list(fresh))
+    found = sqlite_jobs.candidates("Europe/Berlin")
     assert "job-completed-T" not in found
     assert "job-completed-space" not in found
     assert "job-failed-T" not in found
 
 
-def test_candidates_come_oldest_first_in_pages(tmp_path: Path) -> None:
+def test_candidates_come_oldest_first_in_pages(jobs: Jobs) -> None:
     days = [30, 10, 20, 40, 15]
-    rows = [(f"job-{day}", "completed", written(NOW - timedelta(days=day), "UTC", "T")) for day in days]
-    assert candidates(table(tmp_path, list(rows)), "UTC", page_size=2) == [
+    form = jobs.forms[0]
+    jobs.fill([(f"job-{day}", "completed", written(NOW - timedelta(days=day), "UTC", form)) for day in days])
+    assert jobs.candidates("UTC", page_size=2) == [
         "job-40",
         "job-30",
         "job-20",
