@@ -184,7 +184,7 @@ def _attack(attack: str, server: Server, url: str, pair: Pair, outcome: Outcome)
         return
     began, stood_by = time.monotonic(), pair.are_ready()
     if attack == "cut":
-        server.disconnect(url)
+        server.disconnect(url, "application_name = 'eemtcleanupd'")  # not those who only watch
         outcome.done["cut"] += 1
         return
     number = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "stop": signal.SIGTERM}[attack]
