@@ -17,7 +17,7 @@ import psycopg
 
 ROLE = "eemt"
 PASSWORD = "p@ss/w:rd"
-_QUOTED = "p%40ss%2Fw%3Ard"
+QUOTED = "p%40ss%2Fw%3Ard"
 _SETTINGS = """
 fsync = off
 synchronous_commit = off
@@ -42,7 +42,7 @@ class Server:
     port: int
     numbers: Iterator[int] = field(default_factory=count)
 
-    def url(self, database: str, role: str = f"{ROLE}:{_QUOTED}") -> str:
+    def url(self, database: str, role: str = f"{ROLE}:{QUOTED}") -> str:
         return f"postgresql://{role}@127.0.0.1:{self.port}/{database}"
 
     def admin(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:

@@ -27,6 +27,7 @@ from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.report import forms, gather
 from tests.cleanup.conftest import JobStore
 from tests.conftest import Aged, RunCli
+from tests.postgres import PASSWORD, QUOTED, Server
 
 FORMS = ("text", "json", "html", "csv")
 GB = 2**30
@@ -224,6 +225,31 @@ def test_it_says_what_jobs_hold_and_what_went_and_changes_nothing(store: JobStor
     for form in FORMS:
         report("--format", form, "--biggest", "1")
     assert everything(store.path) == before
+
+
+def test_of_a_store_on_postgresql_it_says_what_it_says_of_a_file(
+    store: JobStore, report: Reporter, tmp_path: Path, postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = JobStore(tmp_path / "served", now=store.now, url=postgres.create())
+    (served.path / "cleanup_config.yaml").write_text(
+        f"database: {{timezone: UTC}}\npaths: {{database: '{served.url}'}}\n"
+    )
+    documents = []
+    for each in (store, served):
+        for name, days, files in (("old", 10, 3), ("small", 1, 1), ("big", 1, 9)):
+            each.job(name, days=days, files=files, workflow="eemt" if name == "big" else "sol")
+        each.job("broken", "failed", days=0.1, files=2)
+        each.run()
+        with_history(each)
+        monkeypatch.chdir(each.path)
+        documents.append(report.document())
+        assert report("--format", "csv").stdout.startswith("section,")
+        assert PASSWORD not in documents[-1]["database"] and QUOTED not in documents[-1]["database"]
+    for found in documents:
+        for name in ("made_at", "database", "disk", "last_run"):  # no two are the same there
+            del found[name]
+    assert documents[0] == documents[1]
+    assert documents[0]["cleaned"]["last_24h"]["jobs"] == 1
 
 
 def test_biggest_jobs_are_those_that_still_have_their_data(store: JobStore, report: Reporter) -> None:
