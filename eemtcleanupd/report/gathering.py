@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from pathlib import Path
 
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
@@ -61,7 +60,7 @@ class Report:
     """
 
     made_at: datetime
-    database: Path
+    database: str
     jobs: Jobs
     history: History | None
     disk: DiskUsage | None
@@ -101,7 +100,7 @@ def gather(config: Config, clock: Clock, *, biggest: int) -> Report:
     told = None if daemon is None else read_status(location)
     return Report(
         made_at=now,
-        database=location.file or Path(location.label),
+        database=str(location),
         jobs=jobs,
         history=history,
         disk=disk,
