@@ -152,7 +152,8 @@ def purge(
         document = {"purged": gone.jobs, "bytes_freed": gone.bytes_freed, "errors": report.errors}
         click.echo(json.dumps(document, indent=2))
     else:
-        click.echo(f"Purged {gone.jobs} items, {human_size(gone.bytes_freed)} freed, {report.errors} errors")
+        items = "1 item" if gone.jobs == 1 else f"{gone.jobs} items"
+        click.echo(f"Purged {items}, {human_size(gone.bytes_freed)} freed, {report.errors} errors")
     return 1 if report.errors else 0
 
 
