@@ -41,6 +41,8 @@ ALLOWED: Final = {
     "Unlicense": {"Unlicense"},
     "Zlib": {"Zlib"},
 }
+# What names none in its metadata, by what its LICENSE file says.
+READ: Final = {"partd": "BSD"}
 # Classifiers that name no licence.
 EMPTY: Final = {"License :: OSI Approved", "License :: DFSG approved"}
 
@@ -59,6 +61,8 @@ def licences(component: dict[str, Any]) -> list[str]:
             spelt.add(entry["license"].get("id") or entry["license"]["name"])
     spelt -= EMPTY
     names = {name for name, spellings in ALLOWED.items() if spelt & spellings}
+    if not spelt and component["name"] in READ:
+        names = {READ[component["name"]]}
     unknown = spelt - set().union(*ALLOWED.values())
     if unknown or not names:
         raise ValueError(

@@ -20,7 +20,7 @@ from eemtcleanupd.errors import BackupError
 
 log = logging.getLogger(__name__)
 
-_NAME = re.compile(r"(?P<job>[^@]+)@(?P<time>\d{8}T\d{12})Z\.tar\.(?:zst|gz)")
+_NAME = re.compile(r"(?P<job>[^.@][^@]*)@(?P<time>\d{8}T\d{12})Z\.tar\.(?:zst|gz)")
 _TIME = "%Y%m%dT%H%M%S%f"
 _LONGEST_ID = 150
 _PART = ".part"
@@ -165,7 +165,7 @@ class BackupFolder:
 def _stem(job_id: str) -> str:
     """Return the beginning of the names of a job's backups: its id, in characters that any system takes."""
     raw = os.fsencode(job_id)
-    quoted = quote(raw, safe="")
+    quoted = re.sub(r"^\.", "%2E", quote(raw, safe=""))  # with a dot begins what is being written
     if len(quoted) <= _LONGEST_ID:
         return quoted
     # Not in the middle of an escape; "~" stands in no shorter name at this place.

@@ -12,7 +12,6 @@ CONFIG = f"""\
 retention:
   failed_jobs: {{hours: 24}}
 paths: {{database: missing/jobs.db}}
-performance: {{io_priority: idle}}
 notifications: {{slack: {{webhook_url: {SECRET}}}}}
 """
 
@@ -20,16 +19,16 @@ notifications: {{slack: {{webhook_url: {SECRET}}}}}
 def test_it_tells_file_keys_values_and_where_they_came_from(run_cli: RunCli, tmp_path: Path) -> None:
     file = tmp_path / "cleanup_config.yaml"
     file.write_text(CONFIG)
-    result = run_cli("check", env={"EEMT_CLEANUP_BATCH_SIZE": "50"})
+    result = run_cli("check", env={"EEMT_CLEANUP_BATCH_SIZE": "50", "EEMT_CLEANUP_BACH_SIZE": "5"})
     assert (result.returncode, result.stderr) == (0, "")
     lines = [line.split(maxsplit=2) for line in result.stdout.splitlines()]
     assert result.stdout.startswith(f"Configuration file: {file}\n")
     assert ["retention.failed_jobs.hours", "24", f"{file}:2"] in lines
     assert ["performance.batch_size", "50", "EEMT_CLEANUP_BATCH_SIZE"] in lines
     assert ["performance.max_workers", "4", "default"] in lines
-    assert ["notifications.slack.webhook_url", "********", f"{file}:5"] in lines
+    assert ["notifications.slack.webhook_url", "********", f"{file}:4"] in lines
     assert "of failed jobs for" in result.stdout
-    assert "[WARNING] performance.io_priority: idle has no effect in this version" in result.stdout
+    assert "[WARNING] the variable EEMT_CLEANUP_BACH_SIZE is not known and has no effect" in result.stdout
     assert result.stdout.endswith("The configuration is valid.\n")
     assert "verysecret" not in result.stdout
 
@@ -37,7 +36,7 @@ def test_it_tells_file_keys_values_and_where_they_came_from(run_cli: RunCli, tmp
 def test_json_has_the_same(run_cli: RunCli, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(CONFIG)
-    result = run_cli("check", "--json", "--config", file)
+    result = run_cli("check", "--json", "--config", file, env={"EEMT_CLEANUP_BACH_SIZE": "5"})
     answer = json.loads(result.stdout)
     assert answer["file"] == str(file)
     assert {"key": "retention.failed_jobs.hours", "value": 24, "from": f"{file}:2"} in answer["settings"]

@@ -230,14 +230,18 @@ def test_old_backups_go_and_others_stay(folder: BackupFolder, root: Root) -> Non
     (root.path / "job").mkdir()
     for days in (40, 31, 29, 0):
         folder.add(HEAD, "tar.zst", NOW - timedelta(days=days), [(root, "job")])
+    folder.add(replace(HEAD, job_id=".part.c"), "tar.zst", NOW, [(root, "job")])
     (folder.path / "notes.txt").write_text("not ours")
-    stale, fresh = folder.path / ".part.a@1.tar.zst", folder.path / ".part.b@1.tar.zst"
-    for part, days in ((stale, 3), (fresh, 0)):
+    stale, fresh = (folder.path / f".part.{job}@20260615T120000000000Z.tar.zst" for job in "ab")
+    foreign = folder.path / ".part.of-something-else"
+    for part, days in ((stale, 3), (fresh, 0), (foreign, 3)):
         part.touch()
         os.utime(part, (0, (NOW - timedelta(days=days)).timestamp()))
     gone = folder.expire(NOW, timedelta(days=30))
     assert [(NOW - each.made_at).days for each in gone] == [40, 31]
-    assert [(NOW - each.made_at).days for each in folder.all()] == [29, 0]
+    assert [(NOW - each.made_at).days for each in folder.all()] == [29, 0, 0]
+    assert [each.job_id for each in folder.all(".part.c")] == [".part.c"]
     assert (folder.path / "notes.txt").exists()
     assert fresh.exists()
+    assert foreign.exists()
     assert not stale.exists()

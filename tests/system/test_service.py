@@ -145,7 +145,7 @@ def test_a_scheduled_run_happens_by_itself_and_is_in_the_journal(machine: Machin
     configure(
         machine, '/^schedule:/,/^paths:/ { s/enabled: false/enabled: true/; s/cron: .*/cron: "* * * * *"/ }'
     )
-    machine.sh("systemctl start eemtcleanupd")
+    machine.sh("journalctl --rotate && journalctl --vacuum-time=1s && systemctl start eemtcleanupd")
     machine.until(lambda: "Cleanup completed successfully" in machine.journal(), seconds=80)
     assert int(sql(machine, "SELECT count(*) FROM jobs WHERE data_cleaned_at IS NOT NULL")) > 0
     assert sql(machine, "SELECT DISTINCT trigger FROM cleanup_runs") == "schedule"
