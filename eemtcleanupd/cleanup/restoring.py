@@ -34,7 +34,7 @@ from eemtcleanupd.policy.ownership import possible_owner_ids
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.catalog import Catalog
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.ledger import PART_BACK, Intent, IntentKind, IntentState, Ledger, LogEntry
+from eemtcleanupd.store.ledger import PART_BACK, AuditLine, Intent, IntentKind, IntentState, Ledger, LogEntry
 from eemtcleanupd.store.location import Location
 from eemtcleanupd.store.lock import run_lock
 from eemtcleanupd.store.timestamps import zone_named
@@ -303,10 +303,8 @@ class _Store:
         def end(connection: Connection) -> None:
             ledger.drop_intents(connection, [opened.id for opened, _ in chosen if opened.items])
             entry = LogEntry(job_id, status, "restored", 0, f"restored {whence}: {', '.join(labels)}")
-            ledger.add_log(connection, "", entry, now)
-            ledger.add_audit(
-                connection, job_id=job_id, action="restored", bytes_freed=0, user=request.user, now=now
-            )
+            ledger.add_log(connection, "", [entry], now)
+            ledger.add_audit(connection, [AuditLine(job_id, "restored", 0)], request.user, now)
 
         self.database.write(begin)
         self._move_back(items)

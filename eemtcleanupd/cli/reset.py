@@ -33,7 +33,7 @@ def reset(yes: bool, config_file: Path | None, db_path: str | None, as_json: boo
     from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
     from eemtcleanupd.policy.retention import Policy  # noqa: PLC0415
     from eemtcleanupd.store.catalog import Catalog  # noqa: PLC0415
-    from eemtcleanupd.store.ledger import Ledger  # noqa: PLC0415
+    from eemtcleanupd.store.ledger import AuditLine, Ledger  # noqa: PLC0415
     from eemtcleanupd.store.location import Location  # noqa: PLC0415
     from eemtcleanupd.store.lock import run_lock  # noqa: PLC0415
     from eemtcleanupd.store.timestamps import zone_named  # noqa: PLC0415
@@ -53,9 +53,7 @@ def reset(yes: bool, config_file: Path | None, db_path: str | None, as_json: boo
         details = {"copy": copy}
 
         def work(connection: Connection) -> tuple[int, int]:
-            ledger.add_audit(
-                connection, job_id="", action="reset", bytes_freed=0, user=caller(), now=system_clock()
-            )
+            ledger.add_audit(connection, [AuditLine("", "reset", 0)], caller(), system_clock())
             done = catalog.mark_all_uncleaned(connection), ledger.clear_log(connection)
             plugins.audit([AuditEntry(now, caller(), "reset", details)])  # if it fails, nothing is committed
             return done

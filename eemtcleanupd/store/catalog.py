@@ -255,17 +255,21 @@ class Catalog:
         return [self._row(row) for row in connection.execute(statement).mappings()]
 
     def mark_cleaned(
-        self, connection: Connection, job_id: str, now: datetime, size_bytes: int, summary: str
+        self, connection: Connection, jobs: Sequence[tuple[str, int, str]], now: datetime
     ) -> None:
-        """Record in the job's row that its data is gone."""
-        values = {
-            "data_cleaned_at": self._database.local_time(
-                now, local_timestamp(now, self._zone), self._form_of_time
-            ),
-            "data_size_mb": size_bytes / BYTES_PER_MB,
-            "cleanup_summary": summary,
-        }
-        connection.execute(self._job_by_id, {**values, "which": job_id})
+        """Record in the rows of jobs (id, bytes, summary) that their data is gone."""
+        at = self._database.local_time(now, local_timestamp(now, self._zone), self._form_of_time)
+        rows = [
+            {
+                "which": job_id,
+                "data_cleaned_at": at,
+                "data_size_mb": size_bytes / BYTES_PER_MB,
+                "cleanup_summary": summary,
+            }
+            for job_id, size_bytes, summary in jobs
+        ]
+        if rows:
+            connection.execute(self._job_by_id, rows)
 
     @cached_property
     def _job_by_id(self) -> Update:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -128,6 +128,15 @@ class LogEntry:
     action: str
     bytes_freed: int
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuditLine:
+    """A row of ``cleanup_audit``: what was done with a job's data in one place."""
+
+    job_id: str
+    action: str
+    bytes_freed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,39 +397,32 @@ class Ledger:
 
     # -- what was done -----------------------------------------------------------------------------
 
-    def add_log(self, connection: Connection, run_id: str, entry: LogEntry, now: datetime) -> None:
-        """Write one line of ``cleanup_log``."""
-        connection.execute(
-            insert(LOG),  # the values beside it, or it would be compiled for each of them
-            {
-                "timestamp": utc_timestamp(now),
-                "run_id": run_id,
-                "job_id": entry.job_id,
-                "status": entry.status,
-                "action": entry.action,
-                "bytes_freed": entry.bytes_freed,
-                "message": entry.message,
-            },
-        )
+    def add_log(
+        self, connection: Connection, run_id: str, entries: Sequence[LogEntry], now: datetime
+    ) -> None:
+        """Write lines of ``cleanup_log``."""
+        rows = [{"timestamp": utc_timestamp(now), "run_id": run_id, **asdict(entry)} for entry in entries]
+        if rows:
+            connection.execute(insert(LOG), rows)
 
     def clear_log(self, connection: Connection) -> int:
         """Delete all of ``cleanup_log``; returns how many lines there were."""
         return connection.execute(delete(LOG)).rowcount
 
-    def add_audit(
-        self, connection: Connection, *, job_id: str, action: str, bytes_freed: int, user: str, now: datetime
-    ) -> None:
-        """Write one line of ``cleanup_audit`` (columns as in the user's document; whole MB)."""
-        connection.execute(
-            insert(AUDIT),
+    def add_audit(self, connection: Connection, lines: Sequence[AuditLine], user: str, now: datetime) -> None:
+        """Write lines of ``cleanup_audit`` (columns as in the user's document; whole MB)."""
+        rows = [
             {
                 "timestamp": utc_timestamp(now),
-                "job_id": job_id,
-                "action": action,
-                "space_freed_mb": round(bytes_freed / BYTES_PER_MB),
+                "job_id": line.job_id,
+                "action": line.action,
+                "space_freed_mb": round(line.bytes_freed / BYTES_PER_MB),
                 "user": user,
-            },
-        )
+            }
+            for line in lines
+        ]
+        if rows:
+            connection.execute(insert(AUDIT), rows)
 
     # -- sizes -------------------------------------------------------------------------------------
 

@@ -97,8 +97,8 @@ def test_rows_of_every_type_are_found_decided_and_marked(
     assert [job.id for job in found if decide(job, POLICY, NOW).clean] == [due]
     with database.read() as connection:
         assert set(catalog.rows(connection, [due, young, *FOREIGN_IDS])) == {due, young}
-    database.write(lambda connection: catalog.mark_cleaned(connection, due, NOW, 2**20, "gone"))
-    database.write(lambda connection: catalog.mark_cleaned(connection, "x", NOW, 2**20, "gone"))
+    database.write(lambda connection: catalog.mark_cleaned(connection, [(due, 2**20, "gone")], NOW))
+    database.write(lambda connection: catalog.mark_cleaned(connection, [("x", 2**20, "gone")], NOW))
     rows = opener.sql(
         "SELECT id::TEXT, data_size_mb, data_cleaned_at FROM jobs WHERE data_cleaned_at IS NOT NULL"
     )
@@ -166,7 +166,7 @@ def test_who_does_not_own_the_table_is_told_what_its_owner_can_do(opener: Opener
     catalog = Catalog(opener(), POLICY, UTC)
     catalog.add_columns()
     opener.server.admin("INSERT INTO jobs VALUES ('a', 'completed', '2026-01-01T00:00:00')", name)
-    opener().write(lambda connection: catalog.mark_cleaned(connection, "a", NOW, 0, ""))
+    opener().write(lambda connection: catalog.mark_cleaned(connection, [("a", 0, "")], NOW))
     assert opener.sql("SELECT data_cleaned_at FROM jobs") == [("2026-06-15T12:00:00",)]
 
 
