@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import threading
+import time
+
+_PAUSE_SECONDS = 0.001
 
 
 class SharedLock:
@@ -22,7 +26,24 @@ class SharedLock:
 
     def __enter__(self) -> None:
         self._threads.acquire()
-        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, self._byte)
+        try:
+            self._lock()
+        except BaseException:
+            self._threads.release()
+            raise
+
+    def _lock(self) -> None:
+        while True:
+            try:
+                fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, self._byte)
+            except OSError as error:
+                # The kernel takes two threads of a process for one (fcntl(2), EDEADLK), and a deadlock for
+                # what is none: whoever holds one of our locks waits for nothing.
+                if error.errno != errno.EDEADLK:
+                    raise
+                time.sleep(_PAUSE_SECONDS)
+            else:
+                return
 
     def __exit__(self, *_error: object) -> None:
         fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, self._byte)
