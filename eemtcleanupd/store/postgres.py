@@ -248,7 +248,7 @@ class PostgresDatabase(Database):
             )
         self._identity = identity
         if self._held is not None:
-            self._take_again(raw, self._held)
+            self._take_again(raw.execute, self._held)
         raw.autocommit = False
 
     @contextmanager
@@ -319,7 +319,8 @@ class PostgresDatabase(Database):
         with self._translated(), self._using:
             self._held = _Held(what, self._take(what, holder))
             with self.read() as connection:
-                self._begin_lease(connection.exec_driver_sql)
+                # Once more: the connection may have been lost since, with the lock but not with its row.
+                self._take_again(connection.exec_driver_sql, self._held)
                 connection.commit()
         stop = threading.Event()
         beating = threading.Thread(target=self._beat, args=(stop,), name=f"lease ({what})", daemon=True)
@@ -372,21 +373,21 @@ class PostgresDatabase(Database):
 
         return self.write(take)
 
-    def _take_again(self, raw: Any, held: _Held) -> None:
+    def _take_again(self, execute: Callable[..., Any], held: _Held) -> None:
         """Take the lock that a lost connection held, unless another has, or had it."""
         deadline = time.monotonic() + self._busy_timeout_seconds
         key = (_signed(_CLASS), _signed(self._key(held.what)))
-        while not raw.execute("SELECT pg_try_advisory_lock(%s, %s)", key).fetchone()[0]:
-            told = self._holder(raw.execute, held.what)
+        while not execute("SELECT pg_try_advisory_lock(%s, %s)", key).fetchone()[0]:
+            told = self._holder(execute, held.what)
             if told is None or told[2] != held.generation or time.monotonic() >= deadline:
                 raise LockHeldError(self._lost(held.what, told[0] if told else None))
             # It is our own session, of which the server has not noticed yet that it is dead.
-            raw.execute("SELECT pg_terminate_backend(%s)", (told[1],))
+            execute("SELECT pg_terminate_backend(%s)", (told[1],))
             time.sleep(0.05)
         mine = "UPDATE cleanup_locks SET backend = pg_backend_pid() WHERE name = %s AND generation = %s"
-        if raw.execute(mine, (held.what, held.generation)).rowcount != 1:
+        if execute(mine, (held.what, held.generation)).rowcount != 1:
             raise LockHeldError(self._lost(held.what, None))
-        self._begin_lease(raw.execute)
+        self._begin_lease(execute)
 
     def _lost(self, what: str, holder: Holder | None) -> str:
         return (

@@ -218,6 +218,31 @@ def test_a_lock_survives_a_cut_connection_when_nobody_had_it_meanwhile(opener: O
     assert opener.sql("SELECT a FROM t") == [(1,)]
 
 
+def test_a_lock_whose_connection_is_cut_as_it_is_taken_is_held_all_the_same(
+    opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row of the lock was committed, and the session that had the lock itself was gone."""
+    from sqlalchemy.engine.default import DefaultDialect
+
+    database, other = opener(), opener()
+    with run_lock(database, "run-0", NOW):
+        pass
+    commit: Callable[..., None] = DefaultDialect.do_commit
+    cuts = iter([opener.cut])
+
+    def committing(self: DefaultDialect, connection: Any) -> None:
+        commit(self, connection)
+        if (cut := next(cuts, None)) is not None:
+            cut()
+            connection.cursor().execute("SELECT 1")  # its answer was lost: the driver sees that
+
+    monkeypatch.setattr(DefaultDialect, "do_commit", committing)
+    with run_lock(database, "run-1", NOW):
+        monkeypatch.undo()
+        with pytest.raises(LockHeldError, match="run-1"):
+            run_lock(other, "run-2", NOW).__enter__()
+
+
 @pytest.mark.parametrize("is_over", [False, True])
 def test_who_lost_the_lock_to_another_writes_nothing_more(opener: Opener, is_over: bool) -> None:
     """Though the other one may be done with it already."""
