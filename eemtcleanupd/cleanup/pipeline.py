@@ -29,7 +29,7 @@ from eemtcleanupd.deletion.pool import DeletionPool, Removed
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.deletion.walk import measure
-from eemtcleanupd.errors import LockHeldError
+from eemtcleanupd.errors import LockHeldError, StoreError
 from eemtcleanupd.events import (
     ArtifactSize,
     AuditEntry,
@@ -194,14 +194,8 @@ class Pipeline:
                 for job in group:
                     self.put_back(job, [])
                 continue
-            tools.database.insist_on_lock()  # nothing moves for a run that is not ours any more
             began = monotonic_seconds()
-            staged = self._stage(group)
-            try:
-                confirmed = self._confirm(staged)
-            except LockHeldError:
-                self._undo(staged)
-                raise
+            confirmed = self._stage_and_confirm(group)
             self._suit_group(monotonic_seconds() - began)
             self._delete(confirmed)
         return len(claimed)
@@ -232,7 +226,7 @@ class Pipeline:
         orphan = Claimed(
             intent, Job(id=artifact.name, status="orphan"), JobClass.UNKNOWN, None, list(intent.items)
         )
-        self._delete(self._confirm(self._stage([orphan])))
+        self._delete(self._stage_and_confirm([orphan]))
         return True
 
     def _claim(self, planned: Sequence[PlannedJob], sizes: Mapping[str, int]) -> list[Claimed]:
@@ -294,12 +288,21 @@ class Pipeline:
 
     # -- stage -------------------------------------------------------------------------------------
 
+    def _stage_and_confirm(self, group: Sequence[Claimed]) -> list[Claimed]:
+        try:
+            return self._confirm(self._stage(group))
+        except (LockHeldError, StoreError):
+            self._undo(group)
+            raise
+
     def _stage(self, group: Sequence[Claimed]) -> list[Claimed]:
         """Keep the logs that are to be kept, then move every artifact of each job into the trash."""
         obstacles = Obstacles.snapshot(self._tools.roots.values())
         ready = [job for job in group if self._may_go(job, obstacles)]
         # Before the first file moves: a full disk must not leave deletions that the audit log knows not of.
         self._tools.audit(("cleaning", facts(job)) for job in ready if job.entries)
+        # Nothing moves for a run that is not ours any more; what came before (a backup) may have taken hours.
+        self._tools.database.insist_on_lock()
         return [job for job in ready if self._stage_job(job)]
 
     def _may_go(self, job: Claimed, obstacles: Obstacles) -> bool:
@@ -335,6 +338,9 @@ class Pipeline:
                     measure(tools.roots[found.artifact.root], found.artifact.name, tools.stop).bytes
                     for found, _ in job.entries
                 )
+                if tools.stop.is_set():  # then that is not all of it
+                    self.put_back(job, [])
+                    return False
             staged: list[tuple[Found, str]] = []
             try:
                 for found, item in job.entries:
@@ -415,7 +421,7 @@ class Pipeline:
         self._tools.database.write(lambda c: self._tools.ledger.save_intent(c, intent))
 
     def _undo(self, group: Sequence[Claimed]) -> None:
-        """Put back what was staged when the lock was lost: the intents may be another run's by now."""
+        """Put back what was staged when the database was lost: the intents may be another run's by now."""
         for job in group:
             try:
                 self.restore(job.entries)
@@ -515,6 +521,8 @@ class Pipeline:
     def _record(self, jobs: Sequence[tuple[Claimed, list[tuple[Found, int | None]]]]) -> None:
         """Write that these jobs are cleaned (sizes None: they wait in the trash), each in one transaction."""
         tools = self._tools
+        # Another run may have put back what this one was about to delete: then nothing may be said of it.
+        tools.database.insist_on_lock()
         # The renames and removals must be on the disk before the record of them is: on a power cut the
         # database must not know more than the folders.
         for root in {found.artifact.root for _, entries in jobs for found, _ in entries}:
@@ -528,9 +536,11 @@ class Pipeline:
             for job, _ in some:
                 if job.intent.kind is IntentKind.JOB and is_in_place(tools.roots, job.job):
                     job.marks_row = False  # somebody copied it back, say: the next run looks at it anew
-            undone = tools.database.write(lambda c, some=some: self._record_jobs(c, some, now))  # type: ignore[misc]
+            again = tools.database.write(lambda c, some=some: self._record_jobs(c, some, now))  # type: ignore[misc]
+            undone = [job for job, _ in some if job.intent.id in again and self._goes_to_trash(job)]
             tools.audit(("put_back", facts(job)) for job in undone)
             for job, entries in some:
+                job.marks_row = job.marks_row and job.intent.id not in again
                 if job in undone:
                     self.put_back(job, job.entries)
                     self.skip(job.job, "its row changed while it was staged")
@@ -542,25 +552,26 @@ class Pipeline:
         connection: Connection,
         jobs: Sequence[tuple[Claimed, list[tuple[Found, int | None]]]],
         now: datetime,
-    ) -> list[Claimed]:
-        """Record some jobs; returns those that must go back from the trash, since they were run again."""
+    ) -> set[str]:
+        """Record some jobs; returns the intents of those that were run again in this moment.
+
+        What of them is in the trash is not recorded: it must go back.  A transaction may be tried again, so
+        nothing is remembered here.
+        """
         tools = self._tools
-        rows = tools.catalog.rows(connection, [job.job.id for job, _ in jobs if job.marks_row])
-        undone = []
-        done = []
+        rows = tools.catalog.rows(connection, [job.job.id for job, _ in jobs if job.marks_row], lock=True)
+        again = {
+            job.intent.id
+            for job, _ in jobs
+            if job.marks_row and (row := rows.get(job.job.id)) is not None and row.job != job.job
+        }
+        done = [(j, entries) for j, entries in jobs if j.intent.id not in again or not self._goes_to_trash(j)]
         cleaned = []
-        for job, entries in jobs:
-            row = rows.get(job.job.id)
-            if row is not None and row.job != job.job:  # it was run again in this moment
-                job.marks_row = False
-                if self._goes_to_trash(job):
-                    undone.append(job)
-                    continue
-            done.append((job, entries))
+        for job, entries in done:
             if self._goes_to_trash(job):
                 tools.ledger.save_intent(connection, self._trashed(job, now))
             is_first = job.intent.kind is IntentKind.JOB and job.intent.state is not IntentState.TRASHED
-            if is_first and job.marks_row:
+            if is_first and job.marks_row and job.intent.id not in again:
                 # What an interrupted attempt removed was not counted: then the size measured earlier is truer
                 size = _freed(job, entries) or job.known_size
                 cleaned.append((job.job.id, size, _summary(entries, trashed=self._goes_to_trash(job))))
@@ -574,7 +585,7 @@ class Pipeline:
             connection, [job.intent.id for job, _ in jobs if not self._goes_to_trash(job)]
         )
         tools.ledger.forget_measured(connection, [job.job.id for job, _ in jobs])
-        return undone
+        return again
 
     def _goes_to_trash(self, job: Claimed) -> bool:
         return bool(self._tools.grace) and not job.removals and bool(job.entries)

@@ -243,9 +243,12 @@ class Catalog:
 
     # -- single rows -------------------------------------------------------------------------------
 
-    def rows(self, connection: Connection, ids: Iterable[str]) -> dict[str, Row]:
-        """Return the rows with these ids as they stand; an id that no row has is absent."""
-        return self._rows_by_key(connection, list(ids))
+    def rows(self, connection: Connection, ids: Iterable[str], *, lock: bool = False) -> dict[str, Row]:
+        """Return the rows with these ids as they stand; an id that no row has is absent.
+
+        With ``lock`` nobody else changes them before the transaction is over.
+        """
+        return self._rows_by_key(connection, list(ids), lock=lock)
 
     def naming(self, connection: Connection, dem_filenames: Sequence[str]) -> list[Row]:
         """Return all rows that name one of these uploads (a scan: the column has no index)."""
@@ -383,11 +386,15 @@ class Catalog:
     def _status(self) -> ColumnElement[str]:
         return literal_column(self._database.as_text("status"), RawText())
 
-    def _rows_by_key(self, connection: Connection, keys: Sequence[object]) -> dict[str, Row]:
+    def _rows_by_key(
+        self, connection: Connection, keys: Sequence[object], *, lock: bool = False
+    ) -> dict[str, Row]:
         found: dict[str, Row] = {}
         ids = [_as_text(key) for key in keys]
         for start in range(0, len(ids), 500):  # well under SQLite's limit of bound variables
             statement = self._select().where(self._jobs.c[self._id].in_(ids[start : start + 500]))
+            if lock:  # of a server; who writes to a SQLite file has it for itself
+                statement = statement.with_for_update(key_share=True)
             for mapping in connection.execute(statement).mappings():
                 row = self._row(mapping)
                 if row.job.id in found:  # a column job_id need not be unique: in doubt, keep

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
 import pytest
+from sqlalchemy import Connection, exc
 
 from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.cleanup.guards import NoGuards
-from eemtcleanupd.errors import LockHeldError
+from eemtcleanupd.errors import LockHeldError, StoreError
 from eemtcleanupd.events import AuditEntry, RunReport
 from eemtcleanupd.model import Found, Job
+from eemtcleanupd.stop import StopFlag
+from eemtcleanupd.store.ledger import Ledger
 from tests.cleanup.conftest import JobStore
 
 
@@ -38,10 +42,14 @@ class At(NoGuards):
             self._reach(entry.action)
 
 
-def run(store: JobStore, guards: NoGuards, **options: object) -> RunReport:
-    request = RunRequest(user="tester")
+def run(store: JobStore, guards: NoGuards, *, stop: StopFlag | None = None, **options: object) -> RunReport:
     return clean(
-        store.config(**options), request, emit=store.events.append, clock=lambda: store.now, guards=guards
+        store.config(**options),
+        RunRequest(user="tester"),
+        emit=store.events.append,
+        stop=stop,
+        clock=lambda: store.now,
+        guards=guards,
     )
 
 
@@ -85,6 +93,49 @@ def test_a_job_that_is_run_again_while_it_is_trashed_gets_everything_back(store:
     assert (report.successful.jobs, report.skipped) == (0, 1)
     assert store.trash() == []
     assert store.sql("SELECT * FROM cleanup_intents") == []
+
+
+def test_a_job_that_is_run_again_gets_everything_back_though_the_record_needs_a_second_attempt(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.job("a")
+    run_again = "UPDATE jobs SET status = 'running', completed_at = NULL WHERE id = 'a'"
+    forget = Ledger.forget_measured
+    locked = [exc.OperationalError("COMMIT", None, sqlite3.OperationalError("database is locked"))]
+
+    def fail_once(self: Ledger, connection: Connection, job_ids: Sequence[str]) -> None:
+        forget(self, connection, job_ids)
+        if locked:
+            raise locked.pop()
+
+    monkeypatch.setattr(Ledger, "forget_measured", fail_once)
+    run(store, At("trashed", lambda: store.sql(run_again)), trash__grace_hours=24)
+    assert not locked
+    assert (store.results("a") / "global/day_1.tif").exists()
+    assert store.cleaned() == set()
+    assert store.sql("SELECT * FROM cleanup_intents") == []
+
+
+def test_a_stop_while_a_job_is_measured_keeps_it_from_being_recorded_too_small(store: JobStore) -> None:
+    for number in range(3):
+        store.job(f"job-{number}")
+    stop = StopFlag()
+    report = run(store, At("cleaning", stop.set), stop=stop, trash__grace_hours=24)
+    assert report.outcome == "interrupted"
+    assert (store.cleaned(), store.trash()) == (set(), [])
+    assert store.sql("SELECT * FROM cleanup_intents") == []
+    run(store, NoGuards(), trash__grace_hours=24)
+    assert len(store.cleaned()) == 3
+    assert store.sql("SELECT count(*) FROM jobs WHERE data_size_mb > 0") == [(3,)]
+
+
+def test_what_was_staged_when_the_database_is_lost_is_put_back_at_once(store: JobStore) -> None:
+    store.job("a")
+    copy = store.path / "copy.db"
+    shutil.copy(store.path / "jobs.db", copy)
+    with pytest.raises(StoreError, match="was replaced"):
+        run(store, At("cleaning", lambda: copy.replace(store.path / "jobs.db")))
+    assert (store.results("a") / "global/day_1.tif").exists()
 
 
 def test_a_run_that_reaches_the_same_folders_by_a_copy_of_the_database_is_refused(store: JobStore) -> None:

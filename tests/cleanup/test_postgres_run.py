@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import psycopg
 import pytest
+from sqlalchemy import Connection
 
+from eemtcleanupd.cleanup import RunRequest, clean
+from eemtcleanupd.cleanup.guards import NoGuards
+from eemtcleanupd.cleanup.pipeline import Pipeline
+from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.errors import LockHeldError
-from eemtcleanupd.events import Event, JobCleaned, OrphanFound, RunStarted
+from eemtcleanupd.events import AuditEntry, Event, JobCleaned, OrphanFound, RunStarted
+from eemtcleanupd.model import Found, Job
+from eemtcleanupd.store.catalog import Catalog
 from eemtcleanupd.store.lock import run_lock
 from tests.cleanup.conftest import JobStore
 from tests.postgres import Server
@@ -82,7 +90,7 @@ def test_a_run_whose_lock_another_took_ends_and_leaves_the_rest_to_it(
 def test_what_was_staged_when_the_lock_was_lost_is_put_back(
     store: JobStore, postgres: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from eemtcleanupd.cleanup.pipeline import Claimed, Pipeline
+    from eemtcleanupd.cleanup.pipeline import Claimed
 
     fill(store)
     before = store.snapshot()
@@ -102,6 +110,112 @@ def test_what_was_staged_when_the_lock_was_lost_is_put_back(
     assert {path: content for path, content in store.snapshot().items() if "trash" not in path} == before
     store.run()
     assert_all_is_clean_and_recorded_once(store)
+
+
+class Losing(NoGuards):
+    """Loses the lock to another, at a moment, and notes what the audit log is told."""
+
+    def __init__(self, store: JobStore, server: Server) -> None:
+        self._store = store
+        self._server = server
+        self.told: list[str] = []
+
+    def lose(self) -> None:
+        self._server.disconnect(str(self._store.url))
+        with run_lock(self._store.open(), "theirs", self._store.now):
+            pass
+
+    def audit(self, entries: Sequence[AuditEntry]) -> None:
+        self.told += [entry.action for entry in entries]
+
+
+def run_and_lose(store: JobStore, guards: Losing, **options: object) -> None:
+    with pytest.raises(LockHeldError):
+        clean(
+            store.config(**options),
+            RunRequest(user="tester"),
+            emit=store.events.append,
+            clock=lambda: store.now,
+            guards=guards,
+        )
+
+
+def test_nothing_moves_when_the_lock_was_lost_while_a_backup_was_made(
+    store: JobStore, postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store)
+    moved: list[str] = []
+
+    class Backup(Losing):
+        def before_stage(self, job: Job, artifacts: Sequence[Found]) -> str | None:
+            if not store.opened:
+                self.lose()
+            return None
+
+    def stage(self: Trash, item: str, names: Sequence[str]) -> tuple[str, ...]:
+        moved.extend(names)
+        return ()
+
+    monkeypatch.setattr(Trash, "stage", stage)
+    run_and_lose(store, Backup(store, postgres))
+    assert moved == []
+
+
+def test_an_orphan_that_was_staged_when_the_lock_was_lost_is_put_back(
+    store: JobStore, postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = store.path / "results/nobody"
+    place.mkdir()
+    os.utime(place, (0, 0))
+    stage = Trash.stage
+    guards = Losing(store, postgres)
+
+    def stage_and_lose(self: Trash, item: str, names: Sequence[str]) -> tuple[str, ...]:
+        staged = stage(self, item, names)
+        guards.lose()
+        return staged
+
+    monkeypatch.setattr(Trash, "stage", stage_and_lose)
+    run_and_lose(store, guards, orphans__delete_after_hours=1)
+    assert place.is_dir()
+    assert store.trash() == []
+
+
+@pytest.mark.parametrize("grace_hours", [0, 24])
+def test_the_audit_log_is_told_nothing_of_jobs_that_are_another_runs_by_now(
+    store: JobStore, postgres: Server, monkeypatch: pytest.MonkeyPatch, grace_hours: int
+) -> None:
+    fill(store)
+    record = Pipeline._record
+    guards = Losing(store, postgres)
+
+    def lose_and_record(self: Pipeline, jobs: Sequence[object]) -> None:
+        guards.lose()
+        record(self, jobs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Pipeline, "_record", lose_and_record)
+    run_and_lose(store, guards, trash__grace_hours=grace_hours)
+    assert "cleaning" in guards.told
+    assert not {"cleaned", "trashed"} & set(guards.told)
+
+
+def test_a_job_that_is_run_again_amid_the_record_is_not_marked(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.job("a")
+    mark = Catalog.mark_cleaned
+
+    def run_again_and_mark(self: Catalog, connection: Connection, *rest: object) -> None:
+        with (
+            psycopg.connect(str(store.url), autocommit=True, options="-c lock_timeout=100ms") as web,
+            suppress(psycopg.errors.LockNotAvailable),  # then it has to wait until this is over
+        ):
+            web.execute("UPDATE jobs SET status = 'running', completed_at = NULL")
+        mark(self, connection, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Catalog, "mark_cleaned", run_again_and_mark)
+    store.run()
+    assert store.sql("SELECT status, data_cleaned_at IS NOT NULL FROM jobs") == [("completed", True)]
 
 
 def test_orphans_whose_names_no_text_can_hold_are_counted_removed_and_told(store: JobStore) -> None:
