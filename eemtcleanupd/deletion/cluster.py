@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10
 _LOOK_SECONDS = 2.0  # how often one that waits looks after the cluster
+_ANSWER_SECONDS = 5.0  # how long its scheduler may take to answer
 _PATIENCE_SECONDS = 10.0  # how long a cluster may be without a worker
 
 
@@ -178,7 +179,7 @@ class Cluster:
         if now - self._seen_at < _LOOK_SECONDS or not self._lock.acquire(blocking=False):
             return True
         try:
-            there = set(self._client.nthreads())
+            there = self._there()
             self._tell_gone(there)
             if there - self._unfit:
                 self._seen_at = now
@@ -188,6 +189,11 @@ class Cluster:
         finally:
             self._lock.release()
         return not self._lost
+
+    def _there(self) -> set[str]:
+        """Return the workers; a scheduler that is frozen keeps its connection, and says nothing."""
+        ask = self._client.scheduler.ncores
+        return set(self._client.sync(ask, callback_timeout=_ANSWER_SECONDS))
 
     def _tell_gone(self, there: set[str]) -> None:
         for worker in sorted(self._workers - there):
@@ -212,7 +218,7 @@ class Cluster:
         """Leave the cluster; it has nothing of ours in hand."""
         if not self._lost:
             with contextlib.suppress(Exception):
-                self._tell_gone(set(self._client.nthreads()))
+                self._tell_gone(self._there())
         _close(self._client)
 
 

@@ -236,6 +236,28 @@ def test_the_death_of_a_worker_and_then_of_the_scheduler_only_costs_time(
     assert list(trash.items()) == []
 
 
+def test_a_scheduler_that_is_frozen_only_costs_time(
+    root: Root, trash: Trash, dask: Dask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its machine goes on answering for it, so no connection breaks."""
+    monkeypatch.setattr("eemtcleanupd.deletion.cluster._LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("eemtcleanupd.deletion.cluster._ANSWER_SECONDS", 0.5)
+    fill(root.path / "job", 3, 1000)
+    dask.add_worker()
+    cluster = dask.connect(1)
+    trash.stage("item", ["job"])
+    slow = Limits(deletes_per_second=100)
+    with caplog.at_level(logging.WARNING), DeletionPool(1, StopFlag(), cluster=cluster, limits=slow) as pool:
+        future = pool.remove(trash, trash.doom("item"))
+        wait_until(lambda: pool.files > 0)
+        dask.scheduler.send_signal(signal.SIGSTOP)
+        wait_until(lambda: "not used any more" in caplog.text)
+        pool.controls.set(Limits())
+        removed = future.result(timeout=60)
+    assert (removed.complete, removed.error_count) == (True, 0)
+    assert list(trash.items()) == []
+
+
 def test_workers_without_the_mount_are_told_and_left_out(
     root: Root, trash: Trash, dask: Dask, caplog: pytest.LogCaptureFixture
 ) -> None:
