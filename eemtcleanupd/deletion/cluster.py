@@ -92,7 +92,7 @@ class Cluster:
                 set_as_default=False,
                 name="eemtcleanupd",
             )
-            threads = dict(client.nthreads())
+            threads = dict(client.sync(client.scheduler.ncores, callback_timeout=_CONNECT_SECONDS))
         except Exception as error:
             if client is not None:
                 _close(client)
@@ -120,7 +120,7 @@ class Cluster:
         """
         root = trash.root
         marker = read_marker(root)
-        if self._lost or marker is None or not self._free.acquire(blocking=False):
+        if self._lost or marker is None or controls.stop.is_set() or not self._free.acquire(blocking=False):
             return None
         place = Place(root.name, str(root.path), root.inode, marker, item)
         try:
