@@ -301,8 +301,6 @@ class Pipeline:
         ready = [job for job in group if self._may_go(job, obstacles)]
         # Before the first file moves: a full disk must not leave deletions that the audit log knows not of.
         self._tools.audit(("cleaning", facts(job)) for job in ready if job.entries)
-        # Nothing moves for a run that is not ours any more; what came before (a backup) may have taken hours.
-        self._tools.database.insist_on_lock()
         return [job for job in ready if self._stage_job(job)]
 
     def _may_go(self, job: Claimed, obstacles: Obstacles) -> bool:
@@ -341,6 +339,8 @@ class Pipeline:
                 if tools.stop.is_set():  # then that is not all of it
                     self.put_back(job, [])
                     return False
+            # Nothing moves for a run that is not ours any more: what came before (a backup) may take hours.
+            tools.database.insist_on_lock()
             staged: list[tuple[Found, str]] = []
             try:
                 for found, item in job.entries:

@@ -161,6 +161,28 @@ def test_nothing_moves_when_the_lock_was_lost_while_a_backup_was_made(
     assert moved == []
 
 
+def test_no_further_job_moves_when_the_lock_was_lost_as_one_moved(
+    store: JobStore, postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the run that has it by now would find no files, and record what comes back in a moment."""
+    fill(store)
+    moved: set[str] = set()
+    stage = Trash.stage
+    guards = Losing(store, postgres)
+
+    def stage_and_lose(self: Trash, item: str, names: Sequence[str]) -> tuple[str, ...]:
+        moved.add(item.rpartition(".")[0])
+        staged = stage(self, item, names)
+        if not store.opened:
+            guards.lose()
+        return staged
+
+    monkeypatch.setattr(Trash, "stage", stage_and_lose)
+    run_and_lose(store, guards)
+    assert len(moved) == 1
+    assert store.trash() == []
+
+
 def test_an_orphan_that_was_staged_when_the_lock_was_lost_is_put_back(
     store: JobStore, postgres: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
