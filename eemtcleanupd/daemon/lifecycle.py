@@ -73,6 +73,7 @@ _SETTLE_SECONDS = 0.5
 _DRAIN_SECONDS = 10.0
 _RUN_WAIT_SECONDS = 2.0
 _LONGEST_WAIT_SECONDS = 30.0
+_LONGEST_PAUSE_SECONDS = 300.0
 _PRESSURE_PAUSE = timedelta(hours=1)
 _OWN_ACCORD = ("schedule", "start", "recovery")
 
@@ -378,18 +379,23 @@ class Daemon:
             self._refused = None
         elif isinstance(result, LockHeldError):
             log.warning("The run for %s did not start: %s", ended.trigger, result)
-            if ended.trigger in _OWN_ACCORD and self._has_just_become_active():
-                # The lock of the run before may outlive its daemon for a moment.
-                self._not_before = self._elapsed() + self._leadership.pause_seconds
+            since = self._elapsed() - self._active_at
+            if self._tries_again(ended.trigger, since):
+                # The lock of the run before may outlive its daemon for a moment, or while that is frozen.
+                pause = max(self._leadership.pause_seconds, min(since, _LONGEST_PAUSE_SECONDS))
+                self._not_before = self._elapsed() + pause
                 self.inbox.put(RunWanted(ended.trigger, USER))
         else:
             self._refused = str(result) if result is not None else "it broke off, the log says where"
         if ended.trigger == "pressure":
             self._relieved_at = self._clock()
 
-    def _has_just_become_active(self) -> bool:
-        since = self._elapsed() - self._active_at
-        return self._leadership.is_active and since < self.config.ha.takeover_seconds
+    def _tries_again(self, trigger: str, active_seconds: float) -> bool:
+        """Tell whether a run that met a lock is for this daemon to try again: what was left, until it can."""
+        takeover = self.config.ha.takeover_seconds
+        if not self._leadership.is_active or not takeover:
+            return False
+        return trigger == "recovery" or (trigger in _OWN_ACCORD and active_seconds < takeover)
 
     def _look_at_pressure(self) -> None:
         config = self.config.pressure

@@ -82,7 +82,7 @@ class Trash:
         except BlockingIOError as error:
             os.close(self.fd)
             raise LockHeldError(
-                f"another run works on {root.path}: it has another job database, or another path to it"
+                f"another run works on {root.path}: it has another job database or path to it, or is frozen"
             ) from error
         except OSError as error:  # NFS locks no folders
             log.debug("%s cannot be locked: %s", root.path / TRASH_NAME, error.strerror)

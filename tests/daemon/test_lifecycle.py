@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import re
 import threading
 from datetime import timedelta
@@ -121,6 +123,29 @@ def test_it_can_run_when_it_starts_but_not_before_its_delay(living: Living) -> N
     assert triggers(living) == []
     living.pass_time(minutes=2)
     assert triggers(living) == ["start"]
+
+
+def test_a_run_that_was_left_is_gone_on_with_once_whoever_left_it_lets_go_of_the_trash(
+    living: Living,
+) -> None:
+    """A frozen daemon, say, which has lost its other locks already."""
+    living.store.job("old")
+    living.store.run()
+    living.store.job("older", days=20)
+    living.store.sql("UPDATE cleanup_runs SET outcome = NULL, finished_at = NULL")
+    trash = os.open(living.store.path / "results/.eemtcleanupd-trash", os.O_RDONLY)
+    fcntl.flock(trash, fcntl.LOCK_EX)
+    living.start()
+    living.settle()
+    for _ in range(12):
+        living.pass_time(minutes=10)
+    refused = len(living.of(RunFailed))
+    assert refused > 1
+    assert "older" not in living.store.cleaned()
+    os.close(trash)
+    living.pass_time(minutes=10)
+    assert "older" in living.store.cleaned()
+    assert len(living.of(RunFailed)) == refused
 
 
 def test_a_run_that_was_killed_is_gone_on_with_at_once(living: Living) -> None:
