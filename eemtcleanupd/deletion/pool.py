@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -90,6 +90,7 @@ class DeletionPool:
         self._here = self._slots or threading.BoundedSemaphore(here)
         # One thread waits for each folder that is in hand somewhere.
         self._executor = ThreadPoolExecutor(here + (cluster.threads if cluster else 0), "delete")
+        self._executor.submit(int)  # one thread at least, which in the end does all that is queued
         self._stop = stop
         self.controls = Controls(stop)
         if limits != _NO_LIMITS:
@@ -128,7 +129,7 @@ class DeletionPool:
             self._items += 1
         work = _Item(self, self._stop, trash, item)
         work.future.add_done_callback(self._item_done)
-        self._executor.submit(work.begin)
+        self.submit(work.begin)
         return work.future
 
     def try_submit(self, task: Callable[[], None]) -> bool:
@@ -137,12 +138,13 @@ class DeletionPool:
             if self._room <= 0:
                 return False
             self._room -= 1
-        self._executor.submit(task)
+        self.submit(task)
         return True
 
     def submit(self, task: Callable[[], None]) -> None:
         """Queue a task that is no folder's and must not be refused."""
-        self._executor.submit(task)
+        with suppress(RuntimeError):  # no more threads can be started: those that there are do it
+            self._executor.submit(task)
 
     def folder_done(self) -> None:
         """Make room for another folder."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -31,6 +32,33 @@ def test_more_folders_than_may_wait_in_memory_go_all_the_same(
     removed = remove("job", queue_limit=queue_limit)
     assert (removed.complete, removed.files, removed.folders) == (True, 240, 6 * 22 + 1)
     assert os.listdir(root.path / TRASH_NAME) == []
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_where_no_more_threads_can_be_started_those_that_there_are_do_it_and_nobody_waits_for_ever(
+    root: Root, trash: Trash, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """As in a container whose limit of processes (pids.max) is reached."""
+    start = threading.Thread.start
+    left = [True] * threads
+
+    def start_some(self: threading.Thread) -> None:
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left.pop()
+        start(self)
+
+    _fill(root.path / "job", 5, 3)
+    trash.stage("item", ["job"])
+    trash.doom("item")
+    monkeypatch.setattr(threading.Thread, "start", start_some)
+    if not threads:
+        with pytest.raises(RuntimeError, match="can't start"), DeletionPool(2, StopFlag()) as pool:
+            pool.remove(trash, "item.deleting")
+        return
+    with DeletionPool(2, StopFlag()) as pool:
+        removed = pool.remove(trash, "item.deleting").result(timeout=60)
+    assert (removed.complete, removed.files) == (True, 15)
 
 
 def test_what_a_stop_interrupts_a_later_run_completes(root: Root, trash: Trash) -> None:
