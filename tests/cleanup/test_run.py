@@ -607,7 +607,7 @@ def test_many_small_jobs_are_recorded_in_few_transactions_and_all_of_them(
     recorded: list[int] = []
     real = Pipeline._record_jobs
 
-    def record(self: Pipeline, connection: Connection, jobs: list[Any], now: datetime) -> list[Claimed]:
+    def record(self: Pipeline, connection: Connection, jobs: list[Any], now: datetime) -> set[str]:
         recorded.append(len(jobs))
         return real(self, connection, jobs, now)
 
