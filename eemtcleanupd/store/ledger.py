@@ -328,7 +328,7 @@ class Ledger:
             .where(true() if early else INTENTS.c.purge_after <= due)
             .where(true() if since is None else INTENTS.c.created_at <= since)
             .where((INTENTS.c.job_id.is_(None)) | INTENTS.c.job_id.not_in(held))
-            .order_by(INTENTS.c.purge_after)
+            .order_by(INTENTS.c.purge_after, INTENTS.c.id)
             .limit(limit)
         )
 
