@@ -354,6 +354,8 @@ class _Run:
                 )
             )
             self._progress.begin(pool)
+            if opened.backlog.candidates:
+                pool.prepare()
             tools = Tools(
                 database=opened.database,
                 catalog=opened.catalog,

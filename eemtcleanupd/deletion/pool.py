@@ -175,12 +175,21 @@ class DeletionPool:
                 )
         return tally
 
+    def prepare(self) -> None:
+        """Let the first helper start sooner, where there may be much to remove."""
+        with self._starting:
+            self._prepared()
+
+    def _prepared(self) -> Helpers:
+        if self._helpers is None:
+            self._helpers = Helpers(THREADS_PER_WORKER, self.controls)
+        return self._helpers
+
     def _started_helpers(self) -> Helpers:
         with self._starting:
-            if self._helpers is None:
-                self._helpers = Helpers(THREADS_PER_WORKER, self.controls)
-            self._helpers.grow_to(self._workers if self._slots is None else self._slots.workers)
-            return self._helpers
+            helpers = self._prepared()
+            helpers.grow_to(self._workers if self._slots is None else self._slots.workers)
+            return helpers
 
     def count(self, tally: Tally) -> None:
         """Count what was removed."""

@@ -31,9 +31,17 @@ _BLOCK_BYTES = 512  # the unit of st_blocks, whatever the filesystem's (stat(2))
 # Errors that say that an entry is not (or no longer) a folder that may be entered.
 _NO_FOLDER = {errno.ENOTDIR, errno.ELOOP}
 
-# No name may meet one that an interrupted run left: renaming onto an empty folder would replace it.
-_TOKEN = os.urandom(8).hex()
 _numbers = itertools.count()
+
+
+def _begin_names() -> None:
+    """Begin names that no other process uses, nor an interrupted run: a rename may replace a folder."""
+    global _token  # noqa: PLW0603  (a forked helper needs its own)
+    _token = os.urandom(8).hex()
+
+
+_begin_names()
+os.register_at_fork(after_in_child=_begin_names)
 
 
 @dataclass(slots=True)
@@ -140,7 +148,7 @@ def _empty_once(
                 break
             try:
                 if entry.is_dir(follow_symlinks=False):
-                    fresh = f"{_TOKEN}-{next(_numbers)}"
+                    fresh = f"{_token}-{next(_numbers)}"
                     _move_up(fd, entry.name, item_fd, fresh)
                     found(fresh, _below(label, entry.name))
                 else:
@@ -148,10 +156,10 @@ def _empty_once(
                     size = status.st_blocks * _BLOCK_BYTES
                     in_steps = size > MIN_CHUNK_BYTES and 0 < controls.chunk_bytes < size
                     if not controls.one_hand and (in_steps or status.st_nlink > 1):
-                        _move_up(fd, entry.name, item_fd, f"{_TOKEN}-{next(_numbers)}")
+                        _move_up(fd, entry.name, item_fd, f"{_token}-{next(_numbers)}")
                     elif in_steps:
                         # In the item no one else can reach it while it is being emptied.
-                        fresh = f"{controls.mark}{_TOKEN}-{next(_numbers)}"
+                        fresh = f"{controls.mark}{_token}-{next(_numbers)}"
                         _move_up(fd, entry.name, item_fd, fresh)
                         unlink_entry(item_fd, fresh, _below(label, entry.name), tally, controls)
                     elif not allows(size // status.st_nlink):

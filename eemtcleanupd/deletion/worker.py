@@ -1,8 +1,8 @@
 """A helper process of the pool: threads that empty the folders they are sent, and nothing else.
 
 One interpreter computes in one thread at a time, and removing files costs about as much of that as two
-threads have; so the pool lets processes of this module do it when there is much.  Such a process imports
-next to nothing, so that it starts in some 30 ms.  It holds no path: with each folder it is sent the
+threads have; so the pool lets processes of this module do it when there is much.  They are forked from one
+that imports next to nothing and has one thread.  They hold no path: with each folder they are sent the
 descriptor of the item that the folder is in.
 
 A line is a socket of packets (``SOCK_SEQPACKET``) that one thread at each end uses.  A request is a folder
@@ -12,6 +12,7 @@ and at last the tally as an object.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ import socket
 import sys
 import threading
 from dataclasses import asdict, dataclass
+from typing import Final, NoReturn
 
 from eemtcleanupd.deletion.limits import Controls
 from eemtcleanupd.deletion.tree import Tally, empty_folder
@@ -37,19 +39,46 @@ class Request:
     device: int
 
 
-def main() -> None:
-    """Serve the lines given by descriptor number, until the pool (or its process) is gone.
+FORKED: Final = b"forked"
+"""The answer to a request for a helper; any other says why there is none."""
+_LINES_AT_MOST = 64
 
-    Arguments: the stop flag's descriptor, that of the shared limits and locks, then one for each line.
-    Standard input is a pipe whose other end only the pool has: at its end, all ends.
+
+def main() -> None:
+    """Fork a helper for each request, until the pool (or its process) is gone.
+
+    Arguments are descriptor numbers: of the stop flag, of the shared limits and locks, and of the socket of
+    the requests, each of which brings the lines that the helper is to serve.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # they are the pool's, which sets the flag
-    stop_fd, controls_fd, *lines = map(int, sys.argv[1:])
-    controls = Controls(StopFlag.attach(stop_fd), controls_fd)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a helper ended
+    stop_fd, controls_fd, requests_fd = map(int, sys.argv[1:])
+    requests = socket.socket(fileno=requests_fd)
+    while True:
+        packet, lines, _, _ = socket.recv_fds(requests, PACKET_BYTES, _LINES_AT_MOST)
+        if not packet:
+            break
+        try:
+            pid = os.fork()
+        except OSError as error:
+            requests.send(str(error.strerror).encode())
+        else:
+            if pid == 0:
+                requests.close()
+                _help(Controls(StopFlag.attach(stop_fd), controls_fd), lines)
+            requests.send(FORKED)
+        for line in lines:
+            os.close(line)
+    with contextlib.suppress(ChildProcessError):
+        os.wait()  # until all are gone, since the kernel reaps them
+
+
+def _help(controls: Controls, lines: list[int]) -> NoReturn:
+    """Serve lines until standard input ends: a pipe whose other end only the pool has."""
     for line in lines:
         threading.Thread(target=_serve, args=(socket.socket(fileno=line), controls), daemon=True).start()
-    sys.stdin.buffer.read()
+    os.read(0, 1)
     os._exit(0)
 
 

@@ -40,11 +40,22 @@ def doomed(trash: Trash, name: str) -> str:
     return trash.doom(name)
 
 
-def children(of: int | None = None) -> list[int]:
-    """Return the helper processes of a process; other tests of this worker may have servers running."""
-    tasks = Path(f"/proc/{of or os.getpid()}/task").iterdir()
-    found = [word for task in tasks for word in (task / "children").read_text().split()]
-    return [int(each) for each in found if b"deletion.worker" in Path(f"/proc/{each}/cmdline").read_bytes()]
+def servers(of: int | None = None) -> list[int]:
+    """Return what forks the helpers of a process; other tests of this worker may have servers running."""
+    return [
+        child
+        for child in _children(of or os.getpid())
+        if b"deletion.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
+def helpers_of(of: int | None = None) -> list[int]:
+    return [helper for server in servers(of) for helper in _children(server)]
+
+
+def _children(of: int) -> list[int]:
+    tasks = Path(f"/proc/{of}/task").iterdir()
+    return [int(word) for task in tasks for word in (task / "children").read_text().split()]
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -59,9 +70,10 @@ def test_folders_are_emptied_by_processes_that_end_with_the_pool(trash: Trash) -
         fill(trash.root.path / "job" / f"folder-{number}" / "deeper", 300)
     with DeletionPool(2, StopFlag()) as pool:
         removed = pool.remove(trash, doomed(trash, "job")).result()
-        helpers = children()
+        helpers = helpers_of()
     assert len(helpers) == 2
-    assert children() == []
+    assert not any(_alive(helper) for helper in helpers)
+    assert servers() == []
     assert (removed.files, removed.folders, removed.complete) == (3600, 25, True)
     assert list(trash.items()) == []
 
@@ -70,7 +82,27 @@ def test_no_process_is_started_for_a_few_files(trash: Trash) -> None:
     fill(trash.root.path / "job" / "folder", 100)
     with DeletionPool(4, StopFlag()) as pool:
         assert pool.remove(trash, doomed(trash, "job")).result().complete
-        assert children() == []
+        assert servers() == []
+
+
+def test_a_pool_that_was_prepared_and_has_nothing_to_do_leaves_no_process(trash: Trash) -> None:
+    with DeletionPool(4, StopFlag()) as pool:
+        pool.prepare()
+        assert len(servers()) == 1
+    assert servers() == []
+
+
+def test_what_can_have_no_helper_more_is_removed_all_the_same(
+    trash: Trash, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(trash.root.path / "job" / "folder", 1000)
+    with DeletionPool(4, StopFlag()) as pool:
+        pool.prepare()
+        (server,) = servers()
+        os.kill(server, signal.SIGKILL)
+        removed = pool.remove(trash, doomed(trash, "job")).result()
+    assert (removed.complete, removed.files) == (True, 1000)
+    assert "no helper process could be started" in caplog.text
 
 
 def test_what_no_process_can_be_started_for_is_removed_all_the_same(
@@ -112,8 +144,8 @@ def test_a_killed_helper_leaves_its_items_incomplete_and_the_others_go_on(trash:
             fill(trash.root.path / job / f"folder-{number}", 600)
     with DeletionPool(1, StopFlag()) as pool:
         futures = [pool.remove(trash, doomed(trash, job)) for job in ("first", "second")]
-        wait_until(children)
-        (helper,) = children()
+        wait_until(helpers_of)
+        (helper,) = helpers_of()
         wait_until(lambda: pool.files > 0 or any(future.done() for future in futures))
         os.kill(helper, signal.SIGKILL)
         results = [future.result(timeout=20) for future in futures]
@@ -182,8 +214,8 @@ def test_helpers_go_on_when_signals_are_sent_to_all_and_end_when_the_run_is_kill
     ) as run:
         assert run.stdout is not None
         run.stdout.readline()
-        wait_until(lambda: len(children(run.pid)) == 2)
-        helpers = children(run.pid)
+        wait_until(lambda: len(helpers_of(run.pid)) == 2)
+        helpers = helpers_of(run.pid)
         wait_until(lambda: all(_ignores(helper, number) for helper in helpers))
         for helper in helpers:
             os.kill(helper, number)
