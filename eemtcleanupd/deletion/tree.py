@@ -34,13 +34,15 @@ _NO_FOLDER = {errno.ENOTDIR, errno.ELOOP}
 _numbers = itertools.count()
 
 
+# No name may be another process's, or one that an interrupted run left: a rename may replace a folder.
+_token = os.urandom(8).hex()
+
+
 def _begin_names() -> None:
-    """Begin names that no other process uses, nor an interrupted run: a rename may replace a folder."""
     global _token  # noqa: PLW0603  (a forked helper needs its own)
     _token = os.urandom(8).hex()
 
 
-_begin_names()
 os.register_at_fork(after_in_child=_begin_names)
 
 

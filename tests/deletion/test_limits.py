@@ -16,7 +16,7 @@ from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.priority import Priority, _ioprio
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.stop import StopFlag
-from tests.deletion.test_helpers import children, doomed, fill, wait_until
+from tests.deletion.test_helpers import doomed, fill, helpers_of, wait_until
 
 _IDLE = 3 << 13
 
@@ -106,7 +106,7 @@ def test_a_reload_lifts_a_limit_in_the_middle_of_a_folder_that_helpers_empty(tra
         fill(trash.root.path / "job" / f"folder-{number}", 300)
     with DeletionPool(2, StopFlag(), limits=Limits(deletes_per_second=5)) as pool:
         future = pool.remove(trash, doomed(trash, "job"))
-        wait_until(children)
+        wait_until(helpers_of)
         assert not future.done()
         pool.controls.set(Limits())
         removed = future.result(timeout=60)
@@ -120,7 +120,7 @@ def test_the_rate_is_that_of_all_processes_together(trash: Trash) -> None:
         before = time.monotonic()
         removed = pool.remove(trash, doomed(trash, "job")).result(timeout=60)
         seconds = time.monotonic() - before
-        assert len(children()) == 2
+        assert len(helpers_of()) == 2
     assert removed.files + removed.folders == 904
     assert 904 / seconds <= 1000 * 1.15
 
@@ -141,8 +141,8 @@ def test_only_those_who_delete_are_nice_and_a_reload_reaches_them(trash: Trash) 
     slow = Limits(deletes_per_second=20, nice=min(19, own + 3))
     with DeletionPool(1, StopFlag(), limits=slow) as pool:
         future = pool.remove(trash, doomed(trash, "job"))
-        wait_until(children)
-        (helper,) = children()
+        wait_until(helpers_of)
+        (helper,) = helpers_of()
         wait_until(lambda: set(_niceness(helper)) == {slow.nice})
         nicer = Limits(deletes_per_second=20, nice=min(19, own + 7), idle_io=True)
         pool.controls.set(nicer)
