@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from eemtcleanupd.deletion.helpers import Helpers
+from eemtcleanupd.deletion.limits import Controls
 from eemtcleanupd.deletion.pool import DeletionPool, Removed
 from eemtcleanupd.deletion.roots import open_root
 from eemtcleanupd.deletion.trash import Trash
+from eemtcleanupd.deletion.worker import Request
 from eemtcleanupd.model import RootName
 from eemtcleanupd.stop import StopFlag
 
@@ -76,6 +79,26 @@ def test_folders_are_emptied_by_processes_that_end_with_the_pool(trash: Trash) -
     assert servers() == []
     assert (removed.files, removed.folders, removed.complete) == (3600, 25, True)
     assert list(trash.items()) == []
+
+
+def test_no_two_helpers_give_a_folder_the_same_name(trash: Trash) -> None:
+    folders = ["first", "second"]
+    for folder in folders:
+        fill(trash.root.path / folder / "deeper", 1)
+    trash.stage("job", folders)
+    item = os.open("job", os.O_RDONLY | os.O_DIRECTORY, dir_fd=trash.fd)
+    controls = Controls(StopFlag())
+    helpers = Helpers(1, controls)
+    helpers.grow_to(2)
+    fresh: list[str] = []
+    for folder in folders:  # one after the other: the first helper is at the end of the queue then
+        helpers.empty_folder(
+            item, Request(folder, "", trash.root.device), lambda name, _label: fresh.append(name)
+        )
+    helpers.close()
+    controls.close()
+    os.close(item)
+    assert len(set(fresh)) == 2
 
 
 def test_no_process_is_started_for_a_few_files(trash: Trash) -> None:
@@ -191,6 +214,8 @@ def _count_entries(item: int) -> int:
 _SCRIPT = """
 import sys
 from pathlib import Path
+from eemtcleanupd.deletion.helpers import Helpers
+from eemtcleanupd.deletion.limits import Controls
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.roots import open_root
 from eemtcleanupd.deletion.trash import Trash
