@@ -89,7 +89,10 @@ class Slots:
     def note(self, removed: int) -> None:
         """Note how much has been removed by now."""
         with self._changed:
+            before = self._climb.workers
             self._climb.note(removed, self._clock(), busy=self._waiting > 0)
+            if self._climb.workers > before:
+                self._changed.notify_all()
 
     def __enter__(self) -> None:
         with self._changed:
@@ -103,4 +106,4 @@ class Slots:
     ) -> None:
         with self._changed:
             self._taken -= 1
-            self._changed.notify_all()
+            self._changed.notify()  # one: a hundred may wait, and each that wakes takes a moment from all
