@@ -14,8 +14,7 @@ import click
 from eemtcleanupd.clock import system_clock
 
 if TYPE_CHECKING:
-    from eemtcleanupd.config import Config, Loaded
-    from eemtcleanupd.store.catalog import Row
+    from eemtcleanupd.config import Loaded
     from eemtcleanupd.store.ledger import Ledger
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -93,27 +92,6 @@ def open_audited(config_file: Path | None, db_path: str | None) -> Iterator[tupl
 
     with open_ledger(config_file, db_path) as ledger:
         yield ledger, audit
-
-
-def read_row(config: Config, job_id: str) -> Row | None:
-    """Return the row of a job as it stands, None when there is none.
-
-    Raises:
-        StoreError: the database cannot be used.
-    """
-    from eemtcleanupd.policy.retention import Policy  # noqa: PLC0415
-    from eemtcleanupd.store.catalog import Catalog  # noqa: PLC0415
-    from eemtcleanupd.store.location import Location  # noqa: PLC0415
-    from eemtcleanupd.store.timestamps import zone_named  # noqa: PLC0415
-
-    database = Location.of(config).open()
-    try:
-        zone = zone_named(config.database.timezone)
-        catalog = Catalog(database, Policy.from_config(config.retention), zone)
-        with database.read() as connection:
-            return catalog.rows(connection, [job_id]).get(job_id)
-    finally:
-        database.close()
 
 
 def caller() -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -14,16 +13,11 @@ from eemtcleanupd.cli.common import (
     load_config,
     open_audited,
     open_ledger,
-    read_row,
     store_options,
 )
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.model import Hold
 from eemtcleanupd.units import printable
-
-if TYPE_CHECKING:
-    from eemtcleanupd.store.catalog import Row
-    from eemtcleanupd.store.ledger import Ledger
 
 
 class _Moment(click.ParamType[datetime]):
@@ -53,6 +47,8 @@ def hold(
     job_id: str, until: datetime | None, reason: str, config_file: Path | None, db_path: str | None
 ) -> None:
     """Never clean JOB, until a time or for ever."""
+    from eemtcleanupd.cleanup.lookup import too_late  # noqa: PLC0415  (late: it loads the store)
+
     with open_audited(config_file, db_path) as (ledger, audit):
         ledger.create_tables()
         audit(
@@ -62,25 +58,12 @@ def hold(
             reason=printable(reason),
         )
         ledger.hold(Hold(job_id, reason or "no reason given", caller(), until), system_clock())
-        # After the hold is set: a run that did not see it has left its trace by now.
         config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
-        late = _too_late(ledger, read_row(config, job_id), job_id)
+        late = too_late(config, ledger, job_id)
     end = "for ever" if until is None else f"until {until.astimezone():%Y-%m-%d %H:%M}"
     click.echo(f"Job {printable(job_id)} is held {end}")
     if late is not None:
         click.echo(f"[WARNING] {late}", err=True)
-
-
-def _too_late(ledger: Ledger, row: Row | None, job_id: str) -> str | None:
-    """Return why a hold does not keep what it is meant to keep, None when it does."""
-    name = printable(job_id)
-    if row is None:
-        return f"there is no job {name} in the database: is that its id?"
-    if any(intent.job_id == job_id for intent in ledger.open_intents()):
-        return f"a run had begun to clean job {name}, and may not have seen the hold: look at it again"
-    if ledger.trash_of(job_id):
-        return f"job {name} is in the trash, and stays there while it is held: trash restore brings it back"
-    return f"the data of job {name} has been cleaned already" if row.cleaned else None
 
 
 @click.command()

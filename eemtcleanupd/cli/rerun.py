@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eemtcleanupd.cli.common import caller, load_config, read_row, store_options
+from eemtcleanupd.cli.common import caller, load_config, store_options
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import RerunError
 from eemtcleanupd.units import printable, shortened
@@ -49,8 +49,10 @@ def rerun(  # noqa: PLR0917  (click passes them by name)
     wanted = job or job_id
     if wanted is None or (job and job_id and job != job_id):
         raise click.UsageError("say which job: rerun JOB")
+    from eemtcleanupd.cleanup.lookup import row_of  # noqa: PLC0415  (late: --help needs none of it)
+
     config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
-    row = read_row(config, wanted)
+    row = row_of(config, wanted)
     if row is None:
         raise RerunError(f"the job database has no job {printable(wanted)}")
     kept = row.job
@@ -60,7 +62,7 @@ def rerun(  # noqa: PLR0917  (click passes them by name)
             f"the upload {printable(kept.dem_filename or '(none)')} of job {printable(wanted)} is gone: "
             "name its elevation model with --dem FILE"
         )
-    from eemtcleanupd.events import AuditEntry  # noqa: PLC0415  (late: --help needs none of it)
+    from eemtcleanupd.events import AuditEntry  # noqa: PLC0415
     from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
 
     details = {"job_id": printable(wanted), "url": url, "dem": None if dem is None else printable(str(dem))}

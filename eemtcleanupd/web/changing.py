@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from fastapi import APIRouter, Depends, Response
 
+from eemtcleanupd.cleanup.lookup import too_late
 from eemtcleanupd.cleanup.restoring import Restoring, restore
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.model import Hold
@@ -23,7 +24,7 @@ def add_changing(router: APIRouter, site: Site) -> None:
 
     @router.post("/holds", status_code=201, responses=REFUSED)
     def hold(body: HoldBody, caller: Caller = Depends(site.may_clean)) -> Response:
-        """Never clean a job, for some hours or for ever."""
+        """Never clean a job, for some hours or for ever; `warning` says where that comes too late."""
         now = system_clock()
         until = None if body.hours is None else now + timedelta(hours=body.hours)
         wanted = Hold(body.job_id, body.reason or "no reason given", caller.name, until)
@@ -31,8 +32,9 @@ def add_changing(router: APIRouter, site: Site) -> None:
         with opened(engine.config, create=True) as ledger:
             assert ledger is not None  # noqa: S101  (it was made)
             ledger.hold(wanted, now)
+            warning = too_late(engine.config, ledger, body.job_id)
         kept.forget()
-        return Json(hold_document(wanted), 201)
+        return Json({**hold_document(wanted), "warning": warning}, 201)
 
     @router.post("/holds/release", responses={**REFUSED, **documented(404)})
     def release(body: ReleaseBody, caller: Caller = Depends(site.may_clean)) -> Response:

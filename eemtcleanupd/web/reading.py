@@ -93,11 +93,15 @@ def add_reading(router: APIRouter, site: Site) -> None:
         )
 
     @router.get("/trash", dependencies=may_read, responses=REFUSED)
-    async def trash() -> Response:
+    async def trash(
+        limit: Annotated[int, Query(ge=1, le=100_000, description="How many, the first to go first.")] = 1000,
+    ) -> Response:
         """List what has been cleaned and is not gone yet."""
         return await answer(
-            "trash",
-            lambda ledger: {"trash": [_trashed(each) for each in ledger.trash_of()] if ledger else []},
+            ("trash", limit),
+            lambda ledger: {
+                "trash": [_trashed(each) for each in ledger.trash_of(limit=limit)] if ledger else []
+            },
         )
 
 

@@ -206,10 +206,22 @@ def test_a_hold_keeps_a_job_until_it_is_released(site: Site) -> None:
     assert [job["job_id"] for job in site.ask("POST", "/api/cleanup").json()["details"]] == ["a"]
 
 
+def test_a_hold_that_comes_too_late_says_so(site: Site) -> None:
+    def warning(job_id: str) -> str | None:
+        answer: dict[str, str | None] = site.ask("POST", "/api/cleanup/holds", {"job_id": job_id}).json()
+        return answer["warning"]
+
+    assert warning("b") is None
+    site.ask("POST", "/api/cleanup")
+    assert warning("a") == "the data of job a has been cleaned already"
+    assert warning("nobody") == "there is no job nobody in the database: is that its id?"
+
+
 def test_what_is_in_the_trash_comes_back(site_with_trash: Site) -> None:
     site = site_with_trash
     site.ask("POST", "/api/cleanup")
     assert {each["job_id"] for each in site.get("/api/cleanup/trash")["trash"]} == {"a", "b"}
+    assert len(site.get("/api/cleanup/trash?limit=1")["trash"]) == 1
     told = site.ask("POST", "/api/cleanup/trash/restore", {"job_id": "a"}).json()
     assert sorted(told["restored"]) == ["results/a/", "uploads/dem.tif"]
     assert site.store.results("a").exists()

@@ -109,7 +109,8 @@ for (const button of document.querySelectorAll('.hold')) {
   button.addEventListener('click', () => doing(button, async () => {
     const job = JSON.parse(button.dataset.job);
     if (!(await ask('Hold this job?', `Job ${job} is not cleaned until somebody releases it.`, 'Hold'))) return;
-    await call('/api/cleanup/holds', { job_id: job, reason: 'held on the dashboard' });
+    const told = await call('/api/cleanup/holds', { job_id: job, reason: 'held on the dashboard' });
+    if (told.warning) sessionStorage.setItem('said', `It is held, but ${told.warning}.`);
     location.reload();
   }));
 }
