@@ -12,19 +12,21 @@ from typing import Any
 
 from torture import failover, kill, races
 
-_ATTACKS = ("kill", "inject", "races", "fuzz", "failover")
+_ATTACKS = ("kill", "inject", "races", "fuzz", "http", "failover")
 _CONFIGURATION = "tests/config/test_loading.py::test_any_"
 _FUZZ = [
     "tests/cleanup/test_fuzz.py",
     "tests/cleanup/test_model.py",
     *(f"{_CONFIGURATION}{what}_loads_or_is_a_configuration_error" for what in ("mapping", "schedule")),
 ]
+_HTTP = ["tests/web/test_schema.py"]
+_HTTP_SHARE = 8  # a request takes so much longer than an input of the other fuzzers
 
 
 def main() -> int:
     """Attack."""
     parser = argparse.ArgumentParser(prog="python -m torture", description=__doc__)
-    parser.add_argument("attacks", nargs="*", help="kill, inject, races, fuzz, failover (default: all)")
+    parser.add_argument("attacks", nargs="*", help="kill, inject, races, fuzz, http, failover (default: all)")
     parser.add_argument("--minutes", type=float, default=5, help="how long races and failover last (5)")
     parser.add_argument("--examples", type=int, default=2000, help="inputs for each fuzzer (2000)")
     parser.add_argument("--variants", nargs="*", default=list(kill.VARIANTS), help="plain, grace, backup")
@@ -53,10 +55,13 @@ def main() -> int:
             figures[attack] = taken_over.figures
             faults += taken_over.faults
         else:
-            command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--timeout", "7200", *_FUZZ]
-            environment = {**os.environ, "TORTURE_EXAMPLES": str(options.examples)}
+            examples, tests = options.examples, _FUZZ
+            if attack == "http":
+                examples, tests = max(1, examples // _HTTP_SHARE), _HTTP
+            command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--timeout", "7200", *tests]
+            environment = {**os.environ, "TORTURE_EXAMPLES": str(examples)}
             done = subprocess.run(command, env=environment, check=False)
-            figures[attack] = {"examples of each fuzzer": options.examples}
+            figures[attack] = {"examples of each fuzzer": examples}
             if done.returncode:
                 faults.append("a fuzzer found something: see above")
         figures[attack]["minutes"] = round((time.monotonic() - began) / 60, 1)
