@@ -63,15 +63,20 @@ class Helpers:
 
     def grow_to(self, processes: int) -> None:
         """Start helpers until there are so many; one thread at a time may ask for that."""
+        lines: list[list[socket.socket]] = []
         try:
             while self._server is not None and self._count < processes:
-                self._fork()
+                lines.append(self._fork())
                 self._count += 1
         except OSError as error:
             self._count = max(processes, self._count)  # it is not asked for as many again
             _tell_refusal(error)
+        # One of each in turn, since those of one helper compute one at a time.
+        for of_each in zip(*lines, strict=True):
+            for line in of_each:
+                self._lines.put(line)
 
-    def _fork(self) -> None:
+    def _fork(self) -> list[socket.socket]:
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(self._lines_each)]
         try:
             socket.send_fds(self._requests, [b"fork"], [theirs.fileno() for _, theirs in pairs])
@@ -86,8 +91,7 @@ class Helpers:
         finally:
             for _, theirs in pairs:
                 theirs.close()
-        for ours, _ in pairs:
-            self._lines.put(ours)
+        return [ours for ours, _ in pairs]
 
     def empty_folder(
         self, item_fd: int, request: Request, found: Callable[[str, str], object]

@@ -11,6 +11,7 @@ import errno
 import itertools
 import logging
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,13 +27,16 @@ from eemtcleanupd.deletion.helpers import Helpers
 from eemtcleanupd.deletion.limits import Controls, Limits
 from eemtcleanupd.deletion.roots import FOLDER_FLAGS
 from eemtcleanupd.deletion.trash import Trash
-from eemtcleanupd.deletion.tree import Tally, empty_folder, unlink_entry
+from eemtcleanupd.deletion.tree import Share, Tally, empty_folder, unlink_entry
 from eemtcleanupd.deletion.worker import Request
 from eemtcleanupd.stop import StopFlag
 
 log = logging.getLogger(__name__)
 
 THREADS_PER_WORKER = 4
+# A folder whose own size is larger has tens of thousands of entries: several remove them, a share each.
+WIDE_BYTES = 1 << 20
+SHARES = 4
 # A run of few files ends before a helper has started: it is better done without.
 FEW = 250
 # Folders that wait in memory, over all items; what is found beyond waits in the item itself, on the disk.
@@ -172,6 +176,7 @@ class DeletionPool:
                     device=request.device,
                     controls=self.controls,
                     found=found,
+                    share=request.share,
                 )
         return tally
 
@@ -241,6 +246,7 @@ class _Item:
         self._removed_before = -1
         self._surplus = False
         self._failed: set[str] = set()
+        self._shared: set[str] = set()
         self._fd = -1
         self._began = monotonic_seconds()
 
@@ -272,29 +278,50 @@ class _Item:
                 elif not self._hand_out(entry.name, entry.name):
                     self._empty(entry.name, entry.name, tally)  # no room to wait: at once, here
 
-    def _hand_out(self, name: str, label: str) -> bool:
+    def _hand_out(self, name: str, label: str, share: Share | None = None) -> bool:
         """Make a task of a folder; False when too many wait, then a later round finds it in the item."""
         with self._lock:
             self._pending += 1
-        if self._pool.try_submit(lambda: self._task(name, label)):
+        if self._pool.try_submit(lambda: self._task(name, label, share)):
             return True
         with self._lock:
             self._pending -= 1  # not the last one: whoever hands out still counts
             self._surplus = True
         return False
 
-    def _task(self, name: str, label: str) -> None:
+    def _task(self, name: str, label: str, share: Share | None) -> None:
         self._pool.folder_done()
         with self._counted() as tally:
-            self._empty(name, label, tally)
+            self._empty(name, label, tally, share)
 
-    def _empty(self, name: str, label: str, tally: Tally) -> None:
-        request = Request(name, label, self._trash.root.device)
+    def _empty(self, name: str, label: str, tally: Tally, share: Share | None = None) -> None:
+        if share is None and self._is_wide(name):
+            share = Share(0, SHARES)
+            for number in range(1, SHARES):
+                self._hand_out(name, label, Share(number, SHARES))
+        request = Request(name, label, self._trash.root.device, share)
         removed = self._pool.empty_folder(self._trash, self._item, self._fd, request, self._hand_out)
         tally.add(removed)
         if removed.error_count:
             with self._lock:
                 self._failed.add(name)
+
+    def _is_wide(self, name: str) -> bool:
+        """Tell whether a folder is to be shared out: once, then the next round takes what is left of it.
+
+        (A folder does not become smaller when its entries go.)
+        """
+        try:
+            status = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+        except OSError:  # whoever empties it tells that
+            return False
+        if not stat.S_ISDIR(status.st_mode) or status.st_size < WIDE_BYTES:
+            return False
+        with self._lock:
+            first = name not in self._shared
+            self._shared.add(name)
+            self._surplus = self._surplus or first
+        return first
 
     @contextmanager
     def _counted(self) -> Iterator[Tally]:

@@ -100,7 +100,7 @@ def _open_item(root: Root, item: str) -> int:
 
 def _remove(item_fd: int, request: Request, controls: Controls) -> tuple[Tally, tuple[tuple[str, str], ...]]:
     tally = Tally()
-    waiting = deque([(request.name, request.label)])
+    waiting, share = deque([(request.name, request.label)]), request.share
 
     def found(name: str, label: str) -> None:
         waiting.append((name, label))
@@ -108,11 +108,20 @@ def _remove(item_fd: int, request: Request, controls: Controls) -> tuple[Tally, 
     while waiting:
         name, label = waiting[0]
         tally.add(
-            empty_folder(item_fd, name, label=label, device=request.device, controls=controls, found=found)
+            empty_folder(
+                item_fd,
+                name,
+                label=label,
+                device=request.device,
+                controls=controls,
+                found=found,
+                share=share,
+            )
         )
         if controls.stop.is_set():
             break  # that folder may be gone; to hand it out once more does no harm
         waiting.popleft()
+        share = None
     return tally, tuple(waiting)
 
 

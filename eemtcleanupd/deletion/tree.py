@@ -13,9 +13,10 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from eemtcleanupd.deletion.limits import Controls
 from eemtcleanupd.deletion.roots import FOLDER_FLAGS
@@ -23,6 +24,10 @@ from eemtcleanupd.deletion.steps import free_in_steps
 from eemtcleanupd.units import printable, shortened
 
 _ERRORS_NAMED = 20
+# How many entries are put in order at a time: some 25 MB of memory.
+_BATCH = 100_000
+# Inodes that stand together on the disk (64 blocks of ext4's table) are one share's.
+_STRIPE = 1024
 # A process that is still in the folder may go on making files; it must not keep a run for ever.
 _READINGS = 1000
 # Smaller ones are not worth a look whether they should go in steps.
@@ -44,6 +49,13 @@ def _begin_names() -> None:
 
 
 os.register_at_fork(after_in_child=_begin_names)
+
+
+class Share(NamedTuple):
+    """The entries of a folder that one of ``of`` takes, numbered from 0."""
+
+    number: int
+    of: int
 
 
 @dataclass(slots=True)
@@ -79,8 +91,9 @@ def empty_folder(
     device: int,
     controls: Controls,
     found: Callable[[str, str], object],
+    share: Share | None = None,
 ) -> Tally:
-    """Remove a folder of an item with everything in it.
+    """Remove a folder of an item with everything in it, or a share of its entries.
 
     Args:
         item_fd: the item.
@@ -89,6 +102,7 @@ def empty_folder(
         device: the root's device; a folder on another one is not entered.
         controls: looked at between two entries; shared by all who remove on this filesystem.
         found: is handed each child folder, moved up into the item: its new name and its label.
+        share: which of several that remove its entries at the same time this is; the folder itself stays.
 
     Returns:
         What was removed.  Errors are the path's alone: its siblings go on.
@@ -108,6 +122,9 @@ def empty_folder(
         status = os.fstat(fd)
         if status.st_dev != device:
             tally.fail(label, OSError(errno.EXDEV, "is on another filesystem"))
+            return tally
+        if share is not None:
+            _empty_once(fd, item_fd, label=label, tally=tally, controls=controls, found=found, share=share)
             return tally
         # Reading while removing may leave entries out (readdir(3)), so: again, while that helps.
         for reading in itertools.count(1):
@@ -140,12 +157,13 @@ def _empty_once(
     tally: Tally,
     controls: Controls,
     found: Callable[[str, str], object],
+    share: Share | None = None,
 ) -> int:
     """Remove what one reading of a folder yields; returns how many entries went or moved up."""
     went = 0
     is_stopped, allows, unlink = controls.stop.is_set, controls.allows, os.unlink
     with os.scandir(fd) as listing:
-        for entry in listing:
+        for entry in _by_inode(listing, share):
             if is_stopped():
                 break
             try:
@@ -179,6 +197,21 @@ def _empty_once(
                 continue
             went += 1
     return went
+
+
+def _by_inode(listing: Iterable[os.DirEntry[str]], share: Share | None) -> Iterator[os.DirEntry[str]]:
+    """Return a share of the entries in the order of their inodes, many at a time.
+
+    A folder lists them in an order that is as good as random; those of neighbouring inodes change the same
+    blocks on the disk, which one folder of a million files otherwise writes again and again.
+    """
+    if share is not None:
+        listing = (entry for entry in listing if entry.inode() // _STRIPE % share.of == share.number)
+    entries = iter(listing)
+    while batch := list(itertools.islice(entries, _BATCH)):
+        batch.sort(key=os.DirEntry.inode, reverse=True)
+        while batch:
+            yield batch.pop()  # it keeps its status, so it is to go when it is done with
 
 
 def _below(label: str, name: str) -> str:

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from typing import Final, NoReturn
 
 from eemtcleanupd.deletion.limits import Controls
-from eemtcleanupd.deletion.tree import Tally, empty_folder
+from eemtcleanupd.deletion.tree import Share, Tally, empty_folder
 from eemtcleanupd.stop import StopFlag
 
 PACKET_BYTES = 1 << 16
@@ -37,6 +37,7 @@ class Request:
     name: str
     label: str
     device: int
+    share: Share | None = None
 
 
 FORKED: Final = b"forked"
@@ -92,6 +93,7 @@ def _serve(line: socket.socket, controls: Controls) -> None:
             return
         (item_fd,) = descriptors
         request = Request(**json.loads(packet))
+        share = None if request.share is None else Share(*request.share)
         try:
             tally = empty_folder(
                 item_fd,
@@ -100,6 +102,7 @@ def _serve(line: socket.socket, controls: Controls) -> None:
                 device=request.device,
                 controls=controls,
                 found=found,
+                share=share,
             )
         except OSError as error:
             tally = Tally()

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from eemtcleanupd.deletion import pool as module
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.model import TRASH_NAME
 from eemtcleanupd.stop import StopFlag
-from tests.deletion.conftest import Remove, open_descriptors
+from tests.deletion.conftest import Remove, allocated, open_descriptors
 
 
 def _fill(folder: Path, folders: int, files: int) -> None:
@@ -132,3 +133,39 @@ def test_leaving_a_pool_by_an_error_stops_it(root: Root, trash: Trash) -> None:
     assert future.done()
     assert not future.result().complete
     assert list(trash.items()) == [("item", True)]
+
+
+@pytest.mark.parametrize("queue_limit", [2, 1000])
+def test_folders_that_are_shared_out_go_whole_and_count_once(
+    root: Root, remove: Remove, monkeypatch: pytest.MonkeyPatch, queue_limit: int
+) -> None:
+    monkeypatch.setattr(module, "WIDE_BYTES", 0)
+    _fill(root.path / "job" / "deep" / "deeper", 6, 70)
+    (root.path / "job" / "a").touch()
+    os.link(root.path / "job" / "a", root.path / "job" / "deep" / "link")
+    size = allocated(root.path / "job")
+    removed = remove("job", queue_limit=queue_limit)
+    assert (removed.complete, removed.files, removed.folders) == (True, 422, 9)
+    assert removed.bytes_freed == size
+    assert os.listdir(root.path / TRASH_NAME) == []
+
+
+def test_what_cannot_be_removed_of_a_shared_folder_leaves_other_shared_folders_alone(
+    root: Root, remove: Remove, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = os.unlink
+
+    def refuse_one(name: str, *, dir_fd: int) -> None:
+        if name == "stays":
+            raise PermissionError(1, "Operation not permitted")
+        unlink(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(module, "WIDE_BYTES", 0)
+    monkeypatch.setattr(os, "unlink", refuse_one)
+    _fill(root.path / "job", 5, 20)
+    (root.path / "job" / "d3" / "stays").touch()
+    removed = remove("job")
+    assert (removed.complete, removed.error_count) == (False, 1)
+    (item,) = (root.path / TRASH_NAME).iterdir()
+    (folder,) = item.iterdir()
+    assert os.listdir(folder) == ["stays"]

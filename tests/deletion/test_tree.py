@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from eemtcleanupd.deletion import tree as module
 from eemtcleanupd.deletion.limits import Controls
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import Trash
-from eemtcleanupd.deletion.tree import empty_folder
+from eemtcleanupd.deletion.tree import Share, empty_folder
 from eemtcleanupd.model import TRASH_NAME
 from eemtcleanupd.stop import StopFlag
 from tests.deletion.conftest import Remove, WithoutPrivileges, allocated, dig, open_descriptors
@@ -129,6 +130,66 @@ def test_a_process_that_goes_on_making_files_cannot_keep_a_run_for_ever(
     )
     controls.close()
     assert tally.errors == ["job: Directory not empty"]
+
+
+@given(of=st.integers(1, 5), files=st.integers(0, 40), folders=st.integers(0, 5))
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_shares_of_a_folder_are_all_of_it_and_meet_nowhere(
+    root: Root, monkeypatch: pytest.MonkeyPatch, of: int, files: int, folders: int
+) -> None:
+    monkeypatch.setattr(module, "_STRIPE", 2)
+    folder = root.path / "folder"
+    folder.mkdir()
+    for number in range(files):
+        (folder / f"file-{number}").touch()
+    mine = [0] * of
+    for file in folder.iterdir():
+        mine[file.stat().st_ino // 2 % of] += 1
+    for number in range(folders):
+        (folder / f"folder-{number}").mkdir()
+    controls = Controls(StopFlag())
+    moved_up: list[str] = []
+    tallies = [
+        empty_folder(
+            root.fd,
+            "folder",
+            label="",
+            device=root.device,
+            controls=controls,
+            found=lambda name, _label: moved_up.append(name),
+            share=Share(number, of),
+        )
+        for number in range(of)
+    ]
+    controls.close()
+    assert [tally.files for tally in tallies] == mine
+    assert sum(tally.error_count for tally in tallies) == 0
+    assert len(moved_up) == folders
+    folder.rmdir()  # it is empty, and still there
+
+
+def test_files_go_in_the_order_of_their_inodes_many_at_a_time(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = root.path / "folder"
+    folder.mkdir()
+    inodes = {}
+    for number in range(300):
+        (folder / f"file-{number}").touch()
+        inodes[f"file-{number}"] = (folder / f"file-{number}").stat().st_ino
+    unlink, gone = os.unlink, list[int]()
+
+    def note(name: str, *, dir_fd: int) -> None:
+        gone.append(inodes[name])
+        unlink(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", note)
+    monkeypatch.setattr(module, "_BATCH", 100)
+    controls = Controls(StopFlag())
+    empty_folder(root.fd, "folder", label="", device=root.device, controls=controls, found=lambda *_: None)
+    controls.close()
+    assert len(gone) == 300
+    assert all(gone[at : at + 100] == sorted(gone[at : at + 100]) for at in (0, 100, 200))
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o500, 0o300, 0o600])
