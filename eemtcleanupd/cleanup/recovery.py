@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from eemtcleanupd.cleanup.pipeline import Claimed, Pipeline, Tools, facts
+from eemtcleanupd.cleanup.claims import Claimed, Tools, facts
+from eemtcleanupd.cleanup.pipeline import Pipeline
 from eemtcleanupd.cleanup.planning import is_in_place
 from eemtcleanupd.deletion.trash import doomed_name
 from eemtcleanupd.events import Warned
@@ -38,14 +39,14 @@ def _recover_one(tools: Tools, pipeline: Pipeline, intent: Intent) -> None:
     staged = [(f, i) for f, i in items if tools.trashes[f.artifact.root].exists(i)]
     job = _claimed(tools, intent)
     if not doomed:
-        pipeline.put_back(job, staged)
+        pipeline.staging.put_back(job, staged)
         return
     with tools.database.read() as connection:
         claimants = tools.planner.claimants(connection, [found.artifact for found, _ in staged])
     # Who was held or ran again since then has a claim on what is left, as any other job has.
     going = {intent.job_id} if job.marks_row else frozenset[str]()
     needed = [entry for entry in staged if protector(claimants.get(entry[0].artifact, ()), going) is not None]
-    pipeline.restore(needed)
+    pipeline.staging.restore(needed)
     job.entries = doomed + [entry for entry in staged if entry not in needed]
     pipeline.submit(job)
 
@@ -80,7 +81,8 @@ def purge(tools: Tools, pipeline: Pipeline, intents: Sequence[Intent]) -> None:
         job = _claimed(tools, intent)
         needed = [f.label for f, _ in intent.items if protector(claimants[f.artifact], {intent.job_id})]
         if needed:
-            pipeline.skip(job.job, f"{printable(needed[0])} stays in the trash: another job needs it")
+            reason = f"{printable(needed[0])} stays in the trash: another job needs it"
+            pipeline.outcomes.skipped(job.job, reason)
             continue
         job.entries = [
             (found, item)

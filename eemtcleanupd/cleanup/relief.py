@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from eemtcleanupd.cleanup.pipeline import Pipeline, Tools
+from eemtcleanupd.cleanup.claims import Tools
+from eemtcleanupd.cleanup.pipeline import Pipeline
 from eemtcleanupd.cleanup.planning import PlannedJob, Planner
 from eemtcleanupd.cleanup.recovery import purge
 from eemtcleanupd.deletion.inspection import disk_usage
@@ -41,7 +42,7 @@ class Target:
         """Return how much has yet to go, 0 when it is enough."""
         usage = disk_usage(tools.roots[RootName.RESULTS].fd)
         above = usage.bytes_above(self.pressure.low_watermark_percent)
-        return max(0, min(above, self.needed_bytes - pipeline.counts.bytes_freed))
+        return max(0, min(above, self.needed_bytes - pipeline.outcomes.counts.bytes_freed))
 
     def words(self, after: DiskUsage) -> str:
         """Return what was found and reached, in words."""

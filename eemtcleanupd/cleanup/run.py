@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from eemtcleanupd.cleanup.census import Census, CensusResult
+from eemtcleanupd.cleanup.claims import Tools
 from eemtcleanupd.cleanup.guards import Guards, NoGuards
-from eemtcleanupd.cleanup.pipeline import NOTED, Counts, Pipeline, Tools, largest
+from eemtcleanupd.cleanup.outcomes import NOTED, Counts, largest
+from eemtcleanupd.cleanup.pipeline import Pipeline
 from eemtcleanupd.cleanup.planning import PlannedJob, Planner
 from eemtcleanupd.cleanup.preflight import open_roots, open_trashes, remember_root, reserved_entries
 from eemtcleanupd.cleanup.recovery import purge_expired, recover, report_unowned
@@ -376,13 +378,13 @@ class _Run:
                 guards=self._guards,
             )
             self._emit_started(opened.backlog)
-            pipeline = Pipeline(tools, Counts())
+            pipeline = Pipeline(tools)
             try:
                 census = self._work(opened, tools, pipeline)
             except BaseException:
                 self._stop.set()  # what is in flight ends soon; the ledger knows of it
                 raise
-            report = self._report(opened, pipeline.counts, census)
+            report = self._report(opened, pipeline.outcomes.counts, census)
             usage = disk_usage(roots[RootName.RESULTS].fd)
             passed = ledger.add_storage_sample(
                 self._run_id, usage.free_bytes, usage.total_bytes, self._clock(), Budget.of(config.capacity)
@@ -396,7 +398,7 @@ class _Run:
                     replace(record, finished_at=self._clock(), outcome="failed", error=str(error))
                 )
             raise
-        ledger.finish_run(_ended(record, report), totals_of(report, pipeline.counts.by_status))
+        ledger.finish_run(_ended(record, report), totals_of(report, pipeline.outcomes.counts.by_status))
         storage = ledger.storage_state(self._clock(), usage.free_bytes, usage.total_bytes)
         report = replace(
             report,

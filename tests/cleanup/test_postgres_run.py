@@ -12,8 +12,10 @@ import pytest
 from sqlalchemy import Connection
 
 from eemtcleanupd.cleanup import RunRequest, clean
+from eemtcleanupd.cleanup.claims import Claimed
 from eemtcleanupd.cleanup.guards import NoGuards
-from eemtcleanupd.cleanup.pipeline import Pipeline
+from eemtcleanupd.cleanup.recording import Recording
+from eemtcleanupd.cleanup.staging import Staging
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.errors import LockHeldError
 from eemtcleanupd.events import AuditEntry, Event, JobCleaned, OrphanFound, RunStarted
@@ -90,20 +92,18 @@ def test_a_run_whose_lock_another_took_ends_and_leaves_the_rest_to_it(
 def test_what_was_staged_when_the_lock_was_lost_is_put_back(
     store: JobStore, postgres: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from eemtcleanupd.cleanup.pipeline import Claimed
-
     fill(store)
     before = store.snapshot()
-    stage = Pipeline._stage
+    stage = Staging._stage
 
-    def stage_and_lose(self: Pipeline, group: list[Claimed]) -> list[Claimed]:
+    def stage_and_lose(self: Staging, group: list[Claimed]) -> list[Claimed]:
         staged = stage(self, group)
         postgres.disconnect(str(store.url))
         with run_lock(store.open(), "theirs", store.now):
             pass
         return staged
 
-    monkeypatch.setattr(Pipeline, "_stage", stage_and_lose)
+    monkeypatch.setattr(Staging, "_stage", stage_and_lose)
     with pytest.raises(LockHeldError):
         store.run()
     monkeypatch.undo()
@@ -208,14 +208,14 @@ def test_the_audit_log_is_told_nothing_of_jobs_that_are_another_runs_by_now(
     store: JobStore, postgres: Server, monkeypatch: pytest.MonkeyPatch, grace_hours: int
 ) -> None:
     fill(store)
-    record = Pipeline._record
+    record = Recording.record
     guards = Losing(store, postgres)
 
-    def lose_and_record(self: Pipeline, jobs: Sequence[object]) -> None:
+    def lose_and_record(self: Recording, jobs: Sequence[object]) -> None:
         guards.lose()
         record(self, jobs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Pipeline, "_record", lose_and_record)
+    monkeypatch.setattr(Recording, "record", lose_and_record)
     run_and_lose(store, guards, trash__grace_hours=grace_hours)
     assert "cleaning" in guards.told
     assert not {"cleaned", "trashed"} & set(guards.told)

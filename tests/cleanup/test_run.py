@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection
 
-from eemtcleanupd.cleanup.pipeline import Claimed, Pipeline
+from eemtcleanupd.cleanup.claims import Claimed
+from eemtcleanupd.cleanup.recording import Recording
+from eemtcleanupd.cleanup.staging import Staging
 from eemtcleanupd.errors import BreakerError, LockHeldError, RootError
 from eemtcleanupd.events import Event, JobCleaned, JobFailed, JobPlanned, JobSkipped, OrphanFound, Warned
 from eemtcleanupd.model import Hold
@@ -605,13 +607,13 @@ def test_many_small_jobs_are_recorded_in_few_transactions_and_all_of_them(
     for number in range(90):
         store.job(f"job-{number}", files=1)
     recorded: list[int] = []
-    real = Pipeline._record_jobs
+    real = Recording._write
 
-    def record(self: Pipeline, connection: Connection, jobs: list[Any], now: datetime) -> set[str]:
+    def record(self: Recording, connection: Connection, jobs: list[Any], now: datetime) -> set[str]:
         recorded.append(len(jobs))
         return real(self, connection, jobs, now)
 
-    monkeypatch.setattr(Pipeline, "_record_jobs", record)
+    monkeypatch.setattr(Recording, "_write", record)
     store.run(performance__batch_size=90)
     assert len(store.cleaned()) == 90
     assert recorded == [25, 25, 25, 15]
@@ -680,15 +682,15 @@ def test_a_marker_that_comes_up_after_the_plan_keeps_the_job(
 ) -> None:
     for number in range(3):
         store.job(f"job-{number}")
-    stage = Pipeline._stage
+    stage = Staging._stage
 
-    def mark_and_stage(pipeline: Pipeline, group: Sequence[Claimed]) -> list[Claimed]:
+    def mark_and_stage(self: Staging, group: Sequence[Claimed]) -> list[Claimed]:
         marker = store.results("job-1") / ".eemt-keep"
         if not marker.is_symlink():
             marker.symlink_to("nowhere")
-        return stage(pipeline, group)
+        return stage(self, group)
 
-    monkeypatch.setattr(Pipeline, "_stage", mark_and_stage)
+    monkeypatch.setattr(Staging, "_stage", mark_and_stage)
     store.run()
     assert store.cleaned() == {"job-0", "job-2"}
     assert store.results("job-1").exists()
@@ -700,14 +702,14 @@ def test_an_upload_stays_with_a_job_that_changed_after_the_claim(
     upload = store.upload("dem.tif")
     store.job("changed", dem="dem.tif", days=11)
     store.job("other", dem="dem.tif", days=10)
-    stage = Pipeline._stage
+    stage = Staging._stage
 
-    def change_and_stage(pipeline: Pipeline, group: Sequence[Claimed]) -> list[Claimed]:
-        staged = stage(pipeline, group)
+    def change_and_stage(self: Staging, group: Sequence[Claimed]) -> list[Claimed]:
+        staged = stage(self, group)
         store.sql("UPDATE jobs SET workflow_type = 'eemt' WHERE id = 'changed'")
         return staged
 
-    monkeypatch.setattr(Pipeline, "_stage", change_and_stage)
+    monkeypatch.setattr(Staging, "_stage", change_and_stage)
     store.run()
     assert store.cleaned() == {"other"}
     assert store.results("changed").exists()

@@ -1,0 +1,95 @@
+"""What a real run works with, and a job on its way through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+from eemtcleanupd.cleanup.guards import Guards
+from eemtcleanupd.cleanup.planning import Planner
+from eemtcleanupd.clock import Clock
+from eemtcleanupd.deletion.pool import DeletionPool, Removed
+from eemtcleanupd.deletion.roots import Root
+from eemtcleanupd.deletion.trash import Trash
+from eemtcleanupd.events import AuditEntry, Emit
+from eemtcleanupd.model import Found, Job, JobClass, RootName
+from eemtcleanupd.policy.retention import Policy
+from eemtcleanupd.stop import StopFlag
+from eemtcleanupd.store.catalog import Catalog
+from eemtcleanupd.store.database import Database
+from eemtcleanupd.store.ledger import Intent, Ledger
+from eemtcleanupd.units import printable
+
+Gone = Sequence[tuple[Found, int | None]]
+"""Artifacts of a job that went, with the bytes that each freed: None while it waits in the trash."""
+
+
+@dataclass(slots=True)
+class Claimed:
+    """A job on its way; ``entries`` are its artifacts with their items, once staged those in the trash.
+
+    ``known_size`` is what was measured earlier; ``marks_row`` is False where the job was held, run again or
+    copied back since it was claimed (or its row is gone), so that only the leftovers go.  ``early`` says why
+    a job goes ahead of its retention.
+    """
+
+    intent: Intent
+    job: Job
+    job_class: JobClass
+    age: timedelta | None
+    entries: list[tuple[Found, str]] = field(default_factory=list)
+    removals: list[tuple[Found, Future[Removed]]] = field(default_factory=list)
+    known_size: int = 0
+    marks_row: bool = True
+    early: str | None = None
+
+    def goes_to_trash(self, grace: timedelta) -> bool:
+        """Tell whether the job's artifacts wait in the trash from now on, since there is a grace."""
+        return bool(grace) and not self.removals and bool(self.entries)
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What one real run works with."""
+
+    database: Database
+    catalog: Catalog
+    ledger: Ledger
+    planner: Planner
+    policy: Policy
+    roots: Mapping[RootName, Root]
+    trashes: Mapping[RootName, Trash]
+    pool: DeletionPool
+    clock: Clock
+    emit: Emit
+    stop: StopFlag
+    run_id: str
+    user: str
+    logs_folder: Path
+    grace: timedelta
+    workers: int
+    guards: Guards
+
+    def audit(self, done: Iterable[tuple[str, Mapping[str, object]]]) -> None:
+        """Write down what is done, or about to be done: actions with their details."""
+        now = self.clock()
+        entries = [
+            AuditEntry(now, self.user, action, {"run_id": self.run_id, **details}) for action, details in done
+        ]
+        if entries:
+            self.guards.audit(entries)
+
+
+def facts(job: Claimed) -> dict[str, object]:
+    """Return what the audit log says of a job whose files are about to go."""
+    labels = [printable(found.label) for found, _ in job.entries]
+    return {"job_id": printable(job.job.id), "status": printable(job.job.status), "artifacts": labels}
+
+
+def fault(error: OSError) -> str:
+    """Return what was wrong, and with which file, as a record of a job says it."""
+    name = f" {printable(str(error.filename))}" if error.filename else ""
+    return f"{error.strerror or error}{name}"
