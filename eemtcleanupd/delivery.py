@@ -38,9 +38,9 @@ from eemtcleanupd.events import (
 )
 from eemtcleanupd.hookspecs import Digest, RetryLater
 from eemtcleanupd.plugins import PluginSet
-from eemtcleanupd.store.ledger import TRASH_TRIGGER
 from eemtcleanupd.store.location import Location, StoreLock
 from eemtcleanupd.store.outbox import LedgerOutbox, MemoryOutbox, Message, Outbox
+from eemtcleanupd.store.runs import TRASH_TRIGGER
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.stop import StopFlag
 from eemtcleanupd.store.catalog import Catalog
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.ledger import Intent, Ledger
+from eemtcleanupd.store.intents import Intent
+from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.units import printable
 
 Gone = Sequence[tuple[Found, int | None]]

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from eemtcleanupd.cleanup.claims import Claimed, Gone, Tools
 from eemtcleanupd.events import ArtifactSize, JobCleaned, JobFailed, JobNote, JobSkipped, OrphanFound
 from eemtcleanupd.model import Job, JobClass
-from eemtcleanupd.store.ledger import IntentKind, IntentState, LogEntry
+from eemtcleanupd.store.history import LogEntry
+from eemtcleanupd.store.intents import IntentKind, IntentState
 from eemtcleanupd.units import printable
 
 NOTED = 10

@@ -19,7 +19,7 @@ from eemtcleanupd.cleanup.staging import Staging
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.deletion.pool import Removed
 from eemtcleanupd.model import Found
-from eemtcleanupd.store.ledger import IntentKind, with_error
+from eemtcleanupd.store.intents import IntentKind, with_error
 
 # A group that is staged in less time than this was quick: the next may be twice as large.
 _QUICK_GROUP_SECONDS = 0.25

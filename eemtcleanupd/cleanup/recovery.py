@@ -12,7 +12,7 @@ from eemtcleanupd.deletion.trash import doomed_name
 from eemtcleanupd.events import Warned
 from eemtcleanupd.model import Found, Job
 from eemtcleanupd.policy.ownership import protector
-from eemtcleanupd.store.ledger import Intent, IntentKind
+from eemtcleanupd.store.intents import Intent, IntentKind
 from eemtcleanupd.units import printable
 
 _UNOWNED_NAMED = 5

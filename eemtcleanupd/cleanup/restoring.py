@@ -34,7 +34,9 @@ from eemtcleanupd.policy.ownership import possible_owner_ids
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.catalog import Catalog
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.ledger import PART_BACK, AuditLine, Intent, IntentKind, IntentState, Ledger, LogEntry
+from eemtcleanupd.store.history import AuditLine, LogEntry
+from eemtcleanupd.store.intents import PART_BACK, Intent, IntentKind, IntentState
+from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.location import Location
 from eemtcleanupd.store.lock import run_lock
 from eemtcleanupd.store.timestamps import zone_named

@@ -51,10 +51,11 @@ from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.stop import StopFlag
 from eemtcleanupd.store.catalog import Backlog, Catalog
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.ledger import Ledger, RunRecord
+from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.location import Location
 from eemtcleanupd.store.lock import run_lock
 from eemtcleanupd.store.mounting import insist_on_journal
+from eemtcleanupd.store.runs import RunRecord
 from eemtcleanupd.store.timestamps import zone_named
 from eemtcleanupd.units import human_size, printable
 

@@ -18,7 +18,7 @@ from eemtcleanupd.errors import LockHeldError, StoreError
 from eemtcleanupd.events import Warned
 from eemtcleanupd.model import Found, Job, JobClass, RootName
 from eemtcleanupd.policy.ownership import protector
-from eemtcleanupd.store.ledger import Intent, IntentKind, with_error
+from eemtcleanupd.store.intents import Intent, IntentKind, with_error
 from eemtcleanupd.units import printable
 
 log = logging.getLogger(__name__)

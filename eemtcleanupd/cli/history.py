@@ -14,7 +14,8 @@ from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.units import human_size, printable, shortened
 
 if TYPE_CHECKING:
-    from eemtcleanupd.store.ledger import Ledger, RunRecord
+    from eemtcleanupd.store.ledger import Ledger
+    from eemtcleanupd.store.runs import RunRecord
 
 
 @click.command()

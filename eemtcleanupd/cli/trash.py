@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from eemtcleanupd.cleanup.restoring import Restored, Restoring
     from eemtcleanupd.config import Config
-    from eemtcleanupd.store.ledger import Intent, Ledger
+    from eemtcleanupd.store.intents import Intent
+    from eemtcleanupd.store.ledger import Ledger
 
 
 @click.group()

@@ -63,8 +63,8 @@ from eemtcleanupd.events import (
 from eemtcleanupd.logbook import log, log_to_file
 from eemtcleanupd.plugins import PluginSet
 from eemtcleanupd.policy.pressure import Pressure
-from eemtcleanupd.store.ledger import TRASH_TRIGGER
 from eemtcleanupd.store.location import Location, daemon_lock
+from eemtcleanupd.store.runs import TRASH_TRIGGER
 
 USER = "auto_cleanup"
 """Who is recorded for what the daemon does by itself (the user's document, Audit Trail)."""

@@ -11,10 +11,11 @@ from eemtcleanupd.config import Config
 from eemtcleanupd.daemon.status import DaemonStatus
 from eemtcleanupd.daemon.storage import Storage
 from eemtcleanupd.policy.capacity import Budget
-from eemtcleanupd.store.ledger import Ledger, RunRecord
+from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.location import Location
 from eemtcleanupd.store.lock import Holder
 from eemtcleanupd.store.outbox import Tally, tallies
+from eemtcleanupd.store.runs import RunRecord
 
 
 def overview(config: Config, holder: Holder | None, told: DaemonStatus | None) -> dict[str, Any]:

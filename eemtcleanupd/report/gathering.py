@@ -22,9 +22,10 @@ from eemtcleanupd.policy.pressure import DiskUsage
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.catalog import Catalog
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.ledger import Ledger, RunRecord
+from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.location import Location, daemon_of
 from eemtcleanupd.store.reporting import BigJob, Jobs, Work, biggest_jobs, count_jobs, work_since
+from eemtcleanupd.store.runs import RunRecord
 from eemtcleanupd.store.timestamps import local_timestamp, zone_named
 from eemtcleanupd.units import human_age, printable
 

@@ -13,7 +13,8 @@ from fastapi.responses import StreamingResponse
 
 from eemtcleanupd.daemon.overview import run_document
 from eemtcleanupd.model import Hold
-from eemtcleanupd.store.ledger import Intent, Ledger
+from eemtcleanupd.store.intents import Intent
+from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.units import printable
 from eemtcleanupd.web.access import Caller
 from eemtcleanupd.web.bodies import CleanupAnswer, Text

@@ -16,7 +16,8 @@ from eemtcleanupd.daemon.overview import run_document
 from eemtcleanupd.events import StoragePoint
 from eemtcleanupd.policy.forecast import full_at
 from eemtcleanupd.policy.retention import Policy
-from eemtcleanupd.store.ledger import Ledger, LogEntry
+from eemtcleanupd.store.history import LogEntry
+from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.web.engine import Engine
 from eemtcleanupd.web.reading import run_with_details
 from eemtcleanupd.web.site import opened

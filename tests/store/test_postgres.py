@@ -20,7 +20,8 @@ from eemtcleanupd.errors import LockHeldError, StoreError
 from eemtcleanupd.policy.retention import Policy, decide
 from eemtcleanupd.store.catalog import Catalog
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.ledger import Intent, IntentKind, Ledger
+from eemtcleanupd.store.intents import Intent, IntentKind
+from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.location import Location
 from eemtcleanupd.store.lock import Holder, run_lock
 from tests.postgres import PASSWORD, Server

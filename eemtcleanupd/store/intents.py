@@ -1,0 +1,201 @@
+"""What is to go: written before the first file moves, deleted when it is recorded.
+
+So open intents are exactly the work that an interrupted run left; others wait in the trash for their grace.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, insert, select, true, update
+
+from eemtcleanupd.errors import StoreError
+from eemtcleanupd.model import TRASH_NAME, Artifact, Found, RootName
+from eemtcleanupd.store.book import MOST_VALUES, Book, making_sense, read_utc
+from eemtcleanupd.store.tables import HOLDS, INTENTS
+from eemtcleanupd.store.timestamps import utc_timestamp
+
+PART_BACK = ".back-"
+"""Stands in the id of an intent that brings a part of another one back, behind that one's id."""
+
+
+class IntentKind(StrEnum):
+    """What an intent is about."""
+
+    JOB = "job"
+    ORPHAN = "orphan"
+
+
+class IntentState(StrEnum):
+    """How far an intent is: its bytes are to go now, or it is recorded as cleaned and waits in the trash."""
+
+    OPEN = "open"
+    TRASHED = "trashed"
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """One job (or orphan) whose artifacts are to go.
+
+    ``items`` pairs each artifact with the name of its folder in its root's trash.  ``bytes_freed``
+    is what earlier, interrupted attempts freed, ``size_bytes`` what waits in the trash.
+    """
+
+    id: str
+    run_id: str
+    kind: IntentKind
+    job_id: str
+    status: str
+    items: tuple[tuple[Found, str], ...]
+    state: IntentState = IntentState.OPEN
+    bytes_freed: int = 0
+    purge_after: datetime | None = None
+    error: str | None = None
+    size_bytes: int = 0
+    created_at: datetime | None = None
+
+
+def with_error(intent: Intent, error: str | None, freed_bytes: int) -> Intent:
+    """Return the intent after an attempt that did not finish it."""
+    return replace(intent, error=error, bytes_freed=intent.bytes_freed + freed_bytes)
+
+
+class Intents(Book):
+    """``cleanup_intents``."""
+
+    def open_intents(self) -> list[Intent]:
+        """Return the work that an interrupted run, or one with errors, left."""
+        return self._intents(select(INTENTS).where(INTENTS.c.state == IntentState.OPEN))
+
+    def trash_of(self, job_id: str | None = None, limit: int | None = None) -> list[Intent]:
+        """Return what waits in the trash, of one job or of all, the first to go first."""
+        statement = select(INTENTS).where(INTENTS.c.state == IntentState.TRASHED)
+        if job_id is not None:
+            statement = statement.where(INTENTS.c.job_id == job_id)
+        return self._intents(statement.order_by(INTENTS.c.purge_after, INTENTS.c.id).limit(limit))
+
+    def expired_trash(
+        self, now: datetime, limit: int, *, early: bool = False, trashed_before: datetime | None = None
+    ) -> list[Intent]:
+        """Return trashed jobs whose grace has passed at ``now`` and that nobody holds, oldest first.
+
+        With ``early`` those whose grace has not passed count too, or with ``trashed_before`` those that have
+        been in the trash since then.
+        """
+        early = early or trashed_before is not None
+        since = None if trashed_before is None else utc_timestamp(trashed_before)
+        due = utc_timestamp(now)
+        held = select(HOLDS.c.job_id).where((HOLDS.c.until.is_(None)) | (HOLDS.c.until > due))
+        return self._intents(
+            select(INTENTS)
+            .where(INTENTS.c.state == IntentState.TRASHED)
+            .where(true() if early else INTENTS.c.purge_after <= due)
+            .where(true() if since is None else INTENTS.c.created_at <= since)
+            .where((INTENTS.c.job_id.is_(None)) | INTENTS.c.job_id.not_in(held))
+            .order_by(INTENTS.c.purge_after, INTENTS.c.id)
+            .limit(limit)
+        )
+
+    def trash(self) -> tuple[int, int, datetime | None]:
+        """Return how many jobs and orphans wait in the trash, their bytes, and when the first goes."""
+        statement = select(
+            func.count(), func.sum(INTENTS.c.size_bytes), func.min(INTENTS.c.purge_after)
+        ).where(INTENTS.c.state == IntentState.TRASHED)
+        with self._database.read() as connection:
+            count, size, first = connection.execute(statement).one()
+        return count, int(size or 0), read_utc(first)
+
+    def is_known_intent(self, intent_id: str) -> bool:
+        """Tell whether an intent with this id, or one that brings a part of it back, is in the ledger."""
+        if not intent_id.isascii():  # none of ours, and maybe no text that a database takes
+            return False
+        back = INTENTS.c.id.startswith(f"{intent_id}{PART_BACK}", autoescape=True)
+        statement = select(func.count()).select_from(INTENTS).where((INTENTS.c.id == intent_id) | back)
+        with self._database.read() as connection:
+            return bool(connection.execute(statement).scalar_one())
+
+    def add_intents(self, connection: Connection, intents: Sequence[Intent], now: datetime) -> None:
+        """Write intents, before the first file of any of them moves."""
+        if intents:
+            rows = [{**_intent_values(intent), "created_at": utc_timestamp(now)} for intent in intents]
+            connection.execute(insert(INTENTS), rows)
+
+    def drop_intents(self, connection: Connection, ids: Sequence[str]) -> None:
+        """Delete intents that are done, or undone."""
+        for start in range(0, len(ids), MOST_VALUES):
+            connection.execute(delete(INTENTS).where(INTENTS.c.id.in_(ids[start : start + MOST_VALUES])))
+
+    def close_intents(self, connection: Connection, ids: Sequence[str]) -> None:
+        """Delete intents in the transaction that records what came of them, which each can be only once.
+
+        Raises:
+            StoreError: one is not there: another run has finished it, and recorded it.
+        """
+        if ids:
+            closed = connection.execute(delete(INTENTS).where(INTENTS.c.id.in_(ids))).rowcount
+            if closed != len(ids):
+                raise StoreError(
+                    f"{len(ids) - closed} of {len(ids)} jobs were taken over by another run; nothing was "
+                    "recorded twice"
+                )
+
+    def save_intent(self, connection: Connection, intent: Intent) -> None:
+        """Write how far an intent came."""
+        connection.execute(update(INTENTS).where(INTENTS.c.id == intent.id).values(_intent_values(intent)))
+
+    def _intents(self, statement: Any) -> list[Intent]:
+        with self._database.read() as connection:
+            rows = connection.execute(statement).all()
+        with making_sense("cleanup_intents"):
+            return [
+                Intent(
+                    id=str(row.id),
+                    run_id=str(row.run_id),
+                    kind=IntentKind(row.kind),
+                    job_id=row.job_id or "",
+                    status=row.status or "",
+                    items=tuple(
+                        (Found(Artifact(RootName(root), _entry(name)), bool(is_folder)), _entry(item))
+                        for root, name, is_folder, item in json.loads(row.artifacts)
+                    ),
+                    state=IntentState(row.state),
+                    bytes_freed=int(row.bytes_freed),
+                    purge_after=read_utc(row.purge_after),
+                    error=row.error,
+                    size_bytes=int(row.size_bytes),
+                    created_at=read_utc(row.created_at),
+                )
+                for row in rows
+            ]
+
+
+def _intent_values(intent: Intent) -> dict[str, object]:
+    # ASCII JSON carries the bytes of names that are not UTF-8 as lone surrogate escapes.
+    artifacts = json.dumps(
+        [[found.artifact.root, found.artifact.name, found.is_folder, item] for found, item in intent.items]
+    )
+    return {
+        "id": intent.id,
+        "run_id": intent.run_id,
+        "kind": intent.kind,
+        "state": intent.state,
+        "job_id": intent.job_id or None,
+        "status": intent.status,
+        "artifacts": artifacts,
+        "bytes_freed": intent.bytes_freed,
+        "purge_after": None if intent.purge_after is None else utc_timestamp(intent.purge_after),
+        "error": intent.error,
+        "size_bytes": intent.size_bytes,
+    }
+
+
+def _entry(name: object) -> str:
+    """Return a name if it is a single path component, which all are that we write."""
+    if not isinstance(name, str) or name in {"", ".", "..", TRASH_NAME} or "/" in name or "\0" in name:
+        raise ValueError(f"{name!r} is not the name of an entry")
+    return name

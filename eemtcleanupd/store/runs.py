@@ -1,0 +1,135 @@
+"""The runs that there were, and what was counted over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime
+
+from sqlalchemy import Connection, desc, func, insert, select, update
+
+from eemtcleanupd.events import Total
+from eemtcleanupd.store.book import Book, read_utc
+from eemtcleanupd.store.tables import NOTIFIERS, RUNS, TOTALS
+from eemtcleanupd.store.timestamps import utc_timestamp
+
+TRASH_TRIGGER = "trash"
+"""The trigger of runs that only empty the trash."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A row of ``cleanup_runs``; times are aware UTC, ``finished_at`` None while (or if) it never ended."""
+
+    id: str
+    started_at: datetime
+    trigger: str
+    user: str
+    host: str
+    pid: int
+    policy: str
+    finished_at: datetime | None = None
+    outcome: str | None = None
+    successful: int = 0
+    failed: int = 0
+    orphans: int = 0
+    skipped: int = 0
+    errors: int = 0
+    bytes_freed: int = 0
+    error: str | None = None
+
+
+class Runs(Book):
+    """``cleanup_runs`` and ``cleanup_totals``."""
+
+    def last_run_at(self) -> datetime | None:
+        """Return the latest time that any recorded run knew, None before the first."""
+        latest = select(func.max(func.coalesce(RUNS.c.finished_at, RUNS.c.started_at)))
+        with self._database.read() as connection:
+            return read_utc(connection.execute(latest).scalar())
+
+    def has_whole_run(self) -> bool:
+        """Tell whether any run has looked at all jobs and come to its end."""
+        whole = RUNS.c.outcome.in_(("success", "errors")) & (RUNS.c.trigger != TRASH_TRIGGER)
+        with self._database.read() as connection:
+            return bool(connection.execute(select(func.count()).where(whole)).scalar_one())
+
+    def last_cleanup_at(self) -> datetime | None:
+        """Return when the last run began that looked at all jobs, None before the first."""
+        latest = select(func.max(RUNS.c.started_at)).where(RUNS.c.trigger != TRASH_TRIGGER)
+        with self._database.read() as connection:
+            return read_utc(connection.execute(latest).scalar())
+
+    def last_success_at(self) -> datetime | None:
+        """Return when the last run ended that looked at all jobs and had no errors."""
+        latest = select(func.max(RUNS.c.finished_at)).where(
+            (RUNS.c.outcome == "success") & (RUNS.c.trigger != TRASH_TRIGGER)
+        )
+        with self._database.read() as connection:
+            return read_utc(connection.execute(latest).scalar())
+
+    def runs(self, limit: int, run_id: str | None = None) -> list[RunRecord]:
+        """Return the newest runs, newest first, or the one that is named (by id or its beginning)."""
+        columns = [column for column in RUNS.c if column is not RUNS.c.number]
+        newest = (desc(RUNS.c.started_at), desc(func.coalesce(RUNS.c.number, 0)))
+        statement = select(*columns).order_by(*newest).limit(limit)
+        if run_id is not None:
+            statement = statement.where(RUNS.c.id.startswith(run_id, autoescape=True))
+        with self._database.read() as connection:
+            rows = connection.execute(statement).mappings().all()
+        return [
+            RunRecord(
+                **{
+                    **row,
+                    "started_at": read_utc(row["started_at"]),
+                    "finished_at": read_utc(row["finished_at"]),
+                }
+            )
+            for row in rows
+        ]
+
+    def begin_run(self, run: RunRecord) -> None:
+        """Write the row of a run that begins; rows that a killed run left open are closed."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(
+                update(RUNS).where(RUNS.c.outcome.is_(None)).values(outcome="killed", error="it never ended")
+            )
+            # They are ordered by the second in which they began, and by this within it.
+            number = select(func.coalesce(func.max(RUNS.c.number), 0) + 1).scalar_subquery()
+            connection.execute(insert(RUNS).values({**_run_values(run), "number": number}))
+
+        self._database.write(work)
+
+    def finish_run(self, run: RunRecord, totals: Mapping[tuple[str, str], float] | None = None) -> None:
+        """Write how a run ended, and add to the totals, by name and label."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(update(RUNS).where(RUNS.c.id == run.id).values(_run_values(run)))
+            for (name, label), amount in (totals or {}).items():
+                row = (TOTALS.c.name == name) & (TOTALS.c.label == label)
+                added = update(TOTALS).where(row).values(value=TOTALS.c.value + amount)
+                if not connection.execute(added).rowcount:
+                    connection.execute(insert(TOTALS).values(name=name, label=label, value=amount))
+
+        self._database.write(work)
+
+    def totals(self) -> tuple[Total, ...]:
+        """Return all that was counted since the ledger exists."""
+        outcomes = ("delivered", "retried", "failed", "dropped")
+        with self._database.read() as connection:
+            rows = connection.execute(select(TOTALS).order_by(TOTALS.c.name, TOTALS.c.label)).all()
+            notifiers = connection.execute(select(NOTIFIERS).order_by(NOTIFIERS.c.name)).mappings().all()
+        deliveries = (
+            Total("deliveries", f"{row['name']} {outcome}", row[outcome])
+            for row in notifiers
+            for outcome in outcomes
+        )
+        return (*(Total(row.name, row.label, row.value) for row in rows), *deliveries)
+
+
+def _run_values(run: RunRecord) -> dict[str, object]:
+    return {
+        name: utc_timestamp(value) if isinstance(value, datetime) else value
+        for name, value in ((each.name, getattr(run, each.name)) for each in fields(run))
+    }
