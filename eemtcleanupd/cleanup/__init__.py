@@ -1,5 +1,6 @@
 """One run: lock, preflight, breakers, recover, plan, claim, stage, delete, record, report."""
 
-from eemtcleanupd.cleanup.run import Progress, RunRequest, clean
+from eemtcleanupd.cleanup.request import Progress, RunRequest
+from eemtcleanupd.cleanup.run import clean
 
 __all__ = ["Progress", "RunRequest", "clean"]

@@ -10,7 +10,10 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection
 
+from eemtcleanupd.cleanup.opening import Opened
 from eemtcleanupd.cleanup.planning import entries, find_artifacts
+from eemtcleanupd.cleanup.preflight import reserved_entries
+from eemtcleanupd.cleanup.request import Run
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.walk import Measured, measure
 from eemtcleanupd.events import Emit, OrphanFound
@@ -54,6 +57,25 @@ class Census:
     workers: int
     orphan_age: timedelta | None
     remove_orphan: Callable[[Found], bool]
+
+    @classmethod
+    def of(cls, run: Run, opened: Opened, remove_orphan: Callable[[Found], bool] | None = None) -> Census:
+        """Return the census of a run; without ``remove_orphan`` (a dry run) it records nothing either."""
+        hours = run.config.orphans.delete_after_hours
+        return cls(
+            database=opened.database,
+            catalog=opened.catalog,
+            ledger=None if remove_orphan is None else opened.ledger,
+            roots=opened.roots,
+            reserved=reserved_entries(run.config, opened.roots),
+            policy=run.policy,
+            now=run.clock(),
+            emit=run.emit,
+            stop=run.stop,
+            workers=run.workers,
+            orphan_age=None if hours is None or remove_orphan is None else timedelta(hours=hours),
+            remove_orphan=remove_orphan or (lambda _: False),
+        )
 
     def take(self) -> CensusResult:
         """Walk all roots once, or again when the connection was lost that remembers what was seen."""
