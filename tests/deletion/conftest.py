@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -133,3 +134,43 @@ def dig(start: Path, levels: int, name: str = "level") -> None:
 def open_descriptors() -> int:
     """Return how many descriptors this process has open."""
     return len(os.listdir("/proc/self/fd"))
+
+
+def fill(folder: Path, files: int) -> None:
+    """Make a folder with so many empty files."""
+    folder.mkdir(parents=True)
+    for number in range(files):
+        (folder / f"{number}.tif").touch()
+
+
+def doomed(trash: Trash, name: str) -> str:
+    """Stage an entry of the trash's root and doom it; returns the item, which can be removed now."""
+    trash.stage(name, [name])
+    return trash.doom(name)
+
+
+def servers(of: int | None = None) -> list[int]:
+    """Return what forks the helpers of a process; other tests of this worker may have servers running."""
+    return [
+        child
+        for child in _children(of or os.getpid())
+        if b"deletion.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
+def helpers_of(of: int | None = None) -> list[int]:
+    """Return the helpers of a process."""
+    return [helper for server in servers(of) for helper in _children(server)]
+
+
+def _children(of: int) -> list[int]:
+    tasks = Path(f"/proc/{of}/task").iterdir()
+    return [int(word) for task in tasks for word in (task / "children").read_text().split()]
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Return as soon as a condition holds, which must be within a minute."""
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.001)

@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ from eemtcleanupd.deletion.trash import MARKER_NAME, Trash
 from eemtcleanupd.deletion.worker import Request
 from eemtcleanupd.model import TRASH_NAME, RootName
 from eemtcleanupd.stop import StopFlag
-from tests.deletion.conftest import allocated
+from tests.deletion.conftest import allocated, doomed, wait_until
 
 pytestmark = [pytest.mark.xdist_group("dask"), pytest.mark.timeout(110)]
 
@@ -45,12 +47,12 @@ class Dask:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.scheduler = self._start(
+        self.scheduler = self._run(
             "scheduler", "--host", "tls://127.0.0.1", "--port", str(self.port), "--no-dashboard"
         )
         self.workers: list[subprocess.Popen[bytes]] = []
 
-    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def _run(self, *arguments: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, "-m", "distributed.cli.dask_" + arguments[0], *arguments[1:], *self._tls],
             cwd=self._folder,
@@ -58,9 +60,9 @@ class Dask:
             stderr=subprocess.DEVNULL,
         )
 
-    def add_worker(self) -> subprocess.Popen[bytes]:
+    def _add_worker(self) -> None:
         """Start a worker of one thread, in this very process, so that to kill it is to kill the worker."""
-        worker = self._start(
+        worker = self._run(
             "worker",
             f"tls://127.0.0.1:{self.port}",
             "--nthreads",
@@ -73,7 +75,6 @@ class Dask:
             str(self._folder),
         )
         self.workers.append(worker)
-        return worker
 
     @property
     def address(self) -> ClusterAddress:
@@ -81,8 +82,10 @@ class Dask:
         files = (self._folder / name for name in ("ca.pem", "cert.pem", "key.pem"))
         return ClusterAddress(f"tls://127.0.0.1:{self.port}", *files)
 
-    def connect(self, workers: int) -> Cluster:
-        """Return the cluster once it has so many workers."""
+    def start(self, workers: int) -> Cluster:
+        """Start so many workers, and return the cluster once it has them."""
+        for _ in range(workers):
+            self._add_worker()
         until = time.monotonic() + 60
         while time.monotonic() < until:
             cluster = Cluster.connect(self.address, lambda _: None)
@@ -124,11 +127,17 @@ def fill(folder: Path, folders: int, files: int) -> None:
             (below / f"f{file}").write_bytes(b"x" * 100)
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.005)
+@contextmanager
+def deleting(
+    trash: Trash, cluster: Cluster, stop: StopFlag, deletes_per_second: int
+) -> Iterator[tuple[DeletionPool, Future[Removed]]]:
+    """Delete the folder ``job`` slowly, and go on once the cluster has begun with it."""
+    slow = Limits(deletes_per_second=deletes_per_second)
+    item = doomed(trash, "job")
+    with DeletionPool(1, stop, cluster=cluster, limits=slow) as pool:
+        future = pool.remove(trash, item)
+        wait_until(lambda: pool.files > 0)
+        yield pool, future
 
 
 def _place(root: Root, item: str = "item.deleting") -> Place:
@@ -202,10 +211,8 @@ def test_a_cluster_removes_what_a_machine_alone_does_and_counts_the_same(
             return pool.remove(trash, trash.doom(job)).result(timeout=60)
 
     sizes = [build(root.path / "alone"), build(root.path / "together")]
-    for _ in range(2):
-        dask.add_worker()
     alone = go("alone", None)
-    together = go("together", dask.connect(2))
+    together = go("together", dask.start(2))
     assert together == alone
     assert [alone.bytes_freed, together.bytes_freed] == sizes
     assert (alone.complete, alone.files) == (True, 1204)
@@ -216,14 +223,10 @@ def test_the_death_of_a_worker_and_then_of_the_scheduler_only_costs_time(
     root: Root, trash: Trash, dask: Dask, caplog: pytest.LogCaptureFixture
 ) -> None:
     fill(root.path / "job", 3, 1000)
-    dask.add_worker()
-    dask.add_worker()
-    cluster = dask.connect(2)
-    trash.stage("item", ["job"])
-    slow = Limits(deletes_per_second=100)
-    with caplog.at_level(logging.WARNING), DeletionPool(1, StopFlag(), cluster=cluster, limits=slow) as pool:
-        future = pool.remove(trash, trash.doom("item"))
-        wait_until(lambda: pool.files > 0)
+    with (
+        caplog.at_level(logging.WARNING),
+        deleting(trash, dask.start(2), StopFlag(), 100) as (pool, future),
+    ):
         dask.workers[0].send_signal(signal.SIGKILL)
         wait_until(lambda: "is gone" in caplog.text)
         assert not future.done()
@@ -243,13 +246,10 @@ def test_a_scheduler_that_is_frozen_only_costs_time(
     monkeypatch.setattr("eemtcleanupd.deletion.cluster._LOOK_SECONDS", 0.1)
     monkeypatch.setattr("eemtcleanupd.deletion.cluster._ANSWER_SECONDS", 0.5)
     fill(root.path / "job", 3, 1000)
-    dask.add_worker()
-    cluster = dask.connect(1)
-    trash.stage("item", ["job"])
-    slow = Limits(deletes_per_second=100)
-    with caplog.at_level(logging.WARNING), DeletionPool(1, StopFlag(), cluster=cluster, limits=slow) as pool:
-        future = pool.remove(trash, trash.doom("item"))
-        wait_until(lambda: pool.files > 0)
+    with (
+        caplog.at_level(logging.WARNING),
+        deleting(trash, dask.start(1), StopFlag(), 100) as (pool, future),
+    ):
         dask.scheduler.send_signal(signal.SIGSTOP)
         wait_until(lambda: "not used any more" in caplog.text)
         pool.controls.set(Limits())
@@ -263,8 +263,7 @@ def test_workers_without_the_mount_are_told_and_left_out(
 ) -> None:
     """As if all were elsewhere: the trash of the root that is told is not there under the root's name."""
     fill(root.path / "job", 2, 300)
-    dask.add_worker()
-    cluster = dask.connect(1)
+    cluster = dask.start(1)
     elsewhere = Root(root.name, Path("/nowhere/results"), root.fd, root.device, root.inode)
     trash.root = elsewhere
     trash.stage("item", ["job"])
@@ -279,22 +278,17 @@ def test_a_stop_ends_what_the_cluster_does_and_the_next_run_completes_it(
     root: Root, trash: Trash, dask: Dask
 ) -> None:
     fill(root.path / "job", 4, 300)
-    dask.add_worker()
     stop = StopFlag()
-    trash.stage("item", ["job"])
-    slow = Limits(deletes_per_second=50)
-    cluster = dask.connect(1)
-    with DeletionPool(1, stop, cluster=cluster, limits=slow) as pool:
-        future = pool.remove(trash, trash.doom("item"))
-        wait_until(lambda: pool.files > 0)
+    cluster = dask.start(1)
+    with deleting(trash, cluster, stop, 50) as (pool, future):
         stop.set()
         first = future.result(timeout=30)
         # Thousands of folders may wait at that moment: none of them goes there any more.
         rest = Request("job", "job", root.device)
-        assert cluster.empty_folder(trash, "item.deleting", rest, pool.controls, lambda *_: None) is None
+        assert cluster.empty_folder(trash, "job.deleting", rest, pool.controls, lambda *_: None) is None
     assert (first.complete, first.error_count) == (False, 0)
     with DeletionPool(1, StopFlag()) as pool:
-        second = pool.remove(trash, "item.deleting").result(timeout=60)
+        second = pool.remove(trash, "job.deleting").result(timeout=60)
     assert (second.complete, first.files + second.files) == (True, 1200)
 
 

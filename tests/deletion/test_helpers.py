@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,57 +13,10 @@ import pytest
 from eemtcleanupd.deletion.helpers import Helpers
 from eemtcleanupd.deletion.limits import Controls
 from eemtcleanupd.deletion.pool import DeletionPool, Removed
-from eemtcleanupd.deletion.roots import open_root
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.deletion.worker import Request
-from eemtcleanupd.model import RootName
 from eemtcleanupd.stop import StopFlag
-
-
-@pytest.fixture
-def trash(tmp_path: Path) -> Iterator[Trash]:
-    (tmp_path / "results").mkdir()
-    root = open_root(RootName.RESULTS, tmp_path / "results")
-    trash = Trash(root)
-    yield trash
-    trash.close()
-    root.close()
-
-
-def fill(folder: Path, files: int) -> None:
-    folder.mkdir(parents=True)
-    for number in range(files):
-        (folder / f"{number}.tif").touch()
-
-
-def doomed(trash: Trash, name: str) -> str:
-    trash.stage(name, [name])
-    return trash.doom(name)
-
-
-def servers(of: int | None = None) -> list[int]:
-    """Return what forks the helpers of a process; other tests of this worker may have servers running."""
-    return [
-        child
-        for child in _children(of or os.getpid())
-        if b"deletion.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
-    ]
-
-
-def helpers_of(of: int | None = None) -> list[int]:
-    return [helper for server in servers(of) for helper in _children(server)]
-
-
-def _children(of: int) -> list[int]:
-    tasks = Path(f"/proc/{of}/task").iterdir()
-    return [int(word) for task in tasks for word in (task / "children").read_text().split()]
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.001)
+from tests.deletion.conftest import doomed, fill, helpers_of, servers, wait_until
 
 
 def test_folders_are_emptied_by_processes_that_end_with_the_pool(trash: Trash) -> None:

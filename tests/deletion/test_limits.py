@@ -16,7 +16,7 @@ from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.priority import Priority, _ioprio
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.stop import StopFlag
-from tests.deletion.test_helpers import doomed, fill, helpers_of, wait_until
+from tests.deletion.conftest import doomed, fill, helpers_of, wait_until
 
 _IDLE = 3 << 13
 
@@ -181,16 +181,3 @@ def test_what_the_system_refuses_is_told_and_nothing_else_happens(monkeypatch: p
         "performance.nice",
         "performance.io_priority",
     ]
-
-
-@pytest.fixture
-def trash(tmp_path: Path) -> Iterator[Trash]:
-    from eemtcleanupd.deletion.roots import open_root
-    from eemtcleanupd.model import RootName
-
-    (tmp_path / "results").mkdir()
-    root = open_root(RootName.RESULTS, tmp_path / "results")
-    trash = Trash(root)
-    yield trash
-    trash.close()
-    root.close()

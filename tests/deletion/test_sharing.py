@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from eemtcleanupd.deletion.sharing import SharedLock
-from tests.deletion.test_helpers import wait_until
+from tests.deletion.conftest import wait_until
 
 # Holds the second lock, and another thread of it waits for the first.
 _OTHER = """
