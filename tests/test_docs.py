@@ -39,7 +39,7 @@ def test_every_table_of_the_ledger_is_in_the_architecture() -> None:
 
 def test_every_module_has_its_place_in_the_architecture() -> None:
     architecture = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    for package in ("daemon", "notifiers", "cleanup", "deletion", "store", "policy"):
+    for package in ("daemon", "delivery", "notifiers", "cleanup", "deletion", "store", "policy"):
         for module in (ROOT / "eemtcleanupd" / package).glob("[a-z]*.py"):
             assert f"`{module.name}`" in architecture, f"{package}/{module.name}"
 

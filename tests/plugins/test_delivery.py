@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd import delivery as delivery_module
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.config.notifier import NotifierSettings
-from eemtcleanupd.delivery import Delivery, backoff, decode, encode, next_digest, wants
+from eemtcleanupd.delivery import Delivery, dispatch, outboxes
+from eemtcleanupd.delivery.courier import backoff
+from eemtcleanupd.delivery.messages import HOOKS, decode, encode, next_digest, wants
 from eemtcleanupd.events import (
     CapacityWarning,
     ConfigRejected,
@@ -223,7 +224,7 @@ def test_no_more_than_three_attempts_hang_at_a_time(post: Post) -> None:
 
 
 def test_too_many_push_the_oldest_out(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery_module, "_MAX_WAITING", 3)
+    monkeypatch.setattr(outboxes, "_MAX_WAITING", 3)
     post.order("raise RetryLater('busy')")
     delivery = post.open()
     for _ in range(5):
@@ -237,7 +238,7 @@ def test_a_locked_database_delays_nobody_and_loses_nothing(
 ) -> None:
     import sqlite3
 
-    monkeypatch.setattr(delivery_module, "_BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(outboxes, "_BUSY_TIMEOUT_SECONDS", 0.05)
     delivery = post.open()
     assert delivery.drain(10)
     connection = sqlite3.connect(post.store.path / "jobs.db", isolation_level=None)
@@ -275,8 +276,6 @@ def test_a_notifier_that_a_reload_takes_away_is_not_told(post: Post, plugins: Pl
     "event", [FINISHED, FAILED, HOSTILE_REPORT, DiskPressure(1, 2, 3, 4), CapacityWarning(1, 2, 3)], ids=str
 )
 def test_an_event_comes_out_of_the_outbox_as_it_went_in(event: Event) -> None:
-    from eemtcleanupd.delivery import HOOKS
-
     back = decode(HOOKS[type(event)], encode(event))
     assert type(back) is type(event)
     if event is not HOSTILE_REPORT:  # bytes that are not UTF-8 come back in words
@@ -421,7 +420,7 @@ def test_a_fault_of_our_own_ends_no_run(post: Post, monkeypatch: pytest.MonkeyPa
         raise TypeError(event)
 
     delivery = post.open()
-    monkeypatch.setattr(delivery_module, "encode", broken)
+    monkeypatch.setattr(dispatch, "encode", broken)
     delivery.tell(FINISHED)
     monkeypatch.undo()
     delivery.tell(FINISHED)
