@@ -30,6 +30,7 @@ from eemtcleanupd.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+_SETTLE_SECONDS = 0.5
 # Reading the file must not count as touching it, or every reload would cause the next.
 _EVENTS: list[type[FileSystemEvent]] = [
     FileModifiedEvent,
@@ -137,6 +138,40 @@ def _insist_on_same_database(before: Loaded, new: Loaded) -> None:
         raise ConfigError(
             f"paths.database cannot change while the daemon runs ({old.redacted} is locked by it): restart it"
         )
+
+
+class Settling:
+    """Waits until the file has been the same for a moment: an editor may be halfway through it.
+
+    Args:
+        configuration: knows the file.
+        elapsed: seconds that really passed.
+    """
+
+    def __init__(self, configuration: Configuration, elapsed: Callable[[], float]) -> None:
+        self._configuration = configuration
+        self._elapsed = elapsed
+        self._digest: str | None = None
+        self._until: float | None = None
+
+    def begin(self) -> None:
+        """Wait from now on, as the file stands."""
+        self._digest = self._configuration.digest()
+        self._until = self._elapsed() + _SETTLE_SECONDS
+
+    def seconds_left(self) -> float | None:
+        """Return how long to wait, None when there is nothing to wait for."""
+        return None if self._until is None else self._until - self._elapsed()
+
+    def is_over(self) -> bool:
+        """Tell, once, that the file has settled and differs from what was read."""
+        if self._until is None or self._elapsed() < self._until:
+            return False
+        if self._configuration.digest() != self._digest:
+            self.begin()
+            return False
+        self._until = None
+        return self._configuration.has_changed()
 
 
 class FileWatch:

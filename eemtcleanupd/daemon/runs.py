@@ -15,6 +15,7 @@ from eemtcleanupd.cleanup.guards import Guards
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.daemon.inbox import Order, Put, RunEnded
+from eemtcleanupd.daemon.status import RunStatus
 from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.events import Emit, Event, RunReport
 from eemtcleanupd.stop import StopFlag
@@ -31,6 +32,17 @@ class Running:
     progress: Progress
     stop: StopFlag
     thread: threading.Thread
+
+    def status(self) -> RunStatus:
+        """Return how far it is."""
+        progress = self.progress
+        return RunStatus(
+            self.request.trigger,
+            self.started_at,
+            progress.jobs_done,
+            progress.jobs_total,
+            0 if progress.pool is None else progress.pool.bytes_freed,
+        )
 
 
 class Runner:

@@ -92,7 +92,7 @@ def test_reading_the_file_and_writing_others_beside_it_is_no_change(tmp_path: Pa
 def test_a_change_is_in_force_once_the_file_has_settled(living: Living) -> None:
     living.start("retention: {failed_jobs: {hours: 12}}")
     living.write("retention: {failed_jobs: {hours: 33}}")
-    living.until(lambda: living.daemon._settled_at is not None)
+    living.until(lambda: living.daemon._settling.seconds_left() is not None)
     assert living.daemon.config.retention.failed_jobs.hours == 12
     living.until(lambda: settled_to_hours(living) == 33)
 
@@ -100,9 +100,9 @@ def test_a_change_is_in_force_once_the_file_has_settled(living: Living) -> None:
 def test_a_file_that_is_still_being_written_is_waited_for(living: Living) -> None:
     living.start("retention: {failed_jobs: {hours: 12}}")
     living.file.write_text(HEAD + "retention: {failed_jobs: {ho")
-    living.until(lambda: living.daemon._settled_at is not None)
+    living.until(lambda: living.daemon._settling.seconds_left() is not None)
     living.write("retention: {failed_jobs: {hours: 33}}")
-    living.until(lambda: living.daemon._settling == living.daemon._configuration.digest())
+    living.until(lambda: living.daemon._settling._digest == living.daemon._configuration.digest())
     living.until(lambda: settled_to_hours(living) == 33)
     assert living.status().config_error is None
 
