@@ -56,21 +56,22 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a helper ended
     stop_fd, controls_fd, requests_fd = map(int, sys.argv[1:])
     requests = socket.socket(fileno=requests_fd)
-    while True:
-        packet, lines, _, _ = socket.recv_fds(requests, PACKET_BYTES, _LINES_AT_MOST)
-        if not packet:
-            break
-        try:
-            pid = os.fork()
-        except OSError as error:
-            requests.send(str(error.strerror).encode())
-        else:
-            if pid == 0:
-                requests.close()
-                _help(Controls(StopFlag.attach(stop_fd), controls_fd), lines)
-            requests.send(FORKED)
-        for line in lines:
-            os.close(line)
+    with contextlib.suppress(ConnectionError):  # the pool's process was killed
+        while True:
+            packet, lines, _, _ = socket.recv_fds(requests, PACKET_BYTES, _LINES_AT_MOST)
+            if not packet:
+                break
+            try:
+                pid = os.fork()
+            except OSError as error:
+                requests.send(str(error.strerror).encode())
+            else:
+                if pid == 0:
+                    requests.close()
+                    _help(Controls(StopFlag.attach(stop_fd), controls_fd), lines)
+                requests.send(FORKED)
+            for line in lines:
+                os.close(line)
     with contextlib.suppress(ChildProcessError):
         os.wait()  # until all are gone, since the kernel reaps them
 
@@ -88,7 +89,10 @@ def _serve(line: socket.socket, controls: Controls) -> None:
         _send(line, [name, label])
 
     while True:
-        packet, descriptors, _, _ = socket.recv_fds(line, PACKET_BYTES, 1)
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(line, PACKET_BYTES, 1)
+        except ConnectionError:  # whom it served was killed
+            return
         if not packet:
             return
         (item_fd,) = descriptors

@@ -202,6 +202,39 @@ def test_helpers_go_on_when_signals_are_sent_to_all_and_end_when_the_run_is_kill
     assert any((tmp_path / "results" / ".eemtcleanupd-trash").iterdir())
 
 
+_KILLED = """
+import os, select, signal, socket, sys
+from eemtcleanupd.deletion.helpers import Helpers
+from eemtcleanupd.deletion.limits import Controls
+from eemtcleanupd.deletion.worker import Request
+from eemtcleanupd.stop import StopFlag
+asked, is_answered = int(sys.argv[2]), sys.argv[3] == "True"
+send_fds = socket.send_fds
+def send_and_be_killed(line, *rest):
+    global asked
+    send_fds(line, *rest)
+    asked -= 1
+    if not asked:
+        if is_answered:
+            select.select([line], [], [])
+        os.kill(os.getpid(), signal.SIGKILL)
+socket.send_fds = send_and_be_killed
+item = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY)
+helpers = Helpers(1, Controls(StopFlag()))
+helpers.grow_to(1)
+helpers.empty_folder(item, Request("folder", "", os.fstat(item).st_dev), print)
+"""
+
+
+@pytest.mark.parametrize("asked", [1, 2])  # for a helper, or for a folder to be emptied
+@pytest.mark.parametrize("is_answered", [False, True])
+def test_helpers_of_a_killed_run_end_in_silence(tmp_path: Path, asked: int, *, is_answered: bool) -> None:
+    fill(tmp_path / "folder", 1)
+    command = [sys.executable, "-c", _KILLED, str(tmp_path), str(asked), str(is_answered)]
+    run = subprocess.run(command, capture_output=True, check=False, timeout=20)
+    assert (run.returncode, run.stderr) == (-signal.SIGKILL, b"")
+
+
 def _ignores(pid: int, number: int) -> bool:
     status = Path(f"/proc/{pid}/status").read_text()
     ignored = next(line for line in status.splitlines() if line.startswith("SigIgn"))
