@@ -99,7 +99,7 @@ class Helpers:
         """Let a helper empty a folder of an item.
 
         Returns:
-            What was removed; None when no helper is free (or left) to do it.
+            What was removed; None when no helper is free (or left) to do it, and none has begun.
 
         Raises:
             OSError: the helper is gone; what it removed is not known.
@@ -121,6 +121,9 @@ class Helpers:
                     self._lines.put(line)
                     return Tally(**message)
                 found(*message)
+        except ConnectionResetError:  # gone without having read the request: nothing is lost
+            line.close()
+            return None
         except OSError as error:
             line.close()
             raise ConnectionResetError(error.errno, gone) from error

@@ -78,8 +78,12 @@ def main() -> None:
 
 def _help(controls: Controls, lines: list[int]) -> NoReturn:
     """Serve lines until standard input ends: a pipe whose other end only the pool has."""
-    for line in lines:
-        threading.Thread(target=_serve, args=(socket.socket(fileno=line), controls), daemon=True).start()
+    for number in lines:
+        line = socket.socket(fileno=number)
+        try:
+            threading.Thread(target=_serve, args=(line, controls), daemon=True).start()
+        except RuntimeError:  # as many as may be are there; what is sent to this line goes back unread
+            line.close()
     os.read(0, 1)
     os._exit(0)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from eemtcleanupd.deletion import helpers as module
 from eemtcleanupd.deletion.helpers import Helpers
 from eemtcleanupd.deletion.limits import Controls
 from eemtcleanupd.deletion.pool import DeletionPool, Removed
@@ -89,6 +90,28 @@ def test_what_no_process_can_be_started_for_is_removed_all_the_same(
         removed = pool.remove(trash, doomed(trash, "job")).result()
     assert (removed.complete, removed.files) == (True, 1000)
     assert "no helper process could be started" in caplog.text
+
+
+_NO_THREADS = """
+import sys, threading
+def refuse(self):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = refuse
+from eemtcleanupd.deletion.worker import main
+main()
+"""
+
+
+def test_what_helpers_can_start_no_threads_for_is_removed_all_the_same(
+    trash: Trash, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "_CODE", f"import sys; sys.path.append(sys.argv.pop(1)); {_NO_THREADS}")
+    for number in range(8):
+        fill(trash.root.path / "job" / f"folder-{number}", 300)
+    with DeletionPool(2, StopFlag()) as pool:
+        removed = pool.remove(trash, doomed(trash, "job")).result()
+    assert (removed.complete, removed.files, removed.errors) == (True, 2400, ())
+    assert not capfd.readouterr().err
 
 
 def test_an_inode_whose_links_many_helpers_remove_is_counted_once(trash: Trash) -> None:
