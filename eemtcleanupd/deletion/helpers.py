@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 # Neither the environment nor the site's packages: a helper needs the standard library and this package.
 _CODE = "import sys; sys.path.append(sys.argv.pop(1)); from eemtcleanupd.deletion.worker import main; main()"
 _PACKAGE_FOLDER = Path(eemtcleanupd.__file__).resolve().parent.parent
+# It takes a twentieth of a second to start. All threads of the pool wait meanwhile, and see no stop.
+_PATIENCE_SECONDS = 10.0
 
 
 class Helpers:
@@ -44,31 +46,45 @@ class Helpers:
         self._count = 0
         self._lines: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
         self._server: subprocess.Popen[bytes] | None = None
-        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        stop_fd = controls.stop.share()
+        self._requests: socket.socket | None = None
         try:
-            inherited = [stop_fd, controls.fd, theirs.fileno()]
-            self._server = subprocess.Popen(
-                [sys.executable, "-IS", "-c", _CODE, str(_PACKAGE_FOLDER), *map(str, inherited)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                pass_fds=inherited,
-                process_group=0,  # so that a terminal's signals are not theirs
-            )
+            self._start(controls)
         except OSError as error:
             _tell_refusal(error)
+
+    def _start(self, controls: Controls) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            stop_fd = controls.stop.share()
+            try:
+                inherited = [stop_fd, controls.fd, theirs.fileno()]
+                self._server = subprocess.Popen(
+                    [sys.executable, "-IS", "-c", _CODE, str(_PACKAGE_FOLDER), *map(str, inherited)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=inherited,
+                    process_group=0,  # so that a terminal's signals are not theirs
+                )
+            finally:
+                os.close(stop_fd)
+        except OSError:
+            ours.close()
+            raise
         finally:
-            os.close(stop_fd)
             theirs.close()
+        ours.settimeout(_PATIENCE_SECONDS)
+        self._requests = ours
 
     def grow_to(self, processes: int) -> None:
         """Start helpers until there are so many; one thread at a time may ask for that."""
         lines: list[list[socket.socket]] = []
         try:
-            while self._server is not None and self._count < processes:
-                lines.append(self._fork())
+            while self._requests is not None and self._count < processes:
+                lines.append(self._fork(self._requests))
                 self._count += 1
         except OSError as error:
+            if isinstance(error, TimeoutError) and self._server is not None:
+                self._server.kill()  # so that no late answer is taken for another's
             self._count = max(processes, self._count)  # it is not asked for as many again
             _tell_refusal(error)
         # One of each in turn, since those of one helper compute one at a time.
@@ -76,11 +92,11 @@ class Helpers:
             for line in of_each:
                 self._lines.put(line)
 
-    def _fork(self) -> list[socket.socket]:
+    def _fork(self, requests: socket.socket) -> list[socket.socket]:
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(self._lines_each)]
         try:
-            socket.send_fds(self._requests, [b"fork"], [theirs.fileno() for _, theirs in pairs])
-            answer = self._requests.recv(PACKET_BYTES)
+            socket.send_fds(requests, [b"fork"], [theirs.fileno() for _, theirs in pairs])
+            answer = requests.recv(PACKET_BYTES)
             if answer != FORKED:
                 words = answer.decode(errors="replace") or "the process that forks them is gone"
                 raise OSError(words)  # noqa: TRY301  (as when it cannot even be asked)
@@ -132,7 +148,8 @@ class Helpers:
 
     def close(self) -> None:
         """End the processes, which must have nothing in hand."""
-        self._requests.close()
+        if self._requests is not None:
+            self._requests.close()
         if self._server is not None:
             if not self._count:
                 self._server.kill()  # it may not be up yet, and nobody needs it any more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -88,6 +89,38 @@ def test_what_no_process_can_be_started_for_is_removed_all_the_same(
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with DeletionPool(4, StopFlag()) as pool:
         removed = pool.remove(trash, doomed(trash, "job")).result()
+    assert (removed.complete, removed.files) == (True, 1000)
+    assert "no helper process could be started" in caplog.text
+
+
+def test_a_process_that_does_not_answer_is_done_without(
+    trash: Trash, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE_SECONDS", 0.1)
+    fill(trash.root.path / "job" / "folder", 1000)
+    with DeletionPool(4, StopFlag()) as pool:
+        pool.prepare()
+        (server,) = servers()
+        os.kill(server, signal.SIGSTOP)
+        removed = pool.remove(trash, doomed(trash, "job")).result(timeout=20)
+    assert (removed.complete, removed.files) == (True, 1000)
+    assert "no helper process could be started: timed out" in caplog.text
+
+
+def test_a_run_that_has_no_descriptor_left_for_helpers_goes_on(
+    trash: Trash, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(trash.root.path / "job" / "folder", 1000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with DeletionPool(4, StopFlag()) as pool:
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            pool.prepare()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        removed = pool.remove(trash, doomed(trash, "job")).result(timeout=20)
     assert (removed.complete, removed.files) == (True, 1000)
     assert "no helper process could be started" in caplog.text
 
