@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from eemtcleanupd.config import Config
+from eemtcleanupd.errors import StoreError
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.catalog import Catalog, Row
 from eemtcleanupd.store.ledger import Ledger
@@ -31,10 +32,14 @@ def row_of(config: Config, job_id: str) -> Row | None:
 def too_late(config: Config, ledger: Ledger, job_id: str) -> str | None:
     """Return why a hold does not keep what it is meant to keep, None when it does.
 
-    To be asked after the hold is set: a run that did not see it has left its trace by then.
+    To be asked after the hold is set: a run that did not see it has left its trace by then.  So a job table
+    that cannot be read is a reason too, and no error: the hold is in force.
     """
     name = printable(job_id)
-    row = row_of(config, job_id)
+    try:
+        row = row_of(config, job_id)
+    except StoreError as error:
+        return f"whether that is in time could not be found out: {error}"
     if row is None:
         return f"there is no job {name} in the database: is that its id?"
     if any(intent.job_id == job_id for intent in ledger.open_intents()):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import socket
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -215,6 +216,15 @@ def test_a_hold_that_comes_too_late_says_so(site: Site) -> None:
     site.ask("POST", "/api/cleanup")
     assert warning("a") == "the data of job a has been cleaned already"
     assert warning("nobody") == "there is no job nobody in the database: is that its id?"
+
+
+def test_a_hold_is_set_though_the_jobs_cannot_be_read_and_says_so(site: Site) -> None:
+    with contextlib.closing(sqlite3.connect(site.store.path / "jobs.db")) as database:
+        database.execute("ALTER TABLE jobs RENAME TO moved")
+    answer = site.ask("POST", "/api/cleanup/holds", {"job_id": "b"})
+    assert (answer.status_code, answer.json()["job_id"]) == (201, "b")
+    assert "has no table jobs" in answer.json()["warning"]
+    assert [hold["job_id"] for hold in site.get("/api/cleanup/holds")["holds"]] == ["b"]
 
 
 def test_what_is_in_the_trash_comes_back(site_with_trash: Site) -> None:
