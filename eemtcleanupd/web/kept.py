@@ -9,6 +9,8 @@ from eemtcleanupd.clock import monotonic_seconds
 
 SECONDS = 2.0
 PLAN_SECONDS = 30.0
+# Nobody needs more at a time; but with `?limit=` whoever may read can ask for a hundred thousand.
+ANSWERS = 64
 
 
 class Kept:
@@ -60,7 +62,10 @@ class Kept:
         finally:
             making.pop(key, None)
         # What was forgotten meanwhile is kept where nobody looks any more.
+        answers.pop(key, None)  # the youngest comes last
         answers[key] = (monotonic_seconds() + seconds, answer)
+        if len(answers) > ANSWERS:
+            del answers[next(iter(answers))]
         return answer
 
     def is_due(self, key: Hashable) -> bool:

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from eemtcleanupd.web import kept as module
-from eemtcleanupd.web.kept import Kept
+from eemtcleanupd.web.kept import ANSWERS, Kept
 
 
 @pytest.fixture
@@ -44,6 +44,20 @@ def test_however_many_ask_it_is_worked_out_once(now: list[float]) -> None:
     assert asyncio.run(kept.get("a", work, 5)) == b"1"
     now[0] = 5.0
     assert asyncio.run(kept.get("a", work, 5)) == b"2"
+
+
+def test_only_the_youngest_answers_are_kept(now: list[float]) -> None:
+    kept, work = Kept(), Work()
+
+    async def ask() -> None:
+        for key in range(ANSWERS):
+            await kept.get(key, work, 1)
+        now[0] = 2.0
+        await kept.get(0, work, 1)
+        await kept.get("another", work, 1)
+
+    asyncio.run(ask())
+    assert [key for key in [*range(ANSWERS), "another"] if kept.look(key) is None] == [1]
 
 
 def test_an_old_answer_is_given_while_a_new_one_is_made(now: list[float]) -> None:
