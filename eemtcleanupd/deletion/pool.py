@@ -37,7 +37,7 @@ THREADS_PER_WORKER = 4
 # A folder whose own size is larger has tens of thousands of entries: several remove them, a share each.
 WIDE_BYTES = 1 << 20
 SHARES = 4
-# A run of few files ends before a helper has started: it is better done without.
+# So few are gone before they have been handed to another process.
 FEW = 250
 # Folders that wait in memory, over all items; what is found beyond waits in the item itself, on the disk.
 QUEUE_LIMIT = 4096
