@@ -170,9 +170,9 @@ def filesystem_of(folder: Path) -> str:
 
 
 class Peak:
-    """The most resident memory that runs of ours had, helper processes included, while this was entered.
+    """The most memory that runs of ours had, helper processes included, while this was entered.
 
-    Pages that several processes share count in each of them, so the truth is somewhat less.
+    Of pages that several processes share, which forked ones do, each counts its part (``Pss``, proc(5)).
     """
 
     def __init__(self) -> None:
@@ -212,7 +212,7 @@ def _resident_mb(process: int) -> float:
     try:
         if b"eemtcleanupd" not in Path(f"/proc/{process}/cmdline").read_bytes():
             return 0
-        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+        rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
     except OSError:
         return 0
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) * 1024 / 1e6

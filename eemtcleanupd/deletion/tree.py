@@ -205,10 +205,11 @@ def _by_inode(listing: Iterable[os.DirEntry[str]], share: Share | None) -> Itera
     A folder lists them in an order that is as good as random; those of neighbouring inodes change the same
     blocks on the disk, which one folder of a million files otherwise writes again and again.
     """
+    entries, at_a_time = iter(listing), _BATCH
     if share is not None:
-        listing = (entry for entry in listing if entry.inode() // _STRIPE % share.of == share.number)
-    entries = iter(listing)
-    while batch := list(itertools.islice(entries, _BATCH)):
+        entries = (entry for entry in listing if entry.inode() // _STRIPE % share.of == share.number)
+        at_a_time = max(1, _BATCH // share.of)  # all shares together remember no more than one would
+    while batch := list(itertools.islice(entries, at_a_time)):
         batch.sort(key=os.DirEntry.inode, reverse=True)
         while batch:
             yield batch.pop()  # it keeps its status, so it is to go when it is done with
