@@ -55,11 +55,14 @@ def main(rounds: int, folder: Path | None) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as place, _daemon(Path(place)) as (store, token):
         _run(store, token, "first")  # it builds the ledger
         for number in range(rounds):
-            alone.append(_run(store, token, f"alone{number}"))
-            seconds, times = _run_beside(store, token, f"beside{number}")
-            beside.append(seconds)
-            page += times
-            click.echo(f"{number + 1}: {alone[-1]:.2f} s alone, {seconds:.2f} s beside {_CLIENTS} clients")
+            for is_alone in (True, False) if number % 2 else (False, True):
+                if is_alone:
+                    alone.append(_run(store, token, f"alone{number}"))
+                else:
+                    seconds, times = _run_beside(store, token, f"beside{number}")
+                    beside.append(seconds)
+                    page += times
+            click.echo(f"{number + 1}: {alone[-1]:.2f} s alone, {beside[-1]:.2f} s beside {_CLIENTS} clients")
     ratios = sorted(with_them / without for with_them, without in zip(beside, alone, strict=True))
     figures = {
         "files": _JOBS * _FILES,
@@ -123,6 +126,8 @@ def _run_beside(store: JobStore, token: str, name: str) -> tuple[float, list[flo
         time.sleep(_WARM_SECONDS)
         seconds = _clean(token)
         times, _ = clients.communicate()
+    if clients.returncode:
+        raise SystemExit("the clients broke off")
     return seconds, json.loads(times)
 
 

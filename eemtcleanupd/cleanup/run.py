@@ -172,7 +172,8 @@ class _RealRun:
             DeletionPool(run.workers, run.stop, auto=is_auto, cluster=_cluster(run), limits=limits_of(config))
         )
         run.progress.begin(pool)
-        if opened.backlog.candidates:
+        grace = timedelta(hours=0 if run.request.pressure else config.trash.grace_hours)
+        if opened.backlog.candidates and not grace:
             pool.prepare()
         return Tools(
             database=opened.database,
@@ -189,7 +190,7 @@ class _RealRun:
             run_id=run.id,
             user=run.request.user,
             logs_folder=config.paths.logs,
-            grace=timedelta(hours=0 if run.request.pressure else config.trash.grace_hours),
+            grace=grace,
             workers=run.workers,
             guards=run.guards,
         )

@@ -37,8 +37,6 @@ _BLOCK_BYTES = 512  # the unit of st_blocks, whatever the filesystem's (stat(2))
 _NO_FOLDER = {errno.ENOTDIR, errno.ELOOP}
 
 _numbers = itertools.count()
-
-
 # No name may be another process's, or one that an interrupted run left: a rename may replace a folder.
 _token = os.urandom(8).hex()
 

@@ -97,13 +97,13 @@ def add_reading(router: APIRouter, site: Site) -> None:
     async def trash(
         limit: Annotated[int, Query(ge=1, le=100_000, description="How many, the first to go first.")] = 1000,
     ) -> Response:
-        """List what has been cleaned and is not gone yet."""
-        return await answer(
-            ("trash", limit),
-            lambda ledger: {
-                "trash": [_trashed(each) for each in ledger.trash_of(limit=limit)] if ledger else []
-            },
-        )
+        """List what has been cleaned and is not gone yet; `more` says that the list is cut."""
+
+        def listed(ledger: Ledger | None) -> object:
+            found = ledger.trash_of(limit=limit + 1) if ledger else []
+            return {"trash": [_trashed(each) for each in found[:limit]], "more": len(found) > limit}
+
+        return await answer(("trash", limit), listed)
 
 
 async def _progress(engine: Engine, request: Request, caller: Caller, *, once: bool) -> AsyncIterator[str]:

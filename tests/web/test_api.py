@@ -230,8 +230,10 @@ def test_a_hold_is_set_though_the_jobs_cannot_be_read_and_says_so(site: Site) ->
 def test_what_is_in_the_trash_comes_back(site_with_trash: Site) -> None:
     site = site_with_trash
     site.ask("POST", "/api/cleanup")
-    assert {each["job_id"] for each in site.get("/api/cleanup/trash")["trash"]} == {"a", "b"}
-    assert len(site.get("/api/cleanup/trash?limit=1")["trash"]) == 1
+    whole, part = site.get("/api/cleanup/trash"), site.get("/api/cleanup/trash?limit=1")
+    assert {each["job_id"] for each in whole["trash"]} == {"a", "b"}
+    assert (whole["more"], len(part["trash"]), part["more"]) == (False, 1, True)
+    assert not site.get("/api/cleanup/trash?limit=2")["more"]
     told = site.ask("POST", "/api/cleanup/trash/restore", {"job_id": "a"}).json()
     assert sorted(told["restored"]) == ["results/a/", "uploads/dem.tif"]
     assert site.store.results("a").exists()
