@@ -124,11 +124,14 @@ def _run_beside(store: JobStore, token: str, name: str) -> tuple[float, list[flo
         text=True,
     ) as clients:
         time.sleep(_WARM_SECONDS)
+        begun = time.monotonic()
         seconds = _clean(token)
+        ended = time.monotonic()
         times, _ = clients.communicate()
     if clients.returncode:
         raise SystemExit("the clients broke off")
-    return seconds, json.loads(times)
+    # Those that were on their way while the run was; the clock is the same for all processes.
+    return seconds, [until - since for since, until in json.loads(times) if until > begun and since < ended]
 
 
 def _build(store: JobStore, name: str) -> None:
@@ -146,13 +149,13 @@ def _clean(token: str) -> float:
 
 
 def hammer() -> None:
-    """Be the clients until standard input ends; then print how long each page took, in seconds."""
+    """Be the clients until standard input ends; then print when each page was asked for and was there."""
     times = asyncio.run(_hammer(sys.argv[1]))
     json.dump(times, sys.stdout)
 
 
-async def _hammer(token: str) -> list[float]:
-    times: list[float] = []
+async def _hammer(token: str) -> list[tuple[float, float]]:
+    times: list[tuple[float, float]] = []
     clients = [asyncio.create_task(_client(at, token, times)) for at in range(_CLIENTS)]
     with ThreadPoolExecutor(1) as waiting:
         await asyncio.get_running_loop().run_in_executor(waiting, sys.stdin.read)
@@ -164,13 +167,13 @@ async def _hammer(token: str) -> list[float]:
     return times
 
 
-async def _client(number: int, token: str, times: list[float]) -> None:
+async def _client(number: int, token: str, times: list[tuple[float, float]]) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", _PORT)
     at = number
     await asyncio.sleep(_PAUSE_SECONDS * number / _CLIENTS)
     while True:
         path = _PATHS[at % len(_PATHS)]
-        began = time.perf_counter()
+        began = time.monotonic()
         writer.write(
             f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
         )
@@ -179,7 +182,7 @@ async def _client(number: int, token: str, times: list[float]) -> None:
             raise ConnectionError(f"{path}: {head}")
         await reader.readexactly(int(head.split("content-length:")[1].split("\r\n")[0]))
         if path == "/":
-            times.append(time.perf_counter() - began)
+            times.append((began, time.monotonic()))
         at += 1
         await asyncio.sleep(_PAUSE_SECONDS)
 

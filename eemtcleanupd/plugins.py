@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Final, cast, get_args
 
 import pluggy
@@ -98,16 +99,49 @@ def _load_with_plugins(
         environ=environ,
         options=options,
         cwd=cwd,
-        notifiers_of=lambda modules, blocked: {
-            found.name: found.model for found in discover(modules, blocked) if found.model is not None
-        },
+        notifiers_of=lambda modules, blocked: _settings_models(discover(modules, blocked)),
     )
 
 
 def schema() -> Schema:
     """Return all keys of the configuration, with those of the notifiers that come with the program."""
     found = [_found(name, "the program", _load(target, "the program")) for name, target in _OURS.items()]
-    return Schema.of({each.name: each.model for each in found if each.model is not None})
+    return Schema.of(_settings_models(found))
+
+
+def packed(loaded: Loaded) -> dict[str, Any]:
+    """Return a configuration in force as values that can be pickled, for another process of ours.
+
+    The models of plugins' settings are made at run time, so the configuration itself cannot be.  Its secrets
+    are in it.
+    """
+    return {
+        "values": loaded.config.model_dump(),
+        "file": loaded.file,
+        "origins": dict(loaded.origins),
+        "warnings": loaded.warnings,
+        "is_empty": loaded.is_empty,
+    }
+
+
+def unpacked(told: Mapping[str, Any]) -> Loaded:
+    """Return the configuration of :func:`packed`; nothing is read anew.
+
+    Raises:
+        ConfigError: a plugin cannot be loaded.
+    """
+    values = told["values"]
+    file: Path | None = told["file"]
+    with _importable(None if file is None else str(file.parent)):
+        found = discover(values["plugins"], values["blocked_plugins"])
+    config = Schema.of(_settings_models(found)).model.model_validate(values)
+    return Loaded(
+        config, file, MappingProxyType(told["origins"]), told["warnings"], is_empty=told["is_empty"]
+    )
+
+
+def _settings_models(found: Sequence[FoundPlugin]) -> dict[str, type[PluginSettings]]:
+    return {each.name: each.model for each in found if each.model is not None}
 
 
 def discover(modules: Sequence[str], blocked: Sequence[str]) -> list[FoundPlugin]:

@@ -67,7 +67,7 @@ _LONGEST_WAIT_SECONDS = 30.0
 class Interface(Protocol):
     """Where a daemon listens to others; what it is asked comes into the inbox."""
 
-    def prepare(self, daemon: Daemon, config: Config) -> Callable[[], None]:
+    def prepare(self, daemon: Daemon, loaded: Loaded) -> Callable[[], None]:
         """Do what can fail with a configuration; returns what then puts it in force.
 
         Raises:
@@ -171,7 +171,7 @@ class Daemon:
         stack.callback(self._end_delivery)
         self._delivery.use(self._plugins, durable=not self.config.dry_run)
         if self._interface is not None:
-            begin = self._interface.prepare(self, self.config)
+            begin = self._interface.prepare(self, self.loaded)
             stack.callback(self._interface.close)
             begin()
         self._status_file = StatusFile(self.location)
@@ -321,7 +321,7 @@ class Daemon:
     def _prepare(self, loaded: Loaded) -> None:
         """Do what can fail with a new configuration: find its plugins, open its log."""
         plugins = PluginSet(loaded.config, before=self._plugins)
-        listen = None if self._interface is None else self._interface.prepare(self, loaded.config)
+        listen = None if self._interface is None else self._interface.prepare(self, loaded)
         self._log.open(loaded.config)
         self._plugins = plugins
         if listen is not None:

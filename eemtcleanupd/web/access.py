@@ -16,7 +16,6 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from eemtcleanupd.clock import Clock, monotonic_seconds, system_clock
-from eemtcleanupd.config import Config
 from eemtcleanupd.errors import AuditError, ConfigError
 from eemtcleanupd.events import AuditEntry
 from eemtcleanupd.units import printable
@@ -206,21 +205,3 @@ class Access:
 def cookie_of(request: Request) -> str:
     """Return the name of a session's cookie; over TLS one that only we can set (RFC 6265bis)."""
     return "__Host-eemtcleanupd" if request.url.scheme == "https" else "eemtcleanupd"
-
-
-def insist_on_tokens(config: Config) -> None:
-    """Refuse to serve where nobody could prove who they are.
-
-    Raises:
-        ConfigError: there is no file of tokens, or none in it.
-    """
-    path = config.api.tokens_file
-    if path is None:
-        raise ConfigError(
-            "api.enabled needs api.tokens_file (or api.listen: unix:/path, where the socket's mode says who "
-            "may): name a file, then `eemtcleanupd token add NAME --scope clean`"
-        )
-    if not TokenFile(path).all():
-        raise ConfigError(
-            f"api.enabled, but there is no token in {path}: `eemtcleanupd token add NAME --scope clean`"
-        )

@@ -10,26 +10,14 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from eemtcleanupd import __version__
-from eemtcleanupd.daemon.lifecycle import Daemon
 from eemtcleanupd.web.access import Access
 from eemtcleanupd.web.dashboard import pages
-from eemtcleanupd.web.engine import DaemonEngine, Engine
+from eemtcleanupd.web.engine import Engine
 from eemtcleanupd.web.gate import Gate
 from eemtcleanupd.web.kept import Kept
 from eemtcleanupd.web.problems import Json, ProblemRoute, documented, of_error
 from eemtcleanupd.web.router import routes
 from eemtcleanupd.web.site import Site
-
-
-def build(daemon: Daemon, *, open_to_all: bool) -> ASGIApp:
-    """Return the interface of a daemon.
-
-    Args:
-        daemon: whom it works with.
-        open_to_all: without tokens everybody may (a Unix socket).
-    """
-    engine = DaemonEngine(daemon)
-    return around(engine, Access(engine, open_to_all=open_to_all))
 
 
 def around(engine: Engine, access: Access) -> ASGIApp:
@@ -63,7 +51,7 @@ def around(engine: Engine, access: Access) -> ASGIApp:
     @app.get("/healthz", responses=documented(503), tags=["daemon"])
     async def healthz() -> Response:
         """Say whether the scheduler beats."""
-        alive = engine.is_alive()
+        alive = await engine.is_alive()
         return Json({"status": "ok" if alive else "the scheduler hangs"}, 200 if alive else 503)
 
     @app.get(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from typing import Annotated
+from typing import IO, Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import StreamingResponse
@@ -14,12 +13,11 @@ from fastapi.responses import StreamingResponse
 from eemtcleanupd.answer import Answer
 from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.config import Config
-from eemtcleanupd.daemon.inbox import Order
 from eemtcleanupd.errors import CleanupError
-from eemtcleanupd.events import Event, RunReport, RunStarted
 from eemtcleanupd.web.access import Caller
 from eemtcleanupd.web.bodies import CleanupAnswer, CleanupBody, RunBegun
 from eemtcleanupd.web.engine import TRIGGER, Engine
+from eemtcleanupd.web.ordering import Outcome, RunAsked, document
 from eemtcleanupd.web.problems import REFUSED, FieldProblem, Json, documented, problem
 from eemtcleanupd.web.site import Site
 
@@ -56,83 +54,71 @@ def add_cleaning(router: APIRouter, site: Site) -> None:
         if wanted.dry_run or engine.config.dry_run:
             config = engine.config.with_retention(*retention)
             async with one_at_a_time:
-                looked = await asyncio.to_thread(dry_run, engine, config, caller.name, force=wanted.force)
-            return await asyncio.to_thread(_stream, looked)
+                return _answer(
+                    await asyncio.to_thread(dry_run, engine, config, caller.name, force=wanted.force)
+                )
         await asyncio.to_thread(site.audit, caller, "http_cleanup", body=wanted.model_dump())
-        answer, begun, ended = Answer(), asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
-        waits = "respond-async" not in prefer.lower()
-        outcome: list[RunReport | CleanupError | None] = []
-        started: list[str] = []
+        begun: asyncio.Future[str] = loop.create_future()
+        over: asyncio.Future[Outcome] = loop.create_future()
 
-        def emit(event: Event) -> None:
-            answer(event)
-            if isinstance(event, RunStarted):
-                started.append(event.run_id)
-                _tell(loop, begun)
-
-        def done(result: RunReport | CleanupError | None) -> None:
-            outcome.append(result)
-            if not isinstance(result, RunReport) or not waits:
-                answer.close()
+        def end(outcome: Outcome) -> None:
             kept.forget()
-            _tell(loop, begun)
-            _tell(loop, ended)
+            _tell(loop, over, outcome)
 
-        engine.run(caller.name, Order(emit, done, retention, wanted.force))
-        if not waits:
-            await begun.wait()
-            if started:
-                url = f"{request.url.path}/runs/{started[0]}"
-                return Json({"run_id": started[0], "url": url}, 202, headers={"Location": url})
-        await ended.wait()
-        result = outcome[0]
-        if isinstance(result, CleanupError):
-            raise result
-        if result is None:
-            return problem(503, "the run broke off; the log says where, and the next one goes on")
-        return await asyncio.to_thread(_stream, answer)
+        engine.run(
+            RunAsked(caller.name, retention, wanted.force, lambda run_id: _tell(loop, begun, run_id), end)
+        )
+        if "respond-async" in prefer.lower():
+            await asyncio.wait((begun, over), return_when=asyncio.FIRST_COMPLETED)
+            if begun.done():
+                run_id = begun.result()
+                url = f"{request.url.path}/runs/{run_id}"
+                return Json({"run_id": run_id, "url": url}, 202, headers={"Location": url})
+        return _answer(await over)
 
 
-def dry_run(engine: Engine, config: Config, user: str, *, force: bool = False) -> Answer:
+def dry_run(engine: Engine, config: Config, user: str, *, force: bool = False) -> IO[str] | CleanupError:
     """Say what a run would do."""
-    answer = Answer()
-    try:
+    with closing(Answer()) as answer:
         clean(
             config,
             RunRequest(user=user, trigger=TRIGGER, dry_run=True, force=force),
             emit=answer,
             guards=engine.plugins,
         )
-    except BaseException:
-        answer.close()
-        raise
-    return answer
+        return document(answer)
 
 
 def planned(engine: Engine) -> bytes:
     """Return the next run's dry run as JSON; breakers do not count, for nothing happens."""
-    with tempfile.SpooledTemporaryFile(max_size=1 << 20, mode="w+", encoding="ascii") as file:
-        with closing(dry_run(engine, engine.config, "plan", force=True)) as answer:
-            answer.write(file)
-        file.seek(0)
-        return file.read().encode("ascii")
+    outcome = dry_run(engine, engine.config, "plan", force=True)
+    if isinstance(outcome, CleanupError):
+        raise outcome
+    with outcome:
+        return outcome.read().encode("ascii")
 
 
-def _stream(answer: Answer) -> StreamingResponse:
-    file = tempfile.SpooledTemporaryFile(max_size=1 << 20, mode="w+", encoding="ascii")  # noqa: SIM115
-    with closing(answer):
-        answer.write(file)
-    file.seek(0)
+def _answer(outcome: Outcome) -> Response:
+    if isinstance(outcome, CleanupError):
+        raise outcome
+    if outcome is None:
+        return problem(503, "the run broke off; the log says where, and the next one goes on")
 
-    def chunks() -> Iterator[str]:
-        with file:
-            while chunk := file.read(1 << 16):
+    def chunks() -> Iterator[str | bytes]:
+        with outcome:
+            while chunk := outcome.read(1 << 16):
                 yield chunk
 
     return StreamingResponse(chunks(), media_type="application/json")
 
 
-def _tell(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
-    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-        loop.call_soon_threadsafe(event.set)
+def _tell(loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], value: object) -> None:
+    """Tell something to who waits in the loop, from any thread; perhaps nobody does any more."""
+
+    def tell() -> None:
+        if not future.done():
+            future.set_result(value)
+
+    with suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(tell)

@@ -63,7 +63,7 @@ def pages(site: Site, access: Access) -> APIRouter:
     @router.get("/")
     async def dashboard(request: Request) -> Response:
         async def make(caller: Caller) -> bytes:
-            if kept.is_due("plan") and engine.progress() is None:
+            if kept.is_due("plan") and await engine.progress() is None:
                 kept.begin("plan", lambda: planned(engine), PLAN_SECONDS)
             plan = kept.look("plan")
             return await kept.get(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import threading
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from io import BytesIO
+from os import fdopen
 from pathlib import Path
 from typing import Any, Protocol
 
 from eemtcleanupd.cleanup import Progress, RunRequest, clean
-from eemtcleanupd.clock import system_clock
+from eemtcleanupd.clock import monotonic_seconds, system_clock
 from eemtcleanupd.config import Config, Loaded
-from eemtcleanupd.daemon.inbox import Order, RunWanted
-from eemtcleanupd.daemon.lifecycle import Daemon
 from eemtcleanupd.daemon.overview import overview
 from eemtcleanupd.delivery import Delivery
 from eemtcleanupd.errors import CleanupError, LockHeldError
@@ -20,14 +23,19 @@ from eemtcleanupd.logbook import write_event
 from eemtcleanupd.plugins import PluginSet, load
 from eemtcleanupd.store.location import Location, daemon_of
 from eemtcleanupd.store.lock import Holder
+from eemtcleanupd.web.line import ProcessEnd, Reply, RunBegun, RunOver, State
+from eemtcleanupd.web.ordering import Outcome, RunAsked
 
 TRIGGER = "api"
 _BEAT_LIMIT_SECONDS = 90.0
 _DRAIN_SECONDS = 30.0
+_ANSWER_SECONDS = 5.0
+# Fifty browsers that watch a run are one question.
+_STATE_SECONDS = 0.2
 
 
 class Engine(Protocol):
-    """Answers in any thread."""
+    """What is asked from coroutines is one itself; the rest answers in any thread, and may take a while."""
 
     @property
     def loaded(self) -> Loaded:
@@ -41,16 +49,16 @@ class Engine(Protocol):
     def plugins(self) -> PluginSet:
         """The plugins in force."""
 
-    def run(self, user: str, order: Order) -> None:
-        """Start a run; what becomes of it is told to the order."""
+    def run(self, asked: RunAsked) -> None:
+        """Start a run."""
 
     def overview(self) -> dict[str, Any]:
         """Return how everything is."""
 
-    def progress(self) -> dict[str, Any] | None:
+    async def progress(self) -> dict[str, Any] | None:
         """Return how far the run is that goes on, None when there is none."""
 
-    def is_alive(self) -> bool:
+    async def is_alive(self) -> bool:
         """Tell whether the scheduler beats."""
 
     def exposition(self) -> bytes:
@@ -58,39 +66,95 @@ class Engine(Protocol):
 
 
 class DaemonEngine:
-    """A living daemon: whatever is to be done goes through its inbox."""
+    """A living daemon at the other end of a line: whatever is to be done goes through its inbox.
 
-    def __init__(self, daemon: Daemon) -> None:
-        self._daemon = daemon
+    Args:
+        line: to the daemon; who reads it gives what comes to :meth:`hear`.
+        loaded: the configuration in force.
+    """
+
+    def __init__(self, line: ProcessEnd, loaded: Loaded) -> None:
+        self._line = line
+        self._loaded = loaded
+        self._plugins = PluginSet(loaded.config)
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, Future[Any]] = {}
+        self._runs: dict[int, RunAsked] = {}
+        self._lock = threading.Lock()
+        self._state: tuple[float, Future[State]] | None = None
 
     @property
     def loaded(self) -> Loaded:
         """The configuration in force, with where each value came from."""
-        return self._daemon.loaded
+        return self._loaded
 
     @property
     def config(self) -> Config:
         """The configuration in force."""
-        return self._daemon.config
+        return self._loaded.config
 
     @property
     def plugins(self) -> PluginSet:
-        """The plugins in force."""
-        return self._daemon.plugins
+        """The plugins in force, as this process has them: they judge and write down, but are told nothing."""
+        return self._plugins
 
-    def run(self, user: str, order: Order) -> None:
+    def use(self, loaded: Loaded) -> None:
+        """Work with another configuration from now on."""
+        self._plugins = PluginSet(loaded.config, before=self._plugins)
+        self._loaded = loaded
+
+    def hear(self, told: Reply | RunBegun | RunOver, file: int | None) -> None:
+        """Take what the daemon says."""
+        match told:
+            case Reply():
+                with suppress(InvalidStateError):  # who asked has gone
+                    self._waiting.pop(told.number).set_result(told.value)
+            case RunBegun():
+                self._runs[told.number].begun(told.run_id)
+            case RunOver():
+                outcome: Outcome = told.error
+                if file is not None:
+                    outcome = fdopen(file, "rb")
+                elif told.document is not None:
+                    outcome = BytesIO(told.document.encode("ascii"))
+                self._runs.pop(told.number).over(outcome)
+
+    def _ask(self, what: str) -> Future[Any]:
+        number, answer = next(self._numbers), Future[Any]()
+        self._waiting[number] = answer
+        self._line.tell({"ask": what, "number": number})
+        return answer
+
+    def _ask_state(self) -> Future[State]:
+        with self._lock:
+            now = monotonic_seconds()
+            if self._state is None or now - self._state[0] > _STATE_SECONDS:
+                self._state = (now, self._ask("state"))
+            return self._state[1]
+
+    def run(self, asked: RunAsked) -> None:
         """Start a run."""
-        self._daemon.inbox.put(RunWanted(TRIGGER, user, order))
+        number = next(self._numbers)
+        self._runs[number] = asked
+        self._line.tell(
+            {
+                "ask": "run",
+                "number": number,
+                "user": asked.user,
+                "retention": asked.retention,
+                "force": asked.force,
+            }
+        )
 
     def overview(self) -> dict[str, Any]:
         """Return how everything is."""
-        told = self._daemon.status()
-        holder = daemon_of(self._daemon.location) or Holder(told.pid, "", "")
-        return overview(self.config, holder, told)
+        status = self._ask_state().result(_ANSWER_SECONDS).status
+        holder = daemon_of(Location.of(self.config)) or Holder(status.pid, "", "")
+        return overview(self.config, holder, status)
 
-    def progress(self) -> dict[str, Any] | None:
+    async def progress(self) -> dict[str, Any] | None:
         """Return how far the run is."""
-        run = self._daemon.status().run
+        run = (await self._state_now()).status.run
         if run is None:
             return None
         return {
@@ -101,14 +165,19 @@ class DaemonEngine:
             "bytes_freed": run.bytes_freed,
         }
 
-    def is_alive(self) -> bool:
+    async def is_alive(self) -> bool:
         """Tell whether the loop went round lately."""
-        return self._daemon.seconds_since_beat() < _BEAT_LIMIT_SECONDS
+        with suppress(TimeoutError):
+            return (await self._state_now()).beat_seconds < _BEAT_LIMIT_SECONDS
+        return False
 
     def exposition(self) -> bytes:
         """Return the metrics."""
-        plugin = self.plugins.plugin("prometheus")
-        return b"" if plugin is None else bytes(plugin.exposition())
+        return bytes(self._ask("metrics").result(_ANSWER_SECONDS))
+
+    async def _state_now(self) -> State:
+        asked = asyncio.wrap_future(self._ask_state())  # others wait for the same answer
+        return await asyncio.wait_for(asyncio.shield(asked), _ANSWER_SECONDS)
 
 
 class LocalEngine:
@@ -152,17 +221,18 @@ class LocalEngine:
         """The plugins of the configuration."""
         return self._plugins
 
-    def run(self, user: str, order: Order) -> None:
+    def run(self, asked: RunAsked) -> None:
         """Start a run."""
         with self._lock:
             if self._running is not None:
-                order.done(LockHeldError("another run is going on; see its progress, and try again then"))
+                asked.over(LockHeldError("another run is going on; see its progress, and try again then"))
                 return
             progress = Progress()
             self._running = (progress, system_clock().isoformat())
-        threading.Thread(target=self._run, args=(user, order, progress), name="run (api)").start()
+        threading.Thread(target=self._run, args=(asked, progress), name="run (api)").start()
 
-    def _run(self, user: str, order: Order, progress: Progress) -> None:
+    def _run(self, asked: RunAsked, progress: Progress) -> None:
+        order = asked.order()
         result: RunReport | CleanupError | None = None
         try:
             config = self.config.with_retention(*order.retention)
@@ -171,7 +241,7 @@ class LocalEngine:
             try:
                 result = clean(
                     config,
-                    RunRequest(user=user, trigger=TRIGGER, dry_run=config.dry_run, force=order.force),
+                    RunRequest(user=asked.user, trigger=TRIGGER, dry_run=config.dry_run, force=order.force),
                     emit=_all(write_event, delivery.tell, order.emit),
                     progress=progress,
                     guards=self._plugins,
@@ -190,7 +260,7 @@ class LocalEngine:
         """Return how everything is."""
         return overview(self.config, daemon_of(Location.of(self.config)), None)
 
-    def progress(self) -> dict[str, Any] | None:
+    async def progress(self) -> dict[str, Any] | None:
         """Return how far the run is."""
         running = self._running
         if running is None:
@@ -204,7 +274,7 @@ class LocalEngine:
             "bytes_freed": 0 if progress.pool is None else progress.pool.bytes_freed,
         }
 
-    def is_alive(self) -> bool:
+    async def is_alive(self) -> bool:
         """Return true: there is no scheduler."""
         return True
 

@@ -90,6 +90,8 @@ def of_error(error: Exception) -> Response:
             return problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
         case StoreError() | RootError() | AuditError():
             return problem(503, str(error))
+        case TimeoutError():
+            return problem(503, "the daemon does not answer")
         case CleanupError():
             return problem(409, str(error))
         case _:

@@ -111,7 +111,7 @@ async def _progress(engine: Engine, request: Request, caller: Caller, *, once: b
     last: object = ()
     silence = 0
     while not await request.is_disconnected() and caller.still_may():
-        progress = engine.progress()
+        progress = await engine.progress()
         silence += 1
         if progress != last:
             kind = "idle" if progress is None else "progress"

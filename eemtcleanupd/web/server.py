@@ -1,99 +1,126 @@
-"""Serves the HTTP interface of a daemon, in a thread of its own."""
+"""Has the HTTP interface of a daemon answered: opens its address, and keeps a process that answers there.
+
+It is a process of its own, so that whoever asks much takes no time from a run and cannot bring down the
+daemon that deletes.  What it wants done it asks the daemon for.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import socket
 import ssl
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing import Pipe
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from eemtcleanupd.config import Config
-from eemtcleanupd.errors import ConfigError
+import eemtcleanupd
+from eemtcleanupd.clock import monotonic_seconds
+from eemtcleanupd.config import Loaded
+from eemtcleanupd.config.schema import ApiConfig
+from eemtcleanupd.daemon.inbox import RunWanted
+from eemtcleanupd.errors import CleanupError, ConfigError
+from eemtcleanupd.plugins import packed
+from eemtcleanupd.web.line import MOST_INLINE, DaemonEnd, Reply, RunBegun, RunOver, Settings, State, Stop
+from eemtcleanupd.web.ordering import Outcome, RunAsked
+from eemtcleanupd.web.tokens import insist_on_tokens
 
 if TYPE_CHECKING:
-    import uvicorn
-
     from eemtcleanupd.daemon.lifecycle import Daemon
 
 log = logging.getLogger(__name__)
-_UNIX = "unix:"
-_STOP_SECONDS = 3
+UNIX = "unix:"
+TRIGGER = "api"
+STOP_SECONDS = 3
+_NEEDED = ("fastapi", "python_multipart", "uvicorn", "jinja2")
+_LONGEST_PAUSE_SECONDS = 60.0
+_PATIENCE_SECONDS = 5.0
+_PACKAGE_FOLDER = Path(eemtcleanupd.__file__).resolve().parent.parent
+# -P: the folder that the daemon was started in is none to import from.
+_CODE = "import sys; sys.path.append(sys.argv.pop(1)); from eemtcleanupd.web.process import main; main()"
 
 
 class HttpInterface:
     """Where a daemon listens; a reload opens a new address before the old one is closed."""
 
     def __init__(self) -> None:
-        self._serving: _Serving | None = None
+        self._answering: _Answering | None = None
 
-    def prepare(self, daemon: Daemon, config: Config) -> Callable[[], None]:
+    def prepare(self, daemon: Daemon, loaded: Loaded) -> Callable[[], None]:
         """Open what the configuration asks for; returns what puts it in force.
 
         Raises:
             ConfigError: it cannot be opened, or nobody could prove who they are.
         """
-        api = config.api
+        api = loaded.config.api
         if not api.enabled:
             return lambda: self._replace(None)
-        try:
-            from eemtcleanupd.web.access import insist_on_tokens  # noqa: PLC0415  (late: only where it serves)
-            from eemtcleanupd.web.app import build  # noqa: PLC0415
-        except ImportError as error:
-            raise ConfigError(
-                f"api.enabled needs {error.name}: install eemtcleanupd[web] (pip install 'eemtcleanupd[web]')"
-            ) from error
-        if not api.listen.startswith(_UNIX):
-            insist_on_tokens(config)
-        tls = _tls(api.tls_cert_file, api.tls_key_file)
-        mode, before = int(api.socket_mode, 8), self._serving
-        if before is None or before.where != api.listen:
-            opened = _open(api.listen, mode)
-        elif before.is_tls == (tls is not None):
-            return lambda: before.renew(mode, api.tls_cert_file, api.tls_key_file)
+        for name in _NEEDED:
+            if importlib.util.find_spec(name) is None:
+                raise ConfigError(
+                    f"api.enabled needs {name}: install eemtcleanupd[web] (pip install 'eemtcleanupd[web]')"
+                )
+        if not api.listen.startswith(UNIX):
+            insist_on_tokens(loaded.config)
+        context_of(api)
+        before = self._answering
+        if before is None or before.api.listen != api.listen:
+            opened = open_address(api.listen, _mode(api))
+        elif (before.api.tls_cert_file is None) == (api.tls_cert_file is None):
+            return lambda: before.renew(loaded)
         else:
-            opened = (
-                before.socket.dup()
-            )  # the address is ours already, and nobody who comes meanwhile is lost
-        app = build(daemon, open_to_all=api.listen.startswith(_UNIX))
-        serving = _Serving(app, opened, api.listen, tls)
-        return lambda: self._replace(serving)
+            # The address is ours already, and nobody who comes meanwhile is lost.
+            opened = before.socket.dup()
+        answering = _Answering(daemon, opened, loaded)
+        return lambda: self._replace(answering)
 
-    def _replace(self, serving: _Serving | None) -> None:
-        before, self._serving = self._serving, serving
-        if serving is not None:
-            serving.start()
-            log.info("The HTTP interface listens on %s", serving.where)
+    def _replace(self, answering: _Answering | None) -> None:
+        before, self._answering = self._answering, answering
+        if answering is not None:
+            answering.start()
+            log.info("The HTTP interface listens on %s", answering.api.listen)
         if before is not None:
             before.stop()
-            if before.where.startswith(_UNIX) and (serving is None or serving.where != before.where):
-                Path(before.where.removeprefix(_UNIX)).unlink(missing_ok=True)
+            where = before.api.listen
+            if where.startswith(UNIX) and (answering is None or answering.api.listen != where):
+                Path(where.removeprefix(UNIX)).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Stop listening."""
         self._replace(None)
 
 
-def _tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    if certificate is None or key is None:
+def context_of(api: ApiConfig) -> ssl.SSLContext | None:
+    """Return what TLS needs, None without it.
+
+    Raises:
+        ConfigError: the files cannot be used.
+    """
+    if api.tls_cert_file is None or api.tls_key_file is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(api.tls_cert_file, api.tls_key_file)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"api.tls_cert_file and api.tls_key_file cannot be used: {error}") from error
     return context
 
 
-def _open(listen: str, mode: int) -> socket.socket:
-    """Open the address; uvicorn would end the process where it cannot."""
+def open_address(listen: str, mode: int) -> socket.socket:
+    """Open the address to listen on, ``host:port`` or ``unix:/path`` with a mode.
+
+    Raises:
+        ConfigError: it cannot be opened.
+    """
     try:
-        if listen.startswith(_UNIX):
-            return _open_unix(Path(listen.removeprefix(_UNIX)), mode)
+        if listen.startswith(UNIX):
+            return _open_unix(Path(listen.removeprefix(UNIX)), mode)
         host, _, port = listen.rpartition(":")
         bare = host.strip("[]")
         family = socket.AF_INET6 if ":" in bare else socket.AF_INET
@@ -133,55 +160,167 @@ def _open_unix(path: Path, mode: int) -> socket.socket:
     return opened
 
 
-class _Serving:
-    def __init__(self, app: object, opened: socket.socket, where: str, tls: ssl.SSLContext | None) -> None:
-        import uvicorn  # noqa: PLC0415
+def _mode(api: ApiConfig) -> int:
+    return int(api.socket_mode, 8)
 
-        from eemtcleanupd.web.connection import Connection  # noqa: PLC0415
 
-        self.where = where
+class _Answering:
+    """A process that answers at an address; one that ends unasked is started again."""
+
+    def __init__(self, daemon: Daemon, opened: socket.socket, loaded: Loaded) -> None:
+        self._daemon = daemon
         self.socket = opened
-        self._tls = tls
-        config = uvicorn.Config(
-            app,  # type: ignore[arg-type]
-            log_config=None,
-            log_level="error",  # whoever sends rubbish must not fill the log
-            access_log=False,
-            http=Connection,
-            ws="none",
-            proxy_headers=False,
-            server_header=False,
-            lifespan="off",
-            timeout_graceful_shutdown=_STOP_SECONDS,
-            ssl_context_factory=None if tls is None else (lambda _config, _default: tls),
-        )
-        self._server: uvicorn.Server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        self._loaded = loaded
+        self._stopping, self._settled = threading.Event(), threading.Event()
+        self._lock = threading.Lock()
+        self._running: tuple[subprocess.Popen[bytes], DaemonEnd] | None = None
+        self._thread = threading.Thread(target=self._keep, name="http", daemon=True)
 
     @property
-    def is_tls(self) -> bool:
-        """Whether it speaks TLS."""
-        return self._tls is not None
+    def api(self) -> ApiConfig:
+        """What is in force of the configuration."""
+        return self._loaded.config.api
 
     def start(self) -> None:
         """Begin to answer."""
         self._thread.start()
 
-    def _run(self) -> None:
-        try:
-            self._server.run(sockets=[self.socket])
-        except Exception:
-            log.exception("The HTTP interface broke")
-
-    def renew(self, mode: int, certificate: Path | None, key: Path | None) -> None:
-        """Take another mode, or a certificate that was renewed, for whoever comes from now on."""
-        if self.where.startswith(_UNIX):
-            Path(self.where.removeprefix(_UNIX)).chmod(mode)
-        if self._tls is not None and certificate is not None:
-            self._tls.load_cert_chain(certificate, key)
+    def renew(self, loaded: Loaded) -> None:
+        """Put another configuration in force; a certificate that was renewed comes with it."""
+        if self.api.listen.startswith(UNIX):
+            Path(self.api.listen.removeprefix(UNIX)).chmod(_mode(loaded.config.api))
+        with self._lock:
+            self._loaded = loaded
+            self._settled.clear()
+            if self._running is None:
+                return
+            self._tell(*self._running, _settings(loaded))
+        self._settled.wait(_PATIENCE_SECONDS)  # who asked for the reload may count on it
 
     def stop(self) -> None:
         """Answer what is under way, for a short while, and stop."""
-        self._server.should_exit = True
-        self._thread.join(2 * _STOP_SECONDS)
+        self._stopping.set()
+        with self._lock:
+            running = self._running
+            if running is not None:
+                self._tell(*running, Stop())
+        if running is not None:
+            try:
+                running[0].wait(2 * STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                running[0].kill()
+        self._thread.join()
         self.socket.close()
+
+    @staticmethod
+    def _tell(process: subprocess.Popen[bytes], line: DaemonEnd, told: Settings | Stop) -> None:
+        try:
+            line.tell(told)
+        except OSError:
+            process.kill()  # it hangs, or is gone already
+
+    # -- in a thread of its own ------------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        pause = 1.0
+        while not self._stopping.is_set():
+            began = monotonic_seconds()
+            try:
+                self._answer()
+            except OSError as error:
+                log.error("The process of the HTTP interface cannot be started: %s", error)  # noqa: TRY400
+            if self._stopping.is_set():
+                return
+            lived = monotonic_seconds() - began
+            pause = 1.0 if lived > _LONGEST_PAUSE_SECONDS else min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            log.error("The HTTP interface is started again in %g seconds", pause)
+            self._stopping.wait(pause)
+
+    def _answer(self) -> None:
+        """Start the process, and answer it until it ends."""
+        ours, theirs = Pipe()
+        line = DaemonEnd(ours)
+        try:
+            with theirs:
+                inherited = [theirs.fileno(), self.socket.fileno()]
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", _CODE, str(_PACKAGE_FOLDER), *map(str, inherited)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=inherited,
+                    process_group=0,  # so that a terminal's signals are not its own
+                )
+            with self._lock:
+                self._running = (process, line)
+                self._tell(process, line, _settings(self._loaded))
+                if self._stopping.is_set():
+                    self._tell(process, line, Stop())
+            self._listen(process, line)
+        finally:
+            with self._lock:
+                self._running = None
+            line.close()
+        code = process.wait()
+        if not self._stopping.is_set():
+            log.error("The process of the HTTP interface ended with code %d", code)
+
+    def _listen(self, process: subprocess.Popen[bytes], line: DaemonEnd) -> None:
+        try:
+            while True:
+                self._act(line, line.hear())
+        except (EOFError, OSError):
+            process.kill()  # mostly it is gone
+        except (ValueError, LookupError, TypeError):
+            log.exception("The process of the HTTP interface does not speak as it should")
+            process.kill()
+
+    def _act(self, line: DaemonEnd, heard: dict[str, Any]) -> None:
+        """Do what the process asks."""
+        if "log" in heard:
+            record = logging.makeLogRecord(heard["log"])
+            logging.getLogger(record.name).handle(record)
+            return
+        if "settled" in heard:
+            self._settled.set()
+            return
+        number = int(heard["number"])
+        match heard["ask"]:
+            case "state":
+                line.tell(Reply(number, State(self._daemon.status(), self._daemon.seconds_since_beat())))
+            case "metrics":
+                plugin = self._daemon.plugins.plugin("prometheus")
+                line.tell(Reply(number, b"" if plugin is None else plugin.exposition()))
+            case "run":
+                successful, failed = heard["retention"]
+                asked = RunAsked(
+                    str(heard["user"]),
+                    (successful, failed),
+                    bool(heard["force"]),
+                    lambda run_id: _pass_on(line, RunBegun(number, run_id)),
+                    lambda outcome: _pass_outcome(line, number, outcome),
+                )
+                self._daemon.inbox.put(RunWanted(TRIGGER, asked.user, asked.order()))
+            case other:
+                raise ValueError(other)
+
+
+def _settings(loaded: Loaded) -> Settings:
+    return Settings(packed(loaded), logging.getLogger(eemtcleanupd.__name__).getEffectiveLevel())
+
+
+def _pass_on(line: DaemonEnd, told: RunBegun | RunOver, file: int | None = None) -> None:
+    with suppress(OSError):  # the process is gone, and the run goes on without it
+        line.tell(told, file)
+
+
+def _pass_outcome(line: DaemonEnd, number: int, outcome: Outcome) -> None:
+    if outcome is None or isinstance(outcome, CleanupError):
+        _pass_on(line, RunOver(number, outcome))
+        return
+    with outcome as file:
+        start = file.read(MOST_INLINE + 1)
+        if isinstance(start, str) and len(start) <= MOST_INLINE:
+            _pass_on(line, RunOver(number, None, start))
+            return
+        file.seek(0)
+        _pass_on(line, RunOver(number, None, is_in_file=True), file.fileno())

@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, Literal
 
+from eemtcleanupd.config import Config
 from eemtcleanupd.errors import ConfigError
 
 Scope = Literal["read", "clean"]
@@ -142,3 +143,21 @@ class TokenFile:
 
 def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def insist_on_tokens(config: Config) -> None:
+    """Refuse to serve where nobody could prove who they are.
+
+    Raises:
+        ConfigError: there is no file of tokens, or none in it.
+    """
+    path = config.api.tokens_file
+    if path is None:
+        raise ConfigError(
+            "api.enabled needs api.tokens_file (or api.listen: unix:/path, where the socket's mode says who "
+            "may): name a file, then `eemtcleanupd token add NAME --scope clean`"
+        )
+    if not TokenFile(path).all():
+        raise ConfigError(
+            f"api.enabled, but there is no token in {path}: `eemtcleanupd token add NAME --scope clean`"
+        )

@@ -10,7 +10,8 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from eemtcleanupd.web import connection
-from eemtcleanupd.web.server import _open, _Serving
+from eemtcleanupd.web.process import Server
+from eemtcleanupd.web.server import open_address
 
 ANSWER = b"HTTP/1.1 200 OK"
 
@@ -25,32 +26,31 @@ async def slow(scope: object, receive: Callable[[], object], send: Callable[[obj
 
 
 @pytest.fixture
-def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Serving]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(connection, "ARRIVAL_SECONDS", 0.1)
     monkeypatch.setattr(connection, "MOST", 5)
-    opened = _open("127.0.0.1:0", 0)
-    serving = _Serving(slow, opened, "127.0.0.1:0", None)
-    serving.start()
-    yield serving
-    serving.stop()
+    server = Server(slow, open_address("127.0.0.1:0", 0))  # type: ignore[arg-type]
+    server.start()
+    yield server
+    server.stop()
 
 
-def connect(serving: _Serving) -> socket.socket:
-    return socket.create_connection(serving.socket.getsockname(), timeout=30)
+def connect(server: Server) -> socket.socket:
+    return socket.create_connection(server.socket.getsockname(), timeout=30)
 
 
 @pytest.mark.parametrize(
     "begun", [b"", b"GET / HTTP/1.1\r\nHost: lo", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"]
 )
-def test_a_request_that_does_not_arrive_ends_its_connection(serving: _Serving, begun: bytes) -> None:
-    with connect(serving) as client:
+def test_a_request_that_does_not_arrive_ends_its_connection(server: Server, begun: bytes) -> None:
+    with connect(server) as client:
         client.sendall(begun)
         with suppress(ConnectionResetError):
             assert client.recv(100) == b""
 
 
-def test_an_answer_may_take_long_and_the_connection_serves_again(serving: _Serving) -> None:
-    with connect(serving) as client:
+def test_an_answer_may_take_long_and_the_connection_serves_again(server: Server) -> None:
+    with connect(server) as client:
         for _ in range(2):
             client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             answer = b""
@@ -59,10 +59,10 @@ def test_an_answer_may_take_long_and_the_connection_serves_again(serving: _Servi
             assert answer.startswith(ANSWER)
 
 
-def test_the_longest_idle_makes_room(serving: _Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_longest_idle_makes_room(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "ARRIVAL_SECONDS", 30.0)
     with ExitStack() as stack:
-        clients = [stack.enter_context(connect(serving)) for _ in range(12)]
+        clients = [stack.enter_context(connect(server)) for _ in range(12)]
         for client in clients[:7]:
             with suppress(ConnectionResetError):
                 assert client.recv(1) == b""
@@ -72,11 +72,11 @@ def test_the_longest_idle_makes_room(serving: _Serving, monkeypatch: pytest.Monk
                 client.recv(1)
 
 
-def test_small_answers_do_not_wait_for_more(serving: _Serving) -> None:
+def test_small_answers_do_not_wait_for_more(server: Server) -> None:
     """asyncio sets TCP_NODELAY only where the socket names its protocol."""
-    with connect(serving) as client:
+    with connect(server) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         client.recv(1)
-        (made,) = serving._server.server_state.connections
+        (made,) = server.uvicorn.server_state.connections
         accepted = made.transport.get_extra_info("socket")
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -1,0 +1,144 @@
+"""The line between a daemon and the process that answers HTTP for it.
+
+What the daemon says is pickled; what it is told is JSON.  Strangers reach the other process, and whatever
+becomes of it, it must not be able to run code in the one that deletes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import threading
+from dataclasses import dataclass
+from multiprocessing import reduction
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+from eemtcleanupd.daemon.status import DaemonStatus
+from eemtcleanupd.errors import CleanupError
+
+MOST_INLINE: Final = 1 << 16
+"""Documents with more characters than this go as an open file."""
+
+_MOST_BYTES = 1 << 20
+_PATIENCE_SECONDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The configuration in force (:func:`eemtcleanupd.plugins.packed`), and the level of the log."""
+
+    loaded: dict[str, Any]
+    log_level: int
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How the daemon is, and how long ago its loop went round."""
+
+    status: DaemonStatus
+    beat_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What was asked under this number."""
+
+    number: int
+    value: object
+
+
+@dataclass(frozen=True, slots=True)
+class RunBegun:
+    """The run that was asked for goes on."""
+
+    number: int
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunOver:
+    """The run that was asked for is over, or did not happen.
+
+    ``document`` is its answer where that is short; an open file with it follows where ``is_in_file``.
+    Neither: ``error`` says why, or nobody knows.
+    """
+
+    number: int
+    error: CleanupError | None
+    document: str | None = None
+    is_in_file: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Answer what is under way, and end."""
+
+
+Told = Settings | Reply | RunBegun | RunOver | Stop
+
+
+class DaemonEnd:
+    """The daemon's end; may be spoken into from any thread."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        with socket.socket(fileno=os.dup(connection.fileno())) as same:
+            # A process that is stopped must not hold up the daemon; socket(7) has seconds and microseconds.
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _PATIENCE_SECONDS, 0))
+
+    def tell(self, told: Told, file: int | None = None) -> None:
+        """Tell something, with an open file where there is one.
+
+        Raises:
+            OSError: the process is gone, or does not listen; what it has heard of this is not known.
+        """
+        with self._lock:
+            self._connection.send(told)
+            if file is not None:
+                reduction.send_handle(self._connection, file, 0)
+
+    def hear(self) -> dict[str, Any]:
+        """Wait for what the process asks or says.
+
+        Raises:
+            EOFError, OSError: it is gone.
+            ValueError: that was no JSON.
+        """
+        return dict(json.loads(self._connection.recv_bytes(_MOST_BYTES)))
+
+    def close(self) -> None:
+        """Hang up."""
+        with self._lock:
+            self._connection.close()
+
+
+class ProcessEnd:
+    """The end of the process that answers HTTP; may be spoken into from any thread."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._connection = Connection(descriptor)
+        self._lock = threading.Lock()
+
+    def tell(self, what: dict[str, Any]) -> None:
+        """Ask or say something.
+
+        Raises:
+            OSError: the daemon is gone.
+        """
+        with self._lock:
+            self._connection.send_bytes(json.dumps(what).encode("ascii"))
+
+    def hear(self) -> tuple[Any, int | None]:
+        """Wait for what the daemon says, a :data:`Told`, and the descriptor of the file that comes with it.
+
+        Raises:
+            EOFError, OSError: it is gone.
+        """
+        told = self._connection.recv()
+        if isinstance(told, RunOver) and told.is_in_file:
+            return told, reduction.recv_handle(self._connection)
+        return told, None
