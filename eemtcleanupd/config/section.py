@@ -28,9 +28,17 @@ class Section(BaseModel):
         if not isinstance(data, dict):
             return data
         fields = cls.model_fields
-        empty = {key for key, value in data.items() if value is None and key in fields}
-        blocks = {key for key in empty if is_block(fields[key])}
-        return {key: value for key, value in data.items() if key not in blocks} if blocks else data
+        given = {
+            key: value
+            for key, value in data.items()
+            if value is not None or key not in fields or not is_block(fields[key])
+        }
+        # A block that is not given is read as one without keys, by the validator of the whole file. Its
+        # default_factory would have one built for the block alone, and that is most of what loading takes.
+        empty: dict[str, Any] = {
+            key: {} for key, field in fields.items() if key not in given and _is_made_of_defaults(field)
+        }
+        return {**given, **empty}
 
 
 def leaves(model: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -46,6 +54,11 @@ def leaves(model: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldI
 def is_block(field: FieldInfo) -> bool:
     """Tell whether a field is a block, whose keys are looked at one by one."""
     return block_of(field) is not None and (field.default_factory is not None or is_optional_block(field))
+
+
+def _is_made_of_defaults(field: FieldInfo) -> bool:
+    """Tell whether a block that is not given is one without keys."""
+    return field.default_factory is field.annotation and block_of(field) is field.annotation
 
 
 def is_optional_block(field: FieldInfo) -> bool:
