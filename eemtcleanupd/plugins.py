@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, cast, get_args
@@ -69,6 +69,7 @@ def load(
     Raises:
         ConfigError: every problem that was found, a line each; or a plugin that cannot be loaded.
     """
+    _installed.cache_clear()  # other packages may be installed by now
     folder = None if file is None else str((cwd / file).parent)
     with _importable(folder):
         return _load_with_plugins(file, environ=environ, options=options, cwd=cwd)
@@ -105,7 +106,7 @@ def _load_with_plugins(
 
 def schema() -> Schema:
     """Return all keys of the configuration, with those of the notifiers that come with the program."""
-    found = [_found(name, "the program", _load(target, "the program")) for name, target in _OURS.items()]
+    found = [_our_own(name) for name in _OURS]
     return Schema.of(_settings_models(found))
 
 
@@ -130,6 +131,7 @@ def unpacked(told: Mapping[str, Any]) -> Loaded:
     Raises:
         ConfigError: a plugin cannot be loaded.
     """
+    _installed.cache_clear()
     values = told["values"]
     file: Path | None = told["file"]
     with _importable(None if file is None else str(file.parent)):
@@ -154,19 +156,16 @@ def discover(modules: Sequence[str], blocked: Sequence[str]) -> list[FoundPlugin
     Raises:
         ConfigError: one cannot be loaded, is no plugin, or has the name of another.
     """
-    from importlib.metadata import entry_points  # noqa: PLC0415  (late: nine ms)
-
-    sources: list[tuple[str, str, Callable[[], Any]]] = [
-        (name, "the program", partial(_load, target, "the program")) for name, target in _OURS.items()
+    sources: list[tuple[str, str, Callable[[], FoundPlugin]]] = [
+        (name, "the program", partial(_our_own, name)) for name in _OURS
     ]
-    for entry in entry_points(group=PROJECT):
-        origin = f"the installed package {entry.dist.name}" if entry.dist else "an installed package"
-        sources.append((entry.name, origin, partial(_load, entry.value, origin)))
+    for name, origin, target in _installed():
+        sources.append((name, origin, partial(_load_and_look, name, origin, target)))
     for target in modules:
         name = target.partition(":")[0].rpartition(".")[2]
-        sources.append((name, "plugins", partial(_load, target, "plugins")))
+        sources.append((name, "plugins", partial(_load_and_look, name, "plugins", target)))
     found: dict[str, FoundPlugin] = {}
-    for name, origin, loaded in sources:
+    for name, origin, look in sources:
         if name in blocked:
             continue
         if name in found:
@@ -174,8 +173,33 @@ def discover(modules: Sequence[str], blocked: Sequence[str]) -> list[FoundPlugin
                 f"the plugin {printable(name)} comes from {found[name].origin} and from {origin}: "
                 "take one away, or name it in blocked_plugins"
             )
-        found[name] = _found(name, origin, loaded())
+        found[name] = look()
     return list(found.values())
+
+
+@cache
+def _our_own(name: str) -> FoundPlugin:
+    """Return a plugin that comes with the program, which stays what it is."""
+    return _load_and_look(name, "the program", _OURS[name])
+
+
+@cache
+def _installed() -> list[tuple[str, str, str]]:
+    """Return name, origin and target of each plugin of an installed package, as of the last loading."""
+    from importlib.metadata import entry_points  # noqa: PLC0415  (late: nine ms)
+
+    return [
+        (
+            entry.name,
+            f"the installed package {entry.dist.name}" if entry.dist else "an installed package",
+            entry.value,
+        )
+        for entry in entry_points(group=PROJECT)
+    ]
+
+
+def _load_and_look(name: str, origin: str, target: str) -> FoundPlugin:
+    return _found(name, origin, _load(target, origin))
 
 
 def _load(target: str, origin: str) -> Any:
