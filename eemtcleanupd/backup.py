@@ -9,8 +9,6 @@ from datetime import timedelta
 
 from eemtcleanupd.clock import Clock, system_clock
 from eemtcleanupd.config.schema import BackupConfig
-from eemtcleanupd.deletion.archive import Head
-from eemtcleanupd.deletion.backups import BackupFolder
 from eemtcleanupd.deletion.roots import open_root
 from eemtcleanupd.events import RunFinished
 from eemtcleanupd.hookspecs import ArtifactPath, hookimpl
@@ -33,6 +31,9 @@ class Backup:
     @hookimpl
     def before_stage(self, job: Job, artifacts: tuple[ArtifactPath, ...], settings: BackupConfig) -> None:
         """Write one archive of all artifacts, verified, or raise."""
+        from eemtcleanupd.deletion.archive import Head  # noqa: PLC0415  (late: who keeps no backups needs none)
+        from eemtcleanupd.deletion.backups import BackupFolder  # noqa: PLC0415
+
         now = self._clock()
         head = Head(
             job_id=job.id,
@@ -60,6 +61,8 @@ class Backup:
         """Delete the backups whose retention has passed."""
         if event.report.dry_run or event.report.is_test:
             return "nothing to do"
+        from eemtcleanupd.deletion.backups import BackupFolder  # noqa: PLC0415
+
         gone = BackupFolder(settings.path).expire(self._clock(), timedelta(days=settings.retention_days))
         for backup in gone:
             log.info("Deleted the backup %s: older than %g days", backup.path.name, settings.retention_days)

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from eemtcleanupd.cleanup.census import Census, CensusResult
 from eemtcleanupd.cleanup.claims import Tools
@@ -25,7 +26,6 @@ from eemtcleanupd.cleanup.request import Progress, Run, RunRequest, limits_of
 from eemtcleanupd.cleanup.selection import Selection
 from eemtcleanupd.clock import Clock, system_clock
 from eemtcleanupd.config import Config
-from eemtcleanupd.deletion.cluster import Cluster, ClusterAddress
 from eemtcleanupd.deletion.inspection import disk_usage
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.errors import AuditError, CleanupError
@@ -40,6 +40,9 @@ from eemtcleanupd.store.catalog import Catalog
 from eemtcleanupd.store.runs import RunRecord
 from eemtcleanupd.store.timestamps import zone_named
 from eemtcleanupd.units import printable
+
+if TYPE_CHECKING:
+    from eemtcleanupd.deletion.cluster import Cluster
 
 
 def clean(
@@ -265,6 +268,8 @@ def _cluster(run: Run) -> Cluster | None:
     performance = run.config.performance
     if performance.executor != "dask" or not performance.parallel_delete:
         return None
+    from eemtcleanupd.deletion.cluster import Cluster, ClusterAddress  # noqa: PLC0415  (late: few have one)
+
     dask = performance.dask
     files = (dask.tls_ca_file, dask.tls_cert_file, dask.tls_key_file)
     ca_file, cert_file, key_file = (file for file in files if file is not None)

@@ -18,11 +18,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.deletion.climb import Slots
-from eemtcleanupd.deletion.cluster import Cluster
 from eemtcleanupd.deletion.helpers import Helpers
 from eemtcleanupd.deletion.limits import Controls, Limits
 from eemtcleanupd.deletion.roots import FOLDER_FLAGS
@@ -30,6 +29,9 @@ from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.deletion.tree import Share, Tally, empty_folder, unlink_entry
 from eemtcleanupd.deletion.worker import Request
 from eemtcleanupd.stop import StopFlag
+
+if TYPE_CHECKING:
+    from eemtcleanupd.deletion.cluster import Cluster
 
 log = logging.getLogger(__name__)
 
