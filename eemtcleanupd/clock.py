@@ -6,8 +6,6 @@ import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, tzinfo
-from pathlib import Path
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 Clock = Callable[[], datetime]
 """Returns the present as an aware datetime in UTC."""
@@ -33,6 +31,9 @@ def local_zone() -> tzinfo:
 
     A ``TZ`` that is a rule and not a name gives the offset of the present.
     """
+    from pathlib import Path  # noqa: PLC0415  (late: the helpers, which only measure durations, start sooner)
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # noqa: PLC0415
+
     name = os.environ.get("TZ", "").removeprefix(":")
     try:
         if name and not name.startswith("/"):

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from eemtcleanupd.deletion.roots import FOLDER_FLAGS, Root
+from eemtcleanupd.deletion.roots import Root
+from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.deletion.walk import Folder, walk
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

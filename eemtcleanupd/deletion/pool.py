@@ -24,9 +24,8 @@ from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.deletion.climb import Slots
 from eemtcleanupd.deletion.helpers import Helpers
 from eemtcleanupd.deletion.limits import Controls, Limits
-from eemtcleanupd.deletion.roots import FOLDER_FLAGS
 from eemtcleanupd.deletion.trash import Trash
-from eemtcleanupd.deletion.tree import Share, Tally, empty_folder, unlink_entry
+from eemtcleanupd.deletion.tree import FOLDER_FLAGS, Share, Tally, empty_folder, unlink_entry
 from eemtcleanupd.deletion.worker import Request
 from eemtcleanupd.stop import StopFlag
 

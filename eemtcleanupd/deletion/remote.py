@@ -15,9 +15,9 @@ from pathlib import Path
 
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.deletion.limits import Controls, Limits
-from eemtcleanupd.deletion.roots import FOLDER_FLAGS, Root, open_root
+from eemtcleanupd.deletion.roots import Root, open_root
 from eemtcleanupd.deletion.trash import read_marker
-from eemtcleanupd.deletion.tree import Tally, empty_folder
+from eemtcleanupd.deletion.tree import FOLDER_FLAGS, Tally, empty_folder
 from eemtcleanupd.deletion.worker import Request
 from eemtcleanupd.errors import RootError
 from eemtcleanupd.model import TRASH_NAME, RootName

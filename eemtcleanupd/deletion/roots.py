@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.errors import RootError
 from eemtcleanupd.model import RootName
-
-FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-"""How every folder below a root is opened: never through a symlink (open(2))."""
 
 
 @dataclass(frozen=True, slots=True)

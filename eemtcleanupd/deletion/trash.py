@@ -15,7 +15,8 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 
-from eemtcleanupd.deletion.roots import FOLDER_FLAGS, Root
+from eemtcleanupd.deletion.roots import Root
+from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.errors import LockHeldError, RootError
 from eemtcleanupd.model import TRASH_NAME
 

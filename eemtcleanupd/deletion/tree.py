@@ -15,13 +15,14 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 from eemtcleanupd.deletion.limits import Controls
-from eemtcleanupd.deletion.roots import FOLDER_FLAGS
 from eemtcleanupd.deletion.steps import free_in_steps
 from eemtcleanupd.units import printable, shortened
+
+FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""How every folder below a root is opened: never through a symlink (open(2))."""
 
 _ERRORS_NAMED = 20
 # How many entries are put in order at a time: some 25 MB of memory.
@@ -276,7 +277,8 @@ def _allow(parent_fd: int, name: str) -> None:
     try:
         status = os.fstat(pin)
         if stat.S_ISDIR(status.st_mode):
-            Path(f"/proc/self/fd/{pin}").chmod(stat.S_IMODE(status.st_mode) | stat.S_IRWXU)
+            # No Path: a helper that starts need not import it.
+            os.chmod(f"/proc/self/fd/{pin}", stat.S_IMODE(status.st_mode) | stat.S_IRWXU)  # noqa: PTH101
     finally:
         os.close(pin)
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from eemtcleanupd.deletion.roots import FOLDER_FLAGS, Root
+from eemtcleanupd.deletion.roots import Root
+from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.stop import StopFlag
 
 _OPEN_FOLDERS = 32  # two descriptors each: the folder's and its listing's
