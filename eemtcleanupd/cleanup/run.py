@@ -118,6 +118,8 @@ class _RealRun:
         run, opened, ledger = self._run, self._opened, self._opened.ledger
         config, request = run.config, run.request
         run.audit("run_started", trigger=request.trigger, policy=str(run.policy), force=request.force)
+        later = stack.enter_context(ExitStack())  # closes what the pool works in, once the pool is done
+        pool = self._pool(stack)
         ledger.create_tables()
         opened.planner.adopt(ledger)
         opened.catalog.add_columns()
@@ -132,7 +134,7 @@ class _RealRun:
         )
         ledger.begin_run(record)
         try:
-            tools = self._tools(stack)
+            tools = self._tools(pool, later)
             run.emit(beginning(run, opened.backlog))
             pipeline = Pipeline(tools)
             counts = pipeline.outcomes.counts
@@ -165,19 +167,27 @@ class _RealRun:
         run.emit(RunFinished(report))
         return report
 
-    def _tools(self, stack: ExitStack) -> Tools:
-        """Lock the trash of each root, and start a pool."""
-        run, opened, config = self._run, self._opened, self._run.config
-        trashes = open_trashes(opened.roots, stack)
-        opened.ledger.save_roots(remember_root(root, trashes[name]) for name, root in opened.roots.items())
+    def _pool(self, stack: ExitStack) -> DeletionPool:
+        """Start a pool, early: its first helper is on its way while the ledger is made ready."""
+        run, config = self._run, self._run.config
         is_auto = config.performance.parallel_delete and config.performance.max_workers == "auto"
         pool = stack.enter_context(
             DeletionPool(run.workers, run.stop, auto=is_auto, cluster=_cluster(run), limits=limits_of(config))
         )
-        run.progress.begin(pool)
-        grace = timedelta(hours=0 if run.request.pressure else config.trash.grace_hours)
-        if opened.backlog.candidates and not grace:
+        if self._opened.backlog.candidates and not self._grace:
             pool.prepare()
+        return pool
+
+    @property
+    def _grace(self) -> timedelta:
+        return timedelta(hours=0 if self._run.request.pressure else self._run.config.trash.grace_hours)
+
+    def _tools(self, pool: DeletionPool, stack: ExitStack) -> Tools:
+        """Lock the trash of each root."""
+        run, opened, config = self._run, self._opened, self._run.config
+        trashes = open_trashes(opened.roots, stack)
+        opened.ledger.save_roots(remember_root(root, trashes[name]) for name, root in opened.roots.items())
+        run.progress.begin(pool)
         return Tools(
             database=opened.database,
             catalog=opened.catalog,
@@ -193,7 +203,7 @@ class _RealRun:
             run_id=run.id,
             user=run.request.user,
             logs_folder=config.paths.logs,
-            grace=grace,
+            grace=self._grace,
             workers=run.workers,
             guards=run.guards,
         )
