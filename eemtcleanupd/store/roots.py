@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from sqlalchemy import Connection, delete, insert, select
 
@@ -40,18 +40,11 @@ class Roots(Book):
 
     def save_roots(self, roots: Iterable[RootRecord]) -> None:
         """Remember what each root is."""
+        rows = [asdict(root) for root in roots]
 
         def work(connection: Connection) -> None:
-            for root in roots:
-                connection.execute(delete(ROOTS).where(ROOTS.c.name == root.name))
-                connection.execute(
-                    insert(ROOTS).values(
-                        name=root.name,
-                        path=root.path,
-                        device=root.device,
-                        inode=root.inode,
-                        marker=root.marker,
-                    )
-                )
+            connection.execute(delete(ROOTS).where(ROOTS.c.name.in_([row["name"] for row in rows])))
+            if rows:
+                connection.execute(insert(ROOTS), rows)
 
         self._database.write(work)

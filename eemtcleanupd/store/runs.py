@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 
-from sqlalchemy import Connection, desc, func, insert, select, update
+from sqlalchemy import Connection, bindparam, desc, func, insert, select, update
 
 from eemtcleanupd.events import Total
 from eemtcleanupd.store.book import Book, read_utc
@@ -106,11 +106,8 @@ class Runs(Book):
 
         def work(connection: Connection) -> None:
             connection.execute(update(RUNS).where(RUNS.c.id == run.id).values(_run_values(run)))
-            for (name, label), amount in (totals or {}).items():
-                row = (TOTALS.c.name == name) & (TOTALS.c.label == label)
-                added = update(TOTALS).where(row).values(value=TOTALS.c.value + amount)
-                if not connection.execute(added).rowcount:
-                    connection.execute(insert(TOTALS).values(name=name, label=label, value=amount))
+            if totals:
+                _add_to_totals(connection, totals)
 
         self._database.write(work)
 
@@ -126,6 +123,18 @@ class Runs(Book):
             for outcome in outcomes
         )
         return (*(Total(row.name, row.label, row.value) for row in rows), *deliveries)
+
+
+def _add_to_totals(connection: Connection, totals: Mapping[tuple[str, str], float]) -> None:
+    """Add to all totals at once: each statement by itself costs more than its row."""
+    known = {(row.name, row.label) for row in connection.execute(select(TOTALS.c.name, TOTALS.c.label))}
+    new = [{"name": name, "label": label, "value": 0} for name, label in totals if (name, label) not in known]
+    if new:
+        connection.execute(insert(TOTALS), new)
+    row = (TOTALS.c.name == bindparam("of")) & (TOTALS.c.label == bindparam("which"))
+    added = update(TOTALS).where(row).values(value=TOTALS.c.value + bindparam("amount"))
+    amounts = [{"of": name, "which": label, "amount": amount} for (name, label), amount in totals.items()]
+    connection.execute(added, amounts)
 
 
 def _run_values(run: RunRecord) -> dict[str, object]:
