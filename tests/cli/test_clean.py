@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import eemtcleanupd
 from tests.conftest import Aged, RunCli
 
 A2E = "a2e927ff-30e3-4752-92b5-69b5b10d59df_VCaldera_0939_DEM_025m.tif"
@@ -285,6 +286,34 @@ def test_help_loads_none_of_the_heavy_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_run_loads_and_builds_nothing_that_only_others_need(sample_store: Path) -> None:
+    """What is asked at the end is asked by ``atexit``, which the program's quick end must not leave out."""
+    code = (
+        "import atexit, sys; from eemtcleanupd.cli.main import main; sys.argv = ['eemtcleanupd', 'clean'];"
+        "atexit.register(lambda: print([n for n in ('tarfile', 'eemtcleanupd.deletion.cluster', 'requests',"
+        " 'jinja2', 'rich', 'watchdog', 'sqlalchemy.orm', 'fastapi') if n in sys.modules],"
+        " sys.modules['eemtcleanupd.config.schema'].TrashConfig.__pydantic_complete__, file=sys.stderr));"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=sample_store, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "[] False\n"
+    assert done.stdout.endswith("[INFO] Cleanup completed successfully\n")
+
+
+def test_a_helper_process_loads_nothing_that_it_does_not_need() -> None:
+    code = (
+        "import sys; sys.path.append(sys.argv[1]); import eemtcleanupd.deletion.worker;"
+        "print([n for n in ('pathlib', 'zoneinfo', 'logging', 'subprocess') if n in sys.modules])"
+    )
+    folder = str(Path(eemtcleanupd.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-IS", "-c", code, folder], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
 
 
 def test_colour_is_for_terminals_without_no_color(sample_store: Path, run_cli: RunCli) -> None:
