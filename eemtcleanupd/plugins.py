@@ -113,11 +113,13 @@ def schema() -> Schema:
 def packed(loaded: Loaded) -> dict[str, Any]:
     """Return a configuration in force as values that can be pickled, for another process of ours.
 
-    The models of plugins' settings are made at run time, so the configuration itself cannot be.  Its secrets
-    are in it.
+    The models of plugins' settings are made at run time, so the configuration itself cannot be; nor need what
+    a plugin makes of a value.  Its secrets are in it.
     """
     return {
-        "values": loaded.config.model_dump(),
+        "values": loaded.values,
+        "plugins": loaded.config.plugins,
+        "blocked_plugins": loaded.config.blocked_plugins,
         "file": loaded.file,
         "origins": dict(loaded.origins),
         "warnings": loaded.warnings,
@@ -132,13 +134,16 @@ def unpacked(told: Mapping[str, Any]) -> Loaded:
         ConfigError: a plugin cannot be loaded.
     """
     _installed.cache_clear()
-    values = told["values"]
-    file: Path | None = told["file"]
+    values, file = told["values"], told["file"]
     with _importable(None if file is None else str(file.parent)):
-        found = discover(values["plugins"], values["blocked_plugins"])
-    config = Schema.of(_settings_models(found)).model.model_validate(values)
+        found = discover(told["plugins"], told["blocked_plugins"])
     return Loaded(
-        config, file, MappingProxyType(told["origins"]), told["warnings"], is_empty=told["is_empty"]
+        Schema.of(_settings_models(found)).model.model_validate(values),
+        file,
+        MappingProxyType(told["origins"]),
+        told["warnings"],
+        is_empty=told["is_empty"],
+        values=values,
     )
 
 

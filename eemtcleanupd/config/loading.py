@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePath
 from types import MappingProxyType
@@ -54,7 +54,8 @@ class Loaded:
     """The effective configuration, where each value came from (by dotted key), and what to warn of.
 
     An origin is ``default``, ``FILE:LINE``, or the name of a variable or of an option.  ``is_empty`` is
-    true when the file sets nothing, or there is none.
+    true when the file sets nothing, or there is none.  ``values`` are what ``config`` was made of, as YAML
+    has values, with the secrets in clear.
     """
 
     config: Config
@@ -62,6 +63,7 @@ class Loaded:
     origins: Mapping[str, str]
     warnings: tuple[str, ...]
     is_empty: bool
+    values: Mapping[str, Any] = field(repr=False)
 
     def settings(self) -> Iterator[Setting]:
         """Yield every key in the order of the schema."""
@@ -126,13 +128,15 @@ def load(
         assembly.put(key, value, name)
     assembly.resolve_paths(environment.base_dir)
     assembly.read_secrets()
-    config = assembly.validated()
+    values = assembly.nested()
+    config = assembly.validated(values)
     return Loaded(
         config,
         document.file,
         MappingProxyType({key: assembly.origins.get(key, DEFAULT) for key in _shown_keys(schema)}),
         (*environment.warnings, *assembly.warnings),
         is_empty=not document.data,
+        values=values,
     )
 
 
@@ -252,8 +256,8 @@ class _Assembly:
             self._problem(key, f"{printable(str(file))} is empty")
         return None
 
-    def validated(self) -> Config:
-        """Return the configuration, or raise ConfigError with every problem."""
+    def nested(self) -> dict[str, Any]:
+        """Return the values as the file would have them."""
         nested: dict[str, Any] = {}
         for key, value in self._values.items():
             *blocks, name = key.split(".")
@@ -261,8 +265,12 @@ class _Assembly:
             for block in blocks:
                 place = place.setdefault(block, {})
             place[name] = value
+        return nested
+
+    def validated(self, values: Mapping[str, Any]) -> Config:
+        """Return the configuration, or raise ConfigError with every problem."""
         try:
-            config = self._schema.model.model_validate(nested)
+            config = self._schema.model.model_validate(values)
         except ValidationError as error:
             self._note(error)
         problems = list(dict.fromkeys(self.problems))

@@ -6,11 +6,13 @@ import os
 import pickle
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 import requests
 
 from eemtcleanupd.plugins import load, packed, unpacked
@@ -138,22 +140,31 @@ def test_what_it_logs_is_in_the_daemons_log(site: Site) -> None:
     await_listening(lambda: _insist(line in (site.store.path / "logs" / "cleanup.log").read_text()))
 
 
-def test_a_configuration_arrives_as_it_was_sent(tmp_path: Path) -> None:
-    """With the models of plugins, which exist at run time only, and with secrets."""
+def test_a_configuration_arrives_as_it_was_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the models of plugins, which exist at run time only, what they make of values, and secrets."""
     (tmp_path / "guard.py").write_text(
-        "import pluggy\nfrom pydantic import BaseModel\n"
+        "import enum, pluggy\nfrom pydantic import BaseModel, field_validator\n"
         "hookimpl = pluggy.HookimplMarker('eemtcleanupd')\n"
-        "class Keys(BaseModel):\n    limit: int\n"
+        "class Kind(enum.Enum):\n    small = 'small'\n"
+        "class Keys(BaseModel):\n    limit: int\n    kind: Kind\n    names: list[str]\n"
+        "    @field_validator('names', mode='before')\n    @classmethod\n"
+        "    def _split(cls, names):\n        return names.split()\n"
         "@hookimpl\ndef register_settings():\n    return Keys\n"
         "@hookimpl\ndef veto_cleanup(job, settings):\n    return None\n"
     )
     file = tmp_path / "cleanup_config.yaml"
     file.write_text(
         "plugins: [guard]\n"
-        "notifications: {guard: {limit: 3}, slack: {enabled: true, webhook_url: '${HOOK}'}}\n"
+        "notifications: {guard: {limit: 3, kind: small, names: 'a b'},\n"
+        " slack: {enabled: true, webhook_url: '${HOOK}'}}\n"
         "retention: {successful_jobs: {hours: 5}}\ncapacity: {max_bytes: 1T}\n"
     )
     loaded = load(file, environ={"HOOK": "https://hooks.example/secret"}, cwd=tmp_path)
-    again = unpacked(pickle.loads(pickle.dumps(packed(loaded))))
+    assert "secret" not in repr(loaded)
+    sent = pickle.dumps(packed(loaded))
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, "guard")  # the other process has not met the plugin yet
+        told = pickle.loads(sent)
+    again = unpacked(told)
     assert again == loaded
     assert list(again.settings()) == list(loaded.settings())
