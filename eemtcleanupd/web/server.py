@@ -7,6 +7,7 @@ daemon that deletes.  What it wants done it asks the daemon for.
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import socket
 import ssl
@@ -41,9 +42,11 @@ STOP_SECONDS = 3
 _NEEDED = ("fastapi", "python_multipart", "uvicorn", "jinja2")
 _LONGEST_PAUSE_SECONDS = 60.0
 _PATIENCE_SECONDS = 5.0
-_PACKAGE_FOLDER = Path(eemtcleanupd.__file__).resolve().parent.parent
-# -P: the folder that the daemon was started in is none to import from.
-_CODE = "import sys; sys.path.append(sys.argv.pop(1)); from eemtcleanupd.web.process import main; main()"
+# It imports from where the daemon does, so that it has the same program and finds the same plugins.
+_CODE = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+    "from eemtcleanupd.web.process import main; main()"
+)
 
 
 class HttpInterface:
@@ -244,7 +247,14 @@ class _Answering:
             with theirs:
                 inherited = [theirs.fileno(), self.socket.fileno()]
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _CODE, str(_PACKAGE_FOLDER), *map(str, inherited)],
+                    [
+                        sys.executable,
+                        "-P",
+                        "-c",
+                        _CODE,
+                        json.dumps([*map(str, sys.path)]),
+                        *map(str, inherited),
+                    ],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=inherited,

@@ -100,10 +100,10 @@ def test_a_long_answer_comes_as_a_whole(store: JobStore) -> None:
 
 
 @contextmanager
-def served(living: Living) -> Iterator[Path]:
+def served(living: Living, config: str = "") -> Iterator[Path]:
     """Serve a daemon of the test's own process at a Unix socket."""
     address = living.store.path / "s"
-    daemon = living.start(f"api: {{enabled: true, listen: 'unix:{address}'}}\n")
+    daemon = living.start(f"api: {{enabled: true, listen: 'unix:{address}'}}\n{config}")
     interface = HttpInterface()
     interface.prepare(daemon, daemon.loaded)()
     try:
@@ -114,6 +114,7 @@ def served(living: Living) -> Iterator[Path]:
 
 def answer(address: Path, path: str) -> bytes:
     with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(30)
         client.connect(str(address))
         client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         return client.makefile("rb").read()
@@ -131,6 +132,18 @@ def test_health_ends_when_the_loop_does_not_go_round(living: Living) -> None:
 def _insist(value: object) -> None:
     if not value:
         raise OSError
+
+
+def test_it_finds_each_plugin_that_the_daemon_finds(
+    living: Living, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere.py").write_text(
+        "import pluggy\nhookimpl = pluggy.HookimplMarker('eemtcleanupd')\n"
+        "@hookimpl\ndef veto_cleanup(job):\n    return None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with served(living, "plugins: [elsewhere]\n") as address:
+        assert answer(address, "/healthz").startswith(b"HTTP/1.1 200")
 
 
 def test_what_it_logs_is_in_the_daemons_log(site: Site) -> None:
