@@ -58,6 +58,8 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
+        elif record.exc_text:  # from the process that answers HTTP
+            entry["traceback"] = record.exc_text
         return json.dumps(entry)
 
 

@@ -7,10 +7,13 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 
-def _storable(value: object) -> str:
+def storable(value: object) -> str:
     """Return text that every database takes.
 
     Names that are not UTF-8 come as lone escapes, which pydantic's own type of text refuses.
+
+    Raises:
+        ValueError: it is none.
     """
     if not isinstance(value, str):
         raise ValueError("it is not text")  # noqa: TRY004  (what pydantic asks for)
@@ -26,7 +29,7 @@ def _storable(value: object) -> str:
 
 
 def _named(value: object) -> str:
-    name = _storable(value)
+    name = storable(value)
     if not name:
         raise ValueError("it is empty")
     return name
@@ -34,7 +37,7 @@ def _named(value: object) -> str:
 
 _LONGEST = 1000
 _SCHEMA: dict[str, Any] = {"type": "string", "maxLength": _LONGEST, "pattern": r"^[^\u0000]*$"}
-Text = Annotated[str, PlainValidator(_storable), WithJsonSchema(_SCHEMA)]
+Text = Annotated[str, PlainValidator(storable), WithJsonSchema(_SCHEMA)]
 JobId = Annotated[str, PlainValidator(_named), WithJsonSchema({**_SCHEMA, "minLength": 1})]
 Hours = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 
@@ -105,7 +108,7 @@ class HoldBody(_Body):
     """A job that must stay."""
 
     job_id: JobId = Field(examples=["job-20240115-123456"])
-    reason: Annotated[str, AfterValidator(_storable), WithJsonSchema(_SCHEMA)] = ""
+    reason: Annotated[str, AfterValidator(storable), WithJsonSchema(_SCHEMA)] = ""
     hours: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] | None = Field(
         None, description="How long; without: for ever."
     )

@@ -141,8 +141,11 @@ class DaemonEngine:
                 "ask": "run",
                 "number": number,
                 "user": asked.user,
-                "retention": asked.retention,
-                "force": asked.force,
+                "body": {
+                    "success_retention_hours": asked.retention[0],
+                    "failed_retention_hours": asked.retention[1],
+                    "force": asked.force,
+                },
             }
         )
 

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 # Whoever asks much must not slow a run down: where there is work for both, the run gets three times as much.
 _NICER_BY = 5
+_LONGEST_TEXT = 1 << 16
 
 
 def main() -> None:
@@ -133,16 +134,15 @@ class _ToDaemon(logging.Handler):
     def __init__(self, line: ProcessEnd) -> None:
         super().__init__()
         self._line = line
-        self.setFormatter(logging.Formatter())
+        self._form = logging.Formatter()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Give a record, with its traceback where it has one."""
         told = {
-            "name": record.name,
-            "levelno": record.levelno,
-            "levelname": record.levelname,
-            "created": record.created,
-            "msg": self.format(record),
+            "logger": record.name,
+            "level": min(record.levelno, logging.CRITICAL),
+            "text": record.getMessage()[:_LONGEST_TEXT],
+            "trace": self._form.formatException(record.exc_info)[:_LONGEST_TEXT] if record.exc_info else "",
         }
         with suppress(OSError):
             self._line.tell({"log": told})

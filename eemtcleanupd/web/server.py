@@ -26,8 +26,10 @@ from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.config import Loaded
 from eemtcleanupd.config.schema import ApiConfig
 from eemtcleanupd.daemon.inbox import RunWanted
-from eemtcleanupd.errors import CleanupError, ConfigError
+from eemtcleanupd.errors import CleanupError, ConfigError, LockHeldError
 from eemtcleanupd.plugins import packed
+from eemtcleanupd.units import printable
+from eemtcleanupd.web.bodies import CleanupBody, storable
 from eemtcleanupd.web.line import MOST_INLINE, DaemonEnd, Reply, RunBegun, RunOver, Settings, State, Stop
 from eemtcleanupd.web.ordering import Outcome, RunAsked
 from eemtcleanupd.web.tokens import insist_on_tokens
@@ -42,6 +44,8 @@ STOP_SECONDS = 3
 _NEEDED = ("fastapi", "python_multipart", "uvicorn", "jinja2")
 _LONGEST_PAUSE_SECONDS = 60.0
 _PATIENCE_SECONDS = 5.0
+# All but two of them are refused as soon as the daemon's loop gets to them.
+_MOST_RUNS_ASKED = 32
 # It imports from where the daemon does, so that it has the same program and finds the same plugins.
 _CODE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
@@ -176,6 +180,7 @@ class _Answering:
         self._loaded = loaded
         self._stopping, self._settled = threading.Event(), threading.Event()
         self._lock = threading.Lock()
+        self._places = threading.Semaphore(_MOST_RUNS_ASKED)
         self._running: tuple[subprocess.Popen[bytes], DaemonEnd] | None = None
         self._thread = threading.Thread(target=self._keep, name="http", daemon=True)
 
@@ -279,39 +284,63 @@ class _Answering:
             while True:
                 self._act(line, line.hear())
         except (EOFError, OSError):
-            process.kill()  # mostly it is gone
-        except (ValueError, LookupError, TypeError):
+            pass  # it is gone, or about to
+        except Exception:  # whatever it says, another can be started
             log.exception("The process of the HTTP interface does not speak as it should")
-            process.kill()
+        process.kill()
 
     def _act(self, line: DaemonEnd, heard: dict[str, Any]) -> None:
-        """Do what the process asks."""
-        if "log" in heard:
-            record = logging.makeLogRecord(heard["log"])
-            logging.getLogger(record.name).handle(record)
-            return
-        if "settled" in heard:
-            self._settled.set()
-            return
-        number = int(heard["number"])
-        match heard["ask"]:
-            case "state":
+        """Do what the process asks.
+
+        Raises:
+            ValueError: it asks for what there is not.
+        """
+        match heard:
+            case {"log": {"logger": str(name), "level": int(level), "text": str(text), "trace": str(trace)}}:
+                _write_down(name, level, text, trace)
+            case {"settled": True}:
+                self._settled.set()
+            case {"ask": "state", "number": int(number)}:
                 line.tell(Reply(number, State(self._daemon.status(), self._daemon.seconds_since_beat())))
-            case "metrics":
+            case {"ask": "metrics", "number": int(number)}:
                 plugin = self._daemon.plugins.plugin("prometheus")
                 line.tell(Reply(number, b"" if plugin is None else plugin.exposition()))
-            case "run":
-                successful, failed = heard["retention"]
-                asked = RunAsked(
-                    str(heard["user"]),
-                    (successful, failed),
-                    bool(heard["force"]),
-                    lambda run_id: _pass_on(line, RunBegun(number, run_id)),
-                    lambda outcome: _pass_outcome(line, number, outcome),
-                )
-                self._daemon.inbox.put(RunWanted(TRIGGER, asked.user, asked.order()))
-            case other:
-                raise ValueError(other)
+            case {"ask": "run", "number": int(number), "user": user, "body": body}:
+                self._want(line, number, storable(user), CleanupBody.model_validate(body))
+            case _:
+                raise ValueError("there is no such question")
+
+    def _want(self, line: DaemonEnd, number: int, user: str, body: CleanupBody) -> None:
+        if not self._places.acquire(blocking=False):
+            line.tell(RunOver(number, LockHeldError("too many runs are asked for; try again later")))
+            return
+
+        def over(outcome: Outcome) -> None:
+            self._places.release()
+            _pass_outcome(line, number, outcome)
+
+        asked = RunAsked(
+            user,
+            (body.success_retention_hours, body.failed_retention_hours),
+            body.force,
+            lambda run_id: _pass_on(line, RunBegun(number, run_id)),
+            over,
+        )
+        self._daemon.inbox.put(RunWanted(TRIGGER, asked.user, asked.order()))
+
+
+def _write_down(name: str, level: int, text: str, trace: str) -> None:
+    """Write what the process says into the log; no line of it may look as if it were the daemon's own."""
+    if not logging.NOTSET <= level <= logging.CRITICAL:
+        raise ValueError("there is no such level")
+    ours = logging.getLogger(eemtcleanupd.__name__)
+    if ours.isEnabledFor(level):
+        words, tail = (
+            "\n".join(f"    {printable(line)}" for line in part.splitlines()) for part in (text, trace)
+        )
+        record = ours.makeRecord(printable(name), level, __file__, 0, words.lstrip(" "), (), None)
+        record.exc_text = tail or None
+        ours.handle(record)
 
 
 def _settings(loaded: Loaded) -> Settings:

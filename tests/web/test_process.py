@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
@@ -15,6 +16,7 @@ import psutil
 import pytest
 import requests
 
+from eemtcleanupd.daemon.inbox import Order, RunWanted
 from eemtcleanupd.plugins import load, packed, unpacked
 from eemtcleanupd.web.line import MOST_INLINE
 from eemtcleanupd.web.server import HttpInterface
@@ -144,6 +146,102 @@ def test_it_finds_each_plugin_that_the_daemon_finds(
     monkeypatch.syspath_prepend(tmp_path)
     with served(living, "plugins: [elsewhere]\n") as address:
         assert answer(address, "/healthz").startswith(b"HTTP/1.1 200")
+
+
+def overtaken(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Let the process that is to answer do something else, with ``line`` to the daemon."""
+    monkeypatch.setattr(
+        "eemtcleanupd.web.server._CODE",
+        "import json, os, sys, time\nfrom multiprocessing.connection import Connection\n"
+        "sys.path[:] = json.loads(sys.argv[1])\nline = Connection(int(sys.argv[2]))\nline.recv_bytes()\n"
+        f"def say(what): line.send_bytes(json.dumps(what).encode())\n{code}",
+    )
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "null",
+        "[" * 100_000,
+        '{"ask": "state", "number": Infinity}',
+        '{"ask": "state", "number": [1]}',
+        '{"ask": "everything", "number": 1}',
+        '{"ask": "run", "number": 1, "user": "x", "body": {"success_retention_hours": -1}}',
+        '{"ask": "run", "number": 1, "user": "x", "body": {"success_retention_hours": NaN}}',
+        '{"ask": "run", "number": 1, "user": "x", "body": {"failed_retention_hours": "0"}}',
+        '{"ask": "run", "number": 1, "user": "\\u0000", "body": {}}',
+        '{"log": {"logger": "x", "level": "INFO", "text": "", "trace": ""}}',
+        '{"log": {"logger": "x", "level": 4444, "text": "", "trace": ""}}',
+        '{"log": {"name": "x", "levelno": 20, "msg": "%(a)0900000000d", "args": {"a": 1}}}',
+        '{"log": []}',
+    ],
+    ids=lambda said: said[:80],
+)
+def test_one_that_talks_nonsense_is_replaced(
+    living: Living, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, said: str
+) -> None:
+    overtaken(monkeypatch, f"line.send_bytes({said!r}.encode())\nline.recv_bytes()")
+    with served(living):
+        await_listening(lambda: _insist("is started again" in caplog.text))
+        assert "does not speak as it should" in caplog.text
+    assert not orders(living)
+
+
+def orders(living: Living) -> list[Order]:
+    inbox = living.daemon.inbox
+    messages = [inbox.get_nowait() for _ in range(inbox.qsize())]
+    return [each.order for each in messages if isinstance(each, RunWanted) and each.order is not None]
+
+
+def test_what_it_says_cannot_be_taken_for_the_daemons_own_lines(
+    living: Living, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forged = "2026-01-01 00:00:00 INFO: forged"
+    told = {
+        "logger": "x\n",
+        "level": 30,
+        "text": f"%s {{}}\r{forged}\x1b[2J\ud800",
+        "trace": f"{forged}\n{forged}",
+    }
+    overtaken(monkeypatch, f"say({{'log': {told!r}}})\nline.recv_bytes()")
+    file = living.store.path / "logs" / "cleanup.log"
+    with served(living):
+        await_listening(lambda: _insist(file.read_text().count("forged") == 3))
+    lines = file.read_text().splitlines()
+    (first,) = (number for number, line in enumerate(lines) if "WARNING: %s {}" in line)
+    assert lines[first + 1 : first + 4] == [f"    {forged}\\x1b[2J\\ud800", f"    {forged}", f"    {forged}"]
+
+
+def test_its_tracebacks_have_their_key_in_a_log_of_json(
+    living: Living, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"logger": "x", "level": 40, "text": "it broke", "trace": "Traceback\nOSError"}
+    overtaken(monkeypatch, f"say({{'log': {told!r}}})\nline.recv_bytes()")
+    file = living.store.path / "logs" / "cleanup.log"
+    with served(living, "logging: {format: json}\n"):
+        await_listening(lambda: _insist("it broke" in file.read_text()))
+    (line,) = (each for each in file.read_text().splitlines() if "it broke" in each)
+    assert json.loads(line)["traceback"] == "    Traceback\n    OSError"
+
+
+def test_one_that_asks_for_run_after_run_fills_no_memory(
+    living: Living, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overtaken(
+        monkeypatch,
+        "for number in range(100): say({'ask': 'run', 'number': number, 'user': 'x', 'body': {}})\n"
+        "refused = [line.recv() for _ in range(68)]\n"
+        "say({'log': {'logger': 'x', 'level': 40, 'text': str(refused[-1].error), 'trace': ''}})\n"
+        "line.recv_bytes()",
+    )
+    file = living.store.path / "logs" / "cleanup.log"
+    with served(living):
+        await_listening(lambda: _insist("ERROR: too many runs are asked for" in file.read_text()))
+    asked = orders(living)
+    assert len(asked) == 32
+    for each in asked:
+        each.done(None)
 
 
 def test_what_it_logs_is_in_the_daemons_log(site: Site) -> None:
