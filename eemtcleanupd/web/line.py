@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
@@ -86,20 +87,25 @@ class DaemonEnd:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._lock = threading.Lock()
-        with socket.socket(fileno=os.dup(connection.fileno())) as same:
-            # A process that is stopped must not hold up the daemon; socket(7) has seconds and microseconds.
-            same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _PATIENCE_SECONDS, 0))
+        self._same = socket.socket(fileno=os.dup(connection.fileno()))
+        # A process that is stopped must not hold up the daemon; socket(7) has seconds and microseconds.
+        self._same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _PATIENCE_SECONDS, 0))
 
     def tell(self, told: Told, file: int | None = None) -> None:
         """Tell something, with an open file where there is one.
 
         Raises:
-            OSError: the process is gone, or does not listen; what it has heard of this is not known.
+            OSError: the process is gone, or does not listen; what it has heard of this is not known, so that
+                it hears and is heard no more.
         """
         with self._lock:
-            self._connection.send(told)
-            if file is not None:
-                reduction.send_handle(self._connection, file, 0)
+            try:
+                self._connection.send(told)
+                if file is not None:
+                    reduction.send_handle(self._connection, file, 0)
+            except OSError:
+                self.hang_up()
+                raise
 
     def hear(self) -> dict[str, Any]:
         """Wait for what the process asks or says.
@@ -110,9 +116,16 @@ class DaemonEnd:
         """
         return dict(json.loads(self._connection.recv_bytes(_MOST_BYTES)))
 
+    def hang_up(self) -> None:
+        """End it for whoever hears, at both ends, whoever else holds the other one."""
+        with suppress(OSError):  # so it is
+            self._same.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
-        """Hang up."""
+        """Hang up, and give the descriptors back."""
         with self._lock:
+            self.hang_up()
+            self._same.close()
             self._connection.close()
 
 

@@ -30,7 +30,17 @@ from eemtcleanupd.errors import CleanupError, ConfigError, LockHeldError
 from eemtcleanupd.plugins import packed
 from eemtcleanupd.units import printable
 from eemtcleanupd.web.bodies import CleanupBody, storable
-from eemtcleanupd.web.line import MOST_INLINE, DaemonEnd, Reply, RunBegun, RunOver, Settings, State, Stop
+from eemtcleanupd.web.line import (
+    MOST_INLINE,
+    DaemonEnd,
+    Reply,
+    RunBegun,
+    RunOver,
+    Settings,
+    State,
+    Stop,
+    Told,
+)
 from eemtcleanupd.web.ordering import Outcome, RunAsked
 from eemtcleanupd.web.tokens import insist_on_tokens
 
@@ -202,7 +212,7 @@ class _Answering:
             self._settled.clear()
             if self._running is None:
                 return
-            self._tell(*self._running, _settings(loaded))
+            _pass_on(self._running[1], _settings(loaded))
         self._settled.wait(_PATIENCE_SECONDS)  # who asked for the reload may count on it
 
     def stop(self) -> None:
@@ -210,22 +220,16 @@ class _Answering:
         self._stopping.set()
         with self._lock:
             running = self._running
-            if running is not None:
-                self._tell(*running, Stop())
         if running is not None:
+            process, line = running
+            _pass_on(line, Stop())
             try:
-                running[0].wait(2 * STOP_SECONDS)
+                process.wait(2 * STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                running[0].kill()
+                process.kill()
+            line.hang_up()  # another that it has started may hold its end
         self._thread.join()
         self.socket.close()
-
-    @staticmethod
-    def _tell(process: subprocess.Popen[bytes], line: DaemonEnd, told: Settings | Stop) -> None:
-        try:
-            line.tell(told)
-        except OSError:
-            process.kill()  # it hangs, or is gone already
 
     # -- in a thread of its own ------------------------------------------------------------------------
 
@@ -249,35 +253,33 @@ class _Answering:
         ours, theirs = Pipe()
         line = DaemonEnd(ours)
         try:
-            with theirs:
-                inherited = [theirs.fileno(), self.socket.fileno()]
-                process = subprocess.Popen(
-                    [
-                        sys.executable,
-                        "-P",
-                        "-c",
-                        _CODE,
-                        json.dumps([*map(str, sys.path)]),
-                        *map(str, inherited),
-                    ],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    pass_fds=inherited,
-                    process_group=0,  # so that a terminal's signals are not its own
-                )
-            with self._lock:
+            with self._lock:  # so that a stop comes before or after
+                with theirs:
+                    if self._stopping.is_set():
+                        return
+                    process = self._start(theirs.fileno())
                 self._running = (process, line)
-                self._tell(process, line, _settings(self._loaded))
-                if self._stopping.is_set():
-                    self._tell(process, line, Stop())
+                _pass_on(line, _settings(self._loaded))
             self._listen(process, line)
         finally:
             with self._lock:
                 self._running = None
+            self._settled.set()
             line.close()
         code = process.wait()
         if not self._stopping.is_set():
             log.error("The process of the HTTP interface ended with code %d", code)
+
+    def _start(self, line: int) -> subprocess.Popen[bytes]:
+        inherited = [line, self.socket.fileno()]
+        paths = json.dumps([*map(str, sys.path)])
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", _CODE, paths, *map(str, inherited)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=inherited,
+            process_group=0,  # so that a terminal's signals are not its own
+        )
 
     def _listen(self, process: subprocess.Popen[bytes], line: DaemonEnd) -> None:
         try:
@@ -347,8 +349,8 @@ def _settings(loaded: Loaded) -> Settings:
     return Settings(packed(loaded), logging.getLogger(eemtcleanupd.__name__).getEffectiveLevel())
 
 
-def _pass_on(line: DaemonEnd, told: RunBegun | RunOver, file: int | None = None) -> None:
-    with suppress(OSError):  # the process is gone, and the run goes on without it
+def _pass_on(line: DaemonEnd, told: Told, file: int | None = None) -> None:
+    with suppress(OSError):  # the process hangs or is gone; whoever hears it sees to that
         line.tell(told, file)
 
 

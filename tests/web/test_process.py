@@ -9,7 +9,8 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from multiprocessing import Pipe
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,7 @@ import requests
 
 from eemtcleanupd.daemon.inbox import Order, RunWanted
 from eemtcleanupd.plugins import load, packed, unpacked
-from eemtcleanupd.web.line import MOST_INLINE
+from eemtcleanupd.web.line import MOST_INLINE, DaemonEnd, RunOver
 from eemtcleanupd.web.server import HttpInterface
 from tests.cleanup.conftest import JobStore
 from tests.daemon.conftest import Living
@@ -211,6 +212,36 @@ def test_what_it_says_cannot_be_taken_for_the_daemons_own_lines(
     lines = file.read_text().splitlines()
     (first,) = (number for number, line in enumerate(lines) if "WARNING: %s {}" in line)
     assert lines[first + 1 : first + 4] == [f"    {forged}\\x1b[2J\\ud800", f"    {forged}", f"    {forged}"]
+
+
+def test_another_that_it_has_started_does_not_hold_up_the_end(
+    living: Living, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = living.store.path / "another"
+    overtaken(
+        monkeypatch,
+        "if os.fork(): os._exit(0)\n"
+        f"with open({str(file) + '.new'!r}, 'w') as file: file.write(str(os.getpid()))\n"
+        f"os.rename({str(file) + '.new'!r}, {str(file)!r})\ntime.sleep(30)",
+    )
+    with served(living):
+        await_listening(file.read_text)
+    another = psutil.Process(int(file.read_text()))
+    assert another.status() == psutil.STATUS_SLEEPING
+    another.kill()
+
+
+def test_who_does_not_listen_is_not_heard_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For it may have heard half of something."""
+    monkeypatch.setattr("eemtcleanupd.web.line._PATIENCE_SECONDS", 1)
+    ours, theirs = Pipe()
+    line = DaemonEnd(ours)
+    with theirs, closing(line):
+        with pytest.raises(OSError, match="unavailable"):
+            line.tell(RunOver(1, None, "x" * 1_000_000))
+        assert ours.poll(0)
+        with pytest.raises(EOFError):
+            line.hear()
 
 
 def test_its_tracebacks_have_their_key_in_a_log_of_json(
