@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import IO, Any
 
 from eemtcleanupd.events import (
@@ -110,7 +111,8 @@ class _Spool:
         self.count += 1
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # the last of it finds no room
+            self._file.close()
 
     def __iter__(self) -> Iterator[str]:
         self._file.seek(0)

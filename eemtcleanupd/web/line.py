@@ -15,13 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
-from typing import Any, Final
+from typing import Any
 
 from eemtcleanupd.daemon.status import DaemonStatus
 from eemtcleanupd.errors import CleanupError
-
-MOST_INLINE: Final = 1 << 16
-"""Documents with more characters than this go as an open file."""
 
 _MOST_BYTES = 1 << 20
 _PATIENCE_SECONDS = 5

@@ -6,14 +6,15 @@ import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Final
 
 from eemtcleanupd.answer import Answer
 from eemtcleanupd.daemon.inbox import Order
 from eemtcleanupd.errors import CleanupError, ReportError
 from eemtcleanupd.events import Event, RunReport, RunStarted
 
-_IN_MEMORY_BYTES = 1 << 20
+IN_MEMORY_BYTES: Final = 1 << 20
+"""Documents that are larger lie on the disk."""
 
 Outcome = IO[str] | IO[bytes] | CleanupError | None
 """The document of a run that is over, at its beginning; why there is none; None where nobody foresaw that."""
@@ -35,26 +36,36 @@ class RunAsked:
     def order(self) -> Order:
         """Return the order for it."""
         answer = Answer()
+        failure: ReportError | None = None
 
         def emit(event: Event) -> None:
-            answer(event)
+            nonlocal failure
+            try:
+                if failure is None:
+                    answer(event)
+            except OSError as error:  # a disk that is full is what the run is there for
+                failure = _unwritable(error)
             if isinstance(event, RunStarted):
                 self.begun(event.run_id)
 
         def done(result: RunReport | CleanupError | None) -> None:
             with closing(answer):
-                self.over(document(answer) if isinstance(result, RunReport) else result)
+                self.over(failure or document(answer) if isinstance(result, RunReport) else result)
 
         return Order(emit, done, self.retention, self.force)
 
 
 def document(answer: Answer) -> IO[str] | CleanupError:
     """Return a run's answer as JSON, or why it cannot be had."""
-    file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES, mode="w+", encoding="ascii")  # noqa: SIM115
+    file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES, mode="w+", encoding="ascii")  # noqa: SIM115
     try:
         answer.write(file)
         file.seek(0)
     except OSError as error:
         file.close()
-        return ReportError(f"the run is over, but its answer cannot be written: {error.strerror}")
+        return _unwritable(error)
     return file
+
+
+def _unwritable(error: OSError) -> ReportError:
+    return ReportError(f"the run is over, but its answer cannot be written: {error.strerror}")

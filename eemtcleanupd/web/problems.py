@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from eemtcleanupd.errors import AuditError, CleanupError, RootError, StoreError
+from eemtcleanupd.errors import AuditError, CleanupError, ReportError, RootError, StoreError
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE: Final = "application/problem+json"
@@ -88,7 +88,7 @@ def of_error(error: Exception) -> Response:
             return problem(422, f"body: {words}", [FieldProblem(field="body", message=words)])
         case StarletteHTTPException():
             return problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
-        case StoreError() | RootError() | AuditError():
+        case StoreError() | RootError() | AuditError() | ReportError():
             return problem(503, str(error))
         case TimeoutError():
             return problem(503, "the daemon does not answer")

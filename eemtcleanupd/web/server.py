@@ -31,7 +31,6 @@ from eemtcleanupd.plugins import packed
 from eemtcleanupd.units import printable
 from eemtcleanupd.web.bodies import CleanupBody, storable
 from eemtcleanupd.web.line import (
-    MOST_INLINE,
     DaemonEnd,
     Reply,
     RunBegun,
@@ -41,7 +40,7 @@ from eemtcleanupd.web.line import (
     Stop,
     Told,
 )
-from eemtcleanupd.web.ordering import Outcome, RunAsked
+from eemtcleanupd.web.ordering import IN_MEMORY_BYTES, Outcome, RunAsked
 from eemtcleanupd.web.tokens import insist_on_tokens
 
 if TYPE_CHECKING:
@@ -359,8 +358,8 @@ def _pass_outcome(line: DaemonEnd, number: int, outcome: Outcome) -> None:
         _pass_on(line, RunOver(number, outcome))
         return
     with outcome as file:
-        start = file.read(MOST_INLINE + 1)
-        if isinstance(start, str) and len(start) <= MOST_INLINE:
+        start = file.read(IN_MEMORY_BYTES + 1)
+        if isinstance(start, str) and len(start) <= IN_MEMORY_BYTES:
             _pass_on(line, RunOver(number, None, start))
             return
         file.seek(0)

@@ -10,19 +10,25 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from io import StringIO
 from multiprocessing import Pipe
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
 import requests
 
 from eemtcleanupd.daemon.inbox import Order, RunWanted
+from eemtcleanupd.errors import ReportError
+from eemtcleanupd.events import RunFinished, Warned
 from eemtcleanupd.plugins import load, packed, unpacked
-from eemtcleanupd.web.line import MOST_INLINE, DaemonEnd, RunOver
-from eemtcleanupd.web.server import HttpInterface
+from eemtcleanupd.web.line import DaemonEnd, ProcessEnd, RunOver
+from eemtcleanupd.web.ordering import Outcome, RunAsked
+from eemtcleanupd.web.server import HttpInterface, _pass_outcome
 from tests.cleanup.conftest import JobStore
 from tests.daemon.conftest import Living
+from tests.notifiers import samples
 from tests.web.conftest import Site, await_listening, start
 
 
@@ -94,12 +100,44 @@ def test_a_long_answer_comes_as_a_whole(store: JobStore) -> None:
     site = start(store)
     try:
         answer = site.ask("POST", "/api/cleanup")
-        assert len(answer.text) > MOST_INLINE
+        assert len(answer.text) > 100_000
         assert answer.json()["cleaned_jobs"] == {"successful": 601, "failed": 1}
         assert len(answer.json()["details"]) == 602
     finally:
         site.process.terminate()
         site.process.wait(30)
+
+
+@pytest.mark.parametrize("warnings", [1, 9, 30])
+def test_an_answer_of_any_length_crosses_the_line(warnings: int) -> None:
+    ours, theirs = Pipe()
+    with closing(DaemonEnd(ours)) as line, theirs:
+        asked = RunAsked("x", (None, None), False, print, lambda made: _pass_outcome(line, 1, made))
+        told = Thread(target=carry_out, args=(asked, warnings))
+        told.start()
+        over, file = ProcessEnd(os.dup(theirs.fileno())).hear()
+        told.join()
+    assert over.is_in_file == (warnings == 30)
+    with StringIO(over.document) if file is None else os.fdopen(file) as document:
+        assert json.load(document)["warnings"] == ["x" * 100_000] * warnings
+
+
+def carry_out(asked: RunAsked, warnings: int) -> None:
+    """Do as a run that ends well and warns of much."""
+    order, report = asked.order(), samples.report()
+    for _ in range(warnings):
+        order.emit(Warned("x" * 100_000))
+    order.emit(RunFinished(report))
+    order.done(report)
+
+
+def test_no_room_for_the_answer_spoils_no_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    outcomes: list[Outcome] = []
+    carry_out(RunAsked("x", (None, None), False, print, outcomes.append), 30)
+    (outcome,) = outcomes
+    assert isinstance(outcome, ReportError)
+    assert "the run is over" in str(outcome)
 
 
 @contextmanager
