@@ -21,6 +21,7 @@ from eemtcleanupd.units import human_age, human_size, printable
 from eemtcleanupd.web.access import Access, Caller, cookie_of
 from eemtcleanupd.web.cleaning import planned
 from eemtcleanupd.web.kept import PLAN_SECONDS
+from eemtcleanupd.web.problems import SILENT
 from eemtcleanupd.web.shown import Shown, shown_run
 from eemtcleanupd.web.site import Site
 
@@ -59,6 +60,8 @@ def pages(site: Site, access: Access) -> APIRouter:
             return HTMLResponse(page("problem", caller=caller, problem=error.detail), error.status_code)
         except CleanupError as error:
             return HTMLResponse(page("problem", caller=caller, problem=str(error)), 503)
+        except TimeoutError:
+            return HTMLResponse(page("problem", caller=caller, problem=SILENT), 503)
 
     @router.get("/")
     async def dashboard(request: Request) -> Response:

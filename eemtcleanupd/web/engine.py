@@ -128,9 +128,11 @@ class DaemonEngine:
     def _ask_state(self) -> Future[State]:
         with self._lock:
             now = monotonic_seconds()
-            if self._state is None or now - self._state[0] > _STATE_SECONDS:
-                self._state = (now, self._ask("state"))
-            return self._state[1]
+            asked = self._state
+            # One at a time: a daemon that is stopped must not find the line full of the same question.
+            if asked is None or (asked[1].done() and now - asked[0] > _STATE_SECONDS):
+                asked = self._state = (now, self._ask("state"))
+            return asked[1]
 
     def run(self, asked: RunAsked) -> None:
         """Start a run."""

@@ -18,6 +18,7 @@ from eemtcleanupd.errors import AuditError, CleanupError, ReportError, RootError
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE: Final = "application/problem+json"
+SILENT: Final = "the daemon does not answer"
 
 
 class FieldProblem(BaseModel):
@@ -91,7 +92,7 @@ def of_error(error: Exception) -> Response:
         case StoreError() | RootError() | AuditError() | ReportError():
             return problem(503, str(error))
         case TimeoutError():
-            return problem(503, "the daemon does not answer")
+            return problem(503, SILENT)
         case CleanupError():
             return problem(409, str(error))
         case _:

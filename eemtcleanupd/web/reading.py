@@ -111,7 +111,11 @@ async def _progress(engine: Engine, request: Request, caller: Caller, *, once: b
     last: object = ()
     silence = 0
     while not await request.is_disconnected() and caller.still_may():
-        progress = await engine.progress()
+        try:
+            progress = await engine.progress()
+        except TimeoutError:  # it may be stopped, and go on
+            yield ": the daemon does not answer\n\n"
+            continue
         silence += 1
         if progress != last:
             kind = "idle" if progress is None else "progress"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pickle
@@ -12,22 +13,30 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from io import StringIO
 from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
 
 import psutil
 import pytest
 import requests
+from fastapi import Request
+from starlette.types import Message
 
 from eemtcleanupd.daemon.inbox import Order, RunWanted
 from eemtcleanupd.errors import ReportError
 from eemtcleanupd.events import RunFinished, Warned
 from eemtcleanupd.plugins import load, packed, unpacked
+from eemtcleanupd.web.access import Access, Caller
+from eemtcleanupd.web.app import around
+from eemtcleanupd.web.engine import DaemonEngine
 from eemtcleanupd.web.line import DaemonEnd, ProcessEnd, RunOver
 from eemtcleanupd.web.ordering import Outcome, RunAsked
-from eemtcleanupd.web.server import HttpInterface, _pass_outcome
+from eemtcleanupd.web.process import Server
+from eemtcleanupd.web.reading import _progress
+from eemtcleanupd.web.server import HttpInterface, _pass_outcome, open_address
 from tests.cleanup.conftest import JobStore
-from tests.daemon.conftest import Living
+from tests.daemon.conftest import HEAD, Living
 from tests.notifiers import samples
 from tests.web.conftest import Site, await_listening, start
 
@@ -159,6 +168,54 @@ def answer(address: Path, path: str) -> bytes:
         client.connect(str(address))
         client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         return client.makefile("rb").read()
+
+
+@pytest.fixture
+def silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[DaemonEngine, Connection]]:
+    """What asks a daemon that does not answer, as one that is stopped, and the daemon's end of the line."""
+    monkeypatch.setattr("eemtcleanupd.web.engine._ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr("eemtcleanupd.web.engine._STATE_SECONDS", 0.0)
+    JobStore(tmp_path)
+    (tmp_path / "c.yaml").write_text(f"{HEAD}api: {{enabled: true, listen: 'unix:{tmp_path}/s'}}\n")
+    ours, theirs = Pipe()
+    with ours, theirs:
+        loaded = load(tmp_path / "c.yaml", environ={}, cwd=tmp_path)
+        yield DaemonEngine(ProcessEnd(os.dup(theirs.fileno())), loaded), ours
+
+
+def test_a_daemon_that_is_silent_breaks_neither_pages_nor_events(
+    silent: tuple[DaemonEngine, Connection], tmp_path: Path
+) -> None:
+    engine, address = silent[0], tmp_path / "s"
+    with open_address(engine.config.api.listen, 0o600) as opened:
+        server = Server(around(engine, Access(engine, open_to_all=True)), opened)
+        server.start()
+        try:
+            page = answer(address, "/")
+            assert page.startswith(b"HTTP/1.1 503")
+            assert b"the daemon does not answer" in page
+        finally:
+            server.stop()
+
+    async def nobody_goes_away() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def told() -> list[str]:
+        request = Request({"type": "http"}, nobody_goes_away)
+        events = _progress(engine, request, Caller("x", "read", None), once=False)
+        return [await anext(events), await anext(events)]
+
+    assert asyncio.run(told()) == [": the daemon does not answer\n\n"] * 2
+
+
+def test_what_many_ask_is_asked_once(silent: tuple[DaemonEngine, Connection]) -> None:
+    """However long the daemon takes, so that the line does not fill up."""
+    engine, line = silent
+    for _ in range(3):
+        assert not asyncio.run(engine.is_alive())
+    assert json.loads(line.recv_bytes())["ask"] == "state"
+    assert not line.poll(0)
 
 
 def test_health_ends_when_the_loop_does_not_go_round(living: Living) -> None:
