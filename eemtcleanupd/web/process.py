@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import ssl
 import sys
@@ -34,6 +35,8 @@ def main() -> None:
 
     The arguments are the descriptors of the line and of the socket that listens.
     """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # they are the daemon's, which says what comes of them
     descriptors = [int(each) for each in sys.argv[1:]]
     for each in descriptors:
         os.set_inheritable(each, False)

@@ -90,6 +90,15 @@ def test_one_that_hangs_holds_up_neither_a_reload_nor_the_end(site: Site) -> Non
     assert not process.is_running()
 
 
+def test_signals_to_all_processes_are_for_the_daemon(site: Site) -> None:
+    """As systemd sends them to a whole service, unless KillMode says otherwise."""
+    process = answering(site)
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        process.send_signal(number)
+    assert site.ask("GET", "/healthz").status_code == 200
+    assert answering(site) == process
+
+
 def test_it_yields_to_the_run(site: Site) -> None:
     assert answering(site).nice() > psutil.Process(site.process.pid).nice()
 
