@@ -86,7 +86,7 @@ class HttpInterface:
             insist_on_tokens(loaded.config)
         context_of(api)
         before = self._answering
-        if before is None or before.api.listen != api.listen:
+        if before is None or before.api.listen != api.listen or _is_removed(api.listen):
             opened = open_address(api.listen, _mode(api))
         elif (before.api.tls_cert_file is None) == (api.tls_cert_file is None):
             return lambda: before.renew(loaded)
@@ -174,6 +174,10 @@ def _open_unix(path: Path, mode: int) -> socket.socket:
         opened.close()
         raise
     return opened
+
+
+def _is_removed(listen: str) -> bool:
+    return listen.startswith(UNIX) and not Path(listen.removeprefix(UNIX)).exists()
 
 
 def _mode(api: ApiConfig) -> int:

@@ -163,7 +163,7 @@ def served(living: Living, config: str = "") -> Iterator[Path]:
     """Serve a daemon of the test's own process at a Unix socket."""
     address = living.store.path / "s"
     daemon = living.start(f"api: {{enabled: true, listen: 'unix:{address}'}}\n{config}")
-    interface = HttpInterface()
+    interface = daemon._interface = HttpInterface()
     interface.prepare(daemon, daemon.loaded)()
     try:
         yield address
@@ -225,6 +225,13 @@ def test_what_many_ask_is_asked_once(silent: tuple[DaemonEngine, Connection]) ->
         assert not asyncio.run(engine.is_alive())
     assert json.loads(line.recv_bytes())["ask"] == "state"
     assert not line.poll(0)
+
+
+def test_a_reload_opens_a_socket_again_that_was_removed(living: Living) -> None:
+    with served(living) as address:
+        address.unlink()
+        living.reload()
+        assert answer(address, "/healthz").startswith(b"HTTP/1.1 200")
 
 
 def test_health_ends_when_the_loop_does_not_go_round(living: Living) -> None:
