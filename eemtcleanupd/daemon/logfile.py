@@ -16,6 +16,7 @@ class LogFile:
 
     def __init__(self) -> None:
         self._handler: logging.Handler | None = None
+        self._before = log.level  # lower than configured where --debug wants more on stderr
 
     def open(self, config: Config) -> None:
         """Open the log that a configuration names, and only then let go of the one before.
@@ -27,13 +28,14 @@ class LogFile:
         handler = log_to_file(settings.file, form=settings.format, level=settings.level)
         self.close()
         self._handler = handler
-        log.setLevel(settings.level)
+        log.setLevel(min(handler.level, self._before or handler.level))
 
     def close(self) -> None:
         """Write no log any more."""
         if self._handler is not None:
             log.removeHandler(self._handler)
             self._handler.close()
+            log.setLevel(self._before)
 
 
 def log_threads() -> None:

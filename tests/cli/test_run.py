@@ -99,6 +99,18 @@ def test_a_signal_starts_a_run_that_status_and_history_know(
     assert "signal" in run_cli("history", "--json", cwd=store).stdout
 
 
+def test_debug_tells_of_every_statement_on_stderr_alone(start: Start, run_cli: RunCli, store: Path) -> None:
+    daemon = start("--debug")
+    assert run_cli("reload", cwd=store).returncode == 0, "which leaves it so"
+    daemon.send_signal(signal.SIGUSR1)
+    until(lambda: "success" in run_cli("history", "--json", cwd=store).stdout)
+    daemon.terminate()
+    told = daemon.communicate(timeout=60)[1]
+    assert "DEBUG: SQL" in told
+    assert "DEBUG: rename" in told.partition("is in force")[2]
+    assert "DEBUG" not in (store / "logs" / "cleanup.log").read_text()
+
+
 def test_a_second_daemon_ends_with_4_and_names_the_first(start: Start, run_cli: RunCli, store: Path) -> None:
     first = start()
     second = run_cli("run", cwd=store)
