@@ -3,13 +3,13 @@
 A tar file, compressed as a whole: first ``job.json``, then the artifacts under ``results/``, ``uploads/`` and
 ``temp/``, last ``manifest.jsonl`` with a line for each member (the SHA-256 and the size of a file).  The
 manifest comes last because it says what was copied, not what lay there before; to verify is to read the
-members, write the manifest anew and compare.  Memory grows with neither files nor sizes.
+members, write the manifest anew and compare.  Names, modes, owners and times stand in no manifest: the
+checksum of the compression covers them.  Memory grows with neither files nor sizes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
 import io
 import json
@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
+from eemtcleanupd.deletion.compression import compressed, decompressed, zstd_error
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.walk import Folder, walk
 from eemtcleanupd.errors import BackupError
@@ -30,11 +31,9 @@ from eemtcleanupd.units import printable
 
 HEAD: Final = "job.json"
 MANIFEST: Final = "manifest.jsonl"
-ENDINGS: Final = ("tar.zst", "tar.gz")
 _FORMAT = 1
 # Linux takes no longer path in one call, and some of it goes to the folder where it is unpacked.
 _LONGEST_PATH = 3500
-_GZIP_LEVEL = 6
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
@@ -71,7 +70,7 @@ def write(
 
     Args:
         target: an empty file.
-        ending: how it is compressed, one of :data:`ENDINGS`.
+        ending: how it is compressed, one of :data:`compression.ENDINGS`.
         head: whose data it is.
         artifacts: roots and the names of their entries.
         scratch: a folder for a temporary file.
@@ -83,7 +82,7 @@ def write(
     contents = Contents(head)
     with (
         tempfile.TemporaryFile(dir=scratch) as manifest,
-        _compressed(target, ending) as stream,
+        compressed(target, ending) as stream,
         tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 20) as tar,
     ):
         _add_bytes(tar, HEAD, json.dumps(asdict(head), indent=2).encode())
@@ -95,31 +94,6 @@ def write(
         manifest.seek(0)
         tar.addfile(info, manifest)
     return contents
-
-
-@contextlib.contextmanager
-def _compressed(target: IO[bytes], ending: str) -> Iterator[IO[bytes]]:
-    if ending == "tar.gz":
-        with gzip.GzipFile(fileobj=target, mode="wb", compresslevel=_GZIP_LEVEL, filename="") as stream:
-            yield stream  # type: ignore[misc]
-        return
-    import zstandard  # noqa: PLC0415  (late: only where there are backups)
-
-    compressor = zstandard.ZstdCompressor(write_checksum=True)
-    with compressor.stream_writer(target, closefd=False) as stream:
-        yield stream
-
-
-@contextlib.contextmanager
-def _decompressed(source: IO[bytes], name: str) -> Iterator[IO[bytes]]:
-    if name.endswith("tar.gz"):
-        with gzip.GzipFile(fileobj=source, mode="rb") as stream:
-            yield stream  # type: ignore[misc]
-        return
-    import zstandard  # noqa: PLC0415
-
-    with zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True, closefd=False) as stream:
-        yield stream
 
 
 def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -250,7 +224,7 @@ def verify(path: Path) -> Contents:
     Raises:
         BackupError: it is damaged; which member is the first that is wrong.
     """
-    with tempfile.TemporaryFile() as seen, _members(path) as (members, stream):
+    with tempfile.TemporaryFile() as seen, _members(path, whole=True) as (members, stream):
         contents: Contents | None = None
         for tar, head, info in members:
             contents = contents or Contents(head)
@@ -300,9 +274,12 @@ def _extracted(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
 
 @contextlib.contextmanager
 def _members(
-    path: Path,
+    path: Path, *, whole: bool = False
 ) -> Iterator[tuple[Iterator[tuple[tarfile.TarFile, Head, tarfile.TarInfo | None]], IO[bytes]]]:
-    """Give the members of an archive in order, the first time with None for the head, and what it reads."""
+    """Give the members of an archive in order, the first time with None for the head, and what it reads.
+
+    With ``whole`` one that lost its end is refused at once.
+    """
 
     def read(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarFile, Head, tarfile.TarInfo | None]]:
         first = tar.next()
@@ -317,7 +294,7 @@ def _members(
     try:
         with (
             path.open("rb") as source,
-            _decompressed(source, path.name) as stream,
+            decompressed(source, path.name, whole=whole) as stream,
             tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as tar,
         ):
             tar.errorlevel = 1
@@ -328,14 +305,8 @@ def _members(
         # gzip's own errors come without a number.
         words = error.strerror or f"it is damaged ({error})"
         raise BackupError(f"{path.name} cannot be read: {words}") from error
-    except (tarfile.TarError, EOFError, ValueError, _zstd_error()) as error:
+    except (tarfile.TarError, EOFError, ValueError, zstd_error()) as error:
         raise BackupError(f"{path.name} is damaged: {printable(str(error))}") from error
-
-
-def _zstd_error() -> type[Exception]:
-    import zstandard  # noqa: PLC0415
-
-    return zstandard.ZstdError
 
 
 def _parsed(path: Path, text: bytes) -> Head:

@@ -54,7 +54,7 @@ class BackupFolder:
 
         Args:
             head: whose data it is.
-            ending: one of :data:`archive.ENDINGS`.
+            ending: one of :data:`compression.ENDINGS`.
             made_at: the present, aware.
             artifacts: roots and the names of their entries.
 
