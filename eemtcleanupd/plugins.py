@@ -136,7 +136,8 @@ def unpacked(told: Mapping[str, Any]) -> Loaded:
     _installed.cache_clear()
     values, file = told["values"], told["file"]
     with _importable(None if file is None else str(file.parent)):
-        found = discover(told["plugins"], told["blocked_plugins"])
+        modules = [("plugins", each) for each in told["plugins"]]
+        found = discover(modules, told["blocked_plugins"])
     return Loaded(
         Schema.of(_settings_models(found)).model.model_validate(values),
         file,
@@ -151,11 +152,11 @@ def _settings_models(found: Sequence[FoundPlugin]) -> dict[str, type[PluginSetti
     return {each.name: each.model for each in found if each.model is not None}
 
 
-def discover(modules: Sequence[str], blocked: Sequence[str]) -> list[FoundPlugin]:
+def discover(modules: Sequence[tuple[str, str]], blocked: Sequence[str]) -> list[FoundPlugin]:
     """Find all plugins: those of the program, those that are installed, and those that are named.
 
     Args:
-        modules: ``module`` or ``module:name``, from ``plugins:``.
+        modules: where each stands, for messages, and ``module`` or ``module:name``, from ``plugins:``.
         blocked: names not to use, from ``blocked_plugins:``.
 
     Raises:
@@ -166,16 +167,16 @@ def discover(modules: Sequence[str], blocked: Sequence[str]) -> list[FoundPlugin
     ]
     for name, origin, target in _installed():
         sources.append((name, origin, partial(_load_and_look, name, origin, target)))
-    for target in modules:
+    for origin, target in modules:
         name = target.partition(":")[0].rpartition(".")[2]
-        sources.append((name, "plugins", partial(_load_and_look, name, "plugins", target)))
+        sources.append((name, origin, partial(_load_and_look, name, origin, target)))
     found: dict[str, FoundPlugin] = {}
     for name, origin, look in sources:
         if name in blocked:
             continue
         if name in found:
             raise ConfigError(
-                f"the plugin {printable(name)} comes from {found[name].origin} and from {origin}: "
+                f"{origin}: the plugin {printable(name)} comes from {found[name].origin} as well: "
                 "take one away, or name it in blocked_plugins"
             )
         found[name] = look()
@@ -213,7 +214,8 @@ def _load(target: str, origin: str) -> Any:
         loaded = importlib.import_module(module)
         return getattr(loaded, attribute) if attribute else loaded
     except Exception as error:  # whatever a foreign module does when it is imported
-        hint = "" if origin == "plugins" else "; blocked_plugins leaves it out"
+        is_installed = origin.startswith(("the installed package", "an installed package"))
+        hint = "; blocked_plugins leaves it out" if is_installed else ""
         raise ConfigError(
             f"{origin}: the plugin {printable(target)} cannot be loaded ({_words(error)}){hint}"
         ) from error
@@ -304,7 +306,8 @@ class PluginSet:
         self._settings: dict[str, Any] = {}
         self._targets: dict[str, Any] = {}
         self._veto_hangs: dict[str, threading.Thread] = {}
-        for found in discover(config.plugins, config.blocked_plugins):
+        named = [("plugins", each) for each in config.plugins]
+        for found in discover(named, config.blocked_plugins):
             settings = self._settings_of(found)
             if isinstance(settings, PluginSettings | BackupConfig) and not settings.enabled:
                 continue

@@ -27,8 +27,9 @@ SYSTEM_FILE: Final = Path("/etc/eemtcleanupd") / FILE_NAME
 DEFAULT: Final = "default"
 """The origin of a value that nobody set."""
 
-NotifiersOf = Callable[[Sequence[str], Sequence[str]], Mapping[str, type[PluginSettings]]]
-"""From the modules of plugins to load and the names of those to block to the settings of all notifiers."""
+NotifiersOf = Callable[[Sequence[tuple[str, str]], Sequence[str]], Mapping[str, type[PluginSettings]]]
+"""From the modules of plugins to load, each behind the place where it stands, and the names of those to block
+to the settings of all notifiers."""
 
 # Defaults that lie in a folder which has a key of its own.
 _IN_LOGS = ("logging.file", "notifications.audit_log.path")
@@ -120,7 +121,8 @@ def load(
     """
     document = read_document(cwd / file) if file else Document(None)
     environment = read_environment(environ)
-    schema = Schema.of(notifiers_of(_texts(document, "plugins"), _texts(document, "blocked_plugins")))
+    modules, blocked = _texts(document, "plugins"), _texts(document, "blocked_plugins")
+    schema = Schema.of(notifiers_of(modules, [name for _, name in blocked]))
     assembly = _Assembly(document, environ, cwd, schema)
     assembly.problems += environment.problems
     assembly.take_document()
@@ -330,10 +332,14 @@ def _key(loc: Loc) -> str:
     return ".".join(part for part in loc if isinstance(part, str))
 
 
-def _texts(document: Document, key: str) -> list[str]:
-    """Return a list of texts as it stands in the file; what else stands there is refused later."""
+def _texts(document: Document, key: str) -> list[tuple[str, str]]:
+    """Return where each text of a list stands, and the text; anything else is refused later."""
     value = document.data.get(key)
-    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
+    return [
+        (f"{document.place((key, at))}: {dotted((key, at))}", each)
+        for at, each in enumerate(value if isinstance(value, list) else [])
+        if isinstance(each, str) and each
+    ]
 
 
 def _shown_keys(schema: Schema) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from eemtcleanupd.config import Config, Loaded, find_file, loading
 from eemtcleanupd.errors import ConfigError
@@ -346,6 +346,13 @@ VALUES = st.recursive(
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW)
 @given(data=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=5))
+@example(data={"plugins": [""]})
+@example(data={"plugins": [" "]})
+@example(data={"plugins": ["."]})
+@example(data={"plugins": [":x"]})
+@example(data={"plugins": ["eemtcleanupd.units"]})
+@example(data={"plugins": ["eemtcleanupd.notifiers.email"]})
+@example(data={"blocked_plugins": [""]})
 def test_any_mapping_loads_or_is_a_configuration_error(load_text: LoadText, data: dict[str, Any]) -> None:
     try:
         load_text(yaml.safe_dump(data, allow_unicode=True))

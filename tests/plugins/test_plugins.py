@@ -129,7 +129,7 @@ def test_a_plugin_that_is_wrong_is_a_configuration_error(
 
 def test_a_plugin_with_the_name_of_another_is_refused(module: Module, plugins: Plugins) -> None:
     name = module("slack", "@hookimpl\ndef run_finished(event):\n    pass\n")
-    with pytest.raises(ConfigError, match=r"the plugin slack comes from the program and from plugins"):
+    with pytest.raises(ConfigError, match=r":1:11: plugins\[0\]: the plugin slack comes from the program as"):
         plugins(f"plugins: [{name}]")
 
 
