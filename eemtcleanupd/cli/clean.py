@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from eemtcleanupd.cli.common import caller, config_option, load_config
+from eemtcleanupd.cli.output import Output
 from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.stop import StopFlag
 from eemtcleanupd.units import parse_size
@@ -132,6 +133,8 @@ def clean(  # noqa: PLR0917  (click passes them by name)
             _tell_warnings(loaded.warnings, emit)
             stop = StopFlag()
             interrupted = stack.enter_context(_stopping(stop))
+            if request.dry_run:
+                emit = _both(emit, _while_heard(stop))
             progress = Progress()
             if not as_json and not debug and sys.stderr.isatty():
                 from eemtcleanupd.cli.progress import bar  # noqa: PLC0415
@@ -184,6 +187,17 @@ def _both(first: Emit, second: Emit) -> Emit:
     def emit(event: Event) -> None:
         first(event)
         second(event)
+
+    return emit
+
+
+def _while_heard(stop: StopFlag) -> Emit:
+    """Return what ends a dry run, which only tells, once nobody reads it: ``clean --dry-run | head``."""
+    stdout = click.get_current_context().find_object(Output)
+
+    def emit(_: Event) -> None:
+        if stdout is not None and stdout.error is not None:
+            stop.set()
 
     return emit
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from eemtcleanupd.clock import system_clock
+from eemtcleanupd.errors import ConfigError
 
 if TYPE_CHECKING:
     from eemtcleanupd.config import Loaded
@@ -49,9 +50,23 @@ def load_config(config_file: Path | None, options: Mapping[str, tuple[object, st
     from eemtcleanupd.config import find_file  # noqa: PLC0415  (late: --help needs none of it)
     from eemtcleanupd.plugins import load  # noqa: PLC0415
 
-    cwd = Path.cwd()
+    cwd = working_folder()
     given = {key: pair for key, pair in (options or {}).items() if pair[0] is not None}
     return load(find_file(config_file, os.environ, cwd), environ=os.environ, options=given, cwd=cwd)
+
+
+def working_folder() -> Path:
+    """Return the folder that relative paths start from.
+
+    Raises:
+        ConfigError: it was deleted.
+    """
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise ConfigError(
+            f"the folder that this was started in cannot be found ({error.strerror}): change into another"
+        ) from error
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eemtcleanupd.cli.common import load_config, store_options
+from eemtcleanupd.cli.common import load_config, store_options, working_folder
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.errors import CleanupError, ConfigError
 
@@ -94,7 +94,8 @@ def _location(config_file: Path | None, db_path: str | None) -> Location:
     from eemtcleanupd.store.location import Location  # noqa: PLC0415
 
     if db_path is not None and "://" not in db_path:
-        return Location.of_file(Path(db_path).absolute())
+        path = Path(db_path)
+        return Location.of_file(path if path.is_absolute() else working_folder() / path)
     try:
         return Location.of(load_config(config_file, {"paths.database": (db_path, "--db-path")}).config)
     except ConfigError as error:

@@ -8,12 +8,12 @@ import importlib
 import os
 import sys
 import threading
-from contextlib import suppress
 from typing import Final, NoReturn
 
 import click
 
 from eemtcleanupd import __version__
+from eemtcleanupd.cli import output
 from eemtcleanupd.errors import CleanupError
 
 COMMANDS: Final = {
@@ -79,27 +79,32 @@ def main() -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     if os.environ.get("NO_COLOR"):  # https://no-color.org
         cli.context_settings["color"] = False
+    stdout = output.install()
+    _leave(stdout.end(_code(stdout)))
+
+
+def _code(stdout: output.Output) -> int:
+    """Run the command and return its exit code."""
     try:
-        code = cli.main(prog_name="eemtcleanupd", standalone_mode=False)
+        code = cli.main(prog_name="eemtcleanupd", standalone_mode=False, obj=stdout)
     except click.exceptions.Abort:
-        sys.exit(130)
+        return 130
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except CleanupError as error:
         if "--debug" in sys.argv:
             raise
         click.echo(f"eemtcleanupd: error: {error}", err=True)
-        sys.exit(error.exit_code)
-    _leave(code if isinstance(code, int) else 0)
+        return error.exit_code
+    return code if isinstance(code, int) else 0
 
 
 def _leave(code: int) -> NoReturn:
     """End the process without taking its memory apart piece by piece, which takes longer than a small job."""
     if threading.active_count() == 1:
-        with suppress(OSError, ValueError):  # what cannot be printed is told by the usual way out
-            sys.stdout.flush()
-            sys.stderr.flush()
-            atexit._run_exitfuncs()  # noqa: SLF001
-            os._exit(code)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        atexit._run_exitfuncs()  # noqa: SLF001
+        os._exit(code)
     sys.exit(code)

@@ -17,7 +17,7 @@ from typing import IO
 
 import click
 
-from eemtcleanupd.cli.common import caller, config_option
+from eemtcleanupd.cli.common import caller, config_option, working_folder
 from eemtcleanupd.errors import CleanupError, ConfigError, LockHeldError
 
 _READY = b"ready"
@@ -39,7 +39,7 @@ def run(config_file: Path | None, detach: bool, pidfile: Path | None, debug: boo
     SIGHUP reads the configuration again, SIGUSR1 starts a run, SIGUSR2 logs what every thread is doing.
     A first SIGTERM or SIGINT ends the daemon in order, a second one at once.
     """
-    cwd = Path.cwd()
+    cwd = working_folder()
     if not detach:
         with _pid_in(pidfile and cwd / pidfile):
             _live(config_file, cwd, debug=debug)
