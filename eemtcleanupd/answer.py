@@ -21,9 +21,14 @@ from eemtcleanupd.events import (
 )
 from eemtcleanupd.units import human_size
 
+_IN_MEMORY_BYTES = 1 << 20
+
 
 class Answer:
-    """Collects a run as the document's API answer; long lists wait in temporary files, not in memory."""
+    """Collects a run as the document's API answer; long lists wait in temporary files, not in memory.
+
+    Where there is no room for these the run goes on, and its answer cannot be written.
+    """
 
     def __init__(self) -> None:
         self._lists = {name: _Spool() for name in ("details", "skipped", "errors", "orphans", "warnings")}
@@ -62,10 +67,16 @@ class Answer:
                 pass
 
     def write(self, stream: IO[str]) -> None:
-        """Write the document; nothing is written when the run did not end."""
+        """Write the document; nothing is written when the run did not end.
+
+        Raises:
+            OSError: it was not kept whole, then nothing is written; or ``stream`` cannot be written.
+        """
         report = self._report
         if report is None:
             return
+        for spool in self._lists.values():
+            spool.finish()
         head = {
             "success": report.outcome == "success",
             "run_id": report.run_id,
@@ -103,19 +114,28 @@ class _Spool:
 
     def __init__(self) -> None:
         # Closed with the object; a run has exactly one document.
-        self._file = tempfile.SpooledTemporaryFile(max_size=1 << 20, mode="w+", encoding="ascii")  # noqa: SIM115
+        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES, mode="w+", encoding="ascii")  # noqa: SIM115
+        self._error: OSError | None = None
         self.count = 0
 
     def add(self, value: object) -> None:
-        self._file.write(json.dumps(value) + "\n")
+        if self._error is None:
+            try:
+                self._file.write(json.dumps(value) + "\n")
+            except OSError as error:  # a full disk is what the run is about to mend: it must go on
+                self._error = error
         self.count += 1
 
+    def finish(self) -> None:
+        if self._error is not None:
+            raise self._error
+        self._file.seek(0)
+
     def close(self) -> None:
-        with suppress(OSError):  # the last of it finds no room
+        with suppress(OSError):  # what is left to write has no room either
             self._file.close()
 
     def __iter__(self) -> Iterator[str]:
-        self._file.seek(0)
         for line in self._file:
             yield line.rstrip("\n")
 

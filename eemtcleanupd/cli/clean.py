@@ -18,7 +18,7 @@ import click
 
 from eemtcleanupd.cli.common import caller, config_option, load_config
 from eemtcleanupd.cli.output import Output
-from eemtcleanupd.errors import CleanupError
+from eemtcleanupd.errors import CleanupError, ReportError
 from eemtcleanupd.stop import StopFlag
 from eemtcleanupd.units import parse_size
 
@@ -169,8 +169,15 @@ def _listeners(*, as_json: bool, verbose: bool) -> tuple[Emit, Callable[[], None
         document = Answer()
 
         def finish() -> None:
-            document.write(sys.stdout)
-            document.close()
+            try:
+                document.write(sys.stdout)
+            except OSError as error:
+                raise ReportError(
+                    f"the run is over and recorded, but its answer was not kept: {error.strerror}; "
+                    "see eemtcleanupd history"
+                ) from error
+            finally:
+                document.close()
 
         return document, finish
     return Lines(verbose=verbose), lambda: None

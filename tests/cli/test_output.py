@@ -94,6 +94,25 @@ def test_a_command_that_cannot_print_says_so_once_or_is_silent_where_nobody_list
     assert (done.returncode, done.stderr) == (code, words)
 
 
+def test_a_run_whose_answer_has_no_room_while_it_lasts_goes_on_to_its_record(
+    sample_store: Path, aged: Aged
+) -> None:
+    store = aged(sample_store, 10)
+    code = (
+        "import sys, tempfile; from eemtcleanupd import answer; from eemtcleanupd.cli.main import main;"
+        "answer._IN_MEMORY_BYTES = 1; tempfile.tempdir = '/proc/nowhere'; main()"
+    )
+    command = [sys.executable, "-c", code, "clean", "--json", *options(store)]
+    done = subprocess.run(command, cwd=store, capture_output=True, text=True, timeout=100, check=False)
+    words = (
+        "the run is over and recorded, but its answer was not kept: No such file or directory; "
+        "see eemtcleanupd history"
+    )
+    assert (done.returncode, done.stderr) == (1, f"eemtcleanupd: error: {words}\n")
+    assert json.loads(done.stdout) == {"success": False, "error": words, "exit_code": 1}
+    assert rows(store, "SELECT outcome, successful, failed FROM cleanup_runs") == [("success", 3, 3)]
+
+
 def test_an_error_of_the_command_counts_more_than_its_output(run_into: RunInto) -> None:
     with closing(closed_pipe()) as stdout:
         done = run_into(stdout, "clean", "--json", "--db-path", "nowhere.db")
