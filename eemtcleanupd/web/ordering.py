@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import IO, Final
 
@@ -36,21 +36,15 @@ class RunAsked:
     def order(self) -> Order:
         """Return the order for it."""
         answer = Answer()
-        failure: ReportError | None = None
 
         def emit(event: Event) -> None:
-            nonlocal failure
-            try:
-                if failure is None:
-                    answer(event)
-            except OSError as error:  # a disk that is full is what the run is there for
-                failure = _unwritable(error)
+            answer(event)
             if isinstance(event, RunStarted):
                 self.begun(event.run_id)
 
         def done(result: RunReport | CleanupError | None) -> None:
             with closing(answer):
-                self.over(failure or document(answer) if isinstance(result, RunReport) else result)
+                self.over(document(answer) if isinstance(result, RunReport) else result)
 
         return Order(emit, done, self.retention, self.force)
 
@@ -62,10 +56,7 @@ def document(answer: Answer) -> IO[str] | CleanupError:
         answer.write(file)
         file.seek(0)
     except OSError as error:
-        file.close()
-        return _unwritable(error)
+        with suppress(OSError):  # what is left to write has no room either
+            file.close()
+        return ReportError(f"the run is over, but its answer cannot be written: {error.strerror}")
     return file
-
-
-def _unwritable(error: OSError) -> ReportError:
-    return ReportError(f"the run is over, but its answer cannot be written: {error.strerror}")
