@@ -64,6 +64,10 @@ class Engine(Protocol):
     def exposition(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether answers that go on for long are to end."""
+
 
 class DaemonEngine:
     """A living daemon at the other end of a line: whatever is to be done goes through its inbox.
@@ -82,6 +86,7 @@ class DaemonEngine:
         self._runs: dict[int, RunAsked] = {}
         self._lock = threading.Lock()
         self._state: tuple[float, Future[State]] | None = None
+        self._is_ending = False
 
     @property
     def loaded(self) -> Loaded:
@@ -179,6 +184,15 @@ class DaemonEngine:
     def exposition(self) -> bytes:
         """Return the metrics."""
         return bytes(self._ask("metrics").result(_ANSWER_SECONDS))
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the daemon has asked for the end."""
+        return self._is_ending
+
+    def end(self) -> None:
+        """Let answers that go on for long end."""
+        self._is_ending = True
 
     async def _state_now(self) -> State:
         asked = asyncio.wrap_future(self._ask_state())  # others wait for the same answer
@@ -286,6 +300,11 @@ class LocalEngine:
     def exposition(self) -> bytes:
         """Return nothing: there is no daemon to count."""
         return b""
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether answers are to end: the program that they are mounted in sees to that."""
+        return False
 
 
 def _all(*listeners: Emit) -> Emit:

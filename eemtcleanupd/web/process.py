@@ -81,6 +81,7 @@ def _answer(line: ProcessEnd, opened: socket.socket) -> None:
                     log.error("The HTTP interface works with the configuration before: %s", error)  # noqa: TRY400
                 line.tell({"settled": True})
             case Stop():
+                engine.end()
                 server.stop()
                 return
             case _:

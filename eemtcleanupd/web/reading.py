@@ -110,7 +110,7 @@ async def _progress(engine: Engine, request: Request, caller: Caller, *, once: b
     """Tell each change as a server-sent event until nobody listens, or who does may not any more."""
     last: object = ()
     silence = 0
-    while not await request.is_disconnected() and caller.still_may():
+    while not engine.is_ending and caller.still_may() and not await request.is_disconnected():
         try:
             progress = await engine.progress()
         except TimeoutError:  # it may be stopped, and go on

@@ -421,3 +421,14 @@ def test_a_configuration_arrives_as_it_was_sent(tmp_path: Path, monkeypatch: pyt
     again = unpacked(told)
     assert again == loaded
     assert list(again.settings()) == list(loaded.settings())
+
+
+def test_the_end_of_the_daemon_ends_who_watches_in_order(store: JobStore) -> None:
+    site = start(store)
+    headers = {"Authorization": f"Bearer {site.tokens['read']}"}
+    with requests.get(f"{site.url}/api/cleanup/events", headers=headers, stream=True, timeout=60) as watched:
+        lines = watched.iter_lines()
+        assert next(lines) == b"event: idle"
+        site.process.terminate()
+        assert list(lines) == [b"data: null", b""], "a whole answer, not one that breaks off"
+    assert site.process.wait(30) == 0
