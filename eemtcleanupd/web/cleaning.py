@@ -16,8 +16,8 @@ from eemtcleanupd.config import Config
 from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.web.access import Caller
 from eemtcleanupd.web.bodies import CleanupAnswer, CleanupBody, RunBegun
-from eemtcleanupd.web.engine import TRIGGER, Engine
-from eemtcleanupd.web.ordering import Outcome, RunAsked, document
+from eemtcleanupd.web.engine import Engine
+from eemtcleanupd.web.ordering import TRIGGER, Outcome, RunAsked, document
 from eemtcleanupd.web.problems import REFUSED, FieldProblem, Json, documented, problem
 from eemtcleanupd.web.site import Site
 

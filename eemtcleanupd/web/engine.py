@@ -24,9 +24,8 @@ from eemtcleanupd.plugins import PluginSet, load
 from eemtcleanupd.store.location import Location, daemon_of
 from eemtcleanupd.store.lock import Holder
 from eemtcleanupd.web.line import ProcessEnd, Reply, RunBegun, RunOver, State
-from eemtcleanupd.web.ordering import Outcome, RunAsked
+from eemtcleanupd.web.ordering import TRIGGER, Outcome, RunAsked
 
-TRIGGER = "api"
 _BEAT_LIMIT_SECONDS = 90.0
 _DRAIN_SECONDS = 30.0
 _ANSWER_SECONDS = 5.0

@@ -13,6 +13,7 @@ from eemtcleanupd.daemon.inbox import Order
 from eemtcleanupd.errors import CleanupError, ReportError
 from eemtcleanupd.events import Event, RunReport, RunStarted
 
+TRIGGER: Final = "api"
 IN_MEMORY_BYTES: Final = 1 << 20
 """Documents that are larger lie on the disk."""
 

@@ -10,6 +10,7 @@ import ssl
 import sys
 import threading
 from contextlib import suppress
+from typing import NoReturn
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -46,7 +47,6 @@ def main() -> None:
     code = 1
     try:
         _answer(line, opened)
-        code = 0
     except (EOFError, OSError):
         code = 0  # nobody is left to answer for
     except CleanupError as error:
@@ -56,7 +56,7 @@ def main() -> None:
     os._exit(code)  # the address is free at once, whatever is still under way
 
 
-def _answer(line: ProcessEnd, opened: socket.socket) -> None:
+def _answer(line: ProcessEnd, opened: socket.socket) -> NoReturn:
     settings, _ = line.hear()
     ours = logging.getLogger("eemtcleanupd")
     ours.addHandler(_ToDaemon(line))
@@ -82,10 +82,15 @@ def _answer(line: ProcessEnd, opened: socket.socket) -> None:
                 line.tell({"settled": True})
             case Stop():
                 engine.end()
-                server.stop()
-                return
+                # Meanwhile this thread hears what those wait for who are still answered.
+                threading.Thread(target=_end, args=(server,), name="end").start()
             case _:
                 engine.hear(told, file)
+
+
+def _end(server: Server) -> None:
+    server.stop()
+    os._exit(0)
 
 
 class Server:

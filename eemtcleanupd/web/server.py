@@ -40,7 +40,7 @@ from eemtcleanupd.web.line import (
     Stop,
     Told,
 )
-from eemtcleanupd.web.ordering import IN_MEMORY_BYTES, Outcome, RunAsked
+from eemtcleanupd.web.ordering import IN_MEMORY_BYTES, TRIGGER, Outcome, RunAsked
 from eemtcleanupd.web.tokens import insist_on_tokens
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 UNIX = "unix:"
-TRIGGER = "api"
 STOP_SECONDS = 3
 _NEEDED = ("fastapi", "python_multipart", "uvicorn", "jinja2")
 _LONGEST_PAUSE_SECONDS = 60.0

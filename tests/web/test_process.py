@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from io import StringIO
 from multiprocessing import Pipe
@@ -38,7 +39,7 @@ from eemtcleanupd.web.server import HttpInterface, _pass_outcome, open_address
 from tests.cleanup.conftest import JobStore
 from tests.daemon.conftest import HEAD, Living
 from tests.notifiers import samples
-from tests.web.conftest import Site, await_listening, start
+from tests.web.conftest import Site, await_listening, eemtcleanupd, free_port, start
 
 
 def answering(site: Site) -> psutil.Process:
@@ -432,3 +433,19 @@ def test_the_end_of_the_daemon_ends_who_watches_in_order(store: JobStore) -> Non
         site.process.terminate()
         assert list(lines) == [b"data: null", b""], "a whole answer, not one that breaks off"
     assert site.process.wait(30) == 0
+
+
+def test_who_waits_for_a_run_is_answered_though_the_address_moves(store: JobStore) -> None:
+    site = start(store, "performance: {max_deletes_per_second: 5}\n")
+    try:
+        with ThreadPoolExecutor(1) as waiting:
+            asked = waiting.submit(site.ask, "POST", "/api/cleanup")
+            events = "/api/cleanup/events?once=true"
+            await_listening(lambda: _insist("event: progress" in site.ask("GET", events).text))
+            file = store.path / "cleanup_config.yaml"
+            file.write_text(file.read_text().replace(site.url.rpartition("/")[2], f"127.0.0.1:{free_port()}"))
+            eemtcleanupd(store, "reload")
+            assert asked.result().json()["cleaned_jobs"] == {"successful": 1, "failed": 1}
+    finally:
+        site.process.terminate()
+        assert site.process.wait(30) == 0
