@@ -100,6 +100,7 @@ def test_a_process_that_does_not_answer_is_done_without(
     fill(trash.root.path / "job" / "folder", 1000)
     with DeletionPool(4, StopFlag()) as pool:
         pool.prepare()
+        wait_until(servers)  # its command line can be read a little after it was started
         (server,) = servers()
         os.kill(server, signal.SIGSTOP)
         removed = pool.remove(trash, doomed(trash, "job")).result(timeout=20)
