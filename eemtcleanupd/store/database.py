@@ -98,7 +98,6 @@ class Database(ABC):
     scratch_schema: ClassVar[str]
     """The schema of temporary tables, in SQL."""
     _advice: ClassVar[dict[str, str]]
-    _engine: Engine
 
     def __init__(self, name: str, *, busy_timeout_seconds: float) -> None:
         self.name = name
@@ -204,6 +203,10 @@ class Database(ABC):
         """Return SQL for a column of ``jobs`` in the form of a :class:`RawName`."""
 
     @abstractmethod
+    def our_columns(self, connection: Connection) -> set[tuple[str, str]]:
+        """Return table and column of all whose table has a name like ours (``cleanup_...``)."""
+
+    @abstractmethod
     def key_type(self, reflected: TypeEngine[Any]) -> TypeEngine[Any]:
         """Return the type with which a column of ``jobs`` is compared with text of ours.
 
@@ -261,18 +264,19 @@ class Database(ABC):
         advice = next((say for word, say in self._advice.items() if word in reason), "")
         return StoreError(f"the job database {self.name}: {reason}{advice}")
 
-    def _trace_statements(self) -> None:
-        started: list[float] = []
-
-        @event.listens_for(self._engine, "before_cursor_execute")
-        def before(*_: object) -> None:
-            started.append(time.perf_counter())
-
-        @event.listens_for(self._engine, "after_cursor_execute")
-        def after(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-            elapsed_ms = (time.perf_counter() - started.pop()) * 1000
-            log.debug("SQL %.1f ms: %s", elapsed_ms, " ".join(statement.split()))
-
+    @abstractmethod
     def close(self) -> None:
         """Close the connection."""
-        self._engine.dispose()
+
+
+def trace_statements(engine: Engine) -> None:
+    """Log each statement of an engine, and how long it took."""
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def before(connection: Connection, *_: object) -> None:
+        connection.info["began"] = time.perf_counter()
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def after(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        elapsed_ms = (time.perf_counter() - connection.info["began"]) * 1000
+        log.debug("SQL %.1f ms: %s", elapsed_ms, " ".join(statement.split()))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, Connection, Table, inspect, text
+from sqlalchemy import Column, Connection, Table, text
 from sqlalchemy.schema import CreateColumn
 
 from eemtcleanupd.events import StorageState
@@ -30,7 +30,7 @@ class Ledger(Runs, Intents, History, Sizes, Holds, Roots):
     def exists(self) -> bool:
         """Tell whether the tables are there, without making them (a dry run changes nothing)."""
         with self._database.read() as connection:
-            return bool(inspect(connection).has_table(ROOTS.name))
+            return any(table == ROOTS.name for table, _ in self._database.our_columns(connection))
 
     def create_tables(self) -> None:
         """Create what is missing, also columns that an earlier version did not have."""
@@ -50,16 +50,13 @@ class Ledger(Runs, Intents, History, Sizes, Holds, Roots):
         with self._database.read() as connection:
             return not any(self._missing(connection))
 
-    @staticmethod
-    def _missing(connection: Connection) -> list[tuple[Table, Column[Any]]]:
-        tables = METADATA.sorted_tables
-        there = inspect(connection).get_multi_columns(filter_names=[table.name for table in tables])
-        known = {name: {each["name"] for each in columns} for (_, name), columns in there.items()}
+    def _missing(self, connection: Connection) -> list[tuple[Table, Column[Any]]]:
+        there = self._database.our_columns(connection)
         return [
             (table, column)
-            for table in tables
+            for table in METADATA.tables.values()
             for column in table.columns
-            if column.name not in known.get(table.name, ())
+            if (table.name, column.name) not in there
         ]
 
     def storage_state(self, now: datetime, free_bytes: int, total_bytes: int) -> StorageState:

@@ -39,7 +39,15 @@ from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
 from eemtcleanupd.config.fields import DatabaseAddress
 from eemtcleanupd.errors import CleanupError, LockHeldError, StoreError
-from eemtcleanupd.store.database import SCRATCH, Database, RawText, Result, ScratchLostError, is_storable
+from eemtcleanupd.store.database import (
+    SCRATCH,
+    Database,
+    RawText,
+    Result,
+    ScratchLostError,
+    is_storable,
+    trace_statements,
+)
 from eemtcleanupd.store.lock import Holder
 from eemtcleanupd.units import printable
 
@@ -196,7 +204,7 @@ class PostgresDatabase(Database):
         )
         event.listen(self._engine, "do_connect", self._connect)
         if log.isEnabledFor(logging.DEBUG):
-            self._trace_statements()
+            trace_statements(self._engine)
         with self.read() as connection:
             connection.exec_driver_sql("SELECT 1")
 
@@ -440,6 +448,15 @@ class PostgresDatabase(Database):
         """Return SQL for a column's bytes in hexadecimal digits."""
         return f"encode(convert_to({column}, 'UTF8'), 'hex')"
 
+    def our_columns(self, connection: Connection) -> set[tuple[str, str]]:
+        """Return table and column of all whose table has a name like ours."""
+        rows = connection.exec_driver_sql(
+            "SELECT c.relname, a.attname FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid"
+            " WHERE c.relnamespace = current_schema()::regnamespace AND left(c.relname, 8) = 'cleanup_'"
+            " AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped"
+        )
+        return {(table, column) for table, column in rows}
+
     def key_type(self, reflected: TypeEngine[Any]) -> TypeEngine[Any]:
         """Return the type with which text of ours is compared with a column."""
         if isinstance(reflected, Integer | Numeric):
@@ -490,6 +507,10 @@ class PostgresDatabase(Database):
                 " WHERE datname = current_database() AND pid <> pg_backend_pid() ORDER BY 1, 2"
             ).all()
         return [f"{name}[{pid}]" for name, pid in rows]
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._engine.dispose()
 
 
 def _url(address: DatabaseAddress, name: str) -> URL:

@@ -12,15 +12,16 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import datetime
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, event, exc
-from sqlalchemy.pool import StaticPool
+from sqlalchemy import Connection, Engine, create_engine, event, exc
+from sqlalchemy.pool import NullPool
 from sqlalchemy.types import TypeEngine
 
 from eemtcleanupd.errors import StoreError
-from eemtcleanupd.store.database import SCRATCH, Database, RawText, Result
+from eemtcleanupd.store.database import SCRATCH, Database, RawText, Result, trace_statements
 from eemtcleanupd.store.lock import Holder, file_holder, file_lock
 from eemtcleanupd.units import printable
 
@@ -61,36 +62,20 @@ class SqliteDatabase(Database):
         if not file.is_file():
             raise StoreError(f"{file} is not a file, so it cannot be the job database")
         self.file = file
-        self._engine = create_engine(
-            "sqlite+pysqlite://",
-            creator=self._connect,
-            poolclass=StaticPool,
-            execution_options={"schema_translate_map": {SCRATCH: self.scratch_schema}},
-        )
-        event.listen(self._engine, "begin", self._begin)
-        if log.isEnabledFor(logging.DEBUG):
-            self._trace_statements()
         self._identity = _identity(file)
+        engine = _engine(file.absolute(), busy_timeout_seconds, is_traced=log.isEnabledFor(logging.DEBUG))
+        with self._translated():
+            self._connection = engine.connect()
         with self.read() as connection:
             connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").fetchone()
-
-    def _connect(self) -> sqlite3.Connection:
-        # mode=rw: a mistyped path must not create an empty database.
-        uri = f"{self.file.absolute().as_uri()}?mode=rw"
-        connection = sqlite3.connect(
-            uri, uri=True, timeout=self._busy_timeout_seconds, isolation_level=None, check_same_thread=False
-        )
-        connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
-        return connection
-
-    def _begin(self, connection: Connection) -> None:
-        connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
         self._insist_on_same_file()
-        with self._engine.connect() as connection:
-            yield connection
+        try:
+            yield self._connection
+        finally:
+            self._connection.rollback()
 
     def write(self, work: Callable[[Connection], Result]) -> Result:
         """Run ``work`` in one write transaction, again from its start while the database is locked.
@@ -103,10 +88,12 @@ class SqliteDatabase(Database):
         return super().write(work)
 
     def _write_once(self, work: Callable[[Connection], Result]) -> Result:
-        with self._engine.connect() as plain:
-            connection = plain.execution_options(begin="BEGIN IMMEDIATE")
+        connection = self._connection.execution_options(begin="BEGIN IMMEDIATE")
+        try:
             with connection.begin():
                 return work(connection)
+        finally:
+            connection.execution_options(begin="BEGIN")
 
     def _may_pass(self, error: BaseException) -> bool:
         return isinstance(error, exc.OperationalError) and any(
@@ -148,6 +135,14 @@ class SqliteDatabase(Database):
         """Return the column."""
         return column
 
+    def our_columns(self, connection: Connection) -> set[tuple[str, str]]:
+        """Return table and column of all whose table has a name like ours."""
+        rows = connection.exec_driver_sql(
+            "SELECT m.name, c.name FROM main.sqlite_master AS m, pragma_table_info(m.name, 'main') AS c"
+            " WHERE m.type = 'table' AND m.name GLOB 'cleanup_*'"
+        )
+        return {(table, column) for table, column in rows}
+
     def key_type(self, reflected: TypeEngine[Any]) -> TypeEngine[Any]:
         """Return text: the column's affinity makes of it what it holds."""
         del reflected
@@ -184,7 +179,7 @@ class SqliteDatabase(Database):
         try:
             mode = self.file.stat().st_mode & 0o777
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode))
-            with closing(self._connect()) as source, closing(sqlite3.connect(temporary)) as copy:
+            with closing(self._another()) as source, closing(sqlite3.connect(temporary)) as copy:
                 source.backup(copy)
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
@@ -210,10 +205,49 @@ class SqliteDatabase(Database):
             StoreError: another program uses the database, or there is no room for it; nothing is lost.
         """
         try:
-            with closing(self._connect()) as connection:
+            with closing(self._another()) as connection:
                 connection.execute("VACUUM")
         except sqlite3.Error as error:
             raise StoreError(f"the job database {self.file} cannot be vacuumed: {error}") from error
+
+    def _another(self) -> sqlite3.Connection:
+        return _connect(self.file.absolute(), self._busy_timeout_seconds)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+@lru_cache(maxsize=4)
+def _engine(file: Path, busy_timeout_seconds: float, *, is_traced: bool) -> Engine:
+    """Return what makes the connections to a file, and remembers the SQL of statements for all of them."""
+    engine = create_engine(
+        "sqlite+pysqlite://",
+        creator=partial(_connect, file, busy_timeout_seconds),
+        poolclass=NullPool,
+        execution_options={"schema_translate_map": {SCRATCH: SqliteDatabase.scratch_schema}},
+    )
+    event.listen(engine, "begin", _begin)
+    if is_traced:
+        trace_statements(engine)
+    return engine
+
+
+def _connect(file: Path, busy_timeout_seconds: float) -> sqlite3.Connection:
+    # mode=rw: a mistyped path must not create an empty database.
+    connection = sqlite3.connect(
+        f"{file.as_uri()}?mode=rw",
+        uri=True,
+        timeout=busy_timeout_seconds,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+    return connection
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
