@@ -7,6 +7,7 @@ import secrets
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Annotated, Final, NoReturn
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.exceptions import HTTPException
 
 from eemtcleanupd.clock import Clock, monotonic_seconds, system_clock
 from eemtcleanupd.errors import AuditError, ConfigError
@@ -43,6 +45,14 @@ class Caller:
     address: str | None
     still_may: Callable[[], bool] = field(default=lambda: True, repr=False, compare=False)
     """Whether the token is still good, for answers that go on for long."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    status: int
+    detail: str
+    user: str = "unknown"
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class Access:
@@ -81,7 +91,19 @@ class Access:
 
     def check(self, request: Request, scope: Scope, secret: str | None) -> Caller:
         """Return who asks, or refuse; see :meth:`requires`."""
-        address = None if request.client is None else request.client.host
+        found = self._judge(request, scope, secret)
+        if isinstance(found, _Refusal):
+            self._refuse(request, found)
+        return found
+
+    def may_read(self, request: Request) -> bool:
+        """Tell whether who asks may read; who may not has yet to be refused by :meth:`check`."""
+        with suppress(HTTPException):
+            return isinstance(self._judge(request, "read", bearer_of(request)), Caller)
+        return False
+
+    def _judge(self, request: Request, scope: Scope, secret: str | None) -> Caller | _Refusal:
+        address = address_of(request)
         tokens = self._tokens()
         if tokens is None and self._open_to_all:
             return Caller("unix socket", "clean", address)
@@ -93,15 +115,15 @@ class Access:
             changes = request.method not in {"GET", "HEAD"}
             if token is not None and changes and "origin" not in request.headers:
                 # A browser names the page that it comes from, and the gate refuses any but our own.
-                self._refuse(request, address, 403, "this did not come from our own page")
+                return _Refusal(403, "this did not come from our own page")
         if token is None and secret is None:
-            self._refuse(request, address, 401, "a token is needed", WWW_Authenticate="Bearer")
+            return _Refusal(401, "a token is needed", headers={"WWW_Authenticate": "Bearer"})
         if token is None:
-            self._refuse(request, address, 403, "this token is not known")
+            return _Refusal(403, "this token is not known")
         if token.is_expired(self._clock()):
-            self._refuse(request, address, 403, f"the token {token.name} has expired", user=token.name)
+            return _Refusal(403, f"the token {token.name} has expired", user=token.name)
         if scope == "clean" and token.scope != "clean":
-            self._refuse(request, address, 403, f"the token {token.name} may only read", user=token.name)
+            return _Refusal(403, f"the token {token.name} may only read", user=token.name)
         return Caller(token.name, token.scope, address, partial(self._is_good, token))
 
     def _is_good(self, token: Token) -> bool:
@@ -122,20 +144,13 @@ class Access:
             log.error("Nobody gets in over HTTP: %s", error)  # noqa: TRY400  (the words say it all)
             raise refuse(503, "the file of the tokens cannot be used; the daemon's log says why") from error
 
-    def _refuse(
-        self,
-        request: Request,
-        address: str | None,
-        status: int,
-        detail: str,
-        *,
-        user: str = "unknown",
-        **headers: str,
-    ) -> NoReturn:
+    def _refuse(self, request: Request, why: _Refusal) -> NoReturn:
         """Refuse and write it down."""
-        if self.note(request.method, request.url.path, detail, user=user, address=address):
+        if self.note(
+            request.method, request.url.path, why.detail, user=why.user, address=address_of(request)
+        ):
             raise refuse(429, TOO_MANY, Retry_After="60")
-        raise refuse(status, detail, **headers)
+        raise refuse(why.status, why.detail, **why.headers)
 
     def note(
         self, method: str, path: str, reason: str, *, user: str = "unknown", address: str | None
@@ -177,10 +192,9 @@ class Access:
         Raises:
             HTTPException: 403, the token is not known or has expired.
         """
-        address = None if request.client is None else request.client.host
         token = find(self._tokens() or (), secret)
         if token is None or token.is_expired(self._clock()):
-            self._refuse(request, address, 403, "this token is not known, or has expired")
+            self._refuse(request, _Refusal(403, "this token is not known, or has expired"))
         session = secrets.token_urlsafe(32)
         with self._lock:
             self._sessions[session] = (token.sha256, self._clock() + _SESSION)
@@ -205,3 +219,14 @@ class Access:
 def cookie_of(request: Request) -> str:
     """Return the name of a session's cookie; over TLS one that only we can set (RFC 6265bis)."""
     return "__Host-eemtcleanupd" if request.url.scheme == "https" else "eemtcleanupd"
+
+
+def bearer_of(request: Request) -> str | None:
+    """Return the token that a request bears (RFC 6750), None without one."""
+    kind, _, secret = request.headers.get("authorization", "").partition(" ")
+    return secret if kind.lower() == "bearer" else None
+
+
+def address_of(request: Request) -> str | None:
+    """Return where a request comes from, None over a Unix socket."""
+    return None if request.client is None else request.client.host

@@ -17,7 +17,10 @@ from eemtcleanupd.web.gate import Gate
 from eemtcleanupd.web.kept import Kept
 from eemtcleanupd.web.problems import Json, ProblemRoute, documented, of_error
 from eemtcleanupd.web.router import routes
+from eemtcleanupd.web.shortcut import Shortcut
 from eemtcleanupd.web.site import Site
+
+_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def around(engine: Engine, access: Access) -> ASGIApp:
@@ -60,10 +63,9 @@ def around(engine: Engine, access: Access) -> ASGIApp:
         responses={200: {"content": {"text/plain": {}}}, **documented(401, 403, 429)},
         tags=["daemon"],
     )
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
         """Return the metrics as Prometheus reads them."""
-        made = await site.kept.get("metrics", engine.exposition)
-        return Response(made, media_type="text/plain; version=0.0.4; charset=utf-8")
+        return await site.answer(request, "metrics", engine.exposition, media_type=_PROMETHEUS)
 
     @app.get("/api/cleanup/openapi.json", dependencies=[Depends(site.may_read)], include_in_schema=False)
     def description() -> Response:
@@ -75,4 +77,4 @@ def around(engine: Engine, access: Access) -> ASGIApp:
     def refused(method: str, path: str, reason: str, address: str | None) -> bool:
         return access.note(method, path, reason, address=address)
 
-    return Gate(app, lambda: engine.config.api, refused)
+    return Gate(Shortcut(app, site.kept, access), lambda: engine.config.api, refused)

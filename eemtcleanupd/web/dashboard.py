@@ -18,7 +18,7 @@ from eemtcleanupd import __version__
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.units import human_age, human_size, printable
-from eemtcleanupd.web.access import Access, Caller, cookie_of
+from eemtcleanupd.web.access import Access, Caller, bearer_of, cookie_of
 from eemtcleanupd.web.cleaning import planned
 from eemtcleanupd.web.kept import PLAN_SECONDS
 from eemtcleanupd.web.problems import SILENT
@@ -50,7 +50,7 @@ def pages(site: Site, access: Access) -> APIRouter:
     async def for_readers(request: Request, make: Callable[[Caller], Awaitable[bytes]]) -> Response:
         """Return a page for whoever may read, the form to log in for others, or why there is none."""
         try:
-            caller = access.check(request, "read", _bearer(request))
+            caller = access.check(request, "read", bearer_of(request))
         except HTTPException as error:
             words = "" if error.status_code == 401 else error.detail
             return HTMLResponse(page("login", problem=words), error.status_code, dict(error.headers or {}))
@@ -159,8 +159,3 @@ def _relative(value: str | datetime) -> str:
     else:
         span = human_age(abs(distance))
     return f"in {span}" if distance.total_seconds() > 0 else f"{span} ago"
-
-
-def _bearer(request: Request) -> str | None:
-    kind, _, secret = request.headers.get("authorization", "").partition(" ")
-    return secret if kind.lower() == "bearer" else None

@@ -19,6 +19,7 @@ class Kept:
     def __init__(self) -> None:
         self._answers: dict[Hashable, tuple[float, bytes]] = {}
         self._making: dict[Hashable, asyncio.Task[bytes]] = {}
+        self._asked: dict[Hashable, tuple[Hashable, str]] = {}
 
     def look(self, key: Hashable) -> bytes | None:
         """Return the last answer, whatever its age."""
@@ -67,6 +68,19 @@ class Kept:
         if len(answers) > ANSWERS:
             del answers[next(iter(answers))]
         return answer
+
+    def note(self, question: Hashable, key: Hashable, media_type: str) -> None:
+        """Remember which answer a question has."""
+        self._asked.pop(question, None)  # the youngest comes last
+        self._asked[question] = (key, media_type)
+        if len(self._asked) > ANSWERS:
+            del self._asked[next(iter(self._asked))]
+
+    def good(self, question: Hashable) -> tuple[bytes, str] | None:
+        """Return the answer to a question and its media type, None when none is still good."""
+        key, media_type = self._asked.get(question, (None, ""))
+        made = self._answers.get(key)
+        return None if made is None or self.is_due(key) else (made[1], media_type)
 
     def is_due(self, key: Hashable) -> bool:
         """Tell whether there is no answer that is still good."""

@@ -30,32 +30,31 @@ _POLLS_IN_SILENCE = 30
 
 def add_reading(router: APIRouter, site: Site) -> None:
     """Add the routes."""
-    engine, kept = site.engine, site.kept
+    engine = site.engine
     may_read = [Depends(site.may_read)]
 
-    async def answer(key: Hashable, make: Callable[[Ledger | None], object]) -> Response:
+    async def answer(request: Request, key: Hashable, make: Callable[[Ledger | None], object]) -> Response:
         def work() -> bytes:
             with opened(engine.config) as ledger:
                 return json.dumps(make(ledger), default=str).encode("ascii")
 
-        return Response(await kept.get(key, work), media_type="application/json")
+        return await site.answer(request, key, work)
 
     @router.get("/plan", dependencies=may_read, response_model=CleanupAnswer, responses=REFUSED)
-    async def plan() -> Response:
+    async def plan(request: Request) -> Response:
         """Say what the next run would take."""
-        made = await kept.get("plan", lambda: planned(engine), PLAN_SECONDS)
-        return Response(made, media_type="application/json")
+        return await site.answer(request, "plan", lambda: planned(engine), PLAN_SECONDS)
 
     @router.get("/status", dependencies=may_read, responses=REFUSED)
-    async def status() -> Response:
+    async def status(request: Request) -> Response:
         """Say how the daemon and the job store are."""
-        made = await kept.get("status", lambda: json.dumps(engine.overview()).encode("ascii"))
-        return Response(made, media_type="application/json")
+        return await site.answer(request, "status", lambda: json.dumps(engine.overview()).encode("ascii"))
 
     @router.get("/runs", dependencies=may_read, responses=REFUSED)
-    async def runs(limit: Annotated[int, Query(ge=1, le=500)] = 20) -> Response:
+    async def runs(request: Request, limit: Annotated[int, Query(ge=1, le=500)] = 20) -> Response:
         """List past runs, the newest first."""
         return await answer(
+            request,
             ("runs", limit),
             lambda ledger: {"runs": [run_document(run) for run in ledger.runs(limit)] if ledger else []},
         )
@@ -87,15 +86,17 @@ def add_reading(router: APIRouter, site: Site) -> None:
         )
 
     @router.get("/holds", dependencies=may_read, responses=REFUSED)
-    async def holds() -> Response:
+    async def holds(request: Request) -> Response:
         """List the jobs that must stay."""
         return await answer(
+            request,
             "holds",
             lambda ledger: {"holds": [hold_document(each) for each in ledger.all_holds()] if ledger else []},
         )
 
     @router.get("/trash", dependencies=may_read, responses=REFUSED)
     async def trash(
+        request: Request,
         limit: Annotated[int, Query(ge=1, le=100_000, description="How many, the first to go first.")] = 1000,
     ) -> Response:
         """List what has been cleaned and is not gone yet; `more` says that the list is cut."""
@@ -104,7 +105,7 @@ def add_reading(router: APIRouter, site: Site) -> None:
             found = ledger.trash_of(limit=limit + 1) if ledger else []
             return {"trash": [_trashed(each) for each in found[:limit]], "more": len(found) > limit}
 
-        return await answer(("trash", limit), listed)
+        return await answer(request, ("trash", limit), listed)
 
 
 async def _progress(engine: Engine, request: Request, caller: Caller, *, once: bool) -> AsyncIterator[str]:

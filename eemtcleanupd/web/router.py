@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 
 from eemtcleanupd.errors import ConfigError
-from eemtcleanupd.web.access import Access, Caller
+from eemtcleanupd.web.access import Access, Caller, address_of
 from eemtcleanupd.web.changing import add_changing
 from eemtcleanupd.web.cleaning import add_cleaning
 from eemtcleanupd.web.engine import LocalEngine
@@ -54,7 +54,6 @@ def _dependencies(access: Access, authorize: Callable[..., Any] | None) -> tuple
         return access.requires("read"), access.requires("clean")
 
     async def known(request: Request, name: Any = Depends(authorize)) -> Caller:
-        address = None if request.client is None else request.client.host
-        return Caller(name if isinstance(name, str) else "web interface", "clean", address)
+        return Caller(name if isinstance(name, str) else "web interface", "clean", address_of(request))
 
     return known, known

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+from fastapi import Request, Response
 
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.config import Config
@@ -13,7 +15,8 @@ from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.location import Location
 from eemtcleanupd.web.access import Caller
 from eemtcleanupd.web.engine import Engine
-from eemtcleanupd.web.kept import Kept
+from eemtcleanupd.web.kept import SECONDS, Kept
+from eemtcleanupd.web.shortcut import question
 
 Authorize = Callable[..., Awaitable[Caller]]
 
@@ -26,6 +29,19 @@ class Site:
     kept: Kept
     may_read: Authorize
     may_clean: Authorize
+
+    async def answer(
+        self,
+        request: Request,
+        key: Hashable,
+        make: Callable[[], bytes],
+        seconds: float = SECONDS,
+        media_type: str = "application/json",
+    ) -> Response:
+        """Give an answer that is kept; while it is good, who asks the same gets it by the shortcut."""
+        made = await self.kept.get(key, make, seconds)
+        self.kept.note(question(request.scope), key, media_type)
+        return Response(made, media_type=media_type)
 
     def audit(self, caller: Caller, action: str, **details: object) -> None:
         """Write down what somebody is about to do.
