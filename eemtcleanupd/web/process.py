@@ -26,8 +26,8 @@ from eemtcleanupd.web.server import STOP_SECONDS, UNIX, context_of
 
 log = logging.getLogger(__name__)
 
-# Whoever asks much must not slow a run down: where there is work for both, the run gets three times as much.
-_NICER_BY = 5
+# Whoever asks much must not slow a run down: where there is work for both, the run gets twice as much.
+_NICER_BY = 3
 _LONGEST_TEXT = 1 << 16
 
 

@@ -109,6 +109,23 @@ def test_reading_needs_a_token(site: Site, path: str) -> None:
     assert {each["ip_address"] for each in site.refusals()} == {"127.0.0.1"}
 
 
+def test_an_answer_that_is_kept_is_for_those_who_may_read(site: Site) -> None:
+    paths = [f"/api/cleanup/{name}" for name in ("status", "runs", "plan", "holds", "trash")] + ["/metrics"]
+    first = {path: site.ask("GET", path) for path in paths}
+    again = {path: site.ask("GET", path, token="read") for path in paths}
+    assert {path: answer.status_code for path, answer in again.items()} == dict.fromkeys(paths, 200)
+    kinds = [
+        {path: answer.headers["Content-Type"] for path, answer in each.items()} for each in (first, again)
+    ]
+    assert kinds[0] == kinds[1]
+    assert all("default-src 'none'" in each.headers["Content-Security-Policy"] for each in again.values())
+    site.revoke("read")
+    codes = {site.ask("GET", path, token=token).status_code for path in paths for token in ("read", WRONG)}
+    assert codes == {403}
+    assert {site.ask("GET", path, token=None).status_code for path in paths} == {401}
+    assert len(site.refusals()) == 3 * len(paths)
+
+
 CHANGING = {
     "/api/cleanup": {},
     "/api/cleanup/holds": {"job_id": "a"},
