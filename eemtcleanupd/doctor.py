@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import itertools
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
 
 from eemtcleanupd.cleanup.preflight import open_roots
 from eemtcleanupd.config import Loaded
@@ -24,6 +22,7 @@ from eemtcleanupd.deletion.inspection import Obstacles, disk_usage
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.errors import BackupError, CleanupError
 from eemtcleanupd.model import TRASH_NAME, RootName
+from eemtcleanupd.openfiles import deleted_but_open, users_of
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.catalog import Catalog
@@ -39,7 +38,6 @@ _NEARLY_FULL = 0.95
 _LOOKED_AT = 10_000
 _NAMED = 5
 _LATE = timedelta(hours=48)
-_DELETED: Final = " (deleted)"
 
 
 class Level(StrEnum):
@@ -126,7 +124,7 @@ class _Examination:
         zone = zone_named(self._config.database.timezone)
         Catalog(self._database, Policy.from_config(self._config.retention), zone)
         file = self._database.file
-        users = self._database.sessions() if file is None else _users_of(file)
+        users = self._database.sessions() if file is None else users_of(file)
         named = ", ".join(users[:_NAMED]) or "nobody else"
         state = "answers" if file is None else "is whole"
         try:
@@ -224,7 +222,7 @@ class _Examination:
             yield Finding("logs", Level.OK, f"logs can be written below {config.paths.logs}")
 
     def _open_files(self, roots: dict[RootName, Root]) -> Iterator[Finding]:
-        held = list(_deleted_but_open([root.path for root in roots.values()]))
+        held = list(deleted_but_open([root.path for root in roots.values()]))
         if not held:
             yield Finding("open files", Level.OK, "no process that we can see holds deleted files open")
             return
@@ -379,50 +377,3 @@ def _not_ours(root: Root) -> list[str]:
             and entry.is_dir(follow_symlinks=False)
             and not os.access(entry.name, os.W_OK | os.X_OK, dir_fd=root.fd)
         ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Held:
-    process: str
-    size_bytes: int
-
-
-def _deleted_but_open(folders: list[Path]) -> Iterator[_Held]:
-    """Yield deleted files of these folders that processes hold open, each file once (proc(5))."""
-    seen = set()
-    for process, link, target in _open_descriptors():
-        place = target.removesuffix(_DELETED)
-        if place == target or not any(Path(place).is_relative_to(folder) for folder in folders):
-            continue
-        try:
-            status = link.stat()
-        except OSError:
-            continue
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink or (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        yield _Held(process, status.st_blocks * 512)
-
-
-def _users_of(path: Path) -> list[str]:
-    """Return the other processes that have a file open."""
-    resolved = str(path.resolve())
-    return sorted({process for process, _, target in _open_descriptors() if target == resolved})
-
-
-def _open_descriptors() -> Iterator[tuple[str, Path, str]]:
-    """Yield what all other processes, as far as we may see them, have open: process, link, target."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        if folder.name == str(os.getpid()):
-            continue
-        try:
-            name = (folder / "comm").read_text(encoding="utf-8", errors="replace").strip()
-            links = list((folder / "fd").iterdir())
-        except OSError:
-            continue
-        for link in links:
-            try:
-                target = str(link.readlink())
-            except OSError:
-                continue
-            yield f"{printable(name)}[{folder.name}]", link, target
