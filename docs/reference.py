@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import click
-from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
@@ -32,7 +31,7 @@ from eemtcleanupd.notifiers.prometheus import Prometheus
 from eemtcleanupd.plugins import schema
 from eemtcleanupd.store.tables import METADATA
 from eemtcleanupd.web.access import Access
-from eemtcleanupd.web.app import around
+from eemtcleanupd.web.app import program
 from eemtcleanupd.web.engine import Engine
 from eemtcleanupd.web.kept import Kept
 from eemtcleanupd.web.router import routes as interface
@@ -260,9 +259,9 @@ def routes() -> str:
     """Return every route of the HTTP interface, with its parameters, its body and its answers."""
     nothing = cast("Engine", None)  # only what the routes say of themselves is asked for
     access = Access(nothing)
-    app = cast("FastAPI", vars(around(nothing, access))["_app"])
-    description = app.openapi()
     site = Site(nothing, Kept(), access.requires("read"), access.requires("clean"))
+    app = program(site, access)
+    description = app.openapi()
     scopes = dict(_scopes([*app.routes, *interface(site).routes]))
     pieces = []
     for path, methods in description["paths"].items():

@@ -24,8 +24,17 @@ _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def around(engine: Engine, access: Access) -> ASGIApp:
-    """Return the interface over an engine."""
+    """Return the interface over an engine, with what every request passes first."""
     site = Site(engine, Kept(), access.requires("read"), access.requires("clean"))
+
+    def refused(method: str, path: str, reason: str, address: str | None) -> bool:
+        return access.note(method, path, reason, address=address)
+
+    return Gate(Shortcut(program(site, access), site.kept, access), lambda: engine.config.api, refused)
+
+
+def program(site: Site, access: Access) -> FastAPI:
+    """Return all routes."""
     app = FastAPI(
         title="eemtcleanupd",
         version=__version__,
@@ -54,7 +63,7 @@ def around(engine: Engine, access: Access) -> ASGIApp:
     @app.get("/healthz", responses=documented(503), tags=["daemon"])
     async def healthz() -> Response:
         """Say whether the scheduler beats."""
-        alive = await engine.is_alive()
+        alive = await site.engine.is_alive()
         return Json({"status": "ok" if alive else "the scheduler hangs"}, 200 if alive else 503)
 
     @app.get(
@@ -65,7 +74,7 @@ def around(engine: Engine, access: Access) -> ASGIApp:
     )
     async def metrics(request: Request) -> Response:
         """Return the metrics as Prometheus reads them."""
-        return await site.answer(request, "metrics", engine.exposition, media_type=_PROMETHEUS)
+        return await site.answer(request, "metrics", site.engine.exposition, media_type=_PROMETHEUS)
 
     @app.get("/api/cleanup/openapi.json", dependencies=[Depends(site.may_read)], include_in_schema=False)
     def description() -> Response:
@@ -73,8 +82,4 @@ def around(engine: Engine, access: Access) -> ASGIApp:
 
     app.include_router(routes(site))
     app.include_router(pages(site, access))
-
-    def refused(method: str, path: str, reason: str, address: str | None) -> bool:
-        return access.note(method, path, reason, address=address)
-
-    return Gate(Shortcut(app, site.kept, access), lambda: engine.config.api, refused)
+    return app
