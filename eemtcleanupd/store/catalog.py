@@ -24,9 +24,11 @@ from sqlalchemy import (
     Table,
     Update,
     bindparam,
+    column,
     inspect,
     literal_column,
     select,
+    table,
     text,
     update,
 )
@@ -132,7 +134,8 @@ class Catalog:
             "data_size_mb": Float(),
             "cleanup_summary": String(),
         }
-        self._jobs = Table("jobs", MetaData(), *(Column(name, types.get(name, NullType())) for name in names))
+        # No Table: its statements would be remembered for it alone, and never found again.
+        self._jobs = table("jobs", *(column(name, types.get(name, NullType())) for name in names))
 
     def add_columns(self) -> None:
         """Append the columns of ours that are missing (DESIGN, Job database)."""

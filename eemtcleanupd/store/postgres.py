@@ -452,8 +452,8 @@ class PostgresDatabase(Database):
         """Return table and column of all whose table has a name like ours."""
         rows = connection.exec_driver_sql(
             "SELECT c.relname, a.attname FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid"
-            " WHERE c.relnamespace = current_schema()::regnamespace AND left(c.relname, 8) = 'cleanup_'"
-            " AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped"
+            " WHERE pg_table_is_visible(c.oid) AND left(c.relname, 8) = 'cleanup_'"
+            " AND c.relkind IN ('r', 'p', 'f') AND a.attnum > 0 AND NOT a.attisdropped"
         )
         return {(table, column) for table, column in rows}
 

@@ -133,7 +133,7 @@ def count_jobs(database: Database, catalog: Catalog, day_ago: str, month_ago: st
     by_status: dict[str, Group] = {}
     by_workflow: dict[str, Group] = {}
     with database.read() as connection:
-        found = connection.execution_options(stream_results=True, yield_per=_PAGE).execute(statement)
+        found = connection.execute(statement.execution_options(stream_results=True, yield_per=_PAGE))
         for one, other, state, count, megabytes, with_size in found:
             amount = Amount(int(count), _bytes(megabytes))
             if state == _HELD:

@@ -72,6 +72,7 @@ class SqliteDatabase(Database):
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
         self._insist_on_same_file()
+        self._insist_on_one_use()
         try:
             yield self._connection
         finally:
@@ -85,6 +86,7 @@ class SqliteDatabase(Database):
         but is not asked in every case, so what it refuses is tried again.
         """
         self._insist_on_same_file()
+        self._insist_on_one_use()
         return super().write(work)
 
     def _write_once(self, work: Callable[[Connection], Result]) -> Result:
@@ -92,8 +94,20 @@ class SqliteDatabase(Database):
         try:
             with connection.begin():
                 return work(connection)
+        except BaseException:
+            # A BEGIN that failed leaves SQLAlchemy believing that one is under way, and then it begins none;
+            # one that succeeds ends that.
+            connection.execution_options(begin="BEGIN").begin().rollback()
+            raise
         finally:
             connection.execution_options(begin="BEGIN")
+
+    def _insist_on_one_use(self) -> None:
+        """Refuse a use amid another one, whose transaction it would end, and one after the end."""
+        if self._connection.closed:
+            raise StoreError(f"the job database {self.file} is closed already")
+        if self._connection.in_transaction():
+            raise StoreError(f"the job database {self.file} is in use by this program already")
 
     def _may_pass(self, error: BaseException) -> bool:
         return isinstance(error, exc.OperationalError) and any(
@@ -139,7 +153,7 @@ class SqliteDatabase(Database):
         """Return table and column of all whose table has a name like ours."""
         rows = connection.exec_driver_sql(
             "SELECT m.name, c.name FROM main.sqlite_master AS m, pragma_table_info(m.name, 'main') AS c"
-            " WHERE m.type = 'table' AND m.name GLOB 'cleanup_*'"
+            " WHERE m.type = 'table' AND m.rootpage > 0 AND m.name GLOB 'cleanup_*'"
         )
         return {(table, column) for table, column in rows}
 

@@ -57,6 +57,32 @@ def test_a_database_that_stays_locked_is_a_clear_error_and_nothing_is_written(fi
     database.close()
 
 
+def test_after_a_write_that_found_it_locked_a_read_sees_one_moment_again(file: Path) -> None:
+    with closing(SqliteDatabase(file, busy_timeout_seconds=0.1)) as database:
+        with closing(sqlite3.connect(file, isolation_level=None)) as locker:
+            locker.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreError):
+                insert(database)
+        with database.read() as connection, closing(sqlite3.connect(file, timeout=0)) as other:
+            connection.exec_driver_sql("SELECT count(*) FROM t").scalar()
+            with pytest.raises(sqlite3.OperationalError), other:  # a reader in a transaction is in its way
+                other.execute("INSERT INTO t VALUES (1)")
+
+
+def test_a_use_amid_another_or_after_the_end_is_refused(file: Path) -> None:
+    database = SqliteDatabase(file, busy_timeout_seconds=1)
+    with pytest.raises(StoreError, match="in use"):
+        database.write(lambda _: database.read().__enter__())
+    with database.read() as connection:
+        connection.exec_driver_sql("SELECT count(*) FROM t").scalar()
+        with pytest.raises(StoreError, match="in use"):
+            insert(database)
+    database.close()
+    with pytest.raises(StoreError, match="closed"):
+        insert(database)
+    assert count(file) == 0
+
+
 def test_what_sqlite_refuses_at_once_is_tried_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sqlalchemy import exc
 
