@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -273,6 +274,19 @@ def test_the_server_ends_the_session_of_a_frozen_holder(
             waiting.wait(0.05)
         with run_lock(other, "run-2", NOW), pytest.raises(LockHeldError), frozen.read() as connection:
             connection.exec_driver_sql("SELECT 1")
+
+
+@pytest.mark.parametrize("own", ['"Eemt"', '"my store"', '"123"'])
+def test_our_tables_are_found_wherever_the_search_path_leads(opener: Opener, own: str) -> None:
+    opener.sql(f"CREATE SCHEMA {own}")
+    name = quote(own)
+    first = opener(f"{opener.url}?options=-csearch_path%3D{name}".replace("%20", "%5C%20"))
+    Ledger(first).create_tables()
+    assert Ledger(first).is_current()
+    opener.sql("CREATE SCHEMA later")
+    both = opener(f"{opener.url}?options=-csearch_path%3Dlater,{name}".replace("%20", "%5C%20"))
+    assert Ledger(both).is_current()
+    Ledger(both).create_tables()
 
 
 # -- connections that are cut ------------------------------------------------------------------------
