@@ -112,6 +112,8 @@ def _listens() -> bool:
 
 def _run(store: JobStore, token: str, name: str) -> float:
     _build(store, name)
+    # As long as with clients: a filesystem goes on working on what was just written.
+    time.sleep(_WARM_SECONDS)
     return _clean(token)
 
 
