@@ -11,7 +11,7 @@ import logging.handlers
 import os
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -63,22 +63,64 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
-def log_to_file(path: Path, *, form: str, level: str) -> logging.FileHandler:
+class _File(logging.handlers.RotatingFileHandler):
+    """A log file.  On a full disk, which is what a run is there to mend, work goes on without it."""
+
+    def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
+        super().__init__(
+            path, maxBytes=_MAX_BYTES, backupCount=_BACKUPS, encoding="utf-8", errors="backslashreplace"
+        )
+        self._tell = tell
+        self._faults = 0
+        self._is_told = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record; that it cannot be written is told once, until one can be again."""
+        before = self._faults
+        super().emit(record)
+        if self._faults == before:
+            self._is_told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (of logging)
+        """Tell that a record could not be written."""
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            self._fault(error)
+        else:
+            super().handleError(record)
+
+    def close(self) -> None:
+        """Close the file, whatever is left to be written."""
+        try:
+            super().close()
+        except OSError as error:
+            self._fault(error)
+
+    def _fault(self, error: OSError) -> None:
+        self._faults += 1
+        if not self._is_told:
+            self._is_told = True  # before it is told: what is told may come here again
+            why = error.strerror or error
+            self._tell(f"The log {self.baseFilename} cannot be written ({why}); the work goes on without it")
+
+
+def log_to_file(
+    path: Path, *, form: str, level: str, tell: Callable[[str], None] = log.warning
+) -> logging.FileHandler:
     """Send the log to a file that is rotated at 10 MB, five old ones kept.
 
     Args:
         path: the file; its folder is made.
         form: ``text`` or ``json`` (``logging.format``).
         level: the lowest level that is written (``logging.level``).
+        tell: is told when it can no longer be written.
 
     Raises:
         ConfigError: the file cannot be opened.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.handlers.RotatingFileHandler(
-            path, maxBytes=_MAX_BYTES, backupCount=_BACKUPS, encoding="utf-8", errors="backslashreplace"
-        )
+        handler = _File(path, tell)
     except OSError as error:
         raise ConfigError(
             f"the log {path} cannot be written ({error.strerror}); set logging.file to a place that can"

@@ -122,7 +122,10 @@ def clean(  # noqa: PLR0917  (click passes them by name)
                 from eemtcleanupd.logbook import log_to_file, write_event  # noqa: PLC0415
 
                 handler = log_to_file(
-                    config.logging.file, form=config.logging.format, level=config.logging.level
+                    config.logging.file,
+                    form=config.logging.format,
+                    level=config.logging.level,
+                    tell=lambda told: click.echo(f"[WARNING] {told}", err=True),
                 )
                 stack.callback(handler.close)
                 # A crontab that sends what is printed into the log gets each line once, in the log's form.

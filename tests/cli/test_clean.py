@@ -386,3 +386,17 @@ def test_mounts_keep_their_jobs_and_odd_entries_go(tmp_path: Path) -> None:
     }
     assert (canary / "keep").exists()
     assert sorted(os.listdir(store / "results")) == [".eemtcleanupd-trash", "bound", "other fs"]
+
+
+def test_a_log_that_cannot_be_written_is_said_once_and_takes_nothing_from_the_run(
+    sample_store: Path, aged: Aged, run_cli: RunCli
+) -> None:
+    store = aged(sample_store, 10)
+    (store / "cleanup_config.yaml").write_text("logging: {file: /dev/full}\n")
+    done = run_cli("clean", *options(store), cwd=store)
+    assert done.returncode == 0
+    assert done.stderr == (
+        "[WARNING] The log /dev/full cannot be written (No space left on device); "
+        "the work goes on without it\n"
+    )
+    assert rows(store, "SELECT outcome, successful FROM cleanup_runs") == [("success", 3)]

@@ -192,3 +192,18 @@ def test_many_reloads_leak_neither_threads_nor_descriptors_nor_memory(start: Sta
     reload(200)
     assert usage()[:2] == (descriptors, threads)
     assert usage()[2] < memory_kb + 1024
+
+
+def test_a_daemon_whose_log_cannot_be_written_says_so_once_reloads_and_ends_in_order(
+    start: Start, run_cli: RunCli, store: Path
+) -> None:
+    with (store / "cleanup_config.yaml").open("a") as file:
+        file.write("logging: {file: /dev/full}\n")
+    daemon = start()
+    assert run_cli("reload", cwd=store).returncode == 0
+    daemon.send_signal(signal.SIGTERM)
+    _, said = daemon.communicate(timeout=20)
+    assert daemon.returncode == 0
+    assert "Traceback" not in said
+    # Each configuration has a log of its own.
+    assert said.count("The log /dev/full cannot be written (No space left on device)") == 2
