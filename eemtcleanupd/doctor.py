@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
+from eemtcleanupd.cleanup.ballast import ballasts
 from eemtcleanupd.cleanup.preflight import open_roots
 from eemtcleanupd.config import Loaded
 from eemtcleanupd.daemon.status import in_words, read_status
@@ -146,7 +147,9 @@ class _Examination:
         free = f"{human_size(usage.free_bytes)} of {human_size(usage.total_bytes)} are free"
         if usage.used_bytes > _NEARLY_FULL * usage.total_bytes:
             advice = "shorten the retention, `trash purge`, or enable pressure (`clean --dry-run` shows more)"
-            yield Finding("disk", Level.WARNING, f"the disk of the results is nearly full: {free}", advice)
+            held = human_size(sum(each.held_bytes for each in ballasts(self._config)))
+            words = f"the disk of the results is nearly full: {free}; {held} are set aside for runs"
+            yield Finding("disk", Level.WARNING, words, advice)
         else:
             yield Finding("disk", Level.OK, free)
         obstacles = Obstacles.snapshot(roots.values())

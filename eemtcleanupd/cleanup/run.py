@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from eemtcleanupd.cleanup.ballast import ballasts
 from eemtcleanupd.cleanup.census import Census, CensusResult
 from eemtcleanupd.cleanup.claims import Tools
 from eemtcleanupd.cleanup.dry_run import dry_run
@@ -88,12 +89,20 @@ def clean(
     )
     try:
         with ExitStack() as stack:
+            if not request.dry_run:
+                _make_room(run)
             opened = open_store(run, stack)
             insist_on_sense(run, opened)
             return dry_run(run, opened) if request.dry_run else _RealRun(run, opened).go(stack)
     except CleanupError as error:
         _tell_failure(run, error)
         raise
+
+
+def _make_room(run: Run) -> None:
+    for each in ballasts(run.config):
+        if told := each.give_back():
+            run.emit(Warned(told))
 
 
 def _tell_failure(run: Run, error: CleanupError) -> None:
@@ -165,6 +174,8 @@ class _RealRun:
             totals=ledger.totals(),
         )
         run.emit(RunFinished(report))
+        for each in ballasts(config):
+            each.take()
         return report
 
     def _pool(self, stack: ExitStack) -> DeletionPool:

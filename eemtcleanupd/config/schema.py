@@ -270,6 +270,11 @@ class SafetyConfig(Section):
     max_jobs_per_run: Count = Field(
         0, description="Jobs cleaned in one run at most, oldest first; 0: no limit."
     )
+    ballast: SizeOrZero = Field(
+        16 * 1024 * 1024,
+        description="Room set aside on the disks that a run writes to, given back when one is full, in bytes "
+        "or as 16M; 0: none.",
+    )
 
 
 class PressureConfig(Section):

@@ -7,6 +7,7 @@ lock of a run itself (:mod:`~eemtcleanupd.store.postgres`).
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -100,10 +101,11 @@ def file_lock(path: Path, what: str, database: str, told: Holder) -> Iterator[No
             holder = _read_holder(descriptor) or "it has not said who it is yet"
             raise LockHeldError(f"another {what} works on {database}: {holder}") from error
         try:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(asdict(told)).encode(), 0)
+            # Over what stood there, which takes no room that a full disk has not got.
+            os.ftruncate(descriptor, os.pwrite(descriptor, json.dumps(asdict(told)).encode(), 0))
         except OSError as error:
-            raise StoreError(f"the lock {path} cannot be written ({error.strerror})") from error
+            advice = "; free a few MB there first" if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
+            raise StoreError(f"the lock {path} cannot be written ({error.strerror}){advice}") from error
         yield
     finally:
         os.close(descriptor)
