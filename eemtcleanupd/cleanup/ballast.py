@@ -6,6 +6,7 @@ that finds none gives it back first, as the ballast files of databases do.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
@@ -48,7 +49,7 @@ class Ballast:
             if freed == held:
                 self.path.unlink()
             else:
-                os.truncate(self.path, held - freed)
+                self._shorten(held - freed)
         except OSError as error:
             log.debug("%s is not given back: %s", self.path, error.strerror)
             return None
@@ -76,6 +77,17 @@ class Ballast:
                 self._fill()
         except OSError as error:  # no run fails for want of it
             log.debug("%s is not set aside: %s", self.path, error.strerror)
+
+    def _shorten(self, size: int) -> None:
+        """Cut the file that we made, and nothing that somebody has put in its place."""
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if not (stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid()):
+                raise PermissionError(errno.EPERM, "it is not ours")
+            os.ftruncate(descriptor, size)
+        finally:
+            os.close(descriptor)
 
     def _fill(self) -> None:
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

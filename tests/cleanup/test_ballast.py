@@ -92,6 +92,18 @@ def test_a_folder_in_its_place_and_none_to_lie_in_are_left_alone(tmp_path: Path,
     assert [entry.name for entry in tmp_path.iterdir()] == ["ballast"]
 
 
+@pytest.mark.parametrize("how", ["symlink_to", "hardlink_to"])
+def test_nothing_that_somebody_put_in_its_place_is_cut(
+    tmp_path: Path, file: Ballast, free: list[int], how: str
+) -> None:
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"x" * MB)
+    getattr(file.path, how)(precious)
+    free[0] = 0
+    assert file.give_back(MB // 4) is None
+    assert precious.stat().st_size == MB
+
+
 def test_a_run_sets_it_aside_and_a_dry_run_does_not(tmp_path: Path) -> None:
     store = JobStore(tmp_path / "store")
     place = store.path / "jobs.db.eemtcleanupd.ballast"
