@@ -28,7 +28,9 @@ _SLICE_SECONDS = 0.05  # how late a stop or a new limit may be noticed
 _GENERATION, _DELETES, _BYTES, _CHUNK, _NICE, _IDLE, _OWN_NICE, _OWN_IO, _MARK = range(9)
 _LEVELS = {_DELETES: 9, _BYTES: 11}  # the level of each bucket; when it was so is the word behind
 _WORDS = 13
-_LINKS_BYTE, _BUCKETS_BYTE = 0, 1
+_BUCKETS_BYTE = 0
+# One lock for all would be waited for by all where each file has several links.
+_LINKS_LOCKS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class _Mine(threading.local):
 
 
 class Controls:
-    """What those who delete in one run share: when to stop, how fast to go, a lock for hard links.
+    """What those who delete in one run share: when to stop, how fast to go, locks for hard links.
 
     Args:
         stop: ends the work.
@@ -60,7 +62,6 @@ class Controls:
     Attributes:
         fd: the memory, for other processes to inherit.
         mark: begins the names of files that one of those who share this is freeing.
-        links: held while one of several links of an inode is removed.
     """
 
     def __init__(self, stop: StopFlag, fd: int | None = None, *, one_hand: bool = True) -> None:
@@ -70,7 +71,7 @@ class Controls:
         self.fd = os.memfd_create("limits") if fd is None else fd
         if self._is_first:
             os.ftruncate(self.fd, 8 * _WORDS)
-        self.links = SharedLock(self.fd, _LINKS_BYTE)
+        self._links = [SharedLock(self.fd, _BUCKETS_BYTE + 1 + at) for at in range(_LINKS_LOCKS)]
         self._buckets = SharedLock(self.fd, _BUCKETS_BYTE)
         self._memory = mmap.mmap(self.fd, 8 * _WORDS)
         self._words = memoryview(self._memory).cast("d")
@@ -86,6 +87,10 @@ class Controls:
         self._words.release()
         self._memory.close()
         os.close(self.fd)
+
+    def links_of(self, inode: int) -> SharedLock:
+        """Return what is held while one of several links of an inode is removed."""
+        return self._links[inode % _LINKS_LOCKS]
 
     def set(self, limits: Limits) -> None:
         """Put limits in force, for those too who are at work; once all is done, that is too late."""

@@ -188,7 +188,7 @@ def _empty_once(
                         tally.bytes_freed += size
                         tally.files += 1
                     else:
-                        _unlink_one_of_many(fd, entry.name, tally, controls)
+                        _unlink_one_of_many(fd, entry.name, status.st_ino, tally, controls)
             except FileNotFoundError:
                 pass
             except OSError as error:
@@ -219,9 +219,9 @@ def _below(label: str, name: str) -> str:
     return shortened(f"{label}/{name}", 400)
 
 
-def _unlink_one_of_many(fd: int, name: str, tally: Tally, controls: Controls) -> None:
+def _unlink_one_of_many(fd: int, name: str, inode: int, tally: Tally, controls: Controls) -> None:
     """Remove one link of an inode that has several: its space is free when the last one goes."""
-    with controls.links:  # of two who do so at once, one must see that it is the last
+    with controls.links_of(inode):  # of two who do so at once, one must see that it is the last
         status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         os.unlink(name, dir_fd=fd)
     tally.files += 1
@@ -241,7 +241,7 @@ def unlink_entry(item_fd: int, name: str, label: str, tally: Tally, controls: Co
         if controls.stop.is_set() or not controls.allows(size // max(1, status.st_nlink)):
             return
         if status.st_nlink > 1:
-            _unlink_one_of_many(item_fd, name, tally, controls)
+            _unlink_one_of_many(item_fd, name, status.st_ino, tally, controls)
             return
         os.unlink(name, dir_fd=item_fd)
         tally.bytes_freed += size
