@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
-from eemtcleanupd.cleanup.ballast import ballasts
+from eemtcleanupd.cleanup.ballast import held_bytes
 from eemtcleanupd.cleanup.preflight import open_roots
 from eemtcleanupd.config import Loaded
 from eemtcleanupd.daemon.status import in_words, read_status
@@ -144,12 +144,14 @@ class _Examination:
         for root in roots.values():
             yield from self._permissions(root)
         usage = disk_usage(roots[RootName.RESULTS].fd)
-        free = f"{human_size(usage.free_bytes)} of {human_size(usage.total_bytes)} are free"
+        held = human_size(held_bytes(self._config, roots.values()))
+        free = (
+            f"{human_size(usage.free_bytes)} of {human_size(usage.total_bytes)} are free; "
+            f"{held} are set aside for runs on a full disk"
+        )
         if usage.used_bytes > _NEARLY_FULL * usage.total_bytes:
             advice = "shorten the retention, `trash purge`, or enable pressure (`clean --dry-run` shows more)"
-            held = human_size(sum(each.held_bytes for each in ballasts(self._config)))
-            words = f"the disk of the results is nearly full: {free}; {held} are set aside for runs"
-            yield Finding("disk", Level.WARNING, words, advice)
+            yield Finding("disk", Level.WARNING, f"the disk of the results is nearly full: {free}", advice)
         else:
             yield Finding("disk", Level.OK, free)
         obstacles = Obstacles.snapshot(roots.values())

@@ -89,6 +89,15 @@ class _File(logging.handlers.RotatingFileHandler):
         else:
             super().handleError(record)
 
+    def doRollover(self) -> None:  # noqa: N802  (of logging)
+        """Begin a new file; the next record tries again where that fails."""
+        try:
+            super().doRollover()
+        except OSError:
+            if self.stream is not None and self.stream.closed:  # which close(2) may do as it fails, on NFS
+                self.stream = None
+            raise
+
     def close(self) -> None:
         """Close the file, whatever is left to be written."""
         try:
@@ -105,7 +114,7 @@ class _File(logging.handlers.RotatingFileHandler):
 
 
 def log_to_file(
-    path: Path, *, form: str, level: str, tell: Callable[[str], None] = log.warning
+    path: Path, *, form: str, level: str, tell: Callable[[str], None] = log.error
 ) -> logging.FileHandler:
     """Send the log to a file that is rotated at 10 MB, five old ones kept.
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from eemtcleanupd.cleanup.ballast import ballasts
+from eemtcleanupd.cleanup.ballast import room_to_begin, room_to_work, set_room_aside
 from eemtcleanupd.cleanup.census import Census, CensusResult
 from eemtcleanupd.cleanup.claims import Tools
 from eemtcleanupd.cleanup.dry_run import dry_run
@@ -89,20 +89,14 @@ def clean(
     )
     try:
         with ExitStack() as stack:
-            if not request.dry_run:
-                _make_room(run)
+            if not request.dry_run and (told := room_to_begin(config)):
+                emit(Warned(told))
             opened = open_store(run, stack)
             insist_on_sense(run, opened)
             return dry_run(run, opened) if request.dry_run else _RealRun(run, opened).go(stack)
     except CleanupError as error:
         _tell_failure(run, error)
         raise
-
-
-def _make_room(run: Run) -> None:
-    for each in ballasts(run.config):
-        if told := each.give_back():
-            run.emit(Warned(told))
 
 
 def _tell_failure(run: Run, error: CleanupError) -> None:
@@ -126,6 +120,8 @@ class _RealRun:
         """Go from recovery to report; ``stack`` closes what was opened for it."""
         run, opened, ledger = self._run, self._opened, self._opened.ledger
         config, request = run.config, run.request
+        for told in room_to_work(config, opened.roots.values()):
+            run.emit(Warned(told))
         run.audit("run_started", trigger=request.trigger, policy=str(run.policy), force=request.force)
         later = stack.enter_context(ExitStack())  # closes what the pool works in, once the pool is done
         pool = self._pool(stack)
@@ -174,8 +170,7 @@ class _RealRun:
             totals=ledger.totals(),
         )
         run.emit(RunFinished(report))
-        for each in ballasts(config):
-            each.take()
+        set_room_aside(config, opened.roots.values())
         return report
 
     def _pool(self, stack: ExitStack) -> DeletionPool:

@@ -104,6 +104,7 @@ def clean(  # noqa: PLR0917  (click passes them by name)
             },
         )
         from eemtcleanupd.cleanup import Progress, RunRequest, clean as run_clean  # noqa: PLC0415
+        from eemtcleanupd.cleanup.ballast import room_to_begin  # noqa: PLC0415
         from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
 
         config = loaded.config
@@ -118,9 +119,11 @@ def clean(  # noqa: PLR0917  (click passes them by name)
             if debug:
                 _debug_to_stderr()
             emit, finish = _listeners(as_json=as_json, verbose=verbose or debug)
+            room = None
             if not request.dry_run:  # a dry run writes nothing at all
                 from eemtcleanupd.logbook import log_to_file, write_event  # noqa: PLC0415
 
+                room = room_to_begin(config)
                 handler = log_to_file(
                     config.logging.file,
                     form=config.logging.format,
@@ -133,7 +136,7 @@ def clean(  # noqa: PLR0917  (click passes them by name)
                 emit = write_event if twice else _both(emit, write_event)
             plugins = PluginSet(config)
             emit = _both(emit, stack.enter_context(_notifiers(config, plugins, request)))
-            _tell_warnings(loaded.warnings, emit)
+            _tell_warnings(loaded.warnings if room is None else (*loaded.warnings, room), emit)
             stop = StopFlag()
             interrupted = stack.enter_context(_stopping(stop))
             if request.dry_run:

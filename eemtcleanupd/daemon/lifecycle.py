@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Protocol
 
 from eemtcleanupd import __version__
-from eemtcleanupd.cleanup.ballast import ballasts
+from eemtcleanupd.cleanup.ballast import room_to_begin
 from eemtcleanupd.cleanup.preflight import check_store
 from eemtcleanupd.clock import Clock, elapsed_seconds, system_clock
 from eemtcleanupd.config import Config, Loaded
@@ -63,8 +63,6 @@ from eemtcleanupd.store.location import Location, daemon_lock
 _DRAIN_SECONDS = 10.0
 _RUN_WAIT_SECONDS = 2.0
 _LONGEST_WAIT_SECONDS = 30.0
-# To start on a full disk: for a lock, a status and a line of the audit log.  The rest is for its runs.
-_ROOM_BYTES = 1 << 20
 
 
 class Interface(Protocol):
@@ -164,11 +162,11 @@ class Daemon:
 
     def start(self, stack: ExitStack) -> None:
         """Take the lock, look at the job store, and begin to listen; ``stack`` undoes it all in order."""
+        told = room_to_begin(self.config)
         self._log.open(self.config)
         stack.callback(self._log.close)
-        for each in ballasts(self.config):
-            if told := each.give_back(_ROOM_BYTES):
-                log.warning("%s", told)
+        if told:
+            log.warning("%s", told)
         stack.enter_context(daemon_lock(self.location, self._clock()))
         check_store(self.config)
         stack.callback(self._leadership.close)

@@ -93,7 +93,9 @@ def file_lock(path: Path, what: str, database: str, told: Holder) -> Iterator[No
     try:
         descriptor = os.open(path, _FLAGS, 0o644)
     except OSError as error:
-        raise StoreError(f"the lock {path} cannot be opened ({error.strerror}); check its folder") from error
+        raise StoreError(
+            f"the lock {path} cannot be opened ({error.strerror}); {_advice(error, 'check its folder')}"
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -101,14 +103,18 @@ def file_lock(path: Path, what: str, database: str, told: Holder) -> Iterator[No
             holder = _read_holder(descriptor) or "it has not said who it is yet"
             raise LockHeldError(f"another {what} works on {database}: {holder}") from error
         try:
-            # Over what stood there, which takes no room that a full disk has not got.
+            # Over what stood there, which takes no more room on most filesystems.
             os.ftruncate(descriptor, os.pwrite(descriptor, json.dumps(asdict(told)).encode(), 0))
         except OSError as error:
-            advice = "; free a few MB there first" if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
-            raise StoreError(f"the lock {path} cannot be written ({error.strerror}){advice}") from error
+            advice = _advice(error, "check its disk")
+            raise StoreError(f"the lock {path} cannot be written ({error.strerror}); {advice}") from error
         yield
     finally:
         os.close(descriptor)
+
+
+def _advice(error: OSError, otherwise: str) -> str:
+    return "free a few MB there first" if error.errno in {errno.ENOSPC, errno.EDQUOT} else otherwise
 
 
 def _read_holder(descriptor: int) -> Holder | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from typing import IO, Annotated, Any
@@ -12,6 +13,7 @@ from fastapi.responses import StreamingResponse
 
 from eemtcleanupd.answer import Answer
 from eemtcleanupd.cleanup import RunRequest, clean
+from eemtcleanupd.cleanup.ballast import room_to_begin
 from eemtcleanupd.config import Config
 from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.web.access import Caller
@@ -20,6 +22,8 @@ from eemtcleanupd.web.engine import Engine
 from eemtcleanupd.web.ordering import TRIGGER, Outcome, RunAsked, document
 from eemtcleanupd.web.problems import REFUSED, FieldProblem, Json, documented, problem
 from eemtcleanupd.web.site import Site
+
+log = logging.getLogger(__name__)
 
 
 def add_cleaning(router: APIRouter, site: Site) -> None:
@@ -57,7 +61,7 @@ def add_cleaning(router: APIRouter, site: Site) -> None:
                 return _answer(
                     await asyncio.to_thread(dry_run, engine, config, caller.name, force=wanted.force)
                 )
-        await asyncio.to_thread(site.audit, caller, "http_cleanup", body=wanted.model_dump())
+        await asyncio.to_thread(_write_down, site, caller, wanted)
         loop = asyncio.get_running_loop()
         begun: asyncio.Future[str] = loop.create_future()
         over: asyncio.Future[Outcome] = loop.create_future()
@@ -76,6 +80,12 @@ def add_cleaning(router: APIRouter, site: Site) -> None:
                 url = f"{request.url.path}/runs/{run_id}"
                 return Json({"run_id": run_id, "url": url}, 202, headers={"Location": url})
         return _answer(await over)
+
+
+def _write_down(site: Site, caller: Caller, wanted: CleanupBody) -> None:
+    if told := room_to_begin(site.engine.config):  # or the line below has none on a full disk
+        log.warning("%s", told)
+    site.audit(caller, "http_cleanup", body=wanted.model_dump())
 
 
 def dry_run(engine: Engine, config: Config, user: str, *, force: bool = False) -> IO[str] | CleanupError:

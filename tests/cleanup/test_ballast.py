@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,26 +20,28 @@ MB = 1 << 20
 
 
 @pytest.fixture
-def file(tmp_path: Path, free: list[int]) -> Ballast:
-    return Ballast(tmp_path / "ballast", MB)
+def file(tmp_path: Path, free: list[int]) -> Iterator[Ballast]:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    yield Ballast(tmp_path, fd, "ballast", MB)
+    os.close(fd)
 
 
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How much is free, which a test changes."""
     said = [100 * MB]
-    monkeypatch.setattr(ballast, "_free_bytes", lambda _folder: said[0])
+    monkeypatch.setattr(ballast, "_free_bytes", lambda _fd: said[0])
     return said
 
 
-def blocks(file: Ballast) -> int:
-    return file.path.stat().st_blocks * 512
+def path(file: Ballast) -> Path:
+    return file.folder / file.name
 
 
 def test_it_takes_up_what_it_says_and_is_readable_by_nobody_else(file: Ballast) -> None:
     file.take()
-    assert blocks(file) >= file.held_bytes == MB
-    assert file.path.stat().st_mode & 0o777 == 0o600
+    assert path(file).stat().st_blocks * 512 >= file.held_bytes == MB
+    assert path(file).stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(("there_is", "held"), [(4 * MB, MB), (4 * MB - 1, 0)])
@@ -49,59 +54,80 @@ def test_it_is_taken_where_four_times_its_size_is_free(
 
 
 @pytest.mark.parametrize(
-    ("there_is", "most", "left"),
-    [(MB, None, MB), (MB - 1, None, 0), (MB // 4, MB // 4, MB), (0, MB // 4, MB - MB // 4), (0, 2 * MB, 0)],
+    ("size", "there_is", "left"),
+    [(MB, MB, MB), (MB, MB - 1, 0), (32 * MB, 16 * MB, 32 * MB), (32 * MB, 15 * MB, 0)],
 )
-def test_it_is_given_back_where_less_is_free_than_that_would_free(
-    file: Ballast, free: list[int], there_is: int, most: int | None, left: int
+def test_it_is_given_back_where_less_is_free_than_it_has_and_16_mb(
+    file: Ballast, free: list[int], size: int, there_is: int, left: int
 ) -> None:
+    file = replace(file, size=size)
+    free[0] = 1000 * MB
     file.take()
     free[0] = there_is
-    told = file.give_back(most)
+    assert (file.give_back() is None) == bool(left)
     assert file.held_bytes == left
-    assert (told is None) == (left == MB)
-    assert blocks(file) >= left if left else not file.path.exists()
+    assert path(file).exists() == bool(left)
 
 
 @pytest.mark.parametrize("size", [0, MB // 2, 2 * MB])
 def test_with_another_size_it_is_made_anew_and_with_none_it_goes(file: Ballast, size: int) -> None:
     file.take()
-    Ballast(file.path, size).take()
+    replace(file, size=size).take()
     assert file.held_bytes == size
-    assert file.path.exists() == bool(size)
+    assert path(file).exists() == bool(size)
 
 
-def test_what_is_left_of_it_stays_while_there_is_no_room_for_all(file: Ballast, free: list[int]) -> None:
+def test_what_there_is_stays_while_there_is_no_room_for_more(file: Ballast, free: list[int]) -> None:
     file.take()
-    free[0] = 0
-    file.give_back(MB // 4)
-    file.take()
-    assert file.held_bytes == MB - MB // 4
-    free[0] = 100 * MB
-    file.take()
+    free[0] = MB
+    replace(file, size=2 * MB).take()
     assert file.held_bytes == MB
 
 
-def test_a_folder_in_its_place_and_none_to_lie_in_are_left_alone(tmp_path: Path, file: Ballast) -> None:
-    file.path.mkdir()
-    lost = Ballast(tmp_path / "missing" / "ballast", MB)
-    for each in (file, lost):
-        assert each.give_back() is None
-        each.take()
-        assert each.held_bytes == 0
-    assert [entry.name for entry in tmp_path.iterdir()] == ["ballast"]
+def sparse(place: Path, _other: Path) -> None:
+    with place.open("wb") as made:
+        made.truncate(4 << 40)
 
 
-@pytest.mark.parametrize("how", ["symlink_to", "hardlink_to"])
-def test_nothing_that_somebody_put_in_its_place_is_cut(
-    tmp_path: Path, file: Ballast, free: list[int], how: str
+@pytest.mark.parametrize(
+    "put",
+    [
+        sparse,
+        lambda place, other: place.symlink_to(other),
+        lambda place, other: place.hardlink_to(other),
+        lambda place, _other: place.mkdir(),
+    ],
+    ids=["sparse", "symlink", "hard link", "folder"],
+)
+def test_what_somebody_put_in_its_place_gives_no_room_and_is_not_said_to(
+    tmp_path: Path, file: Ballast, free: list[int], put: Callable[[Path, Path], None]
 ) -> None:
-    precious = tmp_path / "precious"
-    precious.write_bytes(b"x" * MB)
-    getattr(file.path, how)(precious)
+    other = tmp_path / "other"
+    other.write_bytes(b"x" * MB)
+    put(path(file), other)
     free[0] = 0
-    assert file.give_back(MB // 4) is None
-    assert precious.stat().st_size == MB
+    assert file.held_bytes == 0
+    assert file.give_back() is None
+    file.take()
+    assert other.read_bytes() == b"x" * MB
+
+
+def test_a_folder_that_cannot_be_looked_at_takes_nothing_from_a_run(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "store")
+    config = store.config(paths__database=str(tmp_path / "missing" / "jobs.db"))
+    assert ballast.room_to_begin(config) is None
+    assert ballast.room_to_work(config, []) == []
+    ballast.set_room_aside(config, [])
+    assert ballast.held_bytes(config, []) == 0
+
+
+def test_beside_a_database_behind_a_symlink_it_lies_where_the_file_is(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "store")
+    (tmp_path / "other").mkdir()
+    (store.path / "jobs.db").rename(tmp_path / "other" / "real.db")
+    (store.path / "jobs.db").symlink_to(tmp_path / "other" / "real.db")
+    store.run()
+    assert (tmp_path / "other" / "real.db.eemtcleanupd.ballast").stat().st_size == 16 * MB
 
 
 def test_a_run_sets_it_aside_and_a_dry_run_does_not(tmp_path: Path) -> None:
@@ -109,15 +135,22 @@ def test_a_run_sets_it_aside_and_a_dry_run_does_not(tmp_path: Path) -> None:
     place = store.path / "jobs.db.eemtcleanupd.ballast"
     store.run(dry_run=True)
     assert not place.exists()
-    store.run(safety__ballast="1M")
-    assert place.stat().st_size == MB
+    store.run(safety__ballast="2M")
+    assert place.stat().st_size == 2 * MB
+    assert place.with_name(f"{place.name}.first").stat().st_size == MB
+    store.run(safety__ballast=0)
+    assert not [each for each in store.path.iterdir() if "ballast" in each.name]
 
 
 def shell(store: JobStore, script: str) -> str:
     """Run a script in a mount namespace of its own, in the store's folder; returns what it printed."""
-    cli = f"'{sys.executable}' -m eemtcleanupd"
-    fill = "dd if=/dev/zero of=$1/fill bs=4k 2>/dev/null || true"
-    whole = f"set -e; cd '{store.path}'; fill() {{ {fill}; }}; cli() {{ {cli} \"$@\"; }}\n{script}"
+    functions = f"""
+        cli() {{ '{sys.executable}' -m eemtcleanupd "$@"; }}
+        fill() {{ cat /dev/zero > $1/fill 2>/dev/null || true; }}
+        # What ext4 kept back for what was not on the disk yet.
+        fill_blocks() {{ sync; at=0; while mkdir $1/full$at 2>/dev/null; do at=$((at + 1)); done; }}
+    """
+    whole = f"set -e; cd '{store.path}'; {functions} {script}"
     done = subprocess.run(
         ["unshare", "-m", "bash", "-c", whole], capture_output=True, text=True, timeout=90, check=False
     )
@@ -129,7 +162,7 @@ def shell(store: JobStore, script: str) -> str:
 def due(store: JobStore) -> None:
     for number in range(3):
         store.job(f"due{number}")
-    (store.path / "cleanup_config.yaml").write_text("safety: {ballast: 1M}\n")
+    (store.path / "cleanup_config.yaml").write_text("safety: {ballast: 2M}\n")
 
 
 @pytest.mark.root
@@ -149,9 +182,10 @@ def test_a_run_on_a_disk_that_is_wholly_full_cleans_and_sets_room_aside_again(tm
         sqlite3 jobs.db 'SELECT count(*) FROM jobs WHERE data_cleaned_at IS NOT NULL'
         """,
     )
-    assert "is full (0 B free): 1 MB that were set aside (safety.ballast) are given back" in said
+    assert said.count("only 0 B are free on the disk of") == 1
+    assert said.count("that were set aside (safety.ballast) are given back") == 2
     assert "Cleaned 3 successful jobs" in said
-    assert said.split()[-2:] == [str(MB), "3"]
+    assert said.split()[-2:] == [str(2 * MB), "3"]
 
 
 @pytest.mark.root
@@ -168,8 +202,9 @@ def test_where_the_results_are_on_a_disk_of_their_own_that_one_has_it_too(tmp_pa
         stat -c %s jobs.db.eemtcleanupd.ballast
         """,
     )
-    assert said.split()[0] == said.split()[-1] == str(MB)
-    assert "results/.eemtcleanupd-trash is full" in said
+    assert said.split()[0] == said.split()[-1] == str(2 * MB)
+    assert "only 0 B are free on the disk of" in said
+    assert "results/.eemtcleanupd-trash: 2 MB that were set aside" in said
     assert json.loads((store.path / "first.json").read_text())["success"]
 
 
@@ -186,11 +221,11 @@ def test_a_daemon_starts_on_a_full_disk_and_leaves_the_rest_to_its_runs(tmp_path
         cli clean >/dev/null; fill .
         cli run 2>log.txt &
         until cli status --healthy >/dev/null 2>&1; do :; done
-        stat -c %s jobs.db.eemtcleanupd.ballast
+        stat -c %s jobs.db.eemtcleanupd.ballast*
         cli stop >/dev/null; wait
         """,
     )
-    assert said.split() == [str(2 * MB)]
+    assert said.split() == [str(3 * MB)]
 
 
 @pytest.mark.root
@@ -207,3 +242,77 @@ def test_a_disk_that_is_full_from_the_first_is_said_with_what_to_do(tmp_path: Pa
     )
     assert "cannot be written (No space left on device); free a few MB there first" in said
     assert said.split()[-4:] == ["3", "due0", "due1", "due2"]
+
+
+@pytest.mark.root
+def test_a_run_goes_on_where_a_full_disk_has_no_log_yet(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "store")
+    due(store)
+    image = "dd if=/dev/zero of=image bs=1M count=24 2>/dev/null; mkfs.ext4 -q -m 0 image; mkdir all"
+    said = shell(
+        store,
+        f"""
+        {image}; mount -o loop image all
+        mkdir all/results all/uploads all/temp; cp jobs.db cleanup_config.yaml all
+        cd all; sqlite3 jobs.db 'DELETE FROM jobs'; cli clean >/dev/null; rm -r logs
+        sqlite3 jobs.db "ATTACH '../jobs.db' AS o; INSERT INTO jobs SELECT *, NULL, NULL, NULL FROM o.jobs"
+        cp -r ../results/. results
+        fill .; fill_blocks .; cli clean 2>&1; ls results logs
+        """,
+    )
+    assert "Cleaned 3 successful jobs" in said
+    assert "cleanup.log" in said
+
+
+@pytest.mark.root
+def test_a_folder_of_temp_on_a_full_disk_of_its_own_can_be_emptied(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "store")
+    due(store)
+    image = "dd if=/dev/zero of=image bs=1M count=24 2>/dev/null; mkfs.ext4 -q -m 0 image; rm -r temp/*"
+    (store.path / "temp" / "due0").mkdir()
+    said = shell(
+        store,
+        f"""
+        mkdir aside; mv results/* aside; {image}; mount -o loop image temp; rmdir temp/lost+found
+        cli clean >/dev/null; sqlite3 jobs.db 'UPDATE jobs SET data_cleaned_at = NULL'
+        mv aside/* results; mkdir temp/due0; fill temp; fill_blocks temp
+        cli clean 2>&1; ls temp results
+        """,
+    )
+    assert "Cleaned 3 successful jobs" in said
+    assert "due0" not in said.split("Cleanup completed")[1]
+
+
+ASK = """
+import socket
+asked = socket.socket(socket.AF_UNIX)
+asked.connect("/mnt/api.sock")
+head = "POST /api/cleanup HTTP/1.1", "Host: localhost", "Content-Length: 0", "Connection: close", "", ""
+asked.sendall("\\r\\n".join(head).encode())
+print(asked.makefile().read())
+"""
+
+
+@pytest.mark.root
+def test_a_run_asked_for_over_http_cleans_a_full_disk_too(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "store")
+    due(store)
+    (store.path / "ask.py").write_text(ASK)
+    said = shell(
+        store,
+        f"""
+        mount -t tmpfs none /mnt  # the path of a socket must be short
+        mkdir all; mount -t tmpfs -o size=24M none all
+        mkdir all/results all/uploads all/temp; cp jobs.db all; cd all
+        echo 'safety: {{ballast: 3M}}' > cleanup_config.yaml
+        echo 'api: {{enabled: true, listen: "unix:/mnt/api.sock"}}' >> cleanup_config.yaml
+        sqlite3 jobs.db 'DELETE FROM jobs'; cli clean >/dev/null
+        sqlite3 jobs.db "ATTACH '../jobs.db' AS o; INSERT INTO jobs SELECT *, NULL, NULL, NULL FROM o.jobs"
+        cp -r ../results/. results
+        cli run 2>log.txt &
+        until cli status --healthy >/dev/null 2>&1; do :; done
+        fill .; '{sys.executable}' ../ask.py; cli stop >/dev/null; wait
+        """,
+    )
+    assert "HTTP/1.1 200" in said
+    assert '"successful": 3' in said
