@@ -44,6 +44,7 @@ def handler(tmp_path: Path, told: list[str]) -> Iterator[logging.FileHandler]:
 def test_a_file_that_fails_as_it_is_closed_to_be_rotated_takes_one_record_with_it(
     tmp_path: Path, handler: logging.handlers.RotatingFileHandler, told: list[str]
 ) -> None:
+    assert handler.stream is not None
     handler.stream.close()
     handler.stream = FullAtClose((tmp_path / "log").open("ab"), write_through=True)
     handler.maxBytes = 1

@@ -16,6 +16,7 @@ import pytest
 
 from eemtcleanupd.errors import StoreError
 from eemtcleanupd.events import Event, JobCleaned, RunStarted
+from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.cleanup.conftest import JobStore
 
 LOCKED_SECONDS = float(os.environ.get("TORTURE_LOCKED_SECONDS", "0.5"))
@@ -214,11 +215,13 @@ def test_a_schema_with_extra_columns_works_and_one_without_a_needed_one_is_named
 def test_what_a_run_asks_of_a_file_is_remembered_for_the_next_run(tmp_path: Path) -> None:
     """Else each would work out its SQL anew, which costs more than to execute it, and memory would grow."""
     store = JobStore(tmp_path / "store")
-    engine = store.open()._connection.engine
+    database = store.open()
+    assert isinstance(database, SqliteDatabase)
+    engine = database._connection.engine
     remembered = []
     for number in range(4):
         store.job(f"due{number}", dem="a.tif")
         store.run(database__busy_timeout_seconds=5)
-        remembered.append(set(engine._compiled_cache))
+        remembered.append(set(engine._compiled_cache or ()))
     assert len(remembered[1]) > 10
     assert remembered[1] == remembered[2] == remembered[3]
