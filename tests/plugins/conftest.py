@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,15 +14,17 @@ from tests.cleanup.conftest import JobStore
 HEAD = "from eemtcleanupd.hookspecs import hookimpl, NotifierSettings, RetryLater\n"
 Module = Callable[[str, str], str]
 Plugins = Callable[[str], PluginSet]
+_numbers = itertools.count()
 
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module:
     """Write a module, which can be imported by the name that is returned."""
     monkeypatch.syspath_prepend(str(tmp_path))
+    number = next(_numbers)  # the name of a folder may come again, and what was imported is remembered
 
     def write(name: str, text: str) -> str:
-        unique = f"{name}_{tmp_path.name.replace('-', '_')}"
+        unique = f"{name}_of_test_{number}"
         (tmp_path / unique).mkdir(exist_ok=True)
         (tmp_path / unique / f"{name}.py").write_text(HEAD + text)
         return f"{unique}.{name}"
