@@ -98,9 +98,8 @@ class Ballast:
 def room_to_begin(config: Config) -> str | None:
     """Give back what is set aside for a lock, a log and the like; returns what was done, in words."""
     with ExitStack() as stack:
-        for each in _beside(config, stack):
-            return each.give_back()
-    return None
+        first = next(_beside(config, stack), None)
+        return None if first is None else first.give_back()
 
 
 def room_to_work(config: Config, roots: Iterable[Root]) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from eemtcleanupd.deletion.limits import Controls, Limits
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.priority import Priority, _ioprio
 from eemtcleanupd.deletion.trash import Trash
+from eemtcleanupd.deletion.tree import Tally, unlink_entry
 from eemtcleanupd.stop import StopFlag
 from tests.deletion.conftest import doomed, fill, helpers_of, wait_until
 
@@ -181,3 +184,44 @@ def test_what_the_system_refuses_is_told_and_nothing_else_happens(monkeypatch: p
         "performance.nice",
         "performance.io_priority",
     ]
+
+
+_HOLD = """
+import sys
+from eemtcleanupd.deletion.limits import Controls
+from eemtcleanupd.stop import StopFlag
+with Controls(StopFlag(), int(sys.argv[1])).links_of(int(sys.argv[2])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_of_several_links_goes_only_when_no_other_process_removes_one_of_that_inode(
+    tmp_path: Path, controls: Controls
+) -> None:
+    locks = {}
+    for name in ("held", "one", "two", "three"):
+        (tmp_path / name).write_bytes(b"x" * 5000)
+        os.link(tmp_path / name, tmp_path / f"{name}-other")
+        locks[name] = controls.links_of((tmp_path / name).stat().st_ino)
+    held = (tmp_path / "held").stat().st_ino
+    free = next(name for name, lock in locks.items() if lock is not locks["held"])
+    fd = os.open(tmp_path, os.O_RDONLY)
+    command = [sys.executable, "-c", _HOLD, str(controls.fd), str(held)]
+    with subprocess.Popen(
+        command, pass_fds=[controls.fd], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        tally = Tally()
+        unlink_entry(fd, free, free, tally, controls)
+        assert (tally.files, tally.bytes_freed) == (1, 0)
+        waiting = threading.Thread(target=unlink_entry, args=(fd, "held", "held", tally, controls))
+        waiting.start()
+        wait_until(lambda: f"-> POSIX  ADVISORY  WRITE {os.getpid()} " in Path("/proc/locks").read_text())
+        assert (tmp_path / "held").exists()
+        other.communicate()
+        waiting.join()
+    os.close(fd)
+    assert tally.files == 2
+    assert not (tmp_path / "held").exists()
