@@ -20,10 +20,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from eemtcleanupd.deletion.limits import Controls
-from eemtcleanupd.deletion.remote import SLICE_SECONDS
+from eemtcleanupd.cancellation import StopFlag
+from eemtcleanupd.deletion.dask_task import SLICE_SECONDS
+from eemtcleanupd.deletion.rate_limit import Controls
 from eemtcleanupd.deletion.tree import empty_folder
-from eemtcleanupd.stop import StopFlag
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 _THREADS = 4

@@ -26,16 +26,16 @@ from starlette.routing import BaseRoute
 from eemtcleanupd import errors, events, hookspecs, model
 from eemtcleanupd.cli.main import COMMANDS
 from eemtcleanupd.config.environment import BASE_DIR, CONFIG_FILE, VARIABLES
-from eemtcleanupd.config.notifier import NotifierSettings
+from eemtcleanupd.config.plugin_settings import NotifierSettings
 from eemtcleanupd.notifiers.prometheus import Prometheus
 from eemtcleanupd.plugins import schema
 from eemtcleanupd.store.tables import METADATA
-from eemtcleanupd.web.access import Access
 from eemtcleanupd.web.app import program
-from eemtcleanupd.web.engine import Engine
-from eemtcleanupd.web.kept import Kept
+from eemtcleanupd.web.auth import Access
+from eemtcleanupd.web.backend import Engine
+from eemtcleanupd.web.cache import Kept
+from eemtcleanupd.web.context import Site
 from eemtcleanupd.web.router import routes as interface
-from eemtcleanupd.web.site import Site
 
 _DOCS = Path(__file__).parent
 _ARCHITECTURE = _DOCS.parent / "ARCHITECTURE.md"

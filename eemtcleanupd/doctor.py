@@ -14,26 +14,26 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
+from eemtcleanupd.backup.folder import BackupFolder
 from eemtcleanupd.cleanup.ballast import held_bytes
 from eemtcleanupd.cleanup.preflight import open_roots
 from eemtcleanupd.config import Loaded
 from eemtcleanupd.daemon.status import in_words, read_status
-from eemtcleanupd.deletion.backups import BackupFolder
-from eemtcleanupd.deletion.inspection import Obstacles, disk_usage
+from eemtcleanupd.deletion.blockers import Obstacles, disk_usage
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.errors import BackupError, CleanupError
+from eemtcleanupd.formatting import human_size, printable
 from eemtcleanupd.model import TRASH_NAME, RootName
-from eemtcleanupd.openfiles import deleted_but_open, users_of
+from eemtcleanupd.open_files import deleted_but_open, users_of
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.retention import Policy
-from eemtcleanupd.store.catalog import Catalog
+from eemtcleanupd.store.address import Location, daemon_of
 from eemtcleanupd.store.database import Database
+from eemtcleanupd.store.jobs import Catalog
 from eemtcleanupd.store.ledger import Ledger
-from eemtcleanupd.store.location import Location, daemon_of
-from eemtcleanupd.store.mounting import insist_on_journal
+from eemtcleanupd.store.mount_check import insist_on_journal
 from eemtcleanupd.store.outbox import tallies
 from eemtcleanupd.store.timestamps import zone_named
-from eemtcleanupd.units import human_size, printable
 
 _NEARLY_FULL = 0.95
 _LOOKED_AT = 10_000

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import pluggy
 
-from eemtcleanupd.config.notifier import NotifierSettings
+from eemtcleanupd.config.plugin_settings import NotifierSettings
 from eemtcleanupd.events import (
     AuditEntry,
     CapacityWarning,

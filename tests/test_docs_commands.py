@@ -22,7 +22,7 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from eemtcleanupd.config.document import read_document
+from eemtcleanupd.config.yaml_reader import read_document
 from eemtcleanupd.plugins import schema
 from tests.web.conftest import free_port
 

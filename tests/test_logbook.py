@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.logbook import log, log_to_file
+from eemtcleanupd.logs.setup import log, log_to_file
 
 TOLD = "The log {} cannot be written (No space left on device); the work goes on without it"
 

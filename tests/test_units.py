@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from hypothesis import given, strategies as st
 
-from eemtcleanupd.units import human_age, human_size, parse_size, printable, shortened
+from eemtcleanupd.formatting import human_age, human_size, parse_size, printable, shortened
 
 GB = 1024**3
 

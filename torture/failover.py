@@ -23,9 +23,9 @@ from typing import Any
 
 import psycopg
 
-from eemtcleanupd.config.fields import DatabaseAddress
+from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.daemon.status import DaemonStatus, read_status
-from eemtcleanupd.store.location import Location
+from eemtcleanupd.store.address import Location
 from tests.cleanup.conftest import JobStore
 from tests.postgres import Server, running_server
 

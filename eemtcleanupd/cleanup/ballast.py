@@ -18,9 +18,9 @@ from pathlib import Path
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
+from eemtcleanupd.formatting import human_size
 from eemtcleanupd.model import TRASH_NAME
-from eemtcleanupd.store.location import Location
-from eemtcleanupd.units import human_size
+from eemtcleanupd.store.address import Location
 
 log = logging.getLogger(__name__)
 

@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-from eemtcleanupd.cleanup.guards import Guards
-from eemtcleanupd.cleanup.planning import Planner
+from eemtcleanupd.cancellation import StopFlag
+from eemtcleanupd.cleanup.hooks import Guards
+from eemtcleanupd.cleanup.planner import Planner
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.deletion.pool import DeletionPool, Removed
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.events import AuditEntry, Emit
+from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import Found, Job, JobClass, RootName
 from eemtcleanupd.policy.retention import Policy
-from eemtcleanupd.stop import StopFlag
-from eemtcleanupd.store.catalog import Catalog
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.intents import Intent
+from eemtcleanupd.store.jobs import Catalog
 from eemtcleanupd.store.ledger import Ledger
-from eemtcleanupd.units import printable
 
 Gone = Sequence[tuple[Found, int | None]]
 """Artifacts of a job that went, with the bytes that each freed: None while it waits in the trash."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from eemtcleanupd.cleanup.census import Census
-from eemtcleanupd.cleanup.opening import Opened
+from eemtcleanupd.cleanup.context import Run
+from eemtcleanupd.cleanup.inventory import Census
 from eemtcleanupd.cleanup.outcomes import Counts
-from eemtcleanupd.cleanup.reporting import beginning, report_of
-from eemtcleanupd.cleanup.request import Run
+from eemtcleanupd.cleanup.report import beginning, report_of
 from eemtcleanupd.cleanup.selection import Selection
+from eemtcleanupd.cleanup.session import Opened
 from eemtcleanupd.events import ArtifactSize, JobPlanned, RunFinished, RunReport
 from eemtcleanupd.model import JobClass
 

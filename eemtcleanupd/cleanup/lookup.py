@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from eemtcleanupd.config import Config
 from eemtcleanupd.errors import StoreError
+from eemtcleanupd.formatting import printable
 from eemtcleanupd.policy.retention import Policy
-from eemtcleanupd.store.catalog import Catalog, Row
+from eemtcleanupd.store.address import Location
+from eemtcleanupd.store.jobs import Catalog, Row
 from eemtcleanupd.store.ledger import Ledger
-from eemtcleanupd.store.location import Location
 from eemtcleanupd.store.timestamps import zone_named
-from eemtcleanupd.units import printable
 
 
 def row_of(config: Config, job_id: str) -> Row | None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 from eemtcleanupd.cleanup.claims import Claimed, Gone, Tools
 from eemtcleanupd.events import ArtifactSize, JobCleaned, JobFailed, JobNote, JobSkipped, OrphanFound
+from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import Job, JobClass
 from eemtcleanupd.store.history import LogEntry
 from eemtcleanupd.store.intents import IntentKind, IntentState
-from eemtcleanupd.units import printable
 
 NOTED = 10
 """How many jobs a report names of a kind."""

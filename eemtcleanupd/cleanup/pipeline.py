@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from eemtcleanupd.cleanup.claims import Claimed, Gone, Tools, fault
 from eemtcleanupd.cleanup.outcomes import Outcomes
-from eemtcleanupd.cleanup.planning import PlannedJob
+from eemtcleanupd.cleanup.planner import PlannedJob
 from eemtcleanupd.cleanup.recording import Recording
 from eemtcleanupd.cleanup.staging import Staging
 from eemtcleanupd.clock import monotonic_seconds

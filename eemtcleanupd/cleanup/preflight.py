@@ -14,10 +14,10 @@ from eemtcleanupd.deletion.trash import MARKER_NAME, Trash, read_marker
 from eemtcleanupd.errors import RootError
 from eemtcleanupd.model import TRASH_NAME, Artifact, RootName
 from eemtcleanupd.policy.retention import Policy
-from eemtcleanupd.store.catalog import Catalog
+from eemtcleanupd.store.address import Location
+from eemtcleanupd.store.jobs import Catalog
 from eemtcleanupd.store.ledger import Ledger
-from eemtcleanupd.store.location import Location
-from eemtcleanupd.store.mounting import insist_on_journal
+from eemtcleanupd.store.mount_check import insist_on_journal
 from eemtcleanupd.store.roots import RootRecord
 from eemtcleanupd.store.timestamps import zone_named
 

@@ -11,11 +11,11 @@ from sqlalchemy import Connection
 
 from eemtcleanupd.cleanup.claims import Claimed, Gone, Tools, facts
 from eemtcleanupd.cleanup.outcomes import Outcomes
-from eemtcleanupd.cleanup.planning import is_in_place
+from eemtcleanupd.cleanup.planner import is_in_place
 from eemtcleanupd.cleanup.staging import Staging
+from eemtcleanupd.formatting import human_size, printable
 from eemtcleanupd.store.history import AuditLine, LogEntry
 from eemtcleanupd.store.intents import Intent, IntentKind, IntentState
-from eemtcleanupd.units import human_size, printable
 
 _JOBS_AT_ONCE = 25  # in one transaction, which then lasts some 7 ms
 

@@ -7,13 +7,13 @@ from datetime import datetime
 
 from eemtcleanupd.cleanup.claims import Claimed, Tools, facts
 from eemtcleanupd.cleanup.pipeline import Pipeline
-from eemtcleanupd.cleanup.planning import is_in_place
+from eemtcleanupd.cleanup.planner import is_in_place
 from eemtcleanupd.deletion.trash import doomed_name
 from eemtcleanupd.events import Warned
+from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import Found, Job
 from eemtcleanupd.policy.ownership import protector
 from eemtcleanupd.store.intents import Intent, IntentKind
-from eemtcleanupd.units import printable
 
 _UNOWNED_NAMED = 5
 _PURGE_PAGE = 100

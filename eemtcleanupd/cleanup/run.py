@@ -11,39 +11,39 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup.ballast import room_to_begin, room_to_work, set_room_aside
-from eemtcleanupd.cleanup.census import Census, CensusResult
 from eemtcleanupd.cleanup.claims import Tools
+from eemtcleanupd.cleanup.context import Progress, Run, RunRequest, limits_of
 from eemtcleanupd.cleanup.dry_run import dry_run
-from eemtcleanupd.cleanup.guards import Guards, NoGuards
-from eemtcleanupd.cleanup.opening import Opened, insist_on_sense, open_store
+from eemtcleanupd.cleanup.hooks import Guards, NoGuards
+from eemtcleanupd.cleanup.inventory import Census, CensusResult
 from eemtcleanupd.cleanup.pipeline import Pipeline
-from eemtcleanupd.cleanup.planning import PlannedJob, Planner
+from eemtcleanupd.cleanup.planner import PlannedJob, Planner
 from eemtcleanupd.cleanup.preflight import open_trashes, remember_root, reserved_entries
+from eemtcleanupd.cleanup.pressure import Target, empty_trash, take_early
 from eemtcleanupd.cleanup.recovery import purge_expired, recover, report_unowned
-from eemtcleanupd.cleanup.relief import Target, empty_trash, take_early
-from eemtcleanupd.cleanup.reporting import beginning, ended, in_audit, report_of, totals_of
-from eemtcleanupd.cleanup.request import Progress, Run, RunRequest, limits_of
+from eemtcleanupd.cleanup.report import beginning, ended, in_audit, report_of, totals_of
 from eemtcleanupd.cleanup.selection import Selection
+from eemtcleanupd.cleanup.session import Opened, insist_on_sense, open_store
 from eemtcleanupd.clock import Clock, system_clock
 from eemtcleanupd.config import Config
-from eemtcleanupd.deletion.inspection import disk_usage
+from eemtcleanupd.deletion.blockers import disk_usage
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.errors import AuditError, CleanupError
 from eemtcleanupd.events import Emit, RunFailed, RunFinished, RunReport, Warned
+from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import RootName
 from eemtcleanupd.policy.breakers import is_too_many
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.pressure import early_policy
 from eemtcleanupd.policy.retention import Policy
-from eemtcleanupd.stop import StopFlag
-from eemtcleanupd.store.catalog import Catalog
+from eemtcleanupd.store.jobs import Catalog
 from eemtcleanupd.store.runs import RunRecord
 from eemtcleanupd.store.timestamps import zone_named
-from eemtcleanupd.units import printable
 
 if TYPE_CHECKING:
-    from eemtcleanupd.deletion.cluster import Cluster
+    from eemtcleanupd.deletion.dask_executor import Cluster
 
 
 def clean(
@@ -284,7 +284,7 @@ def _cluster(run: Run) -> Cluster | None:
     performance = run.config.performance
     if performance.executor != "dask" or not performance.parallel_delete:
         return None
-    from eemtcleanupd.deletion.cluster import Cluster, ClusterAddress  # noqa: PLC0415  (late: few have one)
+    from eemtcleanupd.deletion.dask_executor import Cluster, ClusterAddress  # noqa: PLC0415  (late: few have one)
 
     dask = performance.dask
     files = (dask.tls_ca_file, dask.tls_cert_file, dask.tls_key_file)

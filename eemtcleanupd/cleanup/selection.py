@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+from eemtcleanupd.cleanup.context import Run
 from eemtcleanupd.cleanup.outcomes import NOTED
 from eemtcleanupd.cleanup.pipeline import Pipeline
-from eemtcleanupd.cleanup.planning import PlannedJob, Planner
-from eemtcleanupd.cleanup.request import Run
+from eemtcleanupd.cleanup.planner import PlannedJob, Planner
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.walk import measure
 from eemtcleanupd.events import JobNote, JobSkipped
+from eemtcleanupd.formatting import human_size, printable
 from eemtcleanupd.model import Decision, Found, JobClass, RootName
-from eemtcleanupd.units import human_size, printable
 
 
 class Selection:

@@ -10,16 +10,16 @@ from sqlalchemy import Connection
 
 from eemtcleanupd.cleanup.claims import Claimed, Tools, facts, fault
 from eemtcleanupd.cleanup.outcomes import Outcomes
-from eemtcleanupd.cleanup.planning import PlannedJob
-from eemtcleanupd.deletion.inspection import Obstacles, kept_by_marker
-from eemtcleanupd.deletion.logs import keep_logs
+from eemtcleanupd.cleanup.planner import PlannedJob
+from eemtcleanupd.deletion.blockers import Obstacles, kept_by_marker
+from eemtcleanupd.deletion.job_logs import keep_logs
 from eemtcleanupd.deletion.walk import measure
 from eemtcleanupd.errors import LockHeldError, StoreError
 from eemtcleanupd.events import Warned
+from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import Found, Job, JobClass, RootName
 from eemtcleanupd.policy.ownership import protector
 from eemtcleanupd.store.intents import Intent, IntentKind, with_error
-from eemtcleanupd.units import printable
 
 log = logging.getLogger(__name__)
 

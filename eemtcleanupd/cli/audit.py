@@ -9,7 +9,7 @@ import click
 
 from eemtcleanupd.cli.common import config_option, load_config
 from eemtcleanupd.errors import AuditError, ConfigError
-from eemtcleanupd.units import printable
+from eemtcleanupd.formatting import printable
 
 
 @click.group()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from eemtcleanupd.cli.common import config_option, load_config
-from eemtcleanupd.units import printable
+from eemtcleanupd.formatting import printable
 
 if TYPE_CHECKING:
     from eemtcleanupd.config import Loaded

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cli.common import caller, config_option, load_config
-from eemtcleanupd.cli.output import Output
+from eemtcleanupd.cli.stdio import Output
 from eemtcleanupd.errors import CleanupError, ReportError
-from eemtcleanupd.stop import StopFlag
-from eemtcleanupd.units import parse_size
+from eemtcleanupd.formatting import parse_size
 
 if TYPE_CHECKING:
     from eemtcleanupd.cleanup import RunRequest
@@ -121,7 +121,7 @@ def clean(  # noqa: PLR0917  (click passes them by name)
             emit, finish = _listeners(as_json=as_json, verbose=verbose or debug)
             room = None
             if not request.dry_run:  # a dry run writes nothing at all
-                from eemtcleanupd.logbook import log_to_file, write_event  # noqa: PLC0415
+                from eemtcleanupd.logs.setup import log_to_file, write_event  # noqa: PLC0415
 
                 room = room_to_begin(config)
                 handler = log_to_file(
@@ -168,8 +168,8 @@ def _exit_code(report: RunReport, signal_number: int | None) -> int:
 
 def _listeners(*, as_json: bool, verbose: bool) -> tuple[Emit, Callable[[], None]]:
     """Return who prints the events, and what prints the rest at the end."""
-    from eemtcleanupd.answer import Answer  # noqa: PLC0415
-    from eemtcleanupd.cli.narration import Lines  # noqa: PLC0415
+    from eemtcleanupd.cli.console import Lines  # noqa: PLC0415
+    from eemtcleanupd.report.run_document import Answer  # noqa: PLC0415
 
     if as_json:
         document = Answer()
@@ -220,7 +220,7 @@ def _notifiers(config: Config, plugins: PluginSet, request: RunRequest) -> Itera
     """Give who tells the notifiers; at the end they have a while, and what waits longer is told later."""
     from eemtcleanupd.clock import system_clock  # noqa: PLC0415
     from eemtcleanupd.delivery import Delivery  # noqa: PLC0415
-    from eemtcleanupd.store.location import Location  # noqa: PLC0415
+    from eemtcleanupd.store.address import Location  # noqa: PLC0415
 
     delivery = Delivery(Location.of(config), system_clock)
     delivery.use(plugins, durable=not request.dry_run)

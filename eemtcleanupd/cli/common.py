@@ -77,8 +77,8 @@ def open_ledger(config_file: Path | None, db_path: str | None) -> Iterator[Ledge
         ConfigError, StoreError: the configuration is wrong, or the database cannot be used.
     """
     loaded = load_config(config_file, {"paths.database": (db_path, "--db-path")})
+    from eemtcleanupd.store.address import Location  # noqa: PLC0415
     from eemtcleanupd.store.ledger import Ledger  # noqa: PLC0415
-    from eemtcleanupd.store.location import Location  # noqa: PLC0415
 
     config = loaded.config
     database = Location.of(config).open()

@@ -10,7 +10,7 @@ import click
 
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.demo import MIN_JOBS, build
-from eemtcleanupd.units import human_size
+from eemtcleanupd.formatting import human_size
 
 
 @click.command()

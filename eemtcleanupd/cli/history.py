@@ -11,7 +11,7 @@ import click
 
 from eemtcleanupd.cli.common import open_ledger, store_options
 from eemtcleanupd.errors import CleanupError
-from eemtcleanupd.units import human_size, printable, shortened
+from eemtcleanupd.formatting import human_size, printable, shortened
 
 if TYPE_CHECKING:
     from eemtcleanupd.store.ledger import Ledger

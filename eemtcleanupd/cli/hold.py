@@ -16,8 +16,8 @@ from eemtcleanupd.cli.common import (
     store_options,
 )
 from eemtcleanupd.clock import system_clock
+from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import Hold
-from eemtcleanupd.units import printable
 
 
 class _Moment(click.ParamType[datetime]):

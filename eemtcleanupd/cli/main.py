@@ -13,7 +13,7 @@ from typing import Final, NoReturn
 import click
 
 from eemtcleanupd import __version__
-from eemtcleanupd.cli import output
+from eemtcleanupd.cli import stdio as output
 from eemtcleanupd.errors import CleanupError
 
 COMMANDS: Final = {
@@ -29,7 +29,7 @@ COMMANDS: Final = {
     "history": ("eemtcleanupd.cli.history", "List past runs, or show one."),
     "hold": ("eemtcleanupd.cli.hold", "Never clean a job, until a time or for ever."),
     "notify-test": ("eemtcleanupd.cli.notify_test", "Send a test to the notifiers and show their answers."),
-    "reload": ("eemtcleanupd.cli.control", "Let the daemon read its configuration again."),
+    "reload": ("eemtcleanupd.cli.daemon_control", "Let the daemon read its configuration again."),
     "report": ("eemtcleanupd.cli.report", "Report what was cleaned, what is held, when the disk is full."),
     "rerun": ("eemtcleanupd.cli.rerun", "Submit a job again, from its preserved configuration."),
     "reset": ("eemtcleanupd.cli.reset", "Forget which jobs were cleaned, after a copy of the database."),
@@ -40,7 +40,7 @@ COMMANDS: Final = {
     "token": ("eemtcleanupd.cli.token", "Add, list or revoke the tokens of the HTTP interface."),
     "trash": ("eemtcleanupd.cli.trash", "List, restore or purge what waits in the trash."),
     "holds": ("eemtcleanupd.cli.hold", "List the jobs that are held."),
-    "stop": ("eemtcleanupd.cli.control", "Stop the daemon in order."),
+    "stop": ("eemtcleanupd.cli.daemon_control", "Stop the daemon in order."),
 }
 """Command name to the module that defines a click command of that name, and its line in ``--help``."""
 

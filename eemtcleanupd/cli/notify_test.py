@@ -107,8 +107,8 @@ def _test(config: Config) -> RunFinished:
 def _storage(config: Config) -> StorageState | None:
     """Return what the ledger knows; a test goes out all the same where there is none yet."""
     from eemtcleanupd.errors import CleanupError  # noqa: PLC0415
+    from eemtcleanupd.store.address import Location  # noqa: PLC0415
     from eemtcleanupd.store.ledger import Ledger  # noqa: PLC0415
-    from eemtcleanupd.store.location import Location  # noqa: PLC0415
 
     try:
         database = Location.of(config).open()

@@ -18,7 +18,7 @@ from rich.progress import (
 
 from eemtcleanupd.cleanup import Progress
 from eemtcleanupd.clock import monotonic_seconds
-from eemtcleanupd.units import human_size
+from eemtcleanupd.formatting import human_size
 
 _INTERVAL_SECONDS = 0.2
 

@@ -15,7 +15,7 @@ from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import ConfigError, ReportError
 
 if TYPE_CHECKING:
-    from eemtcleanupd.report import Report
+    from eemtcleanupd.report.collect import Report
 
 
 @click.command()
@@ -60,7 +60,7 @@ def report(  # noqa: PLR0917  (click passes them by name)
         raise click.UsageError(f"--json and --format {form} contradict each other: give one of them")
     drawn_as = None if plot is None else _form_of(plot)
     config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
-    from eemtcleanupd.report import gather  # noqa: PLC0415  (late: --help needs none of it)
+    from eemtcleanupd.report.collect import gather  # noqa: PLC0415  (late: --help needs none of it)
 
     found = gather(config, system_clock, biggest=biggest)
     for target in (plot, output):
@@ -72,7 +72,7 @@ def report(  # noqa: PLR0917  (click passes them by name)
     else:
         _write(output, text.encode())
     if plot is not None and drawn_as is not None:
-        from eemtcleanupd.plots import picture  # noqa: PLC0415
+        from eemtcleanupd.report.plots import picture  # noqa: PLC0415
 
         history = found.history
         budget = None if found.budget is None else found.budget.max_bytes
@@ -82,7 +82,7 @@ def report(  # noqa: PLR0917  (click passes them by name)
 
 def _form_of(plot: Path) -> str:
     """Return the form of a picture by its file's ending, when there is what draws it."""
-    from eemtcleanupd.plots import FORMS, can_draw  # noqa: PLC0415
+    from eemtcleanupd.report.plots import FORMS, can_draw  # noqa: PLC0415
 
     form = plot.suffix.removeprefix(".").lower()
     if form not in FORMS:
@@ -94,19 +94,19 @@ def _form_of(plot: Path) -> str:
 
 
 def _written(found: Report, form: str) -> str:
-    from eemtcleanupd.report import forms  # noqa: PLC0415
+    from eemtcleanupd.report import formats  # noqa: PLC0415
 
     match form:
         case "json":
-            return json.dumps(forms.as_document(found), indent=2) + "\n"
+            return json.dumps(formats.as_document(found), indent=2) + "\n"
         case "csv":
-            return forms.as_csv(found)
+            return formats.as_csv(found)
         case "html":
-            from eemtcleanupd.report.page import as_html  # noqa: PLC0415  (late: jinja is 30 ms)
+            from eemtcleanupd.report.html import as_html  # noqa: PLC0415  (late: jinja is 30 ms)
 
             return as_html(found)
         case _:
-            return forms.as_text(found)
+            return formats.as_text(found)
 
 
 def _write(path: Path, content: bytes) -> None:

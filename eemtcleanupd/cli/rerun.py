@@ -12,7 +12,7 @@ import click
 from eemtcleanupd.cli.common import caller, load_config, store_options
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import RerunError
-from eemtcleanupd.units import printable, shortened
+from eemtcleanupd.formatting import printable, shortened
 
 if TYPE_CHECKING:
     from eemtcleanupd.model import Job

@@ -32,10 +32,10 @@ def reset(yes: bool, config_file: Path | None, db_path: str | None, as_json: boo
     from eemtcleanupd.events import AuditEntry  # noqa: PLC0415
     from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
     from eemtcleanupd.policy.retention import Policy  # noqa: PLC0415
-    from eemtcleanupd.store.catalog import Catalog  # noqa: PLC0415
+    from eemtcleanupd.store.address import Location  # noqa: PLC0415
     from eemtcleanupd.store.history import AuditLine  # noqa: PLC0415
+    from eemtcleanupd.store.jobs import Catalog  # noqa: PLC0415
     from eemtcleanupd.store.ledger import Ledger  # noqa: PLC0415
-    from eemtcleanupd.store.location import Location  # noqa: PLC0415
     from eemtcleanupd.store.lock import run_lock  # noqa: PLC0415
     from eemtcleanupd.store.timestamps import zone_named  # noqa: PLC0415
 

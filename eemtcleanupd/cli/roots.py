@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from eemtcleanupd.cli.common import caller, config_option, load_config
-from eemtcleanupd.units import printable
+from eemtcleanupd.formatting import printable
 
 
 @click.command()
@@ -29,8 +29,8 @@ def roots(config_file: Path | None, db_path: str | None, accept: bool, as_json: 
     from eemtcleanupd.deletion.trash import Trash  # noqa: PLC0415
     from eemtcleanupd.events import AuditEntry  # noqa: PLC0415
     from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
+    from eemtcleanupd.store.address import Location  # noqa: PLC0415
     from eemtcleanupd.store.ledger import Ledger  # noqa: PLC0415
-    from eemtcleanupd.store.location import Location  # noqa: PLC0415
     from eemtcleanupd.store.lock import run_lock  # noqa: PLC0415
 
     with ExitStack() as stack:

@@ -52,12 +52,12 @@ def _live(
 ) -> None:
     from eemtcleanupd.clock import system_clock  # noqa: PLC0415  (late: --help needs none of it)
     from eemtcleanupd.config import Loaded, find_file  # noqa: PLC0415
-    from eemtcleanupd.daemon.configuration import Configuration  # noqa: PLC0415
-    from eemtcleanupd.daemon.lifecycle import Daemon  # noqa: PLC0415
-    from eemtcleanupd.daemon.service import ServiceManager  # noqa: PLC0415
-    from eemtcleanupd.logbook import log_to_stderr, write_event  # noqa: PLC0415
+    from eemtcleanupd.daemon.config_reload import Configuration  # noqa: PLC0415
+    from eemtcleanupd.daemon.daemon import Daemon  # noqa: PLC0415
+    from eemtcleanupd.daemon.systemd import ServiceManager  # noqa: PLC0415
+    from eemtcleanupd.logs.setup import log_to_stderr, write_event  # noqa: PLC0415
     from eemtcleanupd.plugins import load  # noqa: PLC0415
-    from eemtcleanupd.web.server import HttpInterface  # noqa: PLC0415
+    from eemtcleanupd.web.supervisor import HttpInterface  # noqa: PLC0415
 
     def read() -> Loaded:
         return load(find_file(config_file, os.environ, cwd), environ=os.environ, options={}, cwd=cwd)
@@ -82,7 +82,7 @@ def _live(
 @contextmanager
 def _signals(put: Callable[..., None]) -> Iterator[None]:
     """Turn signals into messages and nothing else; the handlers from before come back at the end."""
-    from eemtcleanupd.daemon.inbox import DumpThreads, Reload, RunWanted, Stop, Woken  # noqa: PLC0415
+    from eemtcleanupd.daemon.messages import DumpThreads, Reload, RunWanted, Stop, Woken  # noqa: PLC0415
 
     def end(number: int, _frame: FrameType | None) -> None:
         put(Stop(signal.Signals(number).name))

@@ -11,7 +11,7 @@ import click
 
 from eemtcleanupd.cli.common import load_config, store_options
 from eemtcleanupd.clock import system_clock
-from eemtcleanupd.units import human_age, human_size, printable
+from eemtcleanupd.formatting import human_age, human_size, printable
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 def status(config_file: Path | None, db_path: str | None, as_json: bool, healthy: bool) -> int:
     """Show how the daemon and the job store are: next run, last run, storage, trash, configuration."""
     config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
-    from eemtcleanupd.daemon.overview import overview  # noqa: PLC0415  (late: --help needs none of it)
     from eemtcleanupd.daemon.status import read_status  # noqa: PLC0415
-    from eemtcleanupd.store.location import Location, daemon_of  # noqa: PLC0415
+    from eemtcleanupd.daemon.status_document import overview  # noqa: PLC0415  (late: --help needs none of it)
+    from eemtcleanupd.store.address import Location, daemon_of  # noqa: PLC0415
 
     location = Location.of(config)
     holder = daemon_of(location)

@@ -12,7 +12,7 @@ import click
 from eemtcleanupd.cli.common import caller, config_option, load_config
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import ConfigError
-from eemtcleanupd.units import printable
+from eemtcleanupd.formatting import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,12 +12,12 @@ import click
 
 from eemtcleanupd.cli.common import Command, caller, load_config, open_ledger, store_options
 from eemtcleanupd.clock import system_clock
-from eemtcleanupd.units import human_size, printable
+from eemtcleanupd.formatting import human_size, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from eemtcleanupd.cleanup.restoring import Restored, Restoring
+    from eemtcleanupd.cleanup.restore import Restored, Restoring
     from eemtcleanupd.config import Config
     from eemtcleanupd.store.intents import Intent
     from eemtcleanupd.store.ledger import Ledger
@@ -81,7 +81,7 @@ def restore_options(command: Command) -> Command:
 
 def restoring(config: Config, job_id: str, only: Iterable[str], *, hold: bool) -> Restoring:
     """Return what is asked for by whoever calls."""
-    from eemtcleanupd.cleanup.restoring import Restoring  # noqa: PLC0415
+    from eemtcleanupd.cleanup.restore import Restoring  # noqa: PLC0415
     from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
 
     labels = {label.rstrip("/") for label in only}
@@ -119,7 +119,7 @@ def restore(  # noqa: PLR0917  (click passes them by name)
     belonged to no job is named as list shows it.
     """
     config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
-    from eemtcleanupd.cleanup.restoring import restore as put_back  # noqa: PLC0415
+    from eemtcleanupd.cleanup.restore import restore as put_back  # noqa: PLC0415
 
     print_restored(put_back(restoring(config, job_id, only, hold=not no_hold)), as_json=as_json)
 

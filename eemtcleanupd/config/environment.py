@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from eemtcleanupd.units import printable, shortened
+from eemtcleanupd.formatting import printable, shortened
 
 BASE_DIR = "EEMT_BASE_DIR"
 """The folder that the paths of the job store are in when nothing else says where they are."""

@@ -13,14 +13,14 @@ from typing import Any, Final
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from eemtcleanupd.config.document import Document, Loc, dotted, read_document
 from eemtcleanupd.config.environment import BASE_DIR, CONFIG_FILE, read_environment, variable
-from eemtcleanupd.config.fields import DatabaseAddress
-from eemtcleanupd.config.notifier import PluginSettings
-from eemtcleanupd.config.problems import describe
+from eemtcleanupd.config.error_messages import describe
+from eemtcleanupd.config.plugin_settings import PluginSettings
 from eemtcleanupd.config.schema import Config, Schema
+from eemtcleanupd.config.types import DatabaseAddress
+from eemtcleanupd.config.yaml_reader import Document, Loc, dotted, read_document
 from eemtcleanupd.errors import ConfigError
-from eemtcleanupd.units import printable
+from eemtcleanupd.formatting import printable
 
 FILE_NAME: Final = "cleanup_config.yaml"
 SYSTEM_FILE: Final = Path("/etc/eemtcleanupd") / FILE_NAME

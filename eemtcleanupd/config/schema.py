@@ -23,7 +23,9 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from eemtcleanupd.config.fields import (
+from eemtcleanupd.config.base import Section, holds, is_optional_block, leaves
+from eemtcleanupd.config.plugin_settings import PluginSettings
+from eemtcleanupd.config.types import (
     Cluster,
     Count,
     Crons,
@@ -45,8 +47,6 @@ from eemtcleanupd.config.fields import (
     Zone,
     no_small_chunk,
 )
-from eemtcleanupd.config.notifier import PluginSettings
-from eemtcleanupd.config.section import Section, holds, is_optional_block, leaves
 
 
 class SuccessfulJobs(Section):

@@ -8,7 +8,7 @@ import threading
 import traceback
 
 from eemtcleanupd.config import Config
-from eemtcleanupd.logbook import log, log_to_file
+from eemtcleanupd.logs.setup import log, log_to_file
 
 
 class LogFile:

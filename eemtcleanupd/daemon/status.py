@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
-from eemtcleanupd.store.location import Location
-from eemtcleanupd.units import human_age, human_size
+from eemtcleanupd.formatting import human_age, human_size
+from eemtcleanupd.store.address import Location
 
 log = logging.getLogger(__name__)
 

@@ -20,17 +20,17 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.clock import monotonic_seconds
-from eemtcleanupd.deletion.climb import Slots
-from eemtcleanupd.deletion.helpers import Helpers
-from eemtcleanupd.deletion.limits import Controls, Limits
+from eemtcleanupd.deletion.concurrency import Slots
+from eemtcleanupd.deletion.helper_pool import Helpers
+from eemtcleanupd.deletion.helper_process import Request
+from eemtcleanupd.deletion.rate_limit import Controls, Limits
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS, Share, Tally, empty_folder, unlink_entry
-from eemtcleanupd.deletion.worker import Request
-from eemtcleanupd.stop import StopFlag
 
 if TYPE_CHECKING:
-    from eemtcleanupd.deletion.cluster import Cluster
+    from eemtcleanupd.deletion.dask_executor import Cluster
 
 log = logging.getLogger(__name__)
 

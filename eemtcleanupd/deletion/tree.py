@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from eemtcleanupd.deletion.limits import Controls
-from eemtcleanupd.deletion.steps import free_in_steps
-from eemtcleanupd.units import printable, shortened
+from eemtcleanupd.deletion.rate_limit import Controls
+from eemtcleanupd.deletion.truncate import free_in_steps
+from eemtcleanupd.formatting import printable, shortened
 
 FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """How every folder below a root is opened: never through a symlink (open(2))."""

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
-from eemtcleanupd.stop import StopFlag
 
 _OPEN_FOLDERS = 32  # two descriptors each: the folder's and its listing's
 _BLOCK_BYTES = 512  # the unit of st_blocks (stat(2))

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, Strict, model_validator
 
-from eemtcleanupd.config.fields import FilePath
+from eemtcleanupd.config.types import FilePath
 from eemtcleanupd.hookspecs import NotifierSettings, RetryLater, hookimpl
-from eemtcleanupd.notifiers.wording import in_words
+from eemtcleanupd.notifiers.messages import in_words
 
 _TYPES = {"good": "success", "warning": "warning", "danger": "failure"}
 

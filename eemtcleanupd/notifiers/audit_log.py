@@ -20,8 +20,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from eemtcleanupd.config.fields import FilePath
-from eemtcleanupd.config.notifier import PluginSettings
+from eemtcleanupd.config.plugin_settings import PluginSettings
+from eemtcleanupd.config.types import FilePath
 from eemtcleanupd.errors import AuditError
 from eemtcleanupd.events import AuditEntry
 from eemtcleanupd.hookspecs import hookimpl

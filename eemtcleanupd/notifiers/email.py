@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, SecretStr, Strict, model_validator
 
-from eemtcleanupd.config.fields import FilePath, Text
+from eemtcleanupd.config.types import FilePath, Text
 from eemtcleanupd.hookspecs import NotifierSettings, hookimpl
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")

@@ -7,10 +7,10 @@ from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from eemtcleanupd.config.fields import FilePath
+from eemtcleanupd.config.types import FilePath
 from eemtcleanupd.hookspecs import NotifierSettings, hookimpl
 from eemtcleanupd.notifiers.http import post
-from eemtcleanupd.notifiers.wording import Words, in_words
+from eemtcleanupd.notifiers.messages import Words, in_words
 
 # https://docs.slack.dev/reference/methods/chat.postMessage: 40,000 characters; a field far less to be read.
 _MAX_TEXT = 3000

@@ -13,8 +13,8 @@ from jinja2 import Environment
 
 from eemtcleanupd.hookspecs import RetryLater
 from eemtcleanupd.notifiers.email import EmailSettings
-from eemtcleanupd.notifiers.wording import Words, in_words
-from eemtcleanupd.plots import trend_png
+from eemtcleanupd.notifiers.messages import Words, in_words
+from eemtcleanupd.report.plots import trend_png
 
 _PORTS = {"none": 25, "starttls": 587, "tls": 465}
 _TEMPLATE = """\

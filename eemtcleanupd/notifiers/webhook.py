@@ -11,10 +11,10 @@ from typing import Any, Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from eemtcleanupd.config.fields import FilePath
+from eemtcleanupd.config.types import FilePath
 from eemtcleanupd.hookspecs import NotifierSettings, hookimpl
 from eemtcleanupd.notifiers.http import post
-from eemtcleanupd.notifiers.wording import in_words
+from eemtcleanupd.notifiers.messages import in_words
 
 
 class WebhookSettings(NotifierSettings, strict=True):

@@ -17,21 +17,21 @@ import pluggy
 from pydantic import BaseModel, create_model
 
 from eemtcleanupd.config import Loaded, loading
-from eemtcleanupd.config.notifier import NotifierSettings, PluginSettings
+from eemtcleanupd.config.plugin_settings import NotifierSettings, PluginSettings
 from eemtcleanupd.config.schema import Schema
 from eemtcleanupd.errors import ConfigError
+from eemtcleanupd.formatting import printable
 from eemtcleanupd.hookspecs import EVENT_HOOKS, PROJECT, Hooks
-from eemtcleanupd.units import printable
 
 # Named here and not only as entry points: the audit log must not be missing because metadata is.
 _OURS: Final = {
-    "backup": "eemtcleanupd.backup:Backup",
+    "backup": "eemtcleanupd.plugins.backup:Backup",
     "email": "eemtcleanupd.notifiers.email",
     "slack": "eemtcleanupd.notifiers.slack",
     "audit_log": "eemtcleanupd.notifiers.audit_log:AuditLog",
     "prometheus": "eemtcleanupd.notifiers.prometheus:Prometheus",
     "webhook": "eemtcleanupd.notifiers.webhook",
-    "ping": "eemtcleanupd.notifiers.ping",
+    "ping": "eemtcleanupd.notifiers.healthchecks",
     "apprise": "eemtcleanupd.notifiers.apprise",
 }
 # Ours whose settings are a block of their own, not one below ``notifications:``.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from eemtcleanupd.units import human_age
+from eemtcleanupd.formatting import human_age
 
 # Time services step a clock back by seconds now and then; that is no reason to refuse.
 BACKWARDS_TOLERANCE = timedelta(minutes=5)

@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 
 from eemtcleanupd.config import RetentionConfig
+from eemtcleanupd.formatting import human_age, printable
 from eemtcleanupd.model import Decision, Hold, Job, JobClass
 from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, name_fault
-from eemtcleanupd.units import human_age, printable
 
 TERMINAL = (JobClass.SUCCESSFUL, JobClass.FAILED)
 

@@ -1,7 +1,1 @@
-"""A report on a job store: what was cleaned, what is held, and how long the disk will do."""
-
-from __future__ import annotations
-
-from eemtcleanupd.report.gathering import Report, gather
-
-__all__ = ["Report", "gather"]
+"""Reports on a job store: cleaned and held data, free space, and the forecast of when the disk is full."""

@@ -22,7 +22,7 @@ from sqlalchemy.sql.elements import BindParameter, ColumnElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from eemtcleanupd.errors import CleanupError, StoreError
-from eemtcleanupd.units import printable
+from eemtcleanupd.formatting import printable
 
 if TYPE_CHECKING:
     from eemtcleanupd.store.lock import Holder

@@ -8,10 +8,10 @@ from datetime import datetime
 
 from sqlalchemy import Connection, delete, insert, select
 
-from eemtcleanupd.store.book import Book
+from eemtcleanupd.formatting import BYTES_PER_MB
+from eemtcleanupd.store.base import Book
 from eemtcleanupd.store.tables import AUDIT, LOG
 from eemtcleanupd.store.timestamps import utc_timestamp
-from eemtcleanupd.units import BYTES_PER_MB
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select
 
 from eemtcleanupd.model import Hold
-from eemtcleanupd.store.book import MOST_VALUES, Book, read_utc
+from eemtcleanupd.store.base import MOST_VALUES, Book, read_utc
 from eemtcleanupd.store.tables import HOLDS
 from eemtcleanupd.store.timestamps import utc_timestamp
 

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, delete, func, insert, select, true, update
 
 from eemtcleanupd.errors import StoreError
 from eemtcleanupd.model import TRASH_NAME, Artifact, Found, RootName
-from eemtcleanupd.store.book import MOST_VALUES, Book, making_sense, read_utc
+from eemtcleanupd.store.base import MOST_VALUES, Book, making_sense, read_utc
 from eemtcleanupd.store.tables import HOLDS, INTENTS
 from eemtcleanupd.store.timestamps import utc_timestamp
 

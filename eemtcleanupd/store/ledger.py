@@ -20,8 +20,8 @@ from eemtcleanupd.store.holds import Holds
 from eemtcleanupd.store.intents import Intents
 from eemtcleanupd.store.roots import Roots
 from eemtcleanupd.store.runs import Runs
-from eemtcleanupd.store.sizes import Sizes
 from eemtcleanupd.store.tables import METADATA, ROOTS
+from eemtcleanupd.store.usage import Sizes
 
 
 class Ledger(Runs, Intents, History, Sizes, Holds, Roots):

@@ -37,8 +37,9 @@ from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
-from eemtcleanupd.config.fields import DatabaseAddress
+from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.errors import CleanupError, LockHeldError, StoreError
+from eemtcleanupd.formatting import printable
 from eemtcleanupd.store.database import (
     SCRATCH,
     Database,
@@ -49,7 +50,6 @@ from eemtcleanupd.store.database import (
     trace_statements,
 )
 from eemtcleanupd.store.lock import Holder
-from eemtcleanupd.units import printable
 
 log = logging.getLogger("eemtcleanupd.store.database")
 

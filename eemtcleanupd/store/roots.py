@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from sqlalchemy import Connection, delete, insert, select
 
 from eemtcleanupd.model import RootName
-from eemtcleanupd.store.book import Book, making_sense
+from eemtcleanupd.store.base import Book, making_sense
 from eemtcleanupd.store.tables import ROOTS
 
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import Connection, bindparam, desc, func, insert, select, update
 
 from eemtcleanupd.events import Total
-from eemtcleanupd.store.book import Book, read_utc
+from eemtcleanupd.store.base import Book, read_utc
 from eemtcleanupd.store.tables import NOTIFIERS, RUNS, TOTALS
 from eemtcleanupd.store.timestamps import utc_timestamp
 

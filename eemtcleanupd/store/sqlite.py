@@ -21,9 +21,9 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.types import TypeEngine
 
 from eemtcleanupd.errors import StoreError
+from eemtcleanupd.formatting import printable
 from eemtcleanupd.store.database import SCRATCH, Database, RawText, Result, trace_statements
 from eemtcleanupd.store.lock import Holder, file_holder, file_lock
-from eemtcleanupd.units import printable
 
 log = logging.getLogger("eemtcleanupd.store.database")
 

@@ -10,15 +10,15 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from eemtcleanupd import __version__
-from eemtcleanupd.web.access import Access
+from eemtcleanupd.web.auth import Access
+from eemtcleanupd.web.backend import Engine
+from eemtcleanupd.web.cache import Kept
+from eemtcleanupd.web.context import Site
 from eemtcleanupd.web.dashboard import pages
-from eemtcleanupd.web.engine import Engine
-from eemtcleanupd.web.gate import Gate
-from eemtcleanupd.web.kept import Kept
+from eemtcleanupd.web.middleware import Gate
 from eemtcleanupd.web.problems import Json, ProblemRoute, documented, of_error
 from eemtcleanupd.web.router import routes
 from eemtcleanupd.web.shortcut import Shortcut
-from eemtcleanupd.web.site import Site
 
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 

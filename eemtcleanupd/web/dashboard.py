@@ -17,13 +17,13 @@ from starlette.exceptions import HTTPException
 from eemtcleanupd import __version__
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import CleanupError
-from eemtcleanupd.units import human_age, human_size, printable
-from eemtcleanupd.web.access import Access, Caller, bearer_of, cookie_of
-from eemtcleanupd.web.cleaning import planned
-from eemtcleanupd.web.kept import PLAN_SECONDS
+from eemtcleanupd.formatting import human_age, human_size, printable
+from eemtcleanupd.web.auth import Access, Caller, bearer_of, cookie_of
+from eemtcleanupd.web.cache import PLAN_SECONDS
+from eemtcleanupd.web.context import Site
+from eemtcleanupd.web.dashboard_data import Shown, shown_run
 from eemtcleanupd.web.problems import SILENT
-from eemtcleanupd.web.shown import Shown, shown_run
-from eemtcleanupd.web.site import Site
+from eemtcleanupd.web.routes.runs import planned
 
 _STALE_SECONDS = 5.0
 _SESSION_SECONDS = 12 * 3600

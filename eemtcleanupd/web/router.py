@@ -10,14 +10,14 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 
 from eemtcleanupd.errors import ConfigError
-from eemtcleanupd.web.access import Access, Caller, address_of
-from eemtcleanupd.web.changing import add_changing
-from eemtcleanupd.web.cleaning import add_cleaning
-from eemtcleanupd.web.engine import LocalEngine
-from eemtcleanupd.web.kept import Kept
+from eemtcleanupd.web.auth import Access, Caller, address_of
+from eemtcleanupd.web.backend import LocalEngine
+from eemtcleanupd.web.cache import Kept
+from eemtcleanupd.web.context import Authorize, Site
 from eemtcleanupd.web.problems import ProblemRoute
-from eemtcleanupd.web.reading import add_reading
-from eemtcleanupd.web.site import Authorize, Site
+from eemtcleanupd.web.routes.jobs import add_changing
+from eemtcleanupd.web.routes.queries import add_reading
+from eemtcleanupd.web.routes.runs import add_cleaning
 
 
 def cleanup_router(

@@ -10,8 +10,8 @@ from collections.abc import Hashable
 from fastapi import Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from eemtcleanupd.web.access import Access
-from eemtcleanupd.web.kept import Kept
+from eemtcleanupd.web.auth import Access
+from eemtcleanupd.web.cache import Kept
 
 
 class Shortcut:

@@ -12,13 +12,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.config import Config
 from eemtcleanupd.events import Event, RunReport
 from eemtcleanupd.plugins import load
-from eemtcleanupd.stop import StopFlag
+from eemtcleanupd.store.address import Location
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.location import Location
 
 NOW = datetime(2026, 6, 15, 12, tzinfo=UTC)
 SCHEMA = """

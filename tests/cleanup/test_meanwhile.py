@@ -10,12 +10,12 @@ from datetime import datetime
 import pytest
 from sqlalchemy import Connection, exc
 
+from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup import RunRequest, clean
-from eemtcleanupd.cleanup.guards import NoGuards
+from eemtcleanupd.cleanup.hooks import NoGuards
 from eemtcleanupd.errors import LockHeldError, StoreError
 from eemtcleanupd.events import AuditEntry, RunReport
 from eemtcleanupd.model import Found, Job
-from eemtcleanupd.stop import StopFlag
 from eemtcleanupd.store.ledger import Ledger
 from tests.cleanup.conftest import JobStore
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from eemtcleanupd.cleanup.guards import NoGuards
-from eemtcleanupd.cleanup.restoring import Restoring, restore
+from eemtcleanupd.cleanup.hooks import NoGuards
+from eemtcleanupd.cleanup.restore import Restoring, restore
 from eemtcleanupd.errors import TrashError
 from tests.cleanup.conftest import JobStore
 from tests.cleanup.test_recovery import run_and_die

@@ -13,14 +13,14 @@ from sqlalchemy import Connection
 
 from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.cleanup.claims import Claimed
-from eemtcleanupd.cleanup.guards import NoGuards
+from eemtcleanupd.cleanup.hooks import NoGuards
 from eemtcleanupd.cleanup.recording import Recording
 from eemtcleanupd.cleanup.staging import Staging
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.errors import LockHeldError
 from eemtcleanupd.events import AuditEntry, Event, JobCleaned, OrphanFound, RunStarted
 from eemtcleanupd.model import Found, Job
-from eemtcleanupd.store.catalog import Catalog
+from eemtcleanupd.store.jobs import Catalog
 from eemtcleanupd.store.lock import run_lock
 from tests.cleanup.conftest import JobStore
 from tests.postgres import Server

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from eemtcleanupd.cleanup.guards import NoGuards
-from eemtcleanupd.cleanup.restoring import Restored, Restoring, restore
+from eemtcleanupd.cleanup.hooks import NoGuards
+from eemtcleanupd.cleanup.restore import Restored, Restoring, restore
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.errors import LockHeldError, TrashError
 from eemtcleanupd.events import Warned

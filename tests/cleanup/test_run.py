@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection
 
+from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup.claims import Claimed
 from eemtcleanupd.cleanup.recording import Recording
 from eemtcleanupd.cleanup.staging import Staging
 from eemtcleanupd.errors import BreakerError, LockHeldError, RootError
 from eemtcleanupd.events import Event, JobCleaned, JobFailed, JobPlanned, JobSkipped, OrphanFound, Warned
 from eemtcleanupd.model import Hold
-from eemtcleanupd.stop import StopFlag
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.lock import run_lock
 from tests.cleanup.conftest import JobStore
@@ -584,7 +584,7 @@ def test_a_run_that_is_stopped_leaves_the_rest_to_the_next(
 def test_a_run_whose_cluster_does_not_answer_is_told_and_cleans_alone(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eemtcleanupd.deletion.cluster._CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr("eemtcleanupd.deletion.dask_executor._CONNECT_SECONDS", 0.2)
     store.job("done", files=300)
     report = store.run(
         performance__executor="dask",

@@ -292,8 +292,8 @@ def test_a_run_loads_and_builds_nothing_that_only_others_need(sample_store: Path
     """What is asked at the end is asked by ``atexit``, which the program's quick end must not leave out."""
     code = (
         "import atexit, sys; from eemtcleanupd.cli.main import main; sys.argv = ['eemtcleanupd', 'clean'];"
-        "atexit.register(lambda: print([n for n in ('tarfile', 'eemtcleanupd.deletion.cluster', 'requests',"
-        " 'jinja2', 'rich', 'watchdog', 'sqlalchemy.orm', 'fastapi') if n in sys.modules],"
+        "atexit.register(lambda: print([n for n in ('tarfile', 'eemtcleanupd.deletion.dask_executor',"
+        " 'requests', 'jinja2', 'rich', 'watchdog', 'sqlalchemy.orm', 'fastapi') if n in sys.modules],"
         " sys.modules['eemtcleanupd.config.schema'].TrashConfig.__pydantic_complete__, file=sys.stderr));"
         "main()"
     )
@@ -306,7 +306,7 @@ def test_a_run_loads_and_builds_nothing_that_only_others_need(sample_store: Path
 
 def test_a_helper_process_loads_nothing_that_it_does_not_need() -> None:
     code = (
-        "import sys; sys.path.append(sys.argv[1]); import eemtcleanupd.deletion.worker;"
+        "import sys; sys.path.append(sys.argv[1]); import eemtcleanupd.deletion.helper_process;"
         "print([n for n in ('pathlib', 'zoneinfo', 'logging', 'subprocess') if n in sys.modules])"
     )
     folder = str(Path(eemtcleanupd.__file__).parent.parent)

@@ -14,7 +14,7 @@ from typing import IO, Any, Protocol
 
 import pytest
 
-from eemtcleanupd.cli.output import Output
+from eemtcleanupd.cli.stdio import Output
 from tests.cli.test_clean import options, rows
 from tests.conftest import Aged
 

@@ -24,7 +24,8 @@ from playwright.sync_api import Page, sync_playwright
 
 from eemtcleanupd.cli.main import cli
 from eemtcleanupd.errors import CleanupError
-from eemtcleanupd.report import forms, gather
+from eemtcleanupd.report import formats
+from eemtcleanupd.report.collect import gather
 from tests.cleanup.conftest import JobStore
 from tests.conftest import Aged, RunCli
 from tests.postgres import PASSWORD, QUOTED, Server
@@ -435,9 +436,9 @@ def test_nonsense_in_the_ledger_is_an_error_of_ours_or_does_no_harm(store: JobSt
             store.sql(f'UPDATE {table} SET "{column}" = {nonsense}')
             with suppress(CleanupError):
                 found = gather(config, lambda: store.now, biggest=5)
-                json.dumps(forms.as_document(found))
-                assert forms.as_text(found)
-                assert forms.as_csv(found)
+                json.dumps(formats.as_document(found))
+                assert formats.as_text(found)
+                assert formats.as_csv(found)
             database.write_bytes(good)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.store.location import Location, daemon_of
+from eemtcleanupd.store.address import Location, daemon_of
 from tests.conftest import Aged, RunCli
 
 Start = Callable[..., "subprocess.Popen[str]"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from eemtcleanupd.config.document import dotted, read_document
+from eemtcleanupd.config.yaml_reader import dotted, read_document
 from eemtcleanupd.errors import ConfigError
 from tests.config.conftest import LoadText, RefuseText
 

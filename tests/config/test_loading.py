@@ -350,7 +350,7 @@ VALUES = st.recursive(
 @example(data={"plugins": [" "]})
 @example(data={"plugins": ["."]})
 @example(data={"plugins": [":x"]})
-@example(data={"plugins": ["eemtcleanupd.units"]})
+@example(data={"plugins": ["eemtcleanupd.formatting"]})
 @example(data={"plugins": ["eemtcleanupd.notifiers.email"]})
 @example(data={"blocked_plugins": [""]})
 def test_any_mapping_loads_or_is_a_configuration_error(load_text: LoadText, data: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import jsonschema
 import yaml
 
-from eemtcleanupd.config.document import Loc, read_document
+from eemtcleanupd.config.yaml_reader import Loc, read_document
 from eemtcleanupd.plugins import load, schema
 
 FIELDS = schema().fields

@@ -13,14 +13,14 @@ import pytest
 
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.config import Loaded
-from eemtcleanupd.daemon.configuration import Configuration
-from eemtcleanupd.daemon.inbox import Message, Reload
-from eemtcleanupd.daemon.lifecycle import Daemon
-from eemtcleanupd.daemon.service import ServiceManager
+from eemtcleanupd.daemon.config_reload import Configuration
+from eemtcleanupd.daemon.daemon import Daemon
+from eemtcleanupd.daemon.messages import Message, Reload
 from eemtcleanupd.daemon.status import DaemonStatus, read_status
+from eemtcleanupd.daemon.systemd import ServiceManager
 from eemtcleanupd.events import Event
 from eemtcleanupd.plugins import load
-from eemtcleanupd.store.location import Location
+from eemtcleanupd.store.address import Location
 from tests.cleanup.conftest import NOW, JobStore
 
 HEAD = """

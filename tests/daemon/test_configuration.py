@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.daemon.configuration import FileWatch, _Hints
-from eemtcleanupd.daemon.inbox import FileTouched, Message
+from eemtcleanupd.daemon.config_reload import FileWatch, _Hints
+from eemtcleanupd.daemon.messages import FileTouched, Message
 from tests.daemon.conftest import HEAD, Living
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.daemon.inbox import DumpThreads, RunWanted, Stop
+from eemtcleanupd.daemon.messages import DumpThreads, RunWanted, Stop
 from eemtcleanupd.errors import ConfigError, LockHeldError, RootError, StoreError
 from eemtcleanupd.events import (
     ConfigRejected,
@@ -24,7 +24,7 @@ from eemtcleanupd.events import (
     RunFinished,
     RunReport,
 )
-from eemtcleanupd.store.location import Location, daemon_of
+from eemtcleanupd.store.address import Location, daemon_of
 from eemtcleanupd.store.lock import run_lock
 from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.daemon.conftest import Living

@@ -6,8 +6,8 @@ import json
 
 from pytest_httpserver import HTTPServer
 
-from eemtcleanupd.daemon.inbox import RunWanted
-from eemtcleanupd.report import gather
+from eemtcleanupd.daemon.messages import RunWanted
+from eemtcleanupd.report.collect import gather
 from tests.daemon.conftest import Living
 
 BUDGET = "capacity: {max_bytes: 1M}\n"

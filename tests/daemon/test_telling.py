@@ -7,7 +7,7 @@ import json
 import pytest
 from pytest_httpserver import HTTPServer
 
-from eemtcleanupd.daemon.inbox import RunWanted, Stop
+from eemtcleanupd.daemon.messages import RunWanted, Stop
 from eemtcleanupd.errors import AuditError
 from eemtcleanupd.events import ConfigRejected, RunFinished
 from tests.daemon.conftest import Living

@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 
 from eemtcleanupd.clock import local_zone
 from eemtcleanupd.config.schema import ScheduleConfig
-from eemtcleanupd.daemon.triggers import Triggers, cron_timetable, every, explain
+from eemtcleanupd.daemon.timers import Triggers, cron_timetable, every, explain
 
 START = datetime(2026, 6, 15, 12, tzinfo=UTC)
 

@@ -13,11 +13,11 @@ from typing import Protocol
 
 import pytest
 
+from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion.pool import DeletionPool, Removed
 from eemtcleanupd.deletion.roots import Root, open_root
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.model import RootName
-from eemtcleanupd.stop import StopFlag
 
 WithoutPrivileges = Callable[..., str]
 

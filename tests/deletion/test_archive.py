@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from zstandard import ZstdDecompressor
 
-from eemtcleanupd.deletion import archive
-from eemtcleanupd.deletion.archive import Head
-from eemtcleanupd.deletion.backups import Backup, BackupFolder
-from eemtcleanupd.deletion.compression import ENDINGS
+from eemtcleanupd.backup import archive
+from eemtcleanupd.backup.archive import Head
+from eemtcleanupd.backup.compression import ENDINGS
+from eemtcleanupd.backup.folder import Backup, BackupFolder
 from eemtcleanupd.deletion.roots import Root, open_root
 from eemtcleanupd.errors import BackupError
 from eemtcleanupd.model import RootName

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from eemtcleanupd.deletion.climb import Climb, Slots
+from eemtcleanupd.deletion.concurrency import Climb, Slots
 
 _LEVELS = [1, 2, 4, 8, 16]
 

@@ -17,15 +17,15 @@ from pathlib import Path
 import pytest
 import trustme
 
-from eemtcleanupd.deletion.cluster import Cluster, ClusterAddress
-from eemtcleanupd.deletion.limits import Limits
+from eemtcleanupd.cancellation import StopFlag
+from eemtcleanupd.deletion.dask_executor import Cluster, ClusterAddress
+from eemtcleanupd.deletion.dask_task import Place, remove_subtree
+from eemtcleanupd.deletion.helper_process import Request
 from eemtcleanupd.deletion.pool import DeletionPool, Removed
-from eemtcleanupd.deletion.remote import Place, remove_subtree
+from eemtcleanupd.deletion.rate_limit import Limits
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import MARKER_NAME, Trash
-from eemtcleanupd.deletion.worker import Request
 from eemtcleanupd.model import TRASH_NAME, RootName
-from eemtcleanupd.stop import StopFlag
 from tests.deletion.conftest import allocated, doomed, wait_until
 
 pytestmark = [pytest.mark.xdist_group("dask"), pytest.mark.timeout(110)]
@@ -243,8 +243,8 @@ def test_a_scheduler_that_is_frozen_only_costs_time(
     root: Root, trash: Trash, dask: Dask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its machine goes on answering for it, so no connection breaks."""
-    monkeypatch.setattr("eemtcleanupd.deletion.cluster._LOOK_SECONDS", 0.1)
-    monkeypatch.setattr("eemtcleanupd.deletion.cluster._ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("eemtcleanupd.deletion.dask_executor._LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("eemtcleanupd.deletion.dask_executor._ANSWER_SECONDS", 0.5)
     fill(root.path / "job", 3, 1000)
     with (
         caplog.at_level(logging.WARNING),
@@ -296,7 +296,7 @@ def test_without_a_scheduler_it_is_told_once_and_the_machine_deletes_alone(
     dask: Dask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dask.scheduler.kill()
-    monkeypatch.setattr("eemtcleanupd.deletion.cluster._CONNECT_SECONDS", 1)
+    monkeypatch.setattr("eemtcleanupd.deletion.dask_executor._CONNECT_SECONDS", 1)
     told: list[str] = []
     assert Cluster.connect(dask.address, told.append) is None
     (warning,) = told

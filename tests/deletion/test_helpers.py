@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.deletion import helpers as module
-from eemtcleanupd.deletion.helpers import Helpers
-from eemtcleanupd.deletion.limits import Controls
+from eemtcleanupd.cancellation import StopFlag
+from eemtcleanupd.deletion import helper_pool as module
+from eemtcleanupd.deletion.helper_pool import Helpers
+from eemtcleanupd.deletion.helper_process import Request
 from eemtcleanupd.deletion.pool import DeletionPool, Removed
+from eemtcleanupd.deletion.rate_limit import Controls
 from eemtcleanupd.deletion.trash import Trash
-from eemtcleanupd.deletion.worker import Request
-from eemtcleanupd.stop import StopFlag
 from tests.deletion.conftest import doomed, fill, helpers_of, servers, wait_until
 
 
@@ -131,7 +131,7 @@ import sys, threading
 def refuse(self):
     raise RuntimeError("can't start new thread")
 threading.Thread.start = refuse
-from eemtcleanupd.deletion.worker import main
+from eemtcleanupd.deletion.helper_process import main
 main()
 """
 
@@ -223,13 +223,13 @@ def _count_entries(item: int) -> int:
 _SCRIPT = """
 import sys
 from pathlib import Path
-from eemtcleanupd.deletion.helpers import Helpers
-from eemtcleanupd.deletion.limits import Controls
+from eemtcleanupd.deletion.helper_pool import Helpers
+from eemtcleanupd.deletion.rate_limit import Controls
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.roots import open_root
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.model import RootName
-from eemtcleanupd.stop import StopFlag
+from eemtcleanupd.cancellation import StopFlag
 trash = Trash(open_root(RootName.RESULTS, Path(sys.argv[1])))
 with DeletionPool(2, StopFlag()) as pool:
     trash.stage("job", ["job"])
@@ -261,10 +261,10 @@ def test_helpers_go_on_when_signals_are_sent_to_all_and_end_when_the_run_is_kill
 
 _KILLED = """
 import os, select, signal, socket, sys
-from eemtcleanupd.deletion.helpers import Helpers
-from eemtcleanupd.deletion.limits import Controls
-from eemtcleanupd.deletion.worker import Request
-from eemtcleanupd.stop import StopFlag
+from eemtcleanupd.deletion.helper_pool import Helpers
+from eemtcleanupd.deletion.rate_limit import Controls
+from eemtcleanupd.deletion.helper_process import Request
+from eemtcleanupd.cancellation import StopFlag
 asked, is_answered = int(sys.argv[2]), sys.argv[3] == "True"
 send_fds = socket.send_fds
 def send_and_be_killed(line, *rest):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.deletion.inspection import Obstacles
+from eemtcleanupd.deletion.blockers import Obstacles
 from eemtcleanupd.deletion.roots import Root
 from tests.deletion.conftest import WithoutPrivileges, dig, open_descriptors
 
@@ -24,7 +24,7 @@ sys.stdin.read()
 _REASON = """
 import sys
 from pathlib import Path
-from eemtcleanupd.deletion.inspection import Obstacles
+from eemtcleanupd.deletion.blockers import Obstacles
 from eemtcleanupd.deletion.roots import open_root
 from eemtcleanupd.model import RootName
 root = open_root(RootName.RESULTS, Path(sys.argv[1]))

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.deletion import limits as module
-from eemtcleanupd.deletion.limits import Controls, Limits
+from eemtcleanupd.cancellation import StopFlag
+from eemtcleanupd.deletion import rate_limit as module
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.priority import Priority, _ioprio
+from eemtcleanupd.deletion.rate_limit import Controls, Limits
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.deletion.tree import Tally, unlink_entry
-from eemtcleanupd.stop import StopFlag
 from tests.deletion.conftest import doomed, fill, helpers_of, wait_until
 
 _IDLE = 3 << 13
@@ -188,8 +188,8 @@ def test_what_the_system_refuses_is_told_and_nothing_else_happens(monkeypatch: p
 
 _HOLD = """
 import sys
-from eemtcleanupd.deletion.limits import Controls
-from eemtcleanupd.stop import StopFlag
+from eemtcleanupd.deletion.rate_limit import Controls
+from eemtcleanupd.cancellation import StopFlag
 with Controls(StopFlag(), int(sys.argv[1])).links_of(int(sys.argv[2])):
     print("held", flush=True)
     sys.stdin.read()

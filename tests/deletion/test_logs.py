@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.deletion.logs import keep_logs
+from eemtcleanupd.deletion.job_logs import keep_logs
 from eemtcleanupd.deletion.roots import Root
 from tests.deletion.conftest import Remove, allocated, dig, open_descriptors
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion import pool as module
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.model import TRASH_NAME
-from eemtcleanupd.stop import StopFlag
 from tests.deletion.conftest import Remove, allocated, open_descriptors
 
 

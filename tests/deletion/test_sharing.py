@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from eemtcleanupd.deletion.sharing import SharedLock
+from eemtcleanupd.deletion.process_lock import SharedLock
 from tests.deletion.conftest import wait_until
 
 # Holds the second lock, and another thread of it waits for the first.
 _OTHER = """
 import sys, threading
-from eemtcleanupd.deletion.sharing import SharedLock
+from eemtcleanupd.deletion.process_lock import SharedLock
 fd = int(sys.argv[1])
 def wait():
     with SharedLock(fd, 0):

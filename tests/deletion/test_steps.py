@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.deletion import steps
-from eemtcleanupd.deletion.limits import Limits
+from eemtcleanupd.cancellation import StopFlag
+from eemtcleanupd.deletion import truncate as steps
 from eemtcleanupd.deletion.pool import DeletionPool, Removed
+from eemtcleanupd.deletion.rate_limit import Limits
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.model import TRASH_NAME
-from eemtcleanupd.stop import StopFlag
 from tests.deletion.conftest import allocated
 
 _MB = 1 << 20

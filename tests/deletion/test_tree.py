@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion import tree as module
-from eemtcleanupd.deletion.limits import Controls
 from eemtcleanupd.deletion.pool import DeletionPool
+from eemtcleanupd.deletion.rate_limit import Controls
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.deletion.tree import Share, empty_folder
 from eemtcleanupd.model import TRASH_NAME
-from eemtcleanupd.stop import StopFlag
 from tests.deletion.conftest import Remove, WithoutPrivileges, allocated, dig, open_descriptors
 
 _REMOVE = """
@@ -30,7 +30,7 @@ from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.roots import open_root
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.model import RootName
-from eemtcleanupd.stop import StopFlag
+from eemtcleanupd.cancellation import StopFlag
 root = open_root(RootName.RESULTS, Path(sys.argv[1]))
 trash = Trash(root)
 trash.stage("item", ["job"])

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.walk import Folder, Measured, measure, walk
-from eemtcleanupd.stop import StopFlag
 from tests.deletion.conftest import WithoutPrivileges, allocated, dig, open_descriptors
 
 

@@ -11,7 +11,7 @@ import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-from eemtcleanupd.delivery.messages import HOOKS
+from eemtcleanupd.delivery.serialization import HOOKS
 from eemtcleanupd.hookspecs import Digest, RetryLater
 from eemtcleanupd.plugins import PluginSet
 from tests.notifiers.conftest import free_port

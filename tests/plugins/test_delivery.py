@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from eemtcleanupd.clock import monotonic_seconds
-from eemtcleanupd.config.notifier import NotifierSettings
-from eemtcleanupd.delivery import Delivery, dispatch, outboxes
-from eemtcleanupd.delivery.courier import backoff
-from eemtcleanupd.delivery.messages import HOOKS, decode, encode, next_digest, wants
+from eemtcleanupd.config.plugin_settings import NotifierSettings
+from eemtcleanupd.delivery import Delivery, dispatcher, queues
+from eemtcleanupd.delivery.serialization import HOOKS, decode, encode, next_digest, wants
+from eemtcleanupd.delivery.worker import backoff
 from eemtcleanupd.events import (
     CapacityWarning,
     ConfigRejected,
@@ -29,7 +29,7 @@ from eemtcleanupd.events import (
 )
 from eemtcleanupd.model import Job, JobClass
 from eemtcleanupd.plugins import PluginSet
-from eemtcleanupd.store.location import Location
+from eemtcleanupd.store.address import Location
 from eemtcleanupd.store.outbox import LedgerOutbox, MemoryOutbox, Message, Outbox, Tally, tallies
 from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.cleanup.conftest import NOW, JobStore
@@ -224,7 +224,7 @@ def test_no_more_than_three_attempts_hang_at_a_time(post: Post) -> None:
 
 
 def test_too_many_push_the_oldest_out(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outboxes, "_MAX_WAITING", 3)
+    monkeypatch.setattr(queues, "_MAX_WAITING", 3)
     post.order("raise RetryLater('busy')")
     delivery = post.open()
     for _ in range(5):
@@ -238,7 +238,7 @@ def test_a_locked_database_delays_nobody_and_loses_nothing(
 ) -> None:
     import sqlite3
 
-    monkeypatch.setattr(outboxes, "_BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(queues, "_BUSY_TIMEOUT_SECONDS", 0.05)
     delivery = post.open()
     assert delivery.drain(10)
     connection = sqlite3.connect(post.store.path / "jobs.db", isolation_level=None)
@@ -420,7 +420,7 @@ def test_a_fault_of_our_own_ends_no_run(post: Post, monkeypatch: pytest.MonkeyPa
         raise TypeError(event)
 
     delivery = post.open()
-    monkeypatch.setattr(dispatch, "encode", broken)
+    monkeypatch.setattr(dispatcher, "encode", broken)
     delivery.tell(FINISHED)
     monkeypatch.undo()
     delivery.tell(FINISHED)

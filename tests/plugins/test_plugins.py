@@ -11,7 +11,7 @@ from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.events import Event, JobFailed, JobSkipped, RunReport
 from eemtcleanupd.model import Job
-from eemtcleanupd.plugins import PluginSet, plugin_set
+from eemtcleanupd.plugins import PluginSet, manager
 from tests.cleanup.conftest import JobStore
 from tests.notifiers.samples import FINISHED
 from tests.plugins.conftest import Module, Plugins
@@ -188,7 +188,7 @@ def test_a_veto_that_raises_keeps_the_job(module: Module, plugins: Plugins) -> N
 def test_a_veto_that_hangs_keeps_all_jobs_and_is_not_asked_again(
     module: Module, plugins: Plugins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plugin_set, "_VETO_SECONDS", 0.05)
+    monkeypatch.setattr(manager, "_VETO_SECONDS", 0.05)
     guards = plugins(
         f"plugins: [{module('slow', 'import threading' + chr(10) + VETO + 'threading.Event().wait(3)')}]"
     )

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from eemtcleanupd.config import RetentionConfig
-from eemtcleanupd.config.fields import DatabaseAddress
+from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.errors import StoreError
 from eemtcleanupd.policy.retention import Policy, decide
-from eemtcleanupd.store.catalog import Catalog
+from eemtcleanupd.store.address import Location
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.location import Location
+from eemtcleanupd.store.jobs import Catalog
 from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.postgres import Server
 

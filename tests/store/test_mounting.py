@@ -14,7 +14,7 @@ import pytest
 from eemtcleanupd.deletion.roots import open_root
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.model import RootName
-from eemtcleanupd.store.mounting import is_mounted_alone
+from eemtcleanupd.store.mount_check import is_mounted_alone
 from tests.conftest import Aged
 
 pytestmark = [

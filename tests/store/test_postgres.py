@@ -16,14 +16,14 @@ import pytest
 from sqlalchemy import Connection
 
 from eemtcleanupd.config import RetentionConfig
-from eemtcleanupd.config.fields import DatabaseAddress
+from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.errors import LockHeldError, StoreError
 from eemtcleanupd.policy.retention import Policy, decide
-from eemtcleanupd.store.catalog import Catalog
+from eemtcleanupd.store.address import Location
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.intents import Intent, IntentKind
+from eemtcleanupd.store.jobs import Catalog
 from eemtcleanupd.store.ledger import Ledger
-from eemtcleanupd.store.location import Location
 from eemtcleanupd.store.lock import Holder, run_lock
 from tests.postgres import PASSWORD, Server
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from eemtcleanupd.policy.retention import Policy
-from eemtcleanupd.store.catalog import Catalog
-from eemtcleanupd.store.reporting import MOST_GROUPS, OTHERS, Amount, Group, Jobs, count_jobs
+from eemtcleanupd.store.jobs import Catalog
+from eemtcleanupd.store.report_queries import MOST_GROUPS, OTHERS, Amount, Group, Jobs, count_jobs
 from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.cleanup.conftest import JobStore
 

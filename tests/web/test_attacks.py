@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import requests
 
-from eemtcleanupd.web.connection import MOST
+from eemtcleanupd.web.protocol import MOST
 from tests.web.conftest import Site, end, filled, start
 
 pytestmark = pytest.mark.xdist_group("attacked")

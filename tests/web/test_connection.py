@@ -9,9 +9,9 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from eemtcleanupd.web import connection
-from eemtcleanupd.web.process import Server
-from eemtcleanupd.web.server import open_address
+from eemtcleanupd.web import protocol as connection
+from eemtcleanupd.web.supervisor import open_address
+from eemtcleanupd.web.worker import Server
 
 ANSWER = b"HTTP/1.1 200 OK"
 

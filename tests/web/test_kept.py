@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from eemtcleanupd.web import kept as module
-from eemtcleanupd.web.kept import ANSWERS, Kept
+from eemtcleanupd.web import cache as module
+from eemtcleanupd.web.cache import ANSWERS, Kept
 
 
 @pytest.fixture

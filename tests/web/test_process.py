@@ -24,18 +24,18 @@ import requests
 from fastapi import Request
 from starlette.types import Message
 
-from eemtcleanupd.daemon.inbox import Order, RunWanted
+from eemtcleanupd.daemon.messages import Order, RunWanted
 from eemtcleanupd.errors import ReportError
 from eemtcleanupd.events import RunFinished, Warned
 from eemtcleanupd.plugins import load, packed, unpacked
-from eemtcleanupd.web.access import Access, Caller
+from eemtcleanupd.web.api_run import Outcome, RunAsked
 from eemtcleanupd.web.app import around
-from eemtcleanupd.web.engine import DaemonEngine
-from eemtcleanupd.web.line import DaemonEnd, ProcessEnd, RunOver
-from eemtcleanupd.web.ordering import Outcome, RunAsked
-from eemtcleanupd.web.process import Server
-from eemtcleanupd.web.reading import _progress
-from eemtcleanupd.web.server import HttpInterface, _pass_outcome, open_address
+from eemtcleanupd.web.auth import Access, Caller
+from eemtcleanupd.web.backend import DaemonEngine
+from eemtcleanupd.web.ipc import DaemonEnd, ProcessEnd, RunOver
+from eemtcleanupd.web.routes.queries import _progress
+from eemtcleanupd.web.supervisor import HttpInterface, _pass_outcome, open_address
+from eemtcleanupd.web.worker import Server
 from tests.cleanup.conftest import JobStore
 from tests.daemon.conftest import HEAD, Living
 from tests.notifiers import samples
@@ -47,7 +47,7 @@ def answering(site: Site) -> psutil.Process:
     (found,) = (
         each
         for each in psutil.Process(site.process.pid).children()
-        if "eemtcleanupd.web.process" in " ".join(each.cmdline())
+        if "eemtcleanupd.web.worker" in " ".join(each.cmdline())
     )
     return found
 
@@ -183,8 +183,8 @@ def answer(address: Path, path: str) -> bytes:
 @pytest.fixture
 def silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[DaemonEngine, Connection]]:
     """What asks a daemon that does not answer, as one that is stopped, and the daemon's end of the line."""
-    monkeypatch.setattr("eemtcleanupd.web.engine._ANSWER_SECONDS", 0.01)
-    monkeypatch.setattr("eemtcleanupd.web.engine._STATE_SECONDS", 0.0)
+    monkeypatch.setattr("eemtcleanupd.web.backend._ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr("eemtcleanupd.web.backend._STATE_SECONDS", 0.0)
     JobStore(tmp_path)
     (tmp_path / "c.yaml").write_text(f"{HEAD}api: {{enabled: true, listen: 'unix:{tmp_path}/s'}}\n")
     ours, theirs = Pipe()
@@ -264,7 +264,7 @@ def test_it_finds_each_plugin_that_the_daemon_finds(
 def overtaken(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Let the process that is to answer do something else, with ``line`` to the daemon."""
     monkeypatch.setattr(
-        "eemtcleanupd.web.server._CODE",
+        "eemtcleanupd.web.supervisor._CODE",
         "import json, os, sys, time\nfrom multiprocessing.connection import Connection\n"
         "sys.path[:] = json.loads(sys.argv[1])\nline = Connection(int(sys.argv[2]))\nline.recv_bytes()\n"
         f"def say(what): line.send_bytes(json.dumps(what).encode())\n{code}",
@@ -345,7 +345,7 @@ def test_another_that_it_has_started_does_not_hold_up_the_end(
 
 def test_who_does_not_listen_is_not_heard_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """For it may have heard half of something."""
-    monkeypatch.setattr("eemtcleanupd.web.line._PATIENCE_SECONDS", 1)
+    monkeypatch.setattr("eemtcleanupd.web.ipc._PATIENCE_SECONDS", 1)
     ours, theirs = Pipe()
     line = DaemonEnd(ours)
     with theirs, closing(line):

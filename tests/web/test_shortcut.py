@@ -10,9 +10,9 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.testclient import TestClient
 
-from eemtcleanupd.web import kept as kept_module
-from eemtcleanupd.web.access import Access
-from eemtcleanupd.web.kept import ANSWERS, SECONDS, Kept
+from eemtcleanupd.web import cache as kept_module
+from eemtcleanupd.web.auth import Access
+from eemtcleanupd.web.cache import ANSWERS, SECONDS, Kept
 from eemtcleanupd.web.shortcut import Shortcut, question
 
 

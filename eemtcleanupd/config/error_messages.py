@@ -1,0 +1,116 @@
+"""What is wrong with a configuration, in words: what was found, what is allowed, what was meant."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from pydantic_core import ErrorDetails
+
+from eemtcleanupd.config.base import Section, block_of
+from eemtcleanupd.config.schema import Schema
+from eemtcleanupd.config.yaml_reader import Loc, Scalar, dotted
+from eemtcleanupd.formatting import printable, shortened
+
+_ALLOWED = {
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "string_too_short": "text that is not empty",
+    "path_type": "a path",
+    "tuple_type": "a list",
+    "too_short": "a list that is not empty",
+    "literal_error": "{expected}",
+    "greater_than_equal": "a number of at least {ge:g}",
+    "less_than_equal": "a number of at most {le:g}",
+    "greater_than": "a number above {gt:g}",
+    "less_than": "a number below {lt:g}",
+}
+_NUMBERS = {"int_type", "int_from_float", "float_type"}
+
+
+def describe(detail: ErrorDetails, written: Scalar | None, schema: Schema) -> str:
+    """Return what an error of pydantic means, in words that hold no secret.
+
+    Args:
+        detail: the error.
+        written: the value as it stands in the file, if it does.
+        schema: all keys that there are.
+    """
+    loc, kind, value = detail["loc"], detail["type"], detail["input"]
+    if kind == "extra_forbidden":
+        return _unknown(loc, schema)
+    if kind == "missing":
+        return "this key is missing and has no default"
+    found = _found(value, loc, written, schema)
+    if kind == "value_error":
+        message = detail["msg"].removeprefix("Value error, ")
+        return message if isinstance(value, dict | list | tuple) else f"found {found}: {message}"
+    if kind == "model_type":
+        allowed = "a block of keys: " + ", ".join(keys_at(loc, schema))
+    else:
+        allowed = _ALLOWED[kind].format(**detail.get("ctx", {})) if kind in _ALLOWED else detail["msg"]
+    hint = _hint(kind, value, written)
+    return f"found {found}, allowed is {allowed}" + (f"; {hint}" if hint else "")
+
+
+def keys_at(loc: Loc, schema: Schema) -> list[str]:
+    """Return the keys that are known in a block; none where no block is."""
+    model: type[Section] | None = schema.model
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part) if model else None
+        model = block_of(field) if field else None
+    return list(model.model_fields) if model else []
+
+
+def _unknown(loc: Loc, schema: Schema) -> str:
+    name, known = str(loc[-1]), keys_at(loc[:-1], schema)
+    near = (
+        difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        or [key for key in schema.fields if key.rpartition(".")[2] == name]
+        or difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    )
+    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"unknown key; {meant}Known here: {', '.join(known)}"
+
+
+def _found(value: Any, loc: Loc, written: Scalar | None, schema: Schema) -> str:
+    """Return what stands there as its author wrote it; only its kind, where it may be a secret."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "a block"
+    if isinstance(value, list | tuple):
+        return "a list"
+    is_block = bool(keys_at(loc, schema))
+    if is_block or any(dotted(loc).startswith(key) for key in schema.secret_keys):
+        return "text" if isinstance(value, str) else "a value"
+    if isinstance(value, str):
+        return f"'{shortened(printable(value), 60)}'"
+    return shortened(printable(written.text if written else str(value)), 60)
+
+
+def _hint(kind: str, value: Any, written: Scalar | None) -> str | None:
+    """Return what YAML made of a value, where that was probably not meant."""
+    if written is None:
+        return None
+    if kind in {"string_type", "path_type"} and not written.quoted and value is not None:
+        if isinstance(value, bool):
+            read = str(value).lower()
+        else:
+            read = "a number" if isinstance(value, int | float) else "a date"
+        return f"YAML reads it as {read}: put it in quotes"
+    if kind in _NUMBERS and isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return None
+        return "take the quotes away" if written.quoted else f"YAML takes it for text: write {number:.17g}"
+    if kind == "bool_type" and written.quoted:
+        return "take the quotes away"
+    return None

@@ -1,0 +1,189 @@
+"""The kinds of values that a configuration has: what each accepts, and why it refuses the rest."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, TypeAdapter, WrapValidator
+
+from eemtcleanupd.formatting import parse_size
+
+CRON_NAMES = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
+"""The names of crontab(5) and what they stand for; ``@reboot`` is none of them, see ``run_on_start``."""
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_LISTEN = re.compile(r"unix:/.+|(\[[0-9a-f:.]+\]|[a-z0-9._-]+):(?P<port>\d{1,5})", re.IGNORECASE)
+
+_CLUSTER = re.compile(r"tls://(\[[0-9a-f:.]+\]|[a-z0-9._-]+):\d{1,5}", re.IGNORECASE)
+
+
+class DatabaseAddress(str):
+    """A database's path or URL; its ``repr`` and ``redacted`` form hold no password."""
+
+    __slots__ = ()
+
+    @property
+    def is_url(self) -> bool:
+        """Whether this is a URL; otherwise it is the path of a SQLite file."""
+        return _URL.match(self) is not None
+
+    @property
+    def file(self) -> Path | None:
+        """The SQLite file, None for a server's database."""
+        return None if self.is_url else Path(self)
+
+    @property
+    def redacted(self) -> str:
+        """The address with ``***`` in place of every password."""
+        if not self.is_url:
+            return str(self)
+        hidden = re.sub(r"(://[^:/?#]*):.*@", r"\1:***@", self)
+        return re.sub(r"(password=)[^&]*", r"\1***", hidden, flags=re.IGNORECASE)
+
+    def __repr__(self) -> str:
+        return repr(self.redacted)
+
+
+def _text_of_a_path(value: object) -> object:
+    if isinstance(value, str) and (not value.strip() or "\0" in value):
+        raise ValueError("a path is never empty and holds no NUL")
+    return value
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+def one_or_more(value: object) -> object:
+    """Take a single text for a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+def _file_name_pattern(value: str) -> str:
+    if "/" in value:
+        raise ValueError("a pattern is compared with the file's name, so it has no slash")
+    return value
+
+
+def _zone(value: str) -> str:
+    if value != "local":
+        from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # noqa: PLC0415  (late: most need no zone)
+
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError("no such time zone; write local, or a name such as Europe/Berlin") from None
+    return value
+
+
+def _cron(value: str) -> str:
+    from datetime import UTC, datetime  # noqa: PLC0415  (late: only where a schedule is written)
+
+    from cronsim import CronSim, CronSimError  # noqa: PLC0415
+
+    expression = " ".join(value.split())
+    expression = CRON_NAMES.get(expression.lower(), expression)
+    if expression.lower() == "@reboot":
+        raise ValueError("write schedule.run_on_start: true instead")
+    if len(expression.split()) != 5:
+        names = ", ".join(CRON_NAMES)
+        raise ValueError(f"write five fields (minute hour day month weekday), or one of {names}")
+    try:
+        next(CronSim(expression, datetime(2000, 1, 1, tzinfo=UTC)))
+    except StopIteration:
+        raise ValueError("no day is like that") from None
+    except (CronSimError, ValueError) as error:
+        raise ValueError(f"no cron expression: {str(error).lower()}; see crontab(5)") from None
+    return expression
+
+
+def _listen(value: str) -> str:
+    match = _LISTEN.fullmatch(value)
+    if match is None or int(match["port"] or 1) not in range(1, 65536):
+        raise ValueError("write host:port, such as 127.0.0.1:5001, or unix:/path/of/the.sock")
+    return value
+
+
+def _size(value: object) -> object:
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return parse_size(str(value))
+    return value
+
+
+def _cluster(value: str) -> str:
+    # Whoever can write to a scheduler can have code run by its workers.
+    if not _CLUSTER.fullmatch(value):
+        raise ValueError("write tls://host:port, such as tls://cluster.example.org:8786; it is always TLS")
+    return value
+
+
+def no_small_chunk(value: int) -> int:
+    """Refuse steps so small that they cost more than they spare."""
+    if 0 < value < 1 << 20:
+        raise ValueError("a step is 1M at least; 0: no steps")
+    return value
+
+
+def _number_or_auto(value: object, _both: object) -> object:
+    if isinstance(value, str) and value != "auto":
+        raise ValueError("write a whole number, without quotes, or auto")
+    return value if value == "auto" else _number_of_workers().validate_python(value)
+
+
+@cache
+def _number_of_workers() -> TypeAdapter[int]:
+    return TypeAdapter(Annotated[int, Field(ge=1, le=256), Strict()])
+
+
+def _metadata(value: bool) -> bool:
+    if not value:
+        raise ValueError("only true is possible: the metadata of every job is kept for ever")
+    return value
+
+
+def not_empty(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse an empty list."""
+    if not value:
+        raise ValueError("the list needs an entry at least")
+    return value
+
+
+Hours = Annotated[float, Field(ge=0, le=1_000_000)]
+Days = Annotated[float, Field(ge=0, le=40_000)]
+Percent = Annotated[float, Field(gt=0, le=100)]
+Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
+Size = Annotated[
+    int,
+    Field(ge=1, le=2**62),
+    BeforeValidator(_size, json_schema_input_type=Annotated[int, Field(ge=1)] | str),
+]
+SizeOrZero = Annotated[int, Field(ge=0, le=2**60), BeforeValidator(_size, json_schema_input_type=int | str)]
+Workers = Annotated[Annotated[int, Field(ge=1, le=256)] | Literal["auto"], WrapValidator(_number_or_auto)]
+Cluster = Annotated[str, AfterValidator(_cluster)]
+Text = Annotated[str, Field(min_length=1)]
+Texts = Annotated[tuple[Text, ...], Strict(False)]
+SomeTexts = Annotated[Texts, AfterValidator(not_empty)]
+Level = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)]
+Listen = Annotated[str, AfterValidator(_listen)]
+FilePath = Annotated[Path, Strict(False), BeforeValidator(_text_of_a_path)]
+Zone = Annotated[str, AfterValidator(_zone)]
+Crons = Annotated[
+    tuple[Annotated[str, AfterValidator(_cron)], ...],
+    Strict(False),
+    AfterValidator(not_empty),
+    BeforeValidator(one_or_more, json_schema_input_type=str | list[str]),
+]
+Patterns = Annotated[tuple[Annotated[Text, AfterValidator(_file_name_pattern)], ...], Strict(False)]
+Database = Annotated[Text, BeforeValidator(_text_of_a_path), AfterValidator(DatabaseAddress)]
+Metadata = Annotated[bool, AfterValidator(_metadata)]

@@ -1,0 +1,1 @@
+"""Logging: handlers and formatters, and the log lines of events."""

@@ -1,0 +1,63 @@
+"""A dead man's switch such as healthchecks.io: told of each run's start, success and failure."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, SecretStr, model_validator
+
+from eemtcleanupd.config.types import FilePath
+from eemtcleanupd.events import RunFailed, RunFinished, RunStarted
+from eemtcleanupd.hookspecs import NotifierSettings, hookimpl
+from eemtcleanupd.notifiers.http import post
+from eemtcleanupd.notifiers.messages import in_words
+
+_MAX_BODY_BYTES = 10_000
+
+
+class PingSettings(NotifierSettings, strict=True):
+    """Start, success and failure of each run to a service such as healthchecks.io."""
+
+    enabled: bool = Field(False, description="Whether to ping.")
+    url: SecretStr | None = Field(
+        None, description="The check's URL, a secret; /start and /fail are put at its end."
+    )
+    url_file: FilePath | None = Field(
+        None, description="File that holds the URL, or its name among systemd's credentials."
+    )
+
+    @model_validator(mode="after")
+    def _has_a_url(self) -> Self:
+        if self.enabled and self.url is None and self.url_file is None:
+            raise ValueError("the ping is enabled and needs url or url_file")
+        return self
+
+
+@hookimpl
+def register_settings() -> type[PingSettings]:
+    return PingSettings
+
+
+@hookimpl
+def run_started(event: RunStarted, settings: PingSettings) -> str:
+    return (
+        "" if event.dry_run or event.trigger == "trash" else _ping(settings, "/start", f"run {event.run_id}")
+    )
+
+
+@hookimpl
+def run_finished(event: RunFinished, settings: PingSettings) -> str:
+    end = "/fail" if event.report.outcome == "errors" else ""
+    return _ping(settings, end, in_words(event).text())
+
+
+@hookimpl
+def run_failed(event: RunFailed, settings: PingSettings) -> str:
+    return _ping(settings, "/fail", in_words(event).text())
+
+
+def _ping(settings: PingSettings, end: str, text: str) -> str:
+    assert settings.url is not None  # noqa: S101  (checked with the settings)
+    url = SecretStr(settings.url.get_secret_value().rstrip("/") + end)
+    body = text.encode("utf-8", "replace")[:_MAX_BODY_BYTES]
+    return post(url, body, content_type="text/plain; charset=utf-8", timeout_seconds=settings.timeout_seconds)

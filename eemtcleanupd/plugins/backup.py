@@ -1,0 +1,69 @@
+"""The plugin that copies a job before it goes (``backup:``), and lets old copies go."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from contextlib import ExitStack
+from datetime import timedelta
+
+from eemtcleanupd.clock import Clock, system_clock
+from eemtcleanupd.config.schema import BackupConfig
+from eemtcleanupd.deletion.roots import open_root
+from eemtcleanupd.events import RunFinished
+from eemtcleanupd.formatting import human_size, printable
+from eemtcleanupd.hookspecs import ArtifactPath, hookimpl
+from eemtcleanupd.model import Job
+
+log = logging.getLogger(__name__)
+
+
+class Backup:
+    """Copies jobs.
+
+    Args:
+        clock: where the time comes from.
+    """
+
+    def __init__(self, clock: Clock = system_clock) -> None:
+        self._clock = clock
+
+    @hookimpl
+    def before_stage(self, job: Job, artifacts: tuple[ArtifactPath, ...], settings: BackupConfig) -> None:
+        """Write one archive of all artifacts, verified, or raise."""
+        from eemtcleanupd.backup.archive import Head  # noqa: PLC0415  (late: who keeps no backups needs none)
+        from eemtcleanupd.backup.folder import BackupFolder  # noqa: PLC0415
+
+        now = self._clock()
+        head = Head(
+            job_id=job.id,
+            status=job.status,
+            backed_up_at=now.isoformat(),
+            host=socket.gethostname(),
+            artifacts=tuple(each.found.label for each in artifacts),
+            workflow_type=job.workflow_type,
+            completed_at=None if job.completed_at is None else job.completed_at.isoformat(),
+            dem_filename=job.dem_filename,
+        )
+        with ExitStack() as stack:
+            entries = []
+            for each in artifacts:
+                root = open_root(each.found.artifact.root, each.path.parent)
+                stack.callback(root.close)
+                entries.append((root, each.found.artifact.name))
+            contents = BackupFolder(settings.path).add(head, settings.format, now, entries)
+        log.info(
+            "Backed up job %s: %d files, %s", printable(job.id), contents.files, human_size(contents.bytes)
+        )
+
+    @hookimpl
+    def run_finished(self, event: RunFinished, settings: BackupConfig) -> str:
+        """Delete the backups whose retention has passed."""
+        if event.report.dry_run or event.report.is_test:
+            return "nothing to do"
+        from eemtcleanupd.backup.folder import BackupFolder  # noqa: PLC0415
+
+        gone = BackupFolder(settings.path).expire(self._clock(), timedelta(days=settings.retention_days))
+        for backup in gone:
+            log.info("Deleted the backup %s: older than %g days", backup.path.name, settings.retention_days)
+        return f"{len(gone)} expired"

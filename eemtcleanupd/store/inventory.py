@@ -1,0 +1,134 @@
+"""What is on the disk against what is in the table, with sets that live in temporary tables.
+
+A store may hold a hundred thousand entries; their names go through temporary tables of this connection in
+pages, so that memory does not grow with them.  Every method may raise ScratchLostError: then the census
+begins anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from sqlalchemy import BigInteger, Column, Integer, MetaData, Table, bindparam, insert, select, text
+
+from eemtcleanupd.store.database import SCRATCH, Database, RawName, RawText
+from eemtcleanupd.store.jobs import Catalog
+
+_METADATA = MetaData(schema=SCRATCH)
+_UPLOADS = Table("cleanup_uploads", _METADATA, Column("name", RawName, primary_key=True))
+_NAMED = Table(
+    "cleanup_named",
+    _METADATA,
+    Column("name", RawName, primary_key=True),
+    Column("uncleaned", Integer, nullable=False),
+    Column("job_id", RawText),
+)
+_SEEN = Table(
+    "cleanup_seen",
+    _METADATA,
+    Column("job_id", RawText, primary_key=True),
+    Column("upload_bytes", BigInteger, nullable=False),
+)
+
+
+class CensusTables:
+    """The jobs seen on the disk, and the uploads there; empty when made."""
+
+    def __init__(self, database: Database, catalog: Catalog) -> None:
+        self._database = database
+        self._catalog = catalog
+        self._schema = database.scratch_schema
+        with database.scratch() as connection:
+            for table in (_UPLOADS, _NAMED, _SEEN):
+                connection.exec_driver_sql(f"DROP TABLE IF EXISTS {self._schema}.{table.name}")
+                table.create(connection, checkfirst=False)
+            connection.commit()
+            self._session = database.session
+
+    def add_seen(self, ids: Iterable[str], upload_bytes: int = 0) -> None:
+        """Remember jobs of which something was seen; upload bytes add up."""
+        statement = text(
+            f"INSERT INTO {self._schema}.cleanup_seen (job_id, upload_bytes)"
+            " VALUES (CAST(:id AS TEXT), :bytes) ON CONFLICT (job_id)"
+            " DO UPDATE SET upload_bytes = cleanup_seen.upload_bytes + excluded.upload_bytes"
+        ).bindparams(bindparam("id", type_=RawText()))
+        rows = [{"id": job_id, "bytes": upload_bytes} for job_id in ids]
+        if rows:
+            with self._database.scratch(self._session) as connection:
+                connection.execute(statement, rows)
+                connection.commit()
+
+    def add_uploads(self, names: Sequence[str]) -> None:
+        """Remember entries of the uploads folder."""
+        with self._database.scratch(self._session) as connection:
+            connection.execute(insert(_UPLOADS), [{"name": name} for name in names])
+            connection.commit()
+
+    def named_uploads(self) -> Iterator[tuple[str, int, str | None]]:
+        """Yield the uploads that rows name: name, uncleaned rows that name it, the id of one of these.
+
+        The jobs of these rows count as seen.  SQLite keeps the order of a CROSS JOIN, which is right here:
+        the job table has no index on the name and the uploads have one.
+        """
+        if not self._catalog.has_uploads:
+            return
+        key = self._database.as_text(self._catalog.id_column)
+        named = (
+            f"{self._schema}.cleanup_uploads AS u WHERE u.name = {self._database.as_raw_name('dem_filename')}"
+        )
+        with self._database.scratch(self._session) as connection:
+            connection.exec_driver_sql(
+                f"INSERT INTO {self._schema}.cleanup_named (name, uncleaned, job_id)"
+                f" SELECT u.name, sum(CASE WHEN {self._catalog.uncleaned} THEN 1 ELSE 0 END),"
+                f" max(CASE WHEN {self._catalog.uncleaned} THEN {key} END)"
+                f" FROM jobs CROSS JOIN {named} GROUP BY u.name"
+            )
+            connection.exec_driver_sql(
+                f"INSERT INTO {self._schema}.cleanup_seen (job_id, upload_bytes)"
+                f" SELECT {key}, 0 FROM jobs CROSS JOIN {named} ON CONFLICT (job_id) DO NOTHING"
+            )
+            connection.commit()
+        after = ""
+        while True:
+            page = select(_NAMED).where(_NAMED.c.name > after).order_by(_NAMED.c.name).limit(500)
+            with self._database.scratch(self._session) as connection:
+                rows = connection.execute(page).all()
+            if not rows:
+                return
+            after = rows[-1].name
+            for row in rows:
+                yield row.name, row.uncleaned, row.job_id
+
+    def unnamed_uploads(self) -> Iterator[list[str]]:
+        """Yield, in pages, the uploads that no row names; :meth:`named_uploads` has been read before."""
+        after = ""
+        while True:
+            page = (
+                select(_UPLOADS.c.name)
+                .where(_UPLOADS.c.name > after, _UPLOADS.c.name.not_in(select(_NAMED.c.name)))
+                .order_by(_UPLOADS.c.name)
+                .limit(500)
+            )
+            with self._database.scratch(self._session) as connection:
+                rows = connection.execute(page).all()
+            if not rows:
+                return
+            after = rows[-1].name
+            yield [row.name for row in rows]
+
+    def seen(self) -> Iterator[list[tuple[str, int]]]:
+        """Yield, in pages, the jobs seen on the disk with the bytes of uploads that are theirs alone."""
+        after = ""
+        while True:
+            statement = (
+                select(_SEEN.c.job_id, _SEEN.c.upload_bytes)
+                .where(_SEEN.c.job_id > after)
+                .order_by(_SEEN.c.job_id)
+                .limit(100)
+            )
+            with self._database.scratch(self._session) as connection:
+                rows = connection.execute(statement).all()
+            if not rows:
+                return
+            after = rows[-1].job_id
+            yield [(row.job_id, row.upload_bytes) for row in rows]

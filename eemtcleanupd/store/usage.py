@@ -1,0 +1,118 @@
+"""How much there is: the measured sizes of jobs that have their data, and the history of their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Connection, delete, func, insert, select
+
+from eemtcleanupd.events import CapacityWarning, StoragePoint
+from eemtcleanupd.model import JobClass
+from eemtcleanupd.policy.capacity import Budget, Level
+from eemtcleanupd.store.base import MOST_VALUES, Book, making_sense
+from eemtcleanupd.store.tables import SIZES, STORAGE
+from eemtcleanupd.store.timestamps import utc_timestamp
+
+
+class Sizes(Book):
+    """``cleanup_sizes`` and ``cleanup_storage``."""
+
+    def measured(self, connection: Connection, job_ids: Sequence[str]) -> dict[str, int]:
+        """Return the bytes measured earlier, by job id, for those that still have their data."""
+        found: dict[str, int] = {}
+        for start in range(0, len(job_ids), MOST_VALUES):
+            some = SIZES.c.job_id.in_(job_ids[start : start + MOST_VALUES])
+            statement = select(SIZES.c.job_id, SIZES.c.bytes).where(some)
+            found |= {row.job_id: row.bytes for row in connection.execute(statement)}
+        return found
+
+    def set_measured(
+        self, connection: Connection, job_id: str, job_class: JobClass, size_bytes: int, now: datetime
+    ) -> None:
+        """Remember the size of a job that still has its data."""
+        connection.execute(delete(SIZES).where(SIZES.c.job_id == job_id))
+        connection.execute(
+            insert(SIZES).values(
+                job_id=job_id, status_class=job_class, bytes=size_bytes, measured_at=utc_timestamp(now)
+            )
+        )
+
+    def forget_measured(self, connection: Connection, job_ids: Sequence[str]) -> None:
+        """Forget the sizes of jobs whose data is gone."""
+        if job_ids:
+            connection.execute(delete(SIZES).where(SIZES.c.job_id.in_(job_ids)))
+
+    def storage_by_class(self) -> dict[str, tuple[int, int]]:
+        """Return, by class of status, how many measured jobs still have their data, and its bytes."""
+        grouped = select(SIZES.c.status_class, func.count(), func.sum(SIZES.c.bytes)).group_by(
+            SIZES.c.status_class
+        )
+        with self._database.read() as connection:
+            return {row[0]: (row[1], row[2] or 0) for row in connection.execute(grouped)}
+
+    def add_storage_sample(
+        self,
+        run_id: str | None,
+        free_bytes: int,
+        total_bytes: int,
+        now: datetime,
+        budget: Budget | None = None,
+    ) -> CapacityWarning | None:
+        """Write one point of the storage history: measured bytes by class, and the results filesystem.
+
+        Returns:
+            What there is to tell when usage has passed a mark of the budget since the point before.
+        """
+
+        def work(connection: Connection) -> CapacityWarning | None:
+            grouped = select(SIZES.c.status_class, func.sum(SIZES.c.bytes)).group_by(SIZES.c.status_class)
+            used = {row[0]: row[1] for row in connection.execute(grouped)}
+            successful, failed = (int(used.get(each) or 0) for each in (JobClass.SUCCESSFUL, JobClass.FAILED))
+            held = successful + failed
+            latest = select(STORAGE.c.capacity_level).order_by(STORAGE.c.id.desc()).limit(1)
+            told = connection.execute(latest).scalar()
+            before = Level(told) if told in set(Level) else Level.WITHIN
+            level = Level.WITHIN if budget is None else budget.level(held, before)
+            connection.execute(
+                insert(STORAGE).values(
+                    timestamp=utc_timestamp(now),
+                    run_id=run_id,
+                    successful_bytes=successful,
+                    failed_bytes=failed,
+                    free_bytes=free_bytes,
+                    total_bytes=total_bytes,
+                    capacity_level=int(level),
+                )
+            )
+            if budget is None or level <= before:
+                return None
+            return CapacityWarning(held, budget.max_bytes, budget.warn_percent)
+
+        return self._database.write(work)
+
+    def trend(self, now: datetime) -> tuple[StoragePoint, ...]:
+        """Return the storage history of 90 days: one point a day, the day's last."""
+        day = func.substr(STORAGE.c.timestamp, 1, 10)
+        newest = (
+            select(func.max(STORAGE.c.id))
+            .where(STORAGE.c.timestamp >= utc_timestamp(now - timedelta(days=90)))
+            .group_by(day)
+        )
+        columns = STORAGE.c
+        statement = (
+            select(columns.timestamp, columns.successful_bytes, columns.failed_bytes, columns.free_bytes)
+            .where(columns.id.in_(newest))
+            .order_by(columns.id)
+        )
+        with self._database.read() as connection:
+            points = connection.execute(statement).all()
+        with making_sense("cleanup_storage"):
+            return tuple(
+                StoragePoint(
+                    datetime.fromisoformat(point.timestamp).replace(tzinfo=UTC),
+                    int(point.successful_bytes) + int(point.failed_bytes),
+                    int(point.free_bytes),
+                )
+                for point in points
+            )

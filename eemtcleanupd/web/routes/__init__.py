@@ -1,0 +1,1 @@
+"""The routes below ``/api/cleanup``, grouped by what they do."""
