@@ -119,7 +119,7 @@ class Report:
 
 def draw(contests: Sequence[Contest], growths: Sequence[Growth], file: Path) -> None:
     """Draw the medians of all contests, and the growths."""
-    from matplotlib.figure import Figure  # noqa: PLC0415  (late: half a second)
+    from matplotlib.figure import Figure
 
     count = len(contests) + bool(growths)
     if not count:

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion.dask_task import SLICE_SECONDS
-from eemtcleanupd.deletion.rate_limit import Controls
+from eemtcleanupd.deletion.rate_limit import DeletionControls
 from eemtcleanupd.deletion.tree import empty_folder
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
@@ -91,7 +91,7 @@ def _file_cost(item: Path, files: int) -> float:
         (item / "job" / f"raster-{number}.tif").write_bytes(b"x" * 300)
     os.sync()
     fd = os.open(item, os.O_RDONLY | os.O_DIRECTORY)
-    controls = Controls(StopFlag())
+    controls = DeletionControls(StopFlag())
     began = time.thread_time()
     tally = empty_folder(
         fd, "job", label="job", device=item.stat().st_dev, controls=controls, found=lambda *_: None
@@ -107,7 +107,7 @@ def _file_cost(item: Path, files: int) -> float:
 def _task_costs(rounds: int, tasks: int = 200) -> Iterator[float]:
     if importlib.util.find_spec("distributed") is None:
         raise SystemExit("to measure a task's cost needs dask: pip install 'eemtcleanupd[distributed]'")
-    from distributed import Client, LocalCluster  # noqa: PLC0415  (late: a quarter of a second)
+    from distributed import Client, LocalCluster
 
     with (
         LocalCluster(n_workers=1, threads_per_worker=_THREADS, dashboard_address=None) as cluster,  # type: ignore[no-untyped-call]
@@ -124,7 +124,7 @@ def _task_costs(rounds: int, tasks: int = 200) -> Iterator[float]:
 
 def draw(servers: Sequence[Server], costs: Costs, files: int, file: Path) -> None:
     """Draw the hours by workers."""
-    from matplotlib.figure import Figure  # noqa: PLC0415  (late: half a second)
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()

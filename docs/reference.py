@@ -30,11 +30,11 @@ from eemtcleanupd.config.plugin_settings import NotifierSettings
 from eemtcleanupd.notifiers.prometheus import Prometheus
 from eemtcleanupd.plugins import schema
 from eemtcleanupd.store.tables import METADATA
-from eemtcleanupd.web.app import program
-from eemtcleanupd.web.auth import Access
-from eemtcleanupd.web.backend import Engine
-from eemtcleanupd.web.cache import Kept
-from eemtcleanupd.web.context import Site
+from eemtcleanupd.web.app import build_routes
+from eemtcleanupd.web.auth import Authenticator
+from eemtcleanupd.web.backend import Backend
+from eemtcleanupd.web.cache import ResponseCache
+from eemtcleanupd.web.context import ApiContext
 from eemtcleanupd.web.router import routes as interface
 
 _DOCS = Path(__file__).parent
@@ -257,10 +257,10 @@ def _values_of_hooks() -> list[type]:
 
 def routes() -> str:
     """Return every route of the HTTP interface, with its parameters, its body and its answers."""
-    nothing = cast("Engine", None)  # only what the routes say of themselves is asked for
-    access = Access(nothing)
-    site = Site(nothing, Kept(), access.requires("read"), access.requires("clean"))
-    app = program(site, access)
+    nothing = cast("Backend", None)  # only what the routes say of themselves is asked for
+    access = Authenticator(nothing)
+    site = ApiContext(nothing, ResponseCache(), access.requires("read"), access.requires("clean"))
+    app = build_routes(site, access)
     description = app.openapi()
     scopes = dict(_scopes([*app.routes, *interface(site).routes]))
     pieces = []

@@ -31,8 +31,8 @@ def local_zone() -> tzinfo:
 
     A ``TZ`` that is a rule and not a name gives the offset of the present.
     """
-    from pathlib import Path  # noqa: PLC0415  (late: the helpers, which only measure durations, start sooner)
-    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # noqa: PLC0415
+    from pathlib import Path
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
     name = os.environ.get("TZ", "").removeprefix(":")
     try:

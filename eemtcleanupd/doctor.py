@@ -15,11 +15,11 @@ from enum import StrEnum
 from pathlib import Path
 
 from eemtcleanupd.backup.folder import BackupFolder
-from eemtcleanupd.cleanup.ballast import held_bytes
+from eemtcleanupd.cleanup.ballast import ballast_bytes
 from eemtcleanupd.cleanup.preflight import open_roots
 from eemtcleanupd.config import Loaded
-from eemtcleanupd.daemon.status import in_words, read_status
-from eemtcleanupd.deletion.blockers import Obstacles, disk_usage
+from eemtcleanupd.daemon.status import read_status, time_with_distance
+from eemtcleanupd.deletion.blockers import Blockers, disk_usage
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.errors import BackupError, CleanupError
 from eemtcleanupd.formatting import human_size, printable
@@ -27,12 +27,12 @@ from eemtcleanupd.model import TRASH_NAME, RootName
 from eemtcleanupd.open_files import deleted_but_open, users_of
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.retention import Policy
-from eemtcleanupd.store.address import Location, daemon_of
+from eemtcleanupd.store.address import StoreAddress, find_daemon
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.jobs import Catalog
+from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.ledger import Ledger
-from eemtcleanupd.store.mount_check import insist_on_journal
-from eemtcleanupd.store.outbox import tallies
+from eemtcleanupd.store.mount_check import check_journal
+from eemtcleanupd.store.outbox import delivery_stats
 from eemtcleanupd.store.timestamps import zone_named
 
 _NEARLY_FULL = 0.95
@@ -41,7 +41,7 @@ _NAMED = 5
 _LATE = timedelta(hours=48)
 
 
-class Level(StrEnum):
+class FindingLevel(StrEnum):
     """How a finding is: fine, worth a look, or in the way of cleaning."""
 
     OK = "ok"
@@ -54,8 +54,8 @@ class Finding:
     """What a check saw; ``advice`` is what to do, empty where there is nothing."""
 
     check: str
-    level: Level
-    words: str
+    level: FindingLevel
+    message: str
     advice: str = ""
 
 
@@ -68,16 +68,18 @@ def examine(loaded: Loaded, now: datetime) -> Iterator[Finding]:
     """
     config = loaded.config
     for warning in loaded.warnings:
-        yield Finding("configuration", Level.WARNING, warning)
+        yield Finding("configuration", FindingLevel.WARNING, warning)
     if not loaded.warnings:
-        yield Finding("configuration", Level.OK, f"{loaded.file or 'defaults, no file was found'}")
+        yield Finding("configuration", FindingLevel.OK, f"{loaded.file or 'defaults, no file was found'}")
     if config.dry_run:
         advice = "take dry_run out of the file (and EEMT_CLEANUP_DRY_RUN out of the environment)"
-        yield Finding("configuration", Level.WARNING, "dry_run is true: nothing is ever deleted", advice)
+        yield Finding(
+            "configuration", FindingLevel.WARNING, "dry_run is true: nothing is ever deleted", advice
+        )
     try:
-        database = Location.of(config).open(1)
+        database = StoreAddress.of(config).open(1)
     except CleanupError as error:
-        yield Finding("database", Level.PROBLEM, str(error))
+        yield Finding("database", FindingLevel.PROBLEM, str(error))
         return
     with ExitStack() as stack:
         stack.callback(database.close)
@@ -95,7 +97,7 @@ def examine(loaded: Loaded, now: datetime) -> Iterator[Finding]:
             try:
                 yield from check()
             except CleanupError as error:
-                yield Finding(name, Level.PROBLEM, str(error))
+                yield Finding(name, FindingLevel.PROBLEM, str(error))
 
 
 class _Examination:
@@ -113,17 +115,17 @@ class _Examination:
     def database(self) -> Iterator[Finding]:
         """Is it whole, is it an EEMT job database, can it be written, who has it open?"""
         path = self._database.name
-        faults = self._database.faults()
+        faults = self._database.integrity_errors()
         if faults:
             advice = (
                 f"stop all that uses it; `sqlite3 {path} .recover` saves what can be read, or restore a copy"
             )
-            yield Finding("database", Level.PROBLEM, f"{path} is damaged: {faults[0]}", advice)
+            yield Finding("database", FindingLevel.PROBLEM, f"{path} is damaged: {faults[0]}", advice)
             return
-        if warning := insist_on_journal(self._database, to_write=True):
-            yield Finding("database", Level.WARNING, warning)
+        if warning := check_journal(self._database, to_write=True):
+            yield Finding("database", FindingLevel.WARNING, warning)
         zone = zone_named(self._config.database.timezone)
-        Catalog(self._database, Policy.from_config(self._config.retention), zone)
+        JobTable(self._database, Policy.from_config(self._config.retention), zone)
         file = self._database.file
         users = self._database.sessions() if file is None else users_of(file)
         named = ", ".join(users[:_NAMED]) or "nobody else"
@@ -132,9 +134,9 @@ class _Examination:
             self._database.write(lambda _: None)
         except CleanupError as error:
             advice = f"it is open in: {named}; end the one that hangs, or check the file's owner and mode"
-            yield Finding("database", Level.PROBLEM, str(error), advice)
+            yield Finding("database", FindingLevel.PROBLEM, str(error), advice)
             return
-        yield Finding("database", Level.OK, f"{path} {state} and can be written; open in: {named}")
+        yield Finding("database", FindingLevel.OK, f"{path} {state} and can be written; open in: {named}")
 
     # -- the folders -------------------------------------------------------------------------------
 
@@ -144,23 +146,25 @@ class _Examination:
         for root in roots.values():
             yield from self._permissions(root)
         usage = disk_usage(roots[RootName.RESULTS].fd)
-        held = human_size(held_bytes(self._config, roots.values()))
+        held = human_size(ballast_bytes(self._config, roots.values()))
         free = (
             f"{human_size(usage.free_bytes)} of {human_size(usage.total_bytes)} are free; "
             f"{held} are set aside for runs on a full disk"
         )
         if usage.used_bytes > _NEARLY_FULL * usage.total_bytes:
             advice = "shorten the retention, `trash purge`, or enable pressure (`clean --dry-run` shows more)"
-            yield Finding("disk", Level.WARNING, f"the disk of the results is nearly full: {free}", advice)
+            yield Finding(
+                "disk", FindingLevel.WARNING, f"the disk of the results is nearly full: {free}", advice
+            )
         else:
-            yield Finding("disk", Level.OK, free)
-        obstacles = Obstacles.snapshot(roots.values())
+            yield Finding("disk", FindingLevel.OK, free)
+        obstacles = Blockers.snapshot(roots.values())
         if obstacles.mounts:
             named = ", ".join(printable(str(mount)) for mount in obstacles.mounts[:_NAMED])
             advice = "unmount them; jobs in which something is mounted are left alone"
-            yield Finding("mounts", Level.WARNING, f"filesystems are mounted inside: {named}", advice)
+            yield Finding("mounts", FindingLevel.WARNING, f"filesystems are mounted inside: {named}", advice)
         else:
-            yield Finding("mounts", Level.OK, "nothing is mounted inside the folders")
+            yield Finding("mounts", FindingLevel.OK, "nothing is mounted inside the folders")
         yield from self._open_files(roots)
 
     def capacity(self) -> Iterator[Finding]:
@@ -172,23 +176,26 @@ class _Examination:
         percent = budget.used_percent(held)
         words = f"jobs hold {human_size(held)}, {percent:.1f} % of capacity.max_bytes"
         if percent < budget.warn_percent:
-            yield Finding("capacity", Level.OK, words)
+            yield Finding("capacity", FindingLevel.OK, words)
         else:
             advice = "`report` names the biggest jobs; shorten the retention, or raise the budget"
-            yield Finding("capacity", Level.WARNING, words, advice)
+            yield Finding("capacity", FindingLevel.WARNING, words, advice)
 
     def _permissions(self, root: Root) -> Iterator[Finding]:
         place = f"{root.name} at {root.path}"
         if os.fstatvfs(root.fd).f_flag & os.ST_RDONLY:
             yield Finding(
-                "folders", Level.PROBLEM, f"{place} is mounted read-only", f"mount -o remount,rw {root.path}"
+                "folders",
+                FindingLevel.PROBLEM,
+                f"{place} is mounted read-only",
+                f"mount -o remount,rw {root.path}",
             )
             return
         if not os.access(root.path, os.R_OK | os.W_OK | os.X_OK):
             owner = os.fstat(root.fd).st_uid
             advice = f"give it to the user that cleans (chown), or clean as user {owner}"
             yield Finding(
-                "folders", Level.PROBLEM, f"{place} may not be written by user {os.geteuid()}", advice
+                "folders", FindingLevel.PROBLEM, f"{place} may not be written by user {os.geteuid()}", advice
             )
             return
         foreign = _not_ours(root) if os.geteuid() != 0 else []
@@ -197,7 +204,7 @@ class _Examination:
             advice = f"chown -R {os.geteuid()} {root.path}, or clean as their owner"
             yield Finding(
                 "folders",
-                Level.PROBLEM,
+                FindingLevel.PROBLEM,
                 f"{len(foreign)} entries of {place} cannot be emptied by user {os.geteuid()}: {named}",
                 advice,
             )
@@ -206,12 +213,12 @@ class _Examination:
             trash = root.path / TRASH_NAME
             yield Finding(
                 "folders",
-                Level.PROBLEM,
+                FindingLevel.PROBLEM,
                 f"{trash} is not the own one of user {os.geteuid()}: who cleaned before?",
                 f"chown -R {os.geteuid()} {trash}; chmod 700 {trash}; or clean as its owner",
             )
             return
-        yield Finding("folders", Level.OK, f"{place} is what it was, and we may delete there")
+        yield Finding("folders", FindingLevel.OK, f"{place} is what it was, and we may delete there")
 
     def logs(self) -> Iterator[Finding]:
         """Can be written what must be written: the log, the audit log, logs that are kept?"""
@@ -222,14 +229,16 @@ class _Examination:
         refused = {there for place in places if not os.access(there := _nearest(place), os.W_OK)}
         for there in sorted(refused):
             words = f"{there} may not be written by user {os.geteuid()}, so no run begins, or keeps no logs"
-            yield Finding("logs", Level.PROBLEM, words, f"chown {os.geteuid()} {there}")
+            yield Finding("logs", FindingLevel.PROBLEM, words, f"chown {os.geteuid()} {there}")
         if not refused:
-            yield Finding("logs", Level.OK, f"logs can be written below {config.paths.logs}")
+            yield Finding("logs", FindingLevel.OK, f"logs can be written below {config.paths.logs}")
 
     def _open_files(self, roots: dict[RootName, Root]) -> Iterator[Finding]:
         held = list(deleted_but_open([root.path for root in roots.values()]))
         if not held:
-            yield Finding("open files", Level.OK, "no process that we can see holds deleted files open")
+            yield Finding(
+                "open files", FindingLevel.OK, "no process that we can see holds deleted files open"
+            )
             return
         size = sum(each.size_bytes for each in held)
         by_process: dict[str, int] = {}
@@ -241,7 +250,7 @@ class _Examination:
         )
         yield Finding(
             "open files",
-            Level.WARNING,
+            FindingLevel.WARNING,
             f"{len(held)} deleted files of {human_size(size)} still take space, for they are open in {named}",
             "their space comes back when these processes close them or end; restart those that will not",
         )
@@ -250,56 +259,66 @@ class _Examination:
 
     def schedule(self) -> Iterator[Finding]:
         """Does a daemon live, and when does it clean next?"""
-        location = Location.of(self._config)
-        holder, told = daemon_of(location), read_status(location)
+        location = StoreAddress.of(self._config)
+        holder, told = find_daemon(location), read_status(location)
         self._running = holder is not None
         if holder is None:
             advice = (
                 "systemctl start eemtcleanupd (journalctl -u eemtcleanupd says why it ended); with cron or "
             )
             advice += "a timer there need be none: crontab -l, systemctl list-timers 'eemt*'"
-            yield Finding("schedule", Level.WARNING, "no daemon is running", advice)
+            yield Finding("schedule", FindingLevel.WARNING, "no daemon is running", advice)
         elif told is None:
-            yield Finding("schedule", Level.WARNING, f"the daemon ({holder}) does not say how it is")
-        elif self._now - told.beat_at > timedelta(minutes=2):
+            yield Finding("schedule", FindingLevel.WARNING, f"the daemon ({holder}) does not say how it is")
+        elif self._now - told.heartbeat_at > timedelta(minutes=2):
             yield Finding(
                 "schedule",
-                Level.PROBLEM,
-                f"the daemon ({holder}) does not go on since {in_words(told.beat_at, self._now)}",
+                FindingLevel.PROBLEM,
+                f"the daemon ({holder}) has not responded since "
+                f"{time_with_distance(told.heartbeat_at, self._now)}",
                 "is a network filesystem hanging (df -h)? Then restart it: systemctl restart eemtcleanupd",
             )
         elif told.next_run_at is None:
             advice = "set schedule.enabled: true, or start runs by `clean`"
-            yield Finding("schedule", Level.WARNING, "the daemon runs, but the schedule is off", advice)
+            yield Finding(
+                "schedule", FindingLevel.WARNING, "the daemon runs, but the schedule is off", advice
+            )
         else:
-            words = f"the daemon runs; next run {in_words(told.next_run_at, self._now)}"
-            yield Finding("schedule", Level.OK, words)
+            words = f"the daemon runs; next run {time_with_distance(told.next_run_at, self._now)}"
+            yield Finding("schedule", FindingLevel.OK, words)
         if told is not None and holder is not None and told.config_error:
             advice = "mend the file; `check` says what is wrong; the configuration before is still in force"
             yield Finding(
-                "schedule", Level.PROBLEM, f"it refused its new configuration: {told.config_error}", advice
+                "schedule",
+                FindingLevel.PROBLEM,
+                f"it refused its new configuration: {told.config_error}",
+                advice,
             )
         run = self._database.holder("run")
         if run is not None:
-            yield Finding("locks", Level.OK, f"a run is going on: {run}")
+            yield Finding("locks", FindingLevel.OK, f"a run is going on: {run}")
         else:
-            yield Finding("locks", Level.OK, "no run holds the lock")
+            yield Finding("locks", FindingLevel.OK, "no run holds the lock")
 
     def runs(self) -> Iterator[Finding]:
         """How did the last run end, and what did it leave?"""
         last = self._ledger.runs(1) if self._has_ledger else []
         if not last:
-            yield Finding("runs", Level.WARNING, "there has been no run yet", "eemtcleanupd clean --dry-run")
+            yield Finding(
+                "runs", FindingLevel.WARNING, "there has been no run yet", "eemtcleanupd clean --dry-run"
+            )
             return
         run = last[0]
-        when = in_words(run.started_at, self._now)
+        when = time_with_distance(run.started_at, self._now)
         if run.outcome == "failed":
-            yield Finding("runs", Level.PROBLEM, f"the last run, {when}, broke off: {run.error}")
+            yield Finding("runs", FindingLevel.PROBLEM, f"the last run, {when}, broke off: {run.error}")
         elif self._now - run.started_at > _LATE:
             advice = "look at the schedule above"
-            yield Finding("runs", Level.WARNING, f"the last run was {when}", advice)
+            yield Finding("runs", FindingLevel.WARNING, f"the last run was {when}", advice)
         else:
-            yield Finding("runs", Level.OK, f"the last run was {when}: {run.outcome or 'not ended yet'}")
+            yield Finding(
+                "runs", FindingLevel.OK, f"the last run was {when}: {run.outcome or 'not ended yet'}"
+            )
         failed = [each for each in self._ledger.open_intents() if each.error]
         if failed:
             named = "; ".join(
@@ -308,14 +327,14 @@ class _Examination:
             advice = "remove the cause; every run tries them again"
             yield Finding(
                 "runs",
-                Level.PROBLEM,
+                FindingLevel.PROBLEM,
                 f"{len(failed)} jobs could not be deleted or put back whole: {named}",
                 advice,
             )
 
     def delivery(self) -> Iterator[Finding]:
         """Do the notifiers reach whom they tell?"""
-        told = tallies(self._database) if self._has_ledger else {}
+        told = delivery_stats(self._database) if self._has_ledger else {}
         silent = {
             name: tally
             for name, tally in told.items()
@@ -324,15 +343,22 @@ class _Examination:
         }
         for name, tally in silent.items():
             words = f"{name} does not get through ({tally.waiting} messages wait): {tally.last_error}"
-            yield Finding("delivery", Level.PROBLEM, words, f"mend its settings; try: notify-test {name}")
+            yield Finding(
+                "delivery", FindingLevel.PROBLEM, words, f"mend its settings; try: notify-test {name}"
+            )
         waiting = sum(tally.waiting for tally in told.values())
         if waiting and not silent and not self._running:
             yield Finding(
-                "delivery", Level.WARNING, f"{waiting} messages wait", "the daemon or the next run sends them"
+                "delivery",
+                FindingLevel.WARNING,
+                f"{waiting} messages wait",
+                "the daemon or the next run sends them",
             )
         elif not silent:
             yield Finding(
-                "delivery", Level.OK, "every notifier got through the last time, or had nothing to tell"
+                "delivery",
+                FindingLevel.OK,
+                "every notifier got through the last time, or had nothing to tell",
             )
 
     def backups(self) -> Iterator[Finding]:
@@ -342,19 +368,21 @@ class _Examination:
             return
         folder = BackupFolder(settings.path)
         if not settings.path.exists():
-            yield Finding("backup", Level.OK, f"{settings.path} is made by the first run")
+            yield Finding("backup", FindingLevel.OK, f"{settings.path} is made by the first run")
             return
         try:
-            folder.insist_on_safe(settings.path)
+            folder.require_safe(settings.path)
             number = len(folder.all())
         except BackupError as error:
-            yield Finding("backup", Level.PROBLEM, str(error), f"chown and chmod 700 {settings.path}")
+            yield Finding("backup", FindingLevel.PROBLEM, str(error), f"chown and chmod 700 {settings.path}")
             return
         if not os.access(settings.path, os.W_OK | os.X_OK):
             words = f"{settings.path} may not be written by user {os.geteuid()}"
-            yield Finding("backup", Level.PROBLEM, words, f"chown {os.geteuid()} {settings.path}")
+            yield Finding("backup", FindingLevel.PROBLEM, words, f"chown {os.geteuid()} {settings.path}")
             return
-        yield Finding("backup", Level.OK, f"{number} backups in {settings.path} (`backup verify` reads them)")
+        yield Finding(
+            "backup", FindingLevel.OK, f"{number} backups in {settings.path} (`backup verify` reads them)"
+        )
 
 
 def _is_foreign_trash(root: Root) -> bool:

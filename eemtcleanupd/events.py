@@ -65,7 +65,7 @@ class JobCleaned:
     artifacts: tuple[ArtifactSize, ...]
     bytes_freed: int
     in_trash: bool = False
-    early: str | None = None
+    ahead_of_retention: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Warned:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class JobTally:
     """Jobs and bytes of one kind."""
 
     jobs: int = 0
@@ -122,7 +122,7 @@ class JobNote:
     job_id: str
     status: str
     bytes_freed: int = 0
-    words: str = ""
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,16 +195,16 @@ class RunReport:
     started_at: datetime
     finished_at: datetime
     outcome: str
-    successful: Tally = field(default_factory=Tally)
-    failed: Tally = field(default_factory=Tally)
-    orphans: Tally = field(default_factory=Tally)
-    trash_purged: Tally = field(default_factory=Tally)
+    successful: JobTally = field(default_factory=JobTally)
+    failed: JobTally = field(default_factory=JobTally)
+    orphans: JobTally = field(default_factory=JobTally)
+    trash_purged: JobTally = field(default_factory=JobTally)
     orphans_found: int = 0
     missing: int = 0
     skipped: int = 0
     errors: int = 0
     remaining: int = 0
-    early: Tally = field(default_factory=Tally)
+    early: JobTally = field(default_factory=JobTally)
     pressure: str | None = None
     host: str = ""
     biggest: tuple[JobNote, ...] = ()

@@ -17,7 +17,7 @@ def human_size(size_bytes: float, *, fixed: bool = False) -> str:
 
     With ``fixed`` there is always one decimal place (``45.0 GB``, as in the API's answer).
     """
-    import humanize  # noqa: PLC0415  (late: 15 ms that most commands do not need)
+    import humanize
 
     text = humanize.naturalsize(size_bytes, binary=True, format="%.1f").replace("iB", "B")
     text = text.replace("Bytes", "B").replace("Byte", "B")

@@ -90,5 +90,5 @@ class Decision:
     reason: str
     age: timedelta | None = None
     notable: bool = False
-    early: bool = False
+    ahead_of_retention: bool = False
     vetoed: bool = False

@@ -25,7 +25,7 @@ import psycopg
 
 from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.daemon.status import DaemonStatus, read_status
-from eemtcleanupd.store.address import Location
+from eemtcleanupd.store.address import StoreAddress
 from tests.cleanup.conftest import JobStore
 from tests.postgres import Server, running_server
 
@@ -66,11 +66,11 @@ class Pair:
     def __init__(self, store: JobStore, url: str) -> None:
         self._store = store
         self._running: dict[str, subprocess.Popen[bytes]] = {}
-        self._locations: dict[str, Location] = {}
+        self._locations: dict[str, StoreAddress] = {}
         for name in ("a", "b"):
             text = _CONFIG.format(url=url, logs=f"logs-{name}", takeover=TAKEOVER_SECONDS)
             (store.path / f"{name}.yaml").write_text(text)
-            self._locations[name] = Location(DatabaseAddress(url), store.path / f"logs-{name}", 5)
+            self._locations[name] = StoreAddress(DatabaseAddress(url), store.path / f"logs-{name}", 5)
             self.start(name)
 
     def start(self, name: str) -> None:

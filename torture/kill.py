@@ -104,7 +104,7 @@ def _faults_at_the_end(store: JobStore, cleaned: set[object]) -> Iterator[str]:
         yield f"{freed} bytes were counted"
     if store.sql("SELECT * FROM cleanup_intents WHERE state = 'open'"):
         yield "an intent is left open"
-    for finding in verify(store.path / "logs" / "cleanup_audit.jsonl").findings:
+    for finding in verify(store.path / "logs" / "cleanup_audit.jsonl").errors:
         yield f"the audit log: {finding}"
 
 

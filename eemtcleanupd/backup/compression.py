@@ -26,7 +26,7 @@ def compressed(target: IO[bytes], ending: str) -> Iterator[IO[bytes]]:
         with gzip.GzipFile(fileobj=target, mode="wb", compresslevel=_GZIP_LEVEL, filename="") as stream:
             yield stream  # type: ignore[misc]
         return
-    import zstandard  # noqa: PLC0415
+    import zstandard
 
     compressor = zstandard.ZstdCompressor(write_checksum=True)
     with compressor.stream_writer(target, closefd=False) as stream:
@@ -44,21 +44,21 @@ def decompressed(source: IO[bytes], name: str, *, whole: bool) -> Iterator[IO[by
         with gzip.GzipFile(fileobj=source, mode="rb") as stream:
             yield stream  # type: ignore[misc]
         return
-    import zstandard  # noqa: PLC0415
+    import zstandard
 
     if whole:
-        _insist_on_checksum(source)
+        _require_checksum(source)
         source.seek(0)
     with zstandard.ZstdDecompressor().stream_reader(source, closefd=False) as stream:
         yield stream
 
 
-def _insist_on_checksum(source: IO[bytes]) -> None:
+def _require_checksum(source: IO[bytes]) -> None:
     """Refuse a file that is not one frame of zstd with its checksum (RFC 8878, 3.1.1).
 
     The library's reader takes an end that was cut off for the end, and then compares no checksum.
     """
-    import zstandard  # noqa: PLC0415
+    import zstandard
 
     head = source.read(_ZSTD_LONGEST_HEAD)
     has_checksum = zstandard.get_frame_parameters(head).has_checksum
@@ -77,6 +77,6 @@ def _insist_on_checksum(source: IO[bytes]) -> None:
 
 def zstd_error() -> type[Exception]:
     """Return the error of zstd's library."""
-    import zstandard  # noqa: PLC0415
+    import zstandard
 
     return zstandard.ZstdError

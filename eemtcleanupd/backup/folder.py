@@ -28,7 +28,7 @@ _PART_AGE = timedelta(days=2)
 
 
 @dataclass(frozen=True, slots=True)
-class Backup:
+class BackupFile:
     """An archive; ``job_id`` is as its name has it, of a very long one only the beginning."""
 
     path: Path
@@ -73,7 +73,7 @@ class BackupFolder:
                 os.fsync(file.fileno())
                 # What is read back must come from the disk and not from memory.
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            _insist_on_same(archive.verify(temporary), written)
+            _require_same(archive.verify(temporary), written)
             temporary.rename(self.path / name)
             _sync_folder(self.path)
         except OSError as error:
@@ -90,9 +90,9 @@ class BackupFolder:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise BackupError(f"the folder {self.path} cannot be made: {error.strerror}") from error
-        self.insist_on_safe(self.path)
+        self.require_safe(self.path)
 
-    def insist_on_safe(self, path: Path) -> None:
+    def require_safe(self, path: Path) -> None:
         """Refuse a folder or a file that others could have changed.
 
         Raises:
@@ -107,7 +107,7 @@ class BackupFolder:
         if status.st_mode & 0o022:
             raise BackupError(f"{path} can be written by others: backups must be ours alone (mode 0700)")
 
-    def all(self, job_id: str | None = None) -> list[Backup]:
+    def all(self, job_id: str | None = None) -> list[BackupFile]:
         """Return the backups of all jobs, or of one, the oldest first.
 
         Raises:
@@ -124,20 +124,20 @@ class BackupFolder:
             found = [each for each in found if each.path.name.partition("@")[0] == stem]
         return sorted(found, key=lambda each: (each.made_at, each.path.name))
 
-    def _listed(self) -> Iterator[Backup]:
+    def _listed(self) -> Iterator[BackupFile]:
         for entry in os.scandir(self.path):
             match = _NAME.fullmatch(entry.name)
             if match is None or not entry.is_file(follow_symlinks=False):
                 continue
             with suppress(ValueError, FileNotFoundError):
-                yield Backup(
+                yield BackupFile(
                     Path(entry.path),
                     os.fsdecode(unquote_to_bytes(match["job"])),
                     datetime.strptime(match["time"], _TIME).replace(tzinfo=UTC),
                     entry.stat(follow_symlinks=False).st_size,
                 )
 
-    def expire(self, now: datetime, keep: timedelta) -> list[Backup]:
+    def expire(self, now: datetime, keep: timedelta) -> list[BackupFile]:
         """Delete the backups that are older than ``keep``, and what an interrupted one left; returns them.
 
         Raises:
@@ -173,7 +173,7 @@ def _stem(job_id: str) -> str:
     return f"{beginning}~{hashlib.sha256(raw).hexdigest()[:32]}"
 
 
-def _insist_on_same(found: Contents, written: Contents) -> None:
+def _require_same(found: Contents, written: Contents) -> None:
     if found != written:
         raise BackupError("what was read back is not what was copied")
 

@@ -20,7 +20,7 @@ from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.formatting import human_size
 from eemtcleanupd.model import TRASH_NAME
-from eemtcleanupd.store.address import Location
+from eemtcleanupd.store.address import StoreAddress
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Ballast:
     size: int
 
     @property
-    def held_bytes(self) -> int:
+    def allocated_bytes(self) -> int:
         """How much room it takes up now, and would give back."""
         try:
             status = os.stat(self.name, dir_fd=self.fd, follow_symlinks=False)
@@ -53,9 +53,9 @@ class Ballast:
             return 0
         return min(status.st_size, status.st_blocks * _BLOCK_BYTES)
 
-    def give_back(self) -> str | None:
+    def release(self) -> str | None:
         """Remove the file where next to nothing is free; returns what was done, in words."""
-        held = self.held_bytes
+        held = self.allocated_bytes
         try:
             free = _free_bytes(self.fd)
             if free >= min(held, _LITTLE_BYTES):
@@ -69,9 +69,9 @@ class Ballast:
             f"set aside (safety.ballast) are given back, so that what is done can be written down"
         )
 
-    def take(self) -> None:
+    def allocate(self) -> None:
         """Make the file, where there is room enough; one of another size is made anew."""
-        held = self.held_bytes
+        held = self.allocated_bytes
         try:
             if held == self.size or (held < self.size and _free_bytes(self.fd) < _TIMES * self.size):
                 return
@@ -95,30 +95,30 @@ class Ballast:
             os.close(descriptor)
 
 
-def room_to_begin(config: Config) -> str | None:
+def release_initial_ballast(config: Config) -> str | None:
     """Give back what is set aside for a lock, a log and the like; returns what was done, in words."""
     with ExitStack() as stack:
         first = next(_beside(config, stack), None)
-        return None if first is None else first.give_back()
+        return None if first is None else first.release()
 
 
-def room_to_work(config: Config, roots: Iterable[Root]) -> list[str]:
+def release_ballast(config: Config, roots: Iterable[Root]) -> list[str]:
     """Give back what is set aside on disks that are full; returns what was done, in words."""
     with ExitStack() as stack:
-        return [told for each in _all(config, roots, stack) if (told := each.give_back())]
+        return [told for each in _all(config, roots, stack) if (told := each.release())]
 
 
-def set_room_aside(config: Config, roots: Iterable[Root]) -> None:
+def allocate_ballast(config: Config, roots: Iterable[Root]) -> None:
     """Set room aside on each disk that a run writes to (``safety.ballast``), where there is enough."""
     with ExitStack() as stack:
         for each in _all(config, roots, stack):
-            each.take()
+            each.allocate()
 
 
-def held_bytes(config: Config, roots: Iterable[Root]) -> int:
+def ballast_bytes(config: Config, roots: Iterable[Root]) -> int:
     """Return how much is set aside."""
     with ExitStack() as stack:
-        return sum(each.held_bytes for each in _all(config, roots, stack))
+        return sum(each.allocated_bytes for each in _all(config, roots, stack))
 
 
 def _all(config: Config, roots: Iterable[Root], stack: ExitStack) -> Iterator[Ballast]:
@@ -141,7 +141,7 @@ def _beside(config: Config, stack: ExitStack) -> Iterator[Ballast]:
 
     The small one comes first.
     """
-    file = Location.of(config).file
+    file = StoreAddress.of(config).file
     # Not by host: each container has a name of its own, and they would fill the disk.
     real = config.paths.logs / "eemtcleanupd" if file is None else Path(os.path.realpath(file))
     stem = real.name if file is None else f"{real.name}.eemtcleanupd"

@@ -9,10 +9,10 @@ from datetime import timedelta
 from pathlib import Path
 
 from eemtcleanupd.cancellation import StopFlag
-from eemtcleanupd.cleanup.hooks import Guards
+from eemtcleanupd.cleanup.hooks import RunHooks
 from eemtcleanupd.cleanup.planner import Planner
 from eemtcleanupd.clock import Clock
-from eemtcleanupd.deletion.pool import DeletionPool, Removed
+from eemtcleanupd.deletion.pool import DeletionPool, RemovalResult
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.events import AuditEntry, Emit
@@ -21,35 +21,35 @@ from eemtcleanupd.model import Found, Job, JobClass, RootName
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.intents import Intent
-from eemtcleanupd.store.jobs import Catalog
+from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.ledger import Ledger
 
-Gone = Sequence[tuple[Found, int | None]]
+RemovedArtifacts = Sequence[tuple[Found, int | None]]
 """Artifacts of a job that went, with the bytes that each freed: None while it waits in the trash."""
 
 
 @dataclass(slots=True)
-class Claimed:
+class ClaimedJob:
     """A job on its way; ``entries`` are its artifacts with their items, once staged those in the trash.
 
-    ``known_size`` is what was measured earlier; ``marks_row`` is False where the job was held, run again or
-    copied back since it was claimed (or its row is gone), so that only the leftovers go.  ``early`` says why
-    a job goes ahead of its retention.
+    ``known_size`` is the size in bytes that was measured earlier.  ``marks_job_cleaned`` is False where the
+    job was held, run again or copied back since the claim, or its row is gone: then only the leftovers are
+    deleted.  ``early`` says why a job is cleaned ahead of its retention.
     """
 
     intent: Intent
     job: Job
     job_class: JobClass
     age: timedelta | None
-    entries: list[tuple[Found, str]] = field(default_factory=list)
-    removals: list[tuple[Found, Future[Removed]]] = field(default_factory=list)
+    items: list[tuple[Found, str]] = field(default_factory=list)
+    removals: list[tuple[Found, Future[RemovalResult]]] = field(default_factory=list)
     known_size: int = 0
-    marks_row: bool = True
+    marks_job_cleaned: bool = True
     early: str | None = None
 
-    def goes_to_trash(self, grace: timedelta) -> bool:
+    def moves_to_trash(self, grace: timedelta) -> bool:
         """Tell whether the job's artifacts wait in the trash from now on, since there is a grace."""
-        return bool(grace) and not self.removals and bool(self.entries)
+        return bool(grace) and not self.removals and bool(self.items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Tools:
     """What one real run works with."""
 
     database: Database
-    catalog: Catalog
+    catalog: JobTable
     ledger: Ledger
     planner: Planner
     policy: Policy
@@ -72,7 +72,7 @@ class Tools:
     logs_folder: Path
     grace: timedelta
     workers: int
-    guards: Guards
+    guards: RunHooks
 
     def audit(self, done: Iterable[tuple[str, Mapping[str, object]]]) -> None:
         """Write down what is done, or about to be done: actions with their details."""
@@ -84,13 +84,13 @@ class Tools:
             self.guards.audit(entries)
 
 
-def facts(job: Claimed) -> dict[str, object]:
+def audit_details(job: ClaimedJob) -> dict[str, object]:
     """Return what the audit log says of a job whose files are about to go."""
-    labels = [printable(found.label) for found, _ in job.entries]
+    labels = [printable(found.label) for found, _ in job.items]
     return {"job_id": printable(job.job.id), "status": printable(job.job.status), "artifacts": labels}
 
 
-def fault(error: OSError) -> str:
+def describe_oserror(error: OSError) -> str:
     """Return what was wrong, and with which file, as a record of a job says it."""
     name = f" {printable(str(error.filename))}" if error.filename else ""
     return f"{error.strerror or error}{name}"

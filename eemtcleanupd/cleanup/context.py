@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from eemtcleanupd.cancellation import StopFlag
-from eemtcleanupd.cleanup.hooks import Guards
+from eemtcleanupd.cleanup.hooks import RunHooks
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.pool import DeletionPool
-from eemtcleanupd.deletion.rate_limit import Limits
+from eemtcleanupd.deletion.rate_limit import RateLimits
 from eemtcleanupd.events import AuditEntry, Emit
 from eemtcleanupd.policy.pressure import Pressure
 from eemtcleanupd.policy.retention import Policy
@@ -46,25 +46,25 @@ class Progress:
     jobs_total: int = 0
     jobs_done: int = 0
     pool: DeletionPool | None = None
-    limits: Limits | None = None
+    limits: RateLimits | None = None
 
     def limit(self, config: Config) -> None:
         """Put the limits of another configuration in force: all else stays as it was when the run began."""
         self.limits = limits_of(config)
         if self.pool is not None:
-            self.pool.controls.set(self.limits)
+            self.pool.controls.apply(self.limits)
 
     def begin(self, pool: DeletionPool) -> None:
         """Watch a pool; limits that came before it are put in force."""
         self.pool = pool
         if self.limits is not None:
-            pool.controls.set(self.limits)
+            pool.controls.apply(self.limits)
 
 
-def limits_of(config: Config) -> Limits:
+def limits_of(config: Config) -> RateLimits:
     """Return how fast and how politely a configuration wants files to be deleted."""
     performance = config.performance
-    return Limits(
+    return RateLimits(
         deletes_per_second=performance.max_deletes_per_second,
         bytes_per_second=performance.max_bytes_per_second,
         truncate_chunk_bytes=performance.truncate_chunk,
@@ -86,7 +86,7 @@ class Run:
     stop: StopFlag
     clock: Clock
     progress: Progress
-    guards: Guards
+    guards: RunHooks
 
     @property
     def workers(self) -> int:

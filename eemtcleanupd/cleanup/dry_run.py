@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 
 from eemtcleanupd.cleanup.context import Run
-from eemtcleanupd.cleanup.inventory import Census
-from eemtcleanupd.cleanup.outcomes import Counts
-from eemtcleanupd.cleanup.report import beginning, report_of
+from eemtcleanupd.cleanup.inventory import Inventory
+from eemtcleanupd.cleanup.outcomes import RunCounts
+from eemtcleanupd.cleanup.report import build_report, run_started_event
 from eemtcleanupd.cleanup.selection import Selection
 from eemtcleanupd.cleanup.session import Opened
 from eemtcleanupd.events import ArtifactSize, JobPlanned, RunFinished, RunReport
@@ -16,9 +16,9 @@ from eemtcleanupd.model import JobClass
 
 def dry_run(run: Run, opened: Opened) -> RunReport:
     """Tell of each job that is due, measured, and return the report, which was told as well."""
-    run.emit(beginning(run, opened.backlog))
+    run.emit(run_started_event(run, opened.backlog))
     selection = Selection(run, opened.roots)
-    counts = Counts()
+    counts = RunCounts()
     planned_before: set[str] = set()
     with_size = {JobClass.SUCCESSFUL: 0, JobClass.FAILED: 0}
     for plans in selection.pages(opened.planner, lambda: planned_before):
@@ -44,7 +44,7 @@ def dry_run(run: Run, opened: Opened) -> RunReport:
                 )
             )
     counts.freed.update(with_size)
-    census = Census.of(run, opened).take()
-    report = report_of(run, opened.backlog, counts, selection, census)
+    census = Inventory.of(run, opened).scan()
+    report = build_report(run, opened.backlog, counts, selection, census)
     run.emit(RunFinished(report))
     return report

@@ -9,7 +9,7 @@ from eemtcleanupd.events import AuditEntry
 from eemtcleanupd.model import Found, Job
 
 
-class Guards(Protocol):
+class RunHooks(Protocol):
     """Asked by a run, in its own thread."""
 
     def veto(self, job: Job) -> str | None:
@@ -26,7 +26,7 @@ class Guards(Protocol):
         """
 
 
-class NoGuards:
+class NullHooks:
     """Nobody has anything to say."""
 
     def veto(self, job: Job) -> str | None:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup.context import Run
-from eemtcleanupd.cleanup.planner import entries, find_artifacts
+from eemtcleanupd.cleanup.planner import find_artifacts, root_entries
 from eemtcleanupd.cleanup.preflight import reserved_entries
 from eemtcleanupd.cleanup.session import Opened
 from eemtcleanupd.deletion.roots import Root
@@ -21,16 +21,16 @@ from eemtcleanupd.events import Emit, OrphanFound
 from eemtcleanupd.model import Artifact, Found, Job, RootName
 from eemtcleanupd.policy.ownership import possible_owner_ids
 from eemtcleanupd.policy.retention import TERMINAL, Policy
-from eemtcleanupd.store.database import Database, ScratchLostError
-from eemtcleanupd.store.inventory import CensusTables
-from eemtcleanupd.store.jobs import Catalog, Row
+from eemtcleanupd.store.database import Database, TempTablesLostError
+from eemtcleanupd.store.inventory import InventoryTables
+from eemtcleanupd.store.jobs import JobTable, Row
 from eemtcleanupd.store.ledger import Ledger
 
 _PAGE = 500
 
 
 @dataclass(frozen=True, slots=True)
-class CensusResult:
+class InventoryResult:
     """How many entries no row names, and how many uncleaned terminal jobs have files."""
 
     orphans: int
@@ -38,7 +38,7 @@ class CensusResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Census:
+class Inventory:
     """Compares roots and table.
 
     ``remove_orphan`` is called for an orphan that has been untouched for ``orphan_age`` (None: never) and
@@ -46,7 +46,7 @@ class Census:
     """
 
     database: Database
-    catalog: Catalog
+    catalog: JobTable
     ledger: Ledger | None
     roots: Mapping[RootName, Root]
     reserved: frozenset[Artifact]
@@ -59,7 +59,7 @@ class Census:
     remove_orphan: Callable[[Found], bool]
 
     @classmethod
-    def of(cls, run: Run, opened: Opened, remove_orphan: Callable[[Found], bool] | None = None) -> Census:
+    def of(cls, run: Run, opened: Opened, remove_orphan: Callable[[Found], bool] | None = None) -> Inventory:
         """Return the census of a run; without ``remove_orphan`` (a dry run) it records nothing either."""
         hours = run.config.orphans.delete_after_hours
         return cls(
@@ -77,34 +77,34 @@ class Census:
             remove_orphan=remove_orphan or (lambda _: False),
         )
 
-    def take(self) -> CensusResult:
+    def scan(self) -> InventoryResult:
         """Walk all roots once, or again when the connection was lost that remembers what was seen."""
         while True:
             try:
-                return self._take()
-            except ScratchLostError:
+                return self._scan_once()
+            except TempTablesLostError:
                 continue
 
-    def _take(self) -> CensusResult:
-        tables = CensusTables(self.database, self.catalog)
+    def _scan_once(self) -> InventoryResult:
+        tables = InventoryTables(self.database, self.catalog)
         orphans = 0
         for name in (RootName.RESULTS, RootName.TEMP):
             if name in self.roots:
                 for page in _pages(self._entries(name)):
-                    orphans += self._sort(page, tables)
+                    orphans += self._classify(page, tables)
         if RootName.UPLOADS in self.roots:
             orphans += self._uploads(tables)
-        return CensusResult(orphans, self._measure_seen(tables))
+        return InventoryResult(orphans, self._measure_seen(tables))
 
     def _entries(self, name: RootName) -> Iterable[Found]:
-        for entry, is_folder in entries(self.roots[name]):
+        for entry, is_folder in root_entries(self.roots[name]):
             if self.stop.is_set():
                 return
             artifact = Artifact(name, entry)
             if artifact not in self.reserved:
                 yield Found(artifact, is_folder)
 
-    def _sort(self, page: list[Found], tables: CensusTables) -> int:
+    def _classify(self, page: list[Found], tables: InventoryTables) -> int:
         """Remember the jobs that own these entries, report the entries of nobody; returns how many."""
         owners = {found: possible_owner_ids(found.artifact) for found in page}
         with self.database.read() as connection:
@@ -115,7 +115,7 @@ class Census:
             self._report(orphan)
         return len(orphans)
 
-    def _uploads(self, tables: CensusTables) -> int:
+    def _uploads(self, tables: InventoryTables) -> int:
         root = self.roots[RootName.UPLOADS]
         is_empty = True
         for page in _pages(self._entries(RootName.UPLOADS)):
@@ -129,7 +129,7 @@ class Census:
         orphans = 0
         for names in tables.unnamed_uploads():
             found = [Found(Artifact(RootName.UPLOADS, name), is_folder=False) for name in names]
-            orphans += self._sort(found, tables)
+            orphans += self._classify(found, tables)
         return orphans
 
     def _report(self, orphan: Found) -> None:
@@ -144,7 +144,7 @@ class Census:
             return False
         return self.now - datetime.fromtimestamp(measured.newest_mtime, UTC) >= self.orphan_age
 
-    def _measure_seen(self, tables: CensusTables) -> int:
+    def _measure_seen(self, tables: InventoryTables) -> int:
         """Count the uncleaned terminal jobs that have files; measure those that were never measured."""
         with_files = 0
         with ThreadPoolExecutor(self.workers, "measure") as executor:

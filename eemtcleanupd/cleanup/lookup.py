@@ -6,21 +6,21 @@ from eemtcleanupd.config import Config
 from eemtcleanupd.errors import StoreError
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.policy.retention import Policy
-from eemtcleanupd.store.address import Location
-from eemtcleanupd.store.jobs import Catalog, Row
+from eemtcleanupd.store.address import StoreAddress
+from eemtcleanupd.store.jobs import JobTable, Row
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.timestamps import zone_named
 
 
-def row_of(config: Config, job_id: str) -> Row | None:
+def find_row(config: Config, job_id: str) -> Row | None:
     """Return the row of a job as it stands, None when there is none.
 
     Raises:
         StoreError: the database cannot be used.
     """
-    database = Location.of(config).open()
+    database = StoreAddress.of(config).open()
     try:
-        catalog = Catalog(
+        catalog = JobTable(
             database, Policy.from_config(config.retention), zone_named(config.database.timezone)
         )
         with database.read() as connection:
@@ -29,7 +29,7 @@ def row_of(config: Config, job_id: str) -> Row | None:
         database.close()
 
 
-def too_late(config: Config, ledger: Ledger, job_id: str) -> str | None:
+def hold_warning(config: Config, ledger: Ledger, job_id: str) -> str | None:
     """Return why a hold does not keep what it is meant to keep, None when it does.
 
     To be asked after the hold is set: a run that did not see it has left its trace by then.  So a job table
@@ -37,13 +37,13 @@ def too_late(config: Config, ledger: Ledger, job_id: str) -> str | None:
     """
     name = printable(job_id)
     try:
-        row = row_of(config, job_id)
+        row = find_row(config, job_id)
     except StoreError as error:
         return f"whether that is in time could not be found out: {error}"
     if row is None:
         return f"there is no job {name} in the database: is that its id?"
     if any(intent.job_id == job_id for intent in ledger.open_intents()):
         return f"a run had begun to clean job {name}, and may not have seen the hold: look at it again"
-    if ledger.trash_of(job_id):
+    if ledger.trashed(job_id):
         return f"job {name} is in the trash, and stays there while it is held: trash restore brings it back"
     return f"the data of job {name} has been cleaned already" if row.cleaned else None

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
-from eemtcleanupd.cleanup.claims import Claimed, Gone, Tools, fault
-from eemtcleanupd.cleanup.outcomes import Outcomes
+from eemtcleanupd.cleanup.claims import ClaimedJob, RemovedArtifacts, Tools, describe_oserror
+from eemtcleanupd.cleanup.outcomes import RunStats
 from eemtcleanupd.cleanup.planner import PlannedJob
 from eemtcleanupd.cleanup.recording import Recording
 from eemtcleanupd.cleanup.staging import Staging
 from eemtcleanupd.clock import monotonic_seconds
-from eemtcleanupd.deletion.pool import Removed
+from eemtcleanupd.deletion.pool import RemovalResult
 from eemtcleanupd.model import Found
 from eemtcleanupd.store.intents import IntentKind, with_error
 
@@ -33,16 +33,16 @@ class Pipeline:
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
-        self.outcomes = Outcomes(tools)
-        self.staging = Staging(tools, self.outcomes)
-        self._recording = Recording(tools, self.staging, self.outcomes)
-        self._in_flight: list[Claimed] = []
+        self.stats = RunStats(tools)
+        self.staging = Staging(tools, self.stats)
+        self._recording = Recording(tools, self.staging, self.stats)
+        self._in_flight: list[ClaimedJob] = []
         self._group_size = 2 * tools.workers
         self._recorded_at = monotonic_seconds()
 
     # -- take --------------------------------------------------------------------------------------
 
-    def take(self, planned: Sequence[PlannedJob], sizes: Mapping[str, int]) -> int:
+    def process(self, planned: Sequence[PlannedJob], sizes: Mapping[str, int]) -> int:
         """Clean a batch of jobs; returns how many were claimed.
 
         Args:
@@ -62,11 +62,11 @@ class Pipeline:
                 continue
             began = monotonic_seconds()
             confirmed = self.staging.stage_and_confirm(group, self.in_flight())
-            self._suit_group(monotonic_seconds() - began)
+            self._resize_group(monotonic_seconds() - began)
             self._delete(confirmed)
         return len(claimed)
 
-    def _suit_group(self, seconds: float) -> None:
+    def _resize_group(self, seconds: float) -> None:
         """Make the next group larger when this one was staged quickly, small again when it was not.
 
         Each group waits for the disk (the audit log is flushed before its files move), so a few large ones
@@ -76,7 +76,7 @@ class Pipeline:
         smallest = 2 * self._tools.workers
         self._group_size = 2 * self._group_size if seconds < _QUICK_GROUP_SECONDS else smallest
 
-    def take_orphan(self, found: Found) -> bool:
+    def process_orphan(self, found: Found) -> bool:
         """Remove an entry that no row names, the same safe way; False when a row names it now."""
         orphan = self.staging.claim_orphan(found)
         if orphan is None:
@@ -86,48 +86,48 @@ class Pipeline:
 
     # -- delete ------------------------------------------------------------------------------------
 
-    def _delete(self, group: Sequence[Claimed]) -> None:
+    def _delete(self, group: Sequence[ClaimedJob]) -> None:
         """Begin the deletion of confirmed jobs, or leave them in the trash for their grace."""
         if self._tools.grace:
-            self._recording.record([(job, [(found, None) for found, _ in job.entries]) for job in group])
+            self._recording.record([(job, [(found, None) for found, _ in job.items]) for job in group])
             return
         for job in group:
             self.submit(job)
-        self._settle(limit=4 * self._tools.workers)
+        self._record_finished(limit=4 * self._tools.workers)
 
     def in_flight(self) -> frozenset[str]:
         """Return the ids of the jobs that are being deleted and not recorded yet."""
         return frozenset(job.job.id for job in self._in_flight if job.intent.kind is IntentKind.JOB)
 
-    def submit(self, job: Claimed) -> None:
+    def submit(self, job: ClaimedJob) -> None:
         """Hand a job's items to the pool; from here on it can only be finished, not undone."""
-        for found, item in job.entries:
+        for found, item in job.items:
             trash = self._tools.trashes[found.artifact.root]
             try:
-                removal = self._tools.pool.remove(trash, trash.doom(item))
+                removal = self._tools.pool.remove(trash, trash.mark_deleting(item))
             except OSError as error:
                 removal = Future()
-                removal.set_result(Removed(0, 0, 0, (fault(error),), 1, complete=False))
+                removal.set_result(RemovalResult(0, 0, 0, (describe_oserror(error),), 1, complete=False))
             job.removals.append((found, removal))
         self._in_flight.append(job)
 
     # -- settle ------------------------------------------------------------------------------------
 
-    def _settle(self, limit: int) -> None:
+    def _record_finished(self, limit: int) -> None:
         """Record jobs whose bytes are gone; wait while more than ``limit`` are still being deleted.
 
         A record waits for the disk several times, as long for one job as for many: so those that are done
         wait for each other a moment.
         """
         while True:
-            done: list[Claimed] = []
-            deleting: list[Claimed] = []
+            done: list[ClaimedJob] = []
+            deleting: list[ClaimedJob] = []
             for job in self._in_flight:
                 (done if all(future.done() for _, future in job.removals) else deleting).append(job)
             due_in = self._recorded_at + _RECORD_SECONDS - monotonic_seconds()
             if done and (due_in <= 0 or len(done) >= _RECORD_JOBS or not (deleting or limit)):
                 self._in_flight = deleting
-                self._conclude(done)
+                self._finish_jobs(done)
                 self._recorded_at = monotonic_seconds()
                 continue
             if len(deleting) <= limit:
@@ -137,28 +137,28 @@ class Pipeline:
 
     def finish(self) -> None:
         """Wait for all that is being deleted, record it, and close the intents that came to nothing."""
-        self._settle(limit=0)
+        self._record_finished(limit=0)
         self.staging.drop_withdrawn()
 
-    def _conclude(self, ready: Sequence[Claimed]) -> None:
+    def _finish_jobs(self, ready: Sequence[ClaimedJob]) -> None:
         """Record jobs whose deletion has ended, and of those that are not gone whole how far they came."""
-        whole: list[tuple[Claimed, Gone]] = []
+        whole: list[tuple[ClaimedJob, RemovedArtifacts]] = []
         for job in ready:
             results = [(found, future.result()) for found, future in job.removals]
             if all(removed.complete for _, removed in results):
                 whole.append((job, [(found, removed.bytes_freed) for found, removed in results]))
             else:
-                self._leave_open(job, [removed for _, removed in results])
+                self._record_incomplete(job, [removed for _, removed in results])
         if whole:
             self._recording.record(whole)
 
-    def _leave_open(self, job: Claimed, results: Sequence[Removed]) -> None:
+    def _record_incomplete(self, job: ClaimedJob, results: Sequence[RemovalResult]) -> None:
         """Write into a job's intent, which the next run finishes, what was freed and what was in the way."""
         freed = sum(removed.bytes_freed for removed in results)
         errors = [error for removed in results for error in removed.errors]
         intent = with_error(job.intent, str(errors[0]) if errors else "interrupted", freed)
-        self.outcomes.freed(job, freed)
+        self.stats.freed(job, freed)
         self._tools.database.write(lambda c: self._tools.ledger.save_intent(c, intent))
         if errors:
             total = sum(removed.error_count for removed in results)
-            self.outcomes.failed(job, f"{errors[0]}" + (f" (and {total - 1} more)" if total > 1 else ""))
+            self.stats.failed(job, f"{errors[0]}" + (f" (and {total - 1} more)" if total > 1 else ""))

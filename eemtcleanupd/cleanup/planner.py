@@ -11,19 +11,19 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
-from eemtcleanupd.deletion.blockers import kept_by_marker
+from eemtcleanupd.deletion.blockers import keep_marker_reason
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.model import TRASH_NAME, Artifact, Decision, Found, Hold, Job, RootName
 from eemtcleanupd.policy.ownership import (
     Claimant,
-    name_fault,
-    own_entries,
+    blocking_claimant,
+    invalid_name_reason,
+    owned_artifacts,
     possible_owner_ids,
-    protector,
 )
 from eemtcleanupd.policy.retention import Policy, decide
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.jobs import Catalog, Row
+from eemtcleanupd.store.jobs import JobTable, Row
 from eemtcleanupd.store.ledger import Ledger
 
 
@@ -51,7 +51,7 @@ class Planner:
         self,
         *,
         database: Database,
-        catalog: Catalog,
+        catalog: JobTable,
         ledger: Ledger | None,
         roots: Mapping[RootName, Root],
         policy: Policy,
@@ -78,19 +78,19 @@ class Planner:
 
     def _decide(self, job: Job, hold: Hold | None) -> Decision:
         decision = decide(job, self._policy, self._now, hold=hold, among_last=job.id in self._last)
-        if decision.clean and any(entry in self._reserved for entry in own_entries(job)):
+        if decision.clean and any(entry in self._reserved for entry in owned_artifacts(job)):
             reason = "refused: one of its names is a folder of ours (logs, backup or database)"
             return Decision(
                 job, decision.job_class, clean=False, reason=reason, age=decision.age, notable=True
             )
-        marked = kept_by_marker(self._roots[RootName.RESULTS].fd, job.id) if decision.clean else None
+        marked = keep_marker_reason(self._roots[RootName.RESULTS].fd, job.id) if decision.clean else None
         if marked is not None:
             return replace(decision, clean=False, reason=marked)
         if decision.clean and (veto := self._veto(job)) is not None:
             return replace(decision, clean=False, reason=veto, notable=True, vetoed=True)
         return decision
 
-    def adopt(self, ledger: Ledger) -> None:
+    def attach_ledger(self, ledger: Ledger) -> None:
         """Use the ledger, whose tables have been made, from now on."""
         self._ledger = ledger
 
@@ -130,7 +130,7 @@ class Planner:
     def _is_protected(
         self, artifact: Artifact, claimants: Mapping[Artifact, Sequence[Claimant]], going: set[str]
     ) -> bool:
-        return artifact in self._reserved or protector(claimants[artifact], going) is not None
+        return artifact in self._reserved or blocking_claimant(claimants[artifact], going) is not None
 
     def claimants(
         self, connection: Connection, artifacts: Iterable[Artifact]
@@ -175,7 +175,7 @@ def find_artifacts(roots: Mapping[RootName, Root], jobs: Sequence[Job]) -> dict[
     """
     found: dict[str, list[Found]] = {job.id: [] for job in jobs}
     for job in jobs:
-        for artifact in own_entries(job):
+        for artifact in owned_artifacts(job):
             root = roots.get(artifact.root)
             mode = None if root is None else _mode(root, artifact.name)
             if mode is not None:
@@ -192,10 +192,10 @@ def find_artifacts(roots: Mapping[RootName, Root], jobs: Sequence[Job]) -> dict[
     return found
 
 
-def is_in_place(roots: Mapping[RootName, Root], job: Job) -> bool:
+def has_files_in_place(roots: Mapping[RootName, Root], job: Job) -> bool:
     """Tell whether a job, all of which was staged, has results or working files in their places again."""
     folders = (root for name, root in roots.items() if name is not RootName.UPLOADS)
-    return name_fault(job.id) is None and any(root.has(job.id) for root in folders)
+    return invalid_name_reason(job.id) is None and any(root.has(job.id) for root in folders)
 
 
 def _mode(root: Root, name: str) -> int | None:
@@ -205,7 +205,7 @@ def _mode(root: Root, name: str) -> int | None:
         return None
 
 
-def entries(root: Root) -> Iterator[tuple[str, bool]]:
+def root_entries(root: Root) -> Iterator[tuple[str, bool]]:
     """Yield the names in a root, without the trash, and whether each is a folder."""
     with os.scandir(root.fd) as listing:
         for entry in listing:

@@ -14,10 +14,10 @@ from eemtcleanupd.deletion.trash import MARKER_NAME, Trash, read_marker
 from eemtcleanupd.errors import RootError
 from eemtcleanupd.model import TRASH_NAME, Artifact, RootName
 from eemtcleanupd.policy.retention import Policy
-from eemtcleanupd.store.address import Location
-from eemtcleanupd.store.jobs import Catalog
+from eemtcleanupd.store.address import StoreAddress
+from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.ledger import Ledger
-from eemtcleanupd.store.mount_check import insist_on_journal
+from eemtcleanupd.store.mount_check import check_journal
 from eemtcleanupd.store.roots import RootRecord
 from eemtcleanupd.store.timestamps import zone_named
 
@@ -39,10 +39,10 @@ def open_roots(
             continue
         roots[name] = open_root(name, path)
         stack.callback(roots[name].close)
-    check_roots(list(roots.values()), Location.of(config).file)
+    check_roots(list(roots.values()), StoreAddress.of(config).file)
     for name, record in known.items():
         if name in roots:
-            _insist_on_same(roots[name], record)
+            _require_same_folder(roots[name], record)
     return roots
 
 
@@ -60,7 +60,7 @@ def open_trashes(roots: Mapping[RootName, Root], stack: ExitStack) -> dict[RootN
     return trashes
 
 
-def _insist_on_same(root: Root, record: RootRecord) -> None:
+def _require_same_folder(root: Root, record: RootRecord) -> None:
     """Refuse a folder that is not the one of the last run: an unmounted disk must not look like cleaned.
 
     A device number may change when a machine restarts, so there the inode together with the marker that
@@ -76,7 +76,7 @@ def _insist_on_same(root: Root, record: RootRecord) -> None:
     )
 
 
-def remember_root(root: Root, trash: Trash) -> RootRecord:
+def record_root(root: Root, trash: Trash) -> RootRecord:
     """Leave a marker in the root's trash, unless there is one, and return what to remember of the root."""
     marker = read_marker(root)
     if not marker:
@@ -93,7 +93,7 @@ def remember_root(root: Root, trash: Trash) -> RootRecord:
 
 def reserved_entries(config: Config, roots: Mapping[RootName, Root]) -> frozenset[Artifact]:
     """Return entries of roots that hold something of ours (logs, say), which no job can own."""
-    ours = [config.paths.logs, config.logging.file, config.backup.path, Location.of(config).file]
+    ours = [config.paths.logs, config.logging.file, config.backup.path, StoreAddress.of(config).file]
     reserved = set()
     for name, root in roots.items():
         for path in filter(None, ours):
@@ -109,10 +109,10 @@ def check_store(config: Config) -> None:
     Raises:
         StoreError, RootError: it could not, and why; nothing was changed.
     """
-    database = Location.of(config).open()
+    database = StoreAddress.of(config).open()
     with ExitStack() as stack:
         stack.callback(database.close)
-        insist_on_journal(database, to_write=True)
-        Catalog(database, Policy.from_config(config.retention), zone_named(config.database.timezone))
+        check_journal(database, to_write=True)
+        JobTable(database, Policy.from_config(config.retention), zone_named(config.database.timezone))
         ledger = Ledger(database)
         open_roots(config, ledger.roots() if ledger.exists() else {}, stack)

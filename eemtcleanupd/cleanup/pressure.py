@@ -17,11 +17,11 @@ from eemtcleanupd.policy.retention import Policy
 
 _PAGE = 100
 
-TakeBatch = Callable[[Sequence[PlannedJob], Mapping[str, int]], int]
+ProcessBatch = Callable[[Sequence[PlannedJob], Mapping[str, int]], int]
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class PressureTarget:
     """How much must go, measured when the run began.
 
     Both figures end the relief, whichever comes first: the filesystem's own may lag behind what was deleted
@@ -33,7 +33,7 @@ class Target:
     needed_bytes: int
 
     @classmethod
-    def of(cls, pressure: Pressure, tools: Tools) -> Target:
+    def of(cls, pressure: Pressure, tools: Tools) -> PressureTarget:
         """Measure the results filesystem."""
         usage = disk_usage(tools.roots[RootName.RESULTS].fd)
         return cls(pressure, usage, usage.bytes_above(pressure.low_watermark_percent))
@@ -42,7 +42,7 @@ class Target:
         """Return how much has yet to go, 0 when it is enough."""
         usage = disk_usage(tools.roots[RootName.RESULTS].fd)
         above = usage.bytes_above(self.pressure.low_watermark_percent)
-        return max(0, min(above, self.needed_bytes - pipeline.outcomes.counts.bytes_freed))
+        return max(0, min(above, self.needed_bytes - pipeline.stats.counts.bytes_freed))
 
     def words(self, after: DiskUsage) -> str:
         """Return what was found and reached, in words."""
@@ -52,11 +52,11 @@ class Target:
         )
 
 
-def empty_trash(tools: Tools, pipeline: Pipeline, target: Target) -> None:
+def empty_trash(tools: Tools, pipeline: Pipeline, target: PressureTarget) -> None:
     """Delete what waits in the trash before its grace is over, oldest first, until it is enough."""
     tried: set[str] = set()
     while target.missing_bytes(tools, pipeline) and not tools.stop.is_set():
-        oldest = tools.ledger.expired_trash(tools.clock(), len(tried) + _PAGE, early=True)
+        oldest = tools.ledger.expired(tools.clock(), len(tried) + _PAGE, early=True)
         waiting = [intent for intent in oldest if intent.id not in tried]
         if not waiting:
             return
@@ -68,15 +68,15 @@ def empty_trash(tools: Tools, pipeline: Pipeline, target: Target) -> None:
             pipeline.finish()
 
 
-def take_early(
+def clean_early(
     tools: Tools,
     pipeline: Pipeline,
-    target: Target,
+    target: PressureTarget,
     *,
     planner: Planner,
     policy: Policy,
     in_hand: Collection[str],
-    take: TakeBatch,
+    take: ProcessBatch,
 ) -> None:
     """Clean jobs ahead of their retention until it is enough: failed ones first, then oldest first.
 
@@ -113,7 +113,7 @@ def _early(decision: Decision, policy: Policy, full: str) -> Decision:
     if age is None or age >= retention:
         return decision
     reason = f"ended {human_age(age)} ago, {human_age(retention - age)} ahead of its retention: {full}"
-    return replace(decision, reason=reason, early=True)
+    return replace(decision, reason=reason, ahead_of_retention=True)
 
 
 def _enough(plans: Sequence[PlannedJob], sizes: Mapping[str, int], missing: int) -> Sequence[PlannedJob]:

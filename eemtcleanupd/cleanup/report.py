@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from eemtcleanupd.cleanup.context import Run
-from eemtcleanupd.cleanup.inventory import CensusResult
-from eemtcleanupd.cleanup.outcomes import Counts, largest
+from eemtcleanupd.cleanup.inventory import InventoryResult
+from eemtcleanupd.cleanup.outcomes import RunCounts, largest
 from eemtcleanupd.cleanup.selection import Selection
-from eemtcleanupd.events import DURATION_BUCKETS, RunReport, RunStarted, Tally
+from eemtcleanupd.events import DURATION_BUCKETS, JobTally, RunReport, RunStarted
 from eemtcleanupd.model import JobClass
 from eemtcleanupd.store.jobs import Backlog
 from eemtcleanupd.store.runs import RunRecord
 
 
-def beginning(run: Run, backlog: Backlog) -> RunStarted:
+def run_started_event(run: Run, backlog: Backlog) -> RunStarted:
     """Return what is told when a run begins."""
     return RunStarted(
         run.id,
@@ -28,12 +28,12 @@ def beginning(run: Run, backlog: Backlog) -> RunStarted:
     )
 
 
-def report_of(
+def build_report(
     run: Run,
     backlog: Backlog,
-    counts: Counts,
+    counts: RunCounts,
     selection: Selection,
-    census: CensusResult,
+    census: InventoryResult,
     *,
     relieved: str | None = None,
 ) -> RunReport:
@@ -62,16 +62,16 @@ def report_of(
         started_at=run.started_at,
         finished_at=run.clock(),
         outcome="interrupted" if interrupted else "errors" if counts.errors else "success",
-        successful=Tally(counts.cleaned[JobClass.SUCCESSFUL], counts.freed[JobClass.SUCCESSFUL]),
-        failed=Tally(counts.cleaned[JobClass.FAILED], counts.freed[JobClass.FAILED]),
-        orphans=Tally(counts.orphans, counts.orphan_bytes),
-        trash_purged=Tally(counts.purged, counts.purged_bytes),
+        successful=JobTally(counts.cleaned[JobClass.SUCCESSFUL], counts.freed[JobClass.SUCCESSFUL]),
+        failed=JobTally(counts.cleaned[JobClass.FAILED], counts.freed[JobClass.FAILED]),
+        orphans=JobTally(counts.orphans, counts.orphan_bytes),
+        trash_purged=JobTally(counts.purged, counts.purged_bytes),
         orphans_found=census.orphans,
         missing=missing,
-        skipped=counts.skipped + selection.kept,
+        skipped=counts.skipped + selection.kept_notable,
         errors=counts.errors,
         remaining=selection.remaining,
-        early=Tally(counts.early, counts.early_bytes),
+        early=JobTally(counts.early, counts.early_bytes),
         pressure=relieved,
         host=socket.gethostname(),
         biggest=tuple(largest(counts.biggest)),
@@ -80,7 +80,7 @@ def report_of(
     )
 
 
-def totals_of(report: RunReport, by_status: Mapping[str, int]) -> dict[tuple[str, str], float]:
+def run_totals(report: RunReport, by_status: Mapping[str, int]) -> dict[tuple[str, str], float]:
     """Return what a run adds to the totals that the ledger keeps, by name and label."""
     seconds = (report.finished_at - report.started_at).total_seconds()
     return {
@@ -94,7 +94,7 @@ def totals_of(report: RunReport, by_status: Mapping[str, int]) -> dict[tuple[str
     }
 
 
-def in_audit(report: RunReport) -> dict[str, object]:
+def audit_summary(report: RunReport) -> dict[str, object]:
     """Return what the audit log says of a report."""
     return {
         "outcome": report.outcome,
@@ -105,7 +105,7 @@ def in_audit(report: RunReport) -> dict[str, object]:
     }
 
 
-def ended(record: RunRecord, report: RunReport) -> RunRecord:
+def finished_record(record: RunRecord, report: RunReport) -> RunRecord:
     """Return the row of a run that came to its end."""
     return replace(
         record,

@@ -21,23 +21,23 @@ from sqlalchemy import Connection
 
 from eemtcleanupd.backup import archive
 from eemtcleanupd.backup.folder import BackupFolder
-from eemtcleanupd.cleanup.hooks import Guards
+from eemtcleanupd.cleanup.hooks import RunHooks
 from eemtcleanupd.cleanup.preflight import open_roots, open_trashes
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.roots import Root
-from eemtcleanupd.deletion.trash import Trash, doomed_name
+from eemtcleanupd.deletion.trash import Trash, deleting_name
 from eemtcleanupd.errors import BackupError, TrashError
 from eemtcleanupd.events import AuditEntry
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import TRASH_NAME, Artifact, Found, Hold, JobClass, RootName
 from eemtcleanupd.policy.ownership import possible_owner_ids
 from eemtcleanupd.policy.retention import Policy
-from eemtcleanupd.store.address import Location
+from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.history import AuditLine, LogEntry
 from eemtcleanupd.store.intents import PART_BACK, Intent, IntentKind, IntentState
-from eemtcleanupd.store.jobs import Catalog
+from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.lock import run_lock
 from eemtcleanupd.store.timestamps import zone_named
@@ -46,7 +46,7 @@ _UNPACKED: Final = "backup-"
 
 
 @dataclass(frozen=True, slots=True)
-class Restored:
+class RestoreResult:
     """What came back, and until when the job is held so that the next run does not take it again."""
 
     job_id: str
@@ -55,7 +55,7 @@ class Restored:
 
 
 @dataclass(frozen=True, slots=True)
-class Restoring:
+class RestoreRequest:
     """Who puts a job's data back, and how.
 
     ``only`` has labels of artifacts (``results/<id>``), none for all; with ``hold`` the job is kept for its
@@ -67,11 +67,11 @@ class Restoring:
     only: Collection[str]
     hold: bool
     user: str
-    guards: Guards
+    guards: RunHooks
     clock: Clock
 
 
-def restore(request: Restoring) -> Restored:
+def restore(request: RestoreRequest) -> RestoreResult:
     """Put a job's data back from the trash to where it was.
 
     With it come an upload that it shares with another job in the trash, and what an interrupted run or
@@ -83,13 +83,16 @@ def restore(request: Restoring) -> Restored:
         LockHeldError, StoreError, RootError, AuditError: the job store cannot be worked on.
     """
     with _opened(request) as store:
-        intents = [*store.ledger.trash_of(request.job_id), *store.interrupted()] or store.orphans()
-        shared = store.shared()
+        intents = [
+            *store.ledger.trashed(request.job_id),
+            *store.interrupted_intents(),
+        ] or store.orphan_intents()
+        shared = store.shared_uploads()
         if not intents and not shared:
             raise TrashError(f"nothing of job {printable(request.job_id)} is in the trash")
-        chosen = [_chosen(intent, request.only) for intent in intents]
+        chosen = [_split_intent(intent, request.only) for intent in intents]
         chosen += [
-            _chosen(intent, labels)
+            _split_intent(intent, labels)
             for intent, labels in shared
             if not request.only or labels <= set(request.only)
         ]
@@ -99,12 +102,12 @@ def restore(request: Restoring) -> Restored:
             raise TrashError(
                 f"none of that is in the trash; of job {printable(request.job_id)} there is {known}"
             )
-        store.insist_on_items(items)
-        store.insist_on_room([found for found, _ in items])
+        store.require_items(items)
+        store.require_free_places([found for found, _ in items])
         return store.bring_back(chosen[0][0].status, chosen, "from the trash")
 
 
-def restore_backup(request: Restoring, backup: Path) -> Restored:
+def restore_backup(request: RestoreRequest, backup: Path) -> RestoreResult:
     """Put a job's data back from a backup, which is verified first.
 
     It is unpacked in the trash, and moved to its place by one rename for each artifact, as from the trash.
@@ -116,19 +119,19 @@ def restore_backup(request: Restoring, backup: Path) -> Restored:
         LockHeldError, StoreError, RootError, AuditError: the job store cannot be worked on.
     """
     folder = BackupFolder(backup.parent)
-    folder.insist_on_safe(backup.parent)
-    folder.insist_on_safe(backup)
+    folder.require_safe(backup.parent)
+    folder.require_safe(backup)
     name = printable(request.job_id)
     with _opened(request) as store:
         head = archive.verify(backup).head
         if head.job_id != request.job_id:
             raise BackupError(f"{backup.name} is a backup of job {printable(head.job_id)}")
-        store.insist_on_ended()
+        store.require_ended()
         wanted = [found for found in map(_labelled, head.artifacts) if _is_named(found, request.only)]
         if not wanted:
             known = ", ".join(map(printable, head.artifacts))
             raise BackupError(f"none of that is in the backup; of job {name} there is {known}")
-        store.insist_on_room(wanted)
+        store.require_free_places(wanted)
         intent_id = f"{_UNPACKED}{request.clock():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
         items = tuple((found, f"{intent_id}.{at}") for at, found in enumerate(wanted, start=1))
         store.unpack(backup, items)
@@ -144,16 +147,16 @@ def _labelled(label: str) -> Found:
 
 
 @contextmanager
-def _opened(request: Restoring) -> Iterator[_Store]:
+def _opened(request: RestoreRequest) -> Iterator[_Store]:
     config = request.config
     with ExitStack() as stack:
-        database = Location.of(config).open()
+        database = StoreAddress.of(config).open()
         stack.callback(database.close)
         stack.enter_context(run_lock(database, f"restore {printable(request.job_id)}", request.clock()))
         ledger = Ledger(database)
         ledger.create_tables()
         policy = Policy.from_config(config.retention)
-        catalog = Catalog(database, policy, zone_named(config.database.timezone))
+        catalog = JobTable(database, policy, zone_named(config.database.timezone))
         catalog.add_columns()
         roots = open_roots(config, ledger.roots(), stack)
         trashes = open_trashes(roots, stack)
@@ -164,34 +167,36 @@ def _opened(request: Restoring) -> Iterator[_Store]:
 class _Store:
     """A job store that nobody else works on."""
 
-    request: Restoring
+    request: RestoreRequest
     database: Database
     ledger: Ledger
-    catalog: Catalog
+    catalog: JobTable
     policy: Policy
     roots: Mapping[RootName, Root]
     trashes: Mapping[RootName, Trash]
 
-    def interrupted(self) -> list[Intent]:
+    def interrupted_intents(self) -> list[Intent]:
         """Return what an interrupted run, or restoring, of the job left in the trash and is not lost yet."""
         found = []
         for intent in self.ledger.open_intents():
             if intent.kind is IntentKind.JOB and intent.job_id == self.request.job_id:
-                left = tuple(pair for pair in intent.items if self._in_trash(*pair) or self._is_doomed(*pair))
+                left = tuple(
+                    pair for pair in intent.items if self._in_trash(*pair) or self._is_deleting(*pair)
+                )
                 if any(self._in_trash(*pair) for pair in left):
                     found.append(replace(intent, items=left))
         return found
 
-    def orphans(self) -> list[Intent]:
+    def orphan_intents(self) -> list[Intent]:
         """Return the entry of no job that is named instead of one."""
         label = self.request.job_id.rstrip("/")
         return [
             intent
-            for intent in self.ledger.trash_of()
+            for intent in self.ledger.trashed()
             if intent.kind is IntentKind.ORPHAN and any(f.label.rstrip("/") == label for f, _ in intent.items)
         ]
 
-    def shared(self) -> list[tuple[Intent, set[str]]]:
+    def shared_uploads(self) -> list[tuple[Intent, set[str]]]:
         """Return the uploads of the job that went into the trash with another one, as intents and labels."""
         job_id = self.request.job_id
         with self.database.read() as connection:
@@ -200,7 +205,7 @@ class _Store:
             return []
         dem = row.job.dem_filename
         uploads = []
-        for intent in self.ledger.trash_of():
+        for intent in self.ledger.trashed():
             labels = {
                 found.label.rstrip("/")
                 for found, item in intent.items
@@ -217,20 +222,20 @@ class _Store:
         root = found.artifact.root
         return root in self.trashes and self.trashes[root].exists(item)
 
-    def _is_doomed(self, found: Found, item: str) -> bool:
-        return self._in_trash(found, doomed_name(item))
+    def _is_deleting(self, found: Found, item: str) -> bool:
+        return self._in_trash(found, deleting_name(item))
 
-    def insist_on_items(self, items: Sequence[tuple[Found, str]]) -> None:
+    def require_items(self, items: Sequence[tuple[Found, str]]) -> None:
         """Refuse before anything moves where an item is gone, or on its way."""
         for found, item in items:
             if not self._in_trash(found, item):
-                doomed = self._is_doomed(found, item)
+                doomed = self._is_deleting(found, item)
                 why = "its deletion has begun" if doomed else "it is not in the trash any more"
                 raise TrashError(
                     f"{printable(found.label)} cannot be restored: {why}; --only restores the other artifacts"
                 )
 
-    def insist_on_room(self, artifacts: Iterable[Found]) -> None:
+    def require_free_places(self, artifacts: Iterable[Found]) -> None:
         """Refuse before anything moves where something is in the place."""
         for found in artifacts:
             root, label = found.artifact.root, printable(found.label)
@@ -239,7 +244,7 @@ class _Store:
             if self.roots[root].has(found.artifact.name):
                 raise TrashError(f"{label} cannot be restored: there is one already; move it away first")
 
-    def insist_on_ended(self) -> None:
+    def require_ended(self) -> None:
         """Refuse a job that has no row, is live, or lies in the trash."""
         job_id, name = self.request.job_id, printable(self.request.job_id)
         with self.database.read() as connection:
@@ -248,7 +253,7 @@ class _Store:
             raise TrashError(f"there is no job {name} in the database, so its data would belong to nobody")
         if self.policy.classify(row.job.status) is JobClass.LIVE:
             raise TrashError(f"job {name} is {printable(row.job.status)}: wait until it has ended")
-        if self.ledger.trash_of(job_id):
+        if self.ledger.trashed(job_id):
             raise TrashError(f"job {name} is in the trash: `trash restore` brings it back, `trash purge` not")
 
     def unpack(self, backup: Path, items: Sequence[tuple[Found, str]]) -> None:
@@ -271,13 +276,13 @@ class _Store:
         """Remove what an unpacking left that was killed: no intent owns it."""
         for root, trash in self.trashes.items():
             for item, _ in list(trash.items()):
-                if item.startswith(_UNPACKED) and not self.ledger.is_known_intent(item.rsplit(".", 1)[0]):
+                if item.startswith(_UNPACKED) and not self.ledger.exists_intent(item.rsplit(".", 1)[0]):
                     shutil.rmtree(self._path(root, item), ignore_errors=True)
 
     def _path(self, root: RootName, item: str) -> Path:
         return self.roots[root].path / TRASH_NAME / item
 
-    def bring_back(self, status: str, chosen: Sequence[tuple[Intent, Intent]], whence: str) -> Restored:
+    def bring_back(self, status: str, chosen: Sequence[tuple[Intent, Intent]], whence: str) -> RestoreResult:
         """Move items to their places: the row first counts as not cleaned, so that no kill makes it a lie."""
         request, ledger, catalog = self.request, self.ledger, self.catalog
         now, job_id = request.clock(), request.job_id
@@ -294,7 +299,7 @@ class _Store:
                 catalog.mark_uncleaned(connection, job_id)
             for opened, left in chosen:
                 if opened.items:
-                    ledger.drop_intents(connection, [left.id])
+                    ledger.delete_intents(connection, [left.id])
                     ledger.add_intents(connection, [opened], now)
                     if left.items:
                         ledger.add_intents(connection, [left], now)
@@ -303,7 +308,7 @@ class _Store:
                 ledger.set_hold(connection, Hold(job_id, f"restored {whence}", request.user, until), now)
 
         def end(connection: Connection) -> None:
-            ledger.drop_intents(connection, [opened.id for opened, _ in chosen if opened.items])
+            ledger.delete_intents(connection, [opened.id for opened, _ in chosen if opened.items])
             entry = LogEntry(job_id, status, "restored", 0, f"restored {whence}: {', '.join(labels)}")
             ledger.add_log(connection, "", [entry], now)
             ledger.add_audit(connection, [AuditLine(job_id, "restored", 0)], request.user, now)
@@ -316,7 +321,7 @@ class _Store:
             trash.sync()
         request.guards.audit([AuditEntry(request.clock(), request.user, "restored", details)])
         self.database.write(end)
-        return Restored(job_id, tuple(found for found, _ in items), until)
+        return RestoreResult(job_id, tuple(found for found, _ in items), until)
 
     def _move_back(self, items: Sequence[tuple[Found, str]]) -> None:
         for found, item in items:
@@ -340,7 +345,7 @@ def _is_named(found: Found, only: Collection[str]) -> bool:
     return not only or label in only or printable(label) in only
 
 
-def _chosen(intent: Intent, only: Collection[str]) -> tuple[Intent, Intent]:
+def _split_intent(intent: Intent, only: Collection[str]) -> tuple[Intent, Intent]:
     """Split an intent into what is to be put back, open, and what stays in the trash."""
     wanted = [pair for pair in intent.items if _is_named(pair[0], only)]
     rest = tuple(pair for pair in intent.items if pair not in wanted)

@@ -12,20 +12,26 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from eemtcleanupd.cancellation import StopFlag
-from eemtcleanupd.cleanup.ballast import room_to_begin, room_to_work, set_room_aside
+from eemtcleanupd.cleanup.ballast import allocate_ballast, release_ballast, release_initial_ballast
 from eemtcleanupd.cleanup.claims import Tools
 from eemtcleanupd.cleanup.context import Progress, Run, RunRequest, limits_of
 from eemtcleanupd.cleanup.dry_run import dry_run
-from eemtcleanupd.cleanup.hooks import Guards, NoGuards
-from eemtcleanupd.cleanup.inventory import Census, CensusResult
+from eemtcleanupd.cleanup.hooks import NullHooks, RunHooks
+from eemtcleanupd.cleanup.inventory import Inventory, InventoryResult
 from eemtcleanupd.cleanup.pipeline import Pipeline
 from eemtcleanupd.cleanup.planner import PlannedJob, Planner
-from eemtcleanupd.cleanup.preflight import open_trashes, remember_root, reserved_entries
-from eemtcleanupd.cleanup.pressure import Target, empty_trash, take_early
-from eemtcleanupd.cleanup.recovery import purge_expired, recover, report_unowned
-from eemtcleanupd.cleanup.report import beginning, ended, in_audit, report_of, totals_of
+from eemtcleanupd.cleanup.preflight import open_trashes, record_root, reserved_entries
+from eemtcleanupd.cleanup.pressure import PressureTarget, clean_early, empty_trash
+from eemtcleanupd.cleanup.recovery import purge_expired, recover_intents, report_unowned
+from eemtcleanupd.cleanup.report import (
+    audit_summary,
+    build_report,
+    finished_record,
+    run_started_event,
+    run_totals,
+)
 from eemtcleanupd.cleanup.selection import Selection
-from eemtcleanupd.cleanup.session import Opened, insist_on_sense, open_store
+from eemtcleanupd.cleanup.session import Opened, check_breakers, open_store
 from eemtcleanupd.clock import Clock, system_clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.blockers import disk_usage
@@ -38,12 +44,12 @@ from eemtcleanupd.policy.breakers import is_too_many
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.pressure import early_policy
 from eemtcleanupd.policy.retention import Policy
-from eemtcleanupd.store.jobs import Catalog
+from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.runs import RunRecord
 from eemtcleanupd.store.timestamps import zone_named
 
 if TYPE_CHECKING:
-    from eemtcleanupd.deletion.dask_executor import Cluster
+    from eemtcleanupd.deletion.dask_executor import DaskExecutor
 
 
 def clean(
@@ -54,7 +60,7 @@ def clean(
     stop: StopFlag | None = None,
     clock: Clock = system_clock,
     progress: Progress | None = None,
-    guards: Guards | None = None,
+    guards: RunHooks | None = None,
 ) -> RunReport:
     """Clean a job store once.
 
@@ -85,21 +91,21 @@ def clean(
         stop=stop or StopFlag(),
         clock=clock,
         progress=progress or Progress(),
-        guards=guards or NoGuards(),
+        guards=guards or NullHooks(),
     )
     try:
         with ExitStack() as stack:
-            if not request.dry_run and (told := room_to_begin(config)):
+            if not request.dry_run and (told := release_initial_ballast(config)):
                 emit(Warned(told))
             opened = open_store(run, stack)
-            insist_on_sense(run, opened)
-            return dry_run(run, opened) if request.dry_run else _RealRun(run, opened).go(stack)
+            check_breakers(run, opened)
+            return dry_run(run, opened) if request.dry_run else _Execution(run, opened).run(stack)
     except CleanupError as error:
-        _tell_failure(run, error)
+        _report_failure(run, error)
         raise
 
 
-def _tell_failure(run: Run, error: CleanupError) -> None:
+def _report_failure(run: Run, error: CleanupError) -> None:
     """Tell that the run was refused or broke off."""
     if not run.request.dry_run and not isinstance(error, AuditError):
         with suppress(AuditError):  # the first error is the one to tell
@@ -107,7 +113,7 @@ def _tell_failure(run: Run, error: CleanupError) -> None:
     run.emit(RunFailed(run.id, str(error), run.request.trigger, socket.gethostname(), run.clock()))
 
 
-class _RealRun:
+class _Execution:
     """A run that deletes and records, in a job store that is open and locked."""
 
     def __init__(self, run: Run, opened: Opened) -> None:
@@ -116,17 +122,17 @@ class _RealRun:
         self._selection = Selection(run, opened.roots)
         self._relieved: str | None = None
 
-    def go(self, stack: ExitStack) -> RunReport:
+    def run(self, stack: ExitStack) -> RunReport:
         """Go from recovery to report; ``stack`` closes what was opened for it."""
         run, opened, ledger = self._run, self._opened, self._opened.ledger
         config, request = run.config, run.request
-        for told in room_to_work(config, opened.roots.values()):
+        for told in release_ballast(config, opened.roots.values()):
             run.emit(Warned(told))
         run.audit("run_started", trigger=request.trigger, policy=str(run.policy), force=request.force)
         later = stack.enter_context(ExitStack())  # closes what the pool works in, once the pool is done
         pool = self._pool(stack)
         ledger.create_tables()
-        opened.planner.adopt(ledger)
+        opened.planner.attach_ledger(ledger)
         opened.catalog.add_columns()
         record = RunRecord(
             id=run.id,
@@ -140,29 +146,31 @@ class _RealRun:
         ledger.begin_run(record)
         try:
             tools = self._tools(pool, later)
-            run.emit(beginning(run, opened.backlog))
+            run.emit(run_started_event(run, opened.backlog))
             pipeline = Pipeline(tools)
-            counts = pipeline.outcomes.counts
+            counts = pipeline.stats.counts
             try:
                 census = self._work(tools, pipeline)
             except BaseException:
                 run.stop.set()  # what is in flight ends soon; the ledger knows of it
                 raise
-            report = report_of(run, opened.backlog, counts, self._selection, census, relieved=self._relieved)
+            report = build_report(
+                run, opened.backlog, counts, self._selection, census, relieved=self._relieved
+            )
             usage = disk_usage(opened.roots[RootName.RESULTS].fd)
             passed = ledger.add_storage_sample(
                 run.id, usage.free_bytes, usage.total_bytes, run.clock(), Budget.of(config.capacity)
             )
             if passed is not None:
                 run.emit(passed)
-            run.audit("run_finished", **in_audit(report))
+            run.audit("run_finished", **audit_summary(report))
         except CleanupError as error:
             with suppress(CleanupError):  # the database may be what broke; the first error is the one to tell
                 ledger.finish_run(
                     replace(record, finished_at=run.clock(), outcome="failed", error=str(error))
                 )
             raise
-        ledger.finish_run(ended(record, report), totals_of(report, counts.by_status))
+        ledger.finish_run(finished_record(record, report), run_totals(report, counts.by_status))
         storage = ledger.storage_state(run.clock(), usage.free_bytes, usage.total_bytes)
         report = replace(
             report,
@@ -170,7 +178,7 @@ class _RealRun:
             totals=ledger.totals(),
         )
         run.emit(RunFinished(report))
-        set_room_aside(config, opened.roots.values())
+        allocate_ballast(config, opened.roots.values())
         return report
 
     def _pool(self, stack: ExitStack) -> DeletionPool:
@@ -192,7 +200,7 @@ class _RealRun:
         """Lock the trash of each root."""
         run, opened, config = self._run, self._opened, self._run.config
         trashes = open_trashes(opened.roots, stack)
-        opened.ledger.save_roots(remember_root(root, trashes[name]) for name, root in opened.roots.items())
+        opened.ledger.save_roots(record_root(root, trashes[name]) for name, root in opened.roots.items())
         run.progress.begin(pool)
         return Tools(
             database=opened.database,
@@ -214,35 +222,37 @@ class _RealRun:
             guards=run.guards,
         )
 
-    def _work(self, tools: Tools, pipeline: Pipeline) -> CensusResult:
+    def _work(self, tools: Tools, pipeline: Pipeline) -> InventoryResult:
         run, request = self._run, self._run.request
-        in_hand = recover(tools, pipeline)
+        in_hand = recover_intents(tools, pipeline)
         older = request.purge_older_than
         purge_expired(tools, pipeline, None if older is None else run.started_at - older)
         if request.only_trash:
-            return CensusResult(0, 0)
+            return InventoryResult(0, 0)
         report_unowned(tools)
         target = None
         if request.pressure is not None:
-            target = Target.of(request.pressure, tools)
+            target = PressureTarget.of(request.pressure, tools)
             empty_trash(tools, pipeline, target)
         for plans in self._selection.pages(tools.planner, pipeline.in_flight):
             batch = [plan for plan in plans if plan.job.id not in in_hand]
             with tools.database.read() as connection:
                 sizes = tools.ledger.measured(connection, [plan.job.id for plan in batch])
-            self._selection.take(pipeline, batch, sizes)
+            self._selection.process(pipeline, batch, sizes)
         pipeline.finish()
         if target is not None:
             self._relieve(tools, pipeline, target, in_hand)
-        census = Census.of(run, self._opened, pipeline.take_orphan).take()
+        census = Inventory.of(run, self._opened, pipeline.process_orphan).scan()
         pipeline.finish()
         return census
 
-    def _relieve(self, tools: Tools, pipeline: Pipeline, target: Target, in_hand: Collection[str]) -> None:
+    def _relieve(
+        self, tools: Tools, pipeline: Pipeline, target: PressureTarget, in_hand: Collection[str]
+    ) -> None:
         """Go on ahead of the retention while the disk is still too full, within the run's limits."""
         run, opened, selection = self._run, self._opened, self._selection
         policy = early_policy(run.policy, target.pressure.minimum_age)
-        catalog = Catalog(opened.database, policy, zone_named(run.config.database.timezone))
+        catalog = JobTable(opened.database, policy, zone_named(run.config.database.timezone))
         catalog.gather_candidates(run.started_at, failed_first=True)
         planner = Planner(
             database=opened.database,
@@ -257,18 +267,20 @@ class _RealRun:
         safety, uncleaned = run.config.safety, opened.backlog.uncleaned
 
         def take(batch: Sequence[PlannedJob], sizes: Mapping[str, int]) -> int:
-            if is_too_many(selection.taken + 1, uncleaned, safety.max_fraction, safety.max_fraction_min_jobs):
+            if is_too_many(
+                selection.claimed + 1, uncleaned, safety.max_fraction, safety.max_fraction_min_jobs
+            ):
                 run.emit(
                     Warned(
-                        f"the disk is still full, but {selection.taken} of {uncleaned} jobs that had ended "
+                        f"the disk is still full, but {selection.claimed} of {uncleaned} jobs that had ended "
                         f"are gone, and safety.max_fraction ({safety.max_fraction:g}) allows no more in one "
                         f"run"
                     )
                 )
                 return 0
-            return selection.take(pipeline, batch, sizes)
+            return selection.process(pipeline, batch, sizes)
 
-        take_early(
+        clean_early(
             tools,
             pipeline,
             target,
@@ -280,14 +292,14 @@ class _RealRun:
         self._relieved = target.words(disk_usage(opened.roots[RootName.RESULTS].fd))
 
 
-def _cluster(run: Run) -> Cluster | None:
+def _cluster(run: Run) -> DaskExecutor | None:
     performance = run.config.performance
     if performance.executor != "dask" or not performance.parallel_delete:
         return None
-    from eemtcleanupd.deletion.dask_executor import Cluster, ClusterAddress  # noqa: PLC0415  (late: few have one)
+    from eemtcleanupd.deletion.dask_executor import DaskAddress, DaskExecutor
 
     dask = performance.dask
     files = (dask.tls_ca_file, dask.tls_cert_file, dask.tls_key_file)
     ca_file, cert_file, key_file = (file for file in files if file is not None)
-    address = ClusterAddress(str(dask.scheduler), ca_file, cert_file, key_file)
-    return Cluster.connect(address, lambda words: run.emit(Warned(words)))
+    address = DaskAddress(str(dask.scheduler), ca_file, cert_file, key_file)
+    return DaskExecutor.connect(address, lambda words: run.emit(Warned(words)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from eemtcleanupd.cleanup.context import Run
-from eemtcleanupd.cleanup.outcomes import NOTED
+from eemtcleanupd.cleanup.outcomes import NAMED_JOBS_LIMIT
 from eemtcleanupd.cleanup.pipeline import Pipeline
 from eemtcleanupd.cleanup.planner import PlannedJob, Planner
 from eemtcleanupd.deletion.roots import Root
@@ -25,9 +25,9 @@ class Selection:
     def __init__(self, run: Run, roots: Mapping[RootName, Root]) -> None:
         self._run = run
         self._roots = roots
-        self.kept = 0
+        self.kept_notable = 0
         self.vetoed: list[JobNote] = []
-        self.taken = 0
+        self.claimed = 0
         self.remaining = 0
 
     def pages(self, planner: Planner, going: Callable[[], Collection[str]]) -> Iterator[list[PlannedJob]]:
@@ -49,24 +49,24 @@ class Selection:
             run.progress.jobs_done += len(decisions)
 
     def _keep(self, decision: Decision) -> None:
-        self.kept += decision.notable
+        self.kept_notable += decision.notable
         if decision.vetoed:
             job_id, status = printable(decision.job.id), printable(decision.job.status)
-            if len(self.vetoed) < NOTED:
-                self.vetoed.append(JobNote(job_id, status, words=decision.reason))
+            if len(self.vetoed) < NAMED_JOBS_LIMIT:
+                self.vetoed.append(JobNote(job_id, status, message=decision.reason))
             if not self._run.request.dry_run:
                 self._run.audit("vetoed", job_id=job_id, status=status, reason=decision.reason)
         self._run.emit(JobSkipped(decision.job, decision.reason, decision.notable, decision.vetoed))
 
-    def take(self, pipeline: Pipeline, batch: Sequence[PlannedJob], sizes: Mapping[str, int]) -> int:
+    def process(self, pipeline: Pipeline, batch: Sequence[PlannedJob], sizes: Mapping[str, int]) -> int:
         """Take of a batch what the run's limits allow; returns how many jobs were claimed."""
         batch = self._without_large(batch, sizes)
         cap = self._run.config.safety.max_jobs_per_run
-        if cap and self.taken + len(batch) > cap:
-            self.remaining += len(batch) - (cap - self.taken)
-            batch = batch[: cap - self.taken]
-        claimed = pipeline.take(batch, sizes) if batch and not self._run.stop.is_set() else 0
-        self.taken += claimed
+        if cap and self.claimed + len(batch) > cap:
+            self.remaining += len(batch) - (cap - self.claimed)
+            batch = batch[: cap - self.claimed]
+        claimed = pipeline.process(batch, sizes) if batch and not self._run.stop.is_set() else 0
+        self.claimed += claimed
         return claimed
 
     def _without_large(self, batch: Sequence[PlannedJob], sizes: Mapping[str, int]) -> Sequence[PlannedJob]:

@@ -13,13 +13,13 @@ from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.errors import BreakerError
 from eemtcleanupd.events import Warned
 from eemtcleanupd.model import RootName
-from eemtcleanupd.policy.breakers import clock_fault, is_too_many
-from eemtcleanupd.store.address import Location
+from eemtcleanupd.policy.breakers import clock_problem, is_too_many
+from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.jobs import Backlog, Catalog
+from eemtcleanupd.store.jobs import Backlog, JobTable
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.lock import run_lock
-from eemtcleanupd.store.mount_check import insist_on_journal
+from eemtcleanupd.store.mount_check import check_journal
 from eemtcleanupd.store.timestamps import zone_named
 
 
@@ -28,7 +28,7 @@ class Opened:
     """What a run has found when nothing has been touched yet; ``has_ledger`` says whether one came before."""
 
     database: Database
-    catalog: Catalog
+    catalog: JobTable
     ledger: Ledger
     has_ledger: bool
     planner: Planner
@@ -43,11 +43,11 @@ def open_store(run: Run, stack: ExitStack) -> Opened:
         LockHeldError, StoreError, RootError: it cannot be worked on; nothing was changed.
     """
     config, request = run.config, run.request
-    database = Location.of(config).open()
+    database = StoreAddress.of(config).open()
     stack.callback(database.close)
-    if warning := insist_on_journal(database, to_write=not request.dry_run):
+    if warning := check_journal(database, to_write=not request.dry_run):
         run.emit(Warned(warning))
-    catalog = Catalog(database, run.policy, zone_named(config.database.timezone))
+    catalog = JobTable(database, run.policy, zone_named(config.database.timezone))
     if not request.dry_run:
         stack.enter_context(run_lock(database, run.id, run.started_at))
     ledger = Ledger(database)
@@ -71,7 +71,7 @@ def open_store(run: Run, stack: ExitStack) -> Opened:
     return Opened(database, catalog, ledger, has_ledger, planner, roots, backlog)
 
 
-def insist_on_sense(run: Run, opened: Opened) -> None:
+def check_breakers(run: Run, opened: Opened) -> None:
     """Refuse a clock that cannot be right, and to take nearly all jobs.
 
     Raises:
@@ -79,9 +79,9 @@ def insist_on_sense(run: Run, opened: Opened) -> None:
     """
     ledger = opened.ledger
     last_run = ledger.last_run_at() if opened.has_ledger else None
-    fault = clock_fault(run.started_at, last_run, run.config.safety.max_clock_leap_days)
+    fault = clock_problem(run.started_at, last_run, run.config.safety.max_clock_leap_days)
     if fault is not None:
-        _refuse(run, fault, is_first=False)
+        _trip(run, fault, is_first=False)
     _check_fraction(run, opened, is_first=not opened.has_ledger or not ledger.has_whole_run())
 
 
@@ -96,7 +96,7 @@ def _check_fraction(run: Run, opened: Opened, *, is_first: bool) -> None:
         pages = opened.planner.decisions(run.config.performance.batch_size)
         due = sum(decision.clean for page in pages for decision in page)
         if is_too_many(min(due, cap), backlog.uncleaned, *limits):
-            _refuse(
+            _trip(
                 run,
                 f"the run would take {min(due, cap)} of {backlog.uncleaned} jobs that have ended and are "
                 f"not cleaned, more than safety.max_fraction ({safety.max_fraction:g}) of them: is the "
@@ -105,7 +105,7 @@ def _check_fraction(run: Run, opened: Opened, *, is_first: bool) -> None:
             )
 
 
-def _refuse(run: Run, fault: str, *, is_first: bool) -> None:
+def _trip(run: Run, fault: str, *, is_first: bool) -> None:
     """Trip a breaker, or warn where it does not count."""
     if not is_first and not run.request.force:
         raise BreakerError(f"refused, nothing was touched: {fault} (--force overrides)")

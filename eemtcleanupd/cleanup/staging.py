@@ -8,17 +8,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from sqlalchemy import Connection
 
-from eemtcleanupd.cleanup.claims import Claimed, Tools, facts, fault
-from eemtcleanupd.cleanup.outcomes import Outcomes
+from eemtcleanupd.cleanup.claims import ClaimedJob, Tools, audit_details, describe_oserror
+from eemtcleanupd.cleanup.outcomes import RunStats
 from eemtcleanupd.cleanup.planner import PlannedJob
-from eemtcleanupd.deletion.blockers import Obstacles, kept_by_marker
+from eemtcleanupd.deletion.blockers import Blockers, keep_marker_reason
 from eemtcleanupd.deletion.job_logs import keep_logs
 from eemtcleanupd.deletion.walk import measure
 from eemtcleanupd.errors import LockHeldError, StoreError
 from eemtcleanupd.events import Warned
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import Found, Job, JobClass, RootName
-from eemtcleanupd.policy.ownership import protector
+from eemtcleanupd.policy.ownership import blocking_claimant
 from eemtcleanupd.store.intents import Intent, IntentKind, with_error
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class Staging:
     """Claims jobs (and orphans) of one run and moves their artifacts into the trash, or back."""
 
-    def __init__(self, tools: Tools, outcomes: Outcomes) -> None:
+    def __init__(self, tools: Tools, outcomes: RunStats) -> None:
         self._tools = tools
         self._outcomes = outcomes
         self._numbers = itertools.count(1)
@@ -35,7 +35,7 @@ class Staging:
 
     # -- claim -------------------------------------------------------------------------------------
 
-    def claim(self, planned: Sequence[PlannedJob], sizes: Mapping[str, int]) -> list[Claimed]:
+    def claim(self, planned: Sequence[PlannedJob], sizes: Mapping[str, int]) -> list[ClaimedJob]:
         """Write the intents of all jobs whose rows still are as planned, in one short transaction.
 
         Args:
@@ -63,19 +63,19 @@ class Staging:
                 continue
             intent = intents[plan.job.id]
             claimed.append(
-                Claimed(
+                ClaimedJob(
                     intent,
                     plan.job,
                     plan.decision.job_class,
                     plan.decision.age,
                     list(intent.items),
                     known_size=sizes.get(plan.job.id, 0),
-                    early=plan.decision.reason if plan.decision.early else None,
+                    early=plan.decision.reason if plan.decision.ahead_of_retention else None,
                 )
             )
         return claimed
 
-    def claim_orphan(self, found: Found) -> Claimed | None:
+    def claim_orphan(self, found: Found) -> ClaimedJob | None:
         """Write the intent of an entry that no row names; None when a row names it now."""
         artifact = found.artifact
         intent = self._intent(IntentKind.ORPHAN, "", "", [found])
@@ -89,7 +89,7 @@ class Staging:
         if not self._tools.database.write(work):
             return None
         job = Job(id=artifact.name, status="orphan")
-        return Claimed(intent, job, JobClass.UNKNOWN, None, list(intent.items))
+        return ClaimedJob(intent, job, JobClass.UNKNOWN, None, list(intent.items))
 
     def _changed(self, connection: Connection, jobs: Sequence[Job]) -> dict[str, str]:
         """Return why jobs may not be cleaned after all, by id: their rows changed, or a hold came up."""
@@ -115,7 +115,7 @@ class Staging:
 
     # -- stage -------------------------------------------------------------------------------------
 
-    def stage_and_confirm(self, group: Sequence[Claimed], in_flight: Collection[str]) -> list[Claimed]:
+    def stage_and_confirm(self, group: Sequence[ClaimedJob], in_flight: Collection[str]) -> list[ClaimedJob]:
         """Move the artifacts of claimed jobs into the trash, and look once more whether they may go.
 
         Args:
@@ -131,38 +131,38 @@ class Staging:
             self._undo(group)
             raise
 
-    def _stage(self, group: Sequence[Claimed]) -> list[Claimed]:
+    def _stage(self, group: Sequence[ClaimedJob]) -> list[ClaimedJob]:
         """Keep the logs that are to be kept, then move every artifact of each job into the trash."""
-        obstacles = Obstacles.snapshot(self._tools.roots.values())
+        obstacles = Blockers.snapshot(self._tools.roots.values())
         ready = [job for job in group if self._may_go(job, obstacles)]
         # Before the first file moves: a full disk must not leave deletions that the audit log knows not of.
-        self._tools.audit(("cleaning", facts(job)) for job in ready if job.entries)
+        self._tools.audit(("cleaning", audit_details(job)) for job in ready if job.items)
         return [job for job in ready if self._stage_job(job)]
 
-    def _may_go(self, job: Claimed, obstacles: Obstacles) -> bool:
+    def _may_go(self, job: ClaimedJob, obstacles: Blockers) -> bool:
         tools = self._tools
         try:
-            for found, _ in job.entries:
+            for found, _ in job.items:
                 root = tools.roots[found.artifact.root]
                 reason = obstacles.reason(root, found.artifact.name)
                 if reason is None and found.artifact.root is RootName.RESULTS:
-                    reason = kept_by_marker(root.fd, found.artifact.name)
+                    reason = keep_marker_reason(root.fd, found.artifact.name)
                 if reason is not None:
                     self.put_back(job, [])
                     self._outcomes.skipped(job.job, reason)
                     return False
         except OSError as error:
-            self._outcomes.failed(job, fault(error))
+            self._outcomes.failed(job, describe_oserror(error))
             return False
-        if job.intent.kind is IntentKind.JOB and job.entries:
-            reason = tools.guards.before_stage(job.job, [found for found, _ in job.entries])
+        if job.intent.kind is IntentKind.JOB and job.items:
+            reason = tools.guards.before_stage(job.job, [found for found, _ in job.items])
             if reason is not None:
                 self.put_back(job, [])
                 self._outcomes.failed(job, reason)
                 return False
         return True
 
-    def _stage_job(self, job: Claimed) -> bool:
+    def _stage_job(self, job: ClaimedJob) -> bool:
         tools = self._tools
         try:
             if job.job_class in tools.policy.keep_logs:
@@ -170,30 +170,30 @@ class Staging:
             if tools.grace:
                 job.known_size = sum(
                     measure(tools.roots[found.artifact.root], found.artifact.name, tools.stop).bytes
-                    for found, _ in job.entries
+                    for found, _ in job.items
                 )
                 if tools.stop.is_set():  # then that is not all of it
                     self.put_back(job, [])
                     return False
             # Nothing moves for a run that is not ours any more: what came before (a backup) may take hours.
-            tools.database.insist_on_lock()
+            tools.database.verify_lock()
             staged: list[tuple[Found, str]] = []
             try:
-                for found, item in job.entries:
+                for found, item in job.items:
                     log.debug("renameat %s/%s -> trash %s", found.artifact.root, found.artifact.name, item)
                     if tools.trashes[found.artifact.root].stage(item, [found.artifact.name]):
                         staged.append((found, item))
             except OSError:
                 self.put_back(job, staged)
                 raise
-            job.entries = staged
+            job.items = staged
         except OSError as error:
-            self._outcomes.failed(job, fault(error))
+            self._outcomes.failed(job, describe_oserror(error))
             return False
         return True
 
-    def _keep_logs(self, job: Claimed) -> None:
-        for found, _ in job.entries:
+    def _keep_logs(self, job: ClaimedJob) -> None:
+        for found, _ in job.items:
             if found.is_folder:
                 keep_logs(
                     self._tools.roots[found.artifact.root],
@@ -202,7 +202,7 @@ class Staging:
                     self._tools.logs_folder / "jobs" / job.job.id,
                 )
 
-    def _confirm(self, group: list[Claimed], in_flight: Collection[str]) -> list[Claimed]:
+    def _confirm(self, group: list[ClaimedJob], in_flight: Collection[str]) -> list[ClaimedJob]:
         """Look once more, now that nobody can see the files: put back what somebody came to need.
 
         A job that was submitted before its upload vanished is seen here; one that is submitted later finds
@@ -212,7 +212,7 @@ class Staging:
         if not group:
             return group
         jobs = [job.job for job in group if job.intent.kind is IntentKind.JOB]
-        artifacts = [found.artifact for job in group for found, _ in job.entries]
+        artifacts = [found.artifact for job in group for found, _ in job.items]
         with tools.database.read() as connection:
             changed = self._changed(connection, jobs)
             claimants = tools.planner.claimants(connection, artifacts)
@@ -226,30 +226,30 @@ class Staging:
         for job in group:
             reason = reasons[job.intent.id]
             if reason is not None:
-                self.put_back(job, job.entries)
+                self.put_back(job, job.items)
                 self._outcomes.skipped(job.job, reason)
                 continue
             needed = [
-                e for e in job.entries if protector(claimants.get(e[0].artifact, ()), going) is not None
+                e for e in job.items if blocking_claimant(claimants.get(e[0].artifact, ()), going) is not None
             ]
             self.restore(needed)
-            job.entries = [entry for entry in job.entries if entry not in needed]
+            job.items = [entry for entry in job.items if entry not in needed]
             confirmed.append(job)
         return confirmed
 
-    def _marked(self, job: Claimed) -> str | None:
+    def _marked(self, job: ClaimedJob) -> str | None:
         """Return why a staged job must stay: its marker may have come up while a backup was made."""
-        for found, item in job.entries:
+        for found, item in job.items:
             if found.artifact.root is RootName.RESULTS:
                 place = f"{item}/{found.artifact.name}"
-                reason = kept_by_marker(self._tools.trashes[RootName.RESULTS].fd, place)
+                reason = keep_marker_reason(self._tools.trashes[RootName.RESULTS].fd, place)
                 if reason is not None:
                     return reason
         return None
 
     # -- put back ----------------------------------------------------------------------------------
 
-    def put_back(self, job: Claimed, staged: Sequence[tuple[Found, str]]) -> None:
+    def put_back(self, job: ClaimedJob, staged: Sequence[tuple[Found, str]]) -> None:
         """Undo a job's staging and close its intent, unless something could not go back."""
         if self.restore(staged):
             self._withdrawn.append(job.intent.id)
@@ -258,11 +258,11 @@ class Staging:
         intent = with_error(job.intent, words, 0)
         self._tools.database.write(lambda c: self._tools.ledger.save_intent(c, intent))
 
-    def _undo(self, group: Sequence[Claimed]) -> None:
+    def _undo(self, group: Sequence[ClaimedJob]) -> None:
         """Put back what was staged when the database was lost: the intents may be another run's by now."""
         for job in group:
             try:
-                self.restore(job.entries)
+                self.restore(job.items)
             except OSError as error:  # the other one does the same
                 log.debug("%s was not put back: %s", job.intent.id, error)
 
@@ -284,4 +284,4 @@ class Staging:
         """Close the intents that came to nothing."""
         if self._withdrawn:
             withdrawn, self._withdrawn = self._withdrawn, []
-            self._tools.database.write(lambda c: self._tools.ledger.drop_intents(c, withdrawn))
+            self._tools.database.write(lambda c: self._tools.ledger.delete_intents(c, withdrawn))

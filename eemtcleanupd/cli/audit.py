@@ -28,20 +28,20 @@ def verify(config_file: Path | None, as_json: bool) -> int:
     settings = getattr(load_config(config_file).config.notifications, "audit_log", None)
     if settings is None or not settings.enabled:
         raise ConfigError("there is no audit log: notifications.audit_log.enabled is false")
-    from eemtcleanupd.notifiers.audit_log import verify as verify_log  # noqa: PLC0415
+    from eemtcleanupd.notifiers.audit_log import verify as verify_log
 
     try:
         found = verify_log(settings.path)
     except OSError as error:
         raise AuditError(f"the audit log {settings.path} cannot be read: {error.strerror}") from error
     if as_json:
-        findings = [{"file": str(f.file), "line": f.line, "finding": f.words} for f in found.findings]
+        findings = [{"file": str(f.file), "line": f.line, "finding": f.words} for f in found.errors]
         document = {"intact": not findings, "lines": found.lines, "findings": findings}
         click.echo(json.dumps({**document, "files": [str(file) for file in found.files]}, indent=2))
     else:
-        for finding in found.findings:
+        for finding in found.errors:
             click.echo(f"{printable(str(finding.file))}:{finding.line}: {finding.words}")
         files = f"{len(found.files)} file{'' if len(found.files) == 1 else 's'}"
-        verdict = "is not intact" if found.findings else "is intact"
+        verdict = "is not intact" if found.errors else "is intact"
         click.echo(f"The audit log of {found.lines} lines in {files} {verdict}")
-    return 1 if found.findings else 0
+    return 1 if found.errors else 0

@@ -14,7 +14,7 @@ from eemtcleanupd.errors import BackupError
 from eemtcleanupd.formatting import human_size, printable
 
 if TYPE_CHECKING:
-    from eemtcleanupd.backup.folder import Backup, BackupFolder
+    from eemtcleanupd.backup.folder import BackupFile, BackupFolder
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -26,7 +26,7 @@ def backup() -> None:
 
 def _folder(config_file: Path | None) -> BackupFolder:
     config = load_config(config_file).config
-    from eemtcleanupd.backup.folder import BackupFolder  # noqa: PLC0415
+    from eemtcleanupd.backup.folder import BackupFolder
 
     return BackupFolder(config.backup.path)
 
@@ -50,7 +50,7 @@ def list_(job_id: str | None, config_file: Path | None, as_json: bool) -> None:
         click.echo("There are no backups" + (f" of job {printable(job_id)}." if job_id else "."))
 
 
-def _document(each: Backup) -> dict[str, Any]:
+def _document(each: BackupFile) -> dict[str, Any]:
     return {
         "job_id": each.job_id,
         "name": each.path.name,
@@ -65,7 +65,7 @@ def _document(each: Backup) -> dict[str, Any]:
 @json_option
 def verify(job_id: str | None, config_file: Path | None, as_json: bool) -> int:
     """Read the backups, of JOB or all, to their end and compare them with their manifests."""
-    from eemtcleanupd.backup import archive  # noqa: PLC0415
+    from eemtcleanupd.backup import archive
 
     folder = _folder(config_file)
     results = []
@@ -103,8 +103,8 @@ def restore(  # noqa: PLR0917  (click passes them by name)
     The job counts as not cleaned again, and is held for its retention once more, counted from now.
     """
     config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
-    from eemtcleanupd.backup.folder import BackupFolder  # noqa: PLC0415
-    from eemtcleanupd.cleanup.restore import restore_backup  # noqa: PLC0415
+    from eemtcleanupd.backup.folder import BackupFolder
+    from eemtcleanupd.cleanup.restore import restore_backup
 
     backups = BackupFolder(config.backup.path).all(job_id)
     chosen = [each for each in backups if name is None or each.path.name == name]

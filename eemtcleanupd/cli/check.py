@@ -29,12 +29,12 @@ def check(config_file: Path | None, as_json: bool, schema: bool) -> None:
     Ends with 2 and every problem, with its file and line, when something is wrong.  Touches nothing.
     """
     if schema:
-        from eemtcleanupd.plugins import schema as all_keys  # noqa: PLC0415
+        from eemtcleanupd.plugins import schema as all_keys
 
         click.echo(json.dumps(all_keys().json_schema(), indent=2, ensure_ascii=False))
         return
     loaded = load_config(config_file)
-    from eemtcleanupd.policy.retention import Policy  # noqa: PLC0415  (late: --help needs none of it)
+    from eemtcleanupd.policy.retention import Policy
 
     policy = str(Policy.from_config(loaded.config.retention))
     if as_json:

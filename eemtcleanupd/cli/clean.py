@@ -18,7 +18,7 @@ import click
 
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cli.common import caller, config_option, load_config
-from eemtcleanupd.cli.stdio import Output
+from eemtcleanupd.cli.stdio import SafeStdout
 from eemtcleanupd.errors import CleanupError, ReportError
 from eemtcleanupd.formatting import parse_size
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from eemtcleanupd.cleanup import RunRequest
     from eemtcleanupd.config import Config
     from eemtcleanupd.events import Emit, Event, RunReport
-    from eemtcleanupd.plugins import PluginSet
+    from eemtcleanupd.plugins import Plugins
 
 _DEFAULT_THRESHOLD = "10G"
 _DRAIN_SECONDS = 30.0
@@ -103,9 +103,9 @@ def clean(  # noqa: PLR0917  (click passes them by name)
                 "performance.batch_size": (batch_size, "--batch-size"),
             },
         )
-        from eemtcleanupd.cleanup import Progress, RunRequest, clean as run_clean  # noqa: PLC0415
-        from eemtcleanupd.cleanup.ballast import room_to_begin  # noqa: PLC0415
-        from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
+        from eemtcleanupd.cleanup import Progress, RunRequest, clean as run_clean
+        from eemtcleanupd.cleanup.ballast import release_initial_ballast
+        from eemtcleanupd.plugins import Plugins
 
         config = loaded.config
         threshold = parse_size(_DEFAULT_THRESHOLD) if size_threshold is None else size_threshold
@@ -121,9 +121,9 @@ def clean(  # noqa: PLR0917  (click passes them by name)
             emit, finish = _listeners(as_json=as_json, verbose=verbose or debug)
             room = None
             if not request.dry_run:  # a dry run writes nothing at all
-                from eemtcleanupd.logs.setup import log_to_file, write_event  # noqa: PLC0415
+                from eemtcleanupd.logs.setup import log_to_file, write_event
 
-                room = room_to_begin(config)
+                room = release_initial_ballast(config)
                 handler = log_to_file(
                     config.logging.file,
                     form=config.logging.format,
@@ -132,18 +132,18 @@ def clean(  # noqa: PLR0917  (click passes them by name)
                 )
                 stack.callback(handler.close)
                 # A crontab that sends what is printed into the log gets each line once, in the log's form.
-                twice = not as_json and _prints_into(handler)
+                twice = not as_json and _stdout_is_log_file(handler)
                 emit = write_event if twice else _both(emit, write_event)
-            plugins = PluginSet(config)
-            emit = _both(emit, stack.enter_context(_notifiers(config, plugins, request)))
-            _tell_warnings(loaded.warnings if room is None else (*loaded.warnings, room), emit)
+            plugins = Plugins(config)
+            emit = _both(emit, stack.enter_context(_notification_dispatcher(config, plugins, request)))
+            _emit_warnings(loaded.warnings if room is None else (*loaded.warnings, room), emit)
             stop = StopFlag()
             interrupted = stack.enter_context(_stopping(stop))
             if request.dry_run:
-                emit = _both(emit, _while_heard(stop))
+                emit = _both(emit, _stop_on_closed_stdout(stop))
             progress = Progress()
             if not as_json and not debug and sys.stderr.isatty():
-                from eemtcleanupd.cli.progress import bar  # noqa: PLC0415
+                from eemtcleanupd.cli.progress import bar
 
                 stack.enter_context(bar(progress))
             gc.freeze()
@@ -168,11 +168,11 @@ def _exit_code(report: RunReport, signal_number: int | None) -> int:
 
 def _listeners(*, as_json: bool, verbose: bool) -> tuple[Emit, Callable[[], None]]:
     """Return who prints the events, and what prints the rest at the end."""
-    from eemtcleanupd.cli.console import Lines  # noqa: PLC0415
-    from eemtcleanupd.report.run_document import Answer  # noqa: PLC0415
+    from eemtcleanupd.cli.console import ConsoleReporter
+    from eemtcleanupd.report.run_document import RunDocument
 
     if as_json:
-        document = Answer()
+        document = RunDocument()
 
         def finish() -> None:
             try:
@@ -186,10 +186,10 @@ def _listeners(*, as_json: bool, verbose: bool) -> tuple[Emit, Callable[[], None
                 document.close()
 
         return document, finish
-    return Lines(verbose=verbose), lambda: None
+    return ConsoleReporter(verbose=verbose), lambda: None
 
 
-def _prints_into(handler: logging.FileHandler) -> bool:
+def _stdout_is_log_file(handler: logging.FileHandler) -> bool:
     try:
         return os.path.samestat(os.fstat(sys.stdout.fileno()), os.stat(handler.baseFilename))  # noqa: PTH116
     except (OSError, ValueError):
@@ -204,9 +204,9 @@ def _both(first: Emit, second: Emit) -> Emit:
     return emit
 
 
-def _while_heard(stop: StopFlag) -> Emit:
+def _stop_on_closed_stdout(stop: StopFlag) -> Emit:
     """Return what ends a dry run, which only tells, once nobody reads it: ``clean --dry-run | head``."""
-    stdout = click.get_current_context().find_object(Output)
+    stdout = click.get_current_context().find_object(SafeStdout)
 
     def emit(_: Event) -> None:
         if stdout is not None and stdout.error is not None:
@@ -216,29 +216,29 @@ def _while_heard(stop: StopFlag) -> Emit:
 
 
 @contextmanager
-def _notifiers(config: Config, plugins: PluginSet, request: RunRequest) -> Iterator[Emit]:
+def _notification_dispatcher(config: Config, plugins: Plugins, request: RunRequest) -> Iterator[Emit]:
     """Give who tells the notifiers; at the end they have a while, and what waits longer is told later."""
-    from eemtcleanupd.clock import system_clock  # noqa: PLC0415
-    from eemtcleanupd.delivery import Delivery  # noqa: PLC0415
-    from eemtcleanupd.store.address import Location  # noqa: PLC0415
+    from eemtcleanupd.clock import system_clock
+    from eemtcleanupd.delivery import Dispatcher
+    from eemtcleanupd.store.address import StoreAddress
 
-    delivery = Delivery(Location.of(config), system_clock)
-    delivery.use(plugins, durable=not request.dry_run)
+    delivery = Dispatcher(StoreAddress.of(config), system_clock)
+    delivery.configure(plugins, durable=not request.dry_run)
     try:
-        yield delivery.tell
+        yield delivery.publish
     finally:
         if not delivery.drain(_DRAIN_SECONDS):
             click.echo(
                 "[WARNING] Not all notifiers were reached; the daemon or the next run tells them", err=True
             )
-        for name, answer in delivery.answers().items():
+        for name, answer in delivery.last_results().items():
             if answer.error is not None:
                 click.echo(f"[WARNING] Notifier {name}: {answer.error}", err=True)
         delivery.close()
 
 
-def _tell_warnings(warnings: tuple[str, ...], emit: Emit) -> None:
-    from eemtcleanupd.events import Warned  # noqa: PLC0415
+def _emit_warnings(warnings: tuple[str, ...], emit: Emit) -> None:
+    from eemtcleanupd.events import Warned
 
     for warning in warnings:
         emit(Warned(warning))

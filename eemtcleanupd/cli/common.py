@@ -47,8 +47,8 @@ def load_config(config_file: Path | None, options: Mapping[str, tuple[object, st
     Raises:
         ConfigError: something in it is wrong.
     """
-    from eemtcleanupd.config import find_file  # noqa: PLC0415  (late: --help needs none of it)
-    from eemtcleanupd.plugins import load  # noqa: PLC0415
+    from eemtcleanupd.config import find_file
+    from eemtcleanupd.plugins import load
 
     cwd = working_folder()
     given = {key: pair for key, pair in (options or {}).items() if pair[0] is not None}
@@ -77,11 +77,11 @@ def open_ledger(config_file: Path | None, db_path: str | None) -> Iterator[Ledge
         ConfigError, StoreError: the configuration is wrong, or the database cannot be used.
     """
     loaded = load_config(config_file, {"paths.database": (db_path, "--db-path")})
-    from eemtcleanupd.store.address import Location  # noqa: PLC0415
-    from eemtcleanupd.store.ledger import Ledger  # noqa: PLC0415
+    from eemtcleanupd.store.address import StoreAddress
+    from eemtcleanupd.store.ledger import Ledger
 
     config = loaded.config
-    database = Location.of(config).open()
+    database = StoreAddress.of(config).open()
     try:
         yield Ledger(database)
     finally:
@@ -96,11 +96,11 @@ def open_audited(config_file: Path | None, db_path: str | None) -> Iterator[tupl
         ConfigError, StoreError, AuditError: the configuration is wrong, the database cannot be used, or the
             change cannot be written down.
     """
-    from eemtcleanupd.events import AuditEntry  # noqa: PLC0415
-    from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
+    from eemtcleanupd.events import AuditEntry
+    from eemtcleanupd.plugins import Plugins
 
     loaded = load_config(config_file, {"paths.database": (db_path, "--db-path")})
-    plugins = PluginSet(loaded.config)
+    plugins = Plugins(loaded.config)
 
     def audit(action: str, **details: object) -> None:
         plugins.audit([AuditEntry(system_clock(), caller(), action, details)])

@@ -22,7 +22,7 @@ from eemtcleanupd.formatting import human_age, human_size, printable, shortened
 _COLORS = {"INFO": None, "WARNING": "yellow", "ERROR": "red", "DRY RUN": "cyan"}
 
 
-class Lines:
+class ConsoleReporter:
     """Prints the document's lines; every job with ``verbose``, otherwise what a person must know."""
 
     def __init__(self, *, verbose: bool) -> None:

@@ -17,7 +17,7 @@ from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.errors import CleanupError, ConfigError
 
 if TYPE_CHECKING:
-    from eemtcleanupd.store.address import Location
+    from eemtcleanupd.store.address import StoreAddress
     from eemtcleanupd.store.lock import Holder
 
 _INTERVAL_SECONDS = 0.05
@@ -58,7 +58,7 @@ def stop(config_file: Path | None, db_path: str | None, timeout: int) -> None:
 )
 def reload(config_file: Path | None, db_path: str | None, timeout: int) -> None:
     """Let the daemon read its configuration again; exit 2 when it refuses the new one and keeps the old."""
-    from eemtcleanupd.daemon.status import read_status  # noqa: PLC0415  (late: --help needs none of it)
+    from eemtcleanupd.daemon.status import read_status
 
     try:
         location = _location(config_file, db_path)
@@ -89,23 +89,23 @@ def reload(config_file: Path | None, db_path: str | None, timeout: int) -> None:
     click.echo("The configuration was read and is in force.")
 
 
-def _location(config_file: Path | None, db_path: str | None) -> Location:
+def _location(config_file: Path | None, db_path: str | None) -> StoreAddress:
     """Return the job database; with ``--db-path`` a daemon is found though its configuration is broken."""
-    from eemtcleanupd.store.address import Location  # noqa: PLC0415
+    from eemtcleanupd.store.address import StoreAddress
 
     if db_path is not None and "://" not in db_path:
         path = Path(db_path)
-        return Location.of_file(path if path.is_absolute() else working_folder() / path)
+        return StoreAddress.of_file(path if path.is_absolute() else working_folder() / path)
     try:
-        return Location.of(load_config(config_file, {"paths.database": (db_path, "--db-path")}).config)
+        return StoreAddress.of(load_config(config_file, {"paths.database": (db_path, "--db-path")}).config)
     except ConfigError as error:
         raise ConfigError(f"{error}\n(with --db-path FILE the daemon is found all the same)") from error
 
 
-def _daemon_of(location: Location) -> Holder | None:
-    from eemtcleanupd.store.address import daemon_of  # noqa: PLC0415
+def _daemon_of(location: StoreAddress) -> Holder | None:
+    from eemtcleanupd.store.address import find_daemon
 
-    return daemon_of(location)
+    return find_daemon(location)
 
 
 def _send(daemon: Holder, number: signal.Signals) -> None:

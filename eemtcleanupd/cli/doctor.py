@@ -18,18 +18,22 @@ from eemtcleanupd.clock import system_clock
 def doctor(config_file: Path | None, db_path: str | None, as_json: bool) -> int:
     """Look at all that cleaning needs, and say what is wrong and what to do; changes nothing."""
     loaded = load_config(config_file, {"paths.database": (db_path, "--db-path")})
-    from eemtcleanupd.doctor import Level, examine  # noqa: PLC0415  (late: --help needs none of it)
+    from eemtcleanupd.doctor import FindingLevel, examine
 
-    marks = {Level.OK: ("ok", "green"), Level.WARNING: ("look", "yellow"), Level.PROBLEM: ("WRONG", "red")}
+    marks = {
+        FindingLevel.OK: ("ok", "green"),
+        FindingLevel.WARNING: ("look", "yellow"),
+        FindingLevel.PROBLEM: ("WRONG", "red"),
+    }
     findings = []
     for finding in examine(loaded, system_clock()):
         findings.append(finding)
         if as_json:
             continue
         mark, color = marks[finding.level]
-        click.echo(f"{click.style(f'{mark:5}', fg=color)}  {finding.check}: {finding.words}")
+        click.echo(f"{click.style(f'{mark:5}', fg=color)}  {finding.check}: {finding.message}")
         if finding.advice:
             click.echo(f"       -> {finding.advice}")
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
-    return 1 if any(finding.level is Level.PROBLEM for finding in findings) else 0
+    return 1 if any(finding.level is FindingLevel.PROBLEM for finding in findings) else 0

@@ -47,7 +47,7 @@ def hold(
     job_id: str, until: datetime | None, reason: str, config_file: Path | None, db_path: str | None
 ) -> None:
     """Never clean JOB, until a time or for ever."""
-    from eemtcleanupd.cleanup.lookup import too_late  # noqa: PLC0415  (late: it loads the store)
+    from eemtcleanupd.cleanup.lookup import hold_warning
 
     with open_audited(config_file, db_path) as (ledger, audit):
         ledger.create_tables()
@@ -59,7 +59,7 @@ def hold(
         )
         ledger.hold(Hold(job_id, reason or "no reason given", caller(), until), system_clock())
         config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
-        late = too_late(config, ledger, job_id)
+        late = hold_warning(config, ledger, job_id)
     end = "for ever" if until is None else f"until {until.astimezone():%Y-%m-%d %H:%M}"
     click.echo(f"Job {printable(job_id)} is held {end}")
     if late is not None:

@@ -83,7 +83,7 @@ def main() -> None:
     _leave(stdout.end(_code(stdout)))
 
 
-def _code(stdout: output.Output) -> int:
+def _code(stdout: output.SafeStdout) -> int:
     """Run the command and return its exit code."""
     try:
         code = cli.main(prog_name="eemtcleanupd", standalone_mode=False, obj=stdout)

@@ -15,9 +15,9 @@ from eemtcleanupd.errors import AuditError
 
 if TYPE_CHECKING:
     from eemtcleanupd.config import Config
-    from eemtcleanupd.delivery import Answer
+    from eemtcleanupd.delivery import DeliveryResult
     from eemtcleanupd.events import RunFinished, StorageState
-    from eemtcleanupd.plugins import PluginSet
+    from eemtcleanupd.plugins import Plugins
 
 _SECONDS = 120.0
 
@@ -32,10 +32,10 @@ def notify_test(name: str | None, config_file: Path | None, as_json: bool) -> in
     Takes the way that a real report takes, with one attempt.  Ends with 1 when one did not take it.
     """
     config = load_config(config_file).config
-    from eemtcleanupd.delivery import Delivery  # noqa: PLC0415
-    from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
+    from eemtcleanupd.delivery import Dispatcher
+    from eemtcleanupd.plugins import Plugins
 
-    plugins = PluginSet(config)
+    plugins = Plugins(config)
     names = [each for each in plugins.names if _can_be_tested(plugins, each)]
     if name is not None and name not in names:
         known = ", ".join(names) or "none"
@@ -43,12 +43,12 @@ def notify_test(name: str | None, config_file: Path | None, as_json: bool) -> in
             f"{name} is no notifier that is switched on; switched on are: {known} (see notifications.{name})"
         )
     wanted = [name] if name is not None else names
-    delivery = Delivery(None, system_clock, hurry=True)
-    delivery.use(plugins.only(wanted))
+    delivery = Dispatcher(None, system_clock, hurry=True)
+    delivery.configure(plugins.subset(wanted))
     try:
-        delivery.tell(_test(config))
+        delivery.publish(_test(config))
         delivery.drain(_SECONDS)
-        answers = delivery.answers()
+        answers = delivery.last_results()
     finally:
         delivery.close()
     results = {each: _result(plugins, each, answers.get(each)) for each in wanted}
@@ -64,26 +64,26 @@ def notify_test(name: str | None, config_file: Path | None, as_json: bool) -> in
     return 0 if all(ok for ok, _ in results.values()) else 1
 
 
-def _can_be_tested(plugins: PluginSet, name: str) -> bool:
-    return plugins.listener(name, "run_finished") is not None or plugins.listener(name, "audit") is not None
+def _can_be_tested(plugins: Plugins, name: str) -> bool:
+    return plugins.hook_for(name, "run_finished") is not None or plugins.hook_for(name, "audit") is not None
 
 
-def _result(plugins: PluginSet, name: str, answer: Answer | None) -> tuple[bool, str]:
+def _result(plugins: Plugins, name: str, answer: DeliveryResult | None) -> tuple[bool, str]:
     if answer is not None:
-        return answer.error is None, answer.error or answer.words
-    if plugins.listener(name, "run_finished") is not None:
+        return answer.error is None, answer.error or answer.message
+    if plugins.hook_for(name, "run_finished") is not None:
         return False, "no answer in time"
-    from eemtcleanupd.events import AuditEntry  # noqa: PLC0415
+    from eemtcleanupd.events import AuditEntry
 
     try:
-        plugins.only([name]).audit([AuditEntry(system_clock(), caller(), "notify_test", {})])
+        plugins.subset([name]).audit([AuditEntry(system_clock(), caller(), "notify_test", {})])
     except AuditError as error:
-        return False, plugins.redacted(name, str(error))
+        return False, plugins.redact(name, str(error))
     return True, "written"
 
 
 def _test(config: Config) -> RunFinished:
-    from eemtcleanupd.events import JobNote, RunFinished, RunReport, Tally  # noqa: PLC0415
+    from eemtcleanupd.events import JobNote, JobTally, RunFinished, RunReport
 
     now = system_clock()
     return RunFinished(
@@ -95,7 +95,7 @@ def _test(config: Config) -> RunFinished:
             started_at=now,
             finished_at=now,
             outcome="success",
-            successful=Tally(1, 1024**3),
+            successful=JobTally(1, 1024**3),
             host=socket.gethostname(),
             biggest=(JobNote("a-job-that-does-not-exist", "completed", 1024**3),),
             storage=_storage(config),
@@ -106,12 +106,12 @@ def _test(config: Config) -> RunFinished:
 
 def _storage(config: Config) -> StorageState | None:
     """Return what the ledger knows; a test goes out all the same where there is none yet."""
-    from eemtcleanupd.errors import CleanupError  # noqa: PLC0415
-    from eemtcleanupd.store.address import Location  # noqa: PLC0415
-    from eemtcleanupd.store.ledger import Ledger  # noqa: PLC0415
+    from eemtcleanupd.errors import CleanupError
+    from eemtcleanupd.store.address import StoreAddress
+    from eemtcleanupd.store.ledger import Ledger
 
     try:
-        database = Location.of(config).open()
+        database = StoreAddress.of(config).open()
         try:
             ledger = Ledger(database)
             return ledger.storage_state(system_clock(), 0, 0) if ledger.exists() else None

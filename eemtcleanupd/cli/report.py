@@ -60,7 +60,7 @@ def report(  # noqa: PLR0917  (click passes them by name)
         raise click.UsageError(f"--json and --format {form} contradict each other: give one of them")
     drawn_as = None if plot is None else _form_of(plot)
     config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
-    from eemtcleanupd.report.collect import gather  # noqa: PLC0415  (late: --help needs none of it)
+    from eemtcleanupd.report.collect import gather
 
     found = gather(config, system_clock, biggest=biggest)
     for target in (plot, output):
@@ -72,7 +72,7 @@ def report(  # noqa: PLR0917  (click passes them by name)
     else:
         _write(output, text.encode())
     if plot is not None and drawn_as is not None:
-        from eemtcleanupd.report.plots import picture  # noqa: PLC0415
+        from eemtcleanupd.report.plots import picture
 
         history = found.history
         budget = None if found.budget is None else found.budget.max_bytes
@@ -82,7 +82,7 @@ def report(  # noqa: PLR0917  (click passes them by name)
 
 def _form_of(plot: Path) -> str:
     """Return the form of a picture by its file's ending, when there is what draws it."""
-    from eemtcleanupd.report.plots import FORMS, can_draw  # noqa: PLC0415
+    from eemtcleanupd.report.plots import FORMS, can_draw
 
     form = plot.suffix.removeprefix(".").lower()
     if form not in FORMS:
@@ -94,7 +94,7 @@ def _form_of(plot: Path) -> str:
 
 
 def _written(found: Report, form: str) -> str:
-    from eemtcleanupd.report import formats  # noqa: PLC0415
+    from eemtcleanupd.report import formats
 
     match form:
         case "json":
@@ -102,7 +102,7 @@ def _written(found: Report, form: str) -> str:
         case "csv":
             return formats.as_csv(found)
         case "html":
-            from eemtcleanupd.report.html import as_html  # noqa: PLC0415  (late: jinja is 30 ms)
+            from eemtcleanupd.report.html import as_html
 
             return as_html(found)
         case _:

@@ -49,10 +49,10 @@ def rerun(  # noqa: PLR0917  (click passes them by name)
     wanted = job or job_id
     if wanted is None or (job and job_id and job != job_id):
         raise click.UsageError("say which job: rerun JOB")
-    from eemtcleanupd.cleanup.lookup import row_of  # noqa: PLC0415  (late: --help needs none of it)
+    from eemtcleanupd.cleanup.lookup import find_row
 
     config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
-    row = row_of(config, wanted)
+    row = find_row(config, wanted)
     if row is None:
         raise RerunError(f"the job database has no job {printable(wanted)}")
     kept = row.job
@@ -62,11 +62,11 @@ def rerun(  # noqa: PLR0917  (click passes them by name)
             f"the upload {printable(kept.dem_filename or '(none)')} of job {printable(wanted)} is gone: "
             "name its elevation model with --dem FILE"
         )
-    from eemtcleanupd.events import AuditEntry  # noqa: PLC0415
-    from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
+    from eemtcleanupd.events import AuditEntry
+    from eemtcleanupd.plugins import Plugins
 
     details = {"job_id": printable(wanted), "url": url, "dem": None if dem is None else printable(str(dem))}
-    plugins = PluginSet(config)
+    plugins = Plugins(config)
     plugins.audit([AuditEntry(system_clock(), caller(), "rerun_requested", details)])
     base = url.rstrip("/")
     name = kept.dem_filename if dem is None else _upload(base, dem)
@@ -93,7 +93,7 @@ def _form(job: Job) -> dict[str, str]:
 
 
 def _upload(base: str, dem: Path) -> str:
-    from requests_toolbelt import MultipartEncoder  # noqa: PLC0415  (it streams; requests holds it in memory)
+    from requests_toolbelt import MultipartEncoder
 
     with dem.open("rb") as stream:
         body = MultipartEncoder({"file": (dem.name, stream, "application/octet-stream")})
@@ -105,7 +105,7 @@ def _upload(base: str, dem: Path) -> str:
 
 
 def _post(url: str, *, data: Any, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
-    import requests  # noqa: PLC0415
+    import requests
 
     try:
         response = requests.post(url, data=data, headers=headers, timeout=_TIMEOUT_SECONDS)

@@ -27,30 +27,30 @@ def reset(yes: bool, config_file: Path | None, db_path: str | None, as_json: boo
     if not yes:
         raise click.UsageError("reset forgets which jobs were cleaned and when; say --yes if you mean it")
     config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
-    from sqlalchemy import Connection  # noqa: PLC0415  (late: --help needs none of it)
+    from sqlalchemy import Connection
 
-    from eemtcleanupd.events import AuditEntry  # noqa: PLC0415
-    from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
-    from eemtcleanupd.policy.retention import Policy  # noqa: PLC0415
-    from eemtcleanupd.store.address import Location  # noqa: PLC0415
-    from eemtcleanupd.store.history import AuditLine  # noqa: PLC0415
-    from eemtcleanupd.store.jobs import Catalog  # noqa: PLC0415
-    from eemtcleanupd.store.ledger import Ledger  # noqa: PLC0415
-    from eemtcleanupd.store.lock import run_lock  # noqa: PLC0415
-    from eemtcleanupd.store.timestamps import zone_named  # noqa: PLC0415
+    from eemtcleanupd.events import AuditEntry
+    from eemtcleanupd.plugins import Plugins
+    from eemtcleanupd.policy.retention import Policy
+    from eemtcleanupd.store.address import StoreAddress
+    from eemtcleanupd.store.history import AuditLine
+    from eemtcleanupd.store.jobs import JobTable
+    from eemtcleanupd.store.ledger import Ledger
+    from eemtcleanupd.store.lock import run_lock
+    from eemtcleanupd.store.timestamps import zone_named
 
     now = system_clock()
-    plugins = PluginSet(config)
+    plugins = Plugins(config)
     with ExitStack() as stack:
-        database = Location.of(config).open()
+        database = StoreAddress.of(config).open()
         stack.callback(database.close)
         stack.enter_context(run_lock(database, "reset", now))
         policy = Policy.from_config(config.retention)
-        catalog = Catalog(database, policy, zone_named(config.database.timezone))
+        catalog = JobTable(database, policy, zone_named(config.database.timezone))
         catalog.add_columns()
         ledger = Ledger(database)
         ledger.create_tables()
-        copy = database.keep_before_reset(catalog.id_column, now)
+        copy = database.snapshot_before_reset(catalog.id_column, now)
         details = {"copy": copy}
 
         def work(connection: Connection) -> tuple[int, int]:

@@ -24,17 +24,17 @@ def roots(config_file: Path | None, db_path: str | None, accept: bool, as_json: 
     empty folder.  When a folder was moved or replaced on purpose, say so here.
     """
     config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
-    from eemtcleanupd.cleanup.preflight import open_roots, remember_root  # noqa: PLC0415
-    from eemtcleanupd.clock import system_clock  # noqa: PLC0415
-    from eemtcleanupd.deletion.trash import Trash  # noqa: PLC0415
-    from eemtcleanupd.events import AuditEntry  # noqa: PLC0415
-    from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
-    from eemtcleanupd.store.address import Location  # noqa: PLC0415
-    from eemtcleanupd.store.ledger import Ledger  # noqa: PLC0415
-    from eemtcleanupd.store.lock import run_lock  # noqa: PLC0415
+    from eemtcleanupd.cleanup.preflight import open_roots, record_root
+    from eemtcleanupd.clock import system_clock
+    from eemtcleanupd.deletion.trash import Trash
+    from eemtcleanupd.events import AuditEntry
+    from eemtcleanupd.plugins import Plugins
+    from eemtcleanupd.store.address import StoreAddress
+    from eemtcleanupd.store.ledger import Ledger
+    from eemtcleanupd.store.lock import run_lock
 
     with ExitStack() as stack:
-        database = Location.of(config).open()
+        database = StoreAddress.of(config).open()
         stack.callback(database.close)
         ledger = Ledger(database)
         if accept:
@@ -44,14 +44,14 @@ def roots(config_file: Path | None, db_path: str | None, accept: bool, as_json: 
             for root in open_roots(config, {}, stack).values():
                 trash = Trash(root)
                 stack.callback(trash.close)
-                records.append(remember_root(root, trash))
+                records.append(record_root(root, trash))
             audit = AuditEntry(
                 system_clock(),
                 caller(),
                 "roots_accepted",
                 {each.name: printable(each.path) for each in records},
             )
-            PluginSet(config).audit([audit])
+            Plugins(config).audit([audit])
             ledger.save_roots(records)
         known = ledger.roots() if ledger.exists() else {}
         if as_json:

@@ -41,39 +41,39 @@ def run(config_file: Path | None, detach: bool, pidfile: Path | None, debug: boo
     """
     cwd = working_folder()
     if not detach:
-        with _pid_in(pidfile and cwd / pidfile):
-            _live(config_file, cwd, debug=debug)
+        with _pidfile(pidfile and cwd / pidfile):
+            _run_daemon(config_file, cwd, debug=debug)
         return 0
     return _detached(config_file, cwd, pidfile and cwd / pidfile, debug=debug)
 
 
-def _live(
+def _run_daemon(
     config_file: Path | None, cwd: Path, *, debug: bool, on_ready: Callable[[], None] = lambda: None
 ) -> None:
-    from eemtcleanupd.clock import system_clock  # noqa: PLC0415  (late: --help needs none of it)
-    from eemtcleanupd.config import Loaded, find_file  # noqa: PLC0415
-    from eemtcleanupd.daemon.config_reload import Configuration  # noqa: PLC0415
-    from eemtcleanupd.daemon.daemon import Daemon  # noqa: PLC0415
-    from eemtcleanupd.daemon.systemd import ServiceManager  # noqa: PLC0415
-    from eemtcleanupd.logs.setup import log_to_stderr, write_event  # noqa: PLC0415
-    from eemtcleanupd.plugins import load  # noqa: PLC0415
-    from eemtcleanupd.web.supervisor import HttpInterface  # noqa: PLC0415
+    from eemtcleanupd.clock import system_clock
+    from eemtcleanupd.config import Loaded, find_file
+    from eemtcleanupd.daemon.config_reload import ConfigManager
+    from eemtcleanupd.daemon.daemon import Daemon
+    from eemtcleanupd.daemon.systemd import SystemdNotifier
+    from eemtcleanupd.logs.setup import log_to_stderr, write_event
+    from eemtcleanupd.plugins import load
+    from eemtcleanupd.web.supervisor import HttpInterface
 
     def read() -> Loaded:
         return load(find_file(config_file, os.environ, cwd), environ=os.environ, options={}, cwd=cwd)
 
-    configuration = Configuration(read, system_clock)
+    configuration = ConfigManager(read, system_clock)
     handler = log_to_stderr(os.environ)
     if debug:
         logging.getLogger("eemtcleanupd").setLevel(logging.DEBUG)
     try:
-        service = ServiceManager(os.environ)
+        service = SystemdNotifier(os.environ)
         daemon = Daemon(configuration, emit=write_event, service=service, interface=HttpInterface())
         gc.collect()
         gc.freeze()
         gc.enable()
         with _signals(daemon.inbox.put):
-            daemon.live(on_ready)
+            daemon.run_forever(on_ready)
         service.close()
     finally:
         logging.getLogger("eemtcleanupd").removeHandler(handler)
@@ -82,10 +82,10 @@ def _live(
 @contextmanager
 def _signals(put: Callable[..., None]) -> Iterator[None]:
     """Turn signals into messages and nothing else; the handlers from before come back at the end."""
-    from eemtcleanupd.daemon.messages import DumpThreads, Reload, RunWanted, Stop, Woken  # noqa: PLC0415
+    from eemtcleanupd.daemon.messages import DumpThreads, ReloadRequested, RunRequested, StopRequested, Wakeup
 
     def end(number: int, _frame: FrameType | None) -> None:
-        put(Stop(signal.Signals(number).name))
+        put(StopRequested(signal.Signals(number).name))
         for each in (signal.SIGINT, signal.SIGTERM):  # a second one ends the process at once
             signal.signal(each, signal.SIG_DFL)
 
@@ -93,13 +93,13 @@ def _signals(put: Callable[..., None]) -> Iterator[None]:
     handlers = {
         signal.SIGTERM: end,
         signal.SIGINT: end,
-        signal.SIGHUP: lambda *_: put(Reload("SIGHUP")),
-        signal.SIGUSR1: lambda *_: put(RunWanted("signal", user)),
+        signal.SIGHUP: lambda *_: put(ReloadRequested("SIGHUP")),
+        signal.SIGUSR1: lambda *_: put(RunRequested("signal", user)),
         signal.SIGUSR2: lambda *_: put(DumpThreads()),
     }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        with _awake(lambda: put(Woken())):
+        with _signal_wakeup(lambda: put(Wakeup())):
             yield
     finally:
         for number, old in before.items():
@@ -107,7 +107,7 @@ def _signals(put: Callable[..., None]) -> Iterator[None]:
 
 
 @contextmanager
-def _awake(nudge: Callable[[], None]) -> Iterator[None]:
+def _signal_wakeup(nudge: Callable[[], None]) -> Iterator[None]:
     """Call something at once when a signal arrives, from a thread that only waits for that.
 
     Handlers run in the main thread between two of its bytecodes.  A signal that arrives in the moment before
@@ -133,7 +133,7 @@ def _awake(nudge: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def _pid_in(path: Path | None) -> Iterator[None]:
+def _pidfile(path: Path | None) -> Iterator[None]:
     """Hold a locked file with our process id in it.
 
     Raises:
@@ -175,11 +175,11 @@ def _detached(config_file: Path | None, cwd: Path, pidfile: Path | None, *, debu
         code, _, message = answer.decode(errors="replace").partition(" ")
         click.echo(f"eemtcleanupd: error: {message or 'the daemon ended before it was ready'}", err=True)
         return int(code or 1)
-    from daemon import DaemonContext  # noqa: PLC0415
+    from daemon import DaemonContext
 
     os.close(reading)
     context = DaemonContext(
-        pidfile=_pid_in(pidfile),
+        pidfile=_pidfile(pidfile),
         umask=0o027,
         working_directory="/",
         files_preserve=[writing],
@@ -192,7 +192,7 @@ def _detached(config_file: Path | None, cwd: Path, pidfile: Path | None, *, debu
 
     try:
         with context:
-            _live(config_file, cwd, debug=debug, on_ready=ready)
+            _run_daemon(config_file, cwd, debug=debug, on_ready=ready)
     except CleanupError as error:
         os.write(writing, f"{error.exit_code} {error}".encode())
         os._exit(error.exit_code)

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 def status(config_file: Path | None, db_path: str | None, as_json: bool, healthy: bool) -> int:
     """Show how the daemon and the job store are: next run, last run, storage, trash, configuration."""
     config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
-    from eemtcleanupd.daemon.status import read_status  # noqa: PLC0415
-    from eemtcleanupd.daemon.status_document import overview  # noqa: PLC0415  (late: --help needs none of it)
-    from eemtcleanupd.store.address import Location, daemon_of  # noqa: PLC0415
+    from eemtcleanupd.daemon.status import read_status
+    from eemtcleanupd.daemon.status_document import overview
+    from eemtcleanupd.store.address import StoreAddress, find_daemon
 
-    location = Location.of(config)
-    holder = daemon_of(location)
+    location = StoreAddress.of(config)
+    holder = find_daemon(location)
     told = read_status(location) if holder is not None and holder.host == socket.gethostname() else None
     if healthy:  # a health check must not wait for a database that is locked
         return _tell_health(told)
@@ -47,14 +47,14 @@ def _tell_health(told: DaemonStatus | None) -> int:
     if told is None:
         click.echo("no daemon lives here, or it has not said how it is")
         return 1
-    click.echo(told.words())
+    click.echo(told.summary())
     return 1 if _is_silent(told, system_clock()) else 0
 
 
 def _is_silent(told: DaemonStatus, now: datetime) -> bool:
-    from eemtcleanupd.daemon.status import BEAT_SECONDS  # noqa: PLC0415
+    from eemtcleanupd.daemon.status import BEAT_SECONDS
 
-    return (now - told.beat_at).total_seconds() > 3 * BEAT_SECONDS
+    return (now - told.heartbeat_at).total_seconds() > 3 * BEAT_SECONDS
 
 
 def _notifier_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
@@ -63,7 +63,7 @@ def _notifier_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
         if name == "audit_log" or not (each["enabled"] or each["waiting"]):
             continue
         words = f"{name}: {each['delivered']} delivered, {each['waiting']} waiting, {each['failed']} failed"
-        if each["hanging"]:
+        if each["unresponsive"]:
             words += "; it does not answer"
         elif each["last_error"] and (each["last_delivered_at"] or "") <= each["last_error_at"]:
             words += f"; last error: {printable(each['last_error'])}"
@@ -72,7 +72,7 @@ def _notifier_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _show(document: dict[str, Any], told: DaemonStatus | None) -> None:
-    from eemtcleanupd.daemon.status import in_words  # noqa: PLC0415
+    from eemtcleanupd.daemon.status import time_with_distance
 
     now = system_clock()
     rows: list[tuple[str, str]] = []
@@ -84,14 +84,14 @@ def _show(document: dict[str, Any], told: DaemonStatus | None) -> None:
     elif told is None:
         rows.append(("Daemon", f"process {document['pid']} on {document['host']}; it has not said how it is"))
     else:
-        since = in_words(told.started_at, now)
+        since = time_with_distance(told.started_at, now)
         rows.append(("Daemon", f"{told.state}, process {told.pid} on {document['host']}, since {since}"))
         if _is_silent(told, now):
-            rows.append(("", f"it has been silent for {human_age(now - told.beat_at)}: is it stuck?"))
+            rows.append(("", f"it has been silent for {human_age(now - told.heartbeat_at)}: is it stuck?"))
         if told.role == "standby":
             rows.append(("Active", told.active or "another daemon"))
         if told.run is not None:
-            rows.append(("Now", told.words()))
+            rows.append(("Now", told.summary()))
         rows.append(("Next run", _next_run(told, now)))
     rows.append(("Last run", _last_in_words(document["last_run"])))
     if document["last_refusal"]:
@@ -108,21 +108,23 @@ def _show(document: dict[str, Any], told: DaemonStatus | None) -> None:
     )
     rows += _notifier_rows(document)
     if told is not None:
-        read = in_words(told.config_loaded_at, now)
+        read = time_with_distance(told.config_loaded_at, now)
         rows.append(("Config", f"{printable(told.config_file or 'no file, the defaults')}, read {read}"))
         if told.config_error:
-            rows.append(("", f"refused {in_words(told.config_attempted_at, now)}: {told.config_error}"))
+            rows.append(
+                ("", f"refused {time_with_distance(told.config_attempted_at, now)}: {told.config_error}")
+            )
     for name, text in rows:
         click.echo(f"{name:<9} {text}")
 
 
 def _next_run(told: DaemonStatus, now: datetime) -> str:
-    from eemtcleanupd.daemon.status import in_words  # noqa: PLC0415
+    from eemtcleanupd.daemon.status import time_with_distance
 
     if told.next_run_at is None:
         return "none: the schedule is off (schedule.enabled)"
     dry = ", a dry run" if told.dry_run else ""
-    return f"{in_words(told.next_run_at, now)}{dry}; {told.schedule}"
+    return f"{time_with_distance(told.next_run_at, now)}{dry}; {told.schedule}"
 
 
 def _last_in_words(run: dict[str, Any] | None) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _CLOSED_PIPE = 128 + signal.SIGPIPE  # what a shell says of a program that this signal ended
 
 
-class Output(io.FileIO):
+class SafeStdout(io.FileIO):
     """A file to write to: after the first write that fails it takes everything and keeps nothing.
 
     Args:
@@ -60,19 +60,19 @@ class Output(io.FileIO):
         return code or 1
 
 
-def install() -> Output:
+def install() -> SafeStdout:
     """Let no write to standard output or error raise from now on; returns standard output."""
     output, sys.stdout = _forgiving(sys.stdout)
     _, sys.stderr = _forgiving(sys.stderr)
     return output
 
 
-def _forgiving(stream: Any) -> tuple[Output, TextIO]:
+def _forgiving(stream: Any) -> tuple[SafeStdout, TextIO]:
     """Return the same file, written to in the same way; nowhere for None."""
     if stream is None:  # closed by the caller: else the next file that is opened takes its number
-        output = Output(os.open(os.devnull, os.O_WRONLY))
+        output = SafeStdout(os.open(os.devnull, os.O_WRONLY))
         return output, io.TextIOWrapper(io.BufferedWriter(output), "utf-8", "backslashreplace")
-    output = Output(stream.fileno())
+    output = SafeStdout(stream.fileno())
     text = io.TextIOWrapper(
         output if stream.write_through else io.BufferedWriter(output),  # as Python does it itself
         stream.encoding,

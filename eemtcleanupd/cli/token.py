@@ -33,14 +33,14 @@ def _tokens(config_file: Path | None, action: str = "", **details: object) -> It
     config = load_config(config_file).config
     if config.api.tokens_file is None:
         raise ConfigError("api.tokens_file names no file: write one into the configuration first")
-    from eemtcleanupd.web.tokens import TokenFile  # noqa: PLC0415
+    from eemtcleanupd.web.tokens import TokenFile
 
     yield TokenFile(config.api.tokens_file)
     if action:
-        from eemtcleanupd.events import AuditEntry  # noqa: PLC0415
-        from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
+        from eemtcleanupd.events import AuditEntry
+        from eemtcleanupd.plugins import Plugins
 
-        PluginSet(config).audit([AuditEntry(system_clock(), caller(), action, details)])
+        Plugins(config).audit([AuditEntry(system_clock(), caller(), action, details)])
 
 
 @token.command()

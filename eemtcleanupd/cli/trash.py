@@ -17,7 +17,7 @@ from eemtcleanupd.formatting import human_size, printable
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from eemtcleanupd.cleanup.restore import Restored, Restoring
+    from eemtcleanupd.cleanup.restore import RestoreRequest, RestoreResult
     from eemtcleanupd.config import Config
     from eemtcleanupd.store.intents import Intent
     from eemtcleanupd.store.ledger import Ledger
@@ -34,7 +34,7 @@ def trash() -> None:
 def list_(config_file: Path | None, db_path: str | None, as_json: bool) -> None:
     """List what waits in the trash, the first to go first."""
     with open_ledger(config_file, db_path) as ledger:
-        intents = ledger.trash_of() if ledger.exists() else []
+        intents = ledger.trashed() if ledger.exists() else []
     if as_json:
         click.echo(json.dumps([_document(intent) for intent in intents], indent=2))
         return
@@ -79,16 +79,16 @@ def restore_options(command: Command) -> Command:
     return command
 
 
-def restoring(config: Config, job_id: str, only: Iterable[str], *, hold: bool) -> Restoring:
+def restoring(config: Config, job_id: str, only: Iterable[str], *, hold: bool) -> RestoreRequest:
     """Return what is asked for by whoever calls."""
-    from eemtcleanupd.cleanup.restore import Restoring  # noqa: PLC0415
-    from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
+    from eemtcleanupd.cleanup.restore import RestoreRequest
+    from eemtcleanupd.plugins import Plugins
 
     labels = {label.rstrip("/") for label in only}
-    return Restoring(config, job_id, labels, hold, caller(), PluginSet(config), system_clock)
+    return RestoreRequest(config, job_id, labels, hold, caller(), Plugins(config), system_clock)
 
 
-def print_restored(restored: Restored, *, as_json: bool) -> None:
+def print_restored(restored: RestoreResult, *, as_json: bool) -> None:
     """Print what came back."""
     labels, until = [found.label for found in restored.artifacts], restored.held_until
     if as_json:
@@ -119,7 +119,7 @@ def restore(  # noqa: PLR0917  (click passes them by name)
     belonged to no job is named as list shows it.
     """
     config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
-    from eemtcleanupd.cleanup.restore import restore as put_back  # noqa: PLC0415
+    from eemtcleanupd.cleanup.restore import restore as put_back
 
     print_restored(put_back(restoring(config, job_id, only, hold=not no_hold)), as_json=as_json)
 
@@ -136,8 +136,8 @@ def purge(
     if older_than is not None and older_than < 0:
         raise click.UsageError("--older-than is a number of hours, 0 or more")
     config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
-    from eemtcleanupd.cleanup import RunRequest, clean  # noqa: PLC0415
-    from eemtcleanupd.plugins import PluginSet  # noqa: PLC0415
+    from eemtcleanupd.cleanup import RunRequest, clean
+    from eemtcleanupd.plugins import Plugins
 
     age = timedelta(hours=older_than or 0)
     if config.dry_run:
@@ -147,7 +147,7 @@ def purge(
     if not yes and sys.stdin.isatty():
         click.confirm("What is purged is gone for ever. Purge the trash?", abort=True)
     request = RunRequest(user=caller(), trigger="trash", only_trash=True, purge_older_than=age)
-    report = clean(config, request, emit=lambda _: None, guards=PluginSet(config))
+    report = clean(config, request, emit=lambda _: None, guards=Plugins(config))
     gone = report.trash_purged
     if as_json:
         document = {"purged": gone.jobs, "bytes_freed": gone.bytes_freed, "errors": report.errors}
@@ -161,7 +161,7 @@ def purge(
 def _print_dry_purge(ledger: Ledger, age: timedelta, *, as_json: bool) -> None:
     """Print what a purge would delete: dry_run counts for all that deletes."""
     now = system_clock()
-    there = ledger.expired_trash(now, sys.maxsize, trashed_before=now - age) if ledger.exists() else []
+    there = ledger.expired(now, sys.maxsize, trashed_before=now - age) if ledger.exists() else []
     size = sum(intent.size_bytes for intent in there)
     if as_json:
         click.echo(json.dumps({"dry_run": True, "would_purge": len(there), "bytes": size}, indent=2))

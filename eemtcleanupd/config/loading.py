@@ -18,7 +18,7 @@ from eemtcleanupd.config.error_messages import describe
 from eemtcleanupd.config.plugin_settings import PluginSettings
 from eemtcleanupd.config.schema import Config, Schema
 from eemtcleanupd.config.types import DatabaseAddress
-from eemtcleanupd.config.yaml_reader import Document, Loc, dotted, read_document
+from eemtcleanupd.config.yaml_reader import Loc, YamlDocument, dotted, read_document
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.formatting import printable
 
@@ -119,11 +119,11 @@ def load(
     Raises:
         ConfigError: every problem that was found, a line each.
     """
-    document = read_document(cwd / file) if file else Document(None)
+    document = read_document(cwd / file) if file else YamlDocument(None)
     environment = read_environment(environ)
     modules, blocked = _texts(document, "plugins"), _texts(document, "blocked_plugins")
     schema = Schema.of(notifiers_of(modules, [name for _, name in blocked]))
-    assembly = _Assembly(document, environ, cwd, schema)
+    assembly = _ConfigBuilder(document, environ, cwd, schema)
     assembly.problems += environment.problems
     assembly.take_document()
     for key, (value, name) in {**environment.values, **(options or {})}.items():
@@ -142,10 +142,10 @@ def load(
     )
 
 
-class _Assembly:
+class _ConfigBuilder:
     """The values of all sources by dotted key, on their way into the schema."""
 
-    def __init__(self, document: Document, environ: Mapping[str, str], cwd: Path, schema: Schema) -> None:
+    def __init__(self, document: YamlDocument, environ: Mapping[str, str], cwd: Path, schema: Schema) -> None:
         self._schema = schema
         self.origins: dict[str, str] = {}
         self.problems = list(document.problems)
@@ -332,7 +332,7 @@ def _key(loc: Loc) -> str:
     return ".".join(part for part in loc if isinstance(part, str))
 
 
-def _texts(document: Document, key: str) -> list[tuple[str, str]]:
+def _texts(document: YamlDocument, key: str) -> list[tuple[str, str]]:
     """Return where each text of a list stands, and the text; anything else is refused later."""
     value = document.data.get(key)
     return [

@@ -78,7 +78,7 @@ def _file_name_pattern(value: str) -> str:
 
 def _zone(value: str) -> str:
     if value != "local":
-        from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # noqa: PLC0415  (late: most need no zone)
+        from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
         try:
             ZoneInfo(value)
@@ -88,9 +88,9 @@ def _zone(value: str) -> str:
 
 
 def _cron(value: str) -> str:
-    from datetime import UTC, datetime  # noqa: PLC0415  (late: only where a schedule is written)
+    from datetime import UTC, datetime
 
-    from cronsim import CronSim, CronSimError  # noqa: PLC0415
+    from cronsim import CronSim, CronSimError
 
     expression = " ".join(value.split())
     expression = CRON_NAMES.get(expression.lower(), expression)

@@ -45,7 +45,7 @@ class Scalar:
 
 
 @dataclass(slots=True)
-class Document:
+class YamlDocument:
     """A file's content as plain values; lines and columns count from 1."""
 
     file: Path | None
@@ -75,13 +75,13 @@ class Document:
         return printable(str(self.file)) if self.file else "configuration"
 
 
-def read_document(file: Path) -> Document:
+def read_document(file: Path) -> YamlDocument:
     """Read a configuration file.
 
     Raises:
         ConfigError: it cannot be read, is not YAML, or holds no mapping of keys.
     """
-    document = Document(file)
+    document = YamlDocument(file)
     name = document.name
     try:
         text = _read(file)
@@ -150,7 +150,7 @@ _TOLD: Final = object()
 class _Reader:
     """Turns nodes into plain values and notes the places."""
 
-    def __init__(self, document: Document, loader: Any) -> None:
+    def __init__(self, document: YamlDocument, loader: Any) -> None:
         self._document = document
         self._loader = loader
         self._nodes = 0

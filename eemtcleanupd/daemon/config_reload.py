@@ -25,7 +25,7 @@ from watchdog.observers.api import BaseObserver
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Loaded
 from eemtcleanupd.config.types import DatabaseAddress
-from eemtcleanupd.daemon.messages import FileTouched, Put
+from eemtcleanupd.daemon.messages import ConfigFileChanged, Enqueue
 from eemtcleanupd.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class ReloadState:
     error: str | None = None
 
 
-class Configuration:
+class ConfigManager:
     """Holds the configuration in force.
 
     Args:
@@ -108,8 +108,8 @@ class Configuration:
         self._tried = self.digest()
         try:
             new = self._read()
-            _insist_on_content(before, new)
-            _insist_on_same_database(before, new)
+            _require_content(before, new)
+            _require_same_database(before, new)
             prepare(new)
         except ConfigError as error:
             self.state = replace(
@@ -122,7 +122,7 @@ class Configuration:
         return new
 
 
-def _insist_on_content(before: Loaded, new: Loaded) -> None:
+def _require_content(before: Loaded, new: Loaded) -> None:
     """Refuse a file that vanished or is empty: a moment of a bad editor must not mean "all defaults"."""
     if before.file is None:
         return
@@ -132,7 +132,7 @@ def _insist_on_content(before: Loaded, new: Loaded) -> None:
         raise ConfigError(f"{before.file} sets nothing: an empty file would put all defaults in force")
 
 
-def _insist_on_same_database(before: Loaded, new: Loaded) -> None:
+def _require_same_database(before: Loaded, new: Loaded) -> None:
     old, wanted = (DatabaseAddress(each.config.paths.database) for each in (before, new))
     if old != wanted:
         raise ConfigError(
@@ -140,7 +140,7 @@ def _insist_on_same_database(before: Loaded, new: Loaded) -> None:
         )
 
 
-class Settling:
+class Debouncer:
     """Waits until the file has been the same for a moment: an editor may be halfway through it.
 
     Args:
@@ -148,7 +148,7 @@ class Settling:
         elapsed: seconds that really passed.
     """
 
-    def __init__(self, configuration: Configuration, elapsed: Callable[[], float]) -> None:
+    def __init__(self, configuration: ConfigManager, elapsed: Callable[[], float]) -> None:
         self._configuration = configuration
         self._elapsed = elapsed
         self._digest: str | None = None
@@ -181,10 +181,10 @@ class FileWatch:
     (too many watches, a network filesystem) the daemon's slow look at the content is all there is.
     """
 
-    def __init__(self, file: Path, put: Put) -> None:
+    def __init__(self, file: Path, put: Enqueue) -> None:
         self._observer: BaseObserver | None = Observer()
         try:
-            self._observer.schedule(_Hints(file.name, put), str(file.parent), event_filter=_EVENTS)
+            self._observer.schedule(_HintHandler(file.name, put), str(file.parent), event_filter=_EVENTS)
             self._observer.start()
         except OSError as error:
             self._observer = None
@@ -197,12 +197,12 @@ class FileWatch:
             self._observer.join()
 
 
-class _Hints(FileSystemEventHandler):
-    def __init__(self, name: str, put: Put) -> None:
+class _HintHandler(FileSystemEventHandler):
+    def __init__(self, name: str, put: Enqueue) -> None:
         self._names = {name, _CONFIG_MAP_LINK}
         self._put = put
 
     def on_any_event(self, event: FileSystemEvent) -> None:
         paths = (str(event.src_path), str(event.dest_path))
         if any(path.rpartition("/")[2] in self._names for path in paths):
-            self._put(FileTouched())
+            self._put(ConfigFileChanged())

@@ -16,35 +16,35 @@ from datetime import timedelta
 from typing import Protocol
 
 from eemtcleanupd import __version__
-from eemtcleanupd.cleanup.ballast import room_to_begin
+from eemtcleanupd.cleanup.ballast import release_initial_ballast
 from eemtcleanupd.cleanup.preflight import check_store
 from eemtcleanupd.clock import Clock, elapsed_seconds, system_clock
 from eemtcleanupd.config import Config, Loaded
-from eemtcleanupd.daemon.config_reload import Configuration, FileWatch, Settling
-from eemtcleanupd.daemon.leader_election import Leadership
+from eemtcleanupd.daemon.config_reload import ConfigManager, Debouncer, FileWatch
+from eemtcleanupd.daemon.leader_election import LeaderElection
 from eemtcleanupd.daemon.logfile import LogFile, log_threads
 from eemtcleanupd.daemon.messages import (
+    CheckConfigFile,
+    CheckPressure,
+    CheckTrash,
+    ConfigFileChanged,
     DumpThreads,
-    FileDue,
-    FileTouched,
     Message,
-    PressureDue,
-    Reload,
+    ReloadRequested,
     RoleChanged,
     RunEnded,
-    RunWanted,
-    SampleDue,
-    Stop,
-    TrashDue,
-    Woken,
+    RunRequested,
+    StopRequested,
+    TakeStorageSample,
+    Wakeup,
 )
 from eemtcleanupd.daemon.runner import Runner
-from eemtcleanupd.daemon.scheduler import USER, Agenda
+from eemtcleanupd.daemon.scheduler import USER, RunScheduler
 from eemtcleanupd.daemon.status import BEAT_SECONDS, DaemonStatus, StatusFile
-from eemtcleanupd.daemon.store_queries import Storage
-from eemtcleanupd.daemon.systemd import ServiceManager
-from eemtcleanupd.daemon.timers import Triggers, every, explain
-from eemtcleanupd.delivery import Delivery
+from eemtcleanupd.daemon.store_queries import StoreQueries
+from eemtcleanupd.daemon.systemd import SystemdNotifier
+from eemtcleanupd.daemon.timers import Timers, explain, interval_schedule
+from eemtcleanupd.delivery import Dispatcher
 from eemtcleanupd.errors import AuditError, ConfigError, LockHeldError
 from eemtcleanupd.events import (
     AuditEntry,
@@ -57,8 +57,8 @@ from eemtcleanupd.events import (
     RunFinished,
 )
 from eemtcleanupd.logs.setup import log
-from eemtcleanupd.plugins import PluginSet
-from eemtcleanupd.store.address import Location, daemon_lock
+from eemtcleanupd.plugins import Plugins
+from eemtcleanupd.store.address import StoreAddress, daemon_lock
 
 _DRAIN_SECONDS = 10.0
 _RUN_WAIT_SECONDS = 2.0
@@ -93,10 +93,10 @@ class Daemon:
 
     def __init__(
         self,
-        configuration: Configuration,
+        configuration: ConfigManager,
         *,
         emit: Emit,
-        service: ServiceManager,
+        service: SystemdNotifier,
         interface: Interface | None = None,
         clock: Clock = system_clock,
         elapsed: Callable[[], float] = elapsed_seconds,
@@ -106,18 +106,20 @@ class Daemon:
         self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._configuration = configuration
         self._listener = emit
-        self._plugins = PluginSet(self.config)
-        self._delivery = Delivery(self.location, clock)
-        self._leadership = Leadership(self.location, self.config.ha.takeover_seconds, self.inbox.put, clock)
+        self._plugins = Plugins(self.config)
+        self._delivery = Dispatcher(self.location, clock)
+        self._leadership = LeaderElection(
+            self.location, self.config.ha.takeover_seconds, self.inbox.put, clock
+        )
         self._service = service
         self._clock = clock
         self._elapsed = elapsed
         self._runner = Runner(self.inbox.put, self._emit, clock)
-        self._triggers = Triggers(clock, elapsed)
-        self._storage = Storage(clock)
+        self._triggers = Timers(clock, elapsed)
+        self._storage = StoreQueries(clock)
         self._started_at = clock()
-        self._settling = Settling(configuration, elapsed)
-        self._agenda = Agenda(
+        self._settling = Debouncer(configuration, elapsed)
+        self._agenda = RunScheduler(
             configuration,
             self._leadership,
             self._runner,
@@ -142,13 +144,13 @@ class Daemon:
         return self._configuration.loaded.config
 
     @property
-    def location(self) -> Location:
+    def location(self) -> StoreAddress:
         """The job database, which stays the same for the daemon's life."""
-        return Location.of(self.config)
+        return StoreAddress.of(self.config)
 
     # -- life --------------------------------------------------------------------------------------
 
-    def live(self, on_ready: Callable[[], None] = lambda: None) -> None:
+    def run_forever(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Start, work until asked to stop, and stop in order.
 
         Raises:
@@ -162,7 +164,7 @@ class Daemon:
 
     def start(self, stack: ExitStack) -> None:
         """Take the lock, look at the job store, and begin to listen; ``stack`` undoes it all in order."""
-        told = room_to_begin(self.config)
+        told = release_initial_ballast(self.config)
         self._log.open(self.config)
         stack.callback(self._log.close)
         if told:
@@ -173,7 +175,7 @@ class Daemon:
         self._leadership.begin()
         self._audit("daemon_started", pid=os.getpid(), host=socket.gethostname())
         stack.callback(self._end_delivery)
-        self._delivery.use(self._plugins, durable=not self.config.dry_run)
+        self._delivery.configure(self._plugins, durable=not self.config.dry_run)
         if self._interface is not None:
             begin = self._interface.prepare(self, self.loaded)
             stack.callback(self._interface.close)
@@ -191,7 +193,7 @@ class Daemon:
             )
         )
         self._service.ready()
-        self._show()
+        self._publish_status()
 
     def step(self, wait_seconds: float) -> bool:
         """Wait for a message at most so long, act on it, and call what is due; False when life is over."""
@@ -200,16 +202,16 @@ class Daemon:
         except queue.Empty:
             pass
         else:
-            if not isinstance(message, Woken):  # what it was for has been put here as well
-                self._act(message)
+            if not isinstance(message, Wakeup):  # what it was for has been put here as well
+                self._handle(message)
         if self._stopping is None:
-            self._triggers.call_what_is_due()
+            self._triggers.run_pending()
             if self._settling.is_over():
                 self._reload("its file changed")
-            self._agenda.start_what_is_wanted(self._plugins)
-        self._service.beat()
+            self._agenda.start_pending_run(self._plugins)
+        self._service.watchdog()
         self._beat_at = self._elapsed()
-        self._show()
+        self._publish_status()
         return self._stopping is None or self._runner.running is not None
 
     def _wait_seconds(self) -> float:
@@ -228,11 +230,11 @@ class Daemon:
 
     def _set_timers(self) -> None:
         put, triggers = self.inbox.put, self._triggers
-        triggers.add(every(timedelta(seconds=BEAT_SECONDS)), lambda: put(FileDue()))
-        triggers.add(every(timedelta(minutes=1)), lambda: put(PressureDue()))
-        triggers.add(every(timedelta(minutes=5)), lambda: put(TrashDue()))
-        triggers.add(every(timedelta(hours=1)), lambda: put(SampleDue()))
-        self._agenda.follow_schedule()
+        triggers.add(interval_schedule(timedelta(seconds=BEAT_SECONDS)), lambda: put(CheckConfigFile()))
+        triggers.add(interval_schedule(timedelta(minutes=1)), lambda: put(CheckPressure()))
+        triggers.add(interval_schedule(timedelta(minutes=5)), lambda: put(CheckTrash()))
+        triggers.add(interval_schedule(timedelta(hours=1)), lambda: put(TakeStorageSample()))
+        self._agenda.apply_schedule()
         if self._leadership.is_active:
             self._agenda.resume()
         else:
@@ -240,38 +242,38 @@ class Daemon:
 
     # -- messages ----------------------------------------------------------------------------------
 
-    def _act(self, message: Message) -> None:  # noqa: C901  (one case for each message)
+    def _handle(self, message: Message) -> None:  # noqa: C901  (one case for each message)
         match message:
-            case Stop():
+            case StopRequested():
                 self._stop(message.reason)
             case RunEnded():
-                self._agenda.end(message)
+                self._agenda.run_ended(message)
             case DumpThreads():
                 log_threads()
             case _ if self._stopping is not None:  # too late for anything else
-                if isinstance(message, RunWanted) and message.order is not None:
+                if isinstance(message, RunRequested) and message.order is not None:
                     message.order.done(LockHeldError("the daemon is on its way out"))
-            case Reload():
+            case ReloadRequested():
                 self._reload(message.reason)
-            case FileTouched():
+            case ConfigFileChanged():
                 self._settling.begin()
-            case FileDue():
+            case CheckConfigFile():
                 if self._configuration.has_changed():
                     self._settling.begin()
             case RoleChanged():
                 self._change_role(message)
-            case RunWanted():
-                self._agenda.want(message)
-            case SampleDue() | PressureDue() | TrashDue() if not self._leadership.is_active:
+            case RunRequested():
+                self._agenda.request_run(message)
+            case TakeStorageSample() | CheckPressure() | CheckTrash() if not self._leadership.is_active:
                 pass  # the active daemon looks
-            case TrashDue():
-                self._agenda.look_at_trash()
-            case SampleDue():
+            case CheckTrash():
+                self._agenda.check_trash()
+            case TakeStorageSample():
                 passed = self._storage.sample(self.config)
                 if passed is not None:
                     self._emit(passed)
-            case PressureDue():
-                self._agenda.look_at_pressure()
+            case CheckPressure():
+                self._agenda.check_pressure()
 
     def _stop(self, reason: str) -> None:
         if self._stopping is None:
@@ -285,21 +287,21 @@ class Daemon:
         """Clean from now on, or leave it to another."""
         if change.is_active:
             log.warning("This daemon is active now: %s", change.reason)
-            self._agenda.take_over()
+            self._agenda.become_active()
         else:
             log.warning("This daemon stands by now: %s", change.reason)
-            self._agenda.give_up()
+            self._agenda.become_standby()
         role = "active" if change.is_active else "standby"
         self._audit_if_possible("role_changed", role=role, host=socket.gethostname(), reason=change.reason)
 
     # -- what others ask, in threads of theirs --------------------------------------------------------
 
     @property
-    def plugins(self) -> PluginSet:
+    def plugins(self) -> Plugins:
         """The plugins in force."""
         return self._plugins
 
-    def seconds_since_beat(self) -> float:
+    def seconds_since_heartbeat(self) -> float:
         """Return how long ago the loop went round."""
         return self._elapsed() - self._beat_at
 
@@ -314,17 +316,17 @@ class Daemon:
             self._emit(ConfigRejected(file, reason, str(error)))
             self._audit_if_possible("config_rejected", file=file, reason=reason, error=str(error))
         else:
-            self._runner.limit(loaded.config)
-            self._agenda.follow_schedule()
+            self._runner.apply_limits(loaded.config)
+            self._agenda.apply_schedule()
             self._tell_warnings(loaded)
-            self._delivery.use(self._plugins, durable=not loaded.config.dry_run)
+            self._delivery.configure(self._plugins, durable=not loaded.config.dry_run)
             self._emit(ConfigReloaded(file, reason))
             self._audit_if_possible("config_reloaded", file=file, reason=reason)
         self._service.ready()
 
     def _prepare(self, loaded: Loaded) -> None:
         """Do what can fail with a new configuration: find its plugins, open its log."""
-        plugins = PluginSet(loaded.config, before=self._plugins)
+        plugins = Plugins(loaded.config, before=self._plugins)
         listen = None if self._interface is None else self._interface.prepare(self, loaded)
         self._log.open(loaded.config)
         self._plugins = plugins
@@ -338,7 +340,7 @@ class Daemon:
         if isinstance(event, RunFinished):
             event = RunFinished(replace(event.report, next_run_at=self._triggers.next_cleanup()))
         self._listener(event)
-        self._delivery.tell(event)
+        self._delivery.publish(event)
 
     def _end_delivery(self) -> None:
         if not self._delivery.drain(_DRAIN_SECONDS):
@@ -368,9 +370,9 @@ class Daemon:
         return DaemonStatus(
             pid=os.getpid(),
             version=__version__,
-            state=self._state(is_running=running is not None),
+            state=self._status(is_running=running is not None),
             started_at=self._started_at,
-            beat_at=self._clock(),
+            heartbeat_at=self._clock(),
             next_run_at=self._triggers.next_cleanup(),
             schedule=explain(config.schedule.cron) if config.schedule.enabled else None,
             dry_run=config.dry_run,
@@ -380,20 +382,20 @@ class Daemon:
             config_attempts=state.attempts,
             config_attempted_at=state.attempted_at,
             config_error=state.error,
-            refused=self._agenda.refused,
-            hanging=tuple(self._delivery.hanging()),
+            last_error=self._agenda.last_error,
+            unresponsive=tuple(self._delivery.unresponsive()),
             role="active" if self._leadership.is_active else "standby",
             active=None if self._leadership.active is None else str(self._leadership.active),
         )
 
-    def _state(self, *, is_running: bool) -> str:
+    def _status(self, *, is_running: bool) -> str:
         if self._stopping:
             return "stopping"
         if is_running:
             return "running"
         return "idle" if self._leadership.is_active else "standby"
 
-    def _show(self) -> None:
+    def _publish_status(self) -> None:
         status = self.status()
-        self._service.status(status.words())
+        self._service.status(status.summary())
         self._status_file.write(status)

@@ -11,9 +11,9 @@ import threading
 from contextlib import suppress
 
 from eemtcleanupd.clock import Clock
-from eemtcleanupd.daemon.messages import Put, RoleChanged
+from eemtcleanupd.daemon.messages import Enqueue, RoleChanged
 from eemtcleanupd.errors import CleanupError, LockHeldError
-from eemtcleanupd.store.address import Location, StoreLock, active_daemon
+from eemtcleanupd.store.address import StoreAddress, StoreLock, find_active_daemon
 from eemtcleanupd.store.lock import Holder
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ _LOCK = "daemon"
 _LOOKS_IN_A_TAKEOVER = 6
 
 
-class Leadership:
+class LeaderElection:
     """The lock of the active daemon.
 
     Args:
@@ -32,7 +32,7 @@ class Leadership:
         clock: the time of day.
     """
 
-    def __init__(self, location: Location, takeover_seconds: float, put: Put, clock: Clock) -> None:
+    def __init__(self, location: StoreAddress, takeover_seconds: float, put: Enqueue, clock: Clock) -> None:
         self._location = location
         self._may_stand_by = takeover_seconds > 0
         self.pause_seconds = (takeover_seconds or 30) / _LOOKS_IN_A_TAKEOVER
@@ -84,7 +84,7 @@ class Leadership:
 
     def _insist(self, lock: StoreLock) -> None:
         try:
-            lock.insist()
+            lock.verify()
         except CleanupError as error:
             self.is_active, self._lock = False, None
             lock.close()
@@ -93,7 +93,7 @@ class Leadership:
 
     def _see_who_is(self) -> None:
         with suppress(CleanupError):
-            self.active = active_daemon(self._location)
+            self.active = find_active_daemon(self._location)
 
     def close(self) -> None:
         """Let go of the lock, so that another can be active at once."""

@@ -13,26 +13,26 @@ from eemtcleanupd.events import Emit, RunReport
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class StopRequested:
     """End in order; ``reason`` is in words."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Reload:
+class ReloadRequested:
     """Read the configuration again, changed or not."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class FileTouched:
+class ConfigFileChanged:
     """Something happened in the folder of the configuration file: a hint, nothing more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class RunCallbacks:
     """What somebody who waits for a run wants of it.
 
     ``retention`` are hours for successful and failed jobs in place of the configured ones, None for these.
@@ -47,31 +47,31 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class RunWanted:
+class RunRequested:
     """Start a run, or, while one is going on, say so; ``user`` is who is recorded for it."""
 
     trigger: str
     user: str
-    order: Order | None = None
+    order: RunCallbacks | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class TrashDue:
+class CheckTrash:
     """Look whether something in the trash has outlived its grace."""
 
 
 @dataclass(frozen=True, slots=True)
-class SampleDue:
+class TakeStorageSample:
     """Take a point of the storage history."""
 
 
 @dataclass(frozen=True, slots=True)
-class PressureDue:
+class CheckPressure:
     """Look how full the disk is."""
 
 
 @dataclass(frozen=True, slots=True)
-class FileDue:
+class CheckConfigFile:
     """Look whether the configuration file has changed, in case no watcher said so."""
 
 
@@ -81,7 +81,7 @@ class DumpThreads:
 
 
 @dataclass(frozen=True, slots=True)
-class Woken:
+class Wakeup:
     """A signal arrived; its handler runs now and puts here what it means."""
 
 
@@ -102,17 +102,17 @@ class RunEnded:
 
 
 Message = (
-    Stop
-    | Reload
-    | FileTouched
-    | RunWanted
-    | TrashDue
-    | SampleDue
-    | PressureDue
-    | FileDue
+    StopRequested
+    | ReloadRequested
+    | ConfigFileChanged
+    | RunRequested
+    | CheckTrash
+    | TakeStorageSample
+    | CheckPressure
+    | CheckConfigFile
     | DumpThreads
-    | Woken
+    | Wakeup
     | RoleChanged
     | RunEnded
 )
-Put = Callable[[Message], None]
+Enqueue = Callable[[Message], None]

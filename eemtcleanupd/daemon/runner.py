@@ -12,10 +12,10 @@ from datetime import datetime
 
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup import Progress, RunRequest, clean
-from eemtcleanupd.cleanup.hooks import Guards
+from eemtcleanupd.cleanup.hooks import RunHooks
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
-from eemtcleanupd.daemon.messages import Order, Put, RunEnded
+from eemtcleanupd.daemon.messages import Enqueue, RunCallbacks, RunEnded
 from eemtcleanupd.daemon.status import RunStatus
 from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.events import Emit, Event, RunReport
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class ActiveRun:
     """The run that is going on."""
 
     request: RunRequest
@@ -54,13 +54,15 @@ class Runner:
         clock: where the time comes from.
     """
 
-    def __init__(self, put: Put, emit: Emit, clock: Clock) -> None:
+    def __init__(self, put: Enqueue, emit: Emit, clock: Clock) -> None:
         self._put = put
         self._emit = emit
         self._clock = clock
-        self.running: Running | None = None
+        self.running: ActiveRun | None = None
 
-    def start(self, config: Config, request: RunRequest, guards: Guards, order: Order | None = None) -> None:
+    def start(
+        self, config: Config, request: RunRequest, guards: RunHooks, order: RunCallbacks | None = None
+    ) -> None:
         """Start a run with the configuration of this moment, which it keeps; no other may be going on."""
         progress, stop = Progress(), StopFlag()
         thread = threading.Thread(
@@ -69,7 +71,7 @@ class Runner:
             kwargs={"progress": progress, "stop": stop},
             name=f"run ({request.trigger})",
         )
-        self.running = Running(request, self._clock(), progress, stop, thread)
+        self.running = ActiveRun(request, self._clock(), progress, stop, thread)
         thread.start()
 
     def stop(self) -> None:
@@ -77,7 +79,7 @@ class Runner:
         if self.running is not None:
             self.running.stop.set()
 
-    def limit(self, config: Config) -> None:
+    def apply_limits(self, config: Config) -> None:
         """Put the limits of another configuration in force for the run that is going on, if there is one."""
         if self.running is not None:
             self.running.progress.limit(config)
@@ -96,8 +98,8 @@ class Runner:
         self,
         config: Config,
         request: RunRequest,
-        guards: Guards,
-        order: Order | None,
+        guards: RunHooks,
+        order: RunCallbacks | None,
         *,
         progress: Progress,
         stop: StopFlag,

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from eemtcleanupd.cleanup import RunRequest
-from eemtcleanupd.cleanup.hooks import Guards
+from eemtcleanupd.cleanup.hooks import RunHooks
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
-from eemtcleanupd.daemon.config_reload import Configuration
-from eemtcleanupd.daemon.leader_election import Leadership
-from eemtcleanupd.daemon.messages import Put, RunEnded, RunWanted
+from eemtcleanupd.daemon.config_reload import ConfigManager
+from eemtcleanupd.daemon.leader_election import LeaderElection
+from eemtcleanupd.daemon.messages import Enqueue, RunEnded, RunRequested
 from eemtcleanupd.daemon.runner import Runner
-from eemtcleanupd.daemon.store_queries import Storage
-from eemtcleanupd.daemon.timers import Triggers
+from eemtcleanupd.daemon.store_queries import StoreQueries
+from eemtcleanupd.daemon.timers import Timers
 from eemtcleanupd.errors import LockHeldError
 from eemtcleanupd.events import DiskPressure, Emit, RunReport
 from eemtcleanupd.logs.setup import log
@@ -29,7 +29,7 @@ _PRESSURE_PAUSE = timedelta(hours=1)
 _OWN_ACCORD = ("schedule", "start", "recovery")
 
 
-class Agenda:
+class RunScheduler:
     """The run that is wanted, and what became of the one before; ``refused`` says why that one did nothing.
 
     Args:
@@ -46,13 +46,13 @@ class Agenda:
 
     def __init__(
         self,
-        configuration: Configuration,
-        leadership: Leadership,
+        configuration: ConfigManager,
+        leadership: LeaderElection,
         runner: Runner,
-        storage: Storage,
-        triggers: Triggers,
+        storage: StoreQueries,
+        triggers: Timers,
         *,
-        put: Put,
+        put: Enqueue,
         emit: Emit,
         clock: Clock,
         elapsed: Callable[[], float],
@@ -66,11 +66,11 @@ class Agenda:
         self._emit = emit
         self._clock = clock
         self._elapsed = elapsed
-        self._wanted: RunWanted | None = None
+        self._wanted: RunRequested | None = None
         self._not_before = elapsed() + self._config.schedule.start_delay_seconds
         self._active_at = elapsed()
         self._relieved_at: datetime | None = None
-        self.refused: str | None = None
+        self.last_error: str | None = None
 
     @property
     def _config(self) -> Config:
@@ -78,10 +78,10 @@ class Agenda:
 
     # -- the schedule ------------------------------------------------------------------------------
 
-    def follow_schedule(self, since: datetime | None = None) -> None:
+    def apply_schedule(self, since: datetime | None = None) -> None:
         """Follow the schedule of the configuration in force; what it missed since a time is made up for."""
-        wanted = RunWanted("schedule", USER)
-        self._triggers.follow(self._config.schedule, lambda: self._put(wanted), since=since)
+        wanted = RunRequested("schedule", USER)
+        self._triggers.follow_cron(self._config.schedule, lambda: self._put(wanted), since=since)
 
     def resume(self) -> None:
         """Make up for what was missed, and go on with what another daemon, or this one, left."""
@@ -89,25 +89,25 @@ class Agenda:
         config = self._config.schedule
         catch_up = config.enabled and config.catch_up and not self._config.dry_run
         if catch_up and last is not None and last.began_at is not None:
-            self.follow_schedule(since=last.began_at)
+            self.apply_schedule(since=last.began_at)
         if last is not None and (last.was_killed or (last.was_interrupted and config.catch_up)):
-            self._put(RunWanted("recovery", USER))
+            self._put(RunRequested("recovery", USER))
         elif config.run_on_start:
-            self._put(RunWanted("start", USER))
+            self._put(RunRequested("start", USER))
 
-    def take_over(self) -> None:
+    def become_active(self) -> None:
         """Clean from now on."""
         self._active_at = self._elapsed()
         self.resume()
 
-    def give_up(self) -> None:
+    def become_standby(self) -> None:
         """Leave it to another daemon; a run that has lost its connection ends by itself."""
         self._wanted = None
         self._runner.stop()
 
     # -- what is wanted ----------------------------------------------------------------------------
 
-    def want(self, wanted: RunWanted) -> None:
+    def request_run(self, wanted: RunRequested) -> None:
         """Put a run on the agenda, or say why it does not come there."""
         if not self._leadership.is_active:
             active = self._leadership.active or "another one"
@@ -135,12 +135,12 @@ class Agenda:
         elif self._wanted is None or self._wanted.trigger == TRASH_TRIGGER or wanted.order is not None:
             self._wanted = wanted
 
-    def look_at_trash(self) -> None:
+    def check_trash(self) -> None:
         """Want a run that empties the trash if something has outlived its grace there."""
         if self._is_free() and self._storage.has_expired_trash(self._config):
-            self.want(RunWanted(TRASH_TRIGGER, USER))
+            self.request_run(RunRequested(TRASH_TRIGGER, USER))
 
-    def look_at_pressure(self) -> None:
+    def check_pressure(self) -> None:
         """Want a run ahead of the retention, and tell so, if the disk is too full."""
         config = self._config.pressure
         if not config.enabled or not self._is_free():
@@ -159,7 +159,7 @@ class Agenda:
                 config.low_watermark_percent,
             )
         )
-        self.want(RunWanted("pressure", USER))
+        self.request_run(RunRequested("pressure", USER))
 
     def _is_free(self) -> bool:
         return self._runner.running is None and self._wanted is None and not self._config.dry_run
@@ -172,7 +172,7 @@ class Agenda:
             return None
         return self._not_before - self._elapsed()
 
-    def start_what_is_wanted(self, guards: Guards) -> None:
+    def start_pending_run(self, guards: RunHooks) -> None:
         """Start the run that is wanted, unless another goes on or it is too early."""
         wanted = self._wanted
         if wanted is None or self._runner.running is not None:
@@ -198,26 +198,26 @@ class Agenda:
             order,
         )
 
-    def end(self, ended: RunEnded) -> None:
+    def run_ended(self, ended: RunEnded) -> None:
         """Take note of how a run ended; one that met another's lock may be wanted again."""
         self._runner.ended()
         result = ended.result
         if isinstance(result, RunReport):
-            self.refused = None
+            self.last_error = None
         elif isinstance(result, LockHeldError):
             log.warning("The run for %s did not start: %s", ended.trigger, result)
             since = self._elapsed() - self._active_at
-            if self._tries_again(ended.trigger, since):
+            if self._should_retry(ended.trigger, since):
                 # The lock of the run before may outlive its daemon for a moment, or while that is frozen.
                 pause = max(self._leadership.pause_seconds, min(since, _LONGEST_PAUSE_SECONDS))
                 self._not_before = self._elapsed() + pause
-                self._put(RunWanted(ended.trigger, USER))
+                self._put(RunRequested(ended.trigger, USER))
         else:
-            self.refused = str(result) if result is not None else "it broke off, the log says where"
+            self.last_error = str(result) if result is not None else "it broke off, the log says where"
         if ended.trigger == "pressure":
             self._relieved_at = self._clock()
 
-    def _tries_again(self, trigger: str, active_seconds: float) -> bool:
+    def _should_retry(self, trigger: str, active_seconds: float) -> bool:
         """Tell whether a run that met a lock is for this daemon to try again: what was left, until it can."""
         takeover = self._config.ha.takeover_seconds
         if not self._leadership.is_active or not takeover:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from eemtcleanupd.formatting import human_age, human_size
-from eemtcleanupd.store.address import Location
+from eemtcleanupd.store.address import StoreAddress
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class DaemonStatus:
     version: str
     state: str
     started_at: datetime
-    beat_at: datetime
+    heartbeat_at: datetime
     next_run_at: datetime | None
     schedule: str | None
     dry_run: bool
@@ -51,16 +51,16 @@ class DaemonStatus:
     config_attempts: int
     config_attempted_at: datetime
     config_error: str | None
-    refused: str | None
+    last_error: str | None
     """Why the last run did not happen or broke off, None when it ended by itself."""
-    hanging: tuple[str, ...] = ()
+    unresponsive: tuple[str, ...] = ()
     """Notifiers that have not answered in time."""
     role: str = "active"
     """``active``, or ``standby`` while another daemon cleans."""
     active: str | None = None
     """The daemon that this one stands by for."""
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """Return the state in one line, as ``systemctl status`` shows it."""
         parts = []
         if self.state == "stopping":
@@ -77,10 +77,10 @@ class DaemonStatus:
             parts.append(f"Next run {self.next_run_at.astimezone():%a %Y-%m-%d %H:%M}")
         if self.dry_run:
             parts.append("dry runs only")
-        if self.refused:
-            parts.append(f"the last run failed: {self.refused}")
-        if self.hanging:
-            parts.append(f"no answer from {', '.join(self.hanging)}")
+        if self.last_error:
+            parts.append(f"the last run failed: {self.last_error}")
+        if self.unresponsive:
+            parts.append(f"no answer from {', '.join(self.unresponsive)}")
         if self.config_error:
             parts.append(f"the new configuration was refused: {self.config_error}")
         return "; ".join(parts).replace("\n", " ")
@@ -89,7 +89,7 @@ class DaemonStatus:
 class StatusFile:
     """Writes the file; one that cannot be written is warned of once and missed by nobody else."""
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self, location: StoreAddress) -> None:
         self._path = location.own_file(_FILE)
         self._written: DaemonStatus | None = None
         self._has_failed = False
@@ -97,13 +97,13 @@ class StatusFile:
     def write(self, status: DaemonStatus) -> None:
         """Write the status when it says something new, or the last one has become old."""
         before = self._written
-        if before is not None and status.beat_at - before.beat_at < timedelta(seconds=BEAT_SECONDS):
+        if before is not None and status.heartbeat_at - before.heartbeat_at < timedelta(seconds=BEAT_SECONDS):
             same = all(
                 getattr(status, each.name) == getattr(before, each.name)
                 for each in fields(status)
-                if each.name != "beat_at"
+                if each.name != "heartbeat_at"
             )
-            if same and status.beat_at >= before.beat_at:
+            if same and status.heartbeat_at >= before.heartbeat_at:
                 return
         temporary = self._path.with_suffix(".new")
         try:
@@ -124,21 +124,21 @@ class StatusFile:
         self._path.unlink(missing_ok=True)
 
 
-def read_status(location: Location) -> DaemonStatus | None:
+def read_status(location: StoreAddress) -> DaemonStatus | None:
     """Return what the daemon said last, None when there is nothing to read."""
     try:
         told: dict[str, Any] = json.loads(location.own_file(_FILE).read_bytes())
-        for name in ("started_at", "beat_at", "next_run_at", "config_loaded_at", "config_attempted_at"):
+        for name in ("started_at", "heartbeat_at", "next_run_at", "config_loaded_at", "config_attempted_at"):
             told[name] = told[name] and datetime.fromisoformat(told[name])
         if told["run"] is not None:
             run = told["run"]
             told["run"] = RunStatus(**{**run, "started_at": datetime.fromisoformat(run["started_at"])})
-        return DaemonStatus(**{**told, "hanging": tuple(told["hanging"])})
+        return DaemonStatus(**{**told, "unresponsive": tuple(told["unresponsive"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def in_words(moment: datetime, now: datetime) -> str:
+def time_with_distance(moment: datetime, now: datetime) -> str:
     """Return a time of day with how far away it is: ``Wed 2026-11-25 02:00 (in 5.2 hours)``."""
     distance = moment - now
     seconds = abs(distance.total_seconds())

@@ -9,25 +9,25 @@ from typing import Any
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.daemon.status import DaemonStatus
-from eemtcleanupd.daemon.store_queries import Storage
+from eemtcleanupd.daemon.store_queries import StoreQueries
 from eemtcleanupd.policy.capacity import Budget
-from eemtcleanupd.store.address import Location
+from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.lock import Holder
-from eemtcleanupd.store.outbox import Tally, tallies
+from eemtcleanupd.store.outbox import DeliveryStats, delivery_stats
 from eemtcleanupd.store.runs import RunRecord
 
 
 def overview(config: Config, holder: Holder | None, told: DaemonStatus | None) -> dict[str, Any]:
     """Return all there is to say; times are aware UTC in ISO 8601, sizes bytes."""
-    database = Location.of(config).open()
+    database = StoreAddress.of(config).open()
     try:
         ledger = Ledger(database)
         has_ledger = ledger.is_current()
         last = ledger.runs(1)[:1] if has_ledger else []
         by_class = ledger.storage_by_class() if has_ledger else {}
-        waiting, waiting_bytes, first_goes = ledger.trash() if has_ledger else (0, 0, None)
-        told_by = tallies(database) if has_ledger else {}
+        waiting, waiting_bytes, first_goes = ledger.trash_summary() if has_ledger else (0, 0, None)
+        told_by = delivery_stats(database) if has_ledger else {}
         active = holder if database.file is not None else database.holder("daemon")
     finally:
         database.close()
@@ -38,7 +38,7 @@ def overview(config: Config, holder: Holder | None, told: DaemonStatus | None) -
         "state": None if told is None else told.state,
         "role": None if holder is None else "active" if told is None else told.role,
         "active": None if active is None else {"pid": active.pid, "host": active.host, "since": active.since},
-        "beat_at": iso(None if told is None else told.beat_at),
+        "beat_at": iso(None if told is None else told.heartbeat_at),
         "started_at": iso(None if told is None else told.started_at),
         "next_run": iso(None if told is None else told.next_run_at),
         "schedule": None if told is None else told.schedule,
@@ -53,7 +53,7 @@ def overview(config: Config, holder: Holder | None, told: DaemonStatus | None) -
             "bytes_freed": told.run.bytes_freed,
         },
         "last_run": run_document(last[0]) if last else None,
-        "last_refusal": None if told is None else told.refused,
+        "last_refusal": None if told is None else told.last_error,
         "storage": _storage(config, by_class),
         "capacity": _capacity(config, by_class if has_ledger else None),
         "trash": {"jobs": waiting, "bytes": waiting_bytes, "next_purge": iso(first_goes)},
@@ -67,7 +67,9 @@ def overview(config: Config, holder: Holder | None, told: DaemonStatus | None) -
     }
 
 
-def _notifiers(config: Config, told_by: Mapping[str, Tally], told: DaemonStatus | None) -> dict[str, Any]:
+def _notifiers(
+    config: Config, told_by: Mapping[str, DeliveryStats], told: DaemonStatus | None
+) -> dict[str, Any]:
     """Return how each notifier is that is switched on, or that has had something to tell."""
     switched_on = {
         name
@@ -76,7 +78,7 @@ def _notifiers(config: Config, told_by: Mapping[str, Tally], told: DaemonStatus 
     }
     document: dict[str, Any] = {}
     for name in sorted(switched_on | set(told_by)):
-        tally = told_by.get(name, Tally())
+        tally = told_by.get(name, DeliveryStats())
         document[name] = {
             "enabled": name in switched_on,
             "delivered": tally.delivered,
@@ -84,7 +86,7 @@ def _notifiers(config: Config, told_by: Mapping[str, Tally], told: DaemonStatus 
             "failed": tally.failed,
             "dropped": tally.dropped,
             "waiting": tally.waiting,
-            "hanging": told is not None and name in told.hanging,
+            "unresponsive": told is not None and name in told.unresponsive,
             "last_delivered_at": iso(tally.last_delivered_at),
             "last_error": tally.last_error,
             "last_error_at": iso(tally.last_error_at),
@@ -109,7 +111,7 @@ def run_document(run: RunRecord) -> dict[str, Any]:
 
 
 def _storage(config: Config, by_class: dict[str, tuple[int, int]]) -> dict[str, Any]:
-    usage = Storage(system_clock).usage(config)
+    usage = StoreQueries(system_clock).usage(config)
     return {
         "by_status": {name: {"jobs": jobs, "bytes": size} for name, (jobs, size) in sorted(by_class.items())},
         "total_bytes": None if usage is None else usage.total_bytes,

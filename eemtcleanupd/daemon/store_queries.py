@@ -20,7 +20,7 @@ from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.events import CapacityWarning, Total
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.pressure import DiskUsage
-from eemtcleanupd.store.address import Location
+from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class LastCleanup:
     was_interrupted: bool
 
 
-class Storage:
+class StoreQueries:
     """Asks the ledger and the results filesystem.
 
     Args:
@@ -73,7 +73,7 @@ class Storage:
         """Tell whether something in the trash has outlived its grace."""
         try:
             with _ledger(config) as ledger:
-                return bool(ledger.expired_trash(self._clock(), 1))
+                return bool(ledger.expired(self._clock(), 1))
         except (CleanupError, _NoLedgerError) as error:
             _tell(error)
             return False
@@ -114,7 +114,7 @@ class _NoLedgerError(Exception):
 
 @contextmanager
 def _ledger(config: Config) -> Iterator[Ledger]:
-    database = Location.of(config).open(_BUSY_TIMEOUT_SECONDS)
+    database = StoreAddress.of(config).open(_BUSY_TIMEOUT_SECONDS)
     try:
         ledger = Ledger(database)
         if not ledger.exists():

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 _PATIENCE_SECONDS = 2.0
 
 
-class ServiceManager:
+class SystemdNotifier:
     """The socket of a service manager; without one (``NOTIFY_SOCKET`` is not set) everything is a no-op.
 
     Args:
@@ -52,7 +52,7 @@ class ServiceManager:
             self._status = words
             self._send(f"STATUS={words}")
 
-    def beat(self) -> None:
+    def watchdog(self) -> None:
         """Tell the watchdog that the loop goes round."""
         if self.watchdog_seconds is not None:
             self._send("WATCHDOG=1")

@@ -20,11 +20,11 @@ from cronsim import CronSim
 from eemtcleanupd.clock import Clock, elapsed_seconds, local_zone
 from eemtcleanupd.config.schema import ScheduleConfig
 
-Timetable = Callable[[datetime], datetime]
+Schedule = Callable[[datetime], datetime]
 """Returns the first occurrence after a time; both are aware, in UTC."""
 
 
-def cron_timetable(expressions: Sequence[str], zone: Callable[[], tzinfo]) -> Timetable:
+def cron_schedule(expressions: Sequence[str], zone: Callable[[], tzinfo]) -> Schedule:
     """Return the timetable of cron expressions together.
 
     ``zone`` is asked anew for each occurrence, since the machine's may be changed.
@@ -37,7 +37,7 @@ def cron_timetable(expressions: Sequence[str], zone: Callable[[], tzinfo]) -> Ti
     return following
 
 
-def every(interval: timedelta) -> Timetable:
+def interval_schedule(interval: timedelta) -> Schedule:
     """Return the timetable of a fixed interval."""
     return lambda moment: moment + interval
 
@@ -55,7 +55,7 @@ class Timer(schedule.Job):
     def __init__(
         self,
         scheduler: schedule.Scheduler,
-        timetable: Timetable,
+        timetable: Schedule,
         call: Callable[[], None],
         *,
         since: datetime,
@@ -73,7 +73,7 @@ class Timer(schedule.Job):
         self._called: tuple[datetime, float] | None = None
         self.do(call)
 
-    def look(self) -> None:
+    def update(self) -> None:
         """Notice the present; times are computed anew when it lies before the one seen last."""
         now = self._clock()
         is_back = now < self._seen
@@ -110,7 +110,7 @@ class Timer(schedule.Job):
         self.next_run = self._occurrence + jitter
 
 
-class Triggers:
+class Timers:
     """All timers of the daemon.
 
     Args:
@@ -126,11 +126,11 @@ class Triggers:
         self._cron: Timer | None = None
         self._schedule: ScheduleConfig | None = None
 
-    def add(self, timetable: Timetable, call: Callable[[], None]) -> None:
+    def add(self, timetable: Schedule, call: Callable[[], None]) -> None:
         """Call something by a timetable from now on."""
         self._timer(timetable, call, since=self._clock())
 
-    def follow(
+    def follow_cron(
         self, config: ScheduleConfig, call: Callable[[], None], *, since: datetime | None = None
     ) -> None:
         """Call something by the configured schedule, in place of an earlier one.
@@ -148,14 +148,14 @@ class Triggers:
         if config.enabled:
             zone = local_zone if config.timezone == "local" else lambda: ZoneInfo(config.timezone)
             self._cron = self._timer(
-                cron_timetable(config.cron, zone),
+                cron_schedule(config.cron, zone),
                 call,
                 since=since or self._looked_at,
                 jitter_seconds=config.jitter_seconds,
             )
 
     def _timer(
-        self, timetable: Timetable, call: Callable[[], None], *, since: datetime, jitter_seconds: float = 0
+        self, timetable: Schedule, call: Callable[[], None], *, since: datetime, jitter_seconds: float = 0
     ) -> Timer:
         return Timer(
             self._scheduler,
@@ -167,11 +167,11 @@ class Triggers:
             jitter_seconds=jitter_seconds,
         )
 
-    def call_what_is_due(self) -> None:
+    def run_pending(self) -> None:
         """Call each function of which an occurrence has passed, once."""
         for timer in self._scheduler.get_jobs():
             if isinstance(timer, Timer):
-                timer.look()
+                timer.update()
         self._scheduler.run_pending()
         self._looked_at = self._clock()
 

@@ -35,7 +35,7 @@ class _Mount:
 
 
 @dataclass(frozen=True, slots=True)
-class Obstacles:
+class Blockers:
     """Mounts and locks as they are when the snapshot is taken.
 
     ``mounts`` are those below a root; ``locked`` are the devices and inodes that other processes have
@@ -46,7 +46,7 @@ class Obstacles:
     locked: frozenset[tuple[int, int]] | None
 
     @classmethod
-    def snapshot(cls, roots: Iterable[Root]) -> Obstacles:
+    def snapshot(cls, roots: Iterable[Root]) -> Blockers:
         """Read the mounts and the locks of this machine (proc(5): mountinfo, locks)."""
         opened = list(roots)
         mounts = list(_mounts())
@@ -70,7 +70,7 @@ class Obstacles:
         return None if held is None else f"a process holds a lock on {shortened(printable(held))}"
 
 
-def kept_by_marker(folder_fd: int, name: str) -> str | None:
+def keep_marker_reason(folder_fd: int, name: str) -> str | None:
     """Return why a results folder must stay, None when there is no marker in it; in doubt it stays.
 
     Args:

@@ -19,7 +19,7 @@ _AS_GOOD = 0.95  # half the workers may do so much less
 _HOLD_WINDOWS = 20  # how long a number that was found is kept, before its neighbours are tried again
 
 
-class Climb:
+class ConcurrencyTuner:
     """A hill climb in doublings and halvings; ``workers`` is the number for now.
 
     Args:
@@ -64,7 +64,7 @@ class Climb:
         self._before, self.workers = (self.workers, rate), step
 
 
-class Slots:
+class AdaptiveSemaphore:
     """Lets so many at a time go ahead as the climb says.
 
     Args:
@@ -74,7 +74,7 @@ class Slots:
     """
 
     def __init__(self, limit: int, each: int, clock: Callable[[], float]) -> None:
-        self._climb = Climb(limit, clock())
+        self._climb = ConcurrencyTuner(limit, clock())
         self._each = each
         self._clock = clock
         self._taken = 0

@@ -20,11 +20,11 @@ from typing import Any
 
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.clock import monotonic_seconds
-from eemtcleanupd.deletion.dask_task import SLICE_SECONDS, Outcome, Place, remove_subtree
+from eemtcleanupd.deletion.dask_task import SLICE_SECONDS, ItemLocation, TaskResult, remove_subtree
 from eemtcleanupd.deletion.helper_process import Request
-from eemtcleanupd.deletion.rate_limit import Controls
+from eemtcleanupd.deletion.rate_limit import DeletionControls
 from eemtcleanupd.deletion.trash import Trash, read_marker
-from eemtcleanupd.deletion.tree import Tally
+from eemtcleanupd.deletion.tree import RemovalStats
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ _ALONE = "this machine deletes alone"
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterAddress:
+class DaskAddress:
     """Where the scheduler is (``tls://host:port``), and the files that prove who is who."""
 
     scheduler: str
@@ -47,7 +47,7 @@ class ClusterAddress:
     key_file: Path
 
 
-class Cluster:
+class DaskExecutor:
     """A cluster that answers; ``connect`` makes one.
 
     Args:
@@ -67,7 +67,7 @@ class Cluster:
         self._free = threading.BoundedSemaphore(self.threads)
 
     @classmethod
-    def connect(cls, address: ClusterAddress, warn: Callable[[str], object]) -> Cluster | None:
+    def connect(cls, address: DaskAddress, warn: Callable[[str], object]) -> DaskExecutor | None:
         """Return the cluster; None, with a warning to ``warn``, when it cannot be used now."""
         try:
             # A quarter of a second, and not always installed.
@@ -110,9 +110,9 @@ class Cluster:
         trash: Trash,
         item: str,
         request: Request,
-        controls: Controls,
+        controls: DeletionControls,
         found: Callable[[str, str], object],
-    ) -> Tally | None:
+    ) -> RemovalStats | None:
         """Let a worker empty a folder of an item.
 
         Returns:
@@ -122,7 +122,7 @@ class Cluster:
         marker = read_marker(root)
         if self._lost or marker is None or controls.stop.is_set() or not self._free.acquire(blocking=False):
             return None
-        place = Place(root.name, str(root.path), root.inode, marker, item)
+        place = ItemLocation(root.name, str(root.path), root.inode, marker, item)
         try:
             while fit := self._fit():
                 some = {"workers": sorted(fit), "allow_other_workers": False} if self._unfit else {}
@@ -138,7 +138,7 @@ class Cluster:
                 outcome = self._result(future, controls.stop)
                 if outcome is None:
                     return None
-                if outcome.unfit is None:
+                if outcome.unusable_reason is None:
                     for each in outcome.left:
                         found(*each)
                     return outcome.tally
@@ -153,7 +153,7 @@ class Cluster:
         """Return the workers that may be asked."""
         return set() if self._lost else self._workers - self._unfit
 
-    def _result(self, future: Future[Outcome], stop: StopFlag) -> Outcome | None:
+    def _result(self, future: Future[TaskResult], stop: StopFlag) -> TaskResult | None:
         """Wait for a task; None when it is given up."""
         ends_at = 0.0
         while True:
@@ -169,7 +169,7 @@ class Cluster:
                 ends_at = ends_at or now + SLICE_SECONDS + 1
                 if now >= ends_at:  # one that has not begun; one that has, ended by itself
                     future.cancel()
-                    return Outcome("", Tally())
+                    return TaskResult("", RemovalStats())
             elif self._lost or not self._is_alive(now):
                 future.cancel()
                 return None
@@ -202,9 +202,11 @@ class Cluster:
                 worker,
             )
 
-    def _leave_out(self, outcome: Outcome) -> None:
+    def _leave_out(self, outcome: TaskResult) -> None:
         if outcome.worker not in self._unfit:
-            log.warning("the cluster's worker %s has not the mount: %s", outcome.worker, outcome.unfit)
+            log.warning(
+                "the cluster's worker %s has not the mount: %s", outcome.worker, outcome.unusable_reason
+            )
         self._unfit = self._unfit | {outcome.worker}
         if not self._workers - self._unfit:
             self._lose("none of its workers has the mount")

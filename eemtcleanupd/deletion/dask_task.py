@@ -16,10 +16,10 @@ from pathlib import Path
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.deletion.helper_process import Request
-from eemtcleanupd.deletion.rate_limit import Controls, Limits
+from eemtcleanupd.deletion.rate_limit import DeletionControls, RateLimits
 from eemtcleanupd.deletion.roots import Root, open_root
 from eemtcleanupd.deletion.trash import read_marker
-from eemtcleanupd.deletion.tree import FOLDER_FLAGS, Tally, empty_folder
+from eemtcleanupd.deletion.tree import FOLDER_FLAGS, RemovalStats, empty_folder
 from eemtcleanupd.errors import RootError
 from eemtcleanupd.model import TRASH_NAME, RootName
 
@@ -28,7 +28,7 @@ SLICE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ItemLocation:
     """A doomed item, for those who have no descriptor of it: ``inode`` and ``marker`` are its root's."""
 
     root_name: RootName
@@ -39,16 +39,16 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TaskResult:
     """What a task did: what is left as (name, label), or why this worker can do nothing for this root."""
 
     worker: str
-    tally: Tally
+    tally: RemovalStats
     left: tuple[tuple[str, str], ...] = ()
-    unfit: str | None = None
+    unusable_reason: str | None = None
 
 
-class _Slice(StopFlag):
+class _Deadline(StopFlag):
     """Set by itself after some seconds."""
 
     def __init__(self, seconds: float) -> None:
@@ -59,7 +59,9 @@ class _Slice(StopFlag):
         return monotonic_seconds() >= self._until
 
 
-def remove_subtree(place: Place, request: Request, limits: Limits, seconds: float = SLICE_SECONDS) -> Outcome:
+def remove_subtree(
+    place: ItemLocation, request: Request, limits: RateLimits, seconds: float = SLICE_SECONDS
+) -> TaskResult:
     """Remove a folder of an item with everything in it, or as much as goes in some seconds.
 
     Files that need one hand for all (those of several links, and big ones that go in steps) are moved up
@@ -70,21 +72,23 @@ def remove_subtree(place: Place, request: Request, limits: Limits, seconds: floa
     try:
         root = open_root(place.root_name, Path(place.root_path))
         if root.inode != place.inode or read_marker(root) != place.marker:
-            return Outcome(worker, Tally(), unfit=f"{root.path} is another folder there")
+            return TaskResult(worker, RemovalStats(), unusable_reason=f"{root.path} is another folder there")
         item_fd = _open_item(root, place.item)
     except RootError as error:
-        return Outcome(worker, Tally(), unfit=str(error))
+        return TaskResult(worker, RemovalStats(), unusable_reason=str(error))
     except FileNotFoundError:  # done by somebody else
-        return Outcome(worker, Tally())
+        return TaskResult(worker, RemovalStats())
     except OSError as error:
-        return Outcome(worker, Tally(), unfit=f"its trash cannot be opened: {error.strerror}")
+        return TaskResult(
+            worker, RemovalStats(), unusable_reason=f"its trash cannot be opened: {error.strerror}"
+        )
     finally:
         if root is not None:
             root.close()
-    controls = Controls(_Slice(seconds), one_hand=False)
-    controls.set(limits)
+    controls = DeletionControls(_Deadline(seconds), one_hand=False)
+    controls.apply(limits)
     try:
-        return Outcome(worker, *_remove(item_fd, replace(request, device=root.device), controls))
+        return TaskResult(worker, *_remove(item_fd, replace(request, device=root.device), controls))
     finally:
         controls.close()
         os.close(item_fd)
@@ -98,8 +102,10 @@ def _open_item(root: Root, item: str) -> int:
         os.close(trash_fd)
 
 
-def _remove(item_fd: int, request: Request, controls: Controls) -> tuple[Tally, tuple[tuple[str, str], ...]]:
-    tally = Tally()
+def _remove(
+    item_fd: int, request: Request, controls: DeletionControls
+) -> tuple[RemovalStats, tuple[tuple[str, str], ...]]:
+    tally = RemovalStats()
     waiting, share = deque([(request.name, request.label)]), request.share
 
     def found(name: str, label: str) -> None:
@@ -127,7 +133,7 @@ def _remove(item_fd: int, request: Request, controls: Controls) -> tuple[Tally, 
 
 def _address() -> str:
     try:
-        from distributed import get_worker  # noqa: PLC0415  (only there in a worker)
+        from distributed import get_worker
 
         return str(get_worker().address)
     except (ImportError, ValueError):

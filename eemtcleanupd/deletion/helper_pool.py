@@ -16,8 +16,8 @@ from pathlib import Path
 
 import eemtcleanupd
 from eemtcleanupd.deletion.helper_process import FORKED, PACKET_BYTES, Request
-from eemtcleanupd.deletion.rate_limit import Controls
-from eemtcleanupd.deletion.tree import Tally
+from eemtcleanupd.deletion.rate_limit import DeletionControls
+from eemtcleanupd.deletion.tree import RemovalStats
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _PACKAGE_FOLDER = Path(eemtcleanupd.__file__).resolve().parent.parent
 _PATIENCE_SECONDS = 10.0
 
 
-class Helpers:
+class HelperPool:
     """Helper processes with some lines each; a line empties one folder at a time.
 
     One process is started, and the helpers are forked from it: that takes a millisecond for each where
@@ -44,7 +44,7 @@ class Helpers:
     Where a process cannot be started there are fewer lines, or none.
     """
 
-    def __init__(self, lines_each: int, controls: Controls) -> None:
+    def __init__(self, lines_each: int, controls: DeletionControls) -> None:
         self._lines_each = lines_each
         self._count = 0
         self._lines: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
@@ -53,9 +53,9 @@ class Helpers:
         try:
             self._start(controls)
         except OSError as error:
-            _tell_refusal(error)
+            _log_refusal(error)
 
-    def _start(self, controls: Controls) -> None:
+    def _start(self, controls: DeletionControls) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             stop_fd = controls.stop.share()
@@ -78,7 +78,7 @@ class Helpers:
         ours.settimeout(_PATIENCE_SECONDS)
         self._requests = ours
 
-    def grow_to(self, processes: int) -> None:
+    def ensure_processes(self, processes: int) -> None:
         """Start helpers until there are so many; one thread at a time may ask for that."""
         lines: list[list[socket.socket]] = []
         try:
@@ -89,7 +89,7 @@ class Helpers:
             if isinstance(error, TimeoutError) and self._server is not None:
                 self._server.kill()  # so that no late answer is taken for another's
             self._count = max(processes, self._count)  # it is not asked for as many again
-            _tell_refusal(error)
+            _log_refusal(error)
         # One of each in turn, since those of one helper compute one at a time.
         for of_each in zip(*lines, strict=True):
             for line in of_each:
@@ -114,7 +114,7 @@ class Helpers:
 
     def empty_folder(
         self, item_fd: int, request: Request, found: Callable[[str, str], object]
-    ) -> Tally | None:
+    ) -> RemovalStats | None:
         """Let a helper empty a folder of an item.
 
         Returns:
@@ -138,7 +138,7 @@ class Helpers:
                 message = json.loads(packet)
                 if isinstance(message, dict):
                     self._lines.put(line)
-                    return Tally(**message)
+                    return RemovalStats(**message)
                 found(*message)
         except ConnectionResetError:  # gone without having read the request: nothing is lost
             line.close()
@@ -161,5 +161,5 @@ class Helpers:
             self._lines.get_nowait().close()
 
 
-def _tell_refusal(error: OSError) -> None:
+def _log_refusal(error: OSError) -> None:
     log.warning("no helper process could be started: %s", error)

@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass
 from typing import Final, NoReturn
 
 from eemtcleanupd.cancellation import StopFlag
-from eemtcleanupd.deletion.rate_limit import Controls
-from eemtcleanupd.deletion.tree import Share, Tally, empty_folder
+from eemtcleanupd.deletion.rate_limit import DeletionControls
+from eemtcleanupd.deletion.tree import RemovalStats, Shard, empty_folder
 
 PACKET_BYTES = 1 << 16
 """No packet is larger: the largest holds a few dozen shortened paths."""
@@ -37,7 +37,7 @@ class Request:
     name: str
     label: str
     device: int
-    share: Share | None = None
+    share: Shard | None = None
 
 
 FORKED: Final = b"forked"
@@ -68,7 +68,7 @@ def main() -> None:
             else:
                 if pid == 0:
                     requests.close()
-                    _help(Controls(StopFlag.attach(stop_fd), controls_fd), lines)
+                    _help(DeletionControls(StopFlag.attach(stop_fd), controls_fd), lines)
                 requests.send(FORKED)
             for line in lines:
                 os.close(line)
@@ -76,7 +76,7 @@ def main() -> None:
         os.wait()  # until all are gone, since the kernel reaps them
 
 
-def _help(controls: Controls, lines: list[int]) -> NoReturn:
+def _help(controls: DeletionControls, lines: list[int]) -> NoReturn:
     """Serve lines until standard input ends: a pipe whose other end only the pool has."""
     for number in lines:
         line = socket.socket(fileno=number)
@@ -88,7 +88,7 @@ def _help(controls: Controls, lines: list[int]) -> NoReturn:
     os._exit(0)
 
 
-def _serve(line: socket.socket, controls: Controls) -> None:
+def _serve(line: socket.socket, controls: DeletionControls) -> None:
     def found(name: str, label: str) -> None:
         _send(line, [name, label])
 
@@ -101,7 +101,7 @@ def _serve(line: socket.socket, controls: Controls) -> None:
             return
         (item_fd,) = descriptors
         request = Request(**json.loads(packet))
-        share = None if request.share is None else Share(*request.share)
+        share = None if request.share is None else Shard(*request.share)
         try:
             tally = empty_folder(
                 item_fd,
@@ -113,7 +113,7 @@ def _serve(line: socket.socket, controls: Controls) -> None:
                 share=share,
             )
         except OSError as error:
-            tally = Tally()
+            tally = RemovalStats()
             tally.fail(request.label, error)
         finally:
             os.close(item_fd)

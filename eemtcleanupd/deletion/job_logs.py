@@ -53,7 +53,7 @@ def keep_logs(root: Root, name: str, patterns: Sequence[str], destination: Path)
         try:
             target_fd = _make_folders(destination, folder.parts[1:])
             try:
-                _keep(folder.fd, entry.name, target_fd)
+                _keep_file(folder.fd, entry.name, target_fd)
             finally:
                 os.close(target_fd)
         except OSError as error:
@@ -84,7 +84,7 @@ def _make_folders(base: Path, relative: Sequence[str]) -> int:
     return fd
 
 
-def _keep(source_fd: int, name: str, target_fd: int) -> None:
+def _keep_file(source_fd: int, name: str, target_fd: int) -> None:
     source = os.open(name, _READ, dir_fd=source_fd)
     try:
         if not stat.S_ISREG(os.fstat(source).st_mode):

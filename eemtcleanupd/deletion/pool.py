@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Self
 
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.clock import monotonic_seconds
-from eemtcleanupd.deletion.concurrency import Slots
-from eemtcleanupd.deletion.helper_pool import Helpers
+from eemtcleanupd.deletion.concurrency import AdaptiveSemaphore
+from eemtcleanupd.deletion.helper_pool import HelperPool
 from eemtcleanupd.deletion.helper_process import Request
-from eemtcleanupd.deletion.rate_limit import Controls, Limits
+from eemtcleanupd.deletion.rate_limit import DeletionControls, RateLimits
 from eemtcleanupd.deletion.trash import Trash
-from eemtcleanupd.deletion.tree import FOLDER_FLAGS, Share, Tally, empty_folder, unlink_entry
+from eemtcleanupd.deletion.tree import FOLDER_FLAGS, RemovalStats, Shard, empty_folder, unlink_entry
 
 if TYPE_CHECKING:
-    from eemtcleanupd.deletion.dask_executor import Cluster
+    from eemtcleanupd.deletion.dask_executor import DaskExecutor
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +44,11 @@ FEW = 250
 QUEUE_LIMIT = 4096
 # Folders of an item that could not be removed and are remembered, so that a later round leaves them alone.
 _FAILED_LIMIT = 1000
-_NO_LIMITS = Limits()
+_NO_LIMITS = RateLimits()
 
 
 @dataclass(frozen=True, slots=True)
-class Removed:
+class RemovalResult:
     """What became of one item: ``complete`` when nothing of it is left."""
 
     bytes_freed: int
@@ -82,26 +82,26 @@ class DeletionPool:
         stop: StopFlag,
         *,
         auto: bool = False,
-        cluster: Cluster | None = None,
-        limits: Limits = _NO_LIMITS,
+        cluster: DaskExecutor | None = None,
+        limits: RateLimits = _NO_LIMITS,
         queue_limit: int = QUEUE_LIMIT,
     ) -> None:
         self.bytes_freed = 0
         self.files = 0
         self._workers = workers
         self._cluster = cluster
-        self._slots = Slots(workers, THREADS_PER_WORKER, monotonic_seconds) if auto else None
+        self._slots = AdaptiveSemaphore(workers, THREADS_PER_WORKER, monotonic_seconds) if auto else None
         here = workers * THREADS_PER_WORKER
         self._here = self._slots or threading.BoundedSemaphore(here)
         # One thread waits for each folder that is in hand somewhere.
         self._executor = ThreadPoolExecutor(here + (cluster.threads if cluster else 0), "delete")
         self._executor.submit(int)  # one thread at least, which in the end does all that is queued
         self._stop = stop
-        self.controls = Controls(stop)
+        self.controls = DeletionControls(stop)
         if limits != _NO_LIMITS:
-            self.controls.set(limits)
+            self.controls.apply(limits)
         self._starting = threading.Lock()
-        self._helpers: Helpers | None = None
+        self._helpers: HelperPool | None = None
         self._room = queue_limit
         self._changed = threading.Condition()
         self._items = 0
@@ -124,7 +124,7 @@ class DeletionPool:
             self._helpers.close()
         self.controls.close()
 
-    def remove(self, trash: Trash, item: str) -> Future[Removed]:
+    def remove(self, trash: Trash, item: str) -> Future[RemovalResult]:
         """Empty and remove a doomed item; one that is gone already is complete.
 
         Returns:
@@ -158,7 +158,7 @@ class DeletionPool:
 
     def empty_folder(
         self, trash: Trash, item: str, item_fd: int, request: Request, found: Callable[[str, str], object]
-    ) -> Tally:
+    ) -> RemovalStats:
         """Remove a folder of an item: by a worker of the cluster, in a helper, or here, as it is worth."""
         tally = None
         is_much = self.files >= FEW or not _has_few(item_fd, request.name)
@@ -186,18 +186,18 @@ class DeletionPool:
         with self._starting:
             self._prepared()
 
-    def _prepared(self) -> Helpers:
+    def _prepared(self) -> HelperPool:
         if self._helpers is None:
-            self._helpers = Helpers(THREADS_PER_WORKER, self.controls)
+            self._helpers = HelperPool(THREADS_PER_WORKER, self.controls)
         return self._helpers
 
-    def _started_helpers(self) -> Helpers:
+    def _started_helpers(self) -> HelperPool:
         with self._starting:
             helpers = self._prepared()
-            helpers.grow_to(self._workers if self._slots is None else self._slots.workers)
+            helpers.ensure_processes(self._workers if self._slots is None else self._slots.workers)
             return helpers
 
-    def count(self, tally: Tally) -> None:
+    def count(self, tally: RemovalStats) -> None:
         """Count what was removed."""
         with self._changed:
             self.bytes_freed += tally.bytes_freed
@@ -207,7 +207,7 @@ class DeletionPool:
         if self._slots is not None:
             self._slots.note(removed)
 
-    def _item_done(self, _future: Future[Removed]) -> None:
+    def _item_done(self, _future: Future[RemovalResult]) -> None:
         with self._changed:
             self._items -= 1
             self._changed.notify_all()
@@ -236,13 +236,13 @@ class _Item:
     """
 
     def __init__(self, pool: DeletionPool, stop: StopFlag, trash: Trash, item: str) -> None:
-        self.future: Future[Removed] = Future()
+        self.future: Future[RemovalResult] = Future()
         self._pool = pool
         self._stop = stop
         self._trash = trash
         self._item = item
         self._lock = threading.Lock()
-        self._tally = Tally()
+        self._tally = RemovalStats()
         self._pending = 0
         self._removed_before = -1
         self._surplus = False
@@ -279,7 +279,7 @@ class _Item:
                 elif not self._hand_out(entry.name, entry.name):
                     self._empty(entry.name, entry.name, tally)  # no room to wait: at once, here
 
-    def _hand_out(self, name: str, label: str, share: Share | None = None) -> bool:
+    def _hand_out(self, name: str, label: str, share: Shard | None = None) -> bool:
         """Make a task of a folder; False when too many wait, then a later round finds it in the item."""
         with self._lock:
             self._pending += 1
@@ -290,16 +290,16 @@ class _Item:
             self._surplus = True
         return False
 
-    def _task(self, name: str, label: str, share: Share | None) -> None:
+    def _task(self, name: str, label: str, share: Shard | None) -> None:
         self._pool.folder_done()
         with self._counted() as tally:
             self._empty(name, label, tally, share)
 
-    def _empty(self, name: str, label: str, tally: Tally, share: Share | None = None) -> None:
+    def _empty(self, name: str, label: str, tally: RemovalStats, share: Shard | None = None) -> None:
         if share is None and self._is_wide(name):
-            share = Share(0, SHARES)
+            share = Shard(0, SHARES)
             for number in range(1, SHARES):
-                self._hand_out(name, label, Share(number, SHARES))
+                self._hand_out(name, label, Shard(number, SHARES))
         request = Request(name, label, self._trash.root.device, share)
         removed = self._pool.empty_folder(self._trash, self._item, self._fd, request, self._hand_out)
         tally.add(removed)
@@ -325,9 +325,9 @@ class _Item:
         return first
 
     @contextmanager
-    def _counted(self) -> Iterator[Tally]:
+    def _counted(self) -> Iterator[RemovalStats]:
         """Count what the body removes, then see whether it was the last task of the round."""
-        tally = Tally()
+        tally = RemovalStats()
         try:
             yield tally
         except OSError as error:
@@ -380,7 +380,7 @@ class _Item:
             (monotonic_seconds() - self._began) * 1000,
         )
         self.future.set_result(
-            Removed(
+            RemovalResult(
                 tally.bytes_freed,
                 tally.files,
                 tally.folders,

@@ -41,7 +41,7 @@ class Priority:
         """Return this priority, or a lower one where that is asked for: never a higher one."""
         return replace(self, nice=max(self.nice, nice), io=_IDLE if idle_io else self.io)
 
-    def take(self) -> str | None:
+    def apply(self) -> str | None:
         """Give the calling thread this priority; returns in words what was refused."""
         now = Priority.of_this_thread()
         if now.nice != self.nice:
@@ -55,7 +55,7 @@ class Priority:
 
 
 def _ioprio(offset: int, *arguments: int) -> int:
-    import ctypes  # noqa: PLC0415  (late: helper processes seldom need it)
+    import ctypes
 
     number = _IOPRIO_SET.get(os.uname().machine)
     return -1 if number is None else int(ctypes.CDLL(None).syscall(number + offset, *arguments))

@@ -10,7 +10,7 @@ import time
 _PAUSE_SECONDS = 0.001
 
 
-class SharedLock:
+class InterProcessLock:
     """Held by one thread of one process at a time; each process makes one for all its threads.
 
     Args:

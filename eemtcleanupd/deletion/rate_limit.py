@@ -18,7 +18,7 @@ from functools import cache
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.deletion.priority import Priority
-from eemtcleanupd.deletion.process_lock import SharedLock
+from eemtcleanupd.deletion.process_lock import InterProcessLock
 
 _BURST_SECONDS = 0.1  # what a bucket holds: smaller, and short sleeps would not be made up for
 _WORTH_SECONDS = 1e-5  # for less, nobody is sent to sleep
@@ -34,7 +34,7 @@ _LINKS_LOCKS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RateLimits:
     """What ``performance:`` says of how fast to delete; 0: no limit, and ``nice`` as the process is."""
 
     deletes_per_second: int = 0
@@ -44,13 +44,13 @@ class Limits:
     idle_io: bool = False
 
 
-class _Mine(threading.local):
+class _ThreadState(threading.local):
     """Which limits a thread has taken its priority from."""
 
     generation = 0.0
 
 
-class Controls:
+class DeletionControls:
     """What those who delete in one run share: when to stop, how fast to go, locks for hard links.
 
     Args:
@@ -71,11 +71,11 @@ class Controls:
         self.fd = os.memfd_create("limits") if fd is None else fd
         if self._is_first:
             os.ftruncate(self.fd, 8 * _WORDS)
-        self._links = [SharedLock(self.fd, _BUCKETS_BYTE + 1 + at) for at in range(_LINKS_LOCKS)]
-        self._buckets = SharedLock(self.fd, _BUCKETS_BYTE)
+        self._links = [InterProcessLock(self.fd, _BUCKETS_BYTE + 1 + at) for at in range(_LINKS_LOCKS)]
+        self._buckets = InterProcessLock(self.fd, _BUCKETS_BYTE)
         self._memory = mmap.mmap(self.fd, 8 * _WORDS)
         self._words = memoryview(self._memory).cast("d")
-        self._mine = _Mine()
+        self._mine = _ThreadState()
         if self._is_first:
             own = Priority.of_this_thread()
             self._words[_OWN_NICE], self._words[_OWN_IO] = own.nice, own.io
@@ -88,11 +88,11 @@ class Controls:
         self._memory.close()
         os.close(self.fd)
 
-    def links_of(self, inode: int) -> SharedLock:
+    def link_lock(self, inode: int) -> InterProcessLock:
         """Return what is held while one of several links of an inode is removed."""
         return self._links[inode % _LINKS_LOCKS]
 
-    def set(self, limits: Limits) -> None:
+    def apply(self, limits: RateLimits) -> None:
         """Put limits in force, for those too who are at work; once all is done, that is too late."""
         words = self._words
         with contextlib.suppress(ValueError):  # released: a reload met the end of a run
@@ -104,10 +104,10 @@ class Controls:
             words[_GENERATION] += 1
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> RateLimits:
         """The limits in force."""
         words = self._words
-        return Limits(
+        return RateLimits(
             int(words[_DELETES]),
             int(words[_BYTES]),
             int(words[_CHUNK]),
@@ -120,7 +120,7 @@ class Controls:
         """How much of a big file goes in one step; 0: all."""
         return int(self._words[_CHUNK])
 
-    def allows(self, size_bytes: int) -> bool:
+    def acquire(self, size_bytes: int) -> bool:
         """Wait until one more file or folder of this size may go; False when all is to stop.
 
         The thread that asks gets the priority that is in force.
@@ -128,17 +128,17 @@ class Controls:
         words = self._words
         if self._mine.generation != words[_GENERATION]:
             self._take_priority()
-        if words[_DELETES] and not self._pay(_DELETES, 1):
+        if words[_DELETES] and not self._wait_for_tokens(_DELETES, 1):
             return False
-        return self.allows_bytes(size_bytes)
+        return self.acquire_bytes(size_bytes)
 
-    def allows_bytes(self, size_bytes: int) -> bool:
+    def acquire_bytes(self, size_bytes: int) -> bool:
         """Wait until so many more bytes may be freed; False when all is to stop."""
         if self._words[_BYTES] and size_bytes:
-            return self._pay(_BYTES, size_bytes)
+            return self._wait_for_tokens(_BYTES, size_bytes)
         return True
 
-    def _pay(self, rate: int, cost: float) -> bool:
+    def _wait_for_tokens(self, rate: int, cost: float) -> bool:
         owed = self._charge(rate, cost)
         before = monotonic_seconds()
         while (per_second := self._words[rate]) and owed > per_second * _WORTH_SECONDS:
@@ -164,13 +164,13 @@ class Controls:
         words = self._words
         self._mine.generation = words[_GENERATION]
         own = Priority(int(words[_OWN_NICE]), int(words[_OWN_IO]))
-        refusal = own.lowered(nice=int(words[_NICE]), idle_io=bool(words[_IDLE])).take()
+        refusal = own.lowered(nice=int(words[_NICE]), idle_io=bool(words[_IDLE])).apply()
         if refusal and self._is_first:  # one process tells it for all
             _tell(refusal)
 
 
 @cache
 def _tell(words: str) -> None:
-    import logging  # noqa: PLC0415  (late: helper processes never need it)
+    import logging
 
     logging.getLogger(__name__).warning("%s", words)

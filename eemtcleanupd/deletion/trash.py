@@ -25,13 +25,13 @@ MARKER_NAME = ".root-id"
 
 log = logging.getLogger(__name__)
 
-_DOOMED = ".deleting"
+_DELETING_SUFFIX = ".deleting"
 _RENAME_NOREPLACE = 1  # renameat2(2)
 
 
-def doomed_name(item: str) -> str:
+def deleting_name(item: str) -> str:
     """Return the name of an item once its deletion has begun."""
-    return item + _DOOMED
+    return item + _DELETING_SUFFIX
 
 
 def read_marker(root: Root) -> str | None:
@@ -111,7 +111,7 @@ class Trash:
         moved: list[str] = []
         try:
             for name in names:
-                _insist_on_entry(name)
+                _require_single_component(name)
                 try:
                     os.rename(name, name, src_dir_fd=self.root.fd, dst_dir_fd=folder)
                 except FileNotFoundError:
@@ -133,7 +133,7 @@ class Trash:
         Returns:
             The names whose places are taken; they stay in the item.  Otherwise the item is gone.
         """
-        _insist_on_entry(item)
+        _require_single_component(item)
         try:
             folder = os.open(item, FOLDER_FLAGS, dir_fd=self.fd)
         except FileNotFoundError:
@@ -150,20 +150,20 @@ class Trash:
             os.rmdir(item, dir_fd=self.fd)
         return tuple(conflicts)
 
-    def doom(self, item: str) -> str:
+    def mark_deleting(self, item: str) -> str:
         """Begin an item's deletion, from which there is no way back; returns its new name.
 
         An item that is doomed already, or gone, is no error.
         """
-        _insist_on_entry(item)
-        doomed = doomed_name(item)
+        _require_single_component(item)
+        doomed = deleting_name(item)
         with contextlib.suppress(FileNotFoundError):
             os.rename(item, doomed, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         return doomed
 
     def exists(self, item: str) -> bool:
         """Tell whether there is an item of exactly this name."""
-        _insist_on_entry(item)
+        _require_single_component(item)
         try:
             os.stat(item, dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -175,7 +175,7 @@ class Trash:
         with os.scandir(self.fd) as listing:
             for entry in listing:
                 if entry.is_dir(follow_symlinks=False):
-                    yield entry.name.removesuffix(_DOOMED), entry.name.endswith(_DOOMED)
+                    yield entry.name.removesuffix(_DELETING_SUFFIX), entry.name.endswith(_DELETING_SUFFIX)
 
     def sync(self) -> None:
         """Wait until the renames and removals in root and trash are on the disk (fsync(2)).
@@ -193,7 +193,7 @@ class Trash:
             ) from error
 
 
-def _insist_on_entry(name: str) -> None:
+def _require_single_component(name: str) -> None:
     """Refuse what is not one entry of a root; policy has refused it before, this is the last line."""
     if name in {"", ".", ".."} or "/" in name or "\0" in name or name.startswith(TRASH_NAME):
         raise OSError(errno.EINVAL, "not the name of an entry", name)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from eemtcleanupd.deletion.rate_limit import Controls
-from eemtcleanupd.deletion.truncate import free_in_steps
+from eemtcleanupd.deletion.rate_limit import DeletionControls
+from eemtcleanupd.deletion.truncate import truncate_gradually
 from eemtcleanupd.formatting import printable, shortened
 
 FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -50,7 +50,7 @@ def _begin_names() -> None:
 os.register_at_fork(after_in_child=_begin_names)
 
 
-class Share(NamedTuple):
+class Shard(NamedTuple):
     """The entries of a folder that one of ``of`` takes, numbered from 0."""
 
     number: int
@@ -58,7 +58,7 @@ class Share(NamedTuple):
 
 
 @dataclass(slots=True)
-class Tally:
+class RemovalStats:
     """What was removed; ``errors`` names the first few paths that could not be, ``error_count`` all."""
 
     bytes_freed: int = 0
@@ -67,7 +67,7 @@ class Tally:
     errors: list[str] = field(default_factory=list)
     error_count: int = 0
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: RemovalStats) -> None:
         """Count what another task removed."""
         self.bytes_freed += other.bytes_freed
         self.files += other.files
@@ -88,10 +88,10 @@ def empty_folder(
     *,
     label: str,
     device: int,
-    controls: Controls,
+    controls: DeletionControls,
     found: Callable[[str, str], object],
-    share: Share | None = None,
-) -> Tally:
+    share: Shard | None = None,
+) -> RemovalStats:
     """Remove a folder of an item with everything in it, or a share of its entries.
 
     Args:
@@ -106,7 +106,7 @@ def empty_folder(
     Returns:
         What was removed.  Errors are the path's alone: its siblings go on.
     """
-    tally = Tally()
+    tally = RemovalStats()
     try:
         fd = _open_folder(item_fd, name)
     except FileNotFoundError:
@@ -129,7 +129,7 @@ def empty_folder(
         for reading in itertools.count(1):
             removed = _empty_once(fd, item_fd, label=label, tally=tally, controls=controls, found=found)
             size = status.st_blocks * _BLOCK_BYTES
-            if tally.error_count or controls.stop.is_set() or not controls.allows(size):
+            if tally.error_count or controls.stop.is_set() or not controls.acquire(size):
                 return tally
             try:
                 os.rmdir(name, dir_fd=item_fd)
@@ -153,14 +153,14 @@ def _empty_once(
     item_fd: int,
     *,
     label: str,
-    tally: Tally,
-    controls: Controls,
+    tally: RemovalStats,
+    controls: DeletionControls,
     found: Callable[[str, str], object],
-    share: Share | None = None,
+    share: Shard | None = None,
 ) -> int:
     """Remove what one reading of a folder yields; returns how many entries went or moved up."""
     went = 0
-    is_stopped, allows, unlink = controls.stop.is_set, controls.allows, os.unlink
+    is_stopped, allows, unlink = controls.stop.is_set, controls.acquire, os.unlink
     with os.scandir(fd) as listing:
         for entry in _by_inode(listing, share):
             if is_stopped():
@@ -198,7 +198,7 @@ def _empty_once(
     return went
 
 
-def _by_inode(listing: Iterable[os.DirEntry[str]], share: Share | None) -> Iterator[os.DirEntry[str]]:
+def _by_inode(listing: Iterable[os.DirEntry[str]], share: Shard | None) -> Iterator[os.DirEntry[str]]:
     """Return a share of the entries in the order of their inodes, many at a time.
 
     A folder lists them in an order that is as good as random; those of neighbouring inodes change the same
@@ -219,9 +219,11 @@ def _below(label: str, name: str) -> str:
     return shortened(f"{label}/{name}", 400)
 
 
-def _unlink_one_of_many(fd: int, name: str, inode: int, tally: Tally, controls: Controls) -> None:
+def _unlink_one_of_many(
+    fd: int, name: str, inode: int, tally: RemovalStats, controls: DeletionControls
+) -> None:
     """Remove one link of an inode that has several: its space is free when the last one goes."""
-    with controls.links_of(inode):  # of two who do so at once, one must see that it is the last
+    with controls.link_lock(inode):  # of two who do so at once, one must see that it is the last
         status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         os.unlink(name, dir_fd=fd)
     tally.files += 1
@@ -229,16 +231,18 @@ def _unlink_one_of_many(fd: int, name: str, inode: int, tally: Tally, controls: 
         tally.bytes_freed += status.st_blocks * _BLOCK_BYTES
 
 
-def unlink_entry(item_fd: int, name: str, label: str, tally: Tally, controls: Controls) -> None:
+def unlink_entry(
+    item_fd: int, name: str, label: str, tally: RemovalStats, controls: DeletionControls
+) -> None:
     """Remove an entry of an item that is no folder; a big file in steps, where that is wanted."""
     try:
         status = os.stat(name, dir_fd=item_fd, follow_symlinks=False)
         size = status.st_blocks * _BLOCK_BYTES
         if status.st_nlink == 1 and 0 < controls.chunk_bytes < size:
-            freed = free_in_steps(item_fd, name, controls)
+            freed = truncate_gradually(item_fd, name, controls)
             tally.bytes_freed += freed
             size -= freed
-        if controls.stop.is_set() or not controls.allows(size // max(1, status.st_nlink)):
+        if controls.stop.is_set() or not controls.acquire(size // max(1, status.st_nlink)):
             return
         if status.st_nlink > 1:
             _unlink_one_of_many(item_fd, name, status.st_ino, tally, controls)

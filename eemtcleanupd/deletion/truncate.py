@@ -16,13 +16,13 @@ import os
 import signal
 import stat
 
-from eemtcleanupd.deletion.rate_limit import Controls
+from eemtcleanupd.deletion.rate_limit import DeletionControls
 
 _BLOCK_BYTES = 512
 _FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
-def free_in_steps(item_fd: int, name: str, controls: Controls) -> int:
+def truncate_gradually(item_fd: int, name: str, controls: DeletionControls) -> int:
     """Free a file's space down to the last step, for the caller to unlink.
 
     Args:
@@ -39,7 +39,7 @@ def free_in_steps(item_fd: int, name: str, controls: Controls) -> int:
         return 0
     try:
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or not _lease(fd):
+        if not stat.S_ISREG(status.st_mode) or not _take_lease(fd):
             return 0
         with contextlib.suppress(OSError):  # what is wrong with it, unlinking will tell
             _truncate(fd, status, controls)
@@ -48,7 +48,7 @@ def free_in_steps(item_fd: int, name: str, controls: Controls) -> int:
         os.close(fd)  # and with it goes the lease
 
 
-def _lease(fd: int) -> bool:
+def _take_lease(fd: int) -> bool:
     """Take a write lease; False where somebody has the file open, or nobody can know."""
     try:
         # Who breaks the lease sends us a signal; this one is ignored unless somebody asks for it.
@@ -59,10 +59,10 @@ def _lease(fd: int) -> bool:
     return True
 
 
-def _truncate(fd: int, status: os.stat_result, controls: Controls) -> None:
+def _truncate(fd: int, status: os.stat_result, controls: DeletionControls) -> None:
     length, left = status.st_size, status.st_blocks * _BLOCK_BYTES
     while length and 0 < (chunk := controls.chunk_bytes) < left:
-        if controls.stop.is_set() or not controls.allows_bytes(chunk):
+        if controls.stop.is_set() or not controls.acquire_bytes(chunk):
             return
         if os.fstat(fd).st_nlink != 1 or fcntl.fcntl(fd, fcntl.F_GETLEASE) != fcntl.F_WRLCK:
             return  # it has got another name, or somebody waits to open it

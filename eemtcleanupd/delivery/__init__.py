@@ -5,7 +5,7 @@ the notifier has it.  Of several processes on one job store the one that holds t
 it dies, the lock is free and what it left is sent by the next.
 """
 
-from eemtcleanupd.delivery.dispatcher import Delivery
-from eemtcleanupd.delivery.worker import Answer
+from eemtcleanupd.delivery.dispatcher import Dispatcher
+from eemtcleanupd.delivery.worker import DeliveryResult
 
-__all__ = ["Answer", "Delivery"]
+__all__ = ["DeliveryResult", "Dispatcher"]

@@ -7,21 +7,21 @@ import time
 from dataclasses import replace
 
 from eemtcleanupd.clock import Clock
-from eemtcleanupd.delivery.queues import Outboxes
+from eemtcleanupd.delivery.queues import MessageQueues
 from eemtcleanupd.delivery.serialization import DIGESTIBLE, HOOKS, encode, is_test, next_digest, wants
-from eemtcleanupd.delivery.worker import Answer, Courier
+from eemtcleanupd.delivery.worker import DeliveryResult, NotifierWorker
 from eemtcleanupd.events import Event, JobCleaned, RunStarted
-from eemtcleanupd.plugins import PluginSet
-from eemtcleanupd.store.address import Location
+from eemtcleanupd.plugins import Plugins
+from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.outbox import Message
 
 log = logging.getLogger(__name__)
 
 # Told from memory: they are many, or stale after a restart.
-_FLEETING = (RunStarted, JobCleaned)
+_EPHEMERAL = (RunStarted, JobCleaned)
 
 
-class Delivery:
+class Dispatcher:
     """Tells notifiers of events.
 
     Args:
@@ -30,15 +30,15 @@ class Delivery:
         hurry: send nothing twice: every message has one attempt (``notify-test``).
     """
 
-    def __init__(self, location: Location | None, clock: Clock, *, hurry: bool = False) -> None:
+    def __init__(self, location: StoreAddress | None, clock: Clock, *, hurry: bool = False) -> None:
         self._location = location
         self._clock = clock
         self.hurry = hurry
-        self._couriers: dict[str, Courier] = {}
-        self._outboxes = Outboxes(location, clock)
-        self._plugins: PluginSet | None = None
+        self._couriers: dict[str, NotifierWorker] = {}
+        self._outboxes = MessageQueues(location, clock)
+        self._plugins: Plugins | None = None
 
-    def use(self, plugins: PluginSet, *, durable: bool = True) -> None:
+    def configure(self, plugins: Plugins, *, durable: bool = True) -> None:
         """Tell the notifiers of these plugins from now on.
 
         Args:
@@ -48,23 +48,25 @@ class Delivery:
         self._plugins = plugins
         self._outboxes.is_durable = durable and self._location is not None
         hooks = HOOKS.values()
-        wanted = [name for name in plugins.names if any(plugins.listener(name, hook) for hook in hooks)]
+        wanted = [name for name in plugins.names if any(plugins.hook_for(name, hook) for hook in hooks)]
         for name in set(self._couriers) - set(wanted):
             self._couriers.pop(name).close()
         for name in wanted:
             if name in self._couriers:
-                self._couriers[name].use(plugins)
+                self._couriers[name].configure(plugins)
             else:
-                self._couriers[name] = Courier(name, plugins, self._outboxes, self._clock, hurry=self.hurry)
+                self._couriers[name] = NotifierWorker(
+                    name, plugins, self._outboxes, self._clock, hurry=self.hurry
+                )
 
-    def tell(self, event: Event) -> None:
+    def publish(self, event: Event) -> None:
         """Put an event into the outbox of each notifier that wants it; never raises, never waits long."""
         try:
-            self._tell(event)
+            self._publish(event)
         except Exception:  # whatever it is, it must not end the run that tells it
             log.exception("Notifiers were not told of %s", type(event).__name__)
 
-    def _tell(self, event: Event) -> None:
+    def _publish(self, event: Event) -> None:
         hook = HOOKS.get(type(event))
         if hook is None or self._plugins is None:
             return
@@ -72,9 +74,9 @@ class Delivery:
         durable, fleeting = [], []
         for name in self._couriers:
             settings = self._plugins.settings(name)
-            if self._plugins.listener(name, hook) is None or not wants(settings, event):
+            if self._plugins.hook_for(name, hook) is None or not wants(settings, event):
                 continue
-            lasts = settings.outlives_restarts and not isinstance(event, _FLEETING) and not is_test(event)
+            lasts = settings.outlives_restarts and not isinstance(event, _EPHEMERAL) and not is_test(event)
             due = next_digest(settings.digest, now) if settings.digest and hook in DIGESTIBLE else now
             if lasts and self._outboxes.is_durable:
                 durable.append(Message(name, hook, encode(event), now, due))
@@ -87,13 +89,13 @@ class Delivery:
         for name in {message.notifier for message in (*durable, *fleeting)}:
             self._couriers[name].wake(leisurely=isinstance(event, JobCleaned))
 
-    def answers(self) -> dict[str, Answer]:
+    def last_results(self) -> dict[str, DeliveryResult]:
         """Return what came of each notifier's last attempt."""
         return {name: c.last for name, c in self._couriers.items() if c.last is not None}
 
-    def hanging(self) -> dict[str, float]:
+    def unresponsive(self) -> dict[str, float]:
         """Return for how many seconds each notifier that has not answered in time has been silent."""
-        return {name: s for name, c in self._couriers.items() if (s := c.hanging_seconds()) is not None}
+        return {name: s for name, c in self._couriers.items() if (s := c.unresponsive_seconds()) is not None}
 
     def drain(self, seconds: float) -> bool:
         """Wait until everything that is due has had an attempt; False when that took longer."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.errors import CleanupError, LockHeldError, StoreError
-from eemtcleanupd.store.address import Location, StoreLock
+from eemtcleanupd.store.address import StoreAddress, StoreLock
 from eemtcleanupd.store.outbox import LedgerOutbox, MemoryOutbox, Message, Outbox
 
 log = logging.getLogger(__name__)
@@ -19,10 +19,10 @@ _MAX_WAITING_IN_MEMORY = 10_000
 _BUSY_TIMEOUT_SECONDS = 2.0
 
 
-class Outboxes:
+class MessageQueues:
     """Both outboxes for all couriers, one caller at a time; what fails in the database is only logged."""
 
-    def __init__(self, location: Location | None, clock: Clock) -> None:
+    def __init__(self, location: StoreAddress | None, clock: Clock) -> None:
         self._location = location
         self._clock = clock
         self._lock = threading.Lock()
@@ -80,7 +80,7 @@ class Outboxes:
         try:
             if self._sender is None:
                 self._sender = StoreLock(self._location, "outbox", self._clock())
-            self._sender.insist()
+            self._sender.verify()
         except LockHeldError:
             self.close()
             return False

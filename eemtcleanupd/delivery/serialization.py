@@ -99,7 +99,7 @@ def decode(hook: str, payload: object) -> object:
     """
     if not isinstance(payload, str):
         return payload
-    from pydantic import TypeAdapter  # noqa: PLC0415  (late: only what waits in the ledger needs it)
+    from pydantic import TypeAdapter
 
     return TypeAdapter(_TYPES[hook]).validate_json(payload)
 

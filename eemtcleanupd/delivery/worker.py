@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from eemtcleanupd.clock import Clock
-from eemtcleanupd.delivery.queues import Outboxes
+from eemtcleanupd.delivery.queues import MessageQueues
 from eemtcleanupd.delivery.serialization import DIGESTIBLE, decode, is_test
 from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.events import RunFailed, RunFinished
 from eemtcleanupd.hookspecs import Digest, RetryLater
-from eemtcleanupd.plugins import PluginSet
+from eemtcleanupd.plugins import Plugins
 from eemtcleanupd.store.outbox import Message, Outbox
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ _FIRST_WAIT_SECONDS = 5.0
 _LONGEST_WAIT = timedelta(hours=1)
 _GIVE_UP_AFTER = timedelta(days=3)
 _POLL_SECONDS = 30.0
-_LEISURE_SECONDS = 0.5
+_BATCH_SECONDS = 0.5
 _JOIN_SECONDS = 0.5
 # A send has a timeout of its own for each answer; this many of them, and it is left alone.
 _TIMEOUTS_A_SEND = 3
@@ -35,20 +35,20 @@ _MAX_ABANDONED = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class DeliveryResult:
     """What came of one attempt; ``error`` is None when it was delivered."""
 
-    words: str
+    message: str
     error: str | None = None
     retry: bool = False
     after_seconds: float | None = None
 
 
-class Courier:
+class NotifierWorker:
     """One notifier's thread: takes what is due, sends it, and knows when to try again."""
 
     def __init__(
-        self, name: str, plugins: PluginSet, outboxes: Outboxes, clock: Clock, *, hurry: bool
+        self, name: str, plugins: Plugins, outboxes: MessageQueues, clock: Clock, *, hurry: bool
     ) -> None:
         self._name = name
         self._plugins = plugins
@@ -60,13 +60,13 @@ class Courier:
         self._is_urgent = True
         self._closing = False
         self._sending_since: float | None = None
-        self._caller = _Caller(name)
-        self._abandoned: list[_Caller] = []
-        self.last: Answer | None = None
-        self._thread = threading.Thread(target=self._live, name=f"notifier ({name})", daemon=True)
+        self._caller = _CallThread(name)
+        self._abandoned: list[_CallThread] = []
+        self.last: DeliveryResult | None = None
+        self._thread = threading.Thread(target=self._run, name=f"notifier ({name})", daemon=True)
         self._thread.start()
 
-    def use(self, plugins: PluginSet) -> None:
+    def configure(self, plugins: Plugins) -> None:
         """Tell the notifier as these plugins have it from now on."""
         self._plugins = plugins
 
@@ -94,7 +94,7 @@ class Courier:
             self._condition.notify_all()
         self._thread.join(2 * _JOIN_SECONDS)
 
-    def hanging_seconds(self) -> float | None:
+    def unresponsive_seconds(self) -> float | None:
         """Return for how long the notifier has been silent, None while that is no longer than it may be."""
         since = self._sending_since
         silent = None if since is None else time.monotonic() - since
@@ -105,16 +105,16 @@ class Courier:
 
     # -- the thread --------------------------------------------------------------------------------
 
-    def _live(self) -> None:
+    def _run(self) -> None:
         while True:
             with self._condition:
                 # To wake for each of many jobs would cost the run, which is in the same interpreter.
-                self._condition.wait_for(lambda: self._is_urgent or self._closing, _LEISURE_SECONDS)
-            done, wait = self._work_off()
+                self._condition.wait_for(lambda: self._is_urgent or self._closing, _BATCH_SECONDS)
+            done, wait = self._drain()
             with self._condition:
                 self._pending -= done
                 if self._closing:
-                    self._caller.leave()
+                    self._caller.finish()
                     self._caller.join(_JOIN_SECONDS)
                     return
                 if self._pending:
@@ -123,7 +123,7 @@ class Courier:
                 self._condition.notify_all()
                 self._condition.wait(wait)
 
-    def _work_off(self) -> tuple[int, float]:
+    def _drain(self) -> tuple[int, float]:
         """Send all that is due; returns how much of what was put in that covers, and how long to wait."""
         while True:
             with self._condition:
@@ -131,7 +131,7 @@ class Courier:
             if closing:
                 return 0, 0.0
             try:
-                wait = self._round()
+                wait = self._process_batch()
             except CleanupError as error:
                 log.warning("Notifier %s: the outbox cannot be asked: %s", self._name, error)
                 wait = _POLL_SECONDS
@@ -141,7 +141,7 @@ class Courier:
             if wait > 0:
                 return pending, wait
 
-    def _round(self) -> float:
+    def _process_batch(self) -> float:
         """Send what is due from one outbox; returns the seconds until there may be more, 0 for at once."""
         waits = [_POLL_SECONDS]
         settings = self._plugins.settings(self._name)
@@ -160,7 +160,7 @@ class Courier:
             answer = self._send(batch)
             with opened() as outbox:
                 if outbox is not None:
-                    self._conclude(outbox, batch, answer)
+                    self._record_result(outbox, batch, answer)
             return 0.0
         return min(waits)
 
@@ -170,17 +170,19 @@ class Courier:
             return [message for message in due if message.event in DIGESTIBLE]
         return due[:1]
 
-    def _send(self, batch: Sequence[Message]) -> Answer:
+    def _send(self, batch: Sequence[Message]) -> DeliveryResult:
         try:
             hook, event = self._event(batch)
         except ValueError:
-            return Answer("", error="it was written by another version of the program and cannot be read")
-        call = self._plugins.listener(self._name, hook)
+            return DeliveryResult(
+                "", error="it was written by another version of the program and cannot be read"
+            )
+        call = self._plugins.hook_for(self._name, hook)
         if call is None:
-            return Answer("nothing to do")
+            return DeliveryResult("nothing to do")
         self._abandoned = [caller for caller in self._abandoned if caller.is_alive()]
         if len(self._abandoned) >= _MAX_ABANDONED:
-            return Answer("", error=f"{len(self._abandoned)} earlier attempts still hang", retry=True)
+            return DeliveryResult("", error=f"{len(self._abandoned)} earlier attempts still hang", retry=True)
         self._sending_since = time.monotonic()
         try:
             return self._call(call, event)
@@ -199,35 +201,35 @@ class Courier:
             tuple(event for event in events if isinstance(event, RunFailed)),
         )
 
-    def _call(self, call: Callable[[object], object], event: object) -> Answer:
+    def _call(self, call: Callable[[object], object], event: object) -> DeliveryResult:
         limit = _TIMEOUTS_A_SEND * self._timeout()
-        answer = self._caller.ask(lambda: self._answer(call, event), limit)
+        answer = self._caller.call(lambda: self._result(call, event), limit)
         if answer is None:
             self._abandoned.append(self._caller)
-            self._caller = _Caller(self._name)
-            return Answer("", error=f"no answer within {limit:g} seconds", retry=True)
+            self._caller = _CallThread(self._name)
+            return DeliveryResult("", error=f"no answer within {limit:g} seconds", retry=True)
         return answer
 
-    def _answer(self, call: Callable[[object], object], event: object) -> Answer:
+    def _result(self, call: Callable[[object], object], event: object) -> DeliveryResult:
         try:
-            return Answer(self._redacted(str(call(event) or "delivered")))
+            return DeliveryResult(self._redacted(str(call(event) or "delivered")))
         except RetryLater as error:
             words = self._redacted(str(error))
-            return Answer("", error=words, retry=True, after_seconds=error.after_seconds)
+            return DeliveryResult("", error=words, retry=True, after_seconds=error.after_seconds)
         except Exception as error:
-            return Answer("", error=self._redacted(f"{type(error).__name__}: {error}"))
+            return DeliveryResult("", error=self._redacted(f"{type(error).__name__}: {error}"))
 
     def _redacted(self, text: str) -> str:
-        return self._plugins.redacted(self._name, text)
+        return self._plugins.redact(self._name, text)
 
-    def _conclude(self, outbox: Outbox, batch: Sequence[Message], answer: Answer) -> None:
+    def _record_result(self, outbox: Outbox, batch: Sequence[Message], answer: DeliveryResult) -> None:
         now = self._clock()
         is_known = self.last is not None and self.last.error == answer.error
         self.last = answer
         oldest = min(message.created_at for message in batch)
         if answer.error is None:
             outbox.done(batch, "delivered", None, now)
-            log.debug("Notifier %s: %s: %s", self._name, batch[0].event, answer.words)
+            log.debug("Notifier %s: %s: %s", self._name, batch[0].event, answer.message)
         elif answer.retry and not self._hurry and now - oldest < _GIVE_UP_AFTER:
             due = now + backoff(max(message.attempts for message in batch), answer.after_seconds)
             outbox.retry(batch, due, answer.error, now)
@@ -243,28 +245,28 @@ class Courier:
                 log.error("Notifier %s was not told of %s: %s", self._name, batch[0].event, answer.error)
 
 
-class _Caller:
+class _CallThread:
     """A thread that calls a plugin, so that whoever waits for the answer need not wait for ever."""
 
     def __init__(self, name: str) -> None:
-        self._work: queue.SimpleQueue[Callable[[], Answer] | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Callable[[], DeliveryResult] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[DeliveryResult] = queue.SimpleQueue()
         self._name = f"notifier ({name}) sending"
         self._thread: threading.Thread | None = None
 
-    def ask(self, work: Callable[[], Answer], seconds: float) -> Answer | None:
+    def call(self, work: Callable[[], DeliveryResult], seconds: float) -> DeliveryResult | None:
         """Return the answer, None when it does not come in time; then the thread is of no more use."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._live, name=self._name, daemon=True)
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
         self._work.put(work)
         try:
             return self._answers.get(timeout=seconds)
         except queue.Empty:
-            self.leave()
+            self.finish()
             return None
 
-    def leave(self) -> None:
+    def finish(self) -> None:
         """Let the thread end once it has nothing to do."""
         self._work.put(None)
 
@@ -275,7 +277,7 @@ class _Caller:
     def is_alive(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def _live(self) -> None:
+    def _run(self) -> None:
         while (work := self._work.get()) is not None:
             self._answers.put(work())
 

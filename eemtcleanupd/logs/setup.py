@@ -63,7 +63,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
-class _File(logging.handlers.RotatingFileHandler):
+class _RotatingFile(logging.handlers.RotatingFileHandler):
     """A log file.  On a full disk, which is what a run is there to mend, work goes on without it."""
 
     def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
@@ -129,7 +129,7 @@ def log_to_file(
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = _File(path, tell)
+        handler = _RotatingFile(path, tell)
     except OSError as error:
         raise ConfigError(
             f"the log {path} cannot be written ({error.strerror}); set logging.file to a place that can"
@@ -180,8 +180,8 @@ def write_event(event: Event) -> None:
             log.info("[DRY RUN] Would clean job %s: %s", _short(event.job.id), event.reason)
         case JobCleaned():
             age = "left by an earlier run" if event.age is None else f"{human_age(event.age)} old"
-            if event.early:
-                log.warning("Taking job %s early: it %s", _short(event.job.id), event.early)
+            if event.ahead_of_retention:
+                log.warning("Taking job %s early: it %s", _short(event.job.id), event.ahead_of_retention)
             log.info("Cleaning job %s (%s, %s)", _short(event.job.id), printable(event.job.status), age)
             for part in event.artifacts:
                 verb = "Moved to the trash" if event.in_trash else "Deleted"

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, SecretStr, Strict, model_validator
 
 from eemtcleanupd.config.types import FilePath
 from eemtcleanupd.hookspecs import NotifierSettings, RetryLater, hookimpl
-from eemtcleanupd.notifiers.messages import in_words
+from eemtcleanupd.notifiers.messages import render
 
 _TYPES = {"good": "success", "warning": "warning", "danger": "failure"}
 
@@ -46,7 +46,7 @@ def register_settings() -> type[AppriseSettings]:
 
 @hookimpl
 def notify(event: object, settings: AppriseSettings) -> str:
-    words = in_words(event)
+    words = render(event)
     service = _service(settings.urls)
     if not service.notify(title=words.headline, body=words.text(), notify_type=_TYPES[words.mood]):
         raise RetryLater("at least one of its services did not take the message")
@@ -56,7 +56,7 @@ def notify(event: object, settings: AppriseSettings) -> str:
 def _service(urls: tuple[SecretStr, ...]) -> Any:
     """Return Apprise with these URLs; ValueError says which of them it does not know, by its number."""
     try:
-        import apprise  # noqa: PLC0415  (late, and an extra)
+        import apprise
     except ImportError:
         raise ValueError("Apprise is not installed: pip install 'eemtcleanupd[apprise]'") from None
     logging.getLogger("apprise").setLevel(logging.CRITICAL)  # its lines show URLs

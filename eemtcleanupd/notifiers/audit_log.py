@@ -220,7 +220,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ChainError:
     """A place where the chain is broken; ``line`` counts from 1 in its file."""
 
     file: Path
@@ -234,7 +234,7 @@ class Verification:
 
     lines: int
     files: tuple[Path, ...]
-    findings: tuple[Finding, ...]
+    errors: tuple[ChainError, ...]
 
 
 def verify(path: Path) -> Verification:
@@ -248,32 +248,32 @@ def verify(path: Path) -> Verification:
         OSError: a file cannot be read.
     """
     files = [*_rotated(path), *([path] if path.exists() else [])]
-    findings: list[Finding] = []
+    findings: list[ChainError] = []
     seq, before, count = 0, FIRST, 0
     file, number = path, 0
     for file in files:
         with file.open("rb") as stream:
             for number, raw in enumerate(stream, start=1):
                 count += 1
-                words, seq, before = _look(raw, seq, before)
+                words, seq, before = _check_line(raw, seq, before)
                 if words:
-                    findings.append(Finding(file, number, words))
+                    findings.append(ChainError(file, number, words))
     head = _read_head(path)
     if head is None and count:
-        findings.append(Finding(_head_path(path), 1, "it is missing, so lines may be missing at the end"))
+        findings.append(ChainError(_head_path(path), 1, "it is missing, so lines may be missing at the end"))
     elif head is not None and head[0] > seq:
         missing = (
             f"line {seq + 1} of the chain"
             if head[0] == seq + 1
             else f"lines {seq + 1} to {head[0]} of the chain"
         )
-        findings.append(Finding(file, number + 1, f"{missing} are missing at the end"))
+        findings.append(ChainError(file, number + 1, f"{missing} are missing at the end"))
     elif head is not None and head[0] == seq and head[1] != before:
-        findings.append(Finding(file, number, f"line {seq} of the chain is not the one that was written"))
+        findings.append(ChainError(file, number, f"line {seq} of the chain is not the one that was written"))
     return Verification(count, tuple(files), tuple(findings))
 
 
-def _look(raw: bytes, seq: int, before: str) -> tuple[str, int, str]:
+def _check_line(raw: bytes, seq: int, before: str) -> tuple[str, int, str]:
     """Return what is wrong with a line, and the number and hash from which the next one goes on."""
     if not raw.endswith(b"\n"):
         return "it is cut off", seq, before

@@ -13,7 +13,7 @@ _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 def _address(value: str) -> str:
-    from email.headerregistry import Address  # noqa: PLC0415  (late: only where an address is written)
+    from email.headerregistry import Address
 
     try:
         Address(addr_spec=value)
@@ -71,6 +71,6 @@ def register_settings() -> type[EmailSettings]:
 
 @hookimpl
 def notify(event: object, settings: EmailSettings) -> str:
-    from eemtcleanupd.notifiers.smtp import send  # noqa: PLC0415  (late: three MB that few daemons need)
+    from eemtcleanupd.notifiers.smtp import send
 
     return send(event, settings)

@@ -10,7 +10,7 @@ from eemtcleanupd.config.types import FilePath
 from eemtcleanupd.events import RunFailed, RunFinished, RunStarted
 from eemtcleanupd.hookspecs import NotifierSettings, hookimpl
 from eemtcleanupd.notifiers.http import post
-from eemtcleanupd.notifiers.messages import in_words
+from eemtcleanupd.notifiers.messages import render
 
 _MAX_BODY_BYTES = 10_000
 
@@ -48,12 +48,12 @@ def run_started(event: RunStarted, settings: PingSettings) -> str:
 @hookimpl
 def run_finished(event: RunFinished, settings: PingSettings) -> str:
     end = "/fail" if event.report.outcome == "errors" else ""
-    return _ping(settings, end, in_words(event).text())
+    return _ping(settings, end, render(event).text())
 
 
 @hookimpl
 def run_failed(event: RunFailed, settings: PingSettings) -> str:
-    return _ping(settings, "/fail", in_words(event).text())
+    return _ping(settings, "/fail", render(event).text())
 
 
 def _ping(settings: PingSettings, end: str, text: str) -> str:

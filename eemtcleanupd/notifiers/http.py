@@ -33,7 +33,7 @@ def post(
         RetryLater: the connection failed, or the answer was 408, 421, 425, 429 or 5xx.
         RefusedError: any other answer, or a URL that cannot be.
     """
-    import requests  # noqa: PLC0415  (late: who uses no HTTP notifier need not hold it)
+    import requests
 
     try:
         response = requests.post(
@@ -69,7 +69,7 @@ def _retry_after(value: str | None) -> float | None:
         return None
     if value.strip().isdigit():
         return float(value)
-    import email.utils  # noqa: PLC0415
+    import email.utils
 
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
@@ -79,7 +79,7 @@ def _retry_after(value: str | None) -> float | None:
 
 def _reason(error: BaseException) -> str:
     """Return what lies under an exception of requests, in words of our own."""
-    import requests  # noqa: PLC0415
+    import requests
 
     if isinstance(error, requests.exceptions.SSLError):
         return "its certificate is not trusted, or TLS failed"

@@ -22,18 +22,18 @@ from eemtcleanupd.events import (
 from eemtcleanupd.formatting import human_size, printable, shortened
 from eemtcleanupd.hookspecs import Digest
 
-Mood = Literal["good", "warning", "danger"]
+Severity = Literal["good", "warning", "danger"]
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class Message:
     """An event in words: ``facts`` are pairs of a title and a value, ``lists`` a title with its lines.
 
     ``headline`` stands alone as a subject; nothing in here is markup, and nothing is longer than a line.
     """
 
     headline: str
-    mood: Mood
+    mood: Severity
     facts: tuple[tuple[str, str], ...]
     lists: tuple[tuple[str, tuple[str, ...]], ...] = ()
     storage: StorageState | None = None
@@ -46,7 +46,7 @@ class Words:
         return "\n".join(lines)
 
 
-def in_words(event: object) -> Words:
+def render(event: object) -> Message:
     """Return an event in words."""
     match event:
         case RunFinished(report):
@@ -56,7 +56,7 @@ def in_words(event: object) -> Words:
         case Digest():
             return _digest(event)
         case DiskPressure():
-            return Words(
+            return Message(
                 f"EEMT disk is {event.used_percent:.1f} % full",
                 "warning",
                 (
@@ -68,7 +68,7 @@ def in_words(event: object) -> Words:
         case CapacityWarning():
             budget = human_size(event.max_bytes)
             what = "all" if event.is_over else f"{event.used_percent:.1f} %"
-            return Words(
+            return Message(
                 f"EEMT jobs use {what} of their budget of {budget}",
                 "danger" if event.is_over else "warning",
                 (
@@ -78,30 +78,30 @@ def in_words(event: object) -> Words:
                 ),
             )
         case ConfigRejected():
-            return Words(
+            return Message(
                 "EEMT cleanup refused a configuration",
                 "danger",
                 (("File", _line(event.file)), ("Reason", _line(event.reason)), ("Error", _line(event.error))),
             )
         case ConfigReloaded():
-            return Words(
+            return Message(
                 "EEMT cleanup has a new configuration",
                 "good",
                 (("File", _line(event.file)), ("Reason", _line(event.reason))),
             )
         case DaemonStarted():
-            return Words(
+            return Message(
                 f"EEMT cleanup started on {_line(event.host)}",
                 "good",
                 (("Next cleanup scheduled for", _moment(event.next_run_at)),),
             )
         case DaemonStopping():
-            return Words("EEMT cleanup is stopping", "warning", (("Reason", _line(event.reason)),))
+            return Message("EEMT cleanup is stopping", "warning", (("Reason", _line(event.reason)),))
         case _:
-            return Words(f"EEMT cleanup: {type(event).__name__}", "good", ())
+            return Message(f"EEMT cleanup: {type(event).__name__}", "good", ())
 
 
-def _run(report: RunReport) -> Words:
+def _run(report: RunReport) -> Message:
     jobs = report.successful.jobs + report.failed.jobs
     freed = human_size(report.bytes_freed)
     host = f" on {_line(report.host)}" if report.host else ""
@@ -131,8 +131,8 @@ def _run(report: RunReport) -> Words:
         facts.append(("Left for another run", _jobs(report.remaining)))
     if report.pressure:
         facts.append(("Disk pressure", _line(report.pressure)))
-    mood: Mood = {"success": "good", "interrupted": "warning"}.get(report.outcome, "danger")  # type: ignore[assignment]
-    return Words(head, mood, tuple(facts), _lists(report), storage)
+    mood: Severity = {"success": "good", "interrupted": "warning"}.get(report.outcome, "danger")  # type: ignore[assignment]
+    return Message(head, mood, tuple(facts), _lists(report), storage)
 
 
 _STATUS = {"success": "Success", "errors": "Failed for some jobs", "interrupted": "Interrupted"}
@@ -151,8 +151,8 @@ def _storage(storage: StorageState) -> list[tuple[str, str]]:
 
 def _lists(report: RunReport) -> tuple[tuple[str, tuple[str, ...]], ...]:
     lists = (
-        ("Errors", tuple(f"{_id(each)}: {_line(each.words)}" for each in report.failures)),
-        ("Kept by plugins", tuple(f"{_id(each)}: {_line(each.words)}" for each in report.vetoed)),
+        ("Errors", tuple(f"{_id(each)}: {_line(each.message)}" for each in report.failures)),
+        ("Kept by plugins", tuple(f"{_id(each)}: {_line(each.message)}" for each in report.vetoed)),
         (
             "Biggest jobs",
             tuple(
@@ -163,9 +163,9 @@ def _lists(report: RunReport) -> tuple[tuple[str, tuple[str, ...]], ...]:
     return tuple(each for each in lists if each[1])
 
 
-def _failed(event: RunFailed) -> Words:
+def _failed(event: RunFailed) -> Message:
     host = f" on {_line(event.host)}" if event.host else ""
-    return Words(
+    return Message(
         f"FAILED: EEMT cleanup{host} did not run",
         "danger",
         (
@@ -176,7 +176,7 @@ def _failed(event: RunFailed) -> Words:
     )
 
 
-def _digest(event: Digest) -> Words:
+def _digest(event: Digest) -> Message:
     reports = [each.report for each in event.finished]
     jobs = sum(report.successful.jobs + report.failed.jobs for report in reports)
     freed = human_size(sum(report.bytes_freed for report in reports))
@@ -193,7 +193,7 @@ def _digest(event: Digest) -> Words:
     if storage is not None:
         facts += _storage(storage)
     facts.append(("Next cleanup scheduled for", _moment(reports[-1].next_run_at if reports else None)))
-    failures = [f"{_id(each)}: {_line(each.words)}" for report in reports for each in report.failures]
+    failures = [f"{_id(each)}: {_line(each.message)}" for report in reports for each in report.failures]
     failures += [f"run {each.run_id}: {_line(each.error)}" for each in event.failed]
     biggest = sorted(
         (each for report in reports for each in report.biggest), key=lambda each: -each.bytes_freed
@@ -202,7 +202,7 @@ def _digest(event: Digest) -> Words:
         ("Errors", tuple(failures[:10])),
         ("Biggest jobs", tuple(f"{_id(each)}: {human_size(each.bytes_freed)}" for each in biggest[:10])),
     )
-    return Words(
+    return Message(
         f"FAILED: {head}" if errors else head,
         "danger" if errors else "good",
         tuple(facts),

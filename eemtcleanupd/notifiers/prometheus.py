@@ -96,15 +96,15 @@ class Prometheus:
 
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
-        from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415  (late: few need it)
+        from prometheus_client import CollectorRegistry, generate_latest
 
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Figures(self))
+        registry.register(_Collector(self))
         return generate_latest(registry)
 
     def metrics(self) -> Iterator[Metric]:
         """Yield every metric with its value of this moment."""
-        from prometheus_client.core import (  # noqa: PLC0415
+        from prometheus_client.core import (
             CounterMetricFamily,
             GaugeMetricFamily,
             HistogramMetricFamily,
@@ -202,7 +202,7 @@ class Prometheus:
         return sum(self._of(name).values())
 
 
-class _Figures:
+class _Collector:
     """A collector, as prometheus-client wants one."""
 
     def __init__(self, source: Prometheus) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, model_validator
 from eemtcleanupd.config.types import FilePath
 from eemtcleanupd.hookspecs import NotifierSettings, hookimpl
 from eemtcleanupd.notifiers.http import post
-from eemtcleanupd.notifiers.messages import Words, in_words
+from eemtcleanupd.notifiers.messages import Message, render
 
 # https://docs.slack.dev/reference/methods/chat.postMessage: 40,000 characters; a field far less to be read.
 _MAX_TEXT = 3000
@@ -38,7 +38,7 @@ def register_settings() -> type[SlackSettings]:
     return SlackSettings
 
 
-def payload(words: Words) -> dict[str, object]:
+def payload(words: Message) -> dict[str, object]:
     """Return the message of the user's document: a text, and an attachment with a colour and fields.
 
     Slack reads no markup and no mention in what comes from jobs: ``&<>`` are escaped, as it asks for, ``@``
@@ -72,5 +72,5 @@ def _escaped(text: str, limit: int) -> str:
 @hookimpl
 def notify(event: object, settings: SlackSettings) -> str:
     assert settings.webhook_url is not None  # noqa: S101  (checked with the settings)
-    body = json.dumps(payload(in_words(event))).encode()
+    body = json.dumps(payload(render(event))).encode()
     return post(settings.webhook_url, body, timeout_seconds=settings.timeout_seconds)

@@ -13,7 +13,7 @@ from jinja2 import Environment
 
 from eemtcleanupd.hookspecs import RetryLater
 from eemtcleanupd.notifiers.email import EmailSettings
-from eemtcleanupd.notifiers.messages import Words, in_words
+from eemtcleanupd.notifiers.messages import Message, render
 from eemtcleanupd.report.plots import trend_png
 
 _PORTS = {"none": 25, "starttls": 587, "tls": 465}
@@ -40,7 +40,7 @@ def send(event: object, settings: EmailSettings) -> str:
         RetryLater: no connection, a 4xx answer, or a certificate that is not trusted.
         RuntimeError: an answer that another attempt would not change.
     """
-    message = compose(in_words(event), settings)
+    message = compose(render(event), settings)
     try:
         with _connected(settings) as server:
             if settings.username and settings.password:
@@ -71,7 +71,7 @@ def send(event: object, settings: EmailSettings) -> str:
     return f"sent to {len(settings.recipients)} recipients by {settings.smtp_server}"
 
 
-def compose(words: Words, settings: EmailSettings) -> EmailMessage:
+def compose(words: Message, settings: EmailSettings) -> EmailMessage:
     """Return the message: plain text, HTML, and the trend as an inline picture when there is one."""
     message = EmailMessage()
     host = socket.getfqdn()

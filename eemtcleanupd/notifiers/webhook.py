@@ -14,7 +14,7 @@ from pydantic import Field, SecretStr, model_validator
 from eemtcleanupd.config.types import FilePath
 from eemtcleanupd.hookspecs import NotifierSettings, hookimpl
 from eemtcleanupd.notifiers.http import post
-from eemtcleanupd.notifiers.messages import in_words
+from eemtcleanupd.notifiers.messages import render
 
 
 class WebhookSettings(NotifierSettings, strict=True):
@@ -46,7 +46,7 @@ def register_settings() -> type[WebhookSettings]:
 def notify(event: object, settings: WebhookSettings) -> str:
     assert settings.url is not None  # noqa: S101  (checked with the settings)
     name = type(event).__name__
-    document = {"event": name, "headline": in_words(event).headline, "data": asdict(event)}  # type: ignore[call-overload]
+    document = {"event": name, "headline": render(event).headline, "data": asdict(event)}  # type: ignore[call-overload]
     body = json.dumps(document, default=str).encode()
     stamp = str(int(time.time()))
     headers = {"X-Eemtcleanupd-Event": name, "X-Eemtcleanupd-Timestamp": stamp}

@@ -1,6 +1,6 @@
 """Plugins: found, asked what their settings are, and put to use, each by itself."""
 
-from eemtcleanupd.plugins.discovery import load, packed, schema, unpacked
-from eemtcleanupd.plugins.manager import PluginSet
+from eemtcleanupd.plugins.discovery import from_dict, load, schema, to_dict
+from eemtcleanupd.plugins.manager import Plugins
 
-__all__ = ["PluginSet", "load", "packed", "schema", "unpacked"]
+__all__ = ["Plugins", "from_dict", "load", "schema", "to_dict"]

@@ -18,7 +18,7 @@ from eemtcleanupd.model import Job
 log = logging.getLogger(__name__)
 
 
-class Backup:
+class BackupPlugin:
     """Copies jobs.
 
     Args:
@@ -31,8 +31,8 @@ class Backup:
     @hookimpl
     def before_stage(self, job: Job, artifacts: tuple[ArtifactPath, ...], settings: BackupConfig) -> None:
         """Write one archive of all artifacts, verified, or raise."""
-        from eemtcleanupd.backup.archive import Head  # noqa: PLC0415  (late: who keeps no backups needs none)
-        from eemtcleanupd.backup.folder import BackupFolder  # noqa: PLC0415
+        from eemtcleanupd.backup.archive import Head
+        from eemtcleanupd.backup.folder import BackupFolder
 
         now = self._clock()
         head = Head(
@@ -61,7 +61,7 @@ class Backup:
         """Delete the backups whose retention has passed."""
         if event.report.dry_run or event.report.is_test:
             return "nothing to do"
-        from eemtcleanupd.backup.folder import BackupFolder  # noqa: PLC0415
+        from eemtcleanupd.backup.folder import BackupFolder
 
         gone = BackupFolder(settings.path).expire(self._clock(), timedelta(days=settings.retention_days))
         for backup in gone:

@@ -97,11 +97,11 @@ def _load_with_plugins(
 
 def schema() -> Schema:
     """Return all keys of the configuration, with those of the notifiers that come with the program."""
-    found = [_our_own(name) for name in _OURS]
+    found = [_builtin(name) for name in _OURS]
     return Schema.of(_settings_models(found))
 
 
-def packed(loaded: Loaded) -> dict[str, Any]:
+def to_dict(loaded: Loaded) -> dict[str, Any]:
     """Return a configuration in force as values that can be pickled, for another process of ours.
 
     The models of plugins' settings are made at run time, so the configuration itself cannot be; nor need what
@@ -118,8 +118,8 @@ def packed(loaded: Loaded) -> dict[str, Any]:
     }
 
 
-def unpacked(told: Mapping[str, Any]) -> Loaded:
-    """Return the configuration of :func:`packed`; nothing is read anew.
+def from_dict(told: Mapping[str, Any]) -> Loaded:
+    """Return the configuration of :func:`to_dict`; nothing is read anew.
 
     Raises:
         ConfigError: a plugin cannot be loaded.
@@ -154,13 +154,13 @@ def discover(modules: Sequence[tuple[str, str]], blocked: Sequence[str]) -> list
         ConfigError: one cannot be loaded, is no plugin, or has the name of another.
     """
     sources: list[tuple[str, str, Callable[[], FoundPlugin]]] = [
-        (name, "the program", partial(_our_own, name)) for name in _OURS
+        (name, "the program", partial(_builtin, name)) for name in _OURS
     ]
     for name, origin, target in _installed():
-        sources.append((name, origin, partial(_load_and_look, name, origin, target)))
+        sources.append((name, origin, partial(_load_plugin, name, origin, target)))
     for origin, target in modules:
         name = target.partition(":")[0].rpartition(".")[2]
-        sources.append((name, origin, partial(_load_and_look, name, origin, target)))
+        sources.append((name, origin, partial(_load_plugin, name, origin, target)))
     found: dict[str, FoundPlugin] = {}
     for name, origin, look in sources:
         if name in blocked:
@@ -175,15 +175,15 @@ def discover(modules: Sequence[tuple[str, str]], blocked: Sequence[str]) -> list
 
 
 @cache
-def _our_own(name: str) -> FoundPlugin:
+def _builtin(name: str) -> FoundPlugin:
     """Return a plugin that comes with the program, which stays what it is."""
-    return _load_and_look(name, "the program", _OURS[name])
+    return _load_plugin(name, "the program", _OURS[name])
 
 
 @cache
 def _installed() -> list[tuple[str, str, str]]:
     """Return name, origin and target of each plugin of an installed package, as of the last loading."""
-    from importlib.metadata import entry_points  # noqa: PLC0415  (late: nine ms)
+    from importlib.metadata import entry_points
 
     return [
         (
@@ -195,7 +195,7 @@ def _installed() -> list[tuple[str, str, str]]:
     ]
 
 
-def _load_and_look(name: str, origin: str, target: str) -> FoundPlugin:
+def _load_plugin(name: str, origin: str, target: str) -> FoundPlugin:
     return _found(name, origin, _load(target, origin))
 
 
@@ -208,7 +208,7 @@ def _load(target: str, origin: str) -> Any:
         is_installed = origin.startswith(("the installed package", "an installed package"))
         hint = "; blocked_plugins leaves it out" if is_installed else ""
         raise ConfigError(
-            f"{origin}: the plugin {printable(target)} cannot be loaded ({words(error)}){hint}"
+            f"{origin}: the plugin {printable(target)} cannot be loaded ({describe_exception(error)}){hint}"
         ) from error
 
 
@@ -222,7 +222,9 @@ def _found(name: str, origin: str, target: Any) -> FoundPlugin:
         implementations = [each for hook in vars(manager.hook).values() for each in hook.get_hookimpls()]
         registered = [each.function() for each in implementations if _hook(each) == "register_settings"]
     except Exception as error:
-        raise ConfigError(f"{origin}: the plugin {printable(name)} is wrong: {words(error)}") from error
+        raise ConfigError(
+            f"{origin}: the plugin {printable(name)} is wrong: {describe_exception(error)}"
+        ) from error
     if not implementations:
         raise ConfigError(f"{origin}: {printable(name)} is no plugin: it has no function with @hookimpl")
     if any(each.wrapper or each.hookwrapper for each in implementations):
@@ -272,7 +274,7 @@ class _PlainGuard(PluginSettings):
     """A plugin without settings of its own."""
 
 
-def words(error: BaseException) -> str:
+def describe_exception(error: BaseException) -> str:
     """Return what an exception says, with its kind where that is all there is."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")

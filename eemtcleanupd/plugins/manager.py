@@ -21,7 +21,7 @@ from eemtcleanupd.events import AuditEntry
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.hookspecs import NOTIFY_COVERS, PROJECT, ArtifactPath, Hooks
 from eemtcleanupd.model import Found, Job
-from eemtcleanupd.plugins.discovery import BLOCKS, FoundPlugin, discover, words
+from eemtcleanupd.plugins.discovery import BLOCKS, FoundPlugin, describe_exception, discover
 
 _VETO_SECONDS = 10.0
 _BEFORE_STAGE_SECONDS = 3600.0
@@ -34,7 +34,7 @@ class _Unfiltered(NotifierSettings):
     on: Occasions = get_args(Occasion)
 
 
-class PluginSet:
+class Plugins:
     """The plugins of one configuration.
 
     Args:
@@ -45,7 +45,7 @@ class PluginSet:
         ConfigError: a plugin cannot be loaded, or does not do what its settings ask for.
     """
 
-    def __init__(self, config: Config, before: PluginSet | None = None) -> None:
+    def __init__(self, config: Config, before: Plugins | None = None) -> None:
         self._config = config
         self.manager = pluggy.PluginManager(PROJECT)
         self.manager.add_hookspecs(Hooks)
@@ -65,7 +65,7 @@ class PluginSet:
             if (
                 isinstance(settings, NotifierSettings)
                 and settings.digest
-                and self.listener(found.name, "digest") is None
+                and self.hook_for(found.name, "digest") is None
             ):
                 raise ConfigError(f"notifications.{found.name}.digest: it cannot send digests: leave it out")
         if config.backup.enabled and "backup" not in self._targets:
@@ -80,7 +80,7 @@ class PluginSet:
             raise ConfigError(f"notifications.{found.name} is missing; it needs {', '.join(needed)}")
         return settings
 
-    def _instance(self, found: FoundPlugin, before: PluginSet | None) -> Any:
+    def _instance(self, found: FoundPlugin, before: Plugins | None) -> Any:
         if not inspect.isclass(found.target):
             return found.target
         if before is not None and before._targets.get(found.name) is found.target:  # noqa: SLF001
@@ -92,7 +92,7 @@ class PluginSet:
         """The names of all plugins that are in use."""
         return list(self._targets)
 
-    def only(self, names: Sequence[str]) -> PluginSet:
+    def subset(self, names: Sequence[str]) -> Plugins:
         """Return a set of which only these plugins are told."""
         part = copy.copy(self)
         part._targets = {name: self._targets[name] for name in names}  # noqa: SLF001
@@ -107,14 +107,14 @@ class PluginSet:
         settings = self._settings.get(name)
         return settings if isinstance(settings, NotifierSettings) else _Unfiltered()
 
-    def listener(self, name: str, hook: str) -> Callable[[object], object] | None:
+    def hook_for(self, name: str, hook: str) -> Callable[[object], object] | None:
         """Return what calls a notifier's hook with an event, None when it has no such hook."""
         found = dict(self._implementations(hook)).get(name)
         if found is None and hook in NOTIFY_COVERS:
             found = dict(self._implementations("notify")).get(name)
         return None if found is None else lambda event: found(event=event)
 
-    def redacted(self, name: str, text: str) -> str:
+    def redact(self, name: str, text: str) -> str:
         """Return text without any secret of a plugin's settings, fit for one line."""
         for secret in _secrets(self._settings.get(name)):
             text = text.replace(secret, "********")
@@ -146,9 +146,9 @@ class PluginSet:
                 return f"{name}: it did not answer within {_VETO_SECONDS:g} seconds"
             value, error = answer
             if error is not None:
-                return f"{name}: it failed ({self.redacted(name, words(error))})"
+                return f"{name}: it failed ({self.redact(name, describe_exception(error))})"
             if value is not None:
-                return f"{name}: {self.redacted(name, str(value)) or 'no reason given'}"
+                return f"{name}: {self.redact(name, str(value)) or 'no reason given'}"
         return None
 
     def before_stage(self, job: Job, artifacts: Sequence[Found]) -> str | None:
@@ -171,7 +171,7 @@ class PluginSet:
             if answer is None:
                 return f"{name}: it was not done within {_BEFORE_STAGE_SECONDS:g} seconds"
             if answer[1] is not None:
-                return f"{name}: {self.redacted(name, words(answer[1]))}"
+                return f"{name}: {self.redact(name, describe_exception(answer[1]))}"
         return None
 
     def audit(self, entries: Sequence[AuditEntry]) -> None:
@@ -186,7 +186,9 @@ class PluginSet:
             except AuditError:
                 raise
             except Exception as error:
-                raise AuditError(f"{name} cannot write down what is done ({words(error)})") from error
+                raise AuditError(
+                    f"{name} cannot write down what is done ({describe_exception(error)})"
+                ) from error
 
 
 def _call(function: Callable[..., Any], names: tuple[str, ...], given: Mapping[str, Any], **more: Any) -> Any:

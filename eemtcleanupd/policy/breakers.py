@@ -10,7 +10,7 @@ from eemtcleanupd.formatting import human_age
 BACKWARDS_TOLERANCE = timedelta(minutes=5)
 
 
-def clock_fault(now: datetime, last_run: datetime | None, max_leap_days: float) -> str | None:
+def clock_problem(now: datetime, last_run: datetime | None, max_leap_days: float) -> str | None:
     """Return why the clock cannot be trusted, None when it can.
 
     Args:

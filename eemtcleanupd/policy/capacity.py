@@ -10,7 +10,7 @@ from eemtcleanupd.config.schema import CapacityConfig
 _HELD_DOWN_TO = 0.95
 
 
-class Level(IntEnum):
+class BudgetLevel(IntEnum):
     """How much of a budget is used, as it was told last."""
 
     WITHIN = 0
@@ -34,14 +34,14 @@ class Budget:
         """Return how much of the budget is used."""
         return 100 * used_bytes / self.max_bytes
 
-    def level(self, used_bytes: int, before: Level) -> Level:
+    def level(self, used_bytes: int, before: BudgetLevel) -> BudgetLevel:
         """Return the level now.
 
         Usage that swings around a mark would cross it again and again: a level once reached holds until
         usage is a twentieth below its mark.
         """
         used = self.used_percent(used_bytes)
-        for level, mark in ((Level.OVER, 100.0), (Level.WARNED, self.warn_percent)):
+        for level, mark in ((BudgetLevel.OVER, 100.0), (BudgetLevel.WARNED, self.warn_percent)):
             if used >= (mark * _HELD_DOWN_TO if before >= level else mark):
                 return level
-        return Level.WITHIN
+        return BudgetLevel.WITHIN

@@ -27,12 +27,12 @@ _Z = NormalDist().inv_cdf(0.5 + CONFIDENCE_PERCENT / 200)
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class TrendLine:
     """A straight line through free bytes over time, with what its uncertainty follows from.
 
     ``middle`` is the mean of the times and ``free_bytes`` the line's value there; ``bytes_per_day`` is
     negative while free space shrinks.  ``spread_bytes`` is how far points lie from the line, times Student's
-    t; ``middle_share`` and ``slope_share`` are what the line's own height and slope add to it.
+    t; ``intercept_variance`` and ``slope_variance`` are what the line's own height and slope add to it.
     """
 
     middle: datetime
@@ -40,13 +40,13 @@ class Line:
     free_bytes: float
     bytes_per_day: float
     spread_bytes: float
-    middle_share: float
-    slope_share: float
+    intercept_variance: float
+    slope_variance: float
 
     def at(self, moment: datetime) -> tuple[float, float]:
         """Return the line's value in bytes at a time, and how far above or below it a point may lie."""
         days = (moment - self.middle) / _DAY
-        share = math.sqrt(1 + self.middle_share + self.slope_share * days**2)
+        share = math.sqrt(1 + self.intercept_variance + self.slope_variance * days**2)
         return self.free_bytes + self.bytes_per_day * days, self.spread_bytes * share
 
 
@@ -60,7 +60,7 @@ class Forecast:
     at: datetime
     earliest: datetime
     latest: datetime | None
-    line: Line
+    line: TrendLine
 
     def band(self, began: datetime, steps: int = 40) -> list[tuple[datetime, float, float, float]]:
         """Return the line ahead, for pictures: times, and the lower, middle and upper bytes, never below 0.
@@ -78,7 +78,7 @@ class Forecast:
         return found
 
 
-def fitted(points: Sequence[tuple[datetime, int]]) -> Line | None:
+def fit_line(points: Sequence[tuple[datetime, int]]) -> TrendLine | None:
     """Return the straight line through the points.
 
     Args:
@@ -99,16 +99,16 @@ def fitted(points: Sequence[tuple[datetime, int]]) -> Line | None:
         free - middle - slope * (day - middle_day) for day, (_, free) in zip(days, points, strict=True)
     ]
     error = math.fsum(each**2 for each in residuals)
-    alike = _alike(residuals, error)
+    alike = _autocorrelation_factor(residuals, error)
     freedom = max(1.0, count / alike - 2)
-    return Line(
+    return TrendLine(
         middle=began + timedelta(days=middle_day),
         last=points[-1][0],
         free_bytes=middle,
         bytes_per_day=slope,
-        spread_bytes=_student(freedom) * math.sqrt(error / (count - 2)),
-        middle_share=alike / count,
-        slope_share=alike / squares,
+        spread_bytes=_t_quantile(freedom) * math.sqrt(error / (count - 2)),
+        intercept_variance=alike / count,
+        slope_variance=alike / squares,
     )
 
 
@@ -121,7 +121,7 @@ def forecast(points: Sequence[tuple[datetime, int]]) -> Forecast | None:
     Returns:
         None where there is no line, free space does not shrink, or it lasts for ten years.
     """
-    line = fitted(points)
+    line = fit_line(points)
     if line is None or line.bytes_per_day >= 0:
         return None
     at = _moment(line, -line.free_bytes / line.bytes_per_day)
@@ -129,9 +129,9 @@ def forecast(points: Sequence[tuple[datetime, int]]) -> Forecast | None:
         return None
     # The days when the band around the line holds 0: a (bytes per day)² + 2 b + c <= 0.
     squared = line.spread_bytes**2
-    a = line.bytes_per_day**2 - squared * line.slope_share
+    a = line.bytes_per_day**2 - squared * line.slope_variance
     b = line.free_bytes * line.bytes_per_day
-    c = line.free_bytes**2 - squared * (1 + line.middle_share)
+    c = line.free_bytes**2 - squared * (1 + line.intercept_variance)
     # The discriminant is never negative: the line itself crosses 0, inside its band.
     root = math.sqrt(max(0.0, b * b - a * c))
     # Both forms of the roots, each where it loses no digits (b is negative, as free space is positive).
@@ -146,14 +146,14 @@ def full_at(points: Sequence[tuple[datetime, int]]) -> datetime | None:
     return None if found is None else found.at
 
 
-def _moment(line: Line, days: float) -> datetime | None:
+def _moment(line: TrendLine, days: float) -> datetime | None:
     """Return the time so many days after the middle, not before the last point; None in ten years."""
     if days > ((line.last - line.middle) + _FARTHEST) / _DAY:
         return None
     return max(line.middle + timedelta(days=max(days, 0.0)), line.last)
 
 
-def _alike(residuals: Sequence[float], error: float) -> float:
+def _autocorrelation_factor(residuals: Sequence[float], error: float) -> float:
     """Return how many neighbouring points say no more than one independent one would, at least 1.
 
     The first autocorrelation of few residuals comes out too small; Kendall's (1 + 4 r) / n puts that right.
@@ -165,7 +165,7 @@ def _alike(residuals: Sequence[float], error: float) -> float:
     return (1 + alike) / (1 - alike)
 
 
-def _student(freedom: float) -> float:
+def _t_quantile(freedom: float) -> float:
     """Return Student's t for the interval, by Cornish and Fisher's expansion (2 % too small at two)."""
     if freedom < 2:
         return math.tan(math.pi * CONFIDENCE_PERCENT / 200)  # exact for one, and too wide up to two

@@ -27,7 +27,7 @@ class Claimant:
     held: bool
 
 
-def name_fault(name: str, *, suffix: str = "") -> str | None:
+def invalid_name_reason(name: str, *, suffix: str = "") -> str | None:
     """Return what makes a name from the database unfit to be one entry of a root, None when it is fit.
 
     Args:
@@ -54,7 +54,7 @@ def name_fault(name: str, *, suffix: str = "") -> str | None:
     return None
 
 
-def own_entries(job: Job) -> tuple[Artifact, ...]:
+def owned_artifacts(job: Job) -> tuple[Artifact, ...]:
     """Return the entries that a job owns by name; uploads named ``<id>_*`` come from a listing besides."""
     entries = (
         Artifact(RootName.RESULTS, job.id),
@@ -74,7 +74,7 @@ def possible_owner_ids(artifact: Artifact) -> tuple[str, ...]:
     return (name,)
 
 
-def protector(claimants: Iterable[Claimant], going: Set[str]) -> Claimant | None:
+def blocking_claimant(claimants: Iterable[Claimant], going: Set[str]) -> Claimant | None:
     """Return the first job whose claim keeps a shared artifact, None when it may go.
 
     Args:

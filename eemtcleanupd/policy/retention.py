@@ -10,7 +10,7 @@ from types import MappingProxyType
 from eemtcleanupd.config import RetentionConfig
 from eemtcleanupd.formatting import human_age, printable
 from eemtcleanupd.model import Decision, Hold, Job, JobClass
-from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, name_fault
+from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, invalid_name_reason
 
 TERMINAL = (JobClass.SUCCESSFUL, JobClass.FAILED)
 
@@ -115,9 +115,9 @@ def decide(
 
     if job_class is JobClass.LIVE:
         return keep(f"it is {printable(job.status)}")
-    if (fault := name_fault(job.id, suffix=ARCHIVE_SUFFIX)) is not None:
+    if (fault := invalid_name_reason(job.id, suffix=ARCHIVE_SUFFIX)) is not None:
         return keep(f"refused: its id {fault}", notable=True)
-    if job.dem_filename is not None and (fault := name_fault(job.dem_filename)) is not None:
+    if job.dem_filename is not None and (fault := invalid_name_reason(job.dem_filename)) is not None:
         return keep(f"refused: its dem_filename {fault}", notable=True)
     if job_class is JobClass.UNKNOWN:
         return keep(f"status '{printable(job.status)}' is not in retention.statuses", notable=True)

@@ -13,19 +13,26 @@ from datetime import datetime, timedelta
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.daemon.status import read_status
-from eemtcleanupd.daemon.store_queries import Storage
+from eemtcleanupd.daemon.store_queries import StoreQueries
 from eemtcleanupd.errors import StoreError
 from eemtcleanupd.events import StoragePoint
 from eemtcleanupd.formatting import human_age, printable
 from eemtcleanupd.policy.capacity import Budget
-from eemtcleanupd.policy.forecast import Forecast, Line, fitted, forecast
+from eemtcleanupd.policy.forecast import Forecast, TrendLine, fit_line, forecast
 from eemtcleanupd.policy.pressure import DiskUsage
 from eemtcleanupd.policy.retention import Policy
-from eemtcleanupd.store.address import Location, daemon_of
+from eemtcleanupd.store.address import StoreAddress, find_daemon
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.jobs import Catalog
+from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.ledger import Ledger
-from eemtcleanupd.store.report_queries import BigJob, Jobs, Work, biggest_jobs, count_jobs, work_since
+from eemtcleanupd.store.report_queries import (
+    JobUsage,
+    LargeJob,
+    RunTotals,
+    count_jobs,
+    largest_jobs,
+    run_totals_since,
+)
 from eemtcleanupd.store.runs import RunRecord
 from eemtcleanupd.store.timestamps import local_timestamp, zone_named
 
@@ -34,20 +41,20 @@ _STALE = timedelta(days=2)
 
 
 @dataclass(frozen=True, slots=True)
-class History:
-    """What the ledger knows; ``held_bytes`` is what the measured jobs hold, ``trash`` jobs and bytes.
+class LedgerSummary:
+    """What the ledger knows; ``held_bytes`` is what the measured jobs hold, ``trash_summary`` jobs and bytes.
 
     ``full`` says when the disk is full, ``over`` when the budget is used up; None where nobody can tell.
     """
 
-    work_24h: Work
-    work_30d: Work
-    biggest: tuple[BigJob, ...]
+    work_24h: RunTotals
+    work_30d: RunTotals
+    biggest: tuple[LargeJob, ...]
     held_bytes: int
     trash: tuple[int, int, datetime | None]
     last_run: RunRecord | None
     trend: tuple[StoragePoint, ...]
-    growth: Line | None
+    growth: TrendLine | None
     full: Forecast | None
     over: Forecast | None
 
@@ -62,8 +69,8 @@ class Report:
 
     made_at: datetime
     database: str
-    jobs: Jobs
-    history: History | None
+    jobs: JobUsage
+    history: LedgerSummary | None
     disk: DiskUsage | None
     budget: Budget | None
     has_daemon: bool
@@ -82,22 +89,22 @@ def gather(config: Config, clock: Clock, *, biggest: int) -> Report:
     Raises:
         StoreError: the job database cannot be read, or is none.
     """
-    location, now, budget = Location.of(config), clock(), Budget.of(config.capacity)
+    location, now, budget = StoreAddress.of(config), clock(), Budget.of(config.capacity)
     zone = zone_named(config.database.timezone)
     database = location.open()
     try:
-        catalog = Catalog(database, Policy.from_config(config.retention), zone)
+        catalog = JobTable(database, Policy.from_config(config.retention), zone)
         since = (local_timestamp(now - span, zone) for span in (_DAY, _MONTH))
         jobs = count_jobs(database, catalog, *since)
         ledger = Ledger(database)
-        with _making_sense(str(location)):
+        with _database_corruption_guard(str(location)):
             history = (
                 _history(database, catalog, ledger, now, budget, biggest=biggest) if ledger.exists() else None
             )
     finally:
         database.close()
-    disk = Storage(clock).usage(config)
-    daemon = daemon_of(location)
+    disk = StoreQueries(clock).usage(config)
+    daemon = find_daemon(location)
     told = None if daemon is None else read_status(location)
     return Report(
         made_at=now,
@@ -114,31 +121,31 @@ def gather(config: Config, clock: Clock, *, biggest: int) -> Report:
 
 def _history(
     database: Database,
-    catalog: Catalog,
+    catalog: JobTable,
     ledger: Ledger,
     now: datetime,
     budget: Budget | None,
     *,
     biggest: int,
-) -> History:
+) -> LedgerSummary:
     trend = ledger.trend(now)
     left = [] if budget is None else [(point.at, budget.max_bytes - point.used_bytes) for point in trend]
-    return History(
-        work_24h=work_since(database, now - _DAY),
-        work_30d=work_since(database, now - _MONTH),
-        biggest=biggest_jobs(database, catalog, biggest),
+    return LedgerSummary(
+        work_24h=run_totals_since(database, now - _DAY),
+        work_30d=run_totals_since(database, now - _MONTH),
+        biggest=largest_jobs(database, catalog, biggest),
         held_bytes=sum(int(size) for _, size in ledger.storage_by_class().values()),
-        trash=ledger.trash(),
-        last_run=next((_in_order(run) for run in ledger.runs(1)), None),
+        trash=ledger.trash_summary(),
+        last_run=next((_sanitized_run(run) for run in ledger.runs(1)), None),
         trend=trend,
-        growth=fitted([(point.at, point.used_bytes) for point in trend]),
+        growth=fit_line([(point.at, point.used_bytes) for point in trend]),
         full=forecast([(point.at, point.free_bytes) for point in trend]),
         over=forecast(left),
     )
 
 
 @contextmanager
-def _making_sense(database: str) -> Iterator[None]:
+def _database_corruption_guard(database: str) -> Iterator[None]:
     """Refuse rows that we cannot have written, as the ledger itself does."""
     try:
         yield
@@ -149,7 +156,7 @@ def _making_sense(database: str) -> Iterator[None]:
         ) from error
 
 
-def _in_order(run: RunRecord) -> RunRecord:
+def _sanitized_run(run: RunRecord) -> RunRecord:
     """Return a run whose figures are figures and whose words are words.
 
     Raises:
@@ -167,7 +174,9 @@ def _in_order(run: RunRecord) -> RunRecord:
     )
 
 
-def _unknown(now: datetime, jobs: Jobs, history: History | None, disk: DiskUsage | None) -> list[str]:
+def _unknown(
+    now: datetime, jobs: JobUsage, history: LedgerSummary | None, disk: DiskUsage | None
+) -> list[str]:
     if history is None:
         found = ["there has been no run yet: no job is measured, and there is no history to go by"]
     else:

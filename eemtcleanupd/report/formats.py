@@ -8,24 +8,24 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from eemtcleanupd.daemon.status import in_words
+from eemtcleanupd.daemon.status import time_with_distance
 from eemtcleanupd.daemon.status_document import iso, run_document
 from eemtcleanupd.formatting import human_size, printable, shortened
 from eemtcleanupd.policy.forecast import CONFIDENCE_PERCENT, Forecast
-from eemtcleanupd.report.collect import History, Report
-from eemtcleanupd.store.report_queries import Amount, Group, Work
+from eemtcleanupd.report.collect import LedgerSummary, Report
+from eemtcleanupd.store.report_queries import RunTotals, Usage, UsageGroup
 
 # What a spreadsheet takes for a formula (OWASP, CSV Injection); control characters are escaped anyway.
 _FORMULA = ("=", "+", "-", "@")
 _MOST_LINES = 20
 
 
-def by_size(groups: Mapping[str, Group]) -> list[tuple[str, Group]]:
+def by_size(groups: Mapping[str, UsageGroup]) -> list[tuple[str, UsageGroup]]:
     """Return groups, those that hold most first."""
     return sorted(groups.items(), key=lambda each: (-each[1].held.size_bytes, -each[1].held.jobs, each[0]))
 
 
-def holding(groups: Mapping[str, Group]) -> list[tuple[str, Group]]:
+def holding(groups: Mapping[str, UsageGroup]) -> list[tuple[str, UsageGroup]]:
     """Return the groups that hold something, those that hold most first."""
     return [(name, group) for name, group in by_size(groups) if group.held.jobs]
 
@@ -104,19 +104,19 @@ def as_document(report: Report) -> dict[str, Any]:
     }
 
 
-def _amount(amount: Amount) -> dict[str, int]:
+def _amount(amount: Usage) -> dict[str, int]:
     return {"jobs": amount.jobs, "bytes": amount.size_bytes}
 
 
-def _group(group: Group) -> dict[str, int]:
+def _group(group: UsageGroup) -> dict[str, int]:
     return {**_amount(group.held), "measured_jobs": group.measured}
 
 
-def _work(work: Work) -> dict[str, int]:
+def _work(work: RunTotals) -> dict[str, int]:
     return {"runs": work.runs, "errors": work.errors, "bytes_freed": work.bytes_freed}
 
 
-def _biggest(history: History) -> list[dict[str, Any]]:
+def _biggest(history: LedgerSummary) -> list[dict[str, Any]]:
     return [
         {
             "job_id": each.job.id,
@@ -183,12 +183,12 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
         yield "Not known", words
 
 
-def _group_rows(title: str, groups: Mapping[str, Group]) -> Iterator[tuple[str, str]]:
+def _group_rows(title: str, groups: Mapping[str, UsageGroup]) -> Iterator[tuple[str, str]]:
     ordered = holding(groups)
     for name, group in ordered[:_MOST_LINES]:
         yield title, f"{name_words(name)}: {held_words(group)}"
     if len(ordered) > _MOST_LINES:
-        rest = sum((group for _, group in ordered[_MOST_LINES:]), Group())
+        rest = sum((group for _, group in ordered[_MOST_LINES:]), UsageGroup())
         yield title, f"{len(ordered) - _MOST_LINES} more: {held_words(rest)}"
 
 
@@ -225,12 +225,12 @@ def forecast_words(found: Forecast) -> str:
     return f"about {at} (between {earliest} and {_date(found.latest)}, {CONFIDENCE_PERCENT} %)"
 
 
-def amount_words(amount: Amount) -> str:
+def amount_words(amount: Usage) -> str:
     """Return jobs and bytes in words."""
     return f"{_jobs(amount.jobs)}, {human_size(amount.size_bytes)}"
 
 
-def held_words(group: Group) -> str:
+def held_words(group: UsageGroup) -> str:
     """Return what a group holds in words, with how many of its jobs were never measured."""
     if group.measured == 0:
         return f"{_jobs(group.held.jobs)}{', not measured' if group.held.jobs else ''}"
@@ -238,19 +238,19 @@ def held_words(group: Group) -> str:
     return amount_words(group.held) + (f" ({missing} not measured)" if missing else "")
 
 
-def work_words(work: Work) -> str:
+def work_words(work: RunTotals) -> str:
     """Return what runs freed in words."""
     runs = f"{work.runs} run{'' if work.runs == 1 else 's'}"
     return f"{human_size(work.bytes_freed)} by {runs} with {work.errors} errors"
 
 
-def trash_words(history: History) -> str:
+def trash_words(history: LedgerSummary) -> str:
     """Return what waits in the trash in words."""
     jobs, size, _ = history.trash
     return f"{_jobs(jobs)} ({human_size(size)}) wait for their grace" if jobs else "empty"
 
 
-def run_words(history: History) -> str:
+def run_words(history: LedgerSummary) -> str:
     """Return the last run in words."""
     run = history.last_run
     if run is None:
@@ -266,7 +266,7 @@ def next_words(report: Report) -> str:
         return "not known: no daemon runs"
     if report.next_run_at is None:
         return "none: the daemon's schedule is off (schedule.enabled)"
-    return in_words(report.next_run_at, report.made_at)
+    return time_with_distance(report.next_run_at, report.made_at)
 
 
 def name_words(name: str | None) -> str:

@@ -17,7 +17,7 @@ _WIDTH, _HEIGHT = 720, 200
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class TrendPicture:
     """The trend as coordinates of an SVG; ``ahead`` and ``band`` are empty without a forecast."""
 
     width: int
@@ -66,7 +66,7 @@ def as_html(report: Report) -> str:
     )
 
 
-def _picture(report: Report) -> Picture | None:
+def _picture(report: Report) -> TrendPicture | None:
     history = report.history
     if history is None or len(history.trend) < 2:
         return None
@@ -87,7 +87,7 @@ def _picture(report: Report) -> Picture | None:
 
     band = [(moment, low) for moment, low, _, _ in ahead]
     band += [(moment, high) for moment, *_, high in reversed(ahead)]
-    return Picture(
+    return TrendPicture(
         width=_WIDTH,
         height=_HEIGHT,
         held=line((point.at, point.used_bytes) for point in trend),

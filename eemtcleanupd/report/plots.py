@@ -87,8 +87,8 @@ def picture(
 
 def draw(told: Mapping[str, Any], out: IO[bytes]) -> None:
     """Draw what :func:`picture` was given, with times in ISO form, into a file."""
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    from matplotlib.figure import Figure
 
     times: Any = [datetime.fromisoformat(at) for at, _, _ in told["points"]]
     figure = Figure(figsize=(8, 4), layout="constrained")

@@ -24,14 +24,16 @@ from eemtcleanupd.formatting import human_size
 _IN_MEMORY_BYTES = 1 << 20
 
 
-class Answer:
+class RunDocument:
     """Collects a run as the document's API answer; long lists wait in temporary files, not in memory.
 
     Where there is no room for these the run goes on, and its answer cannot be written.
     """
 
     def __init__(self) -> None:
-        self._lists = {name: _Spool() for name in ("details", "skipped", "errors", "orphans", "warnings")}
+        self._lists = {
+            name: _SpooledList() for name in ("details", "skipped", "errors", "orphans", "warnings")
+        }
         self._report: RunReport | None = None
 
     def __call__(self, event: Event) -> None:
@@ -39,12 +41,14 @@ class Answer:
         match event:
             case JobPlanned():
                 parts = [part.found.label for part in event.artifacts]
-                detail = _detail(event.job.id, event.job.status, event.age.total_seconds(), event.size_bytes)
+                detail = _job_entry(
+                    event.job.id, event.job.status, event.age.total_seconds(), event.size_bytes
+                )
                 self._lists["details"].add({**detail, "reason": event.reason, "artifacts": parts})
             case JobCleaned():
                 parts = [part.found.label for part in event.artifacts]
                 age = None if event.age is None else event.age.total_seconds()
-                detail = _detail(event.job.id, event.job.status, age, event.bytes_freed)
+                detail = _job_entry(event.job.id, event.job.status, age, event.bytes_freed)
                 self._lists["details"].add({**detail, "artifacts": parts, "in_trash": event.in_trash})
             case JobSkipped():
                 if event.notable:
@@ -109,7 +113,7 @@ class Answer:
             spool.close()
 
 
-class _Spool:
+class _SpooledList:
     """JSON values in a file that stays in memory while it is small."""
 
     def __init__(self) -> None:
@@ -140,7 +144,7 @@ class _Spool:
             yield line.rstrip("\n")
 
 
-def _detail(job_id: str, status: str, age_seconds: float | None, size_bytes: int) -> dict[str, Any]:
+def _job_entry(job_id: str, status: str, age_seconds: float | None, size_bytes: int) -> dict[str, Any]:
     return {
         "job_id": job_id,
         "status": status,

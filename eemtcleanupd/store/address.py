@@ -18,7 +18,7 @@ _QUICK_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Location:
+class StoreAddress:
     """The job database's address.
 
     ``folder`` is where our files lie when the database is no file; ``lease_seconds`` after how much silence
@@ -31,7 +31,7 @@ class Location:
     lease_seconds: float = _USUAL_TAKEOVER_SECONDS / 2
 
     @classmethod
-    def of(cls, config: Config) -> Location:
+    def of(cls, config: Config) -> StoreAddress:
         """Return that of a configuration."""
         takeover = config.ha.takeover_seconds or _USUAL_TAKEOVER_SECONDS
         return cls(
@@ -42,7 +42,7 @@ class Location:
         )
 
     @classmethod
-    def of_file(cls, file: Path, busy_timeout_seconds: float = 60) -> Location:
+    def of_file(cls, file: Path, busy_timeout_seconds: float = 60) -> StoreAddress:
         """Return that of a SQLite file."""
         return cls(DatabaseAddress(file), file.parent, busy_timeout_seconds)
 
@@ -67,10 +67,10 @@ class Location:
         """
         patience = self.busy_timeout_seconds if busy_timeout_seconds is None else busy_timeout_seconds
         if self.file is not None:
-            from eemtcleanupd.store.sqlite import SqliteDatabase  # noqa: PLC0415  (one of the two)
+            from eemtcleanupd.store.sqlite import SqliteDatabase
 
             return SqliteDatabase(self.file, busy_timeout_seconds=patience)
-        from eemtcleanupd.store.postgres import PostgresDatabase  # noqa: PLC0415
+        from eemtcleanupd.store.postgres import PostgresDatabase
 
         return PostgresDatabase(self.address, busy_timeout_seconds=patience, lease_seconds=self.lease_seconds)
 
@@ -81,7 +81,7 @@ class Location:
         return self.folder / f"{socket.gethostname()}.eemtcleanupd.{suffix}"
 
 
-def daemon_lock(location: Location, now: datetime) -> AbstractContextManager[None]:
+def daemon_lock(location: StoreAddress, now: datetime) -> AbstractContextManager[None]:
     """Hold the lock of a daemon for its life: one for each file, or for each host; runs have another.
 
     Raises:
@@ -93,24 +93,24 @@ def daemon_lock(location: Location, now: datetime) -> AbstractContextManager[Non
     return file_lock(location.own_file("daemon.lock"), "daemon", str(location), holder_here(now))
 
 
-def daemon_of(location: Location) -> Holder | None:
+def find_daemon(location: StoreAddress) -> Holder | None:
     """Return the daemon that lives on a job store, the one on this host first; None when there is none.
 
     Raises:
         StoreError: the lock cannot be looked at.
     """
     here = file_holder(location.own_file("daemon.lock"))
-    return here if here is not None or location.file is not None else active_daemon(location)
+    return here if here is not None or location.file is not None else find_active_daemon(location)
 
 
-def active_daemon(location: Location) -> Holder | None:
+def find_active_daemon(location: StoreAddress) -> Holder | None:
     """Return the daemon that cleans, which may be on another host; None when there is none.
 
     Raises:
         StoreError: the lock cannot be looked at.
     """
     if location.file is not None:
-        return daemon_of(location)
+        return find_daemon(location)
     database = location.open(_QUICK_SECONDS)
     try:
         return database.holder("daemon")
@@ -131,7 +131,7 @@ class StoreLock:
         StoreError: it cannot be asked for.
     """
 
-    def __init__(self, location: Location, what: str, now: datetime) -> None:
+    def __init__(self, location: StoreAddress, what: str, now: datetime) -> None:
         self._stack = ExitStack()
         self._database: Database | None = None
         with ExitStack() as stack:
@@ -144,7 +144,7 @@ class StoreLock:
                 stack.enter_context(file_lock(lock, what, str(location), holder_here(now)))
             self._stack = stack.pop_all()
 
-    def insist(self) -> None:
+    def verify(self) -> None:
         """Insist that it is still held.
 
         Raises:
@@ -152,7 +152,7 @@ class StoreLock:
             StoreError: the server cannot be reached.
         """
         if self._database is not None:
-            self._database.insist_on_lock()
+            self._database.verify_lock()
 
     def close(self) -> None:
         """Let go of it."""

@@ -14,7 +14,7 @@ MOST_VALUES = 500
 """How many values a statement may be given: well under SQLite's limit of bound variables."""
 
 
-class Book:
+class Repository:
     """A part of the ledger: some of its tables, in the job database."""
 
     def __init__(self, database: Database) -> None:
@@ -22,7 +22,7 @@ class Book:
 
 
 @contextmanager
-def making_sense(table: str) -> Iterator[None]:
+def corruption_guard(table: str) -> Iterator[None]:
     """Refuse rows that we cannot have written: whoever can write to the database is not always a friend.
 
     Raises:
@@ -41,5 +41,5 @@ def read_utc(value: str | None) -> datetime | None:
     """Return a time of ours as aware UTC."""
     if value is None:
         return None
-    with making_sense("the ledger"):
+    with corruption_guard("the ledger"):
         return datetime.fromisoformat(value).replace(tzinfo=UTC)

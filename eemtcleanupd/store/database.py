@@ -34,7 +34,7 @@ SCRATCH = "scratch"
 """The schema of tables that only this connection sees, as SQLAlchemy knows it."""
 
 
-class ScratchLostError(StoreError):
+class TempTablesLostError(StoreError):
     """The connection that temporary tables belonged to is gone, and they are with it."""
 
 
@@ -139,9 +139,9 @@ class Database(ABC):
             try:
                 return self._write_once(work)
             except exc.DBAPIError as error:
-                if not self._may_pass(error) or time.monotonic() >= deadline:
+                if not self._is_transient(error) or time.monotonic() >= deadline:
                     raise
-            from tenacity import (  # noqa: PLC0415  (late: rarely needed)
+            from tenacity import (
                 Retrying,
                 retry_if_exception,
                 stop_after_delay,
@@ -149,7 +149,7 @@ class Database(ABC):
             )
 
             patiently = Retrying(
-                retry=retry_if_exception(self._may_pass),
+                retry=retry_if_exception(self._is_transient),
                 wait=wait_random_exponential(multiplier=0.02, max=1),
                 stop=stop_after_delay(max(0.0, deadline - time.monotonic())),
                 reraise=True,
@@ -166,7 +166,7 @@ class Database(ABC):
         """Run ``work`` in one transaction."""
 
     @abstractmethod
-    def _may_pass(self, error: BaseException) -> bool:
+    def _is_transient(self, error: BaseException) -> bool:
         """Tell whether what a write failed with may be gone at the next attempt."""
 
     # -- locks -------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ class Database(ABC):
     def holder(self, what: str) -> Holder | None:
         """Return who holds a lock of the job store, None when nobody does."""
 
-    def insist_on_lock(self) -> None:  # noqa: B027  (nobody can take an flock away)
+    def verify_lock(self) -> None:  # noqa: B027  (nobody can take an flock away)
         """Insist that the lock is still held.
 
         Raises:
@@ -203,7 +203,7 @@ class Database(ABC):
         """Return SQL for a column of ``jobs`` in the form of a :class:`RawName`."""
 
     @abstractmethod
-    def our_columns(self, connection: Connection) -> set[tuple[str, str]]:
+    def ledger_columns(self, connection: Connection) -> set[tuple[str, str]]:
         """Return table and column of all whose table has a name like ours (``cleanup_...``)."""
 
     @abstractmethod
@@ -224,7 +224,7 @@ class Database(ABC):
     # -- care --------------------------------------------------------------------------------------
 
     @abstractmethod
-    def keep_before_reset(self, id_column: str, now: datetime) -> str:
+    def snapshot_before_reset(self, id_column: str, now: datetime) -> str:
         """Keep a copy of what ``reset`` forgets; returns where it is.
 
         Raises:
@@ -232,7 +232,7 @@ class Database(ABC):
         """
 
     @abstractmethod
-    def faults(self) -> list[str]:
+    def integrity_errors(self) -> list[str]:
         """Return what is wrong with the database itself, nothing when it is whole."""
 
     @abstractmethod

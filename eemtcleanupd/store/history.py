@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import Connection, delete, insert, select
 
 from eemtcleanupd.formatting import BYTES_PER_MB
-from eemtcleanupd.store.base import Book
+from eemtcleanupd.store.base import Repository
 from eemtcleanupd.store.tables import AUDIT, LOG
 from eemtcleanupd.store.timestamps import utc_timestamp
 
@@ -34,7 +34,7 @@ class AuditLine:
     bytes_freed: int
 
 
-class History(Book):
+class History(Repository):
     """``cleanup_log`` and ``cleanup_audit``."""
 
     def log_entries(self, run_id: str) -> Iterable[LogEntry]:

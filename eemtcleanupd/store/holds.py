@@ -9,12 +9,12 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select
 
 from eemtcleanupd.model import Hold
-from eemtcleanupd.store.base import MOST_VALUES, Book, read_utc
+from eemtcleanupd.store.base import MOST_VALUES, Repository, read_utc
 from eemtcleanupd.store.tables import HOLDS
 from eemtcleanupd.store.timestamps import utc_timestamp
 
 
-class Holds(Book):
+class Holds(Repository):
     """``cleanup_holds``."""
 
     def holds(self, connection: Connection, job_ids: Sequence[str]) -> dict[str, Hold]:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, delete, func, insert, select, true, update
 
 from eemtcleanupd.errors import StoreError
 from eemtcleanupd.model import TRASH_NAME, Artifact, Found, RootName
-from eemtcleanupd.store.base import MOST_VALUES, Book, making_sense, read_utc
+from eemtcleanupd.store.base import MOST_VALUES, Repository, corruption_guard, read_utc
 from eemtcleanupd.store.tables import HOLDS, INTENTS
 from eemtcleanupd.store.timestamps import utc_timestamp
 
@@ -65,21 +65,21 @@ def with_error(intent: Intent, error: str | None, freed_bytes: int) -> Intent:
     return replace(intent, error=error, bytes_freed=intent.bytes_freed + freed_bytes)
 
 
-class Intents(Book):
+class Intents(Repository):
     """``cleanup_intents``."""
 
     def open_intents(self) -> list[Intent]:
         """Return the work that an interrupted run, or one with errors, left."""
         return self._intents(select(INTENTS).where(INTENTS.c.state == IntentState.OPEN))
 
-    def trash_of(self, job_id: str | None = None, limit: int | None = None) -> list[Intent]:
+    def trashed(self, job_id: str | None = None, limit: int | None = None) -> list[Intent]:
         """Return what waits in the trash, of one job or of all, the first to go first."""
         statement = select(INTENTS).where(INTENTS.c.state == IntentState.TRASHED)
         if job_id is not None:
             statement = statement.where(INTENTS.c.job_id == job_id)
         return self._intents(statement.order_by(INTENTS.c.purge_after, INTENTS.c.id).limit(limit))
 
-    def expired_trash(
+    def expired(
         self, now: datetime, limit: int, *, early: bool = False, trashed_before: datetime | None = None
     ) -> list[Intent]:
         """Return trashed jobs whose grace has passed at ``now`` and that nobody holds, oldest first.
@@ -101,7 +101,7 @@ class Intents(Book):
             .limit(limit)
         )
 
-    def trash(self) -> tuple[int, int, datetime | None]:
+    def trash_summary(self) -> tuple[int, int, datetime | None]:
         """Return how many jobs and orphans wait in the trash, their bytes, and when the first goes."""
         statement = select(
             func.count(), func.sum(INTENTS.c.size_bytes), func.min(INTENTS.c.purge_after)
@@ -110,7 +110,7 @@ class Intents(Book):
             count, size, first = connection.execute(statement).one()
         return count, int(size or 0), read_utc(first)
 
-    def is_known_intent(self, intent_id: str) -> bool:
+    def exists_intent(self, intent_id: str) -> bool:
         """Tell whether an intent with this id, or one that brings a part of it back, is in the ledger."""
         if not intent_id.isascii():  # none of ours, and maybe no text that a database takes
             return False
@@ -125,7 +125,7 @@ class Intents(Book):
             rows = [{**_intent_values(intent), "created_at": utc_timestamp(now)} for intent in intents]
             connection.execute(insert(INTENTS), rows)
 
-    def drop_intents(self, connection: Connection, ids: Sequence[str]) -> None:
+    def delete_intents(self, connection: Connection, ids: Sequence[str]) -> None:
         """Delete intents that are done, or undone."""
         for start in range(0, len(ids), MOST_VALUES):
             connection.execute(delete(INTENTS).where(INTENTS.c.id.in_(ids[start : start + MOST_VALUES])))
@@ -151,7 +151,7 @@ class Intents(Book):
     def _intents(self, statement: Any) -> list[Intent]:
         with self._database.read() as connection:
             rows = connection.execute(statement).all()
-        with making_sense("cleanup_intents"):
+        with corruption_guard("cleanup_intents"):
             return [
                 Intent(
                     id=str(row.id),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from sqlalchemy import BigInteger, Column, Integer, MetaData, Table, bindparam, insert, select, text
 
 from eemtcleanupd.store.database import SCRATCH, Database, RawName, RawText
-from eemtcleanupd.store.jobs import Catalog
+from eemtcleanupd.store.jobs import JobTable
 
 _METADATA = MetaData(schema=SCRATCH)
 _UPLOADS = Table("cleanup_uploads", _METADATA, Column("name", RawName, primary_key=True))
@@ -31,10 +31,10 @@ _SEEN = Table(
 )
 
 
-class CensusTables:
+class InventoryTables:
     """The jobs seen on the disk, and the uploads there; empty when made."""
 
-    def __init__(self, database: Database, catalog: Catalog) -> None:
+    def __init__(self, database: Database, catalog: JobTable) -> None:
         self._database = database
         self._catalog = catalog
         self._schema = database.scratch_schema

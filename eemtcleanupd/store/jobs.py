@@ -39,7 +39,7 @@ from eemtcleanupd.errors import StoreError
 from eemtcleanupd.formatting import BYTES_PER_MB
 from eemtcleanupd.model import Job, JobClass
 from eemtcleanupd.policy.retention import TERMINAL, Policy
-from eemtcleanupd.store.database import SCRATCH, Database, RawText, ScratchLostError
+from eemtcleanupd.store.database import SCRATCH, Database, RawText, TempTablesLostError
 from eemtcleanupd.store.timestamps import local_timestamp, read_timestamp
 
 _ADDED_COLUMNS = {
@@ -94,7 +94,7 @@ class _Gathered:
     last: Mapping[str, object] = field(default_factory=dict)
 
 
-class Catalog:
+class JobTable:
     """The job table of one database.
 
     Args:
@@ -193,7 +193,7 @@ class Catalog:
                     gathered.session, gathered.position = self._database.session, 0
                 gathered.whole = not gathered.last
                 return
-            except ScratchLostError:
+            except TempTablesLostError:
                 continue
 
     def candidates(self, page_size: int) -> Iterator[list[Job]]:
@@ -213,7 +213,7 @@ class Catalog:
                         .order_by(_CANDIDATES.c.position)
                         .limit(page_size)
                     ).all()
-            except ScratchLostError:
+            except TempTablesLostError:
                 self._gather(gathered)
                 continue
             if not keys:

@@ -21,16 +21,16 @@ from eemtcleanupd.store.intents import Intents
 from eemtcleanupd.store.roots import Roots
 from eemtcleanupd.store.runs import Runs
 from eemtcleanupd.store.tables import METADATA, ROOTS
-from eemtcleanupd.store.usage import Sizes
+from eemtcleanupd.store.usage import UsageTables
 
 
-class Ledger(Runs, Intents, History, Sizes, Holds, Roots):
+class Ledger(Runs, Intents, History, UsageTables, Holds, Roots):
     """Our tables in the job database.  Nothing is created until :meth:`create_tables`."""
 
     def exists(self) -> bool:
         """Tell whether the tables are there, without making them (a dry run changes nothing)."""
         with self._database.read() as connection:
-            return any(table == ROOTS.name for table, _ in self._database.our_columns(connection))
+            return any(table == ROOTS.name for table, _ in self._database.ledger_columns(connection))
 
     def create_tables(self) -> None:
         """Create what is missing, also columns that an earlier version did not have."""
@@ -51,7 +51,7 @@ class Ledger(Runs, Intents, History, Sizes, Holds, Roots):
             return not any(self._missing(connection))
 
     def _missing(self, connection: Connection) -> list[tuple[Table, Column[Any]]]:
-        there = self._database.our_columns(connection)
+        there = self._database.ledger_columns(connection)
         return [
             (table, column)
             for table in METADATA.tables.values()
@@ -62,7 +62,7 @@ class Ledger(Runs, Intents, History, Sizes, Holds, Roots):
     def storage_state(self, now: datetime, free_bytes: int, total_bytes: int) -> StorageState:
         """Return what the jobs hold, with the trend of 90 days."""
         held = self.storage_by_class()
-        trash_jobs, trash_bytes, _ = self.trash()
+        trash_jobs, trash_bytes, _ = self.trash_summary()
         return StorageState(
             successful_bytes=held.get(JobClass.SUCCESSFUL, (0, 0))[1],
             failed_bytes=held.get(JobClass.FAILED, (0, 0))[1],

@@ -29,7 +29,7 @@ def is_mounted_alone(file: Path) -> bool:
         raise StoreError(f"{file} cannot be looked at: {error.strerror}") from error
 
 
-def insist_on_journal(database: Database, *, to_write: bool) -> str | None:
+def check_journal(database: Database, *, to_write: bool) -> str | None:
     """Look where the journal of a database lies.
 
     Args:

@@ -34,7 +34,7 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class DeliveryStats:
     """How a notifier's deliveries went; ``waiting`` are in the outbox now."""
 
     delivered: int = 0
@@ -210,7 +210,7 @@ class LedgerOutbox:
         self._database.write(work)
 
 
-def tallies(database: Database) -> dict[str, Tally]:
+def delivery_stats(database: Database) -> dict[str, DeliveryStats]:
     """Return how the deliveries of each notifier went, by its name."""
     if not LedgerOutbox(database, 0).exists():
         return {}
@@ -219,7 +219,7 @@ def tallies(database: Database) -> dict[str, Tally]:
         waiting = select(OUTBOX.c.notifier, func.count()).group_by(OUTBOX.c.notifier)
         counts = {row[0]: row[1] for row in connection.execute(waiting)}
     found = {
-        row.name: Tally(
+        row.name: DeliveryStats(
             row.delivered,
             row.retried,
             row.failed,
@@ -232,7 +232,7 @@ def tallies(database: Database) -> dict[str, Tally]:
         for row in rows
     }
     for name, count in counts.items():
-        found[name] = replace(found.get(name, Tally()), waiting=count)
+        found[name] = replace(found.get(name, DeliveryStats()), waiting=count)
     return found
 
 

@@ -45,7 +45,7 @@ from eemtcleanupd.store.database import (
     Database,
     RawText,
     Result,
-    ScratchLostError,
+    TempTablesLostError,
     is_storable,
     trace_statements,
 )
@@ -60,7 +60,7 @@ _CONNECT_SECONDS: Final = 10
 _RETRIES: Final = 3
 # What may be gone at the next attempt: serialization failures, deadlocks, a lock that was not given in time,
 # a server that starts; two that create a table, a column or a row at once.
-_PASSING: Final = frozenset({"40001", "40P01", "55P03", "57P03", "23505", "42P07", "42701"})
+_TRANSIENT_SQLSTATES: Final = frozenset({"40001", "40P01", "55P03", "57P03", "23505", "42P07", "42701"})
 _CLASS: Final = zlib.crc32(b"eemtcleanupd")
 
 _CREATE_LOCKS = """
@@ -68,7 +68,7 @@ CREATE TABLE IF NOT EXISTS cleanup_locks (
     name TEXT PRIMARY KEY, generation BIGINT NOT NULL, backend INTEGER NOT NULL,
     pid INTEGER NOT NULL, host TEXT NOT NULL, since TEXT NOT NULL, run TEXT NOT NULL
 )"""
-_TAKE = """
+_ACQUIRE = """
 INSERT INTO cleanup_locks (name, generation, backend, pid, host, since, run)
 VALUES (%s, 1, pg_backend_pid(), %s, %s, %s, %s)
 ON CONFLICT (name) DO UPDATE SET generation = cleanup_locks.generation + 1, backend = excluded.backend,
@@ -120,7 +120,7 @@ class _Held:
     generation: int
 
 
-class _Patient(Connection):
+class _ReconnectingConnection(Connection):
     """A connection for reading: a statement whose connection was lost is asked again on a new one."""
 
     def execute(self, *args: Any, **options: Any) -> Any:
@@ -173,7 +173,7 @@ class PostgresDatabase(Database):
     ) -> None:
         super().__init__(address.redacted, busy_timeout_seconds=busy_timeout_seconds)
         try:
-            import psycopg  # noqa: F401, PLC0415  (an extra)
+            import psycopg  # noqa: F401  (an extra)
         except ImportError as error:
             raise StoreError(
                 f"paths.database is {self.name}, and the driver of PostgreSQL is missing: "
@@ -212,7 +212,7 @@ class PostgresDatabase(Database):
 
     def _connect(self, dialect: Dialect, _record: object, args: Any, parameters: Any) -> Any:
         """Make a connection; when one was lost, patiently, and with the lock that it held."""
-        from psycopg import OperationalError  # noqa: PLC0415  (an extra)
+        from psycopg import OperationalError
 
         deadline = time.monotonic() + self._busy_timeout_seconds
         while True:
@@ -256,18 +256,18 @@ class PostgresDatabase(Database):
             )
         self._identity = identity
         if self._held is not None:
-            self._take_again(raw.execute, self._held)
+            self._reacquire_lock(raw.execute, self._held)
         raw.autocommit = False
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
-        with self._using, _Patient(self._engine) as connection:
+        with self._using, _ReconnectingConnection(self._engine) as connection:
             yield connection
 
     @contextmanager
     def scratch(self, session: int | None = None) -> Iterator[Connection]:
         """Give a connection for work on temporary tables, which a lost connection takes with it."""
-        lost = ScratchLostError(f"the connection to {self.name} was lost")
+        lost = TempTablesLostError(f"the connection to {self.name} was lost")
         with self._using, self._translated():
             try:
                 with self._engine.connect() as connection:
@@ -310,10 +310,10 @@ class PostgresDatabase(Database):
                 return bool(state == "committed")
             time.sleep(0.05)
 
-    def _may_pass(self, error: BaseException) -> bool:
+    def _is_transient(self, error: BaseException) -> bool:
         if not isinstance(error, exc.DBAPIError):
             return False
-        return error.connection_invalidated or getattr(error.orig, "sqlstate", None) in _PASSING
+        return error.connection_invalidated or getattr(error.orig, "sqlstate", None) in _TRANSIENT_SQLSTATES
 
     def _error(self, error: BaseException | None) -> StoreError:
         told = super()._error(error)
@@ -325,13 +325,15 @@ class PostgresDatabase(Database):
     def locked(self, what: str, holder: Holder) -> Iterator[None]:
         """Hold a lock of the job store; at most one for each object."""
         with self._translated(), self._using:
-            self._held = _Held(what, self._take(what, holder))
+            self._held = _Held(what, self._acquire_lock(what, holder))
             with self.read() as connection:
                 # Once more: the connection may have been lost since, with the lock but not with its row.
-                self._take_again(connection.exec_driver_sql, self._held)
+                self._reacquire_lock(connection.exec_driver_sql, self._held)
                 connection.commit()
         stop = threading.Event()
-        beating = threading.Thread(target=self._beat, args=(stop,), name=f"lease ({what})", daemon=True)
+        beating = threading.Thread(
+            target=self._renew_lease, args=(stop,), name=f"lease ({what})", daemon=True
+        )
         beating.start()
         try:
             yield
@@ -346,7 +348,7 @@ class PostgresDatabase(Database):
                     connection.exec_driver_sql("RESET idle_in_transaction_session_timeout")
                     connection.commit()
 
-    def insist_on_lock(self) -> None:
+    def verify_lock(self) -> None:
         """Insist that the lock is held, taking it again if the connection was lost.
 
         Raises:
@@ -356,7 +358,7 @@ class PostgresDatabase(Database):
         with self.read() as connection:
             connection.exec_driver_sql("SELECT 1")
 
-    def _take(self, what: str, holder: Holder) -> int:
+    def _acquire_lock(self, what: str, holder: Holder) -> int:
         with self.read() as connection:
             exists = connection.exec_driver_sql("SELECT to_regclass('cleanup_locks')").scalar_one()
         if exists is None:
@@ -377,27 +379,27 @@ class PostgresDatabase(Database):
                 holder.since,
                 holder.run if is_storable(holder.run) else printable(holder.run),
             )
-            return int(connection.exec_driver_sql(_TAKE, values).scalar_one())
+            return int(connection.exec_driver_sql(_ACQUIRE, values).scalar_one())
 
         return self.write(take)
 
-    def _take_again(self, execute: Callable[..., Any], held: _Held) -> None:
+    def _reacquire_lock(self, execute: Callable[..., Any], held: _Held) -> None:
         """Take the lock that a lost connection held, unless another has, or had it."""
         deadline = time.monotonic() + self._busy_timeout_seconds
         key = (_signed(_CLASS), _signed(self._key(held.what)))
         while not execute("SELECT pg_try_advisory_lock(%s, %s)", key).fetchone()[0]:
             told = self._holder(execute, held.what)
             if told is None or told[2] != held.generation or time.monotonic() >= deadline:
-                raise LockHeldError(self._lost(held.what, told[0] if told else None))
+                raise LockHeldError(self._lock_lost(held.what, told[0] if told else None))
             # It is our own session, of which the server has not noticed yet that it is dead.
             execute("SELECT pg_terminate_backend(%s)", (told[1],))
             time.sleep(0.05)
         mine = "UPDATE cleanup_locks SET backend = pg_backend_pid() WHERE name = %s AND generation = %s"
         if execute(mine, (held.what, held.generation)).rowcount != 1:
-            raise LockHeldError(self._lost(held.what, None))
+            raise LockHeldError(self._lock_lost(held.what, None))
         self._begin_lease(execute)
 
-    def _lost(self, what: str, holder: Holder | None) -> str:
+    def _lock_lost(self, what: str, holder: Holder | None) -> str:
         return (
             f"the connection to {self.name} was lost, and with it the lock of this {what}; another has it, "
             f"or had it meanwhile{f' ({holder})' if holder else ''}: nothing more is done here"
@@ -410,12 +412,12 @@ class PostgresDatabase(Database):
         if version >= _OLDEST_WITH_LEASE:
             execute(f"SET idle_session_timeout = {timeout_ms}")
 
-    def _beat(self, stop: threading.Event) -> None:
+    def _renew_lease(self, stop: threading.Event) -> None:
         """Keep the lease while the connection is not used; whoever uses it next hears what went wrong."""
         while not stop.wait(self._lease_seconds / 3):
             if self._using.acquire(blocking=False):
                 try:
-                    self.insist_on_lock()
+                    self.verify_lock()
                 except CleanupError as error:
                     log.debug("The lease is lost: %s", error)
                 finally:
@@ -448,7 +450,7 @@ class PostgresDatabase(Database):
         """Return SQL for a column's bytes in hexadecimal digits."""
         return f"encode(convert_to({column}, 'UTF8'), 'hex')"
 
-    def our_columns(self, connection: Connection) -> set[tuple[str, str]]:
+    def ledger_columns(self, connection: Connection) -> set[tuple[str, str]]:
         """Return table and column of all whose table has a name like ours."""
         rows = connection.exec_driver_sql(
             "SELECT c.relname, a.attname FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid"
@@ -476,7 +478,7 @@ class PostgresDatabase(Database):
 
     # -- care --------------------------------------------------------------------------------------
 
-    def keep_before_reset(self, id_column: str, now: datetime) -> str:
+    def snapshot_before_reset(self, id_column: str, now: datetime) -> str:
         """Copy what reset forgets into two tables; returns their names."""
         jobs, lines = (
             f"cleanup_before_reset_{now.astimezone():%Y%m%dt%H%M%S}_{each}" for each in ("jobs", "log")
@@ -492,7 +494,7 @@ class PostgresDatabase(Database):
         self.write(copy)
         return f"tables {jobs} and {lines}"
 
-    def faults(self) -> list[str]:
+    def integrity_errors(self) -> list[str]:
         """Return nothing: the server looks after its files itself, and answers."""
         return []
 

@@ -29,7 +29,7 @@ from sqlalchemy import (
 from eemtcleanupd.formatting import BYTES_PER_MB
 from eemtcleanupd.model import Job
 from eemtcleanupd.store.database import Database, RawText
-from eemtcleanupd.store.jobs import Catalog
+from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.tables import RUNS, SIZES
 from eemtcleanupd.store.timestamps import utc_timestamp
 
@@ -42,31 +42,31 @@ _HELD, _CLEANED_TODAY, _CLEANED_EARLIER = range(3)
 
 
 @dataclass(frozen=True, slots=True)
-class Amount:
+class Usage:
     """Jobs and their bytes."""
 
     jobs: int = 0
     size_bytes: int = 0
 
-    def __add__(self, other: Amount) -> Amount:
-        return Amount(self.jobs + other.jobs, self.size_bytes + other.size_bytes)
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.jobs + other.jobs, self.size_bytes + other.size_bytes)
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class UsageGroup:
     """The jobs of one status or workflow type.
 
     ``held`` still have their data; of these ``measured`` have a size, the bytes of the others are not known.
     ``cleaned_24h`` and ``cleaned_30d`` were cleaned since then; a job cleaned today is in both.
     """
 
-    held: Amount = Amount()
+    held: Usage = Usage()
     measured: int = 0
-    cleaned_24h: Amount = Amount()
-    cleaned_30d: Amount = Amount()
+    cleaned_24h: Usage = Usage()
+    cleaned_30d: Usage = Usage()
 
-    def __add__(self, other: Group) -> Group:
-        return Group(
+    def __add__(self, other: UsageGroup) -> UsageGroup:
+        return UsageGroup(
             self.held + other.held,
             self.measured + other.measured,
             self.cleaned_24h + other.cleaned_24h,
@@ -75,20 +75,20 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Jobs:
+class JobUsage:
     """All jobs, grouped twice."""
 
-    by_status: Mapping[str, Group]
-    by_workflow_type: Mapping[str, Group]
+    by_status: Mapping[str, UsageGroup]
+    by_workflow_type: Mapping[str, UsageGroup]
 
     @property
-    def total(self) -> Group:
+    def total(self) -> UsageGroup:
         """All together."""
-        return sum(self.by_status.values(), Group())
+        return sum(self.by_status.values(), UsageGroup())
 
 
 @dataclass(frozen=True, slots=True)
-class BigJob:
+class LargeJob:
     """A job that still has its data, with its measured bytes."""
 
     job: Job
@@ -96,7 +96,7 @@ class BigJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class RunTotals:
     """What runs did: how many began, the jobs that they could not clean, the bytes that they freed."""
 
     runs: int
@@ -104,7 +104,7 @@ class Work:
     bytes_freed: int
 
 
-def count_jobs(database: Database, catalog: Catalog, day_ago: str, month_ago: str) -> Jobs:
+def count_jobs(database: Database, catalog: JobTable, day_ago: str, month_ago: str) -> JobUsage:
     """Count all jobs in one scan.
 
     Args:
@@ -130,24 +130,24 @@ def count_jobs(database: Database, catalog: Catalog, day_ago: str, month_ago: st
         statement = statement.where(held | (at > month)).group_by(status, workflow, when)
     else:
         statement = statement.select_from(jobs).group_by(status, workflow)
-    by_status: dict[str, Group] = {}
-    by_workflow: dict[str, Group] = {}
+    by_status: dict[str, UsageGroup] = {}
+    by_workflow: dict[str, UsageGroup] = {}
     with database.read() as connection:
         found = connection.execute(statement.execution_options(stream_results=True, yield_per=_PAGE))
         for one, other, state, count, megabytes, with_size in found:
-            amount = Amount(int(count), _bytes(megabytes))
+            amount = Usage(int(count), _bytes(megabytes))
             if state == _HELD:
-                group = Group(held=amount, measured=int(with_size))
+                group = UsageGroup(held=amount, measured=int(with_size))
             elif state == _CLEANED_TODAY:
-                group = Group(cleaned_24h=amount, cleaned_30d=amount)
+                group = UsageGroup(cleaned_24h=amount, cleaned_30d=amount)
             else:
-                group = Group(cleaned_30d=amount)
+                group = UsageGroup(cleaned_30d=amount)
             _add(by_status, one, group)
             _add(by_workflow, other, group)
-    return Jobs(by_status, by_workflow)
+    return JobUsage(by_status, by_workflow)
 
 
-def biggest_jobs(database: Database, catalog: Catalog, limit: int) -> tuple[BigJob, ...]:
+def largest_jobs(database: Database, catalog: JobTable, limit: int) -> tuple[LargeJob, ...]:
     """Return the biggest jobs that still have their data, the biggest first; the ledger must exist."""
     # More than are wanted: a row may be gone, or have been marked by others, since it was measured.
     statement = select(SIZES.c.job_id, SIZES.c.bytes).order_by(SIZES.c.bytes.desc()).limit(3 * limit)
@@ -155,28 +155,28 @@ def biggest_jobs(database: Database, catalog: Catalog, limit: int) -> tuple[BigJ
         sizes = {str(row.job_id): _bytes(row.bytes, unit=1) for row in connection.execute(statement)}
         rows = catalog.rows(connection, list(sizes))
     held = [
-        BigJob(rows[name].job, size)
+        LargeJob(rows[name].job, size)
         for name, size in sizes.items()
         if name in rows and not rows[name].cleaned
     ]
     return tuple(sorted(held, key=lambda each: (-each.size_bytes, each.job.id))[:limit])
 
 
-def work_since(database: Database, since: datetime) -> Work:
+def run_totals_since(database: Database, since: datetime) -> RunTotals:
     """Return what the runs did that began later; the ledger must exist."""
     statement = select(func.count(), func.sum(RUNS.c.errors), func.sum(RUNS.c.bytes_freed)).where(
         RUNS.c.started_at > utc_timestamp(since)
     )
     with database.read() as connection:
         runs, errors, freed = connection.execute(statement).one()
-    return Work(runs, int(errors or 0), int(freed or 0))
+    return RunTotals(runs, int(errors or 0), int(freed or 0))
 
 
-def _add(groups: dict[str, Group], name: object, group: Group) -> None:
+def _add(groups: dict[str, UsageGroup], name: object, group: UsageGroup) -> None:
     key = "" if name is None else str(name)
     if key not in groups and len(groups) >= MOST_GROUPS:
         key = OTHERS
-    groups[key] = groups.get(key, Group()) + group
+    groups[key] = groups.get(key, UsageGroup()) + group
 
 
 def _bytes(value: object, unit: int = BYTES_PER_MB) -> int:

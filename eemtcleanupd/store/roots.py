@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from sqlalchemy import Connection, delete, insert, select
 
 from eemtcleanupd.model import RootName
-from eemtcleanupd.store.base import Book, making_sense
+from eemtcleanupd.store.base import Repository, corruption_guard
 from eemtcleanupd.store.tables import ROOTS
 
 
@@ -23,14 +23,14 @@ class RootRecord:
     marker: str
 
 
-class Roots(Book):
+class Roots(Repository):
     """``cleanup_roots``."""
 
     def roots(self) -> dict[RootName, RootRecord]:
         """Return what each root was at the last run."""
         with self._database.read() as connection:
             rows = connection.execute(select(ROOTS)).all()
-        with making_sense("cleanup_roots"):
+        with corruption_guard("cleanup_roots"):
             return {
                 RootName(row.name): RootRecord(
                     RootName(row.name), str(row.path), row.device, row.inode, row.marker

@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import Connection, bindparam, desc, func, insert, select, update
 
 from eemtcleanupd.events import Total
-from eemtcleanupd.store.base import Book, read_utc
+from eemtcleanupd.store.base import Repository, read_utc
 from eemtcleanupd.store.tables import NOTIFIERS, RUNS, TOTALS
 from eemtcleanupd.store.timestamps import utc_timestamp
 
@@ -39,7 +39,7 @@ class RunRecord:
     error: str | None = None
 
 
-class Runs(Book):
+class Runs(Repository):
     """``cleanup_runs`` and ``cleanup_totals``."""
 
     def last_run_at(self) -> datetime | None:

@@ -71,8 +71,8 @@ class SqliteDatabase(Database):
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
-        self._insist_on_same_file()
-        self._insist_on_one_use()
+        self._require_same_file()
+        self._require_single_use()
         try:
             yield self._connection
         finally:
@@ -85,8 +85,8 @@ class SqliteDatabase(Database):
         write later fails against a busy writer instead of waiting for it.  SQLite's own busy handler waits,
         but is not asked in every case, so what it refuses is tried again.
         """
-        self._insist_on_same_file()
-        self._insist_on_one_use()
+        self._require_same_file()
+        self._require_single_use()
         return super().write(work)
 
     def _write_once(self, work: Callable[[Connection], Result]) -> Result:
@@ -102,19 +102,19 @@ class SqliteDatabase(Database):
         finally:
             connection.execution_options(begin="BEGIN")
 
-    def _insist_on_one_use(self) -> None:
+    def _require_single_use(self) -> None:
         """Refuse a use amid another one, whose transaction it would end, and one after the end."""
         if self._connection.closed:
             raise StoreError(f"the job database {self.file} is closed already")
         if self._connection.in_transaction():
             raise StoreError(f"the job database {self.file} is in use by this program already")
 
-    def _may_pass(self, error: BaseException) -> bool:
+    def _is_transient(self, error: BaseException) -> bool:
         return isinstance(error, exc.OperationalError) and any(
             word in str(error.orig) for word in _BUSY_WORDS
         )
 
-    def _insist_on_same_file(self) -> None:
+    def _require_same_file(self) -> None:
         """Refuse to go on with a file that another has taken the place of (a restored copy, say).
 
         An open connection would go on with the old one, and delete and record by rows that nobody sees.
@@ -149,7 +149,7 @@ class SqliteDatabase(Database):
         """Return the column."""
         return column
 
-    def our_columns(self, connection: Connection) -> set[tuple[str, str]]:
+    def ledger_columns(self, connection: Connection) -> set[tuple[str, str]]:
         """Return table and column of all whose table has a name like ours."""
         rows = connection.exec_driver_sql(
             "SELECT m.name, c.name FROM main.sqlite_master AS m, pragma_table_info(m.name, 'main') AS c"
@@ -174,7 +174,7 @@ class SqliteDatabase(Database):
 
     # -- care --------------------------------------------------------------------------------------
 
-    def keep_before_reset(self, id_column: str, now: datetime) -> str:
+    def snapshot_before_reset(self, id_column: str, now: datetime) -> str:
         """Copy the whole database to a file beside it; returns its path."""
         del id_column
         copy = self.file.with_name(f"{self.file.name}.before-reset-{now.astimezone():%Y%m%dT%H%M%S}")
@@ -193,7 +193,10 @@ class SqliteDatabase(Database):
         try:
             mode = self.file.stat().st_mode & 0o777
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode))
-            with closing(self._another()) as source, closing(sqlite3.connect(temporary)) as copy:
+            with (
+                closing(self._open_second_connection()) as source,
+                closing(sqlite3.connect(temporary)) as copy,
+            ):
                 source.backup(copy)
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
@@ -202,7 +205,7 @@ class SqliteDatabase(Database):
             temporary.unlink(missing_ok=True)
             raise StoreError(f"the job database {self.file} cannot be copied to {path}: {error}") from error
 
-    def faults(self) -> list[str]:
+    def integrity_errors(self) -> list[str]:
         """Return what is wrong with the file itself (PRAGMA quick_check), nothing when it is whole.
 
         Raises:
@@ -219,12 +222,12 @@ class SqliteDatabase(Database):
             StoreError: another program uses the database, or there is no room for it; nothing is lost.
         """
         try:
-            with closing(self._another()) as connection:
+            with closing(self._open_second_connection()) as connection:
                 connection.execute("VACUUM")
         except sqlite3.Error as error:
             raise StoreError(f"the job database {self.file} cannot be vacuumed: {error}") from error
 
-    def _another(self) -> sqlite3.Connection:
+    def _open_second_connection(self) -> sqlite3.Connection:
         return _connect(self.file.absolute(), self._busy_timeout_seconds)
 
     def close(self) -> None:

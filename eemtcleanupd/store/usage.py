@@ -9,13 +9,13 @@ from sqlalchemy import Connection, delete, func, insert, select
 
 from eemtcleanupd.events import CapacityWarning, StoragePoint
 from eemtcleanupd.model import JobClass
-from eemtcleanupd.policy.capacity import Budget, Level
-from eemtcleanupd.store.base import MOST_VALUES, Book, making_sense
+from eemtcleanupd.policy.capacity import Budget, BudgetLevel
+from eemtcleanupd.store.base import MOST_VALUES, Repository, corruption_guard
 from eemtcleanupd.store.tables import SIZES, STORAGE
 from eemtcleanupd.store.timestamps import utc_timestamp
 
 
-class Sizes(Book):
+class UsageTables(Repository):
     """``cleanup_sizes`` and ``cleanup_storage``."""
 
     def measured(self, connection: Connection, job_ids: Sequence[str]) -> dict[str, int]:
@@ -72,8 +72,8 @@ class Sizes(Book):
             held = successful + failed
             latest = select(STORAGE.c.capacity_level).order_by(STORAGE.c.id.desc()).limit(1)
             told = connection.execute(latest).scalar()
-            before = Level(told) if told in set(Level) else Level.WITHIN
-            level = Level.WITHIN if budget is None else budget.level(held, before)
+            before = BudgetLevel(told) if told in set(BudgetLevel) else BudgetLevel.WITHIN
+            level = BudgetLevel.WITHIN if budget is None else budget.level(held, before)
             connection.execute(
                 insert(STORAGE).values(
                     timestamp=utc_timestamp(now),
@@ -107,7 +107,7 @@ class Sizes(Book):
         )
         with self._database.read() as connection:
             points = connection.execute(statement).all()
-        with making_sense("cleanup_storage"):
+        with corruption_guard("cleanup_storage"):
             return tuple(
                 StoragePoint(
                     datetime.fromisoformat(point.timestamp).replace(tzinfo=UTC),

@@ -13,7 +13,7 @@ __all__ = ["cleanup_router"]
 def __getattr__(name: str) -> Any:
     """Load FastAPI only when it is asked for."""
     if name == "cleanup_router":
-        from eemtcleanupd.web.router import cleanup_router  # noqa: PLC0415
+        from eemtcleanupd.web.router import cleanup_router
 
         return cleanup_router
     raise AttributeError(name)

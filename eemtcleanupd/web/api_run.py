@@ -8,10 +8,10 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import IO, Final
 
-from eemtcleanupd.daemon.messages import Order
+from eemtcleanupd.daemon.messages import RunCallbacks
 from eemtcleanupd.errors import CleanupError, ReportError
 from eemtcleanupd.events import Event, RunReport, RunStarted
-from eemtcleanupd.report.run_document import Answer
+from eemtcleanupd.report.run_document import RunDocument
 
 TRIGGER: Final = "api"
 IN_MEMORY_BYTES: Final = 1 << 20
@@ -22,8 +22,8 @@ Outcome = IO[str] | IO[bytes] | CleanupError | None
 
 
 @dataclass(frozen=True, slots=True)
-class RunAsked:
-    """Who asks for a run, and what it is to do; ``retention`` and ``force`` as an ``Order`` has them.
+class ApiRun:
+    """Who asks for a run, and what it is to do; ``retention`` and ``force`` as an ``RunCallbacks`` has them.
 
     ``begun`` is told the run's id, ``over`` how it ended; either in any thread, ``over`` exactly once.
     """
@@ -31,26 +31,26 @@ class RunAsked:
     user: str
     retention: tuple[float | None, float | None]
     force: bool
-    begun: Callable[[str], None]
-    over: Callable[[Outcome], None]
+    on_started: Callable[[str], None]
+    on_finished: Callable[[Outcome], None]
 
-    def order(self) -> Order:
+    def callbacks(self) -> RunCallbacks:
         """Return the order for it."""
-        answer = Answer()
+        answer = RunDocument()
 
         def emit(event: Event) -> None:
             answer(event)
             if isinstance(event, RunStarted):
-                self.begun(event.run_id)
+                self.on_started(event.run_id)
 
         def done(result: RunReport | CleanupError | None) -> None:
             with closing(answer):
-                self.over(document(answer) if isinstance(result, RunReport) else result)
+                self.on_finished(run_document(answer) if isinstance(result, RunReport) else result)
 
-        return Order(emit, done, self.retention, self.force)
+        return RunCallbacks(emit, done, self.retention, self.force)
 
 
-def document(answer: Answer) -> IO[str] | CleanupError:
+def run_document(answer: RunDocument) -> IO[str] | CleanupError:
     """Return a run's answer as JSON, or why it cannot be had."""
     file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES, mode="w+", encoding="ascii")  # noqa: SIM115
     try:

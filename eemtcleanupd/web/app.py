@@ -10,30 +10,32 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from eemtcleanupd import __version__
-from eemtcleanupd.web.auth import Access
-from eemtcleanupd.web.backend import Engine
-from eemtcleanupd.web.cache import Kept
-from eemtcleanupd.web.context import Site
+from eemtcleanupd.web.auth import Authenticator
+from eemtcleanupd.web.backend import Backend
+from eemtcleanupd.web.cache import ResponseCache
+from eemtcleanupd.web.context import ApiContext
 from eemtcleanupd.web.dashboard import pages
-from eemtcleanupd.web.middleware import Gate
-from eemtcleanupd.web.problems import Json, ProblemRoute, documented, of_error
+from eemtcleanupd.web.middleware import SecurityMiddleware
+from eemtcleanupd.web.problems import AsciiJsonResponse, ProblemRoute, error_responses, problem_from
 from eemtcleanupd.web.router import routes
-from eemtcleanupd.web.shortcut import Shortcut
+from eemtcleanupd.web.shortcut import CacheMiddleware
 
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def around(engine: Engine, access: Access) -> ASGIApp:
+def create_app(engine: Backend, access: Authenticator) -> ASGIApp:
     """Return the interface over an engine, with what every request passes first."""
-    site = Site(engine, Kept(), access.requires("read"), access.requires("clean"))
+    site = ApiContext(engine, ResponseCache(), access.requires("read"), access.requires("clean"))
 
     def refused(method: str, path: str, reason: str, address: str | None) -> bool:
-        return access.note(method, path, reason, address=address)
+        return access.record_refusal(method, path, reason, address=address)
 
-    return Gate(Shortcut(program(site, access), site.kept, access), lambda: engine.config.api, refused)
+    return SecurityMiddleware(
+        CacheMiddleware(build_routes(site, access), site.cache, access), lambda: engine.config.api, refused
+    )
 
 
-def program(site: Site, access: Access) -> FastAPI:
+def build_routes(site: ApiContext, access: Authenticator) -> FastAPI:
     """Return all routes."""
     app = FastAPI(
         title="eemtcleanupd",
@@ -47,7 +49,7 @@ def program(site: Site, access: Access) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
-        answer = of_error(error)
+        answer = problem_from(error)
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             # Each method is a route of its own, which only knows itself (RFC 9110, 15.5.6).
             allowed = {
@@ -60,25 +62,25 @@ def program(site: Site, access: Access) -> FastAPI:
                 answer.headers["Allow"] = ", ".join(sorted(allowed))
         return answer
 
-    @app.get("/healthz", responses=documented(503), tags=["daemon"])
+    @app.get("/healthz", responses=error_responses(503), tags=["daemon"])
     async def healthz() -> Response:
         """Say whether the scheduler beats."""
-        alive = await site.engine.is_alive()
-        return Json({"status": "ok" if alive else "the scheduler hangs"}, 200 if alive else 503)
+        alive = await site.backend.is_alive()
+        return AsciiJsonResponse({"status": "ok" if alive else "the scheduler hangs"}, 200 if alive else 503)
 
     @app.get(
         "/metrics",
         dependencies=[Depends(site.may_read)],
-        responses={200: {"content": {"text/plain": {}}}, **documented(401, 403, 429)},
+        responses={200: {"content": {"text/plain": {}}}, **error_responses(401, 403, 429)},
         tags=["daemon"],
     )
     async def metrics(request: Request) -> Response:
         """Return the metrics as Prometheus reads them."""
-        return await site.answer(request, "metrics", site.engine.exposition, media_type=_PROMETHEUS)
+        return await site.answer(request, "metrics", site.backend.exposition, media_type=_PROMETHEUS)
 
     @app.get("/api/cleanup/openapi.json", dependencies=[Depends(site.may_read)], include_in_schema=False)
     def description() -> Response:
-        return Json(app.openapi())
+        return AsciiJsonResponse(app.openapi())
 
     app.include_router(routes(site))
     app.include_router(pages(site, access))

@@ -21,8 +21,8 @@ from eemtcleanupd.clock import Clock, monotonic_seconds, system_clock
 from eemtcleanupd.errors import AuditError, ConfigError
 from eemtcleanupd.events import AuditEntry
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.web.backend import Engine
-from eemtcleanupd.web.problems import refuse
+from eemtcleanupd.web.backend import Backend
+from eemtcleanupd.web.problems import http_error
 from eemtcleanupd.web.tokens import Scope, Token, TokenFile, find
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Caller:
     name: str
     scope: Scope
     address: str | None
-    still_may: Callable[[], bool] = field(default=lambda: True, repr=False, compare=False)
+    is_still_valid: Callable[[], bool] = field(default=lambda: True, repr=False, compare=False)
     """Whether the token is still good, for answers that go on for long."""
 
 
@@ -55,7 +55,7 @@ class _Refusal:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-class Access:
+class Authenticator:
     """Lets requests through or refuses them.
 
     Args:
@@ -64,7 +64,7 @@ class Access:
         clock: where the time comes from.
     """
 
-    def __init__(self, engine: Engine, *, open_to_all: bool = False, clock: Clock = system_clock) -> None:
+    def __init__(self, engine: Backend, *, open_to_all: bool = False, clock: Clock = system_clock) -> None:
         self._engine = engine
         self._open_to_all = open_to_all
         self._clock = clock
@@ -91,7 +91,7 @@ class Access:
 
     def check(self, request: Request, scope: Scope, secret: str | None) -> Caller:
         """Return who asks, or refuse; see :meth:`requires`."""
-        found = self._judge(request, scope, secret)
+        found = self._authenticate(request, scope, secret)
         if isinstance(found, _Refusal):
             self._refuse(request, found)
         return found
@@ -99,18 +99,18 @@ class Access:
     def may_read(self, request: Request) -> bool:
         """Tell whether who asks may read; who may not has yet to be refused by :meth:`check`."""
         with suppress(HTTPException):
-            return isinstance(self._judge(request, "read", bearer_of(request)), Caller)
+            return isinstance(self._authenticate(request, "read", bearer_token(request)), Caller)
         return False
 
-    def _judge(self, request: Request, scope: Scope, secret: str | None) -> Caller | _Refusal:
-        address = address_of(request)
+    def _authenticate(self, request: Request, scope: Scope, secret: str | None) -> Caller | _Refusal:
+        address = client_address(request)
         tokens = self._tokens()
         if tokens is None and self._open_to_all:
             return Caller("unix socket", "clean", address)
         token: Token | None = None
         if secret is not None:
             token = find(tokens or (), secret)
-        elif (cookie := request.cookies.get(cookie_of(request))) is not None:
+        elif (cookie := request.cookies.get(session_cookie_name(request))) is not None:
             token = self._of_session(cookie, tokens or ())
             changes = request.method not in {"GET", "HEAD"}
             if token is not None and changes and "origin" not in request.headers:
@@ -142,17 +142,19 @@ class Access:
             return self._files.setdefault(str(path), TokenFile(path)).all()
         except ConfigError as error:
             log.error("Nobody gets in over HTTP: %s", error)  # noqa: TRY400  (the words say it all)
-            raise refuse(503, "the file of the tokens cannot be used; the daemon's log says why") from error
+            raise http_error(
+                503, "the file of the tokens cannot be used; the daemon's log says why"
+            ) from error
 
     def _refuse(self, request: Request, why: _Refusal) -> NoReturn:
         """Refuse and write it down."""
-        if self.note(
-            request.method, request.url.path, why.detail, user=why.user, address=address_of(request)
+        if self.record_refusal(
+            request.method, request.url.path, why.detail, user=why.user, address=client_address(request)
         ):
-            raise refuse(429, TOO_MANY, Retry_After="60")
-        raise refuse(why.status, why.detail, **why.headers)
+            raise http_error(429, TOO_MANY, Retry_After="60")
+        raise http_error(why.status, why.detail, **why.headers)
 
-    def note(
+    def record_refusal(
         self, method: str, path: str, reason: str, *, user: str = "unknown", address: str | None
     ) -> bool:
         """Write down that something is refused; who fails often is to wait, which is written down once.
@@ -216,17 +218,17 @@ class Access:
         return next((token for token in tokens if token.sha256 == digest), None)
 
 
-def cookie_of(request: Request) -> str:
+def session_cookie_name(request: Request) -> str:
     """Return the name of a session's cookie; over TLS one that only we can set (RFC 6265bis)."""
     return "__Host-eemtcleanupd" if request.url.scheme == "https" else "eemtcleanupd"
 
 
-def bearer_of(request: Request) -> str | None:
+def bearer_token(request: Request) -> str | None:
     """Return the token that a request bears (RFC 6750), None without one."""
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
     return secret if kind.lower() == "bearer" else None
 
 
-def address_of(request: Request) -> str | None:
+def client_address(request: Request) -> str | None:
     """Return where a request comes from, None over a Unix socket."""
     return None if request.client is None else request.client.host

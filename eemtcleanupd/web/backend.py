@@ -16,15 +16,15 @@ from eemtcleanupd.cleanup import Progress, RunRequest, clean
 from eemtcleanupd.clock import monotonic_seconds, system_clock
 from eemtcleanupd.config import Config, Loaded
 from eemtcleanupd.daemon.status_document import overview
-from eemtcleanupd.delivery import Delivery
+from eemtcleanupd.delivery import Dispatcher
 from eemtcleanupd.errors import CleanupError, LockHeldError
 from eemtcleanupd.events import Emit, Event, RunReport
 from eemtcleanupd.logs.setup import write_event
-from eemtcleanupd.plugins import PluginSet, load
-from eemtcleanupd.store.address import Location, daemon_of
+from eemtcleanupd.plugins import Plugins, load
+from eemtcleanupd.store.address import StoreAddress, find_daemon
 from eemtcleanupd.store.lock import Holder
-from eemtcleanupd.web.api_run import TRIGGER, Outcome, RunAsked
-from eemtcleanupd.web.ipc import ProcessEnd, Reply, RunBegun, RunOver, State
+from eemtcleanupd.web.api_run import TRIGGER, ApiRun, Outcome
+from eemtcleanupd.web.ipc import ApiRunFinished, ApiRunStarted, Reply, State, WorkerChannel
 
 _BEAT_LIMIT_SECONDS = 90.0
 _DRAIN_SECONDS = 30.0
@@ -33,7 +33,7 @@ _ANSWER_SECONDS = 5.0
 _STATE_SECONDS = 0.2
 
 
-class Engine(Protocol):
+class Backend(Protocol):
     """What is asked from coroutines is one itself; the rest answers in any thread, and may take a while."""
 
     @property
@@ -45,10 +45,10 @@ class Engine(Protocol):
         """The configuration in force."""
 
     @property
-    def plugins(self) -> PluginSet:
+    def plugins(self) -> Plugins:
         """The plugins in force."""
 
-    def run(self, asked: RunAsked) -> None:
+    def run(self, asked: ApiRun) -> None:
         """Start a run."""
 
     def overview(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class Engine(Protocol):
         """Whether answers that go on for long are to end."""
 
 
-class DaemonEngine:
+class DaemonBackend:
     """A living daemon at the other end of a line: whatever is to be done goes through its inbox.
 
     Args:
@@ -76,13 +76,13 @@ class DaemonEngine:
         loaded: the configuration in force.
     """
 
-    def __init__(self, line: ProcessEnd, loaded: Loaded) -> None:
+    def __init__(self, line: WorkerChannel, loaded: Loaded) -> None:
         self._line = line
         self._loaded = loaded
-        self._plugins = PluginSet(loaded.config)
+        self._plugins = Plugins(loaded.config)
         self._numbers = itertools.count(1)
         self._waiting: dict[int, Future[Any]] = {}
-        self._runs: dict[int, RunAsked] = {}
+        self._runs: dict[int, ApiRun] = {}
         self._lock = threading.Lock()
         self._state: tuple[float, Future[State]] | None = None
         self._is_ending = False
@@ -98,35 +98,35 @@ class DaemonEngine:
         return self._loaded.config
 
     @property
-    def plugins(self) -> PluginSet:
+    def plugins(self) -> Plugins:
         """The plugins in force, as this process has them: they judge and write down, but are told nothing."""
         return self._plugins
 
     def use(self, loaded: Loaded) -> None:
         """Work with another configuration from now on."""
-        self._plugins = PluginSet(loaded.config, before=self._plugins)
+        self._plugins = Plugins(loaded.config, before=self._plugins)
         self._loaded = loaded
 
-    def hear(self, told: Reply | RunBegun | RunOver, file: int | None) -> None:
+    def receive(self, told: Reply | ApiRunStarted | ApiRunFinished, file: int | None) -> None:
         """Take what the daemon says."""
         match told:
             case Reply():
                 with suppress(InvalidStateError):  # who asked has gone
                     self._waiting.pop(told.number).set_result(told.value)
-            case RunBegun():
-                self._runs[told.number].begun(told.run_id)
-            case RunOver():
+            case ApiRunStarted():
+                self._runs[told.number].on_started(told.run_id)
+            case ApiRunFinished():
                 outcome: Outcome = told.error
                 if file is not None:
                     outcome = fdopen(file, "rb")
                 elif told.document is not None:
                     outcome = BytesIO(told.document.encode("ascii"))
-                self._runs.pop(told.number).over(outcome)
+                self._runs.pop(told.number).on_finished(outcome)
 
     def _ask(self, what: str) -> Future[Any]:
         number, answer = next(self._numbers), Future[Any]()
         self._waiting[number] = answer
-        self._line.tell({"ask": what, "number": number})
+        self._line.send({"ask": what, "number": number})
         return answer
 
     def _ask_state(self) -> Future[State]:
@@ -138,11 +138,11 @@ class DaemonEngine:
                 asked = self._state = (now, self._ask("state"))
             return asked[1]
 
-    def run(self, asked: RunAsked) -> None:
+    def run(self, asked: ApiRun) -> None:
         """Start a run."""
         number = next(self._numbers)
         self._runs[number] = asked
-        self._line.tell(
+        self._line.send(
             {
                 "ask": "run",
                 "number": number,
@@ -158,7 +158,7 @@ class DaemonEngine:
     def overview(self) -> dict[str, Any]:
         """Return how everything is."""
         status = self._ask_state().result(_ANSWER_SECONDS).status
-        holder = daemon_of(Location.of(self.config)) or Holder(status.pid, "", "")
+        holder = find_daemon(StoreAddress.of(self.config)) or Holder(status.pid, "", "")
         return overview(self.config, holder, status)
 
     async def progress(self) -> dict[str, Any] | None:
@@ -198,7 +198,7 @@ class DaemonEngine:
         return await asyncio.wait_for(asyncio.shield(asked), _ANSWER_SECONDS)
 
 
-class LocalEngine:
+class LocalBackend:
     """A job store without a daemon; each run goes on in a thread of its own.
 
     Args:
@@ -217,7 +217,7 @@ class LocalEngine:
         stamp = self._file.stat().st_mtime_ns
         self._stamp = stamp
         self._loaded = load(self._file, environ=self._environ, cwd=self._file.parent)
-        self._plugins = PluginSet(self._loaded.config)
+        self._plugins = Plugins(self._loaded.config)
         return self._loaded
 
     @property
@@ -235,32 +235,34 @@ class LocalEngine:
         return self.loaded.config
 
     @property
-    def plugins(self) -> PluginSet:
+    def plugins(self) -> Plugins:
         """The plugins of the configuration."""
         return self._plugins
 
-    def run(self, asked: RunAsked) -> None:
+    def run(self, asked: ApiRun) -> None:
         """Start a run."""
         with self._lock:
             if self._running is not None:
-                asked.over(LockHeldError("another run is going on; see its progress, and try again then"))
+                asked.on_finished(
+                    LockHeldError("another run is going on; see its progress, and try again then")
+                )
                 return
             progress = Progress()
             self._running = (progress, system_clock().isoformat())
         threading.Thread(target=self._run, args=(asked, progress), name="run (api)").start()
 
-    def _run(self, asked: RunAsked, progress: Progress) -> None:
-        order = asked.order()
+    def _run(self, asked: ApiRun, progress: Progress) -> None:
+        order = asked.callbacks()
         result: RunReport | CleanupError | None = None
         try:
             config = self.config.with_retention(*order.retention)
-            delivery = Delivery(Location.of(config), system_clock)
-            delivery.use(self._plugins, durable=not config.dry_run)
+            delivery = Dispatcher(StoreAddress.of(config), system_clock)
+            delivery.configure(self._plugins, durable=not config.dry_run)
             try:
                 result = clean(
                     config,
                     RunRequest(user=asked.user, trigger=TRIGGER, dry_run=config.dry_run, force=order.force),
-                    emit=_all(write_event, delivery.tell, order.emit),
+                    emit=_all(write_event, delivery.publish, order.emit),
                     progress=progress,
                     guards=self._plugins,
                 )
@@ -276,7 +278,7 @@ class LocalEngine:
 
     def overview(self) -> dict[str, Any]:
         """Return how everything is."""
-        return overview(self.config, daemon_of(Location.of(self.config)), None)
+        return overview(self.config, find_daemon(StoreAddress.of(self.config)), None)
 
     async def progress(self) -> dict[str, Any] | None:
         """Return how far the run is."""

@@ -13,7 +13,7 @@ PLAN_SECONDS = 30.0
 ANSWERS = 64
 
 
-class Kept:
+class ResponseCache:
     """Keeps answers.  All but :meth:`forget` belongs to the event loop, so nothing here needs a lock."""
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Kept:
         self._making: dict[Hashable, asyncio.Task[bytes]] = {}
         self._asked: dict[Hashable, tuple[Hashable, str]] = {}
 
-    def look(self, key: Hashable) -> bytes | None:
+    def peek(self, key: Hashable) -> bytes | None:
         """Return the last answer, whatever its age."""
         made = self._answers.get(key)
         return None if made is None else made[1]
@@ -40,12 +40,12 @@ class Kept:
         made, now = self._answers.get(key), monotonic_seconds()
         if made is not None and now < made[0]:
             return made[1]
-        task = self.begin(key, make, seconds)
+        task = self.refresh(key, make, seconds)
         if made is not None and now < made[0] + stale_seconds:
             return made[1]
         return await asyncio.shield(task)  # others wait for it as well
 
-    def begin(
+    def refresh(
         self, key: Hashable, make: Callable[[], bytes], seconds: float = SECONDS
     ) -> asyncio.Task[bytes]:
         """Let an answer be made, unless that is under way; nobody need wait for it."""
@@ -69,24 +69,24 @@ class Kept:
             del answers[next(iter(answers))]
         return answer
 
-    def note(self, question: Hashable, key: Hashable, media_type: str) -> None:
+    def remember_key(self, question: Hashable, key: Hashable, media_type: str) -> None:
         """Remember which answer a question has."""
         self._asked.pop(question, None)  # the youngest comes last
         self._asked[question] = (key, media_type)
         if len(self._asked) > ANSWERS:
             del self._asked[next(iter(self._asked))]
 
-    def good(self, question: Hashable) -> tuple[bytes, str] | None:
+    def fresh(self, question: Hashable) -> tuple[bytes, str] | None:
         """Return the answer to a question and its media type, None when none is still good."""
         key, media_type = self._asked.get(question, (None, ""))
         made = self._answers.get(key)
-        return None if made is None or self.is_due(key) else (made[1], media_type)
+        return None if made is None or self.is_expired(key) else (made[1], media_type)
 
-    def is_due(self, key: Hashable) -> bool:
+    def is_expired(self, key: Hashable) -> bool:
         """Tell whether there is no answer that is still good."""
         made = self._answers.get(key)
         return made is None or made[0] <= monotonic_seconds()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Let everything be worked out anew, what is under way too.  In any thread."""
         self._answers, self._making = {}, {}

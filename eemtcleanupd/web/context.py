@@ -11,22 +11,22 @@ from fastapi import Request, Response
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.events import AuditEntry
-from eemtcleanupd.store.address import Location
+from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.web.auth import Caller
-from eemtcleanupd.web.backend import Engine
-from eemtcleanupd.web.cache import SECONDS, Kept
-from eemtcleanupd.web.shortcut import question
+from eemtcleanupd.web.backend import Backend
+from eemtcleanupd.web.cache import SECONDS, ResponseCache
+from eemtcleanupd.web.shortcut import cache_question
 
 Authorize = Callable[..., Awaitable[Caller]]
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class ApiContext:
     """What a route needs; ``may_read`` and ``may_clean`` are dependencies that give who asks, or refuse."""
 
-    engine: Engine
-    kept: Kept
+    backend: Backend
+    cache: ResponseCache
     may_read: Authorize
     may_clean: Authorize
 
@@ -39,8 +39,8 @@ class Site:
         media_type: str = "application/json",
     ) -> Response:
         """Give an answer that is kept; while it is good, who asks the same gets it by the shortcut."""
-        made = await self.kept.get(key, make, seconds)
-        self.kept.note(question(request.scope), key, media_type)
+        made = await self.cache.get(key, make, seconds)
+        self.cache.remember_key(cache_question(request.scope), key, media_type)
         return Response(made, media_type=media_type)
 
     def audit(self, caller: Caller, action: str, **details: object) -> None:
@@ -50,13 +50,13 @@ class Site:
             AuditError: it could not be written, so it must not be done.
         """
         entry = AuditEntry(system_clock(), caller.name, action, details, caller.address)
-        self.engine.plugins.audit([entry])
+        self.backend.plugins.audit([entry])
 
 
 @contextmanager
-def opened(config: Config, *, create: bool = False) -> Iterator[Ledger | None]:
+def open_ledger(config: Config, *, create: bool = False) -> Iterator[Ledger | None]:
     """Give the ledger for a short question, None before the first run."""
-    database = Location.of(config).open()
+    database = StoreAddress.of(config).open()
     try:
         ledger = Ledger(database)
         if create:

@@ -18,10 +18,10 @@ from eemtcleanupd import __version__
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.formatting import human_age, human_size, printable
-from eemtcleanupd.web.auth import Access, Caller, bearer_of, cookie_of
+from eemtcleanupd.web.auth import Authenticator, Caller, bearer_token, session_cookie_name
 from eemtcleanupd.web.cache import PLAN_SECONDS
-from eemtcleanupd.web.context import Site
-from eemtcleanupd.web.dashboard_data import Shown, shown_run
+from eemtcleanupd.web.context import ApiContext
+from eemtcleanupd.web.dashboard_data import DashboardData, run_page_data
 from eemtcleanupd.web.problems import SILENT
 from eemtcleanupd.web.routes.runs import planned
 
@@ -30,10 +30,10 @@ _SESSION_SECONDS = 12 * 3600
 _TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
-def pages(site: Site, access: Access) -> APIRouter:
+def pages(site: ApiContext, access: Authenticator) -> APIRouter:
     """Return the routes of the pages."""
     router = APIRouter(include_in_schema=False)
-    engine, kept, shown = site.engine, site.kept, Shown(site.engine)
+    engine, kept, shown = site.backend, site.cache, DashboardData(site.backend)
     static = {
         entry.name: entry.read_bytes()
         for entry in resources.files("eemtcleanupd.web").joinpath("static").iterdir()
@@ -50,7 +50,7 @@ def pages(site: Site, access: Access) -> APIRouter:
     async def for_readers(request: Request, make: Callable[[Caller], Awaitable[bytes]]) -> Response:
         """Return a page for whoever may read, the form to log in for others, or why there is none."""
         try:
-            caller = access.check(request, "read", bearer_of(request))
+            caller = access.check(request, "read", bearer_token(request))
         except HTTPException as error:
             words = "" if error.status_code == 401 else error.detail
             return HTMLResponse(page("login", problem=words), error.status_code, dict(error.headers or {}))
@@ -66,9 +66,9 @@ def pages(site: Site, access: Access) -> APIRouter:
     @router.get("/")
     async def dashboard(request: Request) -> Response:
         async def make(caller: Caller) -> bytes:
-            if kept.is_due("plan") and await engine.progress() is None:
-                kept.begin("plan", lambda: planned(engine), PLAN_SECONDS)
-            plan = kept.look("plan")
+            if kept.is_expired("plan") and await engine.progress() is None:
+                kept.refresh("plan", lambda: planned(engine), PLAN_SECONDS)
+            plan = kept.peek("plan")
             return await kept.get(
                 ("page", caller.name, caller.scope, plan is None),
                 lambda: page("dashboard", caller=caller, **shown.everything(plan)),
@@ -80,7 +80,7 @@ def pages(site: Site, access: Access) -> APIRouter:
     @router.get("/runs/{run_id}")
     async def run(request: Request, run_id: str) -> Response:
         async def make(caller: Caller) -> bytes:
-            values = await asyncio.to_thread(shown_run, engine.config, run_id)
+            values = await asyncio.to_thread(run_page_data, engine.config, run_id)
             return page("run", caller=caller, **values)
 
         return await for_readers(request, make)
@@ -90,7 +90,7 @@ def pages(site: Site, access: Access) -> APIRouter:
     return router
 
 
-def _add_session(router: APIRouter, access: Access, page: Callable[..., bytes]) -> None:
+def _add_session(router: APIRouter, access: Authenticator, page: Callable[..., bytes]) -> None:
     @router.post("/login")
     def login(request: Request, token: Annotated[str, Form()] = "") -> Response:
         try:
@@ -99,7 +99,7 @@ def _add_session(router: APIRouter, access: Access, page: Callable[..., bytes]) 
             return HTMLResponse(page("login", problem=error.detail), error.status_code)
         answer = RedirectResponse("/", 303)
         answer.set_cookie(
-            cookie_of(request),
+            session_cookie_name(request),
             session,
             max_age=_SESSION_SECONDS,
             httponly=True,
@@ -110,7 +110,7 @@ def _add_session(router: APIRouter, access: Access, page: Callable[..., bytes]) 
 
     @router.post("/logout")
     def logout(request: Request) -> Response:
-        name = cookie_of(request)
+        name = session_cookie_name(request)
         access.log_out(request.cookies.get(name, ""))
         answer = RedirectResponse("/", 303)
         answer.delete_cookie(name, httponly=True, samesite="strict", secure=request.url.scheme == "https")

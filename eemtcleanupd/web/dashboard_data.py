@@ -18,22 +18,22 @@ from eemtcleanupd.policy.forecast import full_at
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.history import LogEntry
 from eemtcleanupd.store.ledger import Ledger
-from eemtcleanupd.web.backend import Engine
-from eemtcleanupd.web.context import opened
+from eemtcleanupd.web.backend import Backend
+from eemtcleanupd.web.context import open_ledger
 from eemtcleanupd.web.routes.queries import run_with_details
 
 _JOBS, _RUNS, _TROUBLES, _DETAILS = 100, 15, 5, 1000
 _WIDTH, _HEIGHT = 600, 120
 
 
-class Shown:
+class DashboardData:
     """Works out the dashboard.
 
     Args:
         engine: whose.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Backend) -> None:
         self._engine = engine
         self._troubles: dict[str, list[LogEntry]] = {}
 
@@ -63,7 +63,7 @@ class Shown:
             "settings": _settings(self._engine.loaded),
             "database": Path(config.paths.database).name,
         }
-        with opened(config) as ledger:
+        with open_ledger(config) as ledger:
             if ledger is not None:
                 values["runs"] = [
                     {
@@ -73,7 +73,7 @@ class Shown:
                     for run in ledger.runs(_RUNS)
                 ]
                 values["holds"] = ledger.all_holds()[:_JOBS]
-                values["trash"] = ledger.trash_of(limit=_JOBS)
+                values["trash"] = ledger.trashed(limit=_JOBS)
                 usage = how["storage"]
                 if usage["total_bytes"] is not None:
                     state = ledger.storage_state(system_clock(), usage["free_bytes"], usage["total_bytes"])
@@ -92,14 +92,14 @@ class Shown:
         return self._troubles[run_id]
 
 
-def shown_run(config: Config, run_id: str) -> dict[str, Any]:
+def run_page_data(config: Config, run_id: str) -> dict[str, Any]:
     """Return what the page of a run shows.
 
     Raises:
         HTTPException: 404, there is no such run.
         StoreError: the job database cannot be read.
     """
-    with opened(config) as ledger:
+    with open_ledger(config) as ledger:
         run = run_with_details(ledger, run_id, _DETAILS)
     details = sorted(run["details"], key=lambda each: (each["action"] != "failed", -each["bytes_freed"]))
     return {"run": run, "details": details, "is_cut": len(details) == _DETAILS}

@@ -26,7 +26,7 @@ _PATIENCE_SECONDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The configuration in force (:func:`eemtcleanupd.plugins.packed`), and the level of the log."""
+    """The configuration in force (:func:`eemtcleanupd.plugins.to_dict`), and the level of the log."""
 
     loaded: dict[str, Any]
     log_level: int
@@ -49,7 +49,7 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class RunBegun:
+class ApiRunStarted:
     """The run that was asked for goes on."""
 
     number: int
@@ -57,7 +57,7 @@ class RunBegun:
 
 
 @dataclass(frozen=True, slots=True)
-class RunOver:
+class ApiRunFinished:
     """The run that was asked for is over, or did not happen.
 
     ``document`` is its answer where that is short; an open file with it follows where ``is_in_file``.
@@ -71,14 +71,14 @@ class RunOver:
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class StopWorker:
     """Answer what is under way, and end."""
 
 
-Told = Settings | Reply | RunBegun | RunOver | Stop
+DaemonMessage = Settings | Reply | ApiRunStarted | ApiRunFinished | StopWorker
 
 
-class DaemonEnd:
+class DaemonChannel:
     """The daemon's end; may be spoken into from any thread."""
 
     def __init__(self, connection: Connection) -> None:
@@ -88,7 +88,7 @@ class DaemonEnd:
         # A process that is stopped must not hold up the daemon; socket(7) has seconds and microseconds.
         self._same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _PATIENCE_SECONDS, 0))
 
-    def tell(self, told: Told, file: int | None = None) -> None:
+    def send(self, told: DaemonMessage, file: int | None = None) -> None:
         """Tell something, with an open file where there is one.
 
         Raises:
@@ -101,10 +101,10 @@ class DaemonEnd:
                 if file is not None:
                     reduction.send_handle(self._connection, file, 0)
             except OSError:
-                self.hang_up()
+                self.shutdown()
                 raise
 
-    def hear(self) -> dict[str, Any]:
+    def receive(self) -> dict[str, Any]:
         """Wait for what the process asks or says.
 
         Raises:
@@ -113,7 +113,7 @@ class DaemonEnd:
         """
         return dict(json.loads(self._connection.recv_bytes(_MOST_BYTES)))
 
-    def hang_up(self) -> None:
+    def shutdown(self) -> None:
         """End it for whoever hears, at both ends, whoever else holds the other one."""
         with suppress(OSError):  # so it is
             self._same.shutdown(socket.SHUT_RDWR)
@@ -121,19 +121,19 @@ class DaemonEnd:
     def close(self) -> None:
         """Hang up, and give the descriptors back."""
         with self._lock:
-            self.hang_up()
+            self.shutdown()
             self._same.close()
             self._connection.close()
 
 
-class ProcessEnd:
+class WorkerChannel:
     """The end of the process that answers HTTP; may be spoken into from any thread."""
 
     def __init__(self, descriptor: int) -> None:
         self._connection = Connection(descriptor)
         self._lock = threading.Lock()
 
-    def tell(self, what: dict[str, Any]) -> None:
+    def send(self, what: dict[str, Any]) -> None:
         """Ask or say something.
 
         Raises:
@@ -142,13 +142,13 @@ class ProcessEnd:
         with self._lock:
             self._connection.send_bytes(json.dumps(what).encode("ascii"))
 
-    def hear(self) -> tuple[Any, int | None]:
-        """Wait for what the daemon says, a :data:`Told`, and the descriptor of the file that comes with it.
+    def receive(self) -> tuple[Any, int | None]:
+        """Wait for a :data:`DaemonMessage`; return it, and the descriptor of the file that came with it.
 
         Raises:
             EOFError, OSError: it is gone.
         """
         told = self._connection.recv()
-        if isinstance(told, RunOver) and told.is_in_file:
+        if isinstance(told, ApiRunFinished) and told.is_in_file:
             return told, reduction.recv_handle(self._connection)
         return told, None

@@ -36,7 +36,7 @@ _HEADERS = (
 Refused = Callable[[str, str, str, str | None], bool]
 
 
-class Gate:
+class SecurityMiddleware:
     """The outermost layer.
 
     Args:
@@ -58,7 +58,7 @@ class Gate:
             return
         settings = self._settings()
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        _believe_proxy(scope, headers, settings.trusted_proxies)
+        _apply_proxy_headers(scope, headers, settings.trusted_proxies)
         refusal = _refusal(scope["method"], headers, settings)
         if refusal is not None:
             await self._refuse(scope, receive, send, *refusal)
@@ -82,7 +82,7 @@ class Gate:
                 return
             if message["type"] == "http.response.start":
                 begun = True
-                message = {**message, "headers": _with_ours(message["headers"])}
+                message = {**message, "headers": _with_our_headers(message["headers"])}
             await send(message)
 
         try:
@@ -103,13 +103,13 @@ class Gate:
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": _with_ours(message["headers"])}
+                message = {**message, "headers": _with_our_headers(message["headers"])}
             await send(message)
 
         await problem(status, detail, headers=headers)(scope, receive, answer)
 
 
-def _with_ours(given: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+def _with_our_headers(given: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     names = {name for name, _ in given}
     more = [pair for pair in _HEADERS if pair[0] not in names]
     if b"cache-control" not in names:
@@ -120,7 +120,7 @@ def _with_ours(given: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
 def _refusal(method: str, headers: dict[bytes, str], settings: ApiConfig) -> tuple[int, str] | None:
     """Return why a request is refused by its headers alone, None when it is not."""
     host = headers.get(b"host", "")
-    if not _is_ours(host, settings):
+    if not _is_allowed_host(host, settings):
         return 421, f"this is not {host[:100]}"
     origin = headers.get(b"origin")
     if (
@@ -135,7 +135,7 @@ def _refusal(method: str, headers: dict[bytes, str], settings: ApiConfig) -> tup
     return None
 
 
-def _is_ours(host: str, settings: ApiConfig) -> bool:
+def _is_allowed_host(host: str, settings: ApiConfig) -> bool:
     """Tell whether a Host header names us: a page of another site must not reach us by a name of its own."""
     allowed = {each.lower() for each in settings.allowed_hosts}
     if settings.listen.startswith("unix:"):
@@ -156,7 +156,7 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _believe_proxy(scope: Any, headers: dict[bytes, str], proxies: tuple[str, ...]) -> None:
+def _apply_proxy_headers(scope: Any, headers: dict[bytes, str], proxies: tuple[str, ...]) -> None:
     """Take the client's address and scheme from headers, as far as trusted proxies have written them.
 
     Over a Unix socket, where nobody has an address, ``unix:`` stands for whoever gets there.

@@ -37,7 +37,7 @@ class Problem(BaseModel):
     errors: list[FieldProblem] = Field(default_factory=list, description="With 422: each field.")
 
 
-class Json(Response):
+class AsciiJsonResponse(Response):
     """JSON in ASCII: names that are not UTF-8 pass as lone escapes."""
 
     media_type = "application/json"
@@ -47,7 +47,7 @@ class Json(Response):
         return json.dumps(content, separators=(",", ":")).encode("ascii")
 
 
-def documented(*codes: int) -> dict[int | str, dict[str, Any]]:
+def error_responses(*codes: int) -> dict[int | str, dict[str, Any]]:
     """Return what OpenAPI says of these codes."""
     schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     schema.pop("$defs", None)
@@ -58,7 +58,7 @@ def documented(*codes: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-REFUSED: Final = documented(401, 403, 422, 429, 503)
+REFUSED: Final = error_responses(401, 403, 422, 429, 503)
 """What every route but health may answer."""
 
 
@@ -72,7 +72,7 @@ def problem(
     )
 
 
-def of_error(error: Exception) -> Response:
+def problem_from(error: Exception) -> Response:
     """Return the answer for an exception."""
     match error:
         case RequestValidationError():
@@ -111,11 +111,11 @@ class ProblemRoute(APIRoute):
             try:
                 return await handle(request)
             except Exception as error:
-                return of_error(error)
+                return problem_from(error)
 
         return safely
 
 
-def refuse(status: int, detail: str, **headers: str) -> HTTPException:
+def http_error(status: int, detail: str, **headers: str) -> HTTPException:
     """Return what to raise."""
     return HTTPException(status, detail, {name.replace("_", "-"): value for name, value in headers.items()})

@@ -15,7 +15,7 @@ MOST = 256
 ARRIVAL_SECONDS = 20.0
 
 
-class Connection(H11Protocol):
+class BoundedH11Protocol(H11Protocol):
     """HTTP/1.1 as uvicorn speaks it, within bounds."""
 
     _timer: asyncio.TimerHandle | None = None
@@ -26,7 +26,9 @@ class Connection(H11Protocol):
         self._await_request()
         if len(self.connections) > MOST:
             waiting = [
-                each for each in self.connections if isinstance(each, Connection) and each.is_waiting()
+                each
+                for each in self.connections
+                if isinstance(each, BoundedH11Protocol) and each.is_waiting()
             ]
             min(waiting, key=lambda each: each.since).transport.abort()
 

@@ -10,14 +10,14 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 
 from eemtcleanupd.errors import ConfigError
-from eemtcleanupd.web.auth import Access, Caller, address_of
-from eemtcleanupd.web.backend import LocalEngine
-from eemtcleanupd.web.cache import Kept
-from eemtcleanupd.web.context import Authorize, Site
+from eemtcleanupd.web.auth import Authenticator, Caller, client_address
+from eemtcleanupd.web.backend import LocalBackend
+from eemtcleanupd.web.cache import ResponseCache
+from eemtcleanupd.web.context import ApiContext, Authorize
 from eemtcleanupd.web.problems import ProblemRoute
-from eemtcleanupd.web.routes.jobs import add_changing
-from eemtcleanupd.web.routes.queries import add_reading
-from eemtcleanupd.web.routes.runs import add_cleaning
+from eemtcleanupd.web.routes.jobs import add_job_routes
+from eemtcleanupd.web.routes.queries import add_query_routes
+from eemtcleanupd.web.routes.runs import add_run_routes
 
 
 def cleanup_router(
@@ -34,26 +34,26 @@ def cleanup_router(
     Raises:
         ConfigError: the configuration is wrong, or there is neither ``authorize`` nor a file of tokens.
     """
-    engine = LocalEngine(Path(config).absolute(), dict(os.environ if environ is None else environ))
+    engine = LocalBackend(Path(config).absolute(), dict(os.environ if environ is None else environ))
     if authorize is None and engine.config.api.tokens_file is None:
         raise ConfigError("cleanup_router needs authorize=, or api.tokens_file in the configuration")
-    return routes(Site(engine, Kept(), *_dependencies(Access(engine), authorize)))
+    return routes(ApiContext(engine, ResponseCache(), *_dependencies(Authenticator(engine), authorize)))
 
 
-def routes(site: Site) -> APIRouter:
+def routes(site: ApiContext) -> APIRouter:
     """Return the routes of a site."""
     router = APIRouter(prefix="/api/cleanup", tags=["cleanup"], route_class=ProblemRoute)
-    add_cleaning(router, site)
-    add_reading(router, site)
-    add_changing(router, site)
+    add_run_routes(router, site)
+    add_query_routes(router, site)
+    add_job_routes(router, site)
     return router
 
 
-def _dependencies(access: Access, authorize: Callable[..., Any] | None) -> tuple[Authorize, Authorize]:
+def _dependencies(access: Authenticator, authorize: Callable[..., Any] | None) -> tuple[Authorize, Authorize]:
     if authorize is None:
         return access.requires("read"), access.requires("clean")
 
     async def known(request: Request, name: Any = Depends(authorize)) -> Caller:
-        return Caller(name if isinstance(name, str) else "web interface", "clean", address_of(request))
+        return Caller(name if isinstance(name, str) else "web interface", "clean", client_address(request))
 
     return known, known

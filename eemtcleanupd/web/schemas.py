@@ -59,7 +59,7 @@ class CleanupBody(_Body):
     force: bool = Field(False, description="Override the breakers (clock, share of jobs); no other rule.")
 
 
-class Jobs(BaseModel):
+class JobCounts(BaseModel):
     """How many jobs."""
 
     successful: int = Field(examples=[3])
@@ -92,12 +92,12 @@ class CleanupAnswer(BaseModel):
     success: bool
     run_id: str = Field(examples=["20240120T020001-3f2a"])
     dry_run: bool
-    cleaned_jobs: Jobs
+    cleaned_jobs: JobCounts
     space_freed: Space
     details: list[Detail]
 
 
-class RunBegun(BaseModel):
+class RunAccepted(BaseModel):
     """A run that goes on."""
 
     run_id: str = Field(examples=["20240120T020001-3f2a"])

@@ -10,11 +10,11 @@ from collections.abc import Hashable
 from fastapi import Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from eemtcleanupd.web.auth import Access
-from eemtcleanupd.web.cache import Kept
+from eemtcleanupd.web.auth import Authenticator
+from eemtcleanupd.web.cache import ResponseCache
 
 
-class Shortcut:
+class CacheMiddleware:
     """Gives who may read the answer that is kept for a question; all others go on to the routes.
 
     Args:
@@ -23,7 +23,7 @@ class Shortcut:
         access: who may.
     """
 
-    def __init__(self, app: ASGIApp, kept: Kept, access: Access) -> None:
+    def __init__(self, app: ASGIApp, kept: ResponseCache, access: Authenticator) -> None:
         self._app = app
         self._kept = kept
         self._access = access
@@ -32,12 +32,12 @@ class Shortcut:
         """Handle one connection (ASGI)."""
         answer: ASGIApp = self._app
         if scope["type"] == "http" and scope["method"] == "GET":
-            good = self._kept.good(question(scope))
+            good = self._kept.fresh(cache_question(scope))
             if good is not None and self._access.may_read(Request(scope)):
                 answer = Response(good[0], media_type=good[1])
         await answer(scope, receive, send)
 
 
-def question(scope: Scope) -> Hashable:
+def cache_question(scope: Scope) -> Hashable:
     """Return what a request asks for: the path and the query."""
     return scope["path"], scope["query_string"]

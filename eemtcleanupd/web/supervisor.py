@@ -25,23 +25,23 @@ import eemtcleanupd
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.config import Loaded
 from eemtcleanupd.config.schema import ApiConfig
-from eemtcleanupd.daemon.messages import RunWanted
+from eemtcleanupd.daemon.messages import RunRequested
 from eemtcleanupd.errors import CleanupError, ConfigError, LockHeldError
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.plugins import packed
-from eemtcleanupd.web.api_run import IN_MEMORY_BYTES, TRIGGER, Outcome, RunAsked
+from eemtcleanupd.plugins import to_dict
+from eemtcleanupd.web.api_run import IN_MEMORY_BYTES, TRIGGER, ApiRun, Outcome
 from eemtcleanupd.web.ipc import (
-    DaemonEnd,
+    ApiRunFinished,
+    ApiRunStarted,
+    DaemonChannel,
+    DaemonMessage,
     Reply,
-    RunBegun,
-    RunOver,
     Settings,
     State,
-    Stop,
-    Told,
+    StopWorker,
 )
 from eemtcleanupd.web.schemas import CleanupBody, storable
-from eemtcleanupd.web.tokens import insist_on_tokens
+from eemtcleanupd.web.tokens import require_tokens
 
 if TYPE_CHECKING:
     from eemtcleanupd.daemon.daemon import Daemon
@@ -65,7 +65,7 @@ class HttpInterface:
     """Where a daemon listens; a reload opens a new address before the old one is closed."""
 
     def __init__(self) -> None:
-        self._answering: _Answering | None = None
+        self._answering: _WorkerProcess | None = None
 
     def prepare(self, daemon: Daemon, loaded: Loaded) -> Callable[[], None]:
         """Open what the configuration asks for; returns what puts it in force.
@@ -82,20 +82,20 @@ class HttpInterface:
                     f"api.enabled needs {name}: install eemtcleanupd[web] (pip install 'eemtcleanupd[web]')"
                 )
         if not api.listen.startswith(UNIX):
-            insist_on_tokens(loaded.config)
-        context_of(api)
+            require_tokens(loaded.config)
+        tls_context(api)
         before = self._answering
         if before is None or before.api.listen != api.listen or _is_removed(api.listen):
             opened = open_address(api.listen, _mode(api))
         elif (before.api.tls_cert_file is None) == (api.tls_cert_file is None):
-            return lambda: before.renew(loaded)
+            return lambda: before.reload(loaded)
         else:
             # The address is ours already, and nobody who comes meanwhile is lost.
             opened = before.socket.dup()
-        answering = _Answering(daemon, opened, loaded)
+        answering = _WorkerProcess(daemon, opened, loaded)
         return lambda: self._replace(answering)
 
-    def _replace(self, answering: _Answering | None) -> None:
+    def _replace(self, answering: _WorkerProcess | None) -> None:
         before, self._answering = self._answering, answering
         if answering is not None:
             answering.start()
@@ -111,7 +111,7 @@ class HttpInterface:
         self._replace(None)
 
 
-def context_of(api: ApiConfig) -> ssl.SSLContext | None:
+def tls_context(api: ApiConfig) -> ssl.SSLContext | None:
     """Return what TLS needs, None without it.
 
     Raises:
@@ -183,7 +183,7 @@ def _mode(api: ApiConfig) -> int:
     return int(api.socket_mode, 8)
 
 
-class _Answering:
+class _WorkerProcess:
     """A process that answers at an address; one that ends unasked is started again."""
 
     def __init__(self, daemon: Daemon, opened: socket.socket, loaded: Loaded) -> None:
@@ -193,7 +193,7 @@ class _Answering:
         self._stopping, self._settled = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._places = threading.Semaphore(_MOST_RUNS_ASKED)
-        self._running: tuple[subprocess.Popen[bytes], DaemonEnd] | None = None
+        self._running: tuple[subprocess.Popen[bytes], DaemonChannel] | None = None
         self._thread = threading.Thread(target=self._keep, name="http", daemon=True)
 
     @property
@@ -205,7 +205,7 @@ class _Answering:
         """Begin to answer."""
         self._thread.start()
 
-    def renew(self, loaded: Loaded) -> None:
+    def reload(self, loaded: Loaded) -> None:
         """Put another configuration in force; a certificate that was renewed comes with it."""
         if self.api.listen.startswith(UNIX):
             Path(self.api.listen.removeprefix(UNIX)).chmod(_mode(loaded.config.api))
@@ -224,12 +224,12 @@ class _Answering:
             running = self._running
         if running is not None:
             process, line = running
-            _pass_on(line, Stop())
+            _pass_on(line, StopWorker())
             try:
                 process.wait(2 * STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
-            line.hang_up()  # another that it has started may hold its end
+            line.shutdown()  # another that it has started may hold its end
         self._thread.join()
         self.socket.close()
 
@@ -253,7 +253,7 @@ class _Answering:
     def _answer(self) -> None:
         """Start the process, and answer it until it ends."""
         ours, theirs = Pipe()
-        line = DaemonEnd(ours)
+        line = DaemonChannel(ours)
         try:
             with self._lock:  # so that a stop comes before or after
                 with theirs:
@@ -283,17 +283,17 @@ class _Answering:
             process_group=0,  # so that a terminal's signals are not its own
         )
 
-    def _listen(self, process: subprocess.Popen[bytes], line: DaemonEnd) -> None:
+    def _listen(self, process: subprocess.Popen[bytes], line: DaemonChannel) -> None:
         try:
             while True:
-                self._act(line, line.hear())
+                self._act(line, line.receive())
         except (EOFError, OSError):
             pass  # it is gone, or about to
         except Exception:  # whatever it says, another can be started
             log.exception("The process of the HTTP interface does not speak as it should")
         process.kill()
 
-    def _act(self, line: DaemonEnd, heard: dict[str, Any]) -> None:
+    def _act(self, line: DaemonChannel, heard: dict[str, Any]) -> None:
         """Do what the process asks.
 
         Raises:
@@ -301,39 +301,39 @@ class _Answering:
         """
         match heard:
             case {"log": {"logger": str(name), "level": int(level), "text": str(text), "trace": str(trace)}}:
-                _write_down(name, level, text, trace)
+                _relay_log(name, level, text, trace)
             case {"settled": True}:
                 self._settled.set()
             case {"ask": "state", "number": int(number)}:
-                line.tell(Reply(number, State(self._daemon.status(), self._daemon.seconds_since_beat())))
+                line.send(Reply(number, State(self._daemon.status(), self._daemon.seconds_since_heartbeat())))
             case {"ask": "metrics", "number": int(number)}:
                 plugin = self._daemon.plugins.plugin("prometheus")
-                line.tell(Reply(number, b"" if plugin is None else plugin.exposition()))
+                line.send(Reply(number, b"" if plugin is None else plugin.exposition()))
             case {"ask": "run", "number": int(number), "user": user, "body": body}:
                 self._want(line, number, storable(user), CleanupBody.model_validate(body))
             case _:
                 raise ValueError("there is no such question")
 
-    def _want(self, line: DaemonEnd, number: int, user: str, body: CleanupBody) -> None:
+    def _want(self, line: DaemonChannel, number: int, user: str, body: CleanupBody) -> None:
         if not self._places.acquire(blocking=False):
-            line.tell(RunOver(number, LockHeldError("too many runs are asked for; try again later")))
+            line.send(ApiRunFinished(number, LockHeldError("too many runs are asked for; try again later")))
             return
 
         def over(outcome: Outcome) -> None:
             self._places.release()
             _pass_outcome(line, number, outcome)
 
-        asked = RunAsked(
+        asked = ApiRun(
             user,
             (body.success_retention_hours, body.failed_retention_hours),
             body.force,
-            lambda run_id: _pass_on(line, RunBegun(number, run_id)),
+            lambda run_id: _pass_on(line, ApiRunStarted(number, run_id)),
             over,
         )
-        self._daemon.inbox.put(RunWanted(TRIGGER, asked.user, asked.order()))
+        self._daemon.inbox.put(RunRequested(TRIGGER, asked.user, asked.callbacks()))
 
 
-def _write_down(name: str, level: int, text: str, trace: str) -> None:
+def _relay_log(name: str, level: int, text: str, trace: str) -> None:
     """Write what the process says into the log; no line of it may look as if it were the daemon's own."""
     if not logging.NOTSET <= level <= logging.CRITICAL:
         raise ValueError("there is no such level")
@@ -348,22 +348,22 @@ def _write_down(name: str, level: int, text: str, trace: str) -> None:
 
 
 def _settings(loaded: Loaded) -> Settings:
-    return Settings(packed(loaded), logging.getLogger(eemtcleanupd.__name__).getEffectiveLevel())
+    return Settings(to_dict(loaded), logging.getLogger(eemtcleanupd.__name__).getEffectiveLevel())
 
 
-def _pass_on(line: DaemonEnd, told: Told, file: int | None = None) -> None:
+def _pass_on(line: DaemonChannel, told: DaemonMessage, file: int | None = None) -> None:
     with suppress(OSError):  # the process hangs or is gone; whoever hears it sees to that
-        line.tell(told, file)
+        line.send(told, file)
 
 
-def _pass_outcome(line: DaemonEnd, number: int, outcome: Outcome) -> None:
+def _pass_outcome(line: DaemonChannel, number: int, outcome: Outcome) -> None:
     if outcome is None or isinstance(outcome, CleanupError):
-        _pass_on(line, RunOver(number, outcome))
+        _pass_on(line, ApiRunFinished(number, outcome))
         return
     with outcome as file:
         start = file.read(IN_MEMORY_BYTES + 1)
         if isinstance(start, str) and len(start) <= IN_MEMORY_BYTES:
-            _pass_on(line, RunOver(number, None, start))
+            _pass_on(line, ApiRunFinished(number, None, start))
             return
         file.seek(0)
-        _pass_on(line, RunOver(number, None, is_in_file=True), file.fileno())
+        _pass_on(line, ApiRunFinished(number, None, is_in_file=True), file.fileno())

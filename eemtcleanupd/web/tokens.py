@@ -145,7 +145,7 @@ def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def insist_on_tokens(config: Config) -> None:
+def require_tokens(config: Config) -> None:
     """Refuse to serve where nobody could prove who they are.
 
     Raises:

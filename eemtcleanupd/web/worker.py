@@ -16,13 +16,13 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from eemtcleanupd.errors import CleanupError
-from eemtcleanupd.plugins import unpacked
-from eemtcleanupd.web.app import around
-from eemtcleanupd.web.auth import Access
-from eemtcleanupd.web.backend import DaemonEngine
-from eemtcleanupd.web.ipc import ProcessEnd, Settings, Stop
-from eemtcleanupd.web.protocol import Connection
-from eemtcleanupd.web.supervisor import STOP_SECONDS, UNIX, context_of
+from eemtcleanupd.plugins import from_dict
+from eemtcleanupd.web.app import create_app
+from eemtcleanupd.web.auth import Authenticator
+from eemtcleanupd.web.backend import DaemonBackend
+from eemtcleanupd.web.ipc import Settings, StopWorker, WorkerChannel
+from eemtcleanupd.web.protocol import BoundedH11Protocol
+from eemtcleanupd.web.supervisor import STOP_SECONDS, UNIX, tls_context
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def main() -> None:
     descriptors = [int(each) for each in sys.argv[1:]]
     for each in descriptors:
         os.set_inheritable(each, False)
-    line, opened = ProcessEnd(descriptors[0]), socket.socket(fileno=descriptors[1])
+    line, opened = WorkerChannel(descriptors[0]), socket.socket(fileno=descriptors[1])
     with suppress(OSError):
         os.nice(_NICER_BY)
     code = 1
@@ -56,44 +56,44 @@ def main() -> None:
     os._exit(code)  # the address is free at once, whatever is still under way
 
 
-def _answer(line: ProcessEnd, opened: socket.socket) -> NoReturn:
-    settings, _ = line.hear()
+def _answer(line: WorkerChannel, opened: socket.socket) -> NoReturn:
+    settings, _ = line.receive()
     ours = logging.getLogger("eemtcleanupd")
-    ours.addHandler(_ToDaemon(line))
+    ours.addHandler(_DaemonLogHandler(line))
     ours.setLevel(settings.log_level)
-    loaded = unpacked(settings.loaded)
-    engine, api = DaemonEngine(line, loaded), loaded.config.api
-    tls = context_of(api)
-    app = around(engine, Access(engine, open_to_all=api.listen.startswith(UNIX)))
-    server = Server(app, opened, tls)
+    loaded = from_dict(settings.loaded)
+    engine, api = DaemonBackend(line, loaded), loaded.config.api
+    tls = tls_context(api)
+    app = create_app(engine, Authenticator(engine, open_to_all=api.listen.startswith(UNIX)))
+    server = HttpServer(app, opened, tls)
     server.start()
     while True:
-        told, file = line.hear()
+        told, file = line.receive()
         match told:
             case Settings():
                 ours.setLevel(told.log_level)
                 try:
-                    engine.use(unpacked(told.loaded))
+                    engine.use(from_dict(told.loaded))
                     if tls is not None:
                         api = engine.config.api
                         tls.load_cert_chain(str(api.tls_cert_file), api.tls_key_file)
                 except (CleanupError, OSError) as error:  # the daemon could, a moment ago
                     log.error("The HTTP interface works with the configuration before: %s", error)  # noqa: TRY400
-                line.tell({"settled": True})
-            case Stop():
+                line.send({"settled": True})
+            case StopWorker():
                 engine.end()
                 # Meanwhile this thread hears what those wait for who are still answered.
                 threading.Thread(target=_end, args=(server,), name="end").start()
             case _:
-                engine.hear(told, file)
+                engine.receive(told, file)
 
 
-def _end(server: Server) -> None:
+def _end(server: HttpServer) -> None:
     server.stop()
     os._exit(0)
 
 
-class Server:
+class HttpServer:
     """Uvicorn, within bounds, in a thread of its own.
 
     Args:
@@ -109,7 +109,7 @@ class Server:
             log_config=None,
             log_level="error",  # whoever sends rubbish must not fill the log
             access_log=False,
-            http=Connection,
+            http=BoundedH11Protocol,
             ws="none",
             proxy_headers=False,
             server_header=False,
@@ -137,10 +137,10 @@ class Server:
         self._thread.join(2 * STOP_SECONDS)
 
 
-class _ToDaemon(logging.Handler):
+class _DaemonLogHandler(logging.Handler):
     """Gives the log to the daemon, which writes it where its own goes."""
 
-    def __init__(self, line: ProcessEnd) -> None:
+    def __init__(self, line: WorkerChannel) -> None:
         super().__init__()
         self._line = line
         self._form = logging.Formatter()
@@ -154,4 +154,4 @@ class _ToDaemon(logging.Handler):
             "trace": self._form.formatException(record.exc_info)[:_LONGEST_TEXT] if record.exc_info else "",
         }
         with suppress(OSError):
-            self._line.tell({"log": told})
+            self._line.send({"log": told})

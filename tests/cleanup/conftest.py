@@ -17,7 +17,7 @@ from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.config import Config
 from eemtcleanupd.events import Event, RunReport
 from eemtcleanupd.plugins import load
-from eemtcleanupd.store.address import Location
+from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
 
 NOW = datetime(2026, 6, 15, 12, tzinfo=UTC)
@@ -136,7 +136,7 @@ class JobStore:
 
     def open(self) -> Database:
         """Open the database, until the test is over."""
-        self.opened.append(Location.of(self.config()).open(5))
+        self.opened.append(StoreAddress.of(self.config()).open(5))
         return self.opened[-1]
 
     def content(self) -> object:

@@ -45,8 +45,8 @@ def path(file: Ballast) -> Path:
 
 
 def test_it_takes_up_what_it_says_and_is_readable_by_nobody_else(file: Ballast) -> None:
-    file.take()
-    assert path(file).stat().st_blocks * 512 >= file.held_bytes == MB
+    file.allocate()
+    assert path(file).stat().st_blocks * 512 >= file.allocated_bytes == MB
     assert path(file).stat().st_mode & 0o777 == 0o600
 
 
@@ -55,8 +55,8 @@ def test_it_is_taken_where_four_times_its_size_is_free(
     file: Ballast, free: list[int], there_is: int, held: int
 ) -> None:
     free[0] = there_is
-    file.take()
-    assert file.held_bytes == held
+    file.allocate()
+    assert file.allocated_bytes == held
 
 
 @pytest.mark.parametrize(
@@ -68,26 +68,26 @@ def test_it_is_given_back_where_less_is_free_than_it_has_and_16_mb(
 ) -> None:
     file = replace(file, size=size)
     free[0] = 1000 * MB
-    file.take()
+    file.allocate()
     free[0] = there_is
-    assert (file.give_back() is None) == bool(left)
-    assert file.held_bytes == left
+    assert (file.release() is None) == bool(left)
+    assert file.allocated_bytes == left
     assert path(file).exists() == bool(left)
 
 
 @pytest.mark.parametrize("size", [0, MB // 2, 2 * MB])
 def test_with_another_size_it_is_made_anew_and_with_none_it_goes(file: Ballast, size: int) -> None:
-    file.take()
-    replace(file, size=size).take()
-    assert file.held_bytes == size
+    file.allocate()
+    replace(file, size=size).allocate()
+    assert file.allocated_bytes == size
     assert path(file).exists() == bool(size)
 
 
 def test_what_there_is_stays_while_there_is_no_room_for_more(file: Ballast, free: list[int]) -> None:
-    file.take()
+    file.allocate()
     free[0] = MB
-    replace(file, size=2 * MB).take()
-    assert file.held_bytes == MB
+    replace(file, size=2 * MB).allocate()
+    assert file.allocated_bytes == MB
 
 
 def sparse(place: Path, _other: Path) -> None:
@@ -112,19 +112,19 @@ def test_what_somebody_put_in_its_place_gives_no_room_and_is_not_said_to(
     other.write_bytes(b"x" * MB)
     put(path(file), other)
     free[0] = 0
-    assert file.held_bytes == 0
-    assert file.give_back() is None
-    file.take()
+    assert file.allocated_bytes == 0
+    assert file.release() is None
+    file.allocate()
     assert other.read_bytes() == b"x" * MB
 
 
 def test_a_folder_that_cannot_be_looked_at_takes_nothing_from_a_run(tmp_path: Path) -> None:
     store = JobStore(tmp_path / "store")
     config = store.config(paths__database=str(tmp_path / "missing" / "jobs.db"))
-    assert ballast.room_to_begin(config) is None
-    assert ballast.room_to_work(config, []) == []
-    ballast.set_room_aside(config, [])
-    assert ballast.held_bytes(config, []) == 0
+    assert ballast.release_initial_ballast(config) is None
+    assert ballast.release_ballast(config, []) == []
+    ballast.allocate_ballast(config, [])
+    assert ballast.ballast_bytes(config, []) == 0
 
 
 def test_beside_a_database_behind_a_symlink_it_lies_where_the_file_is(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, exc
 
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup import RunRequest, clean
-from eemtcleanupd.cleanup.hooks import NoGuards
+from eemtcleanupd.cleanup.hooks import NullHooks
 from eemtcleanupd.errors import LockHeldError, StoreError
 from eemtcleanupd.events import AuditEntry, RunReport
 from eemtcleanupd.model import Found, Job
@@ -20,7 +20,7 @@ from eemtcleanupd.store.ledger import Ledger
 from tests.cleanup.conftest import JobStore
 
 
-class At(NoGuards):
+class At(NullHooks):
     """Does something once, when a run comes to a moment."""
 
     def __init__(self, moment: str, act: Callable[[], object]) -> None:
@@ -42,7 +42,7 @@ class At(NoGuards):
             self._reach(entry.action)
 
 
-def run(store: JobStore, guards: NoGuards, *, stop: StopFlag | None = None, **options: object) -> RunReport:
+def run(store: JobStore, guards: NullHooks, *, stop: StopFlag | None = None, **options: object) -> RunReport:
     return clean(
         store.config(**options),
         RunRequest(user="tester"),
@@ -124,7 +124,7 @@ def test_a_stop_while_a_job_is_measured_keeps_it_from_being_recorded_too_small(s
     assert report.outcome == "interrupted"
     assert (store.cleaned(), store.trash()) == (set(), [])
     assert store.sql("SELECT * FROM cleanup_intents") == []
-    run(store, NoGuards(), trash__grace_hours=24)
+    run(store, NullHooks(), trash__grace_hours=24)
     assert len(store.cleaned()) == 3
     assert store.sql("SELECT count(*) FROM jobs WHERE data_size_mb > 0") == [(3,)]
 
@@ -147,7 +147,7 @@ def test_a_run_that_reaches_the_same_folders_by_a_copy_of_the_database_is_refuse
     def run_with_copy() -> None:
         shutil.copy(store.path / "jobs.db", copy)
         with pytest.raises(LockHeldError, match="another run works on"):
-            run(store, NoGuards(), paths__database=str(copy))
+            run(store, NullHooks(), paths__database=str(copy))
         refused.append(True)
 
     report = run(store, At("cleaning", run_with_copy))

@@ -12,8 +12,8 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from eemtcleanupd.cleanup.hooks import NoGuards
-from eemtcleanupd.cleanup.restore import Restoring, restore
+from eemtcleanupd.cleanup.hooks import NullHooks
+from eemtcleanupd.cleanup.restore import RestoreRequest, restore
 from eemtcleanupd.errors import TrashError
 from tests.cleanup.conftest import JobStore
 from tests.cleanup.test_recovery import run_and_die
@@ -129,7 +129,7 @@ class Store(RuleBasedStateMachine):
         if not self.has_ledger():
             return
         config = self.store.config(trash__grace_hours=self.grace)
-        request = Restoring(config, name, (), False, "ann", NoGuards(), lambda: self.store.now)
+        request = RestoreRequest(config, name, (), False, "ann", NullHooks(), lambda: self.store.now)
         try:
             restored = restore(request)
         except TrashError:

@@ -12,15 +12,15 @@ import pytest
 from sqlalchemy import Connection
 
 from eemtcleanupd.cleanup import RunRequest, clean
-from eemtcleanupd.cleanup.claims import Claimed
-from eemtcleanupd.cleanup.hooks import NoGuards
+from eemtcleanupd.cleanup.claims import ClaimedJob
+from eemtcleanupd.cleanup.hooks import NullHooks
 from eemtcleanupd.cleanup.recording import Recording
 from eemtcleanupd.cleanup.staging import Staging
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.errors import LockHeldError
 from eemtcleanupd.events import AuditEntry, Event, JobCleaned, OrphanFound, RunStarted
 from eemtcleanupd.model import Found, Job
-from eemtcleanupd.store.jobs import Catalog
+from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.lock import run_lock
 from tests.cleanup.conftest import JobStore
 from tests.postgres import Server
@@ -96,7 +96,7 @@ def test_what_was_staged_when_the_lock_was_lost_is_put_back(
     before = store.snapshot()
     stage = Staging._stage
 
-    def stage_and_lose(self: Staging, group: list[Claimed]) -> list[Claimed]:
+    def stage_and_lose(self: Staging, group: list[ClaimedJob]) -> list[ClaimedJob]:
         staged = stage(self, group)
         postgres.disconnect(str(store.url))
         with run_lock(store.open(), "theirs", store.now):
@@ -112,7 +112,7 @@ def test_what_was_staged_when_the_lock_was_lost_is_put_back(
     assert_all_is_clean_and_recorded_once(store)
 
 
-class Losing(NoGuards):
+class Losing(NullHooks):
     """Loses the lock to another, at a moment, and notes what the audit log is told."""
 
     def __init__(self, store: JobStore, server: Server) -> None:
@@ -225,9 +225,9 @@ def test_a_job_that_is_run_again_amid_the_record_is_not_marked(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.job("a")
-    mark = Catalog.mark_cleaned
+    mark = JobTable.mark_cleaned
 
-    def run_again_and_mark(self: Catalog, connection: Connection, *rest: object) -> None:
+    def run_again_and_mark(self: JobTable, connection: Connection, *rest: object) -> None:
         with (
             psycopg.connect(str(store.url), autocommit=True, options="-c lock_timeout=100ms") as web,
             suppress(psycopg.errors.LockNotAvailable),  # then it has to wait until this is over
@@ -235,7 +235,7 @@ def test_a_job_that_is_run_again_amid_the_record_is_not_marked(
             web.execute("UPDATE jobs SET status = 'running', completed_at = NULL")
         mark(self, connection, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Catalog, "mark_cleaned", run_again_and_mark)
+    monkeypatch.setattr(JobTable, "mark_cleaned", run_again_and_mark)
     store.run()
     assert store.sql("SELECT status, data_cleaned_at IS NOT NULL FROM jobs") == [("completed", True)]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from eemtcleanupd.cleanup.hooks import NoGuards
-from eemtcleanupd.cleanup.restore import Restored, Restoring, restore
+from eemtcleanupd.cleanup.hooks import NullHooks
+from eemtcleanupd.cleanup.restore import RestoreRequest, RestoreResult, restore
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.errors import LockHeldError, TrashError
 from eemtcleanupd.events import Warned
@@ -20,10 +20,10 @@ from tests.cleanup.conftest import JobStore
 GRACE: dict[str, Any] = {"trash__grace_hours": 24}
 
 
-def put_back(store: JobStore, job_id: str, *only: str, hold: bool = False) -> Restored:
+def put_back(store: JobStore, job_id: str, *only: str, hold: bool = False) -> RestoreResult:
     labels = {each.rstrip("/") for each in only}
     return restore(
-        Restoring(store.config(**GRACE), job_id, labels, hold, "ann", NoGuards(), lambda: store.now)
+        RestoreRequest(store.config(**GRACE), job_id, labels, hold, "ann", NullHooks(), lambda: store.now)
     )
 
 

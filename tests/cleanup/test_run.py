@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Connection
 
 from eemtcleanupd.cancellation import StopFlag
-from eemtcleanupd.cleanup.claims import Claimed
+from eemtcleanupd.cleanup.claims import ClaimedJob
 from eemtcleanupd.cleanup.recording import Recording
 from eemtcleanupd.cleanup.staging import Staging
 from eemtcleanupd.errors import BreakerError, LockHeldError, RootError
@@ -684,7 +684,7 @@ def test_a_marker_that_comes_up_after_the_plan_keeps_the_job(
         store.job(f"job-{number}")
     stage = Staging._stage
 
-    def mark_and_stage(self: Staging, group: Sequence[Claimed]) -> list[Claimed]:
+    def mark_and_stage(self: Staging, group: Sequence[ClaimedJob]) -> list[ClaimedJob]:
         marker = store.results("job-1") / ".eemt-keep"
         if not marker.is_symlink():
             marker.symlink_to("nowhere")
@@ -704,7 +704,7 @@ def test_an_upload_stays_with_a_job_that_changed_after_the_claim(
     store.job("other", dem="dem.tif", days=10)
     stage = Staging._stage
 
-    def change_and_stage(self: Staging, group: Sequence[Claimed]) -> list[Claimed]:
+    def change_and_stage(self: Staging, group: Sequence[ClaimedJob]) -> list[ClaimedJob]:
         staged = stage(self, group)
         store.sql("UPDATE jobs SET workflow_type = 'eemt' WHERE id = 'changed'")
         return staged

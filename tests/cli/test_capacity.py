@@ -88,7 +88,7 @@ def test_status_and_doctor_show_it(store: JobStore, run_cli: RunCli) -> None:
         loaded = load(store.path / "cleanup_config.yaml", environ={}, cwd=store.path)
         (finding,) = [each for each in examine(loaded, store.now) if each.check == "capacity"]
         assert finding.level == level
-        assert "of capacity.max_bytes" in finding.words
+        assert "of capacity.max_bytes" in finding.message
         assert ("report" in finding.advice) == (level == "warning")
 
 

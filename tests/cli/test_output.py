@@ -14,7 +14,7 @@ from typing import IO, Any, Protocol
 
 import pytest
 
-from eemtcleanupd.cli.stdio import Output
+from eemtcleanupd.cli.stdio import SafeStdout
 from tests.cli.test_clean import options, rows
 from tests.conftest import Aged
 
@@ -155,7 +155,7 @@ def test_a_pipe_that_does_not_block_gets_everything(monkeypatch: pytest.MonkeyPa
             return wait(*files)
 
         monkeypatch.setattr(select, "select", read_once_it_waits)
-        stdout = Output(writing)
+        stdout = SafeStdout(writing)
         assert stdout.write(b"last") == 4
         assert (pipe.read(4), stdout.error) == (b"last", None)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.store.address import Location, daemon_of
+from eemtcleanupd.store.address import StoreAddress, find_daemon
 from tests.conftest import Aged, RunCli
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -83,7 +83,7 @@ def test_a_health_check_asks_whether_the_daemon_lives_and_beats(
     with closing(sqlite3.connect(store / "jobs.db")) as connection:
         connection.execute("BEGIN EXCLUSIVE")  # it is not the database that is asked
         assert run_cli("status", "--healthy", cwd=store).returncode == 0
-    told = Location.of_file(store / "jobs.db").own_file("status.json")
+    told = StoreAddress.of_file(store / "jobs.db").own_file("status.json")
     daemon.send_signal(signal.SIGSTOP)
     beat = str(datetime.now(UTC) - timedelta(minutes=3))
     told.write_text(json.dumps({**json.loads(told.read_text()), "beat_at": beat}))
@@ -151,11 +151,11 @@ def test_detached_it_has_a_pidfile_that_survives_a_crash(run_cli: RunCli, store:
     for _ in range(2):  # the second start finds the file that the killed first one left
         assert run_cli("run", "--detach", "--pidfile", "daemon.pid", cwd=store).returncode == 0
         pid = int((store / "daemon.pid").read_text())
-        holder = daemon_of(Location.of_file(store / "jobs.db"))
+        holder = find_daemon(StoreAddress.of_file(store / "jobs.db"))
         assert holder is not None
         assert holder.pid == pid
         os.kill(pid, signal.SIGKILL)
-        until(lambda: daemon_of(Location.of_file(store / "jobs.db")) is None)
+        until(lambda: find_daemon(StoreAddress.of_file(store / "jobs.db")) is None)
     assert (store / "daemon.pid").exists()
 
 

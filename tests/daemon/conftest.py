@@ -13,14 +13,14 @@ import pytest
 
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.config import Loaded
-from eemtcleanupd.daemon.config_reload import Configuration
+from eemtcleanupd.daemon.config_reload import ConfigManager
 from eemtcleanupd.daemon.daemon import Daemon
-from eemtcleanupd.daemon.messages import Message, Reload
+from eemtcleanupd.daemon.messages import Message, ReloadRequested
 from eemtcleanupd.daemon.status import DaemonStatus, read_status
-from eemtcleanupd.daemon.systemd import ServiceManager
+from eemtcleanupd.daemon.systemd import SystemdNotifier
 from eemtcleanupd.events import Event
 from eemtcleanupd.plugins import load
-from eemtcleanupd.store.address import Location
+from eemtcleanupd.store.address import StoreAddress
 from tests.cleanup.conftest import NOW, JobStore
 
 HEAD = """
@@ -55,10 +55,10 @@ class Living:
             return load(self.file, environ={}, options={}, cwd=self.store.path)
 
         self._listen()
-        service = ServiceManager({"NOTIFY_SOCKET": str(self._address), **(environ or {})})
+        service = SystemdNotifier({"NOTIFY_SOCKET": str(self._address), **(environ or {})})
         self.stack.callback(service.close)
         self.daemon = Daemon(
-            Configuration(read, lambda: self.now),
+            ConfigManager(read, lambda: self.now),
             emit=self.events.append,
             service=service,
             clock=lambda: self.now,
@@ -119,14 +119,14 @@ class Living:
     def reload(self) -> None:
         """Let the daemon read its configuration again (the watch of the file may have a say before)."""
         attempts = self.daemon.status().config_attempts
-        self.put(Reload("SIGHUP"))
+        self.put(ReloadRequested("SIGHUP"))
         self.until(lambda: self.daemon.status().config_attempts > attempts)
 
     def of(self, kind: type[Event]) -> list[Event]:
         return [event for event in self.events if isinstance(event, kind)]
 
     def status(self) -> DaemonStatus:
-        told = read_status(Location.of_file(self.store.path / "jobs.db"))
+        told = read_status(StoreAddress.of_file(self.store.path / "jobs.db"))
         assert told is not None
         return told
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.daemon.config_reload import FileWatch, _Hints
-from eemtcleanupd.daemon.messages import FileTouched, Message
+from eemtcleanupd.daemon.config_reload import FileWatch, _HintHandler
+from eemtcleanupd.daemon.messages import ConfigFileChanged, Message
 from tests.daemon.conftest import HEAD, Living
 
 
@@ -65,7 +65,7 @@ def test_every_way_to_change_the_file_is_noticed(folder: Path, change: Callable[
     watch = FileWatch(file, inbox.put)
     try:
         change(file)
-        assert inbox.get(timeout=10) == FileTouched()
+        assert inbox.get(timeout=10) == ConfigFileChanged()
     finally:
         watch.close()
 
@@ -110,7 +110,7 @@ def test_a_file_that_is_still_being_written_is_waited_for(living: Living) -> Non
 def test_a_change_that_no_watcher_saw_is_found_by_the_slow_look(
     living: Living, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_Hints, "on_any_event", lambda *_: None)
+    monkeypatch.setattr(_HintHandler, "on_any_event", lambda *_: None)
     living.start("retention: {failed_jobs: {hours: 12}}")
     living.write("retention: {failed_jobs: {hours: 33}}")
     for _ in range(3):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.daemon.messages import DumpThreads, RunWanted, Stop
+from eemtcleanupd.daemon.messages import DumpThreads, RunRequested, StopRequested
 from eemtcleanupd.errors import ConfigError, LockHeldError, RootError, StoreError
 from eemtcleanupd.events import (
     ConfigRejected,
@@ -24,7 +24,7 @@ from eemtcleanupd.events import (
     RunFinished,
     RunReport,
 )
-from eemtcleanupd.store.address import Location, daemon_of
+from eemtcleanupd.store.address import StoreAddress, find_daemon
 from eemtcleanupd.store.lock import run_lock
 from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.daemon.conftest import Living
@@ -41,7 +41,7 @@ def triggers(living: Living) -> list[str]:
 
 def test_it_is_ready_only_when_it_holds_the_lock_and_has_seen_the_store(living: Living) -> None:
     living.start(DAILY)
-    holder = daemon_of(Location.of_file(living.store.path / "jobs.db"))
+    holder = find_daemon(StoreAddress.of_file(living.store.path / "jobs.db"))
     assert holder is not None
     assert living.heard()[0] == "READY=1"
     assert isinstance(living.events[0], DaemonStarted)
@@ -78,7 +78,7 @@ def test_without_a_schedule_it_says_that_it_cleans_nothing_by_itself(living: Liv
     living.pass_time(days=3)
     assert triggers(living) == []
     assert living.status().next_run_at is None
-    assert "schedule is off" in living.status().words()
+    assert "schedule is off" in living.status().summary()
 
 
 # -- schedule ------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_only_one_run_goes_on_at_a_time(living: Living) -> None:
         living.store.job(f"old-{number}")
     living.start()
     for _ in range(5):
-        living.put(RunWanted("signal", "tester"))
+        living.put(RunRequested("signal", "tester"))
         living.step()
     living.settle()
     assert triggers(living) == ["signal"]
@@ -197,10 +197,10 @@ def test_a_run_that_is_refused_stands_in_the_status_until_one_is_not(living: Liv
     living.start(DAILY)
     living.store.path.joinpath("results").rename(living.store.path / "elsewhere")
     living.pass_time(hours=14)
-    assert "the last run failed" in living.status().words()
+    assert "the last run failed" in living.status().summary()
     living.store.path.joinpath("elsewhere").rename(living.store.path / "results")
     living.pass_time(hours=24)
-    assert living.status().refused is None
+    assert living.status().last_error is None
 
 
 # -- trash and storage ---------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def test_a_run_that_is_refused_stands_in_the_status_until_one_is_not(living: Liv
 def test_the_trash_is_emptied_when_its_grace_is_over_between_two_runs(living: Living) -> None:
     living.store.job("old")
     living.start(f"trash: {{grace_hours: 1}}\n{DAILY}")
-    living.put(RunWanted("signal", "tester"))
+    living.put(RunRequested("signal", "tester"))
     living.settle()
     assert living.store.trash()
     living.pass_time(minutes=50)
@@ -223,11 +223,11 @@ def test_the_trash_is_emptied_when_its_grace_is_over_between_two_runs(living: Li
 def test_a_clock_that_leapt_does_not_empty_the_trash(living: Living) -> None:
     living.store.job("old")
     living.start("trash: {grace_hours: 24}")
-    living.put(RunWanted("signal", "tester"))
+    living.put(RunRequested("signal", "tester"))
     living.settle()
     living.pass_time(days=3650)
     assert living.store.trash()
-    assert "the clock" in (living.status().refused or "")
+    assert "the clock" in (living.status().last_error or "")
 
 
 def test_storage_is_sampled_every_hour(living: Living) -> None:
@@ -258,7 +258,7 @@ def test_a_reload_lifts_the_limit_of_a_run_that_goes_on_and_changes_nothing_else
     """At one a second its 300 files would take five minutes."""
     living.store.job("slow", files=300)
     daemon = living.start("performance: {max_deletes_per_second: 1}")
-    living.put(RunWanted("signal", "tester"))
+    living.put(RunRequested("signal", "tester"))
     living.until(lambda: daemon._runner.running is not None and daemon._runner.running.progress.pool)
     living.write("performance: {max_deletes_per_second: 0, nice: 1}\ndry_run: true")
     living.reload()
@@ -293,7 +293,7 @@ def test_a_bad_file_keeps_the_old_configuration_and_is_told_everywhere(
     assert re.search(words, event.error)
     status = living.status()
     assert status.config_error == event.error
-    assert "refused" in status.words()
+    assert "refused" in status.summary()
     assert any("refused" in line for line in living.heard())
 
 
@@ -310,7 +310,7 @@ def test_a_run_keeps_the_configuration_that_it_began_with(living: Living) -> Non
     for number in range(40):
         living.store.job(f"old-{number}", "failed", days=2)
     living.start("retention: {failed_jobs: {hours: 12}}\nperformance: {batch_size: 1}")
-    living.put(RunWanted("signal", "tester"))
+    living.put(RunRequested("signal", "tester"))
     living.until(lambda: living.of(JobCleaned))
     living.write("retention: {failed_jobs: {hours: 1000}}")
     living.reload()
@@ -335,9 +335,9 @@ def test_asked_to_stop_it_ends_a_run_in_order_and_then_itself(living: Living) ->
     for number in range(200):
         living.store.job(f"old-{number}", files=3)
     living.start("performance: {batch_size: 2}")
-    living.put(RunWanted("signal", "tester"))
+    living.put(RunRequested("signal", "tester"))
     living.until(lambda: living.of(JobCleaned))
-    living.put(Stop("SIGTERM"))
+    living.put(StopRequested("SIGTERM"))
     living.until(lambda: not living.step())
     (event,) = living.of(RunFinished)
     assert isinstance(event, RunFinished)
@@ -362,9 +362,9 @@ def test_a_run_that_was_stopped_with_the_daemon_is_gone_on_with_at_the_next_star
 
 def test_what_comes_after_the_wish_to_stop_is_too_late(living: Living) -> None:
     living.start()
-    living.put(Stop("SIGTERM"))
+    living.put(StopRequested("SIGTERM"))
     assert living.step() is False
-    living.put(RunWanted("signal", "tester"))
+    living.put(RunRequested("signal", "tester"))
     living.step()
     assert triggers(living) == []
 
@@ -372,11 +372,11 @@ def test_what_comes_after_the_wish_to_stop_is_too_late(living: Living) -> None:
 def test_everything_it_opened_is_closed_in_the_end(living: Living, tmp_path: Path) -> None:
     before = threading.active_count()
     living.start()
-    living.put(Stop("SIGTERM"))
+    living.put(StopRequested("SIGTERM"))
     living.step()
     living.stack.close()
     assert threading.active_count() == before
-    assert daemon_of(Location.of_file(living.store.path / "jobs.db")) is None
+    assert find_daemon(StoreAddress.of_file(living.store.path / "jobs.db")) is None
     assert not list(living.store.path.glob("*.status.json"))
 
 

@@ -42,7 +42,11 @@ def job(store: JobStore, name: str, status: str, days: float, mb: int = 4) -> No
 
 
 def went(living: Living) -> list[tuple[str, bool]]:
-    return [(e.job.id, e.early is not None) for e in living.of(JobCleaned) if isinstance(e, JobCleaned)]
+    return [
+        (e.job.id, e.ahead_of_retention is not None)
+        for e in living.of(JobCleaned)
+        if isinstance(e, JobCleaned)
+    ]
 
 
 @pytest.mark.root

@@ -7,7 +7,7 @@ import json
 import pytest
 from pytest_httpserver import HTTPServer
 
-from eemtcleanupd.daemon.messages import RunWanted, Stop
+from eemtcleanupd.daemon.messages import RunRequested, StopRequested
 from eemtcleanupd.errors import AuditError
 from eemtcleanupd.events import ConfigRejected, RunFinished
 from tests.daemon.conftest import Living
@@ -32,7 +32,7 @@ def test_a_report_says_when_the_next_run_is(living: Living, httpserver: HTTPServ
     httpserver.expect_request("/hook").respond_with_data("ok")
     living.store.job("a")
     living.start(DAILY + webhook(httpserver, "success"))
-    living.put(RunWanted("manual", "ann"))
+    living.put(RunRequested("manual", "ann"))
     living.until(lambda: told(httpserver))
     report = json.loads(httpserver.log[0][0].get_data())["data"]["report"]
     assert report["next_run_at"].startswith("2026-06-16 02:00")
@@ -69,7 +69,7 @@ def test_the_audit_log_knows_of_the_daemons_life_and_its_configuration(living: L
     living.reload()
     living.write("nonsense: 1\n")
     living.reload()
-    living.put(Stop("SIGTERM"))
+    living.put(StopRequested("SIGTERM"))
     living.until(lambda: not living.step())
     assert actions(living) == ["daemon_started", "config_reloaded", "config_rejected", "daemon_stopping"]
 
@@ -86,12 +86,12 @@ def test_a_run_whose_audit_log_broke_meanwhile_deletes_nothing_and_the_daemon_li
     log = living.store.path / "logs" / "cleanup_audit.jsonl"
     log.unlink()
     log.mkdir()
-    living.put(RunWanted("manual", "ann"))
+    living.put(RunRequested("manual", "ann"))
     living.settle()
     assert living.store.results("a").exists()
-    assert "audit log" in str(living.status().refused)
+    assert "audit log" in str(living.status().last_error)
     log.rmdir()
-    living.put(RunWanted("manual", "ann"))
+    living.put(RunRequested("manual", "ann"))
     living.settle()
     assert not living.store.results("a").exists()
 
@@ -100,7 +100,7 @@ def test_only_dry_runs_write_no_audit_log_and_no_ledger(living: Living, httpserv
     httpserver.expect_request("/hook").respond_with_data("ok")
     living.store.job("a")
     living.start("dry_run: true\n" + DAILY + webhook(httpserver, "dry_run"))
-    living.put(RunWanted("manual", "ann"))
+    living.put(RunRequested("manual", "ann"))
     living.until(lambda: told(httpserver) == ["RunFinished"])
     assert not (living.store.path / "logs" / "cleanup_audit.jsonl").exists()
     assert living.store.sql("SELECT count(*) FROM sqlite_master WHERE name LIKE 'cleanup%'") == [(0,)]

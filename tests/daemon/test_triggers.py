@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 
 from eemtcleanupd.clock import local_zone
 from eemtcleanupd.config.schema import ScheduleConfig
-from eemtcleanupd.daemon.timers import Triggers, cron_timetable, every, explain
+from eemtcleanupd.daemon.timers import Timers, cron_schedule, explain, interval_schedule
 
 START = datetime(2026, 6, 15, 12, tzinfo=UTC)
 
@@ -26,14 +26,14 @@ class World:
     calls: list[datetime] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.triggers = Triggers(lambda: self.now, lambda: self.elapsed)
+        self.triggers = Timers(lambda: self.now, lambda: self.elapsed)
 
     def follow(self, *, since: datetime | None = None, **schedule: object) -> None:
         config = ScheduleConfig.model_validate({"enabled": True, "timezone": "UTC", **schedule})
-        self.triggers.follow(config, lambda: self.calls.append(self.now), since=since)
+        self.triggers.follow_cron(config, lambda: self.calls.append(self.now), since=since)
 
     def look(self) -> None:
-        self.triggers.call_what_is_due()
+        self.triggers.run_pending()
 
     def sleep(self, **span: float) -> None:
         """Let time pass at once, as on a machine that was suspended."""
@@ -74,7 +74,7 @@ def world() -> World:
 def test_a_cron_expression_means_local_times_also_when_clocks_change(
     crons: list[str], zone: str, start: str, expected: list[str]
 ) -> None:
-    following = cron_timetable(crons, lambda: ZoneInfo(zone))
+    following = cron_schedule(crons, lambda: ZoneInfo(zone))
     first = following(datetime.fromisoformat(start).replace(tzinfo=UTC))
     assert [f"{moment:%Y-%m-%d %H:%M}" for moment in (first, following(first))] == expected
 
@@ -84,7 +84,7 @@ def test_a_cron_expression_means_local_times_also_when_clocks_change(
     st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kolkata"]),
 )
 def test_a_daily_schedule_comes_once_a_day_whatever_the_zone(minutes: int, zone: str) -> None:
-    following = cron_timetable(["30 2 * * *"], lambda: ZoneInfo(zone))
+    following = cron_schedule(["30 2 * * *"], lambda: ZoneInfo(zone))
     now = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes)
     days = []
     for _ in range(5):
@@ -145,7 +145,7 @@ def test_however_the_clock_jumps_calls_are_never_closer_than_half_a_period(jumps
     world = World()
     at: list[float] = []
     config = ScheduleConfig(enabled=True, cron=("0 0,12 * * *",), timezone="UTC")
-    world.triggers.follow(config, lambda: at.append(world.elapsed))
+    world.triggers.follow_cron(config, lambda: at.append(world.elapsed))
     for jump in jumps:
         world.sleep(minutes=20)
         if jump < 0:  # ahead is time that passed, as far as anyone can tell
@@ -192,7 +192,7 @@ def test_a_schedule_that_is_switched_off_is_silent(world: World) -> None:
 
 def test_an_interval_keeps_its_pace_when_the_clock_is_set_back(world: World) -> None:
     calls: list[datetime] = []
-    world.triggers.add(every(timedelta(hours=1)), lambda: calls.append(world.now))
+    world.triggers.add(interval_schedule(timedelta(hours=1)), lambda: calls.append(world.now))
     world.live(minutes=121)
     world.set_clock(world.now - timedelta(hours=5))
     world.live(minutes=121)

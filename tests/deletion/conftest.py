@@ -14,7 +14,7 @@ from typing import Protocol
 import pytest
 
 from eemtcleanupd.cancellation import StopFlag
-from eemtcleanupd.deletion.pool import DeletionPool, Removed
+from eemtcleanupd.deletion.pool import DeletionPool, RemovalResult
 from eemtcleanupd.deletion.roots import Root, open_root
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.model import RootName
@@ -27,7 +27,7 @@ class Remove(Protocol):
 
     def __call__(
         self, *names: str, workers: int = 4, stop: StopFlag | None = None, queue_limit: int = 4096
-    ) -> Removed: ...
+    ) -> RemovalResult: ...
 
 
 @pytest.fixture(autouse=True)
@@ -58,10 +58,12 @@ def trash(root: Root) -> Iterator[Trash]:
 def remove(trash: Trash) -> Remove:
     """Remove entries of the root through the trash and a pool of their own."""
 
-    def run(*names: str, workers: int = 4, stop: StopFlag | None = None, queue_limit: int = 4096) -> Removed:
+    def run(
+        *names: str, workers: int = 4, stop: StopFlag | None = None, queue_limit: int = 4096
+    ) -> RemovalResult:
         trash.stage("item", names)
         with DeletionPool(workers, stop or StopFlag(), queue_limit=queue_limit) as pool:
-            return pool.remove(trash, trash.doom("item")).result(timeout=100)
+            return pool.remove(trash, trash.mark_deleting("item")).result(timeout=100)
 
     return run
 
@@ -146,7 +148,7 @@ def fill(folder: Path, files: int) -> None:
 def doomed(trash: Trash, name: str) -> str:
     """Stage an entry of the trash's root and doom it; returns the item, which can be removed now."""
     trash.stage(name, [name])
-    return trash.doom(name)
+    return trash.mark_deleting(name)
 
 
 def servers(of: int | None = None) -> list[int]:

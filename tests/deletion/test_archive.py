@@ -17,7 +17,7 @@ from zstandard import ZstdDecompressor
 from eemtcleanupd.backup import archive
 from eemtcleanupd.backup.archive import Head
 from eemtcleanupd.backup.compression import ENDINGS
-from eemtcleanupd.backup.folder import Backup, BackupFolder
+from eemtcleanupd.backup.folder import BackupFile, BackupFolder
 from eemtcleanupd.deletion.roots import Root, open_root
 from eemtcleanupd.errors import BackupError
 from eemtcleanupd.model import RootName
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> BackupFolder:
     return BackupFolder(tmp_path / "backup")
 
 
-def add(folder: BackupFolder, root: Root, ending: str = "tar.zst", head: Head = HEAD) -> Backup:
+def add(folder: BackupFolder, root: Root, ending: str = "tar.zst", head: Head = HEAD) -> BackupFile:
     folder.add(head, ending, NOW, [(root, "job")])
     return folder.all(head.job_id)[-1]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from eemtcleanupd.deletion.concurrency import Climb, Slots
+from eemtcleanupd.deletion.concurrency import AdaptiveSemaphore, ConcurrencyTuner
 
 _LEVELS = [1, 2, 4, 8, 16]
 
@@ -14,7 +14,7 @@ _LEVELS = [1, 2, 4, 8, 16]
 def climb(rate: Callable[[int], float], limit: int = 16, windows: int = 200) -> list[int]:
     """Return the numbers of workers of all windows on a machine that removes ``rate(workers)`` a second."""
     now, removed, seen = 0.0, 0.0, []
-    found = Climb(limit, now)
+    found = ConcurrencyTuner(limit, now)
     for _ in range(windows):
         now += 0.5
         removed += rate(found.workers) * 0.5
@@ -56,7 +56,7 @@ def test_it_follows_a_machine_that_changes() -> None:
 
 
 def test_nothing_is_concluded_from_few_files_or_from_an_idle_time() -> None:
-    found = Climb(16, 0.0)
+    found = ConcurrencyTuner(16, 0.0)
     found.note(150, 10.0, busy=True)  # too few
     found.note(100_000, 11.0, busy=False)  # there was no more to do
     found.note(100_199, 12.0, busy=True)
@@ -66,7 +66,7 @@ def test_nothing_is_concluded_from_few_files_or_from_an_idle_time() -> None:
 
 
 def test_slots_let_as_many_go_ahead_as_the_climb_says() -> None:
-    slots = Slots(2, 3, lambda: 0.0)
+    slots = AdaptiveSemaphore(2, 3, lambda: 0.0)
     for _ in range(6):
         slots.__enter__()
     assert slots._taken == 6

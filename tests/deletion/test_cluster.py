@@ -18,11 +18,11 @@ import pytest
 import trustme
 
 from eemtcleanupd.cancellation import StopFlag
-from eemtcleanupd.deletion.dask_executor import Cluster, ClusterAddress
-from eemtcleanupd.deletion.dask_task import Place, remove_subtree
+from eemtcleanupd.deletion.dask_executor import DaskAddress, DaskExecutor
+from eemtcleanupd.deletion.dask_task import ItemLocation, remove_subtree
 from eemtcleanupd.deletion.helper_process import Request
-from eemtcleanupd.deletion.pool import DeletionPool, Removed
-from eemtcleanupd.deletion.rate_limit import Limits
+from eemtcleanupd.deletion.pool import DeletionPool, RemovalResult
+from eemtcleanupd.deletion.rate_limit import RateLimits
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import MARKER_NAME, Trash
 from eemtcleanupd.model import TRASH_NAME, RootName
@@ -77,18 +77,18 @@ class Dask:
         self.workers.append(worker)
 
     @property
-    def address(self) -> ClusterAddress:
+    def address(self) -> DaskAddress:
         """Its address and our certificate."""
         files = (self._folder / name for name in ("ca.pem", "cert.pem", "key.pem"))
-        return ClusterAddress(f"tls://127.0.0.1:{self.port}", *files)
+        return DaskAddress(f"tls://127.0.0.1:{self.port}", *files)
 
-    def start(self, workers: int) -> Cluster:
+    def start(self, workers: int) -> DaskExecutor:
         """Start so many workers, and return the cluster once it has them."""
         for _ in range(workers):
             self._add_worker()
         until = time.monotonic() + 60
         while time.monotonic() < until:
-            cluster = Cluster.connect(self.address, lambda _: None)
+            cluster = DaskExecutor.connect(self.address, lambda _: None)
             if cluster is not None and cluster.threads == workers:
                 return cluster
             if cluster is not None:
@@ -129,10 +129,10 @@ def fill(folder: Path, folders: int, files: int) -> None:
 
 @contextmanager
 def deleting(
-    trash: Trash, cluster: Cluster, stop: StopFlag, deletes_per_second: int
-) -> Iterator[tuple[DeletionPool, Future[Removed]]]:
+    trash: Trash, cluster: DaskExecutor, stop: StopFlag, deletes_per_second: int
+) -> Iterator[tuple[DeletionPool, Future[RemovalResult]]]:
     """Delete the folder ``job`` slowly, and go on once the cluster has begun with it."""
-    slow = Limits(deletes_per_second=deletes_per_second)
+    slow = RateLimits(deletes_per_second=deletes_per_second)
     item = doomed(trash, "job")
     with DeletionPool(1, stop, cluster=cluster, limits=slow) as pool:
         future = pool.remove(trash, item)
@@ -140,8 +140,8 @@ def deleting(
         yield pool, future
 
 
-def _place(root: Root, item: str = "item.deleting") -> Place:
-    return Place(RootName.RESULTS, str(root.path), root.inode, _MARKER, item)
+def _place(root: Root, item: str = "item.deleting") -> ItemLocation:
+    return ItemLocation(RootName.RESULTS, str(root.path), root.inode, _MARKER, item)
 
 
 # -- the task by itself -------------------------------------------------------------------------------------
@@ -150,10 +150,10 @@ def _place(root: Root, item: str = "item.deleting") -> Place:
 def test_a_task_removes_its_subtree_and_done_again_does_nothing(root: Root, trash: Trash) -> None:
     fill(root.path / "job", 3, 5)
     trash.stage("item", ["job"])
-    trash.doom("item")
+    trash.mark_deleting("item")
     request = Request("job", "job", 0)
-    first = remove_subtree(_place(root), request, Limits())
-    again = remove_subtree(_place(root), request, Limits())
+    first = remove_subtree(_place(root), request, RateLimits())
+    again = remove_subtree(_place(root), request, RateLimits())
     assert (first.tally.files, first.tally.folders, first.tally.errors, first.left) == (15, 7, [], ())
     assert (again.tally.files, again.tally.folders, again.tally.error_count, again.left) == (0, 0, 0, ())
 
@@ -161,8 +161,8 @@ def test_a_task_removes_its_subtree_and_done_again_does_nothing(root: Root, tras
 def test_when_its_time_is_up_a_task_says_what_is_left(root: Root, trash: Trash) -> None:
     fill(root.path / "job", 3, 5)
     trash.stage("item", ["job"])
-    trash.doom("item")
-    outcome = remove_subtree(_place(root), Request("job", "job", 0), Limits(), seconds=0)
+    trash.mark_deleting("item")
+    outcome = remove_subtree(_place(root), Request("job", "job", 0), RateLimits(), seconds=0)
     assert (outcome.tally.files, outcome.left) == (0, (("job", "job"),))
 
 
@@ -174,17 +174,17 @@ def test_what_is_not_the_same_mount_is_not_touched(
     place = _place(root)
     if change != "no root":
         fill(other / "job", 1, 1)
-        place = Place(RootName.RESULTS, str(other), other.stat().st_ino, _MARKER, "item.deleting")
+        place = ItemLocation(RootName.RESULTS, str(other), other.stat().st_ino, _MARKER, "item.deleting")
     if change in {"another marker", "another folder"}:
         fill(other / TRASH_NAME / "item.deleting" / "job", 1, 1)
         (other / TRASH_NAME / MARKER_NAME).write_text("f" * 16 if change == "another marker" else _MARKER)
     if change == "another folder":
-        place = Place(RootName.RESULTS, str(other), root.inode, _MARKER, "item.deleting")
+        place = ItemLocation(RootName.RESULTS, str(other), root.inode, _MARKER, "item.deleting")
     if change == "no root":
-        place = Place(RootName.RESULTS, str(other), 1, _MARKER, "item.deleting")
+        place = ItemLocation(RootName.RESULTS, str(other), 1, _MARKER, "item.deleting")
     before = sorted(other.rglob("*"))
-    outcome = remove_subtree(place, Request("job", "job", 0), Limits())
-    assert outcome.unfit
+    outcome = remove_subtree(place, Request("job", "job", 0), RateLimits())
+    assert outcome.unusable_reason
     assert sorted(other.rglob("*")) == before
 
 
@@ -204,11 +204,11 @@ def test_a_cluster_removes_what_a_machine_alone_does_and_counts_the_same(
         os.link(job / "d2/deeper/f1", tmp_path / f"outside-{job.name}")
         return allocated(job) - (tmp_path / f"outside-{job.name}").stat().st_blocks * 512
 
-    def go(job: str, cluster: Cluster | None) -> Removed:
+    def go(job: str, cluster: DaskExecutor | None) -> RemovalResult:
         trash.stage(job, [job])
-        limits = Limits(truncate_chunk_bytes=1 << 20)
+        limits = RateLimits(truncate_chunk_bytes=1 << 20)
         with DeletionPool(1, StopFlag(), cluster=cluster, limits=limits) as pool:
-            return pool.remove(trash, trash.doom(job)).result(timeout=60)
+            return pool.remove(trash, trash.mark_deleting(job)).result(timeout=60)
 
     sizes = [build(root.path / "alone"), build(root.path / "together")]
     alone = go("alone", None)
@@ -232,7 +232,7 @@ def test_the_death_of_a_worker_and_then_of_the_scheduler_only_costs_time(
         assert not future.done()
         dask.scheduler.send_signal(signal.SIGKILL)
         wait_until(lambda: "not used any more" in caplog.text)
-        pool.controls.set(Limits())
+        pool.controls.apply(RateLimits())
         removed = future.result(timeout=60)
     assert (removed.complete, removed.error_count) == (True, 0)
     assert removed.files <= 3000  # what the killed worker did cannot be known
@@ -252,7 +252,7 @@ def test_a_scheduler_that_is_frozen_only_costs_time(
     ):
         dask.scheduler.send_signal(signal.SIGSTOP)
         wait_until(lambda: "not used any more" in caplog.text)
-        pool.controls.set(Limits())
+        pool.controls.apply(RateLimits())
         removed = future.result(timeout=60)
     assert (removed.complete, removed.error_count) == (True, 0)
     assert list(trash.items()) == []
@@ -268,7 +268,7 @@ def test_workers_without_the_mount_are_told_and_left_out(
     trash.root = elsewhere
     trash.stage("item", ["job"])
     with caplog.at_level(logging.WARNING), DeletionPool(1, StopFlag(), cluster=cluster) as pool:
-        removed = pool.remove(trash, trash.doom("item")).result(timeout=60)
+        removed = pool.remove(trash, trash.mark_deleting("item")).result(timeout=60)
     assert (removed.complete, removed.files) == (True, 600)
     assert "has not the mount: there is no results folder at /nowhere/results" in caplog.text
     assert "none of its workers has the mount" in caplog.text
@@ -298,7 +298,7 @@ def test_without_a_scheduler_it_is_told_once_and_the_machine_deletes_alone(
     dask.scheduler.kill()
     monkeypatch.setattr("eemtcleanupd.deletion.dask_executor._CONNECT_SECONDS", 1)
     told: list[str] = []
-    assert Cluster.connect(dask.address, told.append) is None
+    assert DaskExecutor.connect(dask.address, told.append) is None
     (warning,) = told
     assert "does not answer" in warning
     assert warning.endswith("this machine deletes alone")

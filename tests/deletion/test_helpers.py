@@ -13,10 +13,10 @@ import pytest
 
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion import helper_pool as module
-from eemtcleanupd.deletion.helper_pool import Helpers
+from eemtcleanupd.deletion.helper_pool import HelperPool
 from eemtcleanupd.deletion.helper_process import Request
-from eemtcleanupd.deletion.pool import DeletionPool, Removed
-from eemtcleanupd.deletion.rate_limit import Controls
+from eemtcleanupd.deletion.pool import DeletionPool, RemovalResult
+from eemtcleanupd.deletion.rate_limit import DeletionControls
 from eemtcleanupd.deletion.trash import Trash
 from tests.deletion.conftest import doomed, fill, helpers_of, servers, wait_until
 
@@ -40,9 +40,9 @@ def test_no_two_helpers_give_a_folder_the_same_name(trash: Trash) -> None:
         fill(trash.root.path / folder / "deeper", 1)
     trash.stage("job", folders)
     item = os.open("job", os.O_RDONLY | os.O_DIRECTORY, dir_fd=trash.fd)
-    controls = Controls(StopFlag())
-    helpers = Helpers(1, controls)
-    helpers.grow_to(2)
+    controls = DeletionControls(StopFlag())
+    helpers = HelperPool(1, controls)
+    helpers.ensure_processes(2)
     fresh: list[str] = []
     for folder in folders:  # one after the other: the first helper is at the end of the queue then
         helpers.empty_folder(
@@ -198,7 +198,7 @@ def test_a_stop_reaches_helpers_in_the_middle_of_a_folder(trash: Trash) -> None:
         item = os.open("job.deleting", os.O_RDONLY, dir_fd=folder)
         wait_until(lambda: _moved_up(item) and _count_entries(item) < 20_000)
         stop.set()
-        removed: Removed = future.result(timeout=20)
+        removed: RemovalResult = future.result(timeout=20)
         left = _count_entries(item)
         os.close(item)
     assert not removed.complete

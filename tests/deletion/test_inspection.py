@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.deletion.blockers import Obstacles
+from eemtcleanupd.deletion.blockers import Blockers
 from eemtcleanupd.deletion.roots import Root
 from tests.deletion.conftest import WithoutPrivileges, dig, open_descriptors
 
@@ -65,9 +65,9 @@ def way(request: pytest.FixtureRequest) -> str:
 
 
 def _reason(root: Root, name: str, way: str) -> str | None:
-    obstacles = Obstacles.snapshot([root])
+    obstacles = Blockers.snapshot([root])
     if way != "the kernel's list":
-        obstacles = Obstacles(obstacles.mounts, None)
+        obstacles = Blockers(obstacles.mounts, None)
     return obstacles.reason(root, name)
 
 
@@ -109,7 +109,7 @@ def test_our_own_locks_do_not_make_us_read_every_job(jobs: Root, tmp_path: Path)
     with (tmp_path / "run.lock").open("w") as run_lock:
         fcntl.flock(run_lock, fcntl.LOCK_EX)
         status = os.fstat(run_lock.fileno())
-        assert (status.st_dev, status.st_ino) not in (Obstacles.snapshot([jobs]).locked or ())
+        assert (status.st_dev, status.st_ino) not in (Blockers.snapshot([jobs]).locked or ())
 
 
 def test_a_locked_file_that_we_may_not_open_is_kept(

@@ -16,17 +16,17 @@ from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion import rate_limit as module
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.priority import Priority, _ioprio
-from eemtcleanupd.deletion.rate_limit import Controls, Limits
+from eemtcleanupd.deletion.rate_limit import DeletionControls, RateLimits
 from eemtcleanupd.deletion.trash import Trash
-from eemtcleanupd.deletion.tree import Tally, unlink_entry
+from eemtcleanupd.deletion.tree import RemovalStats, unlink_entry
 from tests.deletion.conftest import doomed, fill, helpers_of, wait_until
 
 _IDLE = 3 << 13
 
 
 @pytest.fixture
-def controls() -> Iterator[Controls]:
-    opened = Controls(StopFlag())
+def controls() -> Iterator[DeletionControls]:
+    opened = DeletionControls(StopFlag())
     yield opened
     opened.close()
 
@@ -51,67 +51,69 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
     return clock
 
 
-def test_without_limits_nobody_waits(controls: Controls, clock: Time) -> None:
-    assert all(controls.allows(1 << 40) for _ in range(10_000))
+def test_without_limits_nobody_waits(controls: DeletionControls, clock: Time) -> None:
+    assert all(controls.acquire(1 << 40) for _ in range(10_000))
     assert clock.slept == 0
 
 
 @pytest.mark.parametrize(
     ("limits", "files", "size", "seconds"),
     [
-        (Limits(deletes_per_second=100), 1000, 1 << 30, 10),
-        (Limits(bytes_per_second=1 << 20), 100, 1 << 20, 100),
-        (Limits(bytes_per_second=1 << 20, deletes_per_second=10), 1000, 1 << 10, 100),
-        (Limits(deletes_per_second=1), 5, 0, 5),
-        (Limits(bytes_per_second=1000), 1, 100_000, 100),
+        (RateLimits(deletes_per_second=100), 1000, 1 << 30, 10),
+        (RateLimits(bytes_per_second=1 << 20), 100, 1 << 20, 100),
+        (RateLimits(bytes_per_second=1 << 20, deletes_per_second=10), 1000, 1 << 10, 100),
+        (RateLimits(deletes_per_second=1), 5, 0, 5),
+        (RateLimits(bytes_per_second=1000), 1, 100_000, 100),
     ],
 )
 def test_so_much_takes_so_long(
-    controls: Controls, clock: Time, limits: Limits, files: int, size: int, seconds: float
+    controls: DeletionControls, clock: Time, limits: RateLimits, files: int, size: int, seconds: float
 ) -> None:
-    controls.set(limits)
+    controls.apply(limits)
     for _ in range(files):
-        assert controls.allows(size)
+        assert controls.acquire(size)
     assert seconds - 1.2 <= clock.slept <= seconds + 0.1
 
 
-def test_an_idle_time_is_not_saved_up(controls: Controls, clock: Time) -> None:
-    controls.set(Limits(deletes_per_second=100))
+def test_an_idle_time_is_not_saved_up(controls: DeletionControls, clock: Time) -> None:
+    controls.apply(RateLimits(deletes_per_second=100))
     clock.now += 3600
     for _ in range(200):
-        controls.allows(0)
+        controls.acquire(0)
     assert clock.slept >= 1.8
 
 
 def test_a_new_limit_reaches_who_waits_for_the_old_one(
-    controls: Controls, clock: Time, monkeypatch: pytest.MonkeyPatch
+    controls: DeletionControls, clock: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def sleep(seconds: float) -> None:
         clock.sleep(seconds)
         if clock.slept > 1:
-            controls.set(Limits())
+            controls.apply(RateLimits())
 
     monkeypatch.setattr(time, "sleep", sleep)
-    controls.set(Limits(bytes_per_second=1))
-    assert controls.allows(1 << 40)
+    controls.apply(RateLimits(bytes_per_second=1))
+    assert controls.acquire(1 << 40)
     assert clock.slept < 1.2
 
 
-def test_a_stop_reaches_who_waits(controls: Controls, clock: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_reaches_who_waits(
+    controls: DeletionControls, clock: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: controls.stop.set())
-    controls.set(Limits(deletes_per_second=1))
-    assert [controls.allows(0) for _ in range(3)] == [True, False, False]
+    controls.apply(RateLimits(deletes_per_second=1))
+    assert [controls.acquire(0) for _ in range(3)] == [True, False, False]
 
 
 def test_a_reload_lifts_a_limit_in_the_middle_of_a_folder_that_helpers_empty(trash: Trash) -> None:
     """At 5 a second 600 files would take two minutes, longer than a test may last."""
     for number in range(2):
         fill(trash.root.path / "job" / f"folder-{number}", 300)
-    with DeletionPool(2, StopFlag(), limits=Limits(deletes_per_second=5)) as pool:
+    with DeletionPool(2, StopFlag(), limits=RateLimits(deletes_per_second=5)) as pool:
         future = pool.remove(trash, doomed(trash, "job"))
         wait_until(helpers_of)
         assert not future.done()
-        pool.controls.set(Limits())
+        pool.controls.apply(RateLimits())
         removed = future.result(timeout=60)
     assert (removed.complete, removed.files) == (True, 600)
 
@@ -119,7 +121,7 @@ def test_a_reload_lifts_a_limit_in_the_middle_of_a_folder_that_helpers_empty(tra
 def test_the_rate_is_that_of_all_processes_together(trash: Trash) -> None:
     for number in range(3):
         fill(trash.root.path / "job" / f"folder-{number}", 300)
-    with DeletionPool(2, StopFlag(), limits=Limits(deletes_per_second=1000)) as pool:
+    with DeletionPool(2, StopFlag(), limits=RateLimits(deletes_per_second=1000)) as pool:
         before = time.monotonic()
         removed = pool.remove(trash, doomed(trash, "job")).result(timeout=60)
         seconds = time.monotonic() - before
@@ -141,20 +143,20 @@ def test_only_those_who_delete_are_nice_and_a_reload_reaches_them(trash: Trash) 
     for number in range(4):
         fill(trash.root.path / "job" / f"folder-{number}", 260)
     own = os.getpriority(os.PRIO_PROCESS, 0)
-    slow = Limits(deletes_per_second=20, nice=min(19, own + 3))
+    slow = RateLimits(deletes_per_second=20, nice=min(19, own + 3))
     with DeletionPool(1, StopFlag(), limits=slow) as pool:
         future = pool.remove(trash, doomed(trash, "job"))
         wait_until(helpers_of)
         (helper,) = helpers_of()
         wait_until(lambda: set(_niceness(helper)) == {slow.nice})
-        nicer = Limits(deletes_per_second=20, nice=min(19, own + 7), idle_io=True)
-        pool.controls.set(nicer)
+        nicer = RateLimits(deletes_per_second=20, nice=min(19, own + 7), idle_io=True)
+        pool.controls.apply(nicer)
         wait_until(lambda: set(_niceness(helper)) == {nicer.nice})
         thread = next(int(name) for name in os.listdir(f"/proc/{helper}/task") if name != str(helper))
         wait_until(lambda: _ioprio(1, 1, thread) == _IDLE)
         assert os.getpriority(os.PRIO_PROCESS, 0) == own
         assert _ioprio(1, 1, 0) != _IDLE
-        pool.controls.set(Limits())
+        pool.controls.apply(RateLimits())
         assert future.result(timeout=60).complete
 
 
@@ -173,9 +175,9 @@ def test_what_the_system_refuses_is_told_and_nothing_else_happens(monkeypatch: p
             raise PermissionError
 
         monkeypatch.setattr(os, "setpriority", refuse)
-        refusals.append(Priority(19, 0).take())
+        refusals.append(Priority(19, 0).apply())
         monkeypatch.setattr(os, "uname", lambda: type("", (), {"machine": "vax"}))
-        refusals.append(Priority(os.getpriority(os.PRIO_PROCESS, 0), _IDLE).take())
+        refusals.append(Priority(os.getpriority(os.PRIO_PROCESS, 0), _IDLE).apply())
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -197,13 +199,13 @@ with Controls(StopFlag(), int(sys.argv[1])).links_of(int(sys.argv[2])):
 
 
 def test_one_of_several_links_goes_only_when_no_other_process_removes_one_of_that_inode(
-    tmp_path: Path, controls: Controls
+    tmp_path: Path, controls: DeletionControls
 ) -> None:
     locks = {}
     for name in ("held", "one", "two", "three"):
         (tmp_path / name).write_bytes(b"x" * 5000)
         os.link(tmp_path / name, tmp_path / f"{name}-other")
-        locks[name] = controls.links_of((tmp_path / name).stat().st_ino)
+        locks[name] = controls.link_lock((tmp_path / name).stat().st_ino)
     held = (tmp_path / "held").stat().st_ino
     free = next(name for name, lock in locks.items() if lock is not locks["held"])
     fd = os.open(tmp_path, os.O_RDONLY)
@@ -213,7 +215,7 @@ def test_one_of_several_links_goes_only_when_no_other_process_removes_one_of_tha
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        tally = Tally()
+        tally = RemovalStats()
         unlink_entry(fd, free, free, tally, controls)
         assert (tally.files, tally.bytes_freed) == (1, 0)
         waiting = threading.Thread(target=unlink_entry, args=(fd, "held", "held", tally, controls))

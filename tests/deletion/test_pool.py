@@ -51,7 +51,7 @@ def test_where_no_more_threads_can_be_started_those_that_there_are_do_it_and_nob
 
     _fill(root.path / "job", 5, 3)
     trash.stage("item", ["job"])
-    trash.doom("item")
+    trash.mark_deleting("item")
     monkeypatch.setattr(threading.Thread, "start", start_some)
     if not threads:
         with pytest.raises(RuntimeError, match="can't start"), DeletionPool(2, StopFlag()) as pool:
@@ -65,7 +65,7 @@ def test_where_no_more_threads_can_be_started_those_that_there_are_do_it_and_nob
 def test_what_a_stop_interrupts_a_later_run_completes(root: Root, trash: Trash) -> None:
     _fill(root.path / "job", 40, 100)
     trash.stage("item", ["job"])
-    trash.doom("item")
+    trash.mark_deleting("item")
     stop = StopFlag()
     deadline = time.monotonic() + 60
     with DeletionPool(1, stop, queue_limit=8) as pool:
@@ -115,7 +115,7 @@ def test_a_pool_ends_what_it_has_begun_and_leaves_nothing_open(root: Root, trash
         for number in range(12):
             _fill(root.path / f"job{number}", 3, 5)
             trash.stage(f"item{number}", [f"job{number}"])
-            futures.append(pool.remove(trash, trash.doom(f"item{number}")))
+            futures.append(pool.remove(trash, trash.mark_deleting(f"item{number}")))
     assert all(future.done() and future.result().complete for future in futures)
     assert pool.files == 12 * 15
     assert open_descriptors() == before
@@ -126,7 +126,7 @@ def test_leaving_a_pool_by_an_error_stops_it(root: Root, trash: Trash) -> None:
     trash.stage("item", ["job"])
     stop = StopFlag()
     pool = DeletionPool(1, stop)
-    future = pool.remove(trash, trash.doom("item"))
+    future = pool.remove(trash, trash.mark_deleting("item"))
     with pytest.raises(KeyboardInterrupt), pool:
         raise KeyboardInterrupt
     assert stop.is_set()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from eemtcleanupd.deletion.process_lock import SharedLock
+from eemtcleanupd.deletion.process_lock import InterProcessLock
 from tests.deletion.conftest import wait_until
 
 # Holds the second lock, and another thread of it waits for the first.
@@ -47,12 +47,12 @@ def test_what_looks_like_a_deadlock_of_two_processes_is_none_as_their_threads_go
 
     def take_second() -> None:
         try:
-            with SharedLock(fd, 1):
+            with InterProcessLock(fd, 1):
                 went_on.append(True)
         except OSError:
             went_on.append(False)
 
-    first = SharedLock(fd, 0)
+    first = InterProcessLock(fd, 0)
     with subprocess.Popen(
         [sys.executable, "-c", _OTHER, str(fd)], stdin=subprocess.PIPE, pass_fds=[fd]
     ) as other:

@@ -11,8 +11,8 @@ import pytest
 
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion import truncate as steps
-from eemtcleanupd.deletion.pool import DeletionPool, Removed
-from eemtcleanupd.deletion.rate_limit import Limits
+from eemtcleanupd.deletion.pool import DeletionPool, RemovalResult
+from eemtcleanupd.deletion.rate_limit import RateLimits
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.model import TRASH_NAME
@@ -20,7 +20,7 @@ from tests.deletion.conftest import allocated
 
 _MB = 1 << 20
 Truncations = list[int]
-Go = Callable[[], Removed]
+Go = Callable[[], RemovalResult]
 
 
 @pytest.fixture
@@ -41,10 +41,10 @@ def truncations(monkeypatch: pytest.MonkeyPatch) -> Truncations:
 def go(trash: Trash) -> Go:
     """Remove ``job`` of the root with steps of 1 MB."""
 
-    def remove() -> Removed:
+    def remove() -> RemovalResult:
         trash.stage("item", ["job"])
-        with DeletionPool(1, StopFlag(), limits=Limits(truncate_chunk_bytes=_MB)) as pool:
-            return pool.remove(trash, trash.doom("item")).result(timeout=60)
+        with DeletionPool(1, StopFlag(), limits=RateLimits(truncate_chunk_bytes=_MB)) as pool:
+            return pool.remove(trash, trash.mark_deleting("item")).result(timeout=60)
 
     return remove
 
@@ -126,7 +126,7 @@ def test_a_name_that_somebody_moves_the_file_to_by_a_folder_kept_open_is_no_way_
     folder.mkdir(parents=True)
     (folder / "big").write_bytes(os.urandom(3 * _MB))
     inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    real = steps._lease
+    real = steps._take_lease
 
     def lease(fd: int) -> bool:
         with pytest.raises(FileNotFoundError):
@@ -135,8 +135,8 @@ def test_a_name_that_somebody_moves_the_file_to_by_a_folder_kept_open_is_no_way_
 
     monkeypatch.setattr(steps, "_lease", lease)
     trash.stage("item", ["job"])
-    with DeletionPool(1, StopFlag(), limits=Limits(truncate_chunk_bytes=_MB)) as pool:
-        assert pool.remove(trash, trash.doom("item")).result(timeout=60).complete
+    with DeletionPool(1, StopFlag(), limits=RateLimits(truncate_chunk_bytes=_MB)) as pool:
+        assert pool.remove(trash, trash.mark_deleting("item")).result(timeout=60).complete
     os.close(inside)
 
 
@@ -177,8 +177,8 @@ def test_a_stop_between_two_steps_leaves_the_rest_for_the_next_run_and_counts_wh
 
     monkeypatch.setattr(os, "ftruncate", ftruncate)
     trash.stage("item", ["job"])
-    with DeletionPool(1, stop, limits=Limits(truncate_chunk_bytes=_MB)) as pool:
-        first = pool.remove(trash, trash.doom("item")).result(timeout=60)
+    with DeletionPool(1, stop, limits=RateLimits(truncate_chunk_bytes=_MB)) as pool:
+        first = pool.remove(trash, trash.mark_deleting("item")).result(timeout=60)
     assert (first.complete, first.files) == (False, 0)
     assert _MB <= first.bytes_freed < 2 * _MB
     with DeletionPool(1, StopFlag()) as pool:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from eemtcleanupd.deletion.roots import Root
-from eemtcleanupd.deletion.trash import Trash, doomed_name
+from eemtcleanupd.deletion.trash import Trash, deleting_name
 from eemtcleanupd.errors import LockHeldError, RootError
 from eemtcleanupd.model import TRASH_NAME
 
@@ -141,12 +141,12 @@ def test_restoring_never_replaces_what_is_there_now(
 def test_a_doomed_item_cannot_be_restored(root: Root, trash: Trash) -> None:
     (root.path / "job").mkdir()
     trash.stage("run.1", ["job"])
-    assert trash.doom("run.1") == doomed_name("run.1") == "run.1.deleting"
+    assert trash.mark_deleting("run.1") == deleting_name("run.1") == "run.1.deleting"
     assert list(trash.items()) == [("run.1", True)]
     assert not trash.exists("run.1")
     assert trash.restore("run.1") == ()
     assert not (root.path / "job").exists()
-    assert trash.doom("run.1") == "run.1.deleting"  # again, after a kill
+    assert trash.mark_deleting("run.1") == "run.1.deleting"  # again, after a kill
     assert (root.path / TRASH_NAME / "run.1.deleting" / "job").is_dir()
 
 

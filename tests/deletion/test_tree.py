@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion import tree as module
 from eemtcleanupd.deletion.pool import DeletionPool
-from eemtcleanupd.deletion.rate_limit import Controls
+from eemtcleanupd.deletion.rate_limit import DeletionControls
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import Trash
-from eemtcleanupd.deletion.tree import Share, empty_folder
+from eemtcleanupd.deletion.tree import Shard, empty_folder
 from eemtcleanupd.model import TRASH_NAME
 from tests.deletion.conftest import Remove, WithoutPrivileges, allocated, dig, open_descriptors
 
@@ -98,7 +98,7 @@ def test_a_folder_that_becomes_a_link_meanwhile_is_not_entered(root: Root, canar
     """Between its listing and its opening: then what is opened by the folder's name is a link."""
     (root.path / "link").symlink_to(canary)
     moved_up: list[str] = []
-    controls = Controls(StopFlag())
+    controls = DeletionControls(StopFlag())
     tally = empty_folder(
         root.fd,
         "link",
@@ -124,7 +124,7 @@ def test_a_process_that_goes_on_making_files_cannot_keep_a_run_for_ever(
         rmdir(name, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "rmdir", too_late)
-    controls = Controls(StopFlag())
+    controls = DeletionControls(StopFlag())
     tally = empty_folder(
         root.fd, "folder", label="job", device=root.device, controls=controls, found=lambda *_: None
     )
@@ -147,7 +147,7 @@ def test_the_shares_of_a_folder_are_all_of_it_and_meet_nowhere(
         mine[file.stat().st_ino // 2 % of] += 1
     for number in range(folders):
         (folder / f"folder-{number}").mkdir()
-    controls = Controls(StopFlag())
+    controls = DeletionControls(StopFlag())
     moved_up: list[str] = []
     tallies = [
         empty_folder(
@@ -157,7 +157,7 @@ def test_the_shares_of_a_folder_are_all_of_it_and_meet_nowhere(
             device=root.device,
             controls=controls,
             found=lambda name, _label: moved_up.append(name),
-            share=Share(number, of),
+            share=Shard(number, of),
         )
         for number in range(of)
     ]
@@ -185,7 +185,7 @@ def test_files_go_in_the_order_of_their_inodes_many_at_a_time(
 
     monkeypatch.setattr(os, "unlink", note)
     monkeypatch.setattr(module, "_BATCH", 100)
-    controls = Controls(StopFlag())
+    controls = DeletionControls(StopFlag())
     empty_folder(root.fd, "folder", label="", device=root.device, controls=controls, found=lambda *_: None)
     controls.close()
     assert len(gone) == 300
@@ -320,7 +320,7 @@ def test_the_bytes_freed_are_those_that_were_allocated(
         futures = []
         for job in jobs:
             trash.stage(job.name, [job.name])
-            futures.append(pool.remove(trash, trash.doom(job.name)))
+            futures.append(pool.remove(trash, trash.mark_deleting(job.name)))
         removed = [future.result(timeout=60) for future in futures]
     assert all(each.complete for each in removed)
     assert sum(each.bytes_freed for each in removed) == expected

@@ -16,7 +16,7 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 from eemtcleanupd.config import Config
-from eemtcleanupd.plugins import PluginSet, load
+from eemtcleanupd.plugins import Plugins, load
 from tests.cleanup.conftest import JobStore
 
 PASSWORD = "very-secret-password"
@@ -139,5 +139,5 @@ def configure(tmp_path: Path) -> Configure:
 
 
 @pytest.fixture
-def plugins(configure: Configure) -> Callable[[str], PluginSet]:
-    return lambda text: PluginSet(configure(text))
+def plugins(configure: Configure) -> Callable[[str], Plugins]:
+    return lambda text: Plugins(configure(text))

@@ -17,7 +17,7 @@ from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.errors import AuditError
 from eemtcleanupd.events import AuditEntry, Event
 from eemtcleanupd.notifiers.audit_log import append, verify
-from eemtcleanupd.plugins import PluginSet
+from eemtcleanupd.plugins import Plugins
 from tests.cleanup.conftest import JobStore
 from tests.conftest import RunCli
 
@@ -38,7 +38,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def findings(path: Path) -> list[tuple[int, str]]:
-    return [(found.line, found.words) for found in verify(path).findings]
+    return [(found.line, found.words) for found in verify(path).errors]
 
 
 def edit(path: Path, change: Callable[[list[str]], list[str]]) -> None:
@@ -150,8 +150,8 @@ def test_many_processes_write_one_chain(tmp_path: Path) -> None:
     assert findings(path) == []
 
 
-def plugins(store: JobStore) -> PluginSet:
-    return PluginSet(store.config())
+def plugins(store: JobStore) -> Plugins:
+    return Plugins(store.config())
 
 
 def run(store: JobStore) -> list[Event]:

@@ -13,7 +13,7 @@ from werkzeug import Request, Response
 
 from eemtcleanupd.delivery.serialization import HOOKS
 from eemtcleanupd.hookspecs import Digest, RetryLater
-from eemtcleanupd.plugins import PluginSet
+from eemtcleanupd.plugins import Plugins
 from tests.notifiers.conftest import free_port
 from tests.notifiers.samples import EVENTS, FINISHED
 
@@ -44,7 +44,7 @@ RETRY = (408, 425, 429, 500, 502, 503, 504)
 NO_RETRY = (301, 307, 400, 401, 403, 404, 410)
 
 pytestmark = pytest.mark.parametrize("channel", CHANNELS, ids=lambda channel: channel.name)
-Plugins = Callable[[str], PluginSet]
+MakePlugins = Callable[[str], Plugins]
 
 
 @pytest.fixture(autouse=True)
@@ -52,9 +52,9 @@ def _outsider(example_site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(example_site))
 
 
-def tell(plugins: PluginSet, channel: Channel, event: object = FINISHED) -> object:
+def tell(plugins: Plugins, channel: Channel, event: object = FINISHED) -> object:
     hook = "digest" if isinstance(event, Digest) else HOOKS[type(event)]
-    call = plugins.listener(channel.name, hook)
+    call = plugins.hook_for(channel.name, hook)
     return None if call is None else call(event)
 
 
@@ -68,7 +68,7 @@ def assert_says_no_secret(error: BaseException, capfd: pytest.CaptureFixture[str
 
 
 def test_what_the_other_side_takes_is_delivered(
-    channel: Channel, plugins: Plugins, httpserver: HTTPServer
+    channel: Channel, plugins: MakePlugins, httpserver: HTTPServer
 ) -> None:
     httpserver.expect_request(f"/{SECRET}").respond_with_data("ok")
     tell(plugins(channel.text(httpserver.url_for("").rstrip("/"))), channel)
@@ -77,7 +77,11 @@ def test_what_the_other_side_takes_is_delivered(
 
 @pytest.mark.parametrize("code", [*RETRY, *NO_RETRY])
 def test_each_status_code_is_worth_a_retry_or_not(
-    channel: Channel, plugins: Plugins, httpserver: HTTPServer, code: int, capfd: pytest.CaptureFixture[str]
+    channel: Channel,
+    plugins: MakePlugins,
+    httpserver: HTTPServer,
+    code: int,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     httpserver.expect_request(f"/{SECRET}").respond_with_data(
         "no", status=code, headers={"Location": httpserver.url_for("/elsewhere"), "Retry-After": "77"}
@@ -93,7 +97,7 @@ def test_each_status_code_is_worth_a_retry_or_not(
 
 
 def test_a_refused_connection_is_worth_a_retry(
-    channel: Channel, plugins: Plugins, capfd: pytest.CaptureFixture[str]
+    channel: Channel, plugins: MakePlugins, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(RetryLater) as caught:
         tell(plugins(channel.text(url_of(free_port()))), channel)
@@ -101,7 +105,7 @@ def test_a_refused_connection_is_worth_a_retry(
 
 
 def test_silence_is_worth_a_retry(
-    channel: Channel, plugins: Plugins, silent_port: int, capfd: pytest.CaptureFixture[str]
+    channel: Channel, plugins: MakePlugins, silent_port: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(RetryLater) as caught:
         tell(plugins(channel.text(url_of(silent_port), timeout_seconds=0.2)), channel)
@@ -109,7 +113,7 @@ def test_silence_is_worth_a_retry(
 
 
 def test_a_broken_connection_is_worth_a_retry(
-    channel: Channel, plugins: Plugins, rude_port: int, capfd: pytest.CaptureFixture[str]
+    channel: Channel, plugins: MakePlugins, rude_port: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(RetryLater) as caught:
         tell(plugins(channel.text(url_of(rude_port))), channel)
@@ -118,7 +122,7 @@ def test_a_broken_connection_is_worth_a_retry(
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
 def test_every_event_is_told_whatever_jobs_are_called(
-    channel: Channel, plugins: Plugins, httpserver: HTTPServer, event: object
+    channel: Channel, plugins: MakePlugins, httpserver: HTTPServer, event: object
 ) -> None:
     bodies: list[bytes] = []
 
@@ -136,8 +140,8 @@ def test_every_event_is_told_whatever_jobs_are_called(
         assert len(body) < 200_000
 
 
-def test_its_settings_show_no_secret(channel: Channel, plugins: Plugins) -> None:
+def test_its_settings_show_no_secret(channel: Channel, plugins: MakePlugins) -> None:
     found = plugins(channel.text("http://127.0.0.1:1"))
     assert SECRET not in repr(found.settings(channel.name))
-    assert SECRET not in found.redacted(channel.name, f"it said http://127.0.0.1:1/{SECRET}")
-    assert "********" in found.redacted(channel.name, f"/{SECRET}: no")
+    assert SECRET not in found.redact(channel.name, f"it said http://127.0.0.1:1/{SECRET}")
+    assert "********" in found.redact(channel.name, f"/{SECRET}: no")

@@ -12,11 +12,11 @@ import pytest
 
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.hookspecs import RetryLater
-from eemtcleanupd.plugins import PluginSet
+from eemtcleanupd.plugins import Plugins
 from tests.notifiers.conftest import PASSWORD, Configure, MailServer, StartMail, free_port
 from tests.notifiers.samples import EVENTS, FAILED, FINISHED, HOSTILE, HOSTILE_REPORT
 
-Plugins = Callable[[str], PluginSet]
+MakePlugins = Callable[[str], Plugins]
 
 
 def block(server: MailServer, more: str = "", password: str = PASSWORD) -> str:
@@ -36,8 +36,8 @@ def block(server: MailServer, more: str = "", password: str = PASSWORD) -> str:
 """
 
 
-def send(plugins: PluginSet, event: object = FINISHED) -> object:
-    call = plugins.listener("email", "run_finished")
+def send(plugins: Plugins, event: object = FINISHED) -> object:
+    call = plugins.hook_for("email", "run_finished")
     assert call is not None
     return call(event)
 
@@ -54,7 +54,7 @@ def part(message: EmailMessage, kind: str) -> EmailMessage:
     return found
 
 
-def test_the_report_arrives_encrypted_for_all_recipients(start_mail: StartMail, plugins: Plugins) -> None:
+def test_the_report_arrives_encrypted_for_all_recipients(start_mail: StartMail, plugins: MakePlugins) -> None:
     server = start_mail()
     assert send(plugins(block(server))) == "sent to 2 recipients by localhost"
     assert server.encrypted == [True]
@@ -65,7 +65,7 @@ def test_the_report_arrives_encrypted_for_all_recipients(start_mail: StartMail, 
     assert message["Subject"] == "EEMT cleanup on gis1: 5 jobs cleaned, 45.5 GB freed"
 
 
-def test_text_and_html_have_the_documents_facts(start_mail: StartMail, plugins: Plugins) -> None:
+def test_text_and_html_have_the_documents_facts(start_mail: StartMail, plugins: MakePlugins) -> None:
     server = start_mail()
     send(plugins(block(server)))
     text = part(last(server), "text/plain").get_content()
@@ -76,7 +76,7 @@ def test_text_and_html_have_the_documents_facts(start_mail: StartMail, plugins: 
     assert "Available Space: 50 GB of 100 GB" in text
 
 
-def test_the_trend_is_an_inline_picture(start_mail: StartMail, plugins: Plugins) -> None:
+def test_the_trend_is_an_inline_picture(start_mail: StartMail, plugins: MakePlugins) -> None:
     server = start_mail()
     send(plugins(block(server)))
     picture = part(last(server), "image/png")
@@ -85,12 +85,12 @@ def test_the_trend_is_an_inline_picture(start_mail: StartMail, plugins: Plugins)
     assert f'src="cid:{picture["Content-ID"][1:-1]}"' in part(last(server), "text/html").get_content()
 
 
-def test_failures_are_in_the_subject(start_mail: StartMail, plugins: Plugins) -> None:
+def test_failures_are_in_the_subject(start_mail: StartMail, plugins: MakePlugins) -> None:
     server = start_mail()
     found = plugins(block(server))
     send(found, HOSTILE_REPORT)
     assert last(server)["Subject"].startswith(f"FAILED for {len(HOSTILE)} jobs")
-    call = found.listener("email", "run_failed")
+    call = found.hook_for("email", "run_failed")
     assert call is not None
     call(FAILED)
     assert last(server)["Subject"] == "FAILED: EEMT cleanup on gis1 did not run"
@@ -98,7 +98,7 @@ def test_failures_are_in_the_subject(start_mail: StartMail, plugins: Plugins) ->
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
 def test_hostile_names_forge_no_header_and_no_markup(
-    start_mail: StartMail, plugins: Plugins, event: object
+    start_mail: StartMail, plugins: MakePlugins, event: object
 ) -> None:
     server = start_mail()
     send(plugins(block(server)), event)
@@ -111,7 +111,7 @@ def test_hostile_names_forge_no_header_and_no_markup(
     ("answer", "again"), [("451 later", True), ("421 busy", True), ("550 never", False), ("554 spam", False)]
 )
 def test_each_answer_is_worth_a_retry_or_not(
-    start_mail: StartMail, plugins: Plugins, answer: str, again: bool
+    start_mail: StartMail, plugins: MakePlugins, answer: str, again: bool
 ) -> None:
     server = start_mail()
     server.answer = answer
@@ -121,7 +121,9 @@ def test_each_answer_is_worth_a_retry_or_not(
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
 
 
-def test_refused_recipients_are_told_and_the_others_get_it(start_mail: StartMail, plugins: Plugins) -> None:
+def test_refused_recipients_are_told_and_the_others_get_it(
+    start_mail: StartMail, plugins: MakePlugins
+) -> None:
     server = start_mail()
     server.rejected["second@example.com"] = "550 nobody"
     assert send(plugins(block(server))) == "sent, but 1 of 2 recipients were refused"
@@ -130,7 +132,9 @@ def test_refused_recipients_are_told_and_the_others_get_it(start_mail: StartMail
         send(plugins(block(server)))
 
 
-def test_a_wrong_password_is_not_tried_again_and_not_told(start_mail: StartMail, plugins: Plugins) -> None:
+def test_a_wrong_password_is_not_tried_again_and_not_told(
+    start_mail: StartMail, plugins: MakePlugins
+) -> None:
     server = start_mail()
     wrong = "-".join(("wrong", "secret"))
     with pytest.raises(RuntimeError, match="535") as caught:
@@ -139,7 +143,7 @@ def test_a_wrong_password_is_not_tried_again_and_not_told(start_mail: StartMail,
     assert server.received == []
 
 
-def test_a_certificate_of_somebody_else_is_not_taken(start_mail: StartMail, plugins: Plugins) -> None:
+def test_a_certificate_of_somebody_else_is_not_taken(start_mail: StartMail, plugins: MakePlugins) -> None:
     server = start_mail(names="elsewhere.example.com")
     with pytest.raises(RetryLater, match="certificate is not trusted"):
         send(plugins(block(server)))
@@ -147,7 +151,7 @@ def test_a_certificate_of_somebody_else_is_not_taken(start_mail: StartMail, plug
 
 
 def test_a_certificate_of_an_unknown_authority_is_not_taken(
-    start_mail: StartMail, plugins: Plugins, tmp_path: Path
+    start_mail: StartMail, plugins: MakePlugins, tmp_path: Path
 ) -> None:
     server = start_mail()
     text = block(server).replace(f"    ca_file: {server.ca_file}\n", "")
@@ -156,7 +160,7 @@ def test_a_certificate_of_an_unknown_authority_is_not_taken(
 
 
 def test_no_server_and_a_silent_one_are_worth_a_retry(
-    start_mail: StartMail, plugins: Plugins, silent_port: int
+    start_mail: StartMail, plugins: MakePlugins, silent_port: int
 ) -> None:
     server = start_mail()
     for port in (free_port(), silent_port):

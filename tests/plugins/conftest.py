@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.plugins import PluginSet, load
+from eemtcleanupd.plugins import Plugins, load
 from tests.cleanup.conftest import JobStore
 
 HEAD = "from eemtcleanupd.hookspecs import hookimpl, NotifierSettings, RetryLater\n"
 Module = Callable[[str, str], str]
-Plugins = Callable[[str], PluginSet]
+MakePlugins = Callable[[str], Plugins]
 _numbers = itertools.count()
 
 
@@ -33,11 +33,11 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module:
 
 
 @pytest.fixture
-def plugins(tmp_path: Path) -> Plugins:
-    def build(text: str) -> PluginSet:
+def plugins(tmp_path: Path) -> MakePlugins:
+    def build(text: str) -> Plugins:
         file = tmp_path / "cleanup_config.yaml"
         file.write_text(text)
-        return PluginSet(load(file, environ={}, cwd=tmp_path).config)
+        return Plugins(load(file, environ={}, cwd=tmp_path).config)
 
     return build
 

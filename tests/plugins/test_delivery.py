@@ -13,7 +13,7 @@ import pytest
 
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.config.plugin_settings import NotifierSettings
-from eemtcleanupd.delivery import Delivery, dispatcher, queues
+from eemtcleanupd.delivery import Dispatcher, dispatcher, queues
 from eemtcleanupd.delivery.serialization import HOOKS, decode, encode, next_digest, wants
 from eemtcleanupd.delivery.worker import backoff
 from eemtcleanupd.events import (
@@ -28,13 +28,20 @@ from eemtcleanupd.events import (
     RunFinished,
 )
 from eemtcleanupd.model import Job, JobClass
-from eemtcleanupd.plugins import PluginSet
-from eemtcleanupd.store.address import Location
-from eemtcleanupd.store.outbox import LedgerOutbox, MemoryOutbox, Message, Outbox, Tally, tallies
+from eemtcleanupd.plugins import Plugins
+from eemtcleanupd.store.address import StoreAddress
+from eemtcleanupd.store.outbox import (
+    DeliveryStats,
+    LedgerOutbox,
+    MemoryOutbox,
+    Message,
+    Outbox,
+    delivery_stats,
+)
 from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.cleanup.conftest import NOW, JobStore
 from tests.notifiers.samples import FAILED, FINISHED, HOSTILE_REPORT, report
-from tests.plugins.conftest import Module, Plugins
+from tests.plugins.conftest import MakePlugins, Module
 
 BOX = """
 from pathlib import Path
@@ -57,21 +64,21 @@ def notify(event, settings):
 class Post:
     """A notifier that writes into a file, or does what a test says, and deliveries to it."""
 
-    def __init__(self, module: Module, plugins: Plugins, store: JobStore, stack: ExitStack) -> None:
+    def __init__(self, module: Module, plugins: MakePlugins, store: JobStore, stack: ExitStack) -> None:
         self._name = module("letterbox", BOX)
         self._build, self.store, self._stack = plugins, store, stack
         self.box = store.path / "letters"
         self.now = NOW
 
-    def plugins(self, more: str = "") -> PluginSet:
+    def plugins(self, more: str = "") -> Plugins:
         return self._build(
             f"plugins: [{self._name}]\nblocked_plugins: [prometheus, audit_log]\n"
             f"notifications: {{letterbox: {{box: {self.box}{more}}}}}"
         )
 
-    def open(self, more: str = "", *, durable: bool = True) -> Delivery:
-        delivery = Delivery(Location.of_file(self.store.path / "jobs.db"), lambda: self.now)
-        delivery.use(self.plugins(more), durable=durable)
+    def open(self, more: str = "", *, durable: bool = True) -> Dispatcher:
+        delivery = Dispatcher(StoreAddress.of_file(self.store.path / "jobs.db"), lambda: self.now)
+        delivery.configure(self.plugins(more), durable=durable)
         self._stack.callback(delivery.close)
         return delivery
 
@@ -85,16 +92,16 @@ class Post:
     def letters(self) -> list[str]:
         return self.box.read_text().split() if self.box.exists() else []
 
-    def tally(self) -> Tally:
+    def tally(self) -> DeliveryStats:
         database = SqliteDatabase(self.store.path / "jobs.db", busy_timeout_seconds=5)
         try:
-            return tallies(database).get("letterbox", Tally())
+            return delivery_stats(database).get("letterbox", DeliveryStats())
         finally:
             database.close()
 
 
 @pytest.fixture
-def post(module: Module, plugins: Plugins, store: JobStore) -> Iterator[Post]:
+def post(module: Module, plugins: MakePlugins, store: JobStore) -> Iterator[Post]:
     with ExitStack() as stack:
         yield Post(module, plugins, store, stack)
 
@@ -106,15 +113,15 @@ def until(condition: Callable[[], object], seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
-def wake(delivery: Delivery) -> None:
+def wake(delivery: Dispatcher) -> None:
     for courier in delivery._couriers.values():
         courier.wake()
 
 
 def test_what_is_told_arrives_once_and_is_counted(post: Post) -> None:
     delivery = post.open()
-    delivery.tell(FINISHED)
-    delivery.tell(FAILED)
+    delivery.publish(FINISHED)
+    delivery.publish(FAILED)
     assert delivery.drain(10)
     assert post.letters() == ["RunFinished", "RunFailed"]
     assert (post.tally().delivered, post.tally().waiting) == (2, 0)
@@ -123,7 +130,7 @@ def test_what_is_told_arrives_once_and_is_counted(post: Post) -> None:
 def test_one_that_cannot_be_reached_is_told_later(post: Post) -> None:
     post.order("raise RetryLater('busy')")
     delivery = post.open()
-    delivery.tell(FINISHED)
+    delivery.publish(FINISHED)
     assert delivery.drain(10)
     assert post.letters() == []
     assert (post.tally().retried, post.tally().waiting, post.tally().last_error) == (1, 1, "busy")
@@ -141,7 +148,7 @@ def test_one_that_cannot_be_reached_is_told_later(post: Post) -> None:
 def test_what_is_of_no_use_to_try_again_is_not(post: Post) -> None:
     post.order("raise ValueError('never')")
     delivery = post.open()
-    delivery.tell(FINISHED)
+    delivery.publish(FINISHED)
     assert delivery.drain(10)
     assert (post.tally().failed, post.tally().waiting) == (1, 0)
     assert post.tally().last_error == "ValueError: never"
@@ -150,7 +157,7 @@ def test_what_is_of_no_use_to_try_again_is_not(post: Post) -> None:
 def test_after_three_days_it_is_given_up(post: Post) -> None:
     post.order("raise RetryLater('busy')")
     delivery = post.open()
-    delivery.tell(FINISHED)
+    delivery.publish(FINISHED)
     assert delivery.drain(10)
     post.now += timedelta(days=3, seconds=1)
     wake(delivery)
@@ -161,7 +168,7 @@ def test_after_three_days_it_is_given_up(post: Post) -> None:
 def test_what_was_not_delivered_is_after_a_restart_and_only_once(post: Post) -> None:
     post.order("raise RetryLater('busy')")
     first = post.open()
-    first.tell(FINISHED)
+    first.publish(FINISHED)
     assert first.drain(10)
     first.close()
     post.order(None)
@@ -179,7 +186,7 @@ def test_of_two_processes_only_one_sends(post: Post) -> None:
     assert holder.drain(10)
     wake(holder)
     other = post.open()
-    other.tell(FINISHED)
+    other.publish(FINISHED)
     assert other.drain(10)
     assert post.tally().waiting + len(post.letters()) == 1
     wake(holder)
@@ -190,7 +197,7 @@ def test_of_two_processes_only_one_sends(post: Post) -> None:
 
 def test_nothing_is_written_where_only_dry_runs_are_wanted(post: Post) -> None:
     delivery = post.open(", on: [dry_run]", durable=False)
-    delivery.tell(RunFinished(replace(FINISHED.report, dry_run=True)))
+    delivery.publish(RunFinished(replace(FINISHED.report, dry_run=True)))
     assert delivery.drain(10)
     assert post.letters() == ["RunFinished"]
     assert post.store.sql("SELECT count(*) FROM sqlite_master WHERE name LIKE 'cleanup%'") == [(0,)]
@@ -200,7 +207,7 @@ def test_one_that_hangs_is_left_alone_and_tried_again_later(post: Post) -> None:
     post.order("import threading; threading.Event().wait(30)")
     delivery = post.open(", timeout_seconds: 0.05")
     started = monotonic_seconds()
-    delivery.tell(FINISHED)
+    delivery.publish(FINISHED)
     assert monotonic_seconds() - started < 5
     assert delivery.drain(20)
     assert post.tally().last_error == "no answer within 0.15 seconds"
@@ -214,7 +221,7 @@ def test_one_that_hangs_is_left_alone_and_tried_again_later(post: Post) -> None:
 def test_no_more_than_three_attempts_hang_at_a_time(post: Post) -> None:
     post.order("import threading; threading.Event().wait(30)")
     delivery = post.open(", timeout_seconds: 0.02")
-    delivery.tell(FINISHED)
+    delivery.publish(FINISHED)
     for _ in range(4):
         assert delivery.drain(20)
         post.now += timedelta(hours=2)
@@ -228,7 +235,7 @@ def test_too_many_push_the_oldest_out(post: Post, monkeypatch: pytest.MonkeyPatc
     post.order("raise RetryLater('busy')")
     delivery = post.open()
     for _ in range(5):
-        delivery.tell(FINISHED)
+        delivery.publish(FINISHED)
     assert delivery.drain(10)
     assert (post.tally().waiting, post.tally().dropped) == (3, 2)
 
@@ -243,7 +250,7 @@ def test_a_locked_database_delays_nobody_and_loses_nothing(
     assert delivery.drain(10)
     connection = sqlite3.connect(post.store.path / "jobs.db", isolation_level=None)
     connection.execute("BEGIN EXCLUSIVE")
-    delivery.tell(FINISHED)
+    delivery.publish(FINISHED)
     until(post.letters)
     connection.execute("ROLLBACK")
     connection.close()
@@ -252,9 +259,9 @@ def test_a_locked_database_delays_nobody_and_loses_nothing(
 
 def test_a_digest_is_one_message_a_day(post: Post) -> None:
     delivery = post.open(", digest: '07:00'")
-    delivery.tell(FINISHED)
-    delivery.tell(FAILED)
-    delivery.tell(DiskPressure(95, 1, 90, 80))
+    delivery.publish(FINISHED)
+    delivery.publish(FAILED)
+    delivery.publish(DiskPressure(95, 1, 90, 80))
     assert delivery.drain(10)
     assert post.letters() == ["DiskPressure"]
     post.now += timedelta(days=1)
@@ -264,10 +271,10 @@ def test_a_digest_is_one_message_a_day(post: Post) -> None:
     assert post.tally().waiting == 0
 
 
-def test_a_notifier_that_a_reload_takes_away_is_not_told(post: Post, plugins: Plugins) -> None:
+def test_a_notifier_that_a_reload_takes_away_is_not_told(post: Post, plugins: MakePlugins) -> None:
     delivery = post.open()
-    delivery.use(post.plugins(", enabled: false"))
-    delivery.tell(FINISHED)
+    delivery.configure(post.plugins(", enabled: false"))
+    delivery.publish(FINISHED)
     assert delivery.drain(10)
     assert post.letters() == []
 
@@ -315,7 +322,7 @@ def test_on_and_only_if_cleaned_say_what_is_told(
 
 
 def test_a_run_that_cleaned_nothing_is_not_told_with_only_if_cleaned() -> None:
-    from eemtcleanupd.events import Tally as Cleaned
+    from eemtcleanupd.events import JobTally as Cleaned
 
     nothing = RunFinished(report(successful=Cleaned(), failed=Cleaned()))
     assert not wants(NotifierSettings(only_if_cleaned=True), nothing)
@@ -390,13 +397,13 @@ def test_what_waits_for_a_notifier_that_is_gone_is_dropped_after_a_week(outbox: 
 def test_a_lock_file_is_left_beside_the_database(post: Post) -> None:
     delivery = post.open()
     assert delivery.drain(10)
-    delivery.tell(FINISHED)
+    delivery.publish(FINISHED)
     assert delivery.drain(10)
     assert Path(f"{post.store.path}/jobs.db.eemtcleanupd.outbox.lock").exists()
 
 
 def test_many_jobs_are_told_in_their_order_and_from_memory(
-    module: Module, plugins: Plugins, store: JobStore
+    module: Module, plugins: MakePlugins, store: JobStore
 ) -> None:
     told = store.path / "told"
     name = module(
@@ -404,11 +411,11 @@ def test_many_jobs_are_told_in_their_order_and_from_memory(
         f"@hookimpl\ndef job_cleaned(event):\n"
         f"    with open({str(told)!r}, 'a') as file:\n        print(event.job.id, file=file)\n",
     )
-    delivery = Delivery(Location.of_file(store.path / "jobs.db"), lambda: NOW)
-    delivery.use(plugins(f"plugins: [{name}]"))
+    delivery = Dispatcher(StoreAddress.of_file(store.path / "jobs.db"), lambda: NOW)
+    delivery.configure(plugins(f"plugins: [{name}]"))
     for number in range(2000):
         job = Job(f"job-{number}", "completed")
-        delivery.tell(JobCleaned("run", job, JobClass.SUCCESSFUL, None, (), 1))
+        delivery.publish(JobCleaned("run", job, JobClass.SUCCESSFUL, None, (), 1))
     assert delivery.drain(30)
     delivery.close()
     assert told.read_text().split() == [f"job-{number}" for number in range(2000)]
@@ -421,8 +428,8 @@ def test_a_fault_of_our_own_ends_no_run(post: Post, monkeypatch: pytest.MonkeyPa
 
     delivery = post.open()
     monkeypatch.setattr(dispatcher, "encode", broken)
-    delivery.tell(FINISHED)
+    delivery.publish(FINISHED)
     monkeypatch.undo()
-    delivery.tell(FINISHED)
+    delivery.publish(FINISHED)
     assert delivery.drain(10)
     assert post.letters() == ["RunFinished"]

@@ -11,10 +11,10 @@ from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.events import Event, JobFailed, JobSkipped, RunReport
 from eemtcleanupd.model import Job
-from eemtcleanupd.plugins import PluginSet, manager
+from eemtcleanupd.plugins import Plugins, manager
 from tests.cleanup.conftest import JobStore
 from tests.notifiers.samples import FINISHED
-from tests.plugins.conftest import Module, Plugins
+from tests.plugins.conftest import MakePlugins, Module
 
 JOB = Job("a", "completed", "sol")
 
@@ -28,7 +28,7 @@ class Ran:
         return [event for event in self.events if isinstance(event, kind)]
 
 
-def run(store: JobStore, guards: PluginSet, *, dry_run: bool = False) -> Ran:
+def run(store: JobStore, guards: Plugins, *, dry_run: bool = False) -> Ran:
     events: list[Event] = []
     report = clean(
         store.config(),
@@ -40,8 +40,8 @@ def run(store: JobStore, guards: PluginSet, *, dry_run: bool = False) -> Ran:
     return Ran(report, events)
 
 
-def call(plugins: PluginSet, name: str) -> object:
-    listener = plugins.listener(name, "run_finished")
+def call(plugins: Plugins, name: str) -> object:
+    listener = plugins.hook_for(name, "run_finished")
     assert listener is not None
     return listener(FINISHED)
 
@@ -49,12 +49,12 @@ def call(plugins: PluginSet, name: str) -> object:
 # -- finding -----------------------------------------------------------------------------------------
 
 
-def test_a_module_named_in_the_configuration_is_a_plugin(module: Module, plugins: Plugins) -> None:
+def test_a_module_named_in_the_configuration_is_a_plugin(module: Module, plugins: MakePlugins) -> None:
     name = module("mine", "@hookimpl\ndef run_finished(event):\n    return event.report.run_id\n")
     assert call(plugins(f"plugins: [{name}]"), "mine") == FINISHED.report.run_id
 
 
-def test_a_class_is_made_once_and_kept_over_a_reload(module: Module, plugins: Plugins) -> None:
+def test_a_class_is_made_once_and_kept_over_a_reload(module: Module, plugins: MakePlugins) -> None:
     text = (
         "class Mine:\n    made = 0\n    def __init__(self):\n        self.calls = 0\n"
         "    @hookimpl\n    def run_finished(self, event):\n"
@@ -63,11 +63,11 @@ def test_a_class_is_made_once_and_kept_over_a_reload(module: Module, plugins: Pl
     name = module("counting", text)
     first = plugins(f"plugins: ['{name}:Mine']")
     assert call(first, "counting") == "1"
-    again = PluginSet(first._config, before=first)
+    again = Plugins(first._config, before=first)
     assert call(again, "counting") == "2"
 
 
-def test_hooks_may_take_the_settings_of_their_block(module: Module, plugins: Plugins) -> None:
+def test_hooks_may_take_the_settings_of_their_block(module: Module, plugins: MakePlugins) -> None:
     name = module(
         "polite",
         "from pathlib import Path\nfrom pydantic import BaseModel\n"
@@ -94,7 +94,7 @@ def test_hooks_may_take_the_settings_of_their_block(module: Module, plugins: Plu
     ],
 )
 def test_a_wrong_block_is_a_configuration_error(
-    module: Module, plugins: Plugins, block: str, message: str
+    module: Module, plugins: MakePlugins, block: str, message: str
 ) -> None:
     name = module(
         "polite",
@@ -120,25 +120,25 @@ def test_a_wrong_block_is_a_configuration_error(
     ],
 )
 def test_a_plugin_that_is_wrong_is_a_configuration_error(
-    module: Module, plugins: Plugins, text: str, message: str
+    module: Module, plugins: MakePlugins, text: str, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         plugins(f"plugins: [{module('wrong', text)}]")
 
 
-def test_a_plugin_with_the_name_of_another_is_refused(module: Module, plugins: Plugins) -> None:
+def test_a_plugin_with_the_name_of_another_is_refused(module: Module, plugins: MakePlugins) -> None:
     name = module("slack", "@hookimpl\ndef run_finished(event):\n    pass\n")
     with pytest.raises(ConfigError, match=r":1:11: plugins\[0\]: the plugin slack comes from the program as"):
         plugins(f"plugins: [{name}]")
 
 
-def test_a_blocked_plugin_is_not_used_and_has_no_block(plugins: Plugins) -> None:
+def test_a_blocked_plugin_is_not_used_and_has_no_block(plugins: MakePlugins) -> None:
     assert "prometheus" not in plugins("blocked_plugins: [prometheus]").names
     with pytest.raises(ConfigError, match=r"notifications.slack: unknown key"):
         plugins("blocked_plugins: [slack]\nnotifications: {slack: {enabled: false}}")
 
 
-def test_a_digest_is_refused_where_the_notifier_cannot_send_one(plugins: Plugins) -> None:
+def test_a_digest_is_refused_where_the_notifier_cannot_send_one(plugins: MakePlugins) -> None:
     text = "notifications: {ping: {enabled: true, url: 'http://localhost/', digest: '07:00'}}"
     with pytest.raises(ConfigError, match=r"notifications.ping.digest: it cannot send digests"):
         plugins(text)
@@ -150,7 +150,7 @@ VETO = "@hookimpl\ndef veto_cleanup(job):\n    "
 
 
 def test_a_veto_keeps_the_job_and_its_reason_is_told_everywhere(
-    module: Module, plugins: Plugins, store: JobStore
+    module: Module, plugins: MakePlugins, store: JobStore
 ) -> None:
     store.job("a")
     store.job("b")
@@ -163,14 +163,16 @@ def test_a_veto_keeps_the_job_and_its_reason_is_told_everywhere(
         assert [(s.job.id, s.reason) for s in skipped if isinstance(s, JobSkipped)] == [
             ("a", "keeper: for the thesis")
         ]
-        assert [note.words for note in each.report.vetoed] == ["keeper: for the thesis"]
+        assert [note.message for note in each.report.vetoed] == ["keeper: for the thesis"]
     assert store.cleaned() == {"b"}
     audit = (store.path / "logs" / "cleanup_audit.jsonl").read_text()
     assert '"action": "vetoed"' in audit
     assert "keeper: for the thesis" in audit
 
 
-def test_an_upload_that_a_vetoed_job_shares_stays(module: Module, plugins: Plugins, store: JobStore) -> None:
+def test_an_upload_that_a_vetoed_job_shares_stays(
+    module: Module, plugins: MakePlugins, store: JobStore
+) -> None:
     upload = store.upload("dem.tif")
     store.job("a", dem="dem.tif")
     store.job("b", dem="dem.tif")
@@ -180,13 +182,13 @@ def test_an_upload_that_a_vetoed_job_shares_stays(module: Module, plugins: Plugi
     assert store.cleaned() == {"b"}
 
 
-def test_a_veto_that_raises_keeps_the_job(module: Module, plugins: Plugins) -> None:
+def test_a_veto_that_raises_keeps_the_job(module: Module, plugins: MakePlugins) -> None:
     guards = plugins(f"plugins: [{module('broken', VETO + 'raise KeyError(1)')}]")
     assert guards.veto(JOB) == "broken: it failed (KeyError: 1)"
 
 
 def test_a_veto_that_hangs_keeps_all_jobs_and_is_not_asked_again(
-    module: Module, plugins: Plugins, monkeypatch: pytest.MonkeyPatch
+    module: Module, plugins: MakePlugins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(manager, "_VETO_SECONDS", 0.05)
     guards = plugins(
@@ -198,7 +200,7 @@ def test_a_veto_that_hangs_keeps_all_jobs_and_is_not_asked_again(
     assert threading.active_count() == before
 
 
-def test_a_veto_is_asked_of_what_is_known_of_a_job(module: Module, plugins: Plugins) -> None:
+def test_a_veto_is_asked_of_what_is_known_of_a_job(module: Module, plugins: MakePlugins) -> None:
     fields = ("id", "status", "workflow_type", "completed_at", "dem_filename", "parameters")
     name = module("curious", f"{VETO}return ' '.join(str(getattr(job, name)) for name in {fields})\n")
     assert plugins(f"plugins: [{name}]").veto(JOB) == "curious: a completed sol None None None"
@@ -208,7 +210,7 @@ def test_a_veto_is_asked_of_what_is_known_of_a_job(module: Module, plugins: Plug
 
 
 def test_before_stage_sees_the_files_where_they_lie(
-    module: Module, plugins: Plugins, store: JobStore
+    module: Module, plugins: MakePlugins, store: JobStore
 ) -> None:
     store.job("a")
     seen = store.path / "seen"
@@ -226,7 +228,7 @@ def test_before_stage_sees_the_files_where_they_lie(
 
 
 def test_a_job_whose_before_stage_fails_stays_and_is_an_error(
-    module: Module, plugins: Plugins, store: JobStore
+    module: Module, plugins: MakePlugins, store: JobStore
 ) -> None:
     store.job("a")
     store.job("b")
@@ -238,13 +240,13 @@ def test_a_job_whose_before_stage_fails_stays_and_is_an_error(
     assert isinstance(failed, JobFailed)
     assert failed.error == "copier: AssertionError: no room for a copy"
     assert done.report.errors == 1
-    assert done.report.failures[0].words == failed.error
+    assert done.report.failures[0].message == failed.error
 
 
 # -- secrets -----------------------------------------------------------------------------------------
 
 
-def test_no_secret_is_in_what_a_plugin_says(module: Module, plugins: Plugins) -> None:
+def test_no_secret_is_in_what_a_plugin_says(module: Module, plugins: MakePlugins) -> None:
     text = (
         "from pydantic import SecretStr\n"
         "class S(NotifierSettings):\n    url: SecretStr\n    more: tuple[SecretStr, ...] = ()\n"
@@ -255,6 +257,6 @@ def test_no_secret_is_in_what_a_plugin_says(module: Module, plugins: Plugins) ->
         f"plugins: [{module('talker', text)}]\n"
         "notifications: {talker: {url: 'https://host/path/hidden', more: []}}"
     )
-    assert found.redacted("talker", "HTTPSConnectionPool(host='host'): /path/hidden failed") == (
+    assert found.redact("talker", "HTTPSConnectionPool(host='host'): /path/hidden failed") == (
         "HTTPSConnectionPool(host='host'): /******** failed"
     )

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from eemtcleanupd.policy.breakers import clock_fault, is_too_many
+from eemtcleanupd.policy.breakers import clock_problem, is_too_many
 
 LAST = datetime(2026, 3, 10, 12, tzinfo=UTC)
 
@@ -21,12 +21,12 @@ LAST = datetime(2026, 3, 10, 12, tzinfo=UTC)
     ],
 )
 def test_a_clock_that_leapt_or_went_backwards_is_not_trusted(elapsed: timedelta, words: str | None) -> None:
-    fault = clock_fault(LAST + elapsed, LAST, 90)
+    fault = clock_problem(LAST + elapsed, LAST, 90)
     assert (fault is None) if words is None else (fault is not None and words in fault)
 
 
 def test_the_first_run_has_no_clock_to_compare_with() -> None:
-    assert clock_fault(LAST, None, 90) is None
+    assert clock_problem(LAST, None, 90) is None
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from eemtcleanupd.policy.capacity import Budget, Level
+from eemtcleanupd.policy.capacity import Budget, BudgetLevel
 
-WITHIN, WARNED, OVER = Level
+WITHIN, WARNED, OVER = BudgetLevel
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ WITHIN, WARNED, OVER = Level
     ],
 )
 def test_a_level_is_reached_at_its_mark_and_left_a_little_below(
-    before: Level, used: int, level: Level
+    before: BudgetLevel, used: int, level: BudgetLevel
 ) -> None:
     assert Budget(100, 80).level(used, before) is level
 
@@ -36,10 +36,10 @@ def test_a_level_is_reached_at_its_mark_and_left_a_little_below(
     st.integers(1, 2**62),
     st.floats(0.01, 100),
     st.integers(0, 2**62),
-    st.sampled_from(Level),
+    st.sampled_from(BudgetLevel),
 )
 def test_nothing_happens_while_usage_stays_the_same(
-    max_bytes: int, warn_percent: float, used: int, before: Level
+    max_bytes: int, warn_percent: float, used: int, before: BudgetLevel
 ) -> None:
     budget = Budget(max_bytes, warn_percent)
     level = budget.level(used, before)

@@ -3,7 +3,7 @@
 import pytest
 
 from eemtcleanupd.model import Artifact, Job, JobClass, RootName
-from eemtcleanupd.policy.ownership import Claimant, own_entries, possible_owner_ids, protector
+from eemtcleanupd.policy.ownership import Claimant, blocking_claimant, owned_artifacts, possible_owner_ids
 
 
 def claimant(job_id: str, job_class: JobClass, *, cleaned: bool = False, held: bool = False) -> Claimant:
@@ -27,12 +27,12 @@ def test_a_shared_upload_goes_only_when_every_other_job_that_names_it_is_done_wi
     other: Claimant, protects: bool
 ) -> None:
     mine = claimant("a", JobClass.SUCCESSFUL)
-    assert (protector([mine, other], {"a"}) is not None) is protects
+    assert (blocking_claimant([mine, other], {"a"}) is not None) is protects
 
 
 def test_jobs_that_go_together_do_not_protect_from_each_other() -> None:
     together = [claimant("a", JobClass.SUCCESSFUL), claimant("b", JobClass.FAILED)]
-    assert protector(together, {"a", "b"}) is None
+    assert blocking_claimant(together, {"a", "b"}) is None
 
 
 @pytest.mark.parametrize(
@@ -54,5 +54,5 @@ def test_every_job_that_could_own_an_entry_by_its_name_is_asked(
 
 
 def test_each_entry_that_a_job_owns_by_name_leads_back_to_it() -> None:
-    for entry in own_entries(Job("job_1", "completed")):
+    for entry in owned_artifacts(Job("job_1", "completed")):
         assert "job_1" in possible_owner_ids(entry)

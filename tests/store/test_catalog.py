@@ -16,9 +16,9 @@ from eemtcleanupd.config import RetentionConfig
 from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.errors import StoreError
 from eemtcleanupd.policy.retention import Policy, decide
-from eemtcleanupd.store.address import Location
+from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.jobs import Catalog
+from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.postgres import Server
 
@@ -51,12 +51,12 @@ class Jobs:
     def open(self) -> Database:
         if self._url is None:
             return SqliteDatabase(self._file, busy_timeout_seconds=5)
-        return Location(DatabaseAddress(self._url), self._file.parent, 5).open()
+        return StoreAddress(DatabaseAddress(self._url), self._file.parent, 5).open()
 
     def candidates(self, zone: str, page_size: int = 7) -> list[str]:
         database = self.open()
         try:
-            catalog = Catalog(database, POLICY, ZoneInfo(zone))
+            catalog = JobTable(database, POLICY, ZoneInfo(zone))
             backlog = catalog.backlog(NOW)
             catalog.gather_candidates(NOW)
             found = [job.id for page in catalog.candidates(page_size) for job in page]
@@ -116,7 +116,7 @@ def test_the_scan_misses_nothing_that_is_due(
     jobs.fill(rows)
     found = set(jobs.candidates(zone))
     database = jobs.open()
-    catalog = Catalog(database, POLICY, ZoneInfo(zone))
+    catalog = JobTable(database, POLICY, ZoneInfo(zone))
     with database.read() as connection:
         every = catalog.rows(connection, [str(row[0]) for row in rows])
     database.close()
@@ -175,5 +175,5 @@ def test_a_database_of_something_else_is_refused(tmp_path: Path, schema: str, wo
         connection.execute(schema)
     database = SqliteDatabase(file, busy_timeout_seconds=5)
     with pytest.raises(StoreError, match=words):
-        Catalog(database, POLICY, None)
+        JobTable(database, POLICY, None)
     database.close()

@@ -33,5 +33,5 @@ def test_more_jobs_than_a_statement_binds_are_asked_for_and_dropped(tmp_path: Pa
             " VALUES (?, 'x', 'job', 'open', '[]', '2026-01-01 00:00:00')",
             MANY[-1],
         )
-        database.write(lambda connection: ledger.drop_intents(connection, MANY))
+        database.write(lambda connection: ledger.delete_intents(connection, MANY))
     assert store.sql("SELECT * FROM cleanup_intents") == []

@@ -19,10 +19,10 @@ from eemtcleanupd.config import RetentionConfig
 from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.errors import LockHeldError, StoreError
 from eemtcleanupd.policy.retention import Policy, decide
-from eemtcleanupd.store.address import Location
+from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.intents import Intent, IntentKind
-from eemtcleanupd.store.jobs import Catalog
+from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.lock import Holder, run_lock
 from tests.postgres import PASSWORD, Server
@@ -42,7 +42,7 @@ class Opener:
     def __call__(
         self, url: str | None = None, busy_timeout_seconds: float = 10, lease_seconds: float = 20
     ) -> Database:
-        location = Location(DatabaseAddress(url or self.url), Path("/nowhere"), busy_timeout_seconds)
+        location = StoreAddress(DatabaseAddress(url or self.url), Path("/nowhere"), busy_timeout_seconds)
         database = replace(location, lease_seconds=lease_seconds).open()
         self._stack.callback(database.close)
         return database
@@ -92,7 +92,7 @@ def test_rows_of_every_type_are_found_decided_and_marked(
         ended = (NOW - timedelta(days=days)).isoformat()
         opener.sql("INSERT INTO jobs VALUES (%s, 'completed', %s, '{}')", job_id, ended)
     database = opener()
-    catalog = Catalog(database, POLICY, UTC)
+    catalog = JobTable(database, POLICY, UTC)
     catalog.add_columns()
     catalog.gather_candidates(NOW)
     found = [job for page in catalog.candidates(1) for job in page]
@@ -113,7 +113,7 @@ def test_rows_of_every_type_are_found_decided_and_marked(
 def test_times_that_are_no_dates_need_a_decision_and_are_kept(opener: Opener, ended: str | None) -> None:
     opener.sql("CREATE TABLE jobs (id TEXT PRIMARY KEY, status TEXT, completed_at TIMESTAMP)")
     opener.sql("INSERT INTO jobs VALUES ('odd', 'completed', %s)", ended)
-    catalog = Catalog(opener(), POLICY, UTC)
+    catalog = JobTable(opener(), POLICY, UTC)
     catalog.gather_candidates(NOW)
     (job,) = [job for page in catalog.candidates(10) for job in page]
     decision = decide(job, POLICY, NOW)
@@ -159,13 +159,13 @@ def test_who_does_not_own_the_table_is_told_what_its_owner_can_do(opener: Opener
     opener.server.admin("ALTER TABLE jobs OWNER TO owner", name)
     opener.server.admin("GRANT SELECT ON jobs TO eemt", name)
     with pytest.raises(StoreError, match="its owner can append the columns"):
-        Catalog(opener(), POLICY, UTC).add_columns()
+        JobTable(opener(), POLICY, UTC).add_columns()
     opener.server.admin(
         "ALTER TABLE jobs ADD data_cleaned_at TEXT, ADD data_size_mb FLOAT, ADD cleanup_summary TEXT", name
     )
     opener.server.admin("GRANT UPDATE (data_cleaned_at, data_size_mb, cleanup_summary) ON jobs TO eemt", name)
     opener.sql("CREATE TABLE ours (a INTEGER)")
-    catalog = Catalog(opener(), POLICY, UTC)
+    catalog = JobTable(opener(), POLICY, UTC)
     catalog.add_columns()
     opener.server.admin("INSERT INTO jobs VALUES ('a', 'completed', '2026-01-01T00:00:00')", name)
     opener().write(lambda connection: catalog.mark_cleaned(connection, [("a", 0, "")], NOW))
@@ -347,7 +347,7 @@ def test_candidates_go_on_where_they_were_when_the_connection_is_cut(
         " timestamp '2026-01-01' + (i / 4) * interval '1 hour' FROM generate_series(1, 40) AS i"
     )
     database = opener()
-    catalog = Catalog(database, POLICY, UTC)
+    catalog = JobTable(database, POLICY, UTC)
     catalog.gather_candidates(NOW, failed_first=failed_first)
     expected = [job.id for page in catalog.candidates(7) for job in page]
     assert len(expected) == 40

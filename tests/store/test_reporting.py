@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from eemtcleanupd.policy.retention import Policy
-from eemtcleanupd.store.jobs import Catalog
-from eemtcleanupd.store.report_queries import MOST_GROUPS, OTHERS, Amount, Group, Jobs, count_jobs
+from eemtcleanupd.store.jobs import JobTable
+from eemtcleanupd.store.report_queries import MOST_GROUPS, OTHERS, JobUsage, Usage, UsageGroup, count_jobs
 from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.cleanup.conftest import JobStore
 
@@ -18,10 +18,10 @@ def store(tmp_path: Path) -> JobStore:
     return JobStore(tmp_path / "store")
 
 
-def counted(store: JobStore) -> Jobs:
+def counted(store: JobStore) -> JobUsage:
     database = SqliteDatabase(store.path / "jobs.db", busy_timeout_seconds=1)
     try:
-        catalog = Catalog(database, Policy.from_config(store.config().retention), None)
+        catalog = JobTable(database, Policy.from_config(store.config().retention), None)
         return count_jobs(database, catalog, "2026-06-14T12:00:00", "2026-05-16T12:00:00")
     finally:
         database.close()
@@ -50,7 +50,7 @@ def test_a_job_that_was_cleaned_counts_in_each_span_that_it_is_in(store: JobStor
         store.sql("UPDATE jobs SET data_cleaned_at = ?, data_size_mb = 2 WHERE id = ?", at, str(at))
     mb = 2 * 2**20
     assert counted(store).by_status == {
-        "completed": Group(Amount(1, mb), 1, cleaned_24h=Amount(2, 2 * mb), cleaned_30d=Amount(4, 4 * mb))
+        "completed": UsageGroup(Usage(1, mb), 1, cleaned_24h=Usage(2, 2 * mb), cleaned_30d=Usage(4, 4 * mb))
     }
 
 
@@ -62,8 +62,8 @@ def test_a_size_that_is_none_counts_as_none(store: JobStore, nonsense: str) -> N
     store.sql(f"UPDATE jobs SET data_size_mb = {nonsense} WHERE id = 'a'")
     store.sql("UPDATE jobs SET data_size_mb = 1 WHERE id = 'b'")
     found = counted(store)
-    assert found.by_workflow_type["sol"].held == Amount(1, 0)
-    assert found.by_workflow_type["other"].held == Amount(1, 2**20)
+    assert found.by_workflow_type["sol"].held == Usage(1, 0)
+    assert found.by_workflow_type["other"].held == Usage(1, 2**20)
 
 
 def test_a_table_without_workflow_types_has_one_group_without_a_name(store: JobStore) -> None:

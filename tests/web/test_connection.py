@@ -11,7 +11,7 @@ import pytest
 
 from eemtcleanupd.web import protocol as connection
 from eemtcleanupd.web.supervisor import open_address
-from eemtcleanupd.web.worker import Server
+from eemtcleanupd.web.worker import HttpServer
 
 ANSWER = b"HTTP/1.1 200 OK"
 
@@ -26,30 +26,30 @@ async def slow(scope: object, receive: Callable[[], object], send: Callable[[obj
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpServer]:
     monkeypatch.setattr(connection, "ARRIVAL_SECONDS", 0.1)
     monkeypatch.setattr(connection, "MOST", 5)
-    server = Server(slow, open_address("127.0.0.1:0", 0))  # type: ignore[arg-type]
+    server = HttpServer(slow, open_address("127.0.0.1:0", 0))  # type: ignore[arg-type]
     server.start()
     yield server
     server.stop()
 
 
-def connect(server: Server) -> socket.socket:
+def connect(server: HttpServer) -> socket.socket:
     return socket.create_connection(server.socket.getsockname(), timeout=30)
 
 
 @pytest.mark.parametrize(
     "begun", [b"", b"GET / HTTP/1.1\r\nHost: lo", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"]
 )
-def test_a_request_that_does_not_arrive_ends_its_connection(server: Server, begun: bytes) -> None:
+def test_a_request_that_does_not_arrive_ends_its_connection(server: HttpServer, begun: bytes) -> None:
     with connect(server) as client:
         client.sendall(begun)
         with suppress(ConnectionResetError):
             assert client.recv(100) == b""
 
 
-def test_an_answer_may_take_long_and_the_connection_serves_again(server: Server) -> None:
+def test_an_answer_may_take_long_and_the_connection_serves_again(server: HttpServer) -> None:
     with connect(server) as client:
         for _ in range(2):
             client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -59,7 +59,7 @@ def test_an_answer_may_take_long_and_the_connection_serves_again(server: Server)
             assert answer.startswith(ANSWER)
 
 
-def test_the_longest_idle_makes_room(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_longest_idle_makes_room(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "ARRIVAL_SECONDS", 30.0)
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(server)) for _ in range(12)]
@@ -72,7 +72,7 @@ def test_the_longest_idle_makes_room(server: Server, monkeypatch: pytest.MonkeyP
                 client.recv(1)
 
 
-def test_small_answers_do_not_wait_for_more(server: Server) -> None:
+def test_small_answers_do_not_wait_for_more(server: HttpServer) -> None:
     """asyncio sets TCP_NODELAY only where the socket names its protocol."""
     with connect(server) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")

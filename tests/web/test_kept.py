@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from eemtcleanupd.web import cache as module
-from eemtcleanupd.web.cache import ANSWERS, Kept
+from eemtcleanupd.web.cache import ANSWERS, ResponseCache
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ class Work:
 
 
 def test_however_many_ask_it_is_worked_out_once(now: list[float]) -> None:
-    kept, work = Kept(), Work()
+    kept, work = ResponseCache(), Work()
 
     async def ask() -> list[bytes]:
         return await asyncio.gather(*(kept.get("a", work, 5) for _ in range(50)))
@@ -47,7 +47,7 @@ def test_however_many_ask_it_is_worked_out_once(now: list[float]) -> None:
 
 
 def test_only_the_youngest_answers_are_kept(now: list[float]) -> None:
-    kept, work = Kept(), Work()
+    kept, work = ResponseCache(), Work()
 
     async def ask() -> None:
         for key in range(ANSWERS):
@@ -57,18 +57,18 @@ def test_only_the_youngest_answers_are_kept(now: list[float]) -> None:
         await kept.get("another", work, 1)
 
     asyncio.run(ask())
-    assert [key for key in [*range(ANSWERS), "another"] if kept.look(key) is None] == [1]
+    assert [key for key in [*range(ANSWERS), "another"] if kept.peek(key) is None] == [1]
 
 
 def test_an_old_answer_is_given_while_a_new_one_is_made(now: list[float]) -> None:
-    kept, work = Kept(), Work()
+    kept, work = ResponseCache(), Work()
 
     async def ask() -> None:
         assert await kept.get("a", work, 1, stale_seconds=5) == b"1"
         now[0] = 2.0
         work.may_go.clear()
         assert await kept.get("a", work, 1, stale_seconds=5) == b"1"
-        making = kept.begin("a", work, 1)
+        making = kept.refresh("a", work, 1)
         work.may_go.set()
         assert await making == b"2"
         now[0] = 20.0
@@ -78,14 +78,14 @@ def test_an_old_answer_is_given_while_a_new_one_is_made(now: list[float]) -> Non
 
 
 def test_what_was_begun_before_a_change_is_not_kept_after_it(now: list[float]) -> None:
-    kept, work = Kept(), Work()
+    kept, work = ResponseCache(), Work()
 
     async def ask() -> None:
         work.may_go.clear()
-        before = kept.begin("a", work, 100)
+        before = kept.refresh("a", work, 100)
         while not work.times:
             await asyncio.sleep(0)
-        kept.forget()
+        kept.clear()
         after = asyncio.create_task(kept.get("a", work, 100))
         while work.times < 2:
             await asyncio.sleep(0)
@@ -97,7 +97,7 @@ def test_what_was_begun_before_a_change_is_not_kept_after_it(now: list[float]) -
 
 
 def test_a_failure_is_told_to_all_who_wait_and_tried_again(now: list[float]) -> None:
-    kept = Kept()
+    kept = ResponseCache()
 
     def fail() -> bytes:
         raise ValueError("no")

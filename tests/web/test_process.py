@@ -24,18 +24,18 @@ import requests
 from fastapi import Request
 from starlette.types import Message
 
-from eemtcleanupd.daemon.messages import Order, RunWanted
+from eemtcleanupd.daemon.messages import RunCallbacks, RunRequested
 from eemtcleanupd.errors import ReportError
 from eemtcleanupd.events import RunFinished, Warned
-from eemtcleanupd.plugins import load, packed, unpacked
-from eemtcleanupd.web.api_run import Outcome, RunAsked
-from eemtcleanupd.web.app import around
-from eemtcleanupd.web.auth import Access, Caller
-from eemtcleanupd.web.backend import DaemonEngine
-from eemtcleanupd.web.ipc import DaemonEnd, ProcessEnd, RunOver
+from eemtcleanupd.plugins import from_dict, load, to_dict
+from eemtcleanupd.web.api_run import ApiRun, Outcome
+from eemtcleanupd.web.app import create_app
+from eemtcleanupd.web.auth import Authenticator, Caller
+from eemtcleanupd.web.backend import DaemonBackend
+from eemtcleanupd.web.ipc import ApiRunFinished, DaemonChannel, WorkerChannel
 from eemtcleanupd.web.routes.queries import _progress
 from eemtcleanupd.web.supervisor import HttpInterface, _pass_outcome, open_address
-from eemtcleanupd.web.worker import Server
+from eemtcleanupd.web.worker import HttpServer
 from tests.cleanup.conftest import JobStore
 from tests.daemon.conftest import HEAD, Living
 from tests.notifiers import samples
@@ -130,20 +130,20 @@ def test_a_long_answer_comes_as_a_whole(store: JobStore) -> None:
 @pytest.mark.parametrize("warnings", [1, 9, 30])
 def test_an_answer_of_any_length_crosses_the_line(warnings: int) -> None:
     ours, theirs = Pipe()
-    with closing(DaemonEnd(ours)) as line, theirs:
-        asked = RunAsked("x", (None, None), False, print, lambda made: _pass_outcome(line, 1, made))
+    with closing(DaemonChannel(ours)) as line, theirs:
+        asked = ApiRun("x", (None, None), False, print, lambda made: _pass_outcome(line, 1, made))
         told = Thread(target=carry_out, args=(asked, warnings))
         told.start()
-        over, file = ProcessEnd(os.dup(theirs.fileno())).hear()
+        over, file = WorkerChannel(os.dup(theirs.fileno())).receive()
         told.join()
     assert over.is_in_file == (warnings == 30)
     with StringIO(over.document) if file is None else os.fdopen(file) as document:
         assert json.load(document)["warnings"] == ["x" * 100_000] * warnings
 
 
-def carry_out(asked: RunAsked, warnings: int) -> None:
+def carry_out(asked: ApiRun, warnings: int) -> None:
     """Do as a run that ends well and warns of much."""
-    order, report = asked.order(), samples.report()
+    order, report = asked.callbacks(), samples.report()
     for _ in range(warnings):
         order.emit(Warned("x" * 100_000))
     order.emit(RunFinished(report))
@@ -153,7 +153,7 @@ def carry_out(asked: RunAsked, warnings: int) -> None:
 def test_no_room_for_the_answer_spoils_no_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     outcomes: list[Outcome] = []
-    carry_out(RunAsked("x", (None, None), False, print, outcomes.append), 30)
+    carry_out(ApiRun("x", (None, None), False, print, outcomes.append), 30)
     (outcome,) = outcomes
     assert isinstance(outcome, ReportError)
     assert "the run is over" in str(outcome)
@@ -181,7 +181,7 @@ def answer(address: Path, path: str) -> bytes:
 
 
 @pytest.fixture
-def silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[DaemonEngine, Connection]]:
+def silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[DaemonBackend, Connection]]:
     """What asks a daemon that does not answer, as one that is stopped, and the daemon's end of the line."""
     monkeypatch.setattr("eemtcleanupd.web.backend._ANSWER_SECONDS", 0.01)
     monkeypatch.setattr("eemtcleanupd.web.backend._STATE_SECONDS", 0.0)
@@ -190,15 +190,15 @@ def silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Da
     ours, theirs = Pipe()
     with ours, theirs:
         loaded = load(tmp_path / "c.yaml", environ={}, cwd=tmp_path)
-        yield DaemonEngine(ProcessEnd(os.dup(theirs.fileno())), loaded), ours
+        yield DaemonBackend(WorkerChannel(os.dup(theirs.fileno())), loaded), ours
 
 
 def test_a_daemon_that_is_silent_breaks_neither_pages_nor_events(
-    silent: tuple[DaemonEngine, Connection], tmp_path: Path
+    silent: tuple[DaemonBackend, Connection], tmp_path: Path
 ) -> None:
     engine, address = silent[0], tmp_path / "s"
     with open_address(engine.config.api.listen, 0o600) as opened:
-        server = Server(around(engine, Access(engine, open_to_all=True)), opened)
+        server = HttpServer(create_app(engine, Authenticator(engine, open_to_all=True)), opened)
         server.start()
         try:
             page = answer(address, "/")
@@ -219,7 +219,7 @@ def test_a_daemon_that_is_silent_breaks_neither_pages_nor_events(
     assert asyncio.run(told()) == [": the daemon does not answer\n\n"] * 2
 
 
-def test_what_many_ask_is_asked_once(silent: tuple[DaemonEngine, Connection]) -> None:
+def test_what_many_ask_is_asked_once(silent: tuple[DaemonBackend, Connection]) -> None:
     """However long the daemon takes, so that the line does not fill up."""
     engine, line = silent
     for _ in range(3):
@@ -301,10 +301,10 @@ def test_one_that_talks_nonsense_is_replaced(
     assert not orders(living)
 
 
-def orders(living: Living) -> list[Order]:
+def orders(living: Living) -> list[RunCallbacks]:
     inbox = living.daemon.inbox
     messages = [inbox.get_nowait() for _ in range(inbox.qsize())]
-    return [each.order for each in messages if isinstance(each, RunWanted) and each.order is not None]
+    return [each.order for each in messages if isinstance(each, RunRequested) and each.order is not None]
 
 
 def test_what_it_says_cannot_be_taken_for_the_daemons_own_lines(
@@ -347,13 +347,13 @@ def test_who_does_not_listen_is_not_heard_any_more(monkeypatch: pytest.MonkeyPat
     """For it may have heard half of something."""
     monkeypatch.setattr("eemtcleanupd.web.ipc._PATIENCE_SECONDS", 1)
     ours, theirs = Pipe()
-    line = DaemonEnd(ours)
+    line = DaemonChannel(ours)
     with theirs, closing(line):
         with pytest.raises(OSError, match="unavailable"):
-            line.tell(RunOver(1, None, "x" * 1_000_000))
+            line.send(ApiRunFinished(1, None, "x" * 1_000_000))
         assert ours.poll(0)
         with pytest.raises(EOFError):
-            line.hear()
+            line.receive()
 
 
 def test_its_tracebacks_have_their_key_in_a_log_of_json(
@@ -415,11 +415,11 @@ def test_a_configuration_arrives_as_it_was_sent(tmp_path: Path, monkeypatch: pyt
     )
     loaded = load(file, environ={"HOOK": "https://hooks.example/secret"}, cwd=tmp_path)
     assert "secret" not in repr(loaded)
-    sent = pickle.dumps(packed(loaded))
+    sent = pickle.dumps(to_dict(loaded))
     with monkeypatch.context() as patch:
         patch.delitem(sys.modules, "guard")  # the other process has not met the plugin yet
         told = pickle.loads(sent)
-    again = unpacked(told)
+    again = from_dict(told)
     assert again == loaded
     assert list(again.settings()) == list(loaded.settings())
 

@@ -11,9 +11,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.testclient import TestClient
 
 from eemtcleanupd.web import cache as kept_module
-from eemtcleanupd.web.auth import Access
-from eemtcleanupd.web.cache import ANSWERS, SECONDS, Kept
-from eemtcleanupd.web.shortcut import Shortcut, question
+from eemtcleanupd.web.auth import Authenticator
+from eemtcleanupd.web.cache import ANSWERS, SECONDS, ResponseCache
+from eemtcleanupd.web.shortcut import CacheMiddleware, cache_question
 
 
 class Door:
@@ -27,17 +27,17 @@ class Served:
     """A program with one route, which counts how often it is gone to."""
 
     def __init__(self) -> None:
-        self.kept, self.times, self.now = Kept(), 0, 0.0
+        self.kept, self.times, self.now = ResponseCache(), 0, 0.0
         app = FastAPI()
 
         @app.api_route("/a", methods=["GET", "POST", "HEAD"])
         async def a(request: Request, limit: int = 1) -> Response:
             self.times += 1
             made = await self.kept.get(("a", limit), lambda: b"%d" % limit)
-            self.kept.note(question(request.scope), ("a", limit), "text/x-number")
+            self.kept.remember_key(cache_question(request.scope), ("a", limit), "text/x-number")
             return Response(made, media_type="text/x-number")
 
-        self.client = TestClient(Shortcut(app, self.kept, cast("Access", Door())))
+        self.client = TestClient(CacheMiddleware(app, self.kept, cast("Authenticator", Door())))
 
     def ask(self, path: str = "/a", *, method: str = "GET", word: str = "sesame") -> tuple[int, str]:
         answer = self.client.request(method, path, headers={"word": word})
@@ -82,7 +82,7 @@ def test_other_parameters_are_another_question(served: Served) -> None:
 
 def test_what_was_changed_is_forgotten(served: Served) -> None:
     served.ask()
-    served.kept.forget()
+    served.kept.clear()
     served.ask()
     assert served.times == 2
 
@@ -91,7 +91,7 @@ def test_only_so_many_questions_are_remembered(served: Served) -> None:
     async def note() -> None:
         await served.kept.get("key", lambda: b"good")
         for number in range(ANSWERS + 1):
-            served.kept.note(number, "key", "text/plain")
+            served.kept.remember_key(number, "key", "text/plain")
 
     asyncio.run(note())
-    assert [served.kept.good(number) for number in (0, 1)] == [None, (b"good", "text/plain")]
+    assert [served.kept.fresh(number) for number in (0, 1)] == [None, (b"good", "text/plain")]

@@ -17,10 +17,10 @@ from eemtcleanupd.model import Hold
 from eemtcleanupd.store.intents import Intent
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.web.auth import Caller
-from eemtcleanupd.web.backend import Engine
+from eemtcleanupd.web.backend import Backend
 from eemtcleanupd.web.cache import PLAN_SECONDS
-from eemtcleanupd.web.context import Site, opened
-from eemtcleanupd.web.problems import REFUSED, Json, documented, refuse
+from eemtcleanupd.web.context import ApiContext, open_ledger
+from eemtcleanupd.web.problems import REFUSED, AsciiJsonResponse, error_responses, http_error
 from eemtcleanupd.web.routes.runs import planned
 from eemtcleanupd.web.schemas import CleanupAnswer, Text
 
@@ -28,14 +28,14 @@ _POLL_SECONDS = 0.5
 _POLLS_IN_SILENCE = 30
 
 
-def add_reading(router: APIRouter, site: Site) -> None:
+def add_query_routes(router: APIRouter, site: ApiContext) -> None:
     """Add the routes."""
-    engine = site.engine
+    engine = site.backend
     may_read = [Depends(site.may_read)]
 
     async def answer(request: Request, key: Hashable, make: Callable[[Ledger | None], object]) -> Response:
         def work() -> bytes:
-            with opened(engine.config) as ledger:
+            with open_ledger(engine.config) as ledger:
                 return json.dumps(make(ledger), default=str).encode("ascii")
 
         return await site.answer(request, key, work)
@@ -59,14 +59,14 @@ def add_reading(router: APIRouter, site: Site) -> None:
             lambda ledger: {"runs": [run_document(run) for run in ledger.runs(limit)] if ledger else []},
         )
 
-    @router.get("/runs/{run_id}", dependencies=may_read, responses={**REFUSED, **documented(404)})
+    @router.get("/runs/{run_id}", dependencies=may_read, responses={**REFUSED, **error_responses(404)})
     def run(
         run_id: Text,
         limit: Annotated[int, Query(ge=1, le=100_000, description="How many details.")] = 1000,
     ) -> Response:
         """Show a run and what it did."""
-        with opened(engine.config) as ledger:
-            return Json(run_with_details(ledger, run_id, limit))
+        with open_ledger(engine.config) as ledger:
+            return AsciiJsonResponse(run_with_details(ledger, run_id, limit))
 
     @router.get(
         "/events",
@@ -102,17 +102,17 @@ def add_reading(router: APIRouter, site: Site) -> None:
         """List what has been cleaned and is not gone yet; `more` says that the list is cut."""
 
         def listed(ledger: Ledger | None) -> object:
-            found = ledger.trash_of(limit=limit + 1) if ledger else []
+            found = ledger.trashed(limit=limit + 1) if ledger else []
             return {"trash": [_trashed(each) for each in found[:limit]], "more": len(found) > limit}
 
         return await answer(request, ("trash", limit), listed)
 
 
-async def _progress(engine: Engine, request: Request, caller: Caller, *, once: bool) -> AsyncIterator[str]:
+async def _progress(engine: Backend, request: Request, caller: Caller, *, once: bool) -> AsyncIterator[str]:
     """Tell each change as a server-sent event until nobody listens, or who does may not any more."""
     last: object = ()
     silence = 0
-    while not engine.is_ending and caller.still_may() and not await request.is_disconnected():
+    while not engine.is_ending and caller.is_still_valid() and not await request.is_disconnected():
         try:
             progress = await engine.progress()
         except TimeoutError:  # it may be stopped, and go on
@@ -139,7 +139,7 @@ def run_with_details(ledger: Ledger | None, run_id: str, limit: int) -> dict[str
     """
     found = [each for each in ledger.runs(2, run_id) if each.id == run_id] if ledger else []
     if not found or ledger is None:
-        raise refuse(404, f"there is no run {printable(run_id)}")
+        raise http_error(404, f"there is no run {printable(run_id)}")
     details = [
         {
             "job_id": entry.job_id,

@@ -12,32 +12,32 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import StreamingResponse
 
 from eemtcleanupd.cleanup import RunRequest, clean
-from eemtcleanupd.cleanup.ballast import room_to_begin
+from eemtcleanupd.cleanup.ballast import release_initial_ballast
 from eemtcleanupd.config import Config
 from eemtcleanupd.errors import CleanupError
-from eemtcleanupd.report.run_document import Answer
-from eemtcleanupd.web.api_run import TRIGGER, Outcome, RunAsked, document
+from eemtcleanupd.report.run_document import RunDocument
+from eemtcleanupd.web.api_run import TRIGGER, ApiRun, Outcome, run_document
 from eemtcleanupd.web.auth import Caller
-from eemtcleanupd.web.backend import Engine
-from eemtcleanupd.web.context import Site
-from eemtcleanupd.web.problems import REFUSED, FieldProblem, Json, documented, problem
-from eemtcleanupd.web.schemas import CleanupAnswer, CleanupBody, RunBegun
+from eemtcleanupd.web.backend import Backend
+from eemtcleanupd.web.context import ApiContext
+from eemtcleanupd.web.problems import REFUSED, AsciiJsonResponse, FieldProblem, error_responses, problem
+from eemtcleanupd.web.schemas import CleanupAnswer, CleanupBody, RunAccepted
 
 log = logging.getLogger(__name__)
 
 
-def add_cleaning(router: APIRouter, site: Site) -> None:
+def add_run_routes(router: APIRouter, site: ApiContext) -> None:
     """Add the route."""
-    engine, kept = site.engine, site.kept
+    engine, kept = site.backend, site.cache
     one_at_a_time = asyncio.Lock()
 
     @router.post(
         "",
         response_model=CleanupAnswer,
         responses={
-            202: {"model": RunBegun, "description": "With `Prefer: respond-async`"},
+            202: {"model": RunAccepted, "description": "With `Prefer: respond-async`"},
             **REFUSED,
-            **documented(409),
+            **error_responses(409),
         },
     )
     async def cleanup(
@@ -67,40 +67,40 @@ def add_cleaning(router: APIRouter, site: Site) -> None:
         over: asyncio.Future[Outcome] = loop.create_future()
 
         def end(outcome: Outcome) -> None:
-            kept.forget()
+            kept.clear()
             _tell(loop, over, outcome)
 
         engine.run(
-            RunAsked(caller.name, retention, wanted.force, lambda run_id: _tell(loop, begun, run_id), end)
+            ApiRun(caller.name, retention, wanted.force, lambda run_id: _tell(loop, begun, run_id), end)
         )
         if "respond-async" in prefer.lower():
             await asyncio.wait((begun, over), return_when=asyncio.FIRST_COMPLETED)
             if begun.done():
                 run_id = begun.result()
                 url = f"{request.url.path}/runs/{run_id}"
-                return Json({"run_id": run_id, "url": url}, 202, headers={"Location": url})
+                return AsciiJsonResponse({"run_id": run_id, "url": url}, 202, headers={"Location": url})
         return _answer(await over)
 
 
-def _write_down(site: Site, caller: Caller, wanted: CleanupBody) -> None:
-    if told := room_to_begin(site.engine.config):  # or the line below has none on a full disk
+def _write_down(site: ApiContext, caller: Caller, wanted: CleanupBody) -> None:
+    if told := release_initial_ballast(site.backend.config):  # or the line below has none on a full disk
         log.warning("%s", told)
     site.audit(caller, "http_cleanup", body=wanted.model_dump())
 
 
-def dry_run(engine: Engine, config: Config, user: str, *, force: bool = False) -> IO[str] | CleanupError:
+def dry_run(engine: Backend, config: Config, user: str, *, force: bool = False) -> IO[str] | CleanupError:
     """Say what a run would do."""
-    with closing(Answer()) as answer:
+    with closing(RunDocument()) as answer:
         clean(
             config,
             RunRequest(user=user, trigger=TRIGGER, dry_run=True, force=force),
             emit=answer,
             guards=engine.plugins,
         )
-        return document(answer)
+        return run_document(answer)
 
 
-def planned(engine: Engine) -> bytes:
+def planned(engine: Backend) -> bytes:
     """Return the next run's dry run as JSON; breakers do not count, for nothing happens."""
     outcome = dry_run(engine, engine.config, "plan", force=True)
     if isinstance(outcome, CleanupError):
