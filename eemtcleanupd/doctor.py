@@ -23,7 +23,7 @@ from eemtcleanupd.deletion.blockers import Blockers, disk_usage
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.errors import BackupError, CleanupError
 from eemtcleanupd.formatting import human_size, printable
-from eemtcleanupd.model import TRASH_NAME, RootName
+from eemtcleanupd.model import TRASH_NAME, Outcome, RootName
 from eemtcleanupd.open_files import deleted_but_open, users_of
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.retention import Policy
@@ -310,7 +310,7 @@ class _Examination:
             return
         run = last[0]
         when = time_with_distance(run.started_at, self._now)
-        if run.outcome == "failed":
+        if run.outcome == Outcome.FAILED:
             yield Finding("runs", FindingLevel.PROBLEM, f"the last run, {when}, broke off: {run.error}")
         elif self._now - run.started_at > _LATE:
             advice = "look at the schedule above"

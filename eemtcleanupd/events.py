@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from eemtcleanupd.model import Found, Job, JobClass
+from eemtcleanupd.model import Found, Job, JobClass, Outcome, Trigger
 
 DURATION_BUCKETS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0)
 """Seconds up to which runs are counted, for the histogram of their durations."""
@@ -27,7 +27,7 @@ class RunStarted:
 
     run_id: str
     dry_run: bool
-    trigger: str
+    trigger: Trigger
     policy: str
     jobs_to_check: int
     candidates: int
@@ -190,11 +190,11 @@ class RunReport:
 
     run_id: str
     dry_run: bool
-    trigger: str
+    trigger: Trigger
     user: str
     started_at: datetime
     finished_at: datetime
-    outcome: str
+    outcome: Outcome
     successful: JobTally = field(default_factory=JobTally)
     failed: JobTally = field(default_factory=JobTally)
     orphans: JobTally = field(default_factory=JobTally)
@@ -234,7 +234,7 @@ class RunFailed:
 
     run_id: str
     error: str
-    trigger: str = ""
+    trigger: Trigger | None = None
     host: str = ""
     failed_at: datetime | None = None
 

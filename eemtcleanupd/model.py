@@ -20,6 +20,35 @@ class RootName(StrEnum):
     TEMP = "temp"
 
 
+class Trigger(StrEnum):
+    """What a run was started for; the value is what the ledger, the log and the documents show."""
+
+    MANUAL = "manual"
+    SCHEDULE = "schedule"
+    START = "start"
+    RECOVERY = "recovery"
+    PRESSURE = "pressure"
+    TRASH = "trash"
+    API = "api"
+    SIGNAL = "signal"
+    TEST = "notify-test"
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether the daemon starts such a run by itself, to clean: it can wait, and be tried again."""
+        return self in {Trigger.SCHEDULE, Trigger.START, Trigger.RECOVERY}
+
+
+class Outcome(StrEnum):
+    """How a run ended: without errors, with errors on some jobs, asked to stop, refused, or killed."""
+
+    SUCCESS = "success"
+    ERRORS = "errors"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+    KILLED = "killed"
+
+
 class JobClass(StrEnum):
     """What a job's status means for its retention."""
 

@@ -12,6 +12,7 @@ from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.rate_limit import RateLimits
 from eemtcleanupd.events import AuditEntry, Emit
+from eemtcleanupd.model import Trigger
 from eemtcleanupd.policy.pressure import Pressure
 from eemtcleanupd.policy.retention import Policy
 
@@ -27,7 +28,7 @@ class RunRequest:
     """
 
     user: str
-    trigger: str = "manual"
+    trigger: Trigger = Trigger.MANUAL
     dry_run: bool = False
     force: bool = False
     skip_larger_than_bytes: int | None = None

@@ -11,7 +11,7 @@ from eemtcleanupd.cleanup.inventory import InventoryResult
 from eemtcleanupd.cleanup.outcomes import RunCounts, largest
 from eemtcleanupd.cleanup.selection import Selection
 from eemtcleanupd.events import DURATION_BUCKETS, JobTally, RunReport, RunStarted
-from eemtcleanupd.model import JobClass
+from eemtcleanupd.model import JobClass, Outcome
 from eemtcleanupd.store.jobs import Backlog
 from eemtcleanupd.store.runs import RunRecord
 
@@ -61,7 +61,7 @@ def build_report(
         user=run.request.user,
         started_at=run.started_at,
         finished_at=run.clock(),
-        outcome="interrupted" if interrupted else "errors" if counts.errors else "success",
+        outcome=Outcome.INTERRUPTED if interrupted else Outcome.ERRORS if counts.errors else Outcome.SUCCESS,
         successful=JobTally(counts.cleaned[JobClass.SUCCESSFUL], counts.freed[JobClass.SUCCESSFUL]),
         failed=JobTally(counts.cleaned[JobClass.FAILED], counts.freed[JobClass.FAILED]),
         orphans=JobTally(counts.orphans, counts.orphan_bytes),

@@ -39,7 +39,7 @@ from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.errors import AuditError, CleanupError
 from eemtcleanupd.events import Emit, RunFailed, RunFinished, RunReport, Warned
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.model import RootName
+from eemtcleanupd.model import Outcome, RootName
 from eemtcleanupd.policy.breakers import is_too_many
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.pressure import early_policy
@@ -167,7 +167,7 @@ class _Execution:
         except CleanupError as error:
             with suppress(CleanupError):  # the database may be what broke; the first error is the one to tell
                 ledger.finish_run(
-                    replace(record, finished_at=run.clock(), outcome="failed", error=str(error))
+                    replace(record, finished_at=run.clock(), outcome=Outcome.FAILED, error=str(error))
                 )
             raise
         ledger.finish_run(finished_record(record, report), run_totals(report, counts.by_status))

@@ -161,7 +161,9 @@ def clean(  # noqa: PLR0917  (click passes them by name)
 
 def _exit_code(report: RunReport, signal_number: int | None) -> int:
     """0 done, 1 done with errors, 128 + signal when stopped by one (DESIGN, Exit codes; signal(7))."""
-    if report.outcome == "interrupted" and signal_number is not None:
+    from eemtcleanupd.model import Outcome
+
+    if report.outcome is Outcome.INTERRUPTED and signal_number is not None:
         return 128 + signal_number
     return 1 if report.errors else 0
 

@@ -18,6 +18,7 @@ from eemtcleanupd.events import (
     Warned,
 )
 from eemtcleanupd.formatting import human_age, human_size, printable, shortened
+from eemtcleanupd.model import Outcome
 
 _COLORS = {"INFO": None, "WARNING": "yellow", "ERROR": "red", "DRY RUN": "cyan"}
 
@@ -112,9 +113,9 @@ class ConsoleReporter:
         for what, tally in (("orphan", report.orphans), ("expired trash item", report.trash_purged)):
             if tally.jobs:
                 _say("INFO", f"Removed {_plural(tally.jobs, what)} (freed {human_size(tally.bytes_freed)})")
-        if report.outcome == "success":
+        if report.outcome is Outcome.SUCCESS:
             _say("INFO", "Cleanup completed successfully")
-        elif report.outcome == "errors":
+        elif report.outcome is Outcome.ERRORS:
             _say("ERROR", f"Cleanup completed with errors on {_plural(report.errors, 'job')}")
         else:
             _say("WARNING", "Cleanup was interrupted; the next run goes on")

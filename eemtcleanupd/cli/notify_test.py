@@ -12,6 +12,7 @@ import click
 from eemtcleanupd.cli.common import caller, config_option, load_config
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import AuditError
+from eemtcleanupd.model import Outcome, Trigger
 
 if TYPE_CHECKING:
     from eemtcleanupd.config import Config
@@ -90,11 +91,11 @@ def _test(config: Config) -> RunFinished:
         RunReport(
             run_id=f"{now:%Y%m%dT%H%M%S}-test",
             dry_run=False,
-            trigger="notify-test",
+            trigger=Trigger.TEST,
             user=caller(),
             started_at=now,
             finished_at=now,
-            outcome="success",
+            outcome=Outcome.SUCCESS,
             successful=JobTally(1, 1024**3),
             host=socket.gethostname(),
             biggest=(JobNote("a-job-that-does-not-exist", "completed", 1024**3),),

@@ -19,6 +19,7 @@ import click
 
 from eemtcleanupd.cli.common import caller, config_option, working_folder
 from eemtcleanupd.errors import CleanupError, ConfigError, LockHeldError
+from eemtcleanupd.model import Trigger
 
 _READY = b"ready"
 
@@ -94,7 +95,7 @@ def _signals(put: Callable[..., None]) -> Iterator[None]:
         signal.SIGTERM: end,
         signal.SIGINT: end,
         signal.SIGHUP: lambda *_: put(ReloadRequested("SIGHUP")),
-        signal.SIGUSR1: lambda *_: put(RunRequested("signal", user)),
+        signal.SIGUSR1: lambda *_: put(RunRequested(Trigger.SIGNAL, user)),
         signal.SIGUSR2: lambda *_: put(DumpThreads()),
     }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}

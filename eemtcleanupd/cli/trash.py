@@ -13,6 +13,7 @@ import click
 from eemtcleanupd.cli.common import Command, caller, load_config, open_ledger, store_options
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.formatting import human_size, printable
+from eemtcleanupd.model import Trigger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -146,7 +147,7 @@ def purge(
         return 0
     if not yes and sys.stdin.isatty():
         click.confirm("What is purged is gone for ever. Purge the trash?", abort=True)
-    request = RunRequest(user=caller(), trigger="trash", only_trash=True, purge_older_than=age)
+    request = RunRequest(user=caller(), trigger=Trigger.TRASH, only_trash=True, purge_older_than=age)
     report = clean(config, request, emit=lambda _: None, guards=Plugins(config))
     gone = report.trash_purged
     if as_json:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.events import Emit, RunReport
+from eemtcleanupd.model import Trigger
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class RunCallbacks:
 class RunRequested:
     """Start a run, or, while one is going on, say so; ``user`` is who is recorded for it."""
 
-    trigger: str
+    trigger: Trigger
     user: str
     order: RunCallbacks | None = None
 
@@ -97,7 +98,7 @@ class RoleChanged:
 class RunEnded:
     """The run is over: its report, or why there is none (``None``: it broke in a way nobody foresaw)."""
 
-    trigger: str
+    trigger: Trigger
     result: RunReport | CleanupError | None
 
 

@@ -18,15 +18,14 @@ from eemtcleanupd.daemon.timers import Timers
 from eemtcleanupd.errors import LockHeldError
 from eemtcleanupd.events import DiskPressure, Emit, RunReport
 from eemtcleanupd.logs.setup import log
+from eemtcleanupd.model import Trigger
 from eemtcleanupd.policy.pressure import Pressure
-from eemtcleanupd.store.runs import TRASH_TRIGGER
 
 USER = "auto_cleanup"
 """Who is recorded for what the daemon does by itself (the user's document, Audit Trail)."""
 
 _LONGEST_PAUSE_SECONDS = 300.0
 _PRESSURE_PAUSE = timedelta(hours=1)
-_OWN_ACCORD = ("schedule", "start", "recovery")
 
 
 class RunScheduler:
@@ -80,7 +79,7 @@ class RunScheduler:
 
     def apply_schedule(self, since: datetime | None = None) -> None:
         """Follow the schedule of the configuration in force; what it missed since a time is made up for."""
-        wanted = RunRequested("schedule", USER)
+        wanted = RunRequested(Trigger.SCHEDULE, USER)
         self._triggers.follow_cron(self._config.schedule, lambda: self._put(wanted), since=since)
 
     def resume(self) -> None:
@@ -91,9 +90,9 @@ class RunScheduler:
         if catch_up and last is not None and last.began_at is not None:
             self.apply_schedule(since=last.began_at)
         if last is not None and (last.was_killed or (last.was_interrupted and config.catch_up)):
-            self._put(RunRequested("recovery", USER))
+            self._put(RunRequested(Trigger.RECOVERY, USER))
         elif config.run_on_start:
-            self._put(RunRequested("start", USER))
+            self._put(RunRequested(Trigger.START, USER))
 
     def become_active(self) -> None:
         """Clean from now on."""
@@ -113,7 +112,7 @@ class RunScheduler:
             active = self._leadership.active or "another one"
             if wanted.order is not None:
                 wanted.order.done(LockHeldError(f"this daemon stands by: ask the active one, {active}"))
-            elif wanted.trigger not in _OWN_ACCORD:
+            elif not wanted.trigger.is_automatic:
                 log.warning(
                     "The run for %s does not start: this daemon stands by, %s is active",
                     wanted.trigger,
@@ -132,13 +131,13 @@ class RunScheduler:
                 wanted.trigger,
                 f"{running.started_at:%H:%M:%S}",
             )
-        elif self._wanted is None or self._wanted.trigger == TRASH_TRIGGER or wanted.order is not None:
+        elif self._wanted is None or self._wanted.trigger is Trigger.TRASH or wanted.order is not None:
             self._wanted = wanted
 
     def check_trash(self) -> None:
         """Want a run that empties the trash if something has outlived its grace there."""
         if self._is_free() and self._storage.has_expired_trash(self._config):
-            self.request_run(RunRequested(TRASH_TRIGGER, USER))
+            self.request_run(RunRequested(Trigger.TRASH, USER))
 
     def check_pressure(self) -> None:
         """Want a run ahead of the retention, and tell so, if the disk is too full."""
@@ -159,7 +158,7 @@ class RunScheduler:
                 config.low_watermark_percent,
             )
         )
-        self.request_run(RunRequested("pressure", USER))
+        self.request_run(RunRequested(Trigger.PRESSURE, USER))
 
     def _is_free(self) -> bool:
         return self._runner.running is None and self._wanted is None and not self._config.dry_run
@@ -177,7 +176,7 @@ class RunScheduler:
         wanted = self._wanted
         if wanted is None or self._runner.running is not None:
             return
-        if wanted.trigger in _OWN_ACCORD and self._elapsed() < self._not_before:
+        if wanted.trigger.is_automatic and self._elapsed() < self._not_before:
             return
         self._wanted = None
         config, order = self._config, wanted.order
@@ -189,9 +188,9 @@ class RunScheduler:
                 trigger=wanted.trigger,
                 dry_run=config.dry_run,
                 force=order is not None and order.force,
-                only_trash=wanted.trigger == TRASH_TRIGGER,
+                only_trash=wanted.trigger is Trigger.TRASH,
                 pressure=Pressure(pressure.low_watermark_percent, timedelta(hours=pressure.minimum_age_hours))
-                if wanted.trigger == "pressure"
+                if wanted.trigger is Trigger.PRESSURE
                 else None,
             ),
             guards,
@@ -214,12 +213,12 @@ class RunScheduler:
                 self._put(RunRequested(ended.trigger, USER))
         else:
             self.last_error = str(result) if result is not None else "it broke off, the log says where"
-        if ended.trigger == "pressure":
+        if ended.trigger is Trigger.PRESSURE:
             self._relieved_at = self._clock()
 
-    def _should_retry(self, trigger: str, active_seconds: float) -> bool:
+    def _should_retry(self, trigger: Trigger, active_seconds: float) -> bool:
         """Tell whether a run that met a lock is for this daemon to try again: what was left, until it can."""
         takeover = self._config.ha.takeover_seconds
         if not self._leadership.is_active or not takeover:
             return False
-        return trigger == "recovery" or (trigger in _OWN_ACCORD and active_seconds < takeover)
+        return trigger is Trigger.RECOVERY or (trigger.is_automatic and active_seconds < takeover)

@@ -18,6 +18,7 @@ from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.blockers import disk_usage
 from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.events import CapacityWarning, Total
+from eemtcleanupd.model import Outcome
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.pressure import DiskUsage
 from eemtcleanupd.store.address import StoreAddress
@@ -55,7 +56,7 @@ class StoreQueries:
                 if not newest:
                     return None
                 outcome = newest[0].outcome
-                return LastCleanup(ledger.last_cleanup_at(), outcome is None, outcome == "interrupted")
+                return LastCleanup(ledger.last_cleanup_at(), outcome is None, outcome == Outcome.INTERRUPTED)
         except (CleanupError, _NoLedgerError) as error:
             _tell(error)
             return None

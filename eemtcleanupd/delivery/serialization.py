@@ -23,7 +23,7 @@ from eemtcleanupd.events import (
     RunFinished,
     RunStarted,
 )
-from eemtcleanupd.store.runs import TRASH_TRIGGER
+from eemtcleanupd.model import Outcome, Trigger
 
 HOOKS: dict[type[Any], str] = {
     DaemonStarted: "daemon_started",
@@ -53,12 +53,12 @@ def wants(settings: NotifierSettings, event: Event) -> bool:
                 return True
             if report.dry_run:
                 return "dry_run" in settings.on
-            if report.outcome == "success":
-                if report.trigger == TRASH_TRIGGER:
+            if report.outcome is Outcome.SUCCESS:
+                if report.trigger == Trigger.TRASH:
                     return "trash" in settings.on
                 nothing = not (report.bytes_freed or report.successful.jobs or report.failed.jobs)
                 return "success" in settings.on and not (nothing and settings.only_if_cleaned)
-            return ("interrupted" if report.outcome == "interrupted" else "failure") in settings.on
+            return ("interrupted" if report.outcome is Outcome.INTERRUPTED else "failure") in settings.on
         case RunFailed():
             return "failure" in settings.on
         case DiskPressure():

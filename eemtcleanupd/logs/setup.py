@@ -36,6 +36,7 @@ from eemtcleanupd.events import (
     Warned,
 )
 from eemtcleanupd.formatting import human_age, human_size, printable, shortened
+from eemtcleanupd.model import Outcome
 
 log = logging.getLogger("eemtcleanupd")
 
@@ -220,9 +221,9 @@ def _write_report(report: RunReport) -> None:
             human_size(report.early.bytes_freed),
             report.pressure,
         )
-    if report.outcome == "success":
+    if report.outcome is Outcome.SUCCESS:
         log.info("Cleanup completed successfully")
-    elif report.outcome == "errors":
+    elif report.outcome is Outcome.ERRORS:
         log.error("Cleanup completed with errors on %d jobs", report.errors)
     else:
         log.warning("Cleanup was interrupted; the next run goes on")

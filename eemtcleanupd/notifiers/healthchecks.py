@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, model_validator
 from eemtcleanupd.config.types import FilePath
 from eemtcleanupd.events import RunFailed, RunFinished, RunStarted
 from eemtcleanupd.hookspecs import NotifierSettings, hookimpl
+from eemtcleanupd.model import Outcome, Trigger
 from eemtcleanupd.notifiers.http import post
 from eemtcleanupd.notifiers.messages import render
 
@@ -41,13 +42,15 @@ def register_settings() -> type[PingSettings]:
 @hookimpl
 def run_started(event: RunStarted, settings: PingSettings) -> str:
     return (
-        "" if event.dry_run or event.trigger == "trash" else _ping(settings, "/start", f"run {event.run_id}")
+        ""
+        if event.dry_run or event.trigger is Trigger.TRASH
+        else _ping(settings, "/start", f"run {event.run_id}")
     )
 
 
 @hookimpl
 def run_finished(event: RunFinished, settings: PingSettings) -> str:
-    end = "/fail" if event.report.outcome == "errors" else ""
+    end = "/fail" if event.report.outcome is Outcome.ERRORS else ""
     return _ping(settings, end, render(event).text())
 
 

@@ -21,6 +21,7 @@ from eemtcleanupd.events import (
 )
 from eemtcleanupd.formatting import human_size, printable, shortened
 from eemtcleanupd.hookspecs import Digest
+from eemtcleanupd.model import Outcome
 
 Severity = Literal["good", "warning", "danger"]
 
@@ -106,10 +107,10 @@ def _run(report: RunReport) -> Message:
     freed = human_size(report.bytes_freed)
     host = f" on {_line(report.host)}" if report.host else ""
     test = "[TEST] " if report.is_test else ""
-    if report.outcome == "errors":
+    if report.outcome is Outcome.ERRORS:
         head = f"{test}FAILED for {_jobs(report.errors)}: EEMT cleanup{host}, "
         head += f"{_jobs(jobs)} cleaned, {freed} freed"
-    elif report.outcome == "interrupted":
+    elif report.outcome is Outcome.INTERRUPTED:
         head = f"{test}Interrupted: EEMT cleanup{host}, {_jobs(jobs)} cleaned, {freed} freed"
     else:
         done = "would be cleaned" if report.dry_run else "cleaned"
@@ -131,11 +132,15 @@ def _run(report: RunReport) -> Message:
         facts.append(("Left for another run", _jobs(report.remaining)))
     if report.pressure:
         facts.append(("Disk pressure", _line(report.pressure)))
-    mood: Severity = {"success": "good", "interrupted": "warning"}.get(report.outcome, "danger")  # type: ignore[assignment]
+    mood: Severity = {Outcome.SUCCESS: "good", Outcome.INTERRUPTED: "warning"}.get(report.outcome, "danger")  # type: ignore[assignment]
     return Message(head, mood, tuple(facts), _lists(report), storage)
 
 
-_STATUS = {"success": "Success", "errors": "Failed for some jobs", "interrupted": "Interrupted"}
+_STATUS = {
+    Outcome.SUCCESS: "Success",
+    Outcome.ERRORS: "Failed for some jobs",
+    Outcome.INTERRUPTED: "Interrupted",
+}
 
 
 def _storage(storage: StorageState) -> list[tuple[str, str]]:
@@ -171,7 +176,7 @@ def _failed(event: RunFailed) -> Message:
         (
             ("Status", "Failed"),
             ("Error", _line(event.error)),
-            ("Run", f"{event.run_id} ({_line(event.trigger)})"),
+            ("Run", f"{event.run_id} ({_line(event.trigger or '')})"),
         ),
     )
 

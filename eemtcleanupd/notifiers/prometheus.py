@@ -23,6 +23,7 @@ from eemtcleanupd.events import (
     Total,
 )
 from eemtcleanupd.hookspecs import hookimpl
+from eemtcleanupd.model import Outcome, Trigger
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -84,7 +85,7 @@ class Prometheus:
         self._totals = report.totals
         self._storage = report.storage
         self._next_run = _seconds(report.next_run_at)
-        if report.outcome == "success" and report.trigger != "trash":
+        if report.outcome is Outcome.SUCCESS and report.trigger is not Trigger.TRASH:
             self._last_success = report.finished_at.timestamp()
         return self._write(settings)
 

@@ -25,7 +25,7 @@ from eemtcleanupd.hookspecs import EVENT_HOOKS, PROJECT, Hooks
 
 # Named here and not only as entry points: the audit log must not be missing because metadata is.
 _OURS: Final = {
-    "backup": "eemtcleanupd.plugins.backup:Backup",
+    "backup": "eemtcleanupd.plugins.backup:BackupPlugin",
     "email": "eemtcleanupd.notifiers.email",
     "slack": "eemtcleanupd.notifiers.slack",
     "audit_log": "eemtcleanupd.notifiers.audit_log:AuditLog",

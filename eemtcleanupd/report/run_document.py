@@ -20,6 +20,7 @@ from eemtcleanupd.events import (
     Warned,
 )
 from eemtcleanupd.formatting import human_size
+from eemtcleanupd.model import Outcome
 
 _IN_MEMORY_BYTES = 1 << 20
 
@@ -82,7 +83,7 @@ class RunDocument:
         for spool in self._lists.values():
             spool.finish()
         head = {
-            "success": report.outcome == "success",
+            "success": report.outcome is Outcome.SUCCESS,
             "run_id": report.run_id,
             "dry_run": report.dry_run,
             "outcome": report.outcome,

@@ -9,12 +9,10 @@ from datetime import datetime
 from sqlalchemy import Connection, bindparam, desc, func, insert, select, update
 
 from eemtcleanupd.events import Total
+from eemtcleanupd.model import Outcome, Trigger
 from eemtcleanupd.store.base import Repository, read_utc
 from eemtcleanupd.store.tables import NOTIFIERS, RUNS, TOTALS
 from eemtcleanupd.store.timestamps import utc_timestamp
-
-TRASH_TRIGGER = "trash"
-"""The trigger of runs that only empty the trash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +48,20 @@ class Runs(Repository):
 
     def has_whole_run(self) -> bool:
         """Tell whether any run has looked at all jobs and come to its end."""
-        whole = RUNS.c.outcome.in_(("success", "errors")) & (RUNS.c.trigger != TRASH_TRIGGER)
+        whole = RUNS.c.outcome.in_((Outcome.SUCCESS, Outcome.ERRORS)) & (RUNS.c.trigger != Trigger.TRASH)
         with self._database.read() as connection:
             return bool(connection.execute(select(func.count()).where(whole)).scalar_one())
 
     def last_cleanup_at(self) -> datetime | None:
         """Return when the last run began that looked at all jobs, None before the first."""
-        latest = select(func.max(RUNS.c.started_at)).where(RUNS.c.trigger != TRASH_TRIGGER)
+        latest = select(func.max(RUNS.c.started_at)).where(RUNS.c.trigger != Trigger.TRASH)
         with self._database.read() as connection:
             return read_utc(connection.execute(latest).scalar())
 
     def last_success_at(self) -> datetime | None:
         """Return when the last run ended that looked at all jobs and had no errors."""
         latest = select(func.max(RUNS.c.finished_at)).where(
-            (RUNS.c.outcome == "success") & (RUNS.c.trigger != TRASH_TRIGGER)
+            (RUNS.c.outcome == Outcome.SUCCESS) & (RUNS.c.trigger != Trigger.TRASH)
         )
         with self._database.read() as connection:
             return read_utc(connection.execute(latest).scalar())
@@ -93,7 +91,9 @@ class Runs(Repository):
 
         def work(connection: Connection) -> None:
             connection.execute(
-                update(RUNS).where(RUNS.c.outcome.is_(None)).values(outcome="killed", error="it never ended")
+                update(RUNS)
+                .where(RUNS.c.outcome.is_(None))
+                .values(outcome=Outcome.KILLED, error="it never ended")
             )
             # They are ordered by the second in which they began, and by this within it.
             number = select(func.coalesce(func.max(RUNS.c.number), 0) + 1).scalar_subquery()

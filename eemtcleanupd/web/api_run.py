@@ -13,7 +13,6 @@ from eemtcleanupd.errors import CleanupError, ReportError
 from eemtcleanupd.events import Event, RunReport, RunStarted
 from eemtcleanupd.report.run_document import RunDocument
 
-TRIGGER: Final = "api"
 IN_MEMORY_BYTES: Final = 1 << 20
 """Documents that are larger lie on the disk."""
 

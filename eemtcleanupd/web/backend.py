@@ -20,10 +20,11 @@ from eemtcleanupd.delivery import Dispatcher
 from eemtcleanupd.errors import CleanupError, LockHeldError
 from eemtcleanupd.events import Emit, Event, RunReport
 from eemtcleanupd.logs.setup import write_event
+from eemtcleanupd.model import Trigger
 from eemtcleanupd.plugins import Plugins, load
 from eemtcleanupd.store.address import StoreAddress, find_daemon
 from eemtcleanupd.store.lock import Holder
-from eemtcleanupd.web.api_run import TRIGGER, ApiRun, Outcome
+from eemtcleanupd.web.api_run import ApiRun, Outcome
 from eemtcleanupd.web.ipc import ApiRunFinished, ApiRunStarted, Reply, State, WorkerChannel
 
 _BEAT_LIMIT_SECONDS = 90.0
@@ -261,7 +262,9 @@ class LocalBackend:
             try:
                 result = clean(
                     config,
-                    RunRequest(user=asked.user, trigger=TRIGGER, dry_run=config.dry_run, force=order.force),
+                    RunRequest(
+                        user=asked.user, trigger=Trigger.API, dry_run=config.dry_run, force=order.force
+                    ),
                     emit=_all(write_event, delivery.publish, order.emit),
                     progress=progress,
                     guards=self._plugins,
@@ -287,7 +290,7 @@ class LocalBackend:
             return None
         progress, since = running
         return {
-            "trigger": TRIGGER,
+            "trigger": Trigger.API,
             "started_at": since,
             "jobs_done": progress.jobs_done,
             "jobs_total": progress.jobs_total,

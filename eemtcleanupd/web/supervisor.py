@@ -28,8 +28,9 @@ from eemtcleanupd.config.schema import ApiConfig
 from eemtcleanupd.daemon.messages import RunRequested
 from eemtcleanupd.errors import CleanupError, ConfigError, LockHeldError
 from eemtcleanupd.formatting import printable
+from eemtcleanupd.model import Trigger
 from eemtcleanupd.plugins import to_dict
-from eemtcleanupd.web.api_run import IN_MEMORY_BYTES, TRIGGER, ApiRun, Outcome
+from eemtcleanupd.web.api_run import IN_MEMORY_BYTES, ApiRun, Outcome
 from eemtcleanupd.web.ipc import (
     ApiRunFinished,
     ApiRunStarted,
@@ -330,7 +331,7 @@ class _WorkerProcess:
             lambda run_id: _pass_on(line, ApiRunStarted(number, run_id)),
             over,
         )
-        self._daemon.inbox.put(RunRequested(TRIGGER, asked.user, asked.callbacks()))
+        self._daemon.inbox.put(RunRequested(Trigger.API, asked.user, asked.callbacks()))
 
 
 def _relay_log(name: str, level: int, text: str, trace: str) -> None:

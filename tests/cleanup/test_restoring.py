@@ -14,6 +14,7 @@ from eemtcleanupd.cleanup.restore import RestoreRequest, RestoreResult, restore
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.errors import LockHeldError, TrashError
 from eemtcleanupd.events import Warned
+from eemtcleanupd.model import Trigger
 from eemtcleanupd.store.lock import run_lock
 from tests.cleanup.conftest import JobStore
 
@@ -162,7 +163,7 @@ def test_a_purge_takes_what_is_old_enough_and_no_held_job(store: JobStore) -> No
 
     def purge(hours: float) -> int:
         request = RunRequest(
-            user="ann", trigger="trash", only_trash=True, purge_older_than=timedelta(hours=hours)
+            user="ann", trigger=Trigger.TRASH, only_trash=True, purge_older_than=timedelta(hours=hours)
         )
         done = clean(store.config(**GRACE), request, emit=lambda _: None, clock=lambda: store.now)
         return done.trash_purged.jobs

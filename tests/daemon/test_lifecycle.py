@@ -24,6 +24,7 @@ from eemtcleanupd.events import (
     RunFinished,
     RunReport,
 )
+from eemtcleanupd.model import Trigger
 from eemtcleanupd.store.address import StoreAddress, find_daemon
 from eemtcleanupd.store.lock import run_lock
 from eemtcleanupd.store.sqlite import SqliteDatabase
@@ -175,7 +176,7 @@ def test_only_one_run_goes_on_at_a_time(living: Living) -> None:
         living.store.job(f"old-{number}")
     living.start()
     for _ in range(5):
-        living.put(RunRequested("signal", "tester"))
+        living.put(RunRequested(Trigger.SIGNAL, "tester"))
         living.step()
     living.settle()
     assert triggers(living) == ["signal"]
@@ -209,7 +210,7 @@ def test_a_run_that_is_refused_stands_in_the_status_until_one_is_not(living: Liv
 def test_the_trash_is_emptied_when_its_grace_is_over_between_two_runs(living: Living) -> None:
     living.store.job("old")
     living.start(f"trash: {{grace_hours: 1}}\n{DAILY}")
-    living.put(RunRequested("signal", "tester"))
+    living.put(RunRequested(Trigger.SIGNAL, "tester"))
     living.settle()
     assert living.store.trash()
     living.pass_time(minutes=50)
@@ -223,7 +224,7 @@ def test_the_trash_is_emptied_when_its_grace_is_over_between_two_runs(living: Li
 def test_a_clock_that_leapt_does_not_empty_the_trash(living: Living) -> None:
     living.store.job("old")
     living.start("trash: {grace_hours: 24}")
-    living.put(RunRequested("signal", "tester"))
+    living.put(RunRequested(Trigger.SIGNAL, "tester"))
     living.settle()
     living.pass_time(days=3650)
     assert living.store.trash()
@@ -258,7 +259,7 @@ def test_a_reload_lifts_the_limit_of_a_run_that_goes_on_and_changes_nothing_else
     """At one a second its 300 files would take five minutes."""
     living.store.job("slow", files=300)
     daemon = living.start("performance: {max_deletes_per_second: 1}")
-    living.put(RunRequested("signal", "tester"))
+    living.put(RunRequested(Trigger.SIGNAL, "tester"))
     living.until(lambda: daemon._runner.running is not None and daemon._runner.running.progress.pool)
     living.write("performance: {max_deletes_per_second: 0, nice: 1}\ndry_run: true")
     living.reload()
@@ -310,7 +311,7 @@ def test_a_run_keeps_the_configuration_that_it_began_with(living: Living) -> Non
     for number in range(40):
         living.store.job(f"old-{number}", "failed", days=2)
     living.start("retention: {failed_jobs: {hours: 12}}\nperformance: {batch_size: 1}")
-    living.put(RunRequested("signal", "tester"))
+    living.put(RunRequested(Trigger.SIGNAL, "tester"))
     living.until(lambda: living.of(JobCleaned))
     living.write("retention: {failed_jobs: {hours: 1000}}")
     living.reload()
@@ -335,7 +336,7 @@ def test_asked_to_stop_it_ends_a_run_in_order_and_then_itself(living: Living) ->
     for number in range(200):
         living.store.job(f"old-{number}", files=3)
     living.start("performance: {batch_size: 2}")
-    living.put(RunRequested("signal", "tester"))
+    living.put(RunRequested(Trigger.SIGNAL, "tester"))
     living.until(lambda: living.of(JobCleaned))
     living.put(StopRequested("SIGTERM"))
     living.until(lambda: not living.step())
@@ -364,7 +365,7 @@ def test_what_comes_after_the_wish_to_stop_is_too_late(living: Living) -> None:
     living.start()
     living.put(StopRequested("SIGTERM"))
     assert living.step() is False
-    living.put(RunRequested("signal", "tester"))
+    living.put(RunRequested(Trigger.SIGNAL, "tester"))
     living.step()
     assert triggers(living) == []
 

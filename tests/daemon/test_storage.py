@@ -7,6 +7,7 @@ import json
 from pytest_httpserver import HTTPServer
 
 from eemtcleanupd.daemon.messages import RunRequested
+from eemtcleanupd.model import Trigger
 from eemtcleanupd.report.collect import gather
 from tests.daemon.conftest import Living
 
@@ -24,7 +25,7 @@ def test_a_budget_that_is_passed_between_runs_is_told_within_the_hour_and_once(
     url = httpserver.url_for("/hook")
     living.store.job("a", days=1)
     living.start(BUDGET + f"notifications: {{webhook: {{enabled: true, on: capacity, url: '{url}'}}}}\n")
-    living.put(RunRequested("manual", "ann"))
+    living.put(RunRequested(Trigger.MANUAL, "ann"))
     living.settle()
     living.store.sql("UPDATE cleanup_sizes SET bytes = 900000")
     living.pass_time(hours=1)
@@ -42,7 +43,7 @@ def test_a_budget_that_is_passed_between_runs_is_told_within_the_hour_and_once(
 def test_a_history_of_an_earlier_version_goes_on(living: Living) -> None:
     living.store.job("a", days=1)
     living.start(BUDGET)
-    living.put(RunRequested("manual", "ann"))
+    living.put(RunRequested(Trigger.MANUAL, "ann"))
     living.settle()
     living.store.sql("ALTER TABLE cleanup_storage DROP COLUMN capacity_level")
     living.pass_time(hours=1)

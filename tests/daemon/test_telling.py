@@ -10,6 +10,7 @@ from pytest_httpserver import HTTPServer
 from eemtcleanupd.daemon.messages import RunRequested, StopRequested
 from eemtcleanupd.errors import AuditError
 from eemtcleanupd.events import ConfigRejected, RunFinished
+from eemtcleanupd.model import Trigger
 from tests.daemon.conftest import Living
 
 DAILY = 'schedule: {enabled: true, cron: "0 2 * * *", timezone: UTC}\n'
@@ -32,7 +33,7 @@ def test_a_report_says_when_the_next_run_is(living: Living, httpserver: HTTPServ
     httpserver.expect_request("/hook").respond_with_data("ok")
     living.store.job("a")
     living.start(DAILY + webhook(httpserver, "success"))
-    living.put(RunRequested("manual", "ann"))
+    living.put(RunRequested(Trigger.MANUAL, "ann"))
     living.until(lambda: told(httpserver))
     report = json.loads(httpserver.log[0][0].get_data())["data"]["report"]
     assert report["next_run_at"].startswith("2026-06-16 02:00")
@@ -86,12 +87,12 @@ def test_a_run_whose_audit_log_broke_meanwhile_deletes_nothing_and_the_daemon_li
     log = living.store.path / "logs" / "cleanup_audit.jsonl"
     log.unlink()
     log.mkdir()
-    living.put(RunRequested("manual", "ann"))
+    living.put(RunRequested(Trigger.MANUAL, "ann"))
     living.settle()
     assert living.store.results("a").exists()
     assert "audit log" in str(living.status().last_error)
     log.rmdir()
-    living.put(RunRequested("manual", "ann"))
+    living.put(RunRequested(Trigger.MANUAL, "ann"))
     living.settle()
     assert not living.store.results("a").exists()
 
@@ -100,7 +101,7 @@ def test_only_dry_runs_write_no_audit_log_and_no_ledger(living: Living, httpserv
     httpserver.expect_request("/hook").respond_with_data("ok")
     living.store.job("a")
     living.start("dry_run: true\n" + DAILY + webhook(httpserver, "dry_run"))
-    living.put(RunRequested("manual", "ann"))
+    living.put(RunRequested(Trigger.MANUAL, "ann"))
     living.until(lambda: told(httpserver) == ["RunFinished"])
     assert not (living.store.path / "logs" / "cleanup_audit.jsonl").exists()
     assert living.store.sql("SELECT count(*) FROM sqlite_master WHERE name LIKE 'cleanup%'") == [(0,)]

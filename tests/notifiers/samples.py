@@ -21,6 +21,7 @@ from eemtcleanupd.events import (
     Total,
 )
 from eemtcleanupd.hookspecs import Digest
+from eemtcleanupd.model import Outcome, Trigger
 
 NOW = datetime(2026, 6, 15, 12, tzinfo=UTC)
 HOSTILE = (
@@ -50,11 +51,11 @@ def report(
     values: dict[str, object] = {
         "run_id": "20260615T120000-abcd",
         "dry_run": False,
-        "trigger": "schedule",
+        "trigger": Trigger.SCHEDULE,
         "user": "auto_cleanup",
         "started_at": NOW - timedelta(seconds=9),
         "finished_at": NOW,
-        "outcome": outcome,
+        "outcome": Outcome(outcome),
         "successful": JobTally(3, 45 * 2**30),
         "failed": JobTally(2, 2**29),
         "errors": errors,
@@ -68,7 +69,7 @@ def report(
 
 
 FINISHED = RunFinished(report())
-FAILED = RunFailed("20260615T120000-abcd", "the disk is not mounted", "schedule", "gis1", NOW)
+FAILED = RunFailed("20260615T120000-abcd", "the disk is not mounted", Trigger.SCHEDULE, "gis1", NOW)
 HOSTILE_REPORT = RunFinished(
     report(
         "errors",

@@ -27,7 +27,7 @@ from eemtcleanupd.events import (
     JobCleaned,
     RunFinished,
 )
-from eemtcleanupd.model import Job, JobClass
+from eemtcleanupd.model import Job, JobClass, Outcome, Trigger
 from eemtcleanupd.plugins import Plugins
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.outbox import (
@@ -292,14 +292,14 @@ def test_an_event_comes_out_of_the_outbox_as_it_went_in(event: Event) -> None:
 WANTED = [
     (FINISHED, {"on": ("success",)}, True),
     (FINISHED, {"on": ("failure",)}, False),
-    (RunFinished(report("errors", errors=1)), {"on": ("failure",)}, True),
-    (RunFinished(report("errors", errors=1)), {"on": ("success",)}, False),
+    (RunFinished(report(Outcome.ERRORS, errors=1)), {"on": ("failure",)}, True),
+    (RunFinished(report(Outcome.ERRORS, errors=1)), {"on": ("success",)}, False),
     (RunFinished(report("interrupted")), {"on": ("interrupted",)}, True),
     (RunFinished(report(dry_run=True)), {"on": ("success",)}, False),
     (RunFinished(report(dry_run=True)), {"on": ("dry_run",)}, True),
-    (RunFinished(report(trigger="trash")), {"on": ("success",)}, False),
-    (RunFinished(report(trigger="trash")), {"on": ("trash",)}, True),
-    (RunFinished(report("errors", errors=1, trigger="trash")), {"on": ("failure",)}, True),
+    (RunFinished(report(trigger=Trigger.TRASH)), {"on": ("success",)}, False),
+    (RunFinished(report(trigger=Trigger.TRASH)), {"on": ("trash",)}, True),
+    (RunFinished(report(Outcome.ERRORS, errors=1, trigger=Trigger.TRASH)), {"on": ("failure",)}, True),
     (FAILED, {"on": ("failure",)}, True),
     (FAILED, {"on": ("success",)}, False),
     (DiskPressure(1, 2, 3, 4), {"on": ("pressure",)}, True),

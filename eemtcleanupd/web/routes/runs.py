@@ -15,8 +15,9 @@ from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.cleanup.ballast import release_initial_ballast
 from eemtcleanupd.config import Config
 from eemtcleanupd.errors import CleanupError
+from eemtcleanupd.model import Trigger
 from eemtcleanupd.report.run_document import RunDocument
-from eemtcleanupd.web.api_run import TRIGGER, ApiRun, Outcome, run_document
+from eemtcleanupd.web.api_run import ApiRun, Outcome, run_document
 from eemtcleanupd.web.auth import Caller
 from eemtcleanupd.web.backend import Backend
 from eemtcleanupd.web.context import ApiContext
@@ -93,7 +94,7 @@ def dry_run(engine: Backend, config: Config, user: str, *, force: bool = False) 
     with closing(RunDocument()) as answer:
         clean(
             config,
-            RunRequest(user=user, trigger=TRIGGER, dry_run=True, force=force),
+            RunRequest(user=user, trigger=Trigger.API, dry_run=True, force=force),
             emit=answer,
             guards=engine.plugins,
         )
