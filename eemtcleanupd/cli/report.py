@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +11,7 @@ import click
 from eemtcleanupd.cli.common import load_config, store_options
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import ConfigError, ReportError
+from eemtcleanupd.files import write_atomic
 
 if TYPE_CHECKING:
     from eemtcleanupd.report.collect import Report
@@ -119,20 +118,6 @@ def _write(path: Path, content: bytes) -> None:
         if path.is_symlink() or (path.exists() and not path.is_file()):
             path.write_bytes(content)
             return
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                os.fchmod(file.fileno(), 0o666 & ~_umask())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomic(path, content, mode=None)
     except OSError as error:
         raise ReportError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
+from eemtcleanupd.files import write_atomic
 from eemtcleanupd.formatting import human_age, human_size
 from eemtcleanupd.store.address import StoreAddress
 
@@ -105,12 +106,9 @@ class StatusFile:
             )
             if same and status.heartbeat_at >= before.heartbeat_at:
                 return
-        temporary = self._path.with_suffix(".new")
         try:
-            temporary.write_text(
-                json.dumps(asdict(status), default=_as_text, indent=2) + "\n", encoding="utf-8"
-            )
-            temporary.replace(self._path)
+            text = json.dumps(asdict(status), default=_as_text, indent=2)
+            write_atomic(self._path, f"{text}\n".encode(), mode=None)
         except OSError as error:
             if not self._has_failed:
                 log.warning("%s cannot be written (%s): `eemtcleanupd status` knows less", self._path, error)

@@ -24,6 +24,7 @@ from eemtcleanupd.config.plugin_settings import PluginSettings
 from eemtcleanupd.config.types import FilePath
 from eemtcleanupd.errors import AuditError
 from eemtcleanupd.events import AuditEntry
+from eemtcleanupd.files import write_atomic
 from eemtcleanupd.hookspecs import hookimpl
 
 FIRST = "0" * 64
@@ -182,9 +183,8 @@ def _head_path(path: Path) -> Path:
 
 
 def _write_head(path: Path, tail: _Tail) -> None:
-    temporary = path.with_name(f"{path.name}.head.new")
-    temporary.write_text(json.dumps({"seq": tail.seq, "hash": tail.hash}) + "\n", encoding="ascii")
-    temporary.replace(_head_path(path))
+    head = json.dumps({"seq": tail.seq, "hash": tail.hash})
+    write_atomic(_head_path(path), f"{head}\n".encode("ascii"), mode=None)
 
 
 def _read_head(path: Path) -> tuple[int, str] | None:

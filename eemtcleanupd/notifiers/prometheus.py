@@ -6,8 +6,6 @@ what happens in this process alone (reloads, refusals) is counted here.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -22,6 +20,7 @@ from eemtcleanupd.events import (
     StorageState,
     Total,
 )
+from eemtcleanupd.files import write_atomic
 from eemtcleanupd.hookspecs import hookimpl
 from eemtcleanupd.model import Outcome, Trigger
 
@@ -217,21 +216,13 @@ class _Collector:
 
 
 def write_textfile(path: Path, text: bytes) -> None:
-    """Write a file for node_exporter's textfile collector: whole or not at all, readable by it.
+    """Write a file for the textfile collector of node_exporter, which every user can read.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text)
-            os.fchmod(file.fileno(), 0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomic(path, text, mode=0o644)
 
 
 def _seconds(moment: datetime | None) -> float | None:

@@ -21,6 +21,7 @@ from typing import Final, Literal
 
 from eemtcleanupd.config import Config
 from eemtcleanupd.errors import ConfigError
+from eemtcleanupd.files import write_atomic
 
 Scope = Literal["read", "clean"]
 SCOPES: Final = ("read", "clean")
@@ -127,14 +128,8 @@ class TokenFile:
                 fcntl.flock(folder, fcntl.LOCK_EX)
                 tokens = list(self.all())
                 yield tokens
-                temporary = self.path.with_name(f".{self.path.name}.new")
-                temporary.unlink(missing_ok=True)
-                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                    json.dump([asdict(token) for token in tokens], file, indent=2)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(self.path)
+                content = json.dumps([asdict(token) for token in tokens], indent=2)
+                write_atomic(self.path, content.encode(), durable=True)
             finally:
                 os.close(folder)
         except OSError as error:
