@@ -27,7 +27,7 @@ def test_a_file_is_written_with_its_mode_whatever_the_umask(tmp_path: Path, dura
 def test_a_failure_leaves_the_old_content_and_no_temporary_file(tmp_path: Path, durable: bool) -> None:
     (tmp_path / "status").write_bytes(b"old")
     with pytest.raises(TypeError), replacing(tmp_path / "status", durable=durable) as file:
-        file.write("no bytes")  # type: ignore[arg-type]
+        file.write("no bytes")  # type: ignore[call-overload]
     assert (tmp_path / "status").read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["status"]
 
