@@ -16,7 +16,7 @@ from pathlib import Path
 
 from eemtcleanupd.backup.folder import BackupFolder
 from eemtcleanupd.cleanup.ballast import ballast_bytes
-from eemtcleanupd.cleanup.preflight import open_roots
+from eemtcleanupd.cleanup.session import open_roots
 from eemtcleanupd.config import Loaded
 from eemtcleanupd.daemon.status import read_status, time_with_distance
 from eemtcleanupd.deletion.blockers import Blockers, disk_usage

@@ -1,8 +1,8 @@
-"""Room that is set aside for a full disk: a run writes down what it is about to do before it deletes.
+"""Ballast: files that reserve disk space, so that a run on a full disk can write its records.
 
-On a disk that is wholly full it could do neither.  So files take up some room in better times, and a run
-that finds next to none gives them back first, as the ballast files of databases do.  A small one beside the
-database is for whatever comes before it is sure that there is a run: a lock, a log, a line of the audit log.
+A run records what it is about to delete before it deletes it, which a full disk does not allow.  So files
+take up some space in better times, and a run that finds almost none releases them first, as databases do.  A
+small file beside the database is for what comes before a run: a lock, a log, a line of the audit log.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from eemtcleanupd.store.address import StoreAddress
 
 log = logging.getLogger(__name__)
 
-_IN_TRASH = ".ballast"
-_FIRST_BYTES = 1 << 20
-# With more than that free a run can begin, however much is set aside.
-_LITTLE_BYTES = 16 << 20
-# Where there is less than this many times its size, the room is of more use to others.
-_TIMES = 4
+_NAME_IN_TRASH = ".ballast"
+_INITIAL_BYTES = 1 << 20
+# With more free space than this a run can start, however much is allocated.
+_ENOUGH_BYTES = 16 << 20
+# Where less than this many times its size is free, others need the space more.
+_MIN_FREE_FACTOR = 4
 _BLOCK_BYTES = 512  # the unit of st_blocks (stat(2))
 
 
 @dataclass(frozen=True, slots=True)
 class Ballast:
-    """A file that takes up room, ``size`` bytes of it where all is well; ``fd`` is the folder, open."""
+    """A file that reserves space: ``size`` bytes, if it is complete; ``fd`` is the open folder."""
 
     folder: Path
     fd: int
@@ -44,7 +44,7 @@ class Ballast:
 
     @property
     def allocated_bytes(self) -> int:
-        """How much room it takes up now, and would give back."""
+        """The space that the file takes up now."""
         try:
             status = os.stat(self.name, dir_fd=self.fd, follow_symlinks=False)
         except OSError:
@@ -54,33 +54,35 @@ class Ballast:
         return min(status.st_size, status.st_blocks * _BLOCK_BYTES)
 
     def release(self) -> str | None:
-        """Remove the file where next to nothing is free; returns what was done, in words."""
-        held = self.allocated_bytes
+        """Remove the file if almost no space is free; return a warning about it, None otherwise."""
+        allocated = self.allocated_bytes
         try:
             free = _free_bytes(self.fd)
-            if free >= min(held, _LITTLE_BYTES):
+            if free >= min(allocated, _ENOUGH_BYTES):
                 return None
             os.unlink(self.name, dir_fd=self.fd)
         except OSError as error:
-            log.debug("%s/%s is not given back: %s", self.folder, self.name, error.strerror)
+            log.debug("Cannot release %s/%s: %s", self.folder, self.name, error.strerror)
             return None
         return (
-            f"only {human_size(free)} are free on the disk of {self.folder}: {human_size(held)} that were "
-            f"set aside (safety.ballast) are given back, so that what is done can be written down"
+            f"The disk of {self.folder} is full ({human_size(free)} free). Released {human_size(allocated)} "
+            f"of ballast (safety.ballast) so that the run can write its records."
         )
 
     def allocate(self) -> None:
-        """Make the file, where there is room enough; one of another size is made anew."""
-        held = self.allocated_bytes
+        """Create the file if there is enough space; replace one of another size."""
+        allocated = self.allocated_bytes
         try:
-            if held == self.size or (held < self.size and _free_bytes(self.fd) < _TIMES * self.size):
+            if allocated == self.size:
+                return
+            if allocated < self.size and _free_bytes(self.fd) < _MIN_FREE_FACTOR * self.size:
                 return
             with suppress(FileNotFoundError):
                 os.unlink(self.name, dir_fd=self.fd)
             if self.size:
                 self._fill()
-        except OSError as error:  # no run fails for want of it
-            log.debug("%s/%s is not set aside: %s", self.folder, self.name, error.strerror)
+        except OSError as error:  # no run fails because of missing ballast
+            log.debug("Cannot allocate %s/%s: %s", self.folder, self.name, error.strerror)
 
     def _fill(self) -> None:
         descriptor = os.open(
@@ -96,76 +98,73 @@ class Ballast:
 
 
 def release_initial_ballast(config: Config) -> str | None:
-    """Give back what is set aside for a lock, a log and the like; returns what was done, in words."""
+    """Release the small file, for a lock, a log and the like; return a warning about it, if it was."""
     with ExitStack() as stack:
-        first = next(_beside(config, stack), None)
+        first = next(_beside_database(config, stack), None)
         return None if first is None else first.release()
 
 
 def release_ballast(config: Config, roots: Iterable[Root]) -> list[str]:
-    """Give back what is set aside on disks that are full; returns what was done, in words."""
+    """Release the ballast on disks that are full; return warnings about it."""
     with ExitStack() as stack:
-        return [told for each in _all(config, roots, stack) if (told := each.release())]
+        return [message for ballast in _all(config, roots, stack) if (message := ballast.release())]
 
 
 def allocate_ballast(config: Config, roots: Iterable[Root]) -> None:
-    """Set room aside on each disk that a run writes to (``safety.ballast``), where there is enough."""
+    """Allocate ballast (``safety.ballast``) on each disk that a run writes to, if it has enough space."""
     with ExitStack() as stack:
-        for each in _all(config, roots, stack):
-            each.allocate()
+        for ballast in _all(config, roots, stack):
+            ballast.allocate()
 
 
 def ballast_bytes(config: Config, roots: Iterable[Root]) -> int:
-    """Return how much is set aside."""
+    """Return how much ballast is allocated."""
     with ExitStack() as stack:
-        return sum(each.allocated_bytes for each in _all(config, roots, stack))
+        return sum(ballast.allocated_bytes for ballast in _all(config, roots, stack))
 
 
 def _all(config: Config, roots: Iterable[Root], stack: ExitStack) -> Iterator[Ballast]:
     covered = set()
-    for each in _beside(config, stack):
+    for ballast in _beside_database(config, stack):
         with suppress(OSError):
-            covered.add(os.fstat(each.fd).st_dev)
-        yield each
+            covered.add(os.fstat(ballast.fd).st_dev)
+        yield ballast
     for root in roots:
-        fd = _trash_of(root, stack)
+        fd = _open_trash(root, stack)
         if fd is not None:
-            # One that an earlier run left where by now another covers the disk is made away with.
+            # A file that an earlier run left on a disk that another file covers by now is removed.
             size = 0 if root.device in covered else config.safety.ballast
             covered.add(root.device)
-            yield Ballast(root.path / TRASH_NAME, fd, _IN_TRASH, size)
+            yield Ballast(root.path / TRASH_NAME, fd, _NAME_IN_TRASH, size)
 
 
-def _beside(config: Config, stack: ExitStack) -> Iterator[Ballast]:
-    """Yield those beside the database (where SQLite's own journal is) or, on a server, in the logs' folder.
-
-    The small one comes first.
-    """
+def _beside_database(config: Config, stack: ExitStack) -> Iterator[Ballast]:
+    """Yield the files beside a SQLite database, or in ``paths.logs`` for a server's; the small one first."""
     file = StoreAddress.of(config).file
-    # Not by host: each container has a name of its own, and they would fill the disk.
+    # Not by host: each container has a name of its own, and their files would fill the disk.
     real = config.paths.logs / "eemtcleanupd" if file is None else Path(os.path.realpath(file))
     stem = real.name if file is None else f"{real.name}.eemtcleanupd"
     try:
         fd = os.open(real.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        log.debug("%s cannot be looked at: %s", real.parent, error.strerror)
+        log.debug("Cannot open %s: %s", real.parent, error.strerror)
         return
     stack.callback(os.close, fd)
     size = config.safety.ballast
-    yield Ballast(real.parent, fd, f"{stem}.ballast.first", min(size, _FIRST_BYTES))
+    yield Ballast(real.parent, fd, f"{stem}.ballast.first", min(size, _INITIAL_BYTES))
     yield Ballast(real.parent, fd, f"{stem}.ballast", size)
 
 
-def _trash_of(root: Root, stack: ExitStack) -> int | None:
-    """Open a root's trash as a run does, if it is ours alone; None where it is not, or is not there."""
+def _open_trash(root: Root, stack: ExitStack) -> int | None:
+    """Open a root's trash if it exists and only this user can write to it."""
     try:
         fd = os.open(TRASH_NAME, FOLDER_FLAGS, dir_fd=root.fd)
         stack.callback(os.close, fd)
         status = os.fstat(fd)
     except OSError:
         return None
-    is_ours = status.st_uid in {os.geteuid(), 0} and not status.st_mode & 0o022
-    return fd if is_ours and status.st_dev == root.device else None
+    is_private = status.st_uid in {os.geteuid(), 0} and not status.st_mode & 0o022
+    return fd if is_private and status.st_dev == root.device else None
 
 
 def _free_bytes(fd: int) -> int:

@@ -1,30 +1,61 @@
-"""What is asked of one run, and what goes with it from its beginning to its end."""
+"""The context of one run: who asks for what, with which policy, clock, stop flag, listener and hooks."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from eemtcleanupd.cancellation import StopFlag
-from eemtcleanupd.cleanup.hooks import RunHooks
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.rate_limit import RateLimits
 from eemtcleanupd.events import AuditEntry, Emit
-from eemtcleanupd.model import Trigger
+from eemtcleanupd.model import Found, Job, Trigger
 from eemtcleanupd.policy.pressure import Pressure
 from eemtcleanupd.policy.retention import Policy
 
 
+class RunHooks(Protocol):
+    """What a run calls, in its own thread, so that others can veto, prepare or record what it does."""
+
+    def veto(self, job: Job) -> str | None:
+        """Return why an expired job must stay, None when it can be cleaned; never raises."""
+
+    def before_stage(self, job: Job, artifacts: Sequence[Found]) -> str | None:
+        """Prepare the removal of these artifacts; return why they must stay, None when they can go."""
+
+    def audit(self, entries: Sequence[AuditEntry]) -> None:
+        """Record what the run is about to do, or did.
+
+        Raises:
+            AuditError: the entries are not recorded, so the run must not continue.
+        """
+
+
+class NullHooks:
+    """Hooks that never object and record nothing."""
+
+    def veto(self, job: Job) -> str | None:
+        """Return None."""
+
+    def before_stage(self, job: Job, artifacts: Sequence[Found]) -> str | None:
+        """Return None."""
+
+    def audit(self, entries: Sequence[AuditEntry]) -> None:
+        """Do nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What is asked of one run.
+    """What a person or a schedule asks of one run.
 
-    ``skip_larger_than_bytes`` leaves bigger jobs to another run.  ``only_trash`` cleans no job, it only
-    empties the trash of what has outlived its grace, or has been there for ``purge_older_than``.
-    ``pressure`` makes it go on, ahead of the retention, until the disk is no longer full; then nothing waits
-    in the trash.
+    ``skip_larger_than_bytes`` leaves larger jobs to another run.  ``only_trash`` cleans no job: the run only
+    empties the trash of items whose grace has passed, or that are there for ``purge_older_than``.
+    ``pressure`` lets the run clean jobs ahead of their retention until the disk is no longer full, and
+    without a grace.
     """
 
     user: str
@@ -39,9 +70,9 @@ class RunRequest:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run is, for whoever watches from another thread; jobs include those that are kept.
+    """The progress of a run, for readers in other threads; jobs include those that are kept.
 
-    ``limits`` are set when others than those of the run's configuration are to be in force.
+    ``limits`` is set when other rate limits than those of the run's configuration are in force.
     """
 
     jobs_total: int = 0
@@ -49,21 +80,21 @@ class Progress:
     pool: DeletionPool | None = None
     limits: RateLimits | None = None
 
-    def limit(self, config: Config) -> None:
-        """Put the limits of another configuration in force: all else stays as it was when the run began."""
-        self.limits = limits_of(config)
+    def apply_limits(self, config: Config) -> None:
+        """Apply the rate limits of another configuration; everything else stays as the run started."""
+        self.limits = rate_limits(config)
         if self.pool is not None:
             self.pool.controls.apply(self.limits)
 
-    def begin(self, pool: DeletionPool) -> None:
-        """Watch a pool; limits that came before it are put in force."""
+    def attach(self, pool: DeletionPool) -> None:
+        """Follow a pool, and apply to it the limits that were set before."""
         self.pool = pool
         if self.limits is not None:
             pool.controls.apply(self.limits)
 
 
-def limits_of(config: Config) -> RateLimits:
-    """Return how fast and how politely a configuration wants files to be deleted."""
+def rate_limits(config: Config) -> RateLimits:
+    """Return the rate limits and priorities of deletion that a configuration asks for."""
     performance = config.performance
     return RateLimits(
         deletes_per_second=performance.max_deletes_per_second,
@@ -75,8 +106,8 @@ def limits_of(config: Config) -> RateLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """One run: what it was asked, the configuration that it keeps, and those it listens and talks to."""
+class RunContext:
+    """One run: its request, the configuration it started with, and its connections to the outside."""
 
     id: str
     started_at: datetime
@@ -87,21 +118,32 @@ class Run:
     stop: StopFlag
     clock: Clock
     progress: Progress
-    guards: RunHooks
+    hooks: RunHooks
 
     @property
     def workers(self) -> int:
-        """How many workers there are, or may be at most."""
+        """The number of workers, or their maximum with ``max_workers: auto``."""
         performance = self.config.performance
         if not performance.parallel_delete:
             return 1
         return performance.auto_max_workers if performance.max_workers == "auto" else performance.max_workers
 
+    @property
+    def grace(self) -> timedelta:
+        """How long cleaned data waits in the trash."""
+        return timedelta(hours=0 if self.request.pressure else self.config.trash.grace_hours)
+
     def audit(self, action: str, **details: object) -> None:
-        """Write down what the run does.
+        """Record one action in the audit log; see :meth:`audit_all`."""
+        self.audit_all([(action, details)])
+
+    def audit_all(self, actions: Iterable[tuple[str, Mapping[str, object]]]) -> None:
+        """Record actions, with their details, in the audit log.
 
         Raises:
-            AuditError: it cannot be; then nothing more may be done.
+            AuditError: they are not recorded, so the run must not continue.
         """
-        entry = AuditEntry(self.clock(), self.request.user, action, {"run_id": self.id, **details})
-        self.guards.audit([entry])
+        now, user = self.clock(), self.request.user
+        entries = [AuditEntry(now, user, action, {"run_id": self.id, **more}) for action, more in actions]
+        if entries:
+            self.hooks.audit(entries)

@@ -1,4 +1,4 @@
-"""The census: entries that no row names, rows whose files are gone, and sizes of what is seen first."""
+"""The inventory of the roots: entries that no row names, jobs whose files are gone, and sizes of new jobs."""
 
 from __future__ import annotations
 
@@ -10,21 +10,17 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection
 
-from eemtcleanupd.cancellation import StopFlag
-from eemtcleanupd.cleanup.context import Run
-from eemtcleanupd.cleanup.planner import find_artifacts, root_entries
-from eemtcleanupd.cleanup.preflight import reserved_entries
-from eemtcleanupd.cleanup.session import Opened
-from eemtcleanupd.deletion.roots import Root
+from eemtcleanupd.cleanup.context import RunContext
+from eemtcleanupd.cleanup.planner import find_artifacts
+from eemtcleanupd.cleanup.session import StoreSession, root_entries
 from eemtcleanupd.deletion.walk import Measured, measure
-from eemtcleanupd.events import Emit, OrphanFound
+from eemtcleanupd.events import OrphanFound
 from eemtcleanupd.model import Artifact, Found, Job, RootName
 from eemtcleanupd.policy.ownership import possible_owner_ids
-from eemtcleanupd.policy.retention import TERMINAL, Policy
-from eemtcleanupd.store.database import Database, TempTablesLostError
+from eemtcleanupd.policy.retention import TERMINAL
+from eemtcleanupd.store.database import TempTablesLostError
 from eemtcleanupd.store.inventory import InventoryTables
-from eemtcleanupd.store.jobs import JobTable, Row
-from eemtcleanupd.store.ledger import Ledger
+from eemtcleanupd.store.jobs import Row
 
 _PAGE = 500
 
@@ -37,48 +33,27 @@ class InventoryResult:
     jobs_with_files: int
 
 
-@dataclass(frozen=True, slots=True)
 class Inventory:
-    """Compares roots and table.
+    """Compares the roots with the job table.
 
-    ``remove_orphan`` is called for an orphan that has been untouched for ``orphan_age`` (None: never) and
-    returns whether it took it.  With ``ledger`` None (a dry run) sizes are not recorded.
+    ``remove_orphan`` is called for an orphan that nothing changed for ``orphans.delete_after_hours``, and
+    returns whether it removed the orphan.  Without it (a dry run) nothing is removed and no size recorded.
     """
 
-    database: Database
-    catalog: JobTable
-    ledger: Ledger | None
-    roots: Mapping[RootName, Root]
-    reserved: frozenset[Artifact]
-    policy: Policy
-    now: datetime
-    emit: Emit
-    stop: StopFlag
-    workers: int
-    orphan_age: timedelta | None
-    remove_orphan: Callable[[Found], bool]
-
-    @classmethod
-    def of(cls, run: Run, opened: Opened, remove_orphan: Callable[[Found], bool] | None = None) -> Inventory:
-        """Return the census of a run; without ``remove_orphan`` (a dry run) it records nothing either."""
-        hours = run.config.orphans.delete_after_hours
-        return cls(
-            database=opened.database,
-            catalog=opened.catalog,
-            ledger=None if remove_orphan is None else opened.ledger,
-            roots=opened.roots,
-            reserved=reserved_entries(run.config, opened.roots),
-            policy=run.policy,
-            now=run.clock(),
-            emit=run.emit,
-            stop=run.stop,
-            workers=run.workers,
-            orphan_age=None if hours is None or remove_orphan is None else timedelta(hours=hours),
-            remove_orphan=remove_orphan or (lambda _: False),
-        )
+    def __init__(
+        self,
+        run: RunContext,
+        session: StoreSession,
+        remove_orphan: Callable[[Found], bool] | None = None,
+    ) -> None:
+        self._run = run
+        self._session = session
+        self._remove_orphan = remove_orphan
+        self._reserved = session.reserved_entries()
+        self._now = run.clock()
 
     def scan(self) -> InventoryResult:
-        """Walk all roots once, or again when the connection was lost that remembers what was seen."""
+        """Walk all roots once, or again when the connection that has the temporary tables was lost."""
         while True:
             try:
                 return self._scan_once()
@@ -86,104 +61,107 @@ class Inventory:
                 continue
 
     def _scan_once(self) -> InventoryResult:
-        tables = InventoryTables(self.database, self.catalog)
+        tables = InventoryTables(self._session.database, self._session.jobs)
         orphans = 0
         for name in (RootName.RESULTS, RootName.TEMP):
-            if name in self.roots:
+            if name in self._session.roots:
                 for page in _pages(self._entries(name)):
                     orphans += self._classify(page, tables)
-        if RootName.UPLOADS in self.roots:
-            orphans += self._uploads(tables)
+        if RootName.UPLOADS in self._session.roots:
+            orphans += self._classify_uploads(tables)
         return InventoryResult(orphans, self._measure_seen(tables))
 
     def _entries(self, name: RootName) -> Iterable[Found]:
-        for entry, is_folder in root_entries(self.roots[name]):
-            if self.stop.is_set():
+        for entry, is_folder in root_entries(self._session.roots[name]):
+            if self._run.stop.is_set():
                 return
             artifact = Artifact(name, entry)
-            if artifact not in self.reserved:
+            if artifact not in self._reserved:
                 yield Found(artifact, is_folder)
 
     def _classify(self, page: list[Found], tables: InventoryTables) -> int:
-        """Remember the jobs that own these entries, report the entries of nobody; returns how many."""
+        """Remember the jobs that own these entries, and report the orphans; return how many there are."""
         owners = {found: possible_owner_ids(found.artifact) for found in page}
-        with self.database.read() as connection:
-            rows = self.catalog.rows(connection, set(itertools.chain.from_iterable(owners.values())))
+        with self._session.database.read() as connection:
+            rows = self._session.jobs.rows(connection, set(itertools.chain.from_iterable(owners.values())))
         tables.add_seen(rows)
         orphans = [found for found, ids in owners.items() if not any(owner in rows for owner in ids)]
         for orphan in orphans:
-            self._report(orphan)
+            self._report_orphan(orphan)
         return len(orphans)
 
-    def _uploads(self, tables: InventoryTables) -> int:
-        root = self.roots[RootName.UPLOADS]
+    def _classify_uploads(self, tables: InventoryTables) -> int:
         is_empty = True
         for page in _pages(self._entries(RootName.UPLOADS)):
             tables.add_uploads([found.artifact.name for found in page])
             is_empty = False
-        if is_empty:  # then the scans of the table can be saved
+        if is_empty:  # then the scans of the table are not needed
             return 0
         for name, uncleaned, job_id in tables.named_uploads():
             if uncleaned == 1 and job_id is not None:
-                tables.add_seen([job_id], measure(root, name, self.stop).bytes)
+                tables.add_seen([job_id], self._measure(Artifact(RootName.UPLOADS, name)).bytes)
         orphans = 0
         for names in tables.unnamed_uploads():
-            found = [Found(Artifact(RootName.UPLOADS, name), is_folder=False) for name in names]
-            orphans += self._classify(found, tables)
+            page = [Found(Artifact(RootName.UPLOADS, name), is_folder=False) for name in names]
+            orphans += self._classify(page, tables)
         return orphans
 
-    def _report(self, orphan: Found) -> None:
-        measured = measure(self.roots[orphan.artifact.root], orphan.artifact.name, self.stop)
-        if self.orphan_age is not None and self._is_old(measured) and self.remove_orphan(orphan):
+    def _report_orphan(self, orphan: Found) -> None:
+        size = self._measure(orphan.artifact)
+        if self._remove_orphan is not None and self._is_old(size) and self._remove_orphan(orphan):
             return
-        self.emit(OrphanFound(orphan, measured.bytes, removed=False))
+        self._run.emit(OrphanFound(orphan, size.bytes, removed=False))
 
-    def _is_old(self, measured: Measured) -> bool:
-        """Tell whether nothing in an orphan was modified lately; one that could not be read whole is not."""
-        if self.orphan_age is None or measured.errors or self.stop.is_set():
+    def _is_old(self, size: Measured) -> bool:
+        """Return whether nothing in an orphan was modified lately; an unreadable one is never old."""
+        hours = self._run.config.orphans.delete_after_hours
+        if hours is None or size.errors or self._run.stop.is_set():
             return False
-        return self.now - datetime.fromtimestamp(measured.newest_mtime, UTC) >= self.orphan_age
+        return self._now - datetime.fromtimestamp(size.newest_mtime, UTC) >= timedelta(hours=hours)
+
+    def _measure(self, artifact: Artifact) -> Measured:
+        return measure(self._session.roots[artifact.root], artifact.name, self._run.stop)
 
     def _measure_seen(self, tables: InventoryTables) -> int:
         """Count the uncleaned terminal jobs that have files; measure those that were never measured."""
         with_files = 0
-        with ThreadPoolExecutor(self.workers, "measure") as executor:
+        is_recording = self._remove_orphan is not None
+        with ThreadPoolExecutor(self._run.workers, "measure") as executor:
             for page in tables.seen():
-                if self.stop.is_set():
+                if self._run.stop.is_set():
                     break
-                uploads = dict(page)
-                with self.database.read() as connection:
-                    rows = self.catalog.rows(connection, uploads)
-                    known = {} if self.ledger is None else self.ledger.measured(connection, list(rows))
+                upload_bytes = dict(page)
+                with self._session.database.read() as connection:
+                    rows = self._session.jobs.rows(connection, upload_bytes)
+                    known = self._session.ledger.measured(connection, list(rows)) if is_recording else {}
                 terminal = [row.job for row in rows.values() if self._is_waiting(row)]
                 with_files += len(terminal)
                 new = [job for job in terminal if job.id not in known]
-                if self.ledger is not None and new:
-                    self._record_sizes(dict(zip(new, executor.map(self._size, new), strict=True)), uploads)
+                if is_recording and new:
+                    sizes = dict(zip(new, executor.map(self._size, new), strict=True))
+                    self._record_sizes(sizes, upload_bytes)
         return with_files
 
     def _is_waiting(self, row: Row) -> bool:
-        return not row.cleaned and self.policy.classify(row.job.status) in TERMINAL
+        return not row.cleaned and self._run.policy.classify(row.job.status) in TERMINAL
 
     def _size(self, job: Job) -> int:
-        own = Job(job.id, job.status)  # without its upload, which others may share
-        return sum(
-            measure(self.roots[found.artifact.root], found.artifact.name, self.stop).bytes
-            for found in find_artifacts(self.roots, [own])[job.id]
-        )
+        without_upload = Job(job.id, job.status)  # other jobs can share the upload
+        artifacts = find_artifacts(self._session.roots, [without_upload])[job.id]
+        return sum(self._measure(found.artifact).bytes for found in artifacts)
 
-    def _record_sizes(self, sizes: Mapping[Job, int], uploads: Mapping[str, int]) -> None:
-        ledger = self.ledger
-        if ledger is None or self.stop.is_set():
+    def _record_sizes(self, sizes: Mapping[Job, int], upload_bytes: Mapping[str, int]) -> None:
+        if self._run.stop.is_set():  # the measurement is incomplete
             return
 
         def work(connection: Connection) -> None:
             for job, own_bytes in sizes.items():
-                size = own_bytes + uploads[job.id]
-                self.catalog.set_size(connection, job.id, size)
-                ledger.set_measured(connection, job.id, self.policy.classify(job.status), size, self.now)
+                size = own_bytes + upload_bytes[job.id]
+                job_class = self._run.policy.classify(job.status)
+                self._session.jobs.set_size(connection, job.id, size)
+                self._session.ledger.set_measured(connection, job.id, job_class, size, self._now)
 
-        self.database.write(work)
+        self._session.database.write(work)
 
 
 def _pages(found: Iterable[Found]) -> Iterable[list[Found]]:

@@ -1,4 +1,4 @@
-"""The plan: which jobs are due, what belongs to them, and what others still need."""
+"""The plan of a run: which jobs expired, what belongs to them, and what other jobs still need."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ import stat
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
 
+from eemtcleanupd.cleanup.context import RunContext
+from eemtcleanupd.cleanup.report import NAMED_JOBS_LIMIT
+from eemtcleanupd.cleanup.session import StoreSession
 from eemtcleanupd.deletion.blockers import keep_marker_reason
 from eemtcleanupd.deletion.roots import Root
-from eemtcleanupd.model import TRASH_NAME, Artifact, Decision, Found, Hold, Job, RootName
+from eemtcleanupd.deletion.walk import measure
+from eemtcleanupd.events import JobNote, JobSkipped
+from eemtcleanupd.formatting import human_size, printable
+from eemtcleanupd.model import Artifact, Decision, Found, Hold, Job, JobClass, RootName
 from eemtcleanupd.policy.ownership import (
     Claimant,
     blocking_claimant,
@@ -22,14 +28,15 @@ from eemtcleanupd.policy.ownership import (
     possible_owner_ids,
 )
 from eemtcleanupd.policy.retention import Policy, decide
-from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.jobs import JobTable, Row
-from eemtcleanupd.store.ledger import Ledger
+
+if TYPE_CHECKING:
+    from eemtcleanupd.cleanup.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedJob:
-    """A job that is due, the artifacts that go with it, and those that stay for another job's sake."""
+    """An expired job, the artifacts that go with it, and the labels of those that other jobs still need."""
 
     decision: Decision
     artifacts: tuple[Found, ...]
@@ -42,102 +49,88 @@ class PlannedJob:
 
 
 class Planner:
-    """Decides about the candidates of one run, page by page; ``now`` is the same for the whole run.
+    """Decides on the candidates of one run, page by page, all at the time the run started.
 
-    ``ledger`` is None where its tables do not exist yet (a dry run before the first run).
+    ``policy`` and ``jobs`` replace those of the run and its session (a run under disk pressure plans twice).
     """
 
     def __init__(
         self,
-        *,
-        database: Database,
-        catalog: JobTable,
-        ledger: Ledger | None,
-        roots: Mapping[RootName, Root],
-        policy: Policy,
-        now: datetime,
-        reserved: frozenset[Artifact],
-        veto: Callable[[Job], str | None],
+        run: RunContext,
+        session: StoreSession,
+        policy: Policy | None = None,
+        jobs: JobTable | None = None,
     ) -> None:
-        self._database = database
-        self._catalog = catalog
-        self._ledger = ledger
-        self._roots = roots
-        self._policy = policy
-        self._now = now
-        self._reserved = reserved
-        self._veto = veto
-        self._last = catalog.newest_successful(policy.keep_last)
+        self._run = run
+        self._session = session
+        self._policy = policy or run.policy
+        self._jobs = jobs or session.jobs
+        self._reserved = session.reserved_entries()
+        self._last = self._jobs.newest_successful(self._policy.keep_last)
 
     def decisions(self, page_size: int) -> Iterator[list[Decision]]:
-        """Yield the decisions about all gathered candidates, in pages, oldest first."""
-        for page in self._catalog.candidates(page_size):
-            with self._database.read() as connection:
+        """Yield the decisions on all gathered candidates, in pages, oldest first."""
+        for page in self._jobs.candidates(page_size):
+            with self._session.database.read() as connection:
                 holds = self.holds(connection, [job.id for job in page])
             yield [self._decide(job, holds.get(job.id)) for job in page]
 
     def _decide(self, job: Job, hold: Hold | None) -> Decision:
-        decision = decide(job, self._policy, self._now, hold=hold, among_last=job.id in self._last)
-        if decision.clean and any(entry in self._reserved for entry in owned_artifacts(job)):
-            reason = "refused: one of its names is a folder of ours (logs, backup or database)"
-            return Decision(
-                job, decision.job_class, clean=False, reason=reason, age=decision.age, notable=True
-            )
-        marked = keep_marker_reason(self._roots[RootName.RESULTS].fd, job.id) if decision.clean else None
-        if marked is not None:
-            return replace(decision, clean=False, reason=marked)
-        if decision.clean and (veto := self._veto(job)) is not None:
+        decision = decide(job, self._policy, self._run.started_at, hold=hold, among_last=job.id in self._last)
+        if not decision.clean:
+            return decision
+        if any(artifact in self._reserved for artifact in owned_artifacts(job)):
+            reason = "one of its names is a folder of eemtcleanupd (logs, backup or database)"
+            return replace(decision, clean=False, reason=reason, notable=True)
+        marker = keep_marker_reason(self._session.roots[RootName.RESULTS].fd, job.id)
+        if marker is not None:
+            return replace(decision, clean=False, reason=marker)
+        if (veto := self._run.hooks.veto(job)) is not None:
             return replace(decision, clean=False, reason=veto, notable=True, vetoed=True)
         return decision
 
-    def attach_ledger(self, ledger: Ledger) -> None:
-        """Use the ledger, whose tables have been made, from now on."""
-        self._ledger = ledger
-
     def holds(self, connection: Connection, job_ids: Sequence[str]) -> dict[str, Hold]:
-        """Return the holds on these jobs."""
-        return {} if self._ledger is None else self._ledger.holds(connection, job_ids)
+        """Return the holds on these jobs, active or not."""
+        return self._session.ledger.holds(connection, job_ids) if self._session.has_ledger else {}
 
-    def plan(self, due: Sequence[Decision], taken_before: Collection[str]) -> list[PlannedJob]:
-        """Find what belongs to jobs that are due.
+    def plan(self, expired: Sequence[Decision], in_flight: Collection[str]) -> list[PlannedJob]:
+        """Find the artifacts of expired jobs.
 
         Args:
-            due: decisions to clean, one batch.
-            taken_before: ids of jobs that this run takes, too, and has not recorded (a dry run never does).
+            expired: one batch of decisions to clean.
+            in_flight: ids of jobs that this run cleans too and has not recorded yet (none in a dry run).
 
-        Of several jobs of the batch that share an artifact, the last one takes it.
+        Of several jobs of the batch that share an artifact, it goes with the last one.
         """
-        found = find_artifacts(self._roots, [decision.job for decision in due])
-        with self._database.read() as connection:
+        artifacts = find_artifacts(self._session.roots, [decision.job for decision in expired])
+        with self._session.database.read() as connection:
             claimants = self.claimants(
-                connection, {f.artifact for entries in found.values() for f in entries}
+                connection, {found.artifact for entries in artifacts.values() for found in entries}
             )
-        going = {decision.job.id for decision in due} | set(taken_before)
-        taker = {f.artifact: job_id for job_id, entries in found.items() for f in entries}
+        being_cleaned = {decision.job.id for decision in expired} | set(in_flight)
+        last_owner = {found.artifact: job_id for job_id, entries in artifacts.items() for found in entries}
         plans = []
-        for decision in due:
-            taken, shared = [], []
-            for entry in found[decision.job.id]:
-                if taker[entry.artifact] != decision.job.id or self._is_protected(
-                    entry.artifact, claimants, going
+        for decision in expired:
+            own, shared = [], []
+            for found in artifacts[decision.job.id]:
+                artifact = found.artifact
+                if (
+                    last_owner[artifact] != decision.job.id
+                    or artifact in self._reserved
+                    or blocking_claimant(claimants[artifact], being_cleaned) is not None
                 ):
-                    shared.append(entry.label)
+                    shared.append(found.label)
                 else:
-                    taken.append(entry)
-            plans.append(PlannedJob(decision, tuple(taken), tuple(shared)))
+                    own.append(found)
+            plans.append(PlannedJob(decision, tuple(own), tuple(shared)))
         return plans
-
-    def _is_protected(
-        self, artifact: Artifact, claimants: Mapping[Artifact, Sequence[Claimant]], going: set[str]
-    ) -> bool:
-        return artifact in self._reserved or blocking_claimant(claimants[artifact], going) is not None
 
     def claimants(
         self, connection: Connection, artifacts: Iterable[Artifact]
     ) -> dict[Artifact, list[Claimant]]:
-        """Return, for each artifact, all rows that could own it as they stand now.
+        """Return, for each artifact, all rows that could own it, as they are now.
 
-        An id that is held counts although its row is gone.
+        A held id counts even if its row is gone.
         """
         by_owner: dict[str, list[Artifact]] = defaultdict(list)
         by_upload: dict[str, Artifact] = {}
@@ -146,10 +139,9 @@ class Planner:
                 by_owner[owner].append(artifact)
             if artifact.root is RootName.UPLOADS:
                 by_upload[artifact.name] = artifact
-        rows: dict[str, Row] = self._catalog.rows(connection, by_owner)
-        naming = self._catalog.naming(connection, list(by_upload))
-        every_id = {*by_owner, *(row.job.id for row in naming)}
-        holds = self.holds(connection, list(every_id))
+        rows: dict[str, Row] = self._jobs.rows(connection, by_owner)
+        naming = self._jobs.naming(connection, list(by_upload))
+        holds = self.holds(connection, list({*by_owner, *(row.job.id for row in naming)}))
         result: dict[Artifact, list[Claimant]] = defaultdict(list)
         for row in rows.values():
             for artifact in by_owner[row.job.id]:
@@ -164,8 +156,87 @@ class Planner:
 
     def _claimant(self, row: Row, holds: Mapping[str, Hold]) -> Claimant:
         hold = holds.get(row.job.id)
-        held = hold is not None and hold.is_active(self._now)
+        held = hold is not None and hold.is_active(self._run.started_at)
         return Claimant(row.job, self._policy.classify(row.job.status), row.cleaned, held)
+
+
+class Selection:
+    """Selects the jobs of one run within its limits, and reports the jobs that stay.
+
+    ``kept_notable`` counts the kept jobs that an operator is warned of, ``vetoed`` names some that a plugin
+    keeps, ``claimed`` counts the jobs that were claimed, ``remaining`` those left to another run.
+    """
+
+    def __init__(self, run: RunContext, session: StoreSession) -> None:
+        self._run = run
+        self._roots = session.roots
+        self.kept_notable = 0
+        self.vetoed: list[JobNote] = []
+        self.claimed = 0
+        self.remaining = 0
+
+    def pages(self, planner: Planner, in_flight: Callable[[], Collection[str]]) -> Iterator[list[PlannedJob]]:
+        """Yield the expired jobs with their artifacts, a batch at a time; report which jobs stay and why.
+
+        Args:
+            planner: decides; its candidates are gathered.
+            in_flight: returns the ids of claimed jobs of earlier batches that are not recorded yet.
+        """
+        run = self._run
+        for decisions in planner.decisions(run.config.performance.batch_size):
+            if run.stop.is_set():
+                return
+            for decision in decisions:
+                if not decision.clean and decision.job_class is not JobClass.LIVE:
+                    self._keep(decision)
+            yield planner.plan([decision for decision in decisions if decision.clean], in_flight())
+            run.progress.jobs_done += len(decisions)
+
+    def _keep(self, decision: Decision) -> None:
+        self.kept_notable += decision.notable
+        if decision.vetoed:
+            job_id, status = printable(decision.job.id), printable(decision.job.status)
+            if len(self.vetoed) < NAMED_JOBS_LIMIT:
+                self.vetoed.append(JobNote(job_id, status, message=decision.reason))
+            if not self._run.request.dry_run:
+                self._run.audit("vetoed", job_id=job_id, status=status, reason=decision.reason)
+        self._run.emit(JobSkipped(decision.job, decision.reason, decision.notable, decision.vetoed))
+
+    def process(self, pipeline: Pipeline, batch: Sequence[PlannedJob], sizes: Mapping[str, int]) -> int:
+        """Clean those jobs of a batch that the run's limits allow; return how many were claimed.
+
+        Args:
+            pipeline: cleans the jobs.
+            batch: the jobs and their artifacts.
+            sizes: sizes in bytes measured earlier, by job id.
+        """
+        if self._run.request.skip_larger_than_bytes is not None:
+            batch = [plan for plan in batch if not self.is_too_large(plan, self._size(plan, sizes))]
+        cap = self._run.config.safety.max_jobs_per_run
+        if cap and self.claimed + len(batch) > cap:
+            self.remaining += len(batch) - (cap - self.claimed)
+            batch = batch[: cap - self.claimed]
+        claimed = pipeline.process(batch, sizes) if batch and not self._run.stop.is_set() else 0
+        self.claimed += claimed
+        return claimed
+
+    def _size(self, plan: PlannedJob, sizes: Mapping[str, int]) -> int:
+        size = sizes.get(plan.job.id)
+        return sum(self.measure(found) for found in plan.artifacts) if size is None else size
+
+    def is_too_large(self, plan: PlannedJob, size_bytes: int) -> bool:
+        """Return whether this run skips a job because of its size; count and report it then."""
+        limit = self._run.request.skip_larger_than_bytes
+        if limit is None or size_bytes <= limit:
+            return False
+        reason = f"{human_size(size_bytes)} is larger than {human_size(limit)}: left for another run"
+        self.remaining += 1
+        self._run.emit(JobSkipped(plan.job, reason, notable=True))
+        return True
+
+    def measure(self, found: Found) -> int:
+        """Return the bytes of an artifact."""
+        return measure(self._roots[found.artifact.root], found.artifact.name, self._run.stop).bytes
 
 
 def find_artifacts(roots: Mapping[RootName, Root], jobs: Sequence[Job]) -> dict[str, list[Found]]:
@@ -187,13 +258,13 @@ def find_artifacts(roots: Mapping[RootName, Root], jobs: Sequence[Job]) -> dict[
                 artifact = Artifact(RootName.UPLOADS, entry.name)
                 for owner in possible_owner_ids(artifact):
                     known = found.get(owner)
-                    if known is not None and all(f.artifact != artifact for f in known):
+                    if known is not None and all(other.artifact != artifact for other in known):
                         known.append(Found(artifact, entry.is_dir(follow_symlinks=False)))
     return found
 
 
 def has_files_in_place(roots: Mapping[RootName, Root], job: Job) -> bool:
-    """Tell whether a job, all of which was staged, has results or working files in their places again."""
+    """Return whether a job, all of which was staged, has results or working files in their places again."""
     folders = (root for name, root in roots.items() if name is not RootName.UPLOADS)
     return invalid_name_reason(job.id) is None and any(root.has(job.id) for root in folders)
 
@@ -203,11 +274,3 @@ def _mode(root: Root, name: str) -> int | None:
         return os.stat(name, dir_fd=root.fd, follow_symlinks=False).st_mode
     except FileNotFoundError:
         return None
-
-
-def root_entries(root: Root) -> Iterator[tuple[str, bool]]:
-    """Yield the names in a root, without the trash, and whether each is a folder."""
-    with os.scandir(root.fd) as listing:
-        for entry in listing:
-            if not entry.name.startswith(TRASH_NAME):
-                yield entry.name, entry.is_dir(follow_symlinks=False)

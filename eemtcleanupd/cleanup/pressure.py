@@ -1,31 +1,31 @@
-"""Relief of a full disk: first the trash, then jobs ahead of their retention, no more than needed."""
+"""Cleaning under disk pressure: first the trash, then jobs ahead of their retention, no more than needed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from eemtcleanupd.cleanup.claims import Tools
 from eemtcleanupd.cleanup.pipeline import Pipeline
-from eemtcleanupd.cleanup.planner import PlannedJob, Planner
+from eemtcleanupd.cleanup.planner import PlannedJob, Planner, Selection
 from eemtcleanupd.cleanup.recovery import purge
+from eemtcleanupd.cleanup.session import StoreSession, job_table
 from eemtcleanupd.deletion.blockers import disk_usage
+from eemtcleanupd.events import Warned
 from eemtcleanupd.formatting import human_age
 from eemtcleanupd.model import Decision, RootName
-from eemtcleanupd.policy.pressure import DiskUsage, Pressure
+from eemtcleanupd.policy.breakers import is_too_many
+from eemtcleanupd.policy.pressure import DiskUsage, Pressure, early_policy
 from eemtcleanupd.policy.retention import Policy
 
 _PAGE = 100
 
-ProcessBatch = Callable[[Sequence[PlannedJob], Mapping[str, int]], int]
-
 
 @dataclass(frozen=True, slots=True)
 class PressureTarget:
-    """How much must go, measured when the run began.
+    """How much space a run must free, measured when it started.
 
-    Both figures end the relief, whichever comes first: the filesystem's own may lag behind what was deleted
-    (btrfs, XFS), and what others write meanwhile is not this run's to make up for.
+    Both figures end the run's early cleaning, the first one that is reached.  The filesystem's own figure can
+    lag behind the deletion (btrfs, XFS), and the run need not make up for what others write meanwhile.
     """
 
     pressure: Pressure
@@ -33,81 +33,101 @@ class PressureTarget:
     needed_bytes: int
 
     @classmethod
-    def of(cls, pressure: Pressure, tools: Tools) -> PressureTarget:
-        """Measure the results filesystem."""
-        usage = disk_usage(tools.roots[RootName.RESULTS].fd)
+    def of(cls, pressure: Pressure, session: StoreSession) -> PressureTarget:
+        """Measure the filesystem of the results."""
+        usage = disk_usage(session.roots[RootName.RESULTS].fd)
         return cls(pressure, usage, usage.bytes_above(pressure.low_watermark_percent))
 
-    def missing_bytes(self, tools: Tools, pipeline: Pipeline) -> int:
-        """Return how much has yet to go, 0 when it is enough."""
-        usage = disk_usage(tools.roots[RootName.RESULTS].fd)
+    def missing_bytes(self, pipeline: Pipeline) -> int:
+        """Return how much space must still be freed, 0 when the target is reached."""
+        usage = disk_usage(pipeline.session.roots[RootName.RESULTS].fd)
         above = usage.bytes_above(self.pressure.low_watermark_percent)
         return max(0, min(above, self.needed_bytes - pipeline.stats.counts.bytes_freed))
 
-    def words(self, after: DiskUsage) -> str:
-        """Return what was found and reached, in words."""
+    def summary(self, session: StoreSession) -> str:
+        """Return the usage before the run and now, as text."""
+        after = disk_usage(session.roots[RootName.RESULTS].fd)
         return (
             f"the results filesystem was {self.before.used_percent:.1f} % full and is now "
             f"{after.used_percent:.1f} % full (low watermark {self.pressure.low_watermark_percent:g} %)"
         )
 
 
-def empty_trash(tools: Tools, pipeline: Pipeline, target: PressureTarget) -> None:
-    """Delete what waits in the trash before its grace is over, oldest first, until it is enough."""
+def empty_trash(pipeline: Pipeline, target: PressureTarget) -> None:
+    """Delete trash before its grace is over, oldest first, until the target is reached."""
+    run, ledger = pipeline.run, pipeline.session.ledger
     tried: set[str] = set()
-    while target.missing_bytes(tools, pipeline) and not tools.stop.is_set():
-        oldest = tools.ledger.expired(tools.clock(), len(tried) + _PAGE, early=True)
+    while target.missing_bytes(pipeline) and not run.stop.is_set():
+        oldest = ledger.expired(run.clock(), len(tried) + _PAGE, early=True)
         waiting = [intent for intent in oldest if intent.id not in tried]
         if not waiting:
             return
         for intent in waiting:
-            if not target.missing_bytes(tools, pipeline) or tools.stop.is_set():
+            if not target.missing_bytes(pipeline) or run.stop.is_set():
                 return
             tried.add(intent.id)
-            purge(tools, pipeline, [intent])
+            purge(pipeline, [intent])
             pipeline.finish()
 
 
 def clean_early(
-    tools: Tools,
     pipeline: Pipeline,
+    selection: Selection,
     target: PressureTarget,
-    *,
-    planner: Planner,
-    policy: Policy,
-    in_hand: Collection[str],
-    take: ProcessBatch,
+    uncleaned: int,
+    in_progress: Collection[str],
 ) -> None:
-    """Clean jobs ahead of their retention until it is enough: failed ones first, then oldest first.
+    """Clean jobs ahead of their retention until the target is reached: failed ones first, then oldest first.
 
     Args:
-        tools: what the run works with.
-        pipeline: does it.
-        target: says when it is enough.
-        planner: decides by the policy under pressure; its candidates are gathered.
-        policy: the retention that would count otherwise, for the words.
-        in_hand: jobs that an unfinished intent of an earlier run still has.
-        take: takes a batch with its measured sizes, and returns how many jobs went (0: the run's limit).
+        pipeline: cleans the jobs.
+        selection: applies the limits of the run.
+        target: says when enough space is free.
+        uncleaned: how many terminal jobs were not cleaned when the run started.
+        in_progress: ids of jobs that an unfinished intent of an earlier run still has.
     """
+    run, session = pipeline.run, pipeline.session
+    policy = early_policy(run.policy, target.pressure.minimum_age)
+    jobs = job_table(session.database, run.config, policy)
+    jobs.gather_candidates(run.started_at, failed_first=True)
+    planner = Planner(run, session, policy, jobs)
     full = f"the disk is {target.before.used_percent:.1f} % full"
-    for decisions in planner.decisions(2 * tools.workers):
-        due = [_early(each, policy, full) for each in decisions if each.clean]
-        plans = [plan for plan in planner.plan(due, pipeline.in_flight()) if plan.job.id not in in_hand]
-        with tools.database.read() as connection:
-            sizes = tools.ledger.measured(connection, [plan.job.id for plan in plans])
+    for decisions in planner.decisions(2 * run.workers):
+        expired = [_as_early(decision, run.policy, full) for decision in decisions if decision.clean]
+        plans = [
+            plan for plan in planner.plan(expired, pipeline.in_flight()) if plan.job.id not in in_progress
+        ]
+        with session.database.read() as connection:
+            sizes = session.ledger.measured(connection, [plan.job.id for plan in plans])
         while plans:
-            missing = target.missing_bytes(tools, pipeline)
-            if not missing or tools.stop.is_set():
+            missing = target.missing_bytes(pipeline)
+            if not missing or run.stop.is_set():
                 return
-            part = _enough(plans, sizes, missing)
-            plans = plans[len(part) :]
-            if not take(part, sizes):
+            batch = _enough(plans, sizes, missing)
+            plans = plans[len(batch) :]
+            if _is_limit_reached(pipeline, selection, uncleaned) or not selection.process(
+                pipeline, batch, sizes
+            ):
                 return
             pipeline.finish()
 
 
-def _early(decision: Decision, policy: Policy, full: str) -> Decision:
-    """Say of a job that goes ahead of its retention that it does; one that is due anyway is not early."""
+def _is_limit_reached(pipeline: Pipeline, selection: Selection, uncleaned: int) -> bool:
+    """Return whether one more job is too many for the breaker; warn then."""
+    safety = pipeline.run.config.safety
+    if not is_too_many(selection.claimed + 1, uncleaned, safety.max_fraction, safety.max_fraction_min_jobs):
+        return False
+    pipeline.run.emit(
+        Warned(
+            f"The disk is still full. The run has cleaned {selection.claimed} of {uncleaned} ended jobs, and "
+            f"safety.max_fraction ({safety.max_fraction:g}) allows no more in one run."
+        )
+    )
+    return True
+
+
+def _as_early(decision: Decision, policy: Policy, full: str) -> Decision:
+    """Mark a job that is cleaned ahead of its retention, with the reason; return an expired one unchanged."""
     age = decision.age
     retention = policy.retention(decision.job_class, decision.job.workflow_type)
     if age is None or age >= retention:
@@ -117,7 +137,7 @@ def _early(decision: Decision, policy: Policy, full: str) -> Decision:
 
 
 def _enough(plans: Sequence[PlannedJob], sizes: Mapping[str, int], missing: int) -> Sequence[PlannedJob]:
-    """Return as many of the first plans as should do; one whose size is not known goes alone."""
+    """Return the first plans that together free enough; a job of unknown size is alone."""
     total = 0
     for count, plan in enumerate(plans, start=1):
         total += sizes.get(plan.job.id, missing)

@@ -1,23 +1,152 @@
-"""What a run says of itself: that it began, its report, and what of it the ledger and the audit log keep."""
+"""What a run counts and reports: the outcome of each job, the events, and the report at its end."""
 
 from __future__ import annotations
 
+import heapq
 import socket
-from collections.abc import Mapping
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from eemtcleanupd.cleanup.context import Run
-from eemtcleanupd.cleanup.inventory import InventoryResult
-from eemtcleanupd.cleanup.outcomes import RunCounts, largest
-from eemtcleanupd.cleanup.selection import Selection
-from eemtcleanupd.events import DURATION_BUCKETS, JobTally, RunReport, RunStarted
-from eemtcleanupd.model import JobClass, Outcome
+from eemtcleanupd.cleanup.context import RunContext
+from eemtcleanupd.cleanup.session import StoreSession
+from eemtcleanupd.events import (
+    DURATION_BUCKETS,
+    ArtifactSize,
+    JobCleaned,
+    JobFailed,
+    JobNote,
+    JobSkipped,
+    JobTally,
+    OrphanFound,
+    RunReport,
+    RunStarted,
+)
+from eemtcleanupd.formatting import printable
+from eemtcleanupd.model import Found, Job, JobClass, Outcome
+from eemtcleanupd.store.history import LogEntry
+from eemtcleanupd.store.intents import IntentState
 from eemtcleanupd.store.jobs import Backlog
 from eemtcleanupd.store.runs import RunRecord
 
+if TYPE_CHECKING:
+    from eemtcleanupd.cleanup.inventory import InventoryResult
+    from eemtcleanupd.cleanup.planner import Selection
+    from eemtcleanupd.cleanup.staging import ClaimedJob
 
-def run_started_event(run: Run, backlog: Backlog) -> RunStarted:
-    """Return what is told when a run begins."""
+NAMED_JOBS_LIMIT = 10
+"""How many jobs of a kind a report names."""
+
+
+@dataclass(slots=True)
+class RunCounts:
+    """What a run has done so far."""
+
+    cleaned: dict[JobClass, int] = field(default_factory=lambda: dict.fromkeys(JobClass, 0))
+    freed: dict[JobClass, int] = field(default_factory=lambda: dict.fromkeys(JobClass, 0))
+    orphans: int = 0
+    orphan_bytes: int = 0
+    purged: int = 0
+    purged_bytes: int = 0
+    early: int = 0
+    early_bytes: int = 0
+    skipped: int = 0
+    errors: int = 0
+    by_status: Counter[str] = field(default_factory=Counter)
+    largest: list[JobNote] = field(default_factory=list)
+    failures: list[JobNote] = field(default_factory=list)
+
+    @property
+    def bytes_freed(self) -> int:
+        """All freed space."""
+        return sum(self.freed.values()) + self.orphan_bytes + self.purged_bytes
+
+
+def _largest(notes: Iterable[JobNote]) -> list[JobNote]:
+    return heapq.nlargest(NAMED_JOBS_LIMIT, notes, key=lambda note: note.bytes_freed)
+
+
+class RunStats:
+    """Counts and reports the outcome of each job of one run."""
+
+    def __init__(self, run: RunContext, session: StoreSession) -> None:
+        self._run = run
+        self._session = session
+        self.counts = RunCounts()
+
+    def recorded(self, job: ClaimedJob, removed: Sequence[tuple[Found, int | None]]) -> None:
+        """Count and report a recorded job: cleaned, moved to the trash, or purged from there."""
+        freed = sum(size or 0 for _, size in removed)
+        self.freed(job, freed)
+        if job.intent.state is IntentState.TRASHED:
+            self.counts.purged += 1
+        elif job.is_orphan:
+            self.counts.orphans += 1
+            for found, size in removed:
+                self._run.emit(OrphanFound(found, size or 0, removed=True))
+            return
+        elif not job.marks_job_cleaned:
+            reason = "it ran again, or its files are in place again, so it does not count as cleaned"
+            self.skipped(job.job, reason)
+            return
+        else:
+            self._count_cleaned(job, freed)
+        self._run.emit(
+            JobCleaned(
+                self._run.id,
+                job.job,
+                job.job_class,
+                job.age,
+                tuple(ArtifactSize(found, size or 0) for found, size in removed),
+                job.intent.bytes_freed + freed,
+                in_trash=job.moves_to_trash(self._run.grace),
+                ahead_of_retention=job.early,
+            )
+        )
+
+    def _count_cleaned(self, job: ClaimedJob, freed: int) -> None:
+        counts = self.counts
+        job_id, status = printable(job.job.id), printable(job.job.status)
+        counts.cleaned[job.job_class] += 1
+        counts.by_status[status] += 1
+        counts.largest.append(JobNote(job_id, status, job.intent.bytes_freed + freed))
+        if len(counts.largest) > 10 * NAMED_JOBS_LIMIT:
+            counts.largest = _largest(counts.largest)
+        if job.early:
+            counts.early += 1
+            counts.early_bytes += freed
+
+    def freed(self, job: ClaimedJob, size_bytes: int) -> None:
+        """Count freed space for the kind of job."""
+        if job.intent.state is IntentState.TRASHED:
+            self.counts.purged_bytes += size_bytes
+        elif job.is_orphan:
+            self.counts.orphan_bytes += size_bytes
+        else:
+            self.counts.freed[job.job_class] += size_bytes
+
+    def skipped(self, job: Job, reason: str) -> None:
+        """Count a job that stays as it is, and report why."""
+        self.counts.skipped += 1
+        self._run.emit(JobSkipped(job, reason, notable=True))
+
+    def failed(self, job: ClaimedJob, error: str) -> None:
+        """Record and report that a job could not be cleaned, and why."""
+        run, session = self._run, self._session
+        job_id, status = printable(job.job.id), printable(job.job.status)
+        self.counts.errors += 1
+        if len(self.counts.failures) < NAMED_JOBS_LIMIT:
+            self.counts.failures.append(JobNote(job_id, status, message=printable(error)))
+        now = run.clock()
+        run.audit("failed", job_id=job_id, status=status, error=printable(error))
+        entry = LogEntry(job.job.id, job.job.status, "failed", 0, error)
+        session.database.write(lambda connection: session.ledger.add_log(connection, run.id, [entry], now))
+        run.emit(JobFailed(run.id, job.job.id, job.job.status, error))
+
+
+def run_started_event(run: RunContext, backlog: Backlog) -> RunStarted:
+    """Return the event that a run begins with."""
     return RunStarted(
         run.id,
         run.request.dry_run,
@@ -29,31 +158,29 @@ def run_started_event(run: Run, backlog: Backlog) -> RunStarted:
 
 
 def build_report(
-    run: Run,
+    run: RunContext,
     backlog: Backlog,
     counts: RunCounts,
     selection: Selection,
-    census: InventoryResult,
+    inventory: InventoryResult,
     *,
-    relieved: str | None = None,
+    pressure: str | None = None,
 ) -> RunReport:
     """Return the report of a run that ends now.
 
     Args:
         run: the run.
-        backlog: what it found.
+        backlog: the jobs that it found.
         counts: what it did.
         selection: what it left.
-        census: what it saw.
-        relieved: how full the disk was and is, in words, where that was what it began for.
+        inventory: what it saw in the roots.
+        pressure: how full the disk was and is, for a run that disk pressure started.
     """
-    cleaned = sum(counts.cleaned.values())
     interrupted = run.stop.is_set()
-    # A dry run has cleaned nothing, so all that were uncleaned still are.
-    uncleaned = backlog.uncleaned - (0 if run.request.dry_run else cleaned)
-    missing = max(0, uncleaned - census.jobs_with_files)
-    if interrupted or run.request.only_trash:  # then nobody has looked
-        missing = 0
+    # A dry run cleans nothing, so every uncleaned job still is.
+    uncleaned = backlog.uncleaned - (0 if run.request.dry_run else sum(counts.cleaned.values()))
+    # An interrupted run, or one of the trash alone, has not looked at all roots.
+    looked = not interrupted and not run.request.only_trash
     return RunReport(
         run_id=run.id,
         dry_run=run.request.dry_run,
@@ -66,22 +193,22 @@ def build_report(
         failed=JobTally(counts.cleaned[JobClass.FAILED], counts.freed[JobClass.FAILED]),
         orphans=JobTally(counts.orphans, counts.orphan_bytes),
         trash_purged=JobTally(counts.purged, counts.purged_bytes),
-        orphans_found=census.orphans,
-        missing=missing,
+        orphans_found=inventory.orphans,
+        missing=max(0, uncleaned - inventory.jobs_with_files) if looked else 0,
         skipped=counts.skipped + selection.kept_notable,
         errors=counts.errors,
         remaining=selection.remaining,
         early=JobTally(counts.early, counts.early_bytes),
-        pressure=relieved,
+        pressure=pressure,
         host=socket.gethostname(),
-        biggest=tuple(largest(counts.biggest)),
+        biggest=tuple(_largest(counts.largest)),
         failures=tuple(counts.failures),
         vetoed=tuple(selection.vetoed),
     )
 
 
 def run_totals(report: RunReport, by_status: Mapping[str, int]) -> dict[tuple[str, str], float]:
-    """Return what a run adds to the totals that the ledger keeps, by name and label."""
+    """Return what a run adds to the totals of the ledger, by name and label."""
     seconds = (report.finished_at - report.started_at).total_seconds()
     return {
         ("runs", report.outcome): 1,
@@ -95,7 +222,7 @@ def run_totals(report: RunReport, by_status: Mapping[str, int]) -> dict[tuple[st
 
 
 def audit_summary(report: RunReport) -> dict[str, object]:
-    """Return what the audit log says of a report."""
+    """Return what the audit log says about a report."""
     return {
         "outcome": report.outcome,
         "successful": report.successful.jobs,
@@ -106,7 +233,7 @@ def audit_summary(report: RunReport) -> dict[str, object]:
 
 
 def finished_record(record: RunRecord, report: RunReport) -> RunRecord:
-    """Return the row of a run that came to its end."""
+    """Return the ledger's row of a run that reached its end."""
     return replace(
         record,
         finished_at=report.finished_at,

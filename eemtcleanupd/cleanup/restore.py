@@ -1,8 +1,8 @@
-"""Taking a job's data back out of the trash or out of a backup, safe to be killed in as a run is.
+"""Restoring a job's data from the trash or from a backup, as safe against a kill as a run.
 
-First one transaction makes the row uncleaned, opens the intent and sets the hold; an open intent whose items
-are not being deleted is what recovery puts back, so from there on either this process or the next run
-finishes it.
+The first transaction marks the row as not cleaned, opens the intent and sets the hold.  Recovery puts back
+the items of an open intent that are not being deleted.  So from there on either this process or the next run
+finishes the restore.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -21,33 +21,28 @@ from sqlalchemy import Connection
 
 from eemtcleanupd.backup import archive
 from eemtcleanupd.backup.folder import BackupFolder
-from eemtcleanupd.cleanup.hooks import RunHooks
-from eemtcleanupd.cleanup.preflight import open_roots, open_trashes
+from eemtcleanupd.cleanup.context import RunHooks
+from eemtcleanupd.cleanup.session import StoreSession, job_table, open_database, open_session
+from eemtcleanupd.cleanup.staging import Item
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
-from eemtcleanupd.deletion.roots import Root
-from eemtcleanupd.deletion.trash import Trash, deleting_name
+from eemtcleanupd.deletion.trash import deleting_name
 from eemtcleanupd.errors import BackupError, TrashError
 from eemtcleanupd.events import AuditEntry
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import TRASH_NAME, Artifact, Found, Hold, JobClass, RootName
 from eemtcleanupd.policy.ownership import possible_owner_ids
 from eemtcleanupd.policy.retention import Policy
-from eemtcleanupd.store.address import StoreAddress
-from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.history import AuditLine, LogEntry
 from eemtcleanupd.store.intents import PART_BACK, Intent, IntentKind, IntentState
-from eemtcleanupd.store.jobs import JobTable
-from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.lock import run_lock
-from eemtcleanupd.store.timestamps import zone_named
 
 _UNPACKED: Final = "backup-"
 
 
 @dataclass(frozen=True, slots=True)
 class RestoreResult:
-    """What came back, and until when the job is held so that the next run does not take it again."""
+    """What was restored, and until when the job is held so that the next run does not clean it again."""
 
     job_id: str
     artifacts: tuple[Found, ...]
@@ -56,10 +51,10 @@ class RestoreResult:
 
 @dataclass(frozen=True, slots=True)
 class RestoreRequest:
-    """Who puts a job's data back, and how.
+    """Which job's data to restore, and how.
 
-    ``only`` has labels of artifacts (``results/<id>``), none for all; with ``hold`` the job is kept for its
-    retention once more, counted from now; ``guards`` write it down.
+    ``only`` has labels of artifacts (``results/<id>``), none for all.  With ``hold`` the job is held for its
+    retention period, from now on.  ``hooks`` record the restore in the audit log.
     """
 
     config: Config
@@ -67,29 +62,31 @@ class RestoreRequest:
     only: Collection[str]
     hold: bool
     user: str
-    guards: RunHooks
+    hooks: RunHooks
     clock: Clock
 
 
 def restore(request: RestoreRequest) -> RestoreResult:
-    """Put a job's data back from the trash to where it was.
+    """Move a job's data from the trash back to its place.
 
-    With it come an upload that it shares with another job in the trash, and what an interrupted run or
-    restoring left there.  An entry of no job is named by its label in place of a job.
+    This includes an upload that the job shares with another job in the trash, and what an interrupted run or
+    restore left there.  The label of an orphan can stand in place of a job id.
 
     Raises:
-        TrashError: nothing of it is in the trash, its deletion has begun, or something is in its place; then
+        TrashError: the trash has nothing of the job, its deletion has started, or its place is taken; then
             nothing has moved.
-        LockHeldError, StoreError, RootError, AuditError: the job store cannot be worked on.
+        LockHeldError, StoreError, RootError, AuditError: the job store cannot be used.
     """
-    with _opened(request) as store:
+    with _locked_store(request) as store:
+        ledger = store.session.ledger
         intents = [
-            *store.ledger.trashed(request.job_id),
+            *ledger.trashed(request.job_id),
             *store.interrupted_intents(),
         ] or store.orphan_intents()
         shared = store.shared_uploads()
+        name = printable(request.job_id)
         if not intents and not shared:
-            raise TrashError(f"nothing of job {printable(request.job_id)} is in the trash")
+            raise TrashError(f"The trash has nothing of job {name}.")
         chosen = [_split_intent(intent, request.only) for intent in intents]
         chosen += [
             _split_intent(intent, labels)
@@ -99,204 +96,207 @@ def restore(request: RestoreRequest) -> RestoreResult:
         items = [pair for intent, _ in chosen for pair in intent.items]
         if not items:
             known = ", ".join(printable(found.label) for intent in intents for found, _ in intent.items)
-            raise TrashError(
-                f"none of that is in the trash; of job {printable(request.job_id)} there is {known}"
-            )
+            raise TrashError(f"The trash has no such artifact of job {name}. It has: {known}.")
         store.require_items(items)
         store.require_free_places([found for found, _ in items])
-        return store.bring_back(chosen[0][0].status, chosen, "from the trash")
+        return store.restore(chosen[0][0].status, chosen, "from the trash")
 
 
 def restore_backup(request: RestoreRequest, backup: Path) -> RestoreResult:
-    """Put a job's data back from a backup, which is verified first.
+    """Restore a job's data from a backup, which is verified first.
 
-    It is unpacked in the trash, and moved to its place by one rename for each artifact, as from the trash.
+    The backup is unpacked into the trash, and one rename moves each artifact to its place.
 
     Raises:
-        BackupError: the backup is damaged or another job's, or there is no room for what is in it.
-        TrashError: the job's row is gone, the job is live or in the trash, or something is in its place; then
-            nothing has moved.
-        LockHeldError, StoreError, RootError, AuditError: the job store cannot be worked on.
+        BackupError: the backup is damaged or belongs to another job, or there is no space to unpack it.
+        TrashError: the job has no row, is live or in the trash, or its place is taken; nothing has moved.
+        LockHeldError, StoreError, RootError, AuditError: the job store cannot be used.
     """
     folder = BackupFolder(backup.parent)
     folder.require_safe(backup.parent)
     folder.require_safe(backup)
     name = printable(request.job_id)
-    with _opened(request) as store:
+    with _locked_store(request) as store:
         head = archive.verify(backup).head
         if head.job_id != request.job_id:
-            raise BackupError(f"{backup.name} is a backup of job {printable(head.job_id)}")
+            raise BackupError(
+                f"{backup.name} is a backup of job {printable(head.job_id)}, not of job {name}."
+            )
         store.require_ended()
-        wanted = [found for found in map(_labelled, head.artifacts) if _is_named(found, request.only)]
+        wanted = [found for found in map(_from_label, head.artifacts) if _is_named(found, request.only)]
         if not wanted:
             known = ", ".join(map(printable, head.artifacts))
-            raise BackupError(f"none of that is in the backup; of job {name} there is {known}")
+            raise BackupError(f"The backup has no such artifact of job {name}. It has: {known}.")
         store.require_free_places(wanted)
         intent_id = f"{_UNPACKED}{request.clock():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
-        items = tuple((found, f"{intent_id}.{at}") for at, found in enumerate(wanted, start=1))
+        items = tuple((found, f"{intent_id}.{number}") for number, found in enumerate(wanted, start=1))
         store.unpack(backup, items)
         intent = Intent(intent_id, "", IntentKind.JOB, request.job_id, head.status, items)
-        return store.bring_back(
-            head.status, [(intent, replace(intent, items=()))], f"from the backup {backup.name}"
-        )
+        source = f"from the backup {backup.name}"
+        return store.restore(head.status, [(intent, replace(intent, items=()))], source)
 
 
-def _labelled(label: str) -> Found:
+def _from_label(label: str) -> Found:
     root, _, name = label.partition("/")
     return Found(Artifact(RootName(root), name.rstrip("/")), is_folder=name.endswith("/"))
 
 
 @contextmanager
-def _opened(request: RestoreRequest) -> Iterator[_Store]:
+def _locked_store(request: RestoreRequest) -> Iterator[_LockedStore]:
     config = request.config
     with ExitStack() as stack:
-        database = StoreAddress.of(config).open()
-        stack.callback(database.close)
+        database = open_database(config, stack)
         stack.enter_context(run_lock(database, f"restore {printable(request.job_id)}", request.clock()))
-        ledger = Ledger(database)
-        ledger.create_tables()
         policy = Policy.from_config(config.retention)
-        catalog = JobTable(database, policy, zone_named(config.database.timezone))
-        catalog.add_columns()
-        roots = open_roots(config, ledger.roots(), stack)
-        trashes = open_trashes(roots, stack)
-        yield _Store(request, database, ledger, catalog, policy, roots, trashes)
+        session = open_session(config, database, job_table(database, config, policy), policy, stack)
+        session.create_ledger()
+        session.lock_trashes(stack)
+        yield _LockedStore(request, session)
 
 
 @dataclass(frozen=True, slots=True)
-class _Store:
-    """A job store that nobody else works on."""
+class _LockedStore:
+    """A locked job store, and the restore that is asked for."""
 
     request: RestoreRequest
-    database: Database
-    ledger: Ledger
-    catalog: JobTable
-    policy: Policy
-    roots: Mapping[RootName, Root]
-    trashes: Mapping[RootName, Trash]
+    session: StoreSession
 
     def interrupted_intents(self) -> list[Intent]:
-        """Return what an interrupted run, or restoring, of the job left in the trash and is not lost yet."""
-        found = []
-        for intent in self.ledger.open_intents():
+        """Return what an interrupted run or restore of the job left in the trash and is not being deleted."""
+        intents = []
+        for intent in self.session.ledger.open_intents():
             if intent.kind is IntentKind.JOB and intent.job_id == self.request.job_id:
                 left = tuple(
                     pair for pair in intent.items if self._in_trash(*pair) or self._is_deleting(*pair)
                 )
                 if any(self._in_trash(*pair) for pair in left):
-                    found.append(replace(intent, items=left))
-        return found
+                    intents.append(replace(intent, items=left))
+        return intents
 
     def orphan_intents(self) -> list[Intent]:
-        """Return the entry of no job that is named instead of one."""
+        """Return the orphan that is named in place of a job."""
         label = self.request.job_id.rstrip("/")
         return [
             intent
-            for intent in self.ledger.trashed()
+            for intent in self.session.ledger.trashed()
             if intent.kind is IntentKind.ORPHAN and any(f.label.rstrip("/") == label for f, _ in intent.items)
         ]
 
     def shared_uploads(self) -> list[tuple[Intent, set[str]]]:
-        """Return the uploads of the job that went into the trash with another one, as intents and labels."""
-        job_id = self.request.job_id
-        with self.database.read() as connection:
-            row = self.catalog.rows(connection, [job_id]).get(job_id)
+        """Return the uploads of the job that went into the trash with another job, as intents and labels."""
+        job_id, session = self.request.job_id, self.session
+        with session.database.read() as connection:
+            row = session.jobs.rows(connection, [job_id]).get(job_id)
         if row is None:
             return []
         dem = row.job.dem_filename
         uploads = []
-        for intent in self.ledger.trashed():
+        for intent in session.ledger.trashed():
             labels = {
                 found.label.rstrip("/")
                 for found, item in intent.items
                 if found.artifact.root is RootName.UPLOADS
                 and (found.artifact.name == dem or job_id in possible_owner_ids(found.artifact))
                 and self._in_trash(found, item)
-                and not self.roots[RootName.UPLOADS].has(found.artifact.name)
+                and not session.roots[RootName.UPLOADS].has(found.artifact.name)
             }
             if labels and intent.job_id != job_id:
                 uploads.append((intent, labels))
         return uploads
 
     def _in_trash(self, found: Found, item: str) -> bool:
-        root = found.artifact.root
-        return root in self.trashes and self.trashes[root].exists(item)
+        return self.session.in_trash(found.artifact.root, item)
 
     def _is_deleting(self, found: Found, item: str) -> bool:
         return self._in_trash(found, deleting_name(item))
 
-    def require_items(self, items: Sequence[tuple[Found, str]]) -> None:
-        """Refuse before anything moves where an item is gone, or on its way."""
+    def require_items(self, items: Sequence[Item]) -> None:
+        """Refuse, before anything moves, if an item is missing or its deletion has started."""
         for found, item in items:
             if not self._in_trash(found, item):
-                doomed = self._is_deleting(found, item)
-                why = "its deletion has begun" if doomed else "it is not in the trash any more"
+                reason = (
+                    "its deletion has started"
+                    if self._is_deleting(found, item)
+                    else "it is no longer in the trash"
+                )
                 raise TrashError(
-                    f"{printable(found.label)} cannot be restored: {why}; --only restores the other artifacts"
+                    f"Cannot restore {printable(found.label)}: {reason}. Restore the other artifacts "
+                    f"with --only."
                 )
 
     def require_free_places(self, artifacts: Iterable[Found]) -> None:
-        """Refuse before anything moves where something is in the place."""
+        """Refuse, before anything moves, if another entry is in the place of an artifact."""
+        roots = self.session.roots
         for found in artifacts:
             root, label = found.artifact.root, printable(found.label)
-            if root not in self.roots:
-                raise TrashError(f"{label} cannot be restored: there is no folder paths.{root}")
-            if self.roots[root].has(found.artifact.name):
-                raise TrashError(f"{label} cannot be restored: there is one already; move it away first")
+            if root not in roots:
+                raise TrashError(
+                    f"Cannot restore {label}: the folder paths.{root} does not exist. Create it first."
+                )
+            if roots[root].has(found.artifact.name):
+                raise TrashError(
+                    f"Cannot restore {label}: it exists already. Move the existing one away first."
+                )
 
     def require_ended(self) -> None:
-        """Refuse a job that has no row, is live, or lies in the trash."""
-        job_id, name = self.request.job_id, printable(self.request.job_id)
-        with self.database.read() as connection:
-            row = self.catalog.rows(connection, [job_id]).get(job_id)
+        """Refuse a job that has no row, is live, or is in the trash."""
+        job_id, name, session = self.request.job_id, printable(self.request.job_id), self.session
+        with session.database.read() as connection:
+            row = session.jobs.rows(connection, [job_id]).get(job_id)
         if row is None:
-            raise TrashError(f"there is no job {name} in the database, so its data would belong to nobody")
-        if self.policy.classify(row.job.status) is JobClass.LIVE:
-            raise TrashError(f"job {name} is {printable(row.job.status)}: wait until it has ended")
-        if self.ledger.trashed(job_id):
-            raise TrashError(f"job {name} is in the trash: `trash restore` brings it back, `trash purge` not")
+            raise TrashError(f"The database has no job {name}, so its data would belong to no job.")
+        if session.policy.classify(row.job.status) is JobClass.LIVE:
+            raise TrashError(f"Job {name} is {printable(row.job.status)}. Wait until it has ended.")
+        if session.ledger.trashed(job_id):
+            raise TrashError(f"Job {name} is in the trash. Restore it with `trash restore {name}`.")
 
-    def unpack(self, backup: Path, items: Sequence[tuple[Found, str]]) -> None:
-        """Unpack a backup into new items of the trash; they are removed again when that fails."""
+    def unpack(self, backup: Path, items: Sequence[Item]) -> None:
+        """Unpack a backup into new items of the trash; remove them again if that fails."""
         self._remove_leftovers()
-        places = {found.artifact: self._path(found.artifact.root, item) for found, item in items}
+        folders = {found.artifact: self._path(found.artifact.root, item) for found, item in items}
         try:
-            for place in places.values():
-                place.mkdir(mode=0o700)
-            archive.unpack(backup, lambda root, name: places.get(Artifact(root, name)))
+            for folder in folders.values():
+                folder.mkdir(mode=0o700)
+            archive.unpack(backup, lambda root, name: folders.get(Artifact(root, name)))
         except BaseException as error:
-            for place in places.values():
-                shutil.rmtree(place, ignore_errors=True)
+            for folder in folders.values():
+                shutil.rmtree(folder, ignore_errors=True)
             if isinstance(error, OSError):
-                raise BackupError(f"{backup.name} cannot be unpacked: {error.strerror}") from error
+                raise BackupError(f"Cannot unpack {backup.name}: {error.strerror}.") from error
             raise
         os.sync()
 
     def _remove_leftovers(self) -> None:
-        """Remove what an unpacking left that was killed: no intent owns it."""
-        for root, trash in self.trashes.items():
+        """Remove what a killed restore had unpacked: no intent owns it."""
+        for root, trash in self.session.trashes.items():
             for item, _ in list(trash.items()):
-                if item.startswith(_UNPACKED) and not self.ledger.exists_intent(item.rsplit(".", 1)[0]):
+                intent_id = item.rsplit(".", 1)[0]
+                if item.startswith(_UNPACKED) and not self.session.ledger.exists_intent(intent_id):
                     shutil.rmtree(self._path(root, item), ignore_errors=True)
 
     def _path(self, root: RootName, item: str) -> Path:
-        return self.roots[root].path / TRASH_NAME / item
+        return self.session.roots[root].path / TRASH_NAME / item
 
-    def bring_back(self, status: str, chosen: Sequence[tuple[Intent, Intent]], whence: str) -> RestoreResult:
-        """Move items to their places: the row first counts as not cleaned, so that no kill makes it a lie."""
-        request, ledger, catalog = self.request, self.ledger, self.catalog
-        now, job_id = request.clock(), request.job_id
+    def restore(self, status: str, chosen: Sequence[tuple[Intent, Intent]], source: str) -> RestoreResult:
+        """Move items to their places; the row first counts as not cleaned, so that no kill makes it wrong.
+
+        Args:
+            status: the status that decides how long the job is held.
+            chosen: intents with the items to move, each with the intent of what stays in the trash.
+            source: where the data comes from, for the records.
+        """
+        request, ledger, jobs = self.request, self.session.ledger, self.session.jobs
+        now, job_id, policy = request.clock(), request.job_id, self.session.policy
         items = [pair for intent, _ in chosen for pair in intent.items]
         is_job = all(opened.kind is IntentKind.JOB for opened, _ in chosen)
-        holding = request.hold and is_job
-        until = now + self.policy.retention(self.policy.classify(status), None) if holding else None
+        until = now + policy.retention(policy.classify(status), None) if request.hold and is_job else None
         labels = [printable(found.label) for found, _ in items]
-        details = {"job_id": printable(job_id), "artifacts": labels, "source": whence}
-        request.guards.audit([AuditEntry(now, request.user, "restoring", details)])
+        details = {"job_id": printable(job_id), "artifacts": labels, "source": source}
+        request.hooks.audit([AuditEntry(now, request.user, "restoring", details)])
 
         def begin(connection: Connection) -> None:
             if is_job:
-                catalog.mark_uncleaned(connection, job_id)
+                jobs.mark_uncleaned(connection, job_id)
             for opened, left in chosen:
                 if opened.items:
                     ledger.delete_intents(connection, [left.id])
@@ -305,51 +305,51 @@ class _Store:
                         ledger.add_intents(connection, [left], now)
             held = ledger.holds(connection, [job_id]).get(job_id)
             if until is not None and (held is None or not held.is_active(until)):
-                ledger.set_hold(connection, Hold(job_id, f"restored {whence}", request.user, until), now)
+                ledger.set_hold(connection, Hold(job_id, f"restored {source}", request.user, until), now)
 
         def end(connection: Connection) -> None:
             ledger.delete_intents(connection, [opened.id for opened, _ in chosen if opened.items])
-            entry = LogEntry(job_id, status, "restored", 0, f"restored {whence}: {', '.join(labels)}")
+            entry = LogEntry(job_id, status, "restored", 0, f"restored {source}: {', '.join(labels)}")
             ledger.add_log(connection, "", [entry], now)
             ledger.add_audit(connection, [AuditLine(job_id, "restored", 0)], request.user, now)
 
-        self.database.write(begin)
+        self.session.database.write(begin)
         self._move_back(items)
         if not is_job:
             self._touch(items)
-        for trash in self.trashes.values():
+        for trash in self.session.trashes.values():
             trash.sync()
-        request.guards.audit([AuditEntry(request.clock(), request.user, "restored", details)])
-        self.database.write(end)
+        request.hooks.audit([AuditEntry(request.clock(), request.user, "restored", details)])
+        self.session.database.write(end)
         return RestoreResult(job_id, tuple(found for found, _ in items), until)
 
-    def _move_back(self, items: Sequence[tuple[Found, str]]) -> None:
+    def _move_back(self, items: Sequence[Item]) -> None:
         for found, item in items:
-            if self.trashes[found.artifact.root].restore(item):
+            if self.session.trashes[found.artifact.root].restore(item):
                 raise TrashError(
-                    f"{printable(found.label)} came up in this moment; move it away, and the next run "
-                    f"restores the rest"
+                    f"Cannot restore {printable(found.label)}: another entry has just taken its place. Move "
+                    f"it away; the next run restores the rest."
                 )
 
-    def _touch(self, items: Sequence[tuple[Found, str]]) -> None:
-        """Let the age of an entry of no job count from now, as the hold does it for a job."""
+    def _touch(self, items: Sequence[Item]) -> None:
+        """Count the age of an orphan from now on, as the hold does for a job."""
         now = self.request.clock().timestamp()
         for found, _ in items:
-            root = self.roots[found.artifact.root]
+            root = self.session.roots[found.artifact.root]
             os.utime(found.artifact.name, (now, now), dir_fd=root.fd, follow_symlinks=False)
 
 
 def _is_named(found: Found, only: Collection[str]) -> bool:
-    """Tell whether an artifact is asked for, by its label or as it is printed."""
+    """Return whether an artifact is asked for, by its label or by its printable form."""
     label = found.label.rstrip("/")
     return not only or label in only or printable(label) in only
 
 
 def _split_intent(intent: Intent, only: Collection[str]) -> tuple[Intent, Intent]:
-    """Split an intent into what is to be put back, open, and what stays in the trash."""
+    """Split an intent into an open one for what is to be put back, and what stays in the trash."""
     wanted = [pair for pair in intent.items if _is_named(pair[0], only)]
     rest = tuple(pair for pair in intent.items if pair not in wanted)
-    # The items in the trash are named after the intent, so what stays there keeps its id.
+    # The items in the trash are named after the intent, so the part that stays there keeps its id.
     opened = replace(
         intent,
         id=f"{intent.id}{PART_BACK}{secrets.token_hex(2)}" if rest else intent.id,

@@ -1,11 +1,10 @@
-"""One run from plan to report; it keeps the configuration that it began with."""
+"""One run from plan to report; it keeps the configuration that it started with."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import socket
-from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -13,43 +12,47 @@ from typing import TYPE_CHECKING
 
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup.ballast import allocate_ballast, release_ballast, release_initial_ballast
-from eemtcleanupd.cleanup.claims import Tools
-from eemtcleanupd.cleanup.context import Progress, Run, RunRequest, limits_of
-from eemtcleanupd.cleanup.dry_run import dry_run
-from eemtcleanupd.cleanup.hooks import NullHooks, RunHooks
+from eemtcleanupd.cleanup.context import NullHooks, Progress, RunContext, RunHooks, RunRequest, rate_limits
 from eemtcleanupd.cleanup.inventory import Inventory, InventoryResult
 from eemtcleanupd.cleanup.pipeline import Pipeline
-from eemtcleanupd.cleanup.planner import PlannedJob, Planner
-from eemtcleanupd.cleanup.preflight import open_trashes, record_root, reserved_entries
+from eemtcleanupd.cleanup.planner import Planner, Selection
 from eemtcleanupd.cleanup.pressure import PressureTarget, clean_early, empty_trash
-from eemtcleanupd.cleanup.recovery import purge_expired, recover_intents, report_unowned
+from eemtcleanupd.cleanup.recovery import purge_expired, recover_intents
 from eemtcleanupd.cleanup.report import (
+    RunCounts,
     audit_summary,
     build_report,
     finished_record,
     run_started_event,
     run_totals,
 )
-from eemtcleanupd.cleanup.selection import Selection
-from eemtcleanupd.cleanup.session import Opened, check_breakers, open_store
+from eemtcleanupd.cleanup.session import (
+    StoreSession,
+    job_table,
+    open_database,
+    open_session,
+    record_root,
+)
 from eemtcleanupd.clock import Clock, system_clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.blockers import disk_usage
 from eemtcleanupd.deletion.pool import DeletionPool
-from eemtcleanupd.errors import AuditError, CleanupError
-from eemtcleanupd.events import Emit, RunFailed, RunFinished, RunReport, Warned
+from eemtcleanupd.errors import AuditError, BreakerError, CleanupError
+from eemtcleanupd.events import ArtifactSize, Emit, JobPlanned, RunFailed, RunFinished, RunReport, Warned
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import Outcome, RootName
-from eemtcleanupd.policy.breakers import is_too_many
+from eemtcleanupd.policy.breakers import clock_problem, is_too_many
 from eemtcleanupd.policy.capacity import Budget
-from eemtcleanupd.policy.pressure import early_policy
 from eemtcleanupd.policy.retention import Policy
-from eemtcleanupd.store.jobs import JobTable
+from eemtcleanupd.store.jobs import Backlog
+from eemtcleanupd.store.lock import run_lock
+from eemtcleanupd.store.mount_check import check_journal
 from eemtcleanupd.store.runs import RunRecord
-from eemtcleanupd.store.timestamps import zone_named
 
 if TYPE_CHECKING:
     from eemtcleanupd.deletion.dask_executor import DaskExecutor
+
+_UNOWNED_NAMED = 5
 
 
 def clean(
@@ -60,28 +63,28 @@ def clean(
     stop: StopFlag | None = None,
     clock: Clock = system_clock,
     progress: Progress | None = None,
-    guards: RunHooks | None = None,
+    hooks: RunHooks | None = None,
 ) -> RunReport:
     """Clean a job store once.
 
     Args:
         config: the effective configuration; its paths are absolute.
-        request: who asks for what.
-        emit: is told of every event, in this thread.
+        request: what to do, and for whom.
+        emit: receives every event, in this thread.
         stop: ends the run early and in order once it is set.
-        clock: where the time comes from.
-        progress: is kept up to date.
-        guards: may keep a job, and write down what is done.
+        clock: the time source.
+        progress: is updated as the run proceeds.
+        hooks: can keep a job, and record what the run does.
 
     Returns:
         The report, which was also emitted and recorded.
 
     Raises:
-        LockHeldError, StoreError, RootError, BreakerError, AuditError: the run did not begin, or broke off;
-            what it had begun is finished by the next one.
+        LockHeldError, StoreError, RootError, BreakerError, AuditError: the run did not start, or failed; the
+            next run finishes what it had started.
     """
     started = clock()
-    run = Run(
+    run = RunContext(
         id=f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(2)}",
         started_at=started,
         config=config,
@@ -91,49 +94,136 @@ def clean(
         stop=stop or StopFlag(),
         clock=clock,
         progress=progress or Progress(),
-        guards=guards or NullHooks(),
+        hooks=hooks or NullHooks(),
     )
     try:
         with ExitStack() as stack:
-            if not request.dry_run and (told := release_initial_ballast(config)):
-                emit(Warned(told))
-            opened = open_store(run, stack)
-            check_breakers(run, opened)
-            return dry_run(run, opened) if request.dry_run else _Execution(run, opened).run(stack)
+            if not request.dry_run and (message := release_initial_ballast(config)):
+                emit(Warned(message))
+            return _Run(run, stack).execute()
     except CleanupError as error:
-        _report_failure(run, error)
+        if not request.dry_run and not isinstance(error, AuditError):
+            with suppress(AuditError):  # the first error is the one to report
+                run.audit("run_failed", error=printable(str(error)))
+        emit(RunFailed(run.id, str(error), request.trigger, socket.gethostname(), clock()))
         raise
 
 
-def _report_failure(run: Run, error: CleanupError) -> None:
-    """Tell that the run was refused or broke off."""
-    if not run.request.dry_run and not isinstance(error, AuditError):
-        with suppress(AuditError):  # the first error is the one to tell
-            run.audit("run_failed", error=printable(str(error)))
-    run.emit(RunFailed(run.id, str(error), run.request.trigger, socket.gethostname(), run.clock()))
+class _Run:
+    """The steps of one run; ``stack`` closes what it opens."""
 
-
-class _Execution:
-    """A run that deletes and records, in a job store that is open and locked."""
-
-    def __init__(self, run: Run, opened: Opened) -> None:
+    def __init__(self, run: RunContext, stack: ExitStack) -> None:
         self._run = run
-        self._opened = opened
-        self._selection = Selection(run, opened.roots)
-        self._relieved: str | None = None
+        self._stack = stack
+        self._session, self._backlog = self._open()
+        self._planner = Planner(run, self._session)
+        self._selection = Selection(run, self._session)
 
-    def run(self, stack: ExitStack) -> RunReport:
-        """Go from recovery to report; ``stack`` closes what was opened for it."""
-        run, opened, ledger = self._run, self._opened, self._opened.ledger
-        config, request = run.config, run.request
-        for told in release_ballast(config, opened.roots.values()):
-            run.emit(Warned(told))
+    def execute(self) -> RunReport:
+        """Check the breakers, then clean, or show what cleaning would do."""
+        self._check_breakers()
+        return self._dry_run() if self._run.request.dry_run else self._clean()
+
+    # -- before anything is touched ----------------------------------------------------------------
+
+    def _open(self) -> tuple[StoreSession, Backlog]:
+        """Open the job store, lock it unless this is a dry run, and count the jobs that need a decision."""
+        run = self._run
+        database = open_database(run.config, self._stack)
+        if warning := check_journal(database, to_write=not run.request.dry_run):
+            run.emit(Warned(warning))
+        jobs = job_table(database, run.config, run.policy)
+        if not run.request.dry_run:
+            self._stack.enter_context(run_lock(database, run.id, run.started_at))
+        session = open_session(run.config, database, jobs, run.policy, self._stack)
+        backlog = Backlog(0, 0) if run.request.only_trash else jobs.backlog(run.started_at)
+        if backlog.candidates:
+            jobs.gather_candidates(run.started_at)
+        run.progress.jobs_total = backlog.candidates
+        return session, backlog
+
+    def _check_breakers(self) -> None:
+        """Refuse a clock that is probably wrong, and a run that would clean nearly all jobs.
+
+        Raises:
+            BreakerError: nothing was changed.
+        """
+        run, ledger, has_ledger = self._run, self._session.ledger, self._session.has_ledger
+        last_run = ledger.last_run_at() if has_ledger else None
+        problem = clock_problem(run.started_at, last_run, run.config.safety.max_clock_leap_days)
+        if problem is not None:
+            self._trip(problem, is_first=False)
+        problem = self._fraction_problem()
+        if problem is not None:
+            # Until a first run has looked at all jobs, the next one is the first.
+            self._trip(problem, is_first=not has_ledger or not ledger.has_whole_run())
+
+    def _fraction_problem(self) -> str | None:
+        """Return why the run would clean too many of the ended jobs, None when it would not."""
+        backlog, safety = self._backlog, self._run.config.safety
+        limits = (safety.max_fraction, safety.max_fraction_min_jobs)
+        cap = safety.max_jobs_per_run or backlog.candidates
+        # To decide on every row twice is only worth it where the breaker can trip at all.
+        if not is_too_many(min(backlog.candidates, cap), backlog.uncleaned, *limits):
+            return None
+        pages = self._planner.decisions(self._run.config.performance.batch_size)
+        expired = min(sum(decision.clean for page in pages for decision in page), cap)
+        if not is_too_many(expired, backlog.uncleaned, *limits):
+            return None
+        return (
+            f"the run would clean {expired} of {backlog.uncleaned} ended jobs, more than safety.max_fraction "
+            f"({safety.max_fraction:g}) of them. Is the retention correct?"
+        )
+
+    def _trip(self, problem: str, *, is_first: bool) -> None:
+        """Trip a breaker, or warn where it does not apply."""
+        if not is_first and not self._run.request.force:
+            raise BreakerError(f"Refused, nothing was changed: {problem} (--force overrides.)")
+        self._run.emit(Warned(f"{'This is the first run' if is_first else '--force'}: {problem}"))
+
+    # -- dry run -----------------------------------------------------------------------------------
+
+    def _dry_run(self) -> RunReport:
+        """Report each expired job with its size; write nothing."""
+        run, selection = self._run, self._selection
+        run.emit(run_started_event(run, self._backlog))
+        counts = RunCounts()
+        sharing: set[str] = set()
+        for plans in selection.pages(self._planner, lambda: sharing):
+            for plan in plans:
+                if run.stop.is_set():
+                    break
+                artifacts = tuple(ArtifactSize(found, selection.measure(found)) for found in plan.artifacts)
+                size = sum(artifact.size_bytes for artifact in artifacts)
+                if selection.is_too_large(plan, size):
+                    continue
+                if plan.shared:  # a later job that shares the upload can take it along
+                    sharing.add(plan.job.id)
+                decision = plan.decision
+                counts.cleaned[decision.job_class] += 1
+                counts.freed[decision.job_class] += size
+                age = decision.age or timedelta()
+                run.emit(
+                    JobPlanned(plan.job, decision.job_class, age, decision.reason, artifacts, plan.shared)
+                )
+        inventory = Inventory(run, self._session).scan()
+        report = build_report(run, self._backlog, counts, selection, inventory)
+        run.emit(RunFinished(report))
+        return report
+
+    # -- clean -------------------------------------------------------------------------------------
+
+    def _clean(self) -> RunReport:
+        """Recover, plan, delete and record, then report."""
+        run, session, ledger = self._run, self._session, self._session.ledger
+        for message in release_ballast(run.config, session.roots.values()):
+            run.emit(Warned(message))
+        request = run.request
         run.audit("run_started", trigger=request.trigger, policy=str(run.policy), force=request.force)
-        later = stack.enter_context(ExitStack())  # closes what the pool works in, once the pool is done
-        pool = self._pool(stack)
-        ledger.create_tables()
-        opened.planner.attach_ledger(ledger)
-        opened.catalog.add_columns()
+        # Entered before the pool, so that the trashes close only after the pool has finished.
+        trashes = self._stack.enter_context(ExitStack())
+        pool = self._start_pool()
+        session.create_ledger()
         record = RunRecord(
             id=run.id,
             started_at=run.started_at,
@@ -145,27 +235,31 @@ class _Execution:
         )
         ledger.begin_run(record)
         try:
-            tools = self._tools(pool, later)
-            run.emit(run_started_event(run, opened.backlog))
-            pipeline = Pipeline(tools)
-            counts = pipeline.stats.counts
+            session.lock_trashes(trashes)
+            ledger.save_roots(
+                record_root(root, session.trashes[name]) for name, root in session.roots.items()
+            )
+            run.progress.attach(pool)
+            run.emit(run_started_event(run, self._backlog))
+            pipeline = Pipeline(run, session, self._planner, pool)
             try:
-                census = self._work(tools, pipeline)
+                inventory, pressure = self._process(pipeline)
             except BaseException:
-                run.stop.set()  # what is in flight ends soon; the ledger knows of it
+                run.stop.set()  # deletions in flight end soon; their intents are in the ledger
                 raise
-            report = build_report(
-                run, opened.backlog, counts, self._selection, census, relieved=self._relieved
+            counts = pipeline.stats.counts
+            report = build_report(run, self._backlog, counts, self._selection, inventory, pressure=pressure)
+            usage = disk_usage(session.roots[RootName.RESULTS].fd)
+            warning = ledger.add_storage_sample(
+                run.id, usage.free_bytes, usage.total_bytes, run.clock(), Budget.of(run.config.capacity)
             )
-            usage = disk_usage(opened.roots[RootName.RESULTS].fd)
-            passed = ledger.add_storage_sample(
-                run.id, usage.free_bytes, usage.total_bytes, run.clock(), Budget.of(config.capacity)
-            )
-            if passed is not None:
-                run.emit(passed)
+            if warning is not None:
+                run.emit(warning)
             run.audit("run_finished", **audit_summary(report))
         except CleanupError as error:
-            with suppress(CleanupError):  # the database may be what broke; the first error is the one to tell
+            with suppress(
+                CleanupError
+            ):  # the database can be what failed; the first error is the one to report
                 ledger.finish_run(
                     replace(record, finished_at=run.clock(), outcome=Outcome.FAILED, error=str(error))
                 )
@@ -174,125 +268,67 @@ class _Execution:
         storage = ledger.storage_state(run.clock(), usage.free_bytes, usage.total_bytes)
         report = replace(
             report,
-            storage=replace(storage, capacity_max_bytes=config.capacity.max_bytes),
+            storage=replace(storage, capacity_max_bytes=run.config.capacity.max_bytes),
             totals=ledger.totals(),
         )
         run.emit(RunFinished(report))
-        allocate_ballast(config, opened.roots.values())
+        allocate_ballast(run.config, session.roots.values())
         return report
 
-    def _pool(self, stack: ExitStack) -> DeletionPool:
-        """Start a pool, early: its first helper is on its way while the ledger is made ready."""
-        run, config = self._run, self._run.config
-        is_auto = config.performance.parallel_delete and config.performance.max_workers == "auto"
-        pool = stack.enter_context(
-            DeletionPool(run.workers, run.stop, auto=is_auto, cluster=_cluster(run), limits=limits_of(config))
+    def _start_pool(self) -> DeletionPool:
+        """Start the pool early: its first helper process starts while the ledger is prepared."""
+        run, performance = self._run, self._run.config.performance
+        is_auto = performance.parallel_delete and performance.max_workers == "auto"
+        pool = self._stack.enter_context(
+            DeletionPool(
+                run.workers,
+                run.stop,
+                auto=is_auto,
+                cluster=_dask_executor(run),
+                limits=rate_limits(run.config),
+            )
         )
-        if self._opened.backlog.candidates and not self._grace:
+        if self._backlog.candidates and not run.grace:
             pool.prepare()
         return pool
 
-    @property
-    def _grace(self) -> timedelta:
-        return timedelta(hours=0 if self._run.request.pressure else self._run.config.trash.grace_hours)
-
-    def _tools(self, pool: DeletionPool, stack: ExitStack) -> Tools:
-        """Lock the trash of each root."""
-        run, opened, config = self._run, self._opened, self._run.config
-        trashes = open_trashes(opened.roots, stack)
-        opened.ledger.save_roots(record_root(root, trashes[name]) for name, root in opened.roots.items())
-        run.progress.begin(pool)
-        return Tools(
-            database=opened.database,
-            catalog=opened.catalog,
-            ledger=opened.ledger,
-            planner=opened.planner,
-            policy=run.policy,
-            roots=opened.roots,
-            trashes=trashes,
-            pool=pool,
-            clock=run.clock,
-            emit=run.emit,
-            stop=run.stop,
-            run_id=run.id,
-            user=run.request.user,
-            logs_folder=config.paths.logs,
-            grace=self._grace,
-            workers=run.workers,
-            guards=run.guards,
-        )
-
-    def _work(self, tools: Tools, pipeline: Pipeline) -> InventoryResult:
-        run, request = self._run, self._run.request
-        in_hand = recover_intents(tools, pipeline)
-        older = request.purge_older_than
-        purge_expired(tools, pipeline, None if older is None else run.started_at - older)
+    def _process(self, pipeline: Pipeline) -> tuple[InventoryResult, str | None]:
+        """Work on everything the run is for; return the inventory, and the effect on a full disk as text."""
+        run, session, request = self._run, self._session, self._run.request
+        in_progress: frozenset[str] = frozenset()
+        if session.ledger.has_intents():
+            in_progress = recover_intents(pipeline)
+            older_than = request.purge_older_than
+            purge_expired(pipeline, None if older_than is None else run.started_at - older_than)
         if request.only_trash:
-            return InventoryResult(0, 0)
-        report_unowned(tools)
+            return InventoryResult(0, 0), None
+        self._warn_of_unowned_items()
         target = None
         if request.pressure is not None:
-            target = PressureTarget.of(request.pressure, tools)
-            empty_trash(tools, pipeline, target)
-        for plans in self._selection.pages(tools.planner, pipeline.in_flight):
-            batch = [plan for plan in plans if plan.job.id not in in_hand]
-            with tools.database.read() as connection:
-                sizes = tools.ledger.measured(connection, [plan.job.id for plan in batch])
+            target = PressureTarget.of(request.pressure, session)
+            empty_trash(pipeline, target)
+        for plans in self._selection.pages(self._planner, pipeline.in_flight):
+            batch = [plan for plan in plans if plan.job.id not in in_progress]
+            with session.database.read() as connection:
+                sizes = session.ledger.measured(connection, [plan.job.id for plan in batch])
             self._selection.process(pipeline, batch, sizes)
         pipeline.finish()
+        pressure = None
         if target is not None:
-            self._relieve(tools, pipeline, target, in_hand)
-        census = Inventory.of(run, self._opened, pipeline.process_orphan).scan()
+            clean_early(pipeline, self._selection, target, self._backlog.uncleaned, in_progress)
+            pressure = target.summary(session)
+        inventory = Inventory(run, session, pipeline.process_orphan).scan()
         pipeline.finish()
-        return census
+        return inventory, pressure
 
-    def _relieve(
-        self, tools: Tools, pipeline: Pipeline, target: PressureTarget, in_hand: Collection[str]
-    ) -> None:
-        """Go on ahead of the retention while the disk is still too full, within the run's limits."""
-        run, opened, selection = self._run, self._opened, self._selection
-        policy = early_policy(run.policy, target.pressure.minimum_age)
-        catalog = JobTable(opened.database, policy, zone_named(run.config.database.timezone))
-        catalog.gather_candidates(run.started_at, failed_first=True)
-        planner = Planner(
-            database=opened.database,
-            catalog=catalog,
-            ledger=opened.ledger,
-            roots=opened.roots,
-            policy=policy,
-            now=run.started_at,
-            reserved=reserved_entries(run.config, opened.roots),
-            veto=run.guards.veto,
-        )
-        safety, uncleaned = run.config.safety, opened.backlog.uncleaned
-
-        def take(batch: Sequence[PlannedJob], sizes: Mapping[str, int]) -> int:
-            if is_too_many(
-                selection.claimed + 1, uncleaned, safety.max_fraction, safety.max_fraction_min_jobs
-            ):
-                run.emit(
-                    Warned(
-                        f"the disk is still full, but {selection.claimed} of {uncleaned} jobs that had ended "
-                        f"are gone, and safety.max_fraction ({safety.max_fraction:g}) allows no more in one "
-                        f"run"
-                    )
-                )
-                return 0
-            return selection.process(pipeline, batch, sizes)
-
-        clean_early(
-            tools,
-            pipeline,
-            target,
-            planner=planner,
-            policy=run.policy,
-            in_hand=in_hand,
-            take=take,
-        )
-        self._relieved = target.words(disk_usage(opened.roots[RootName.RESULTS].fd))
+    def _warn_of_unowned_items(self) -> None:
+        unowned = self._session.unowned_items()
+        if unowned:
+            named = ", ".join(unowned[:_UNOWNED_NAMED]) + (" …" if len(unowned) > _UNOWNED_NAMED else "")
+            self._run.emit(Warned(f"The trash contains {len(unowned)} items that no run owns: {named}."))
 
 
-def _cluster(run: Run) -> DaskExecutor | None:
+def _dask_executor(run: RunContext) -> DaskExecutor | None:
     performance = run.config.performance
     if performance.executor != "dask" or not performance.parallel_delete:
         return None
@@ -302,4 +338,4 @@ def _cluster(run: Run) -> DaskExecutor | None:
     files = (dask.tls_ca_file, dask.tls_cert_file, dask.tls_key_file)
     ca_file, cert_file, key_file = (file for file in files if file is not None)
     address = DaskAddress(str(dask.scheduler), ca_file, cert_file, key_file)
-    return DaskExecutor.connect(address, lambda words: run.emit(Warned(words)))
+    return DaskExecutor.connect(address, lambda message: run.emit(Warned(message)))

@@ -1,112 +1,242 @@
-"""How a run begins: what it finds before it touches anything, and whether it may go on from there."""
+"""An open job store: its database, ledger, job table, roots and trashes, and the checks before a run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import secrets
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from eemtcleanupd.cleanup.context import Run
-from eemtcleanupd.cleanup.planner import Planner
-from eemtcleanupd.cleanup.preflight import open_roots, reserved_entries
-from eemtcleanupd.deletion.roots import Root
-from eemtcleanupd.errors import BreakerError
-from eemtcleanupd.events import Warned
-from eemtcleanupd.model import RootName
-from eemtcleanupd.policy.breakers import clock_problem, is_too_many
+from eemtcleanupd.config import Config
+from eemtcleanupd.deletion.roots import Root, check_roots, open_root
+from eemtcleanupd.deletion.trash import MARKER_NAME, Trash, read_marker
+from eemtcleanupd.errors import RootError, StoreError
+from eemtcleanupd.formatting import printable
+from eemtcleanupd.model import TRASH_NAME, Artifact, RootName
+from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.jobs import Backlog, JobTable
+from eemtcleanupd.store.jobs import JobTable, Row
 from eemtcleanupd.store.ledger import Ledger
-from eemtcleanupd.store.lock import run_lock
 from eemtcleanupd.store.mount_check import check_journal
+from eemtcleanupd.store.roots import RootRecord
 from eemtcleanupd.store.timestamps import zone_named
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """What a run has found when nothing has been touched yet; ``has_ledger`` says whether one came before."""
+@dataclass(slots=True)
+class StoreSession:
+    """What is open of one job store.
 
+    ``has_ledger`` says whether the tables of the ledger exist (a dry run before the first run finds none).
+    ``trashes`` is empty until :meth:`lock_trashes`.
+    """
+
+    config: Config
+    policy: Policy
     database: Database
-    catalog: JobTable
+    jobs: JobTable
     ledger: Ledger
     has_ledger: bool
-    planner: Planner
     roots: Mapping[RootName, Root]
-    backlog: Backlog
+    trashes: dict[RootName, Trash] = field(default_factory=dict)
+
+    def create_ledger(self) -> None:
+        """Create what is missing of the ledger's tables and of the columns in table ``jobs``.
+
+        Raises:
+            StoreError: the database refuses it.
+        """
+        self.ledger.create_tables()
+        self.has_ledger = True
+        self.jobs.add_columns()
+
+    def lock_trashes(self, stack: ExitStack) -> None:
+        """Open the trash of each root and lock it until ``stack`` closes.
+
+        Raises:
+            RootError: a trash is not safe to use.
+            LockHeldError: another run holds a trash.
+        """
+        for name, root in self.roots.items():
+            self.trashes[name] = Trash(root)
+            stack.callback(self.trashes[name].close)
+
+    def reserved_entries(self) -> frozenset[Artifact]:
+        """Return entries of roots that contain files of eemtcleanupd (logs, say): no job can own them."""
+        config = self.config
+        own = [config.paths.logs, config.logging.file, config.backup.path, StoreAddress.of(config).file]
+        reserved = set()
+        for name, root in self.roots.items():
+            for path in filter(None, own):
+                resolved = path.resolve()
+                if root.path in resolved.parents:
+                    reserved.add(Artifact(name, resolved.relative_to(root.path).parts[0]))
+        return frozenset(reserved)
+
+    def unowned_items(self) -> list[str]:
+        """Return the items in the trashes that no intent owns, as labels."""
+        return [
+            f"{root}/{printable(item)}"
+            for root, trash in self.trashes.items()
+            for item, _ in trash.items()
+            if not item.startswith(".") and not self.ledger.exists_intent(item.rsplit(".", 1)[0])
+        ]
+
+    def in_trash(self, root: RootName, item: str) -> bool:
+        """Return whether an item is in the trash of a root."""
+        return root in self.trashes and self.trashes[root].exists(item)
 
 
-def open_store(run: Run, stack: ExitStack) -> Opened:
-    """Open the job store of a run, and lock it unless it is a dry run.
+def open_database(config: Config, stack: ExitStack) -> Database:
+    """Open the job database until ``stack`` closes.
 
     Raises:
-        LockHeldError, StoreError, RootError: it cannot be worked on; nothing was changed.
+        StoreError: the database cannot be opened.
     """
-    config, request = run.config, run.request
     database = StoreAddress.of(config).open()
     stack.callback(database.close)
-    if warning := check_journal(database, to_write=not request.dry_run):
-        run.emit(Warned(warning))
-    catalog = JobTable(database, run.policy, zone_named(config.database.timezone))
-    if not request.dry_run:
-        stack.enter_context(run_lock(database, run.id, run.started_at))
-    ledger = Ledger(database)
-    has_ledger = ledger.exists()
-    known = ledger.roots() if has_ledger else {}
-    roots = open_roots(config, known, stack)
-    backlog = Backlog(0, 0) if request.only_trash else catalog.backlog(run.started_at)
-    if backlog.candidates:
-        catalog.gather_candidates(run.started_at)
-    planner = Planner(
-        database=database,
-        catalog=catalog,
-        ledger=ledger if has_ledger else None,
-        roots=roots,
-        policy=run.policy,
-        now=run.started_at,
-        reserved=reserved_entries(config, roots),
-        veto=run.guards.veto,
-    )
-    run.progress.jobs_total = backlog.candidates
-    return Opened(database, catalog, ledger, has_ledger, planner, roots, backlog)
+    return database
 
 
-def check_breakers(run: Run, opened: Opened) -> None:
-    """Refuse a clock that cannot be right, and to take nearly all jobs.
+def job_table(database: Database, config: Config, policy: Policy | None = None) -> JobTable:
+    """Return the job table of a database, as the configuration (or another policy) classifies its rows.
 
     Raises:
-        BreakerError: one of the two; nothing was changed.
+        StoreError: the database has no table ``jobs`` that can be used.
     """
-    ledger = opened.ledger
-    last_run = ledger.last_run_at() if opened.has_ledger else None
-    fault = clock_problem(run.started_at, last_run, run.config.safety.max_clock_leap_days)
-    if fault is not None:
-        _trip(run, fault, is_first=False)
-    _check_fraction(run, opened, is_first=not opened.has_ledger or not ledger.has_whole_run())
+    return JobTable(
+        database, policy or Policy.from_config(config.retention), zone_named(config.database.timezone)
+    )
 
 
-def _check_fraction(run: Run, opened: Opened, *, is_first: bool) -> None:
-    """Refuse to take nearly all; the first run may, and until it was whole the next one is the first."""
-    backlog = opened.backlog
-    safety = run.config.safety
-    limits = (safety.max_fraction, safety.max_fraction_min_jobs)
-    cap = safety.max_jobs_per_run or backlog.candidates
-    # Deciding about every row twice is only worth it where the breaker could trip at all.
-    if is_too_many(min(backlog.candidates, cap), backlog.uncleaned, *limits):
-        pages = opened.planner.decisions(run.config.performance.batch_size)
-        due = sum(decision.clean for page in pages for decision in page)
-        if is_too_many(min(due, cap), backlog.uncleaned, *limits):
-            _trip(
-                run,
-                f"the run would take {min(due, cap)} of {backlog.uncleaned} jobs that have ended and are "
-                f"not cleaned, more than safety.max_fraction ({safety.max_fraction:g}) of them: is the "
-                f"retention right?",
-                is_first=is_first,
-            )
+def open_session(
+    config: Config, database: Database, jobs: JobTable, policy: Policy, stack: ExitStack
+) -> StoreSession:
+    """Open the rest of a job store whose database is open: ledger and roots.
+
+    Raises:
+        StoreError: the database cannot be used.
+        RootError: a root is missing, replaced, or not safe to delete in.
+    """
+    ledger = Ledger(database)
+    has_ledger = ledger.exists()
+    roots = open_roots(config, ledger.roots() if has_ledger else {}, stack)
+    return StoreSession(config, policy, database, jobs, ledger, has_ledger, roots)
 
 
-def _trip(run: Run, fault: str, *, is_first: bool) -> None:
-    """Trip a breaker, or warn where it does not count."""
-    if not is_first and not run.request.force:
-        raise BreakerError(f"refused, nothing was touched: {fault} (--force overrides)")
-    run.emit(Warned(f"{'this is the first run' if is_first else '--force'}: {fault}"))
+def open_roots(
+    config: Config, known: Mapping[RootName, RootRecord], stack: ExitStack
+) -> dict[RootName, Root]:
+    """Open the roots of a job store and verify that they are the folders of the last run.
+
+    ``temp`` may be absent as long as no run has seen it: the web application creates it for its first job.
+
+    Raises:
+        RootError: a root is missing, replaced, or not safe to delete in.
+    """
+    roots: dict[RootName, Root] = {}
+    for name in RootName:
+        path: Path = getattr(config.paths, name)
+        if name is RootName.TEMP and name not in known and not path.exists():
+            continue
+        roots[name] = open_root(name, path)
+        stack.callback(roots[name].close)
+    check_roots(list(roots.values()), StoreAddress.of(config).file)
+    for name, record in known.items():
+        if name in roots:
+            _require_same_folder(roots[name], record)
+    return roots
+
+
+def _require_same_folder(root: Root, record: RootRecord) -> None:
+    """Refuse a folder that is not the one of the last run: an unmounted disk must not look empty.
+
+    A device number can change when a machine restarts.  The inode and the marker in the trash together prove
+    that the folder is the same.
+    """
+    if (root.device, root.inode) == (record.device, record.inode):
+        return
+    if root.inode == record.inode and read_marker(root) == record.marker:
+        return
+    raise RootError(
+        f"{root.name} at {root.path} is not the folder of the last run ({record.path}). Is a disk not "
+        f"mounted? If you moved or replaced the folder, run `eemtcleanupd roots --accept`."
+    )
+
+
+def record_root(root: Root, trash: Trash) -> RootRecord:
+    """Write a marker into the root's trash, unless it has one, and return the root's record.
+
+    Raises:
+        RootError: the marker is not writable.
+    """
+    marker = read_marker(root)
+    if not marker:
+        marker = secrets.token_hex(16)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            with os.fdopen(os.open(MARKER_NAME, flags, 0o600, dir_fd=trash.fd), "w") as file:
+                file.write(marker)
+        except OSError as error:
+            path = root.path / TRASH_NAME / MARKER_NAME
+            raise RootError(f"Cannot write the marker {path}: {error.strerror}. Remove it.") from error
+    return RootRecord(root.name, str(root.path), root.device, root.inode, marker)
+
+
+def check_store(config: Config) -> None:
+    """Check whether a run could start, and change nothing.
+
+    Raises:
+        StoreError: the database cannot be used, or is not an EEMT job database.
+        RootError: a root is missing, replaced, or not safe to delete in.
+    """
+    with ExitStack() as stack:
+        database = open_database(config, stack)
+        check_journal(database, to_write=True)
+        policy = Policy.from_config(config.retention)
+        open_session(config, database, job_table(database, config, policy), policy, stack)
+
+
+def find_row(config: Config, job_id: str) -> Row | None:
+    """Return the row of a job as it is now, None when there is none.
+
+    Raises:
+        StoreError: the database cannot be used.
+    """
+    with ExitStack() as stack:
+        database = open_database(config, stack)
+        jobs = job_table(database, config)
+        with database.read() as connection:
+            return jobs.rows(connection, [job_id]).get(job_id)
+
+
+def hold_warning(config: Config, ledger: Ledger, job_id: str) -> str | None:
+    """Return why a new hold does not protect the data of its job, None when it does.
+
+    Call this after the hold is set: a run that did not see the hold has left its intent by then.  An
+    unreadable job table is therefore a warning and not an error: the hold is in force.
+    """
+    name = printable(job_id)
+    try:
+        row = find_row(config, job_id)
+    except StoreError as error:
+        return f"Cannot check whether the hold of job {name} is in time: {error}"
+    if row is None:
+        return f"The database has no job {name}. Check the id."
+    if any(intent.job_id == job_id for intent in ledger.open_intents()):
+        return f"A run had started to clean job {name} and may not have seen the hold. Check the job again."
+    if ledger.trashed(job_id):
+        return (
+            f"Job {name} is in the trash and stays there while it is held. Restore it with `trash restore`."
+        )
+    return f"The data of job {name} has already been cleaned." if row.cleaned else None
+
+
+def root_entries(root: Root) -> Iterator[tuple[str, bool]]:
+    """Yield the names in a root, without the trash, and whether each is a folder."""
+    with os.scandir(root.fd) as listing:
+        for entry in listing:
+            if not entry.name.startswith(TRASH_NAME):
+                yield entry.name, entry.is_dir(follow_symlinks=False)

@@ -1,18 +1,23 @@
-"""From the ledger into the trash: jobs are claimed, staged and looked at once more, or put back."""
+"""Staging: claim jobs in the ledger, move their artifacts into the trash, confirm, or put them back."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import timedelta
 
 from sqlalchemy import Connection
 
-from eemtcleanupd.cleanup.claims import ClaimedJob, Tools, audit_details, describe_oserror
-from eemtcleanupd.cleanup.outcomes import RunStats
-from eemtcleanupd.cleanup.planner import PlannedJob
+from eemtcleanupd.cleanup.context import RunContext
+from eemtcleanupd.cleanup.planner import PlannedJob, Planner
+from eemtcleanupd.cleanup.report import RunStats
+from eemtcleanupd.cleanup.session import StoreSession
 from eemtcleanupd.deletion.blockers import Blockers, keep_marker_reason
 from eemtcleanupd.deletion.job_logs import keep_logs
+from eemtcleanupd.deletion.pool import RemovalResult
 from eemtcleanupd.deletion.walk import measure
 from eemtcleanupd.errors import LockHeldError, StoreError
 from eemtcleanupd.events import Warned
@@ -23,107 +28,148 @@ from eemtcleanupd.store.intents import Intent, IntentKind, with_error
 
 log = logging.getLogger(__name__)
 
+Item = tuple[Found, str]
+"""An artifact, and the name of its item in the trash of its root."""
+
+
+@dataclass(slots=True)
+class ClaimedJob:
+    """A job (or an orphan) on its way; ``items`` are its artifacts, once staged those that are in the trash.
+
+    ``known_size`` is the size in bytes that was measured earlier.  ``marks_job_cleaned`` is False where the
+    job was held, run again or copied back since the claim, or its row is gone: then only the leftovers are
+    deleted.  ``early`` says why a job is cleaned ahead of its retention.
+    """
+
+    intent: Intent
+    job: Job
+    job_class: JobClass
+    age: timedelta | None
+    items: list[Item] = field(default_factory=list)
+    removals: list[tuple[Found, Future[RemovalResult]]] = field(default_factory=list)
+    known_size: int = 0
+    marks_job_cleaned: bool = True
+    early: str | None = None
+
+    @property
+    def is_orphan(self) -> bool:
+        """Whether this is an entry that no job owns."""
+        return self.intent.kind is IntentKind.ORPHAN
+
+    def moves_to_trash(self, grace: timedelta) -> bool:
+        """Return whether the job's artifacts stay in the trash for now, because there is a grace."""
+        return bool(grace) and not self.removals and bool(self.items)
+
+    def audit_details(self) -> dict[str, object]:
+        """Return what the audit log says about the job."""
+        labels = [printable(found.label) for found, _ in self.items]
+        return {"job_id": printable(self.job.id), "status": printable(self.job.status), "artifacts": labels}
+
 
 class Staging:
     """Claims jobs (and orphans) of one run and moves their artifacts into the trash, or back."""
 
-    def __init__(self, tools: Tools, outcomes: RunStats) -> None:
-        self._tools = tools
-        self._outcomes = outcomes
+    def __init__(self, run: RunContext, session: StoreSession, planner: Planner, stats: RunStats) -> None:
+        self._run = run
+        self._session = session
+        self._planner = planner
+        self._stats = stats
         self._numbers = itertools.count(1)
         self._withdrawn: list[str] = []
 
     # -- claim -------------------------------------------------------------------------------------
 
     def claim(self, planned: Sequence[PlannedJob], sizes: Mapping[str, int]) -> list[ClaimedJob]:
-        """Write the intents of all jobs whose rows still are as planned, in one short transaction.
+        """Write the intents of all jobs whose rows have not changed since the plan, in one transaction.
 
         Args:
             planned: the jobs and their artifacts.
-            sizes: bytes measured earlier, by job id.
+            sizes: sizes in bytes measured earlier, by job id.
         """
-        tools = self._tools
         intents = {
             plan.job.id: self._intent(IntentKind.JOB, plan.job.id, plan.job.status, plan.artifacts)
             for plan in planned
         }
 
         def work(connection: Connection) -> dict[str, str]:
-            refused = self._changed(connection, [plan.job for plan in planned])
-            tools.ledger.add_intents(
-                connection, [intent for job, intent in intents.items() if job not in refused], tools.clock()
+            refused = self._refused(connection, [plan.job for plan in planned])
+            self._session.ledger.add_intents(
+                connection,
+                [intent for job, intent in intents.items() if job not in refused],
+                self._run.clock(),
             )
             return refused
 
-        refused = tools.database.write(work)
+        refused = self._session.database.write(work)
         claimed = []
         for plan in planned:
-            if plan.job.id in refused:
-                self._outcomes.skipped(plan.job, refused[plan.job.id])
+            job, decision = plan.job, plan.decision
+            if job.id in refused:
+                self._stats.skipped(job, refused[job.id])
                 continue
-            intent = intents[plan.job.id]
+            intent = intents[job.id]
             claimed.append(
                 ClaimedJob(
                     intent,
-                    plan.job,
-                    plan.decision.job_class,
-                    plan.decision.age,
+                    job,
+                    decision.job_class,
+                    decision.age,
                     list(intent.items),
-                    known_size=sizes.get(plan.job.id, 0),
-                    early=plan.decision.reason if plan.decision.ahead_of_retention else None,
+                    known_size=sizes.get(job.id, 0),
+                    early=decision.reason if decision.ahead_of_retention else None,
                 )
             )
         return claimed
 
     def claim_orphan(self, found: Found) -> ClaimedJob | None:
-        """Write the intent of an entry that no row names; None when a row names it now."""
+        """Write the intent of an entry that no row names; return None when a row names it now."""
         artifact = found.artifact
         intent = self._intent(IntentKind.ORPHAN, "", "", [found])
 
         def work(connection: Connection) -> bool:
-            if self._tools.planner.claimants(connection, [artifact]).get(artifact):
+            if self._planner.claimants(connection, [artifact]).get(artifact):
                 return False
-            self._tools.ledger.add_intents(connection, [intent], self._tools.clock())
+            self._session.ledger.add_intents(connection, [intent], self._run.clock())
             return True
 
-        if not self._tools.database.write(work):
+        if not self._session.database.write(work):
             return None
         job = Job(id=artifact.name, status="orphan")
         return ClaimedJob(intent, job, JobClass.UNKNOWN, None, list(intent.items))
 
-    def _changed(self, connection: Connection, jobs: Sequence[Job]) -> dict[str, str]:
-        """Return why jobs may not be cleaned after all, by id: their rows changed, or a hold came up."""
+    def _refused(self, connection: Connection, jobs: Sequence[Job]) -> dict[str, str]:
+        """Return why jobs must stay after all, by id: a row changed, or there is a new hold."""
         ids = [job.id for job in jobs]
-        rows = self._tools.catalog.rows(connection, ids)
-        holds = self._tools.planner.holds(connection, ids)
-        now = self._tools.clock()
+        rows = self._session.jobs.rows(connection, ids)
+        holds = self._planner.holds(connection, ids)
+        now = self._run.clock()
         reasons = {}
         for job in jobs:
             row, hold = rows.get(job.id), holds.get(job.id)
             if row is None:
                 reasons[job.id] = "its row is gone"
             elif row.cleaned or row.job != job:
-                reasons[job.id] = "its row changed since the plan was made"
+                reasons[job.id] = "its row changed after the plan was made"
             elif hold is not None and hold.is_active(now):
                 reasons[job.id] = f"held by {printable(hold.owner)}: {printable(hold.reason)}"
         return reasons
 
     def _intent(self, kind: IntentKind, job_id: str, status: str, artifacts: Iterable[Found]) -> Intent:
-        intent_id = f"{self._tools.run_id}.{next(self._numbers)}"
-        items = tuple((found, f"{intent_id}.{at}") for at, found in enumerate(artifacts, start=1))
-        return Intent(intent_id, self._tools.run_id, kind, job_id, status, items)
+        intent_id = f"{self._run.id}.{next(self._numbers)}"
+        items = tuple((found, f"{intent_id}.{number}") for number, found in enumerate(artifacts, start=1))
+        return Intent(intent_id, self._run.id, kind, job_id, status, items)
 
     # -- stage -------------------------------------------------------------------------------------
 
     def stage_and_confirm(self, group: Sequence[ClaimedJob], in_flight: Collection[str]) -> list[ClaimedJob]:
-        """Move the artifacts of claimed jobs into the trash, and look once more whether they may go.
+        """Move the artifacts of claimed jobs into the trash, and check again whether the jobs can be cleaned.
 
         Args:
-            group: jobs whose intents are written; those that stay are put back, counted and told.
-            in_flight: ids of jobs that went before and are not recorded yet.
+            group: jobs whose intents are written; those that must stay are put back, counted and reported.
+            in_flight: ids of earlier jobs of this run that are not recorded yet.
 
         Returns:
-            The jobs that are in the trash, each with what is there of it.
+            The jobs that are in the trash, each with the items that are there.
         """
         try:
             return self._confirm(self._stage(group), in_flight)
@@ -133,155 +179,164 @@ class Staging:
 
     def _stage(self, group: Sequence[ClaimedJob]) -> list[ClaimedJob]:
         """Keep the logs that are to be kept, then move every artifact of each job into the trash."""
-        obstacles = Blockers.snapshot(self._tools.roots.values())
-        ready = [job for job in group if self._may_go(job, obstacles)]
-        # Before the first file moves: a full disk must not leave deletions that the audit log knows not of.
-        self._tools.audit(("cleaning", audit_details(job)) for job in ready if job.items)
+        blockers = Blockers.snapshot(self._session.roots.values())
+        ready = [job for job in group if self._can_stage(job, blockers)]
+        # Before the first file moves: a full disk must not cause deletions that the audit log does not have.
+        self._run.audit_all(("cleaning", job.audit_details()) for job in ready if job.items)
         return [job for job in ready if self._stage_job(job)]
 
-    def _may_go(self, job: ClaimedJob, obstacles: Blockers) -> bool:
-        tools = self._tools
+    def _can_stage(self, job: ClaimedJob, blockers: Blockers) -> bool:
         try:
             for found, _ in job.items:
-                root = tools.roots[found.artifact.root]
-                reason = obstacles.reason(root, found.artifact.name)
+                root = self._session.roots[found.artifact.root]
+                reason = blockers.reason(root, found.artifact.name)
                 if reason is None and found.artifact.root is RootName.RESULTS:
                     reason = keep_marker_reason(root.fd, found.artifact.name)
                 if reason is not None:
                     self.put_back(job, [])
-                    self._outcomes.skipped(job.job, reason)
+                    self._stats.skipped(job.job, reason)
                     return False
         except OSError as error:
-            self._outcomes.failed(job, describe_oserror(error))
+            self._stats.failed(job, describe_oserror(error))
             return False
-        if job.intent.kind is IntentKind.JOB and job.items:
-            reason = tools.guards.before_stage(job.job, [found for found, _ in job.items])
+        if not job.is_orphan and job.items:
+            reason = self._run.hooks.before_stage(job.job, [found for found, _ in job.items])
             if reason is not None:
                 self.put_back(job, [])
-                self._outcomes.failed(job, reason)
+                self._stats.failed(job, reason)
                 return False
         return True
 
     def _stage_job(self, job: ClaimedJob) -> bool:
-        tools = self._tools
         try:
-            if job.job_class in tools.policy.keep_logs:
+            if job.job_class in self._run.policy.keep_logs:
                 self._keep_logs(job)
-            if tools.grace:
-                job.known_size = sum(
-                    measure(tools.roots[found.artifact.root], found.artifact.name, tools.stop).bytes
-                    for found, _ in job.items
-                )
-                if tools.stop.is_set():  # then that is not all of it
+            if self._run.grace:
+                job.known_size = sum(self._measure(found) for found, _ in job.items)
+                if self._run.stop.is_set():  # the measurement is incomplete
                     self.put_back(job, [])
                     return False
-            # Nothing moves for a run that is not ours any more: what came before (a backup) may take hours.
-            tools.database.verify_lock()
-            staged: list[tuple[Found, str]] = []
+            # Nothing moves for a run that has lost its lock: a backup before this line can take hours.
+            self._session.database.verify_lock()
+            staged: list[Item] = []
             try:
                 for found, item in job.items:
                     log.debug("renameat %s/%s -> trash %s", found.artifact.root, found.artifact.name, item)
-                    if tools.trashes[found.artifact.root].stage(item, [found.artifact.name]):
+                    if self._session.trashes[found.artifact.root].stage(item, [found.artifact.name]):
                         staged.append((found, item))
             except OSError:
                 self.put_back(job, staged)
                 raise
             job.items = staged
         except OSError as error:
-            self._outcomes.failed(job, describe_oserror(error))
+            self._stats.failed(job, describe_oserror(error))
             return False
         return True
+
+    def _measure(self, found: Found) -> int:
+        root = self._session.roots[found.artifact.root]
+        return measure(root, found.artifact.name, self._run.stop).bytes
 
     def _keep_logs(self, job: ClaimedJob) -> None:
         for found, _ in job.items:
             if found.is_folder:
                 keep_logs(
-                    self._tools.roots[found.artifact.root],
+                    self._session.roots[found.artifact.root],
                     found.artifact.name,
-                    self._tools.policy.log_patterns,
-                    self._tools.logs_folder / "jobs" / job.job.id,
+                    self._run.policy.log_patterns,
+                    self._run.config.paths.logs / "jobs" / job.job.id,
                 )
 
     def _confirm(self, group: list[ClaimedJob], in_flight: Collection[str]) -> list[ClaimedJob]:
-        """Look once more, now that nobody can see the files: put back what somebody came to need.
+        """Check again, now that the files are out of sight, and put back what another job needs by now.
 
-        A job that was submitted before its upload vanished is seen here; one that is submitted later finds
-        no upload.
+        A job that was submitted before its upload disappeared is seen here; a job that is submitted later
+        finds no upload.
         """
-        tools = self._tools
         if not group:
             return group
-        jobs = [job.job for job in group if job.intent.kind is IntentKind.JOB]
+        jobs = [job.job for job in group if not job.is_orphan]
         artifacts = [found.artifact for job in group for found, _ in job.items]
-        with tools.database.read() as connection:
-            changed = self._changed(connection, jobs)
-            claimants = tools.planner.claimants(connection, artifacts)
-        reasons = {job.intent.id: self._marked(job) for job in group}
+        with self._session.database.read() as connection:
+            refused = self._refused(connection, jobs)
+            claimants = self._planner.claimants(connection, artifacts)
+        reasons = {job.intent.id: self._marker_reason(job) for job in group}
         for job in group:
-            if job.intent.kind is IntentKind.JOB and job.job.id in changed:
-                reasons[job.intent.id] = changed[job.job.id]
+            if not job.is_orphan and job.job.id in refused:
+                reasons[job.intent.id] = refused[job.job.id]
         staying = {job.job.id for job in group if reasons[job.intent.id] is not None}
-        going = {job.id for job in jobs if job.id not in staying} | set(in_flight)
+        being_cleaned = {job.id for job in jobs if job.id not in staying} | set(in_flight)
         confirmed = []
         for job in group:
             reason = reasons[job.intent.id]
             if reason is not None:
                 self.put_back(job, job.items)
-                self._outcomes.skipped(job.job, reason)
+                self._stats.skipped(job.job, reason)
                 continue
             needed = [
-                e for e in job.items if blocking_claimant(claimants.get(e[0].artifact, ()), going) is not None
+                item
+                for item in job.items
+                if blocking_claimant(claimants.get(item[0].artifact, ()), being_cleaned) is not None
             ]
             self.restore(needed)
-            job.items = [entry for entry in job.items if entry not in needed]
+            job.items = [item for item in job.items if item not in needed]
             confirmed.append(job)
         return confirmed
 
-    def _marked(self, job: ClaimedJob) -> str | None:
-        """Return why a staged job must stay: its marker may have come up while a backup was made."""
+    def _marker_reason(self, job: ClaimedJob) -> str | None:
+        """Return why a staged job must stay: its marker can have appeared while a backup was made."""
         for found, item in job.items:
             if found.artifact.root is RootName.RESULTS:
-                place = f"{item}/{found.artifact.name}"
-                reason = keep_marker_reason(self._tools.trashes[RootName.RESULTS].fd, place)
+                path = f"{item}/{found.artifact.name}"
+                reason = keep_marker_reason(self._session.trashes[RootName.RESULTS].fd, path)
                 if reason is not None:
                     return reason
         return None
 
     # -- put back ----------------------------------------------------------------------------------
 
-    def put_back(self, job: ClaimedJob, staged: Sequence[tuple[Found, str]]) -> None:
-        """Undo a job's staging and close its intent, unless something could not go back."""
+    def put_back(self, job: ClaimedJob, staged: Sequence[Item]) -> None:
+        """Undo a job's staging and close its intent, unless an artifact cannot go back."""
         if self.restore(staged):
             self._withdrawn.append(job.intent.id)
             return
-        words = "there is something in its place again; move it away, then `trash restore` puts the rest back"
-        intent = with_error(job.intent, words, 0)
-        self._tools.database.write(lambda c: self._tools.ledger.save_intent(c, intent))
+        reason = "Another entry is in its place. Move that away, then `trash restore` restores the rest."
+        self.save_intent(with_error(job.intent, reason, 0))
+
+    def save_intent(self, intent: Intent) -> None:
+        """Record the state of an open intent in a transaction of its own."""
+        self._session.database.write(lambda connection: self._session.ledger.save_intent(connection, intent))
 
     def _undo(self, group: Sequence[ClaimedJob]) -> None:
-        """Put back what was staged when the database was lost: the intents may be another run's by now."""
+        """Put back what was staged when the database was lost: another run may own the intents by now."""
         for job in group:
             try:
                 self.restore(job.items)
-            except OSError as error:  # the other one does the same
+            except OSError as error:  # the other run puts it back too
                 log.debug("%s was not put back: %s", job.intent.id, error)
 
-    def restore(self, staged: Sequence[tuple[Found, str]]) -> bool:
-        """Move artifacts back; False when the place of one is taken, so that it stays in the trash."""
-        whole = True
+    def restore(self, staged: Sequence[Item]) -> bool:
+        """Move artifacts back; return False when a place is taken, so that an artifact stays in the trash."""
+        is_complete = True
         for found, item in staged:
-            if self._tools.trashes[found.artifact.root].restore(item):
-                whole = False
-                self._tools.emit(
-                    Warned(
-                        f"{printable(found.label)} exists again, so what was taken from there stays in the "
-                        f"trash as {item}"
-                    )
+            if self._session.trashes[found.artifact.root].restore(item):
+                is_complete = False
+                message = (
+                    f"{printable(found.label)} exists again, so the staged one stays in the trash as {item}."
                 )
-        return whole
+                self._run.emit(Warned(message))
+        return is_complete
 
-    def drop_withdrawn(self) -> None:
-        """Close the intents that came to nothing."""
+    def delete_withdrawn(self) -> None:
+        """Delete the intents of jobs that were put back."""
         if self._withdrawn:
             withdrawn, self._withdrawn = self._withdrawn, []
-            self._tools.database.write(lambda c: self._tools.ledger.delete_intents(c, withdrawn))
+            self._session.database.write(
+                lambda connection: self._session.ledger.delete_intents(connection, withdrawn)
+            )
+
+
+def describe_oserror(error: OSError) -> str:
+    """Return what failed, and for which file, as a job's record says it."""
+    name = f" {printable(str(error.filename))}" if error.filename else ""
+    return f"{error.strerror or error}{name}"

@@ -148,7 +148,7 @@ def clean(  # noqa: PLR0917  (click passes them by name)
                 stack.enter_context(bar(progress))
             gc.freeze()
             gc.enable()
-            report = run_clean(config, request, emit=emit, stop=stop, progress=progress, guards=plugins)
+            report = run_clean(config, request, emit=emit, stop=stop, progress=progress, hooks=plugins)
         finish()
     except CleanupError as error:
         if as_json:

@@ -47,7 +47,7 @@ def hold(
     job_id: str, until: datetime | None, reason: str, config_file: Path | None, db_path: str | None
 ) -> None:
     """Never clean JOB, until a time or for ever."""
-    from eemtcleanupd.cleanup.lookup import hold_warning
+    from eemtcleanupd.cleanup.session import hold_warning
 
     with open_audited(config_file, db_path) as (ledger, audit):
         ledger.create_tables()

@@ -49,7 +49,7 @@ def rerun(  # noqa: PLR0917  (click passes them by name)
     wanted = job or job_id
     if wanted is None or (job and job_id and job != job_id):
         raise click.UsageError("say which job: rerun JOB")
-    from eemtcleanupd.cleanup.lookup import find_row
+    from eemtcleanupd.cleanup.session import find_row
 
     config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
     row = find_row(config, wanted)

@@ -24,7 +24,7 @@ def roots(config_file: Path | None, db_path: str | None, accept: bool, as_json: 
     empty folder.  When a folder was moved or replaced on purpose, say so here.
     """
     config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
-    from eemtcleanupd.cleanup.preflight import open_roots, record_root
+    from eemtcleanupd.cleanup.session import open_roots, record_root
     from eemtcleanupd.clock import system_clock
     from eemtcleanupd.deletion.trash import Trash
     from eemtcleanupd.events import AuditEntry

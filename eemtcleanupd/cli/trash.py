@@ -148,7 +148,7 @@ def purge(
     if not yes and sys.stdin.isatty():
         click.confirm("What is purged is gone for ever. Purge the trash?", abort=True)
     request = RunRequest(user=caller(), trigger=Trigger.TRASH, only_trash=True, purge_older_than=age)
-    report = clean(config, request, emit=lambda _: None, guards=Plugins(config))
+    report = clean(config, request, emit=lambda _: None, hooks=Plugins(config))
     gone = report.trash_purged
     if as_json:
         document = {"purged": gone.jobs, "bytes_freed": gone.bytes_freed, "errors": report.errors}

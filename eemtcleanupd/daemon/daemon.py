@@ -17,7 +17,7 @@ from typing import Protocol
 
 from eemtcleanupd import __version__
 from eemtcleanupd.cleanup.ballast import release_initial_ballast
-from eemtcleanupd.cleanup.preflight import check_store
+from eemtcleanupd.cleanup.session import check_store
 from eemtcleanupd.clock import Clock, elapsed_seconds, system_clock
 from eemtcleanupd.config import Config, Loaded
 from eemtcleanupd.daemon.config_reload import ConfigManager, Debouncer, FileWatch

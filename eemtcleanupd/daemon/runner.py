@@ -12,7 +12,7 @@ from datetime import datetime
 
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup import Progress, RunRequest, clean
-from eemtcleanupd.cleanup.hooks import RunHooks
+from eemtcleanupd.cleanup.context import RunHooks
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.daemon.messages import Enqueue, RunCallbacks, RunEnded
@@ -82,7 +82,7 @@ class Runner:
     def apply_limits(self, config: Config) -> None:
         """Put the limits of another configuration in force for the run that is going on, if there is one."""
         if self.running is not None:
-            self.running.progress.limit(config)
+            self.running.progress.apply_limits(config)
 
     def ended(self) -> None:
         """Forget the run whose end came out of the inbox."""
@@ -119,7 +119,7 @@ class Runner:
                 stop=stop,
                 clock=self._clock,
                 progress=progress,
-                guards=guards,
+                hooks=guards,
             )
         except CleanupError as error:
             result = error

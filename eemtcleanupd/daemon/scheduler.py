@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from eemtcleanupd.cleanup import RunRequest
-from eemtcleanupd.cleanup.hooks import RunHooks
+from eemtcleanupd.cleanup.context import RunHooks
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.daemon.config_reload import ConfigManager

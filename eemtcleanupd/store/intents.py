@@ -72,6 +72,11 @@ class Intents(Repository):
         """Return the work that an interrupted run, or one with errors, left."""
         return self._intents(select(INTENTS).where(INTENTS.c.state == IntentState.OPEN))
 
+    def has_intents(self) -> bool:
+        """Return whether any work is unfinished, or anything is in the trash."""
+        with self._database.read() as connection:
+            return connection.execute(select(INTENTS.c.id).limit(1)).first() is not None
+
     def trashed(self, job_id: str | None = None, limit: int | None = None) -> list[Intent]:
         """Return what waits in the trash, of one job or of all, the first to go first."""
         statement = select(INTENTS).where(INTENTS.c.state == IntentState.TRASHED)

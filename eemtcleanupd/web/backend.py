@@ -267,7 +267,7 @@ class LocalBackend:
                     ),
                     emit=_all(write_event, delivery.publish, order.emit),
                     progress=progress,
-                    guards=self._plugins,
+                    hooks=self._plugins,
                 )
             finally:
                 delivery.drain(_DRAIN_SECONDS)

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, exc
 
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup import RunRequest, clean
-from eemtcleanupd.cleanup.hooks import NullHooks
+from eemtcleanupd.cleanup.context import NullHooks
 from eemtcleanupd.errors import LockHeldError, StoreError
 from eemtcleanupd.events import AuditEntry, RunReport
 from eemtcleanupd.model import Found, Job
@@ -49,7 +49,7 @@ def run(store: JobStore, guards: NullHooks, *, stop: StopFlag | None = None, **o
         emit=store.events.append,
         stop=stop,
         clock=lambda: store.now,
-        guards=guards,
+        hooks=guards,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from eemtcleanupd.cleanup.hooks import NullHooks
+from eemtcleanupd.cleanup.context import NullHooks
 from eemtcleanupd.cleanup.restore import RestoreRequest, restore
 from eemtcleanupd.errors import TrashError
 from tests.cleanup.conftest import JobStore

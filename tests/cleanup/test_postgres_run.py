@@ -12,10 +12,9 @@ import pytest
 from sqlalchemy import Connection
 
 from eemtcleanupd.cleanup import RunRequest, clean
-from eemtcleanupd.cleanup.claims import ClaimedJob
-from eemtcleanupd.cleanup.hooks import NullHooks
+from eemtcleanupd.cleanup.context import NullHooks
 from eemtcleanupd.cleanup.recording import Recording
-from eemtcleanupd.cleanup.staging import Staging
+from eemtcleanupd.cleanup.staging import ClaimedJob, Staging
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.errors import LockHeldError
 from eemtcleanupd.events import AuditEntry, Event, JobCleaned, OrphanFound, RunStarted
@@ -136,7 +135,7 @@ def run_and_lose(store: JobStore, guards: Losing, **options: object) -> None:
             RunRequest(user="tester"),
             emit=store.events.append,
             clock=lambda: store.now,
-            guards=guards,
+            hooks=guards,
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from eemtcleanupd.cleanup.hooks import NullHooks
+from eemtcleanupd.cleanup.context import NullHooks
 from eemtcleanupd.cleanup.restore import RestoreRequest, RestoreResult, restore
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.errors import LockHeldError, TrashError

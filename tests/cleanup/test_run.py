@@ -13,9 +13,8 @@ import pytest
 from sqlalchemy import Connection
 
 from eemtcleanupd.cancellation import StopFlag
-from eemtcleanupd.cleanup.claims import ClaimedJob
 from eemtcleanupd.cleanup.recording import Recording
-from eemtcleanupd.cleanup.staging import Staging
+from eemtcleanupd.cleanup.staging import ClaimedJob, Staging
 from eemtcleanupd.errors import BreakerError, LockHeldError, RootError
 from eemtcleanupd.events import Event, JobCleaned, JobFailed, JobPlanned, JobSkipped, OrphanFound, Warned
 from eemtcleanupd.model import Hold

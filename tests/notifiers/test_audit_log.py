@@ -161,7 +161,7 @@ def run(store: JobStore) -> list[Event]:
         RunRequest(user="tester"),
         emit=events.append,
         clock=lambda: store.now,
-        guards=plugins(store),
+        hooks=plugins(store),
     )
     return events
 

@@ -35,7 +35,7 @@ def run(store: JobStore, guards: Plugins, *, dry_run: bool = False) -> Ran:
         RunRequest(user="tester", dry_run=dry_run),
         emit=events.append,
         clock=lambda: store.now,
-        guards=guards,
+        hooks=guards,
     )
     return Ran(report, events)
 

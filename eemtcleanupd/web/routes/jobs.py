@@ -6,8 +6,8 @@ from datetime import timedelta
 
 from fastapi import APIRouter, Depends, Response
 
-from eemtcleanupd.cleanup.lookup import hold_warning
 from eemtcleanupd.cleanup.restore import RestoreRequest, restore
+from eemtcleanupd.cleanup.session import hold_warning
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import Hold

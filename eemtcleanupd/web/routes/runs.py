@@ -96,7 +96,7 @@ def dry_run(engine: Backend, config: Config, user: str, *, force: bool = False) 
             config,
             RunRequest(user=user, trigger=Trigger.API, dry_run=True, force=force),
             emit=answer,
-            guards=engine.plugins,
+            hooks=engine.plugins,
         )
         return run_document(answer)
 
