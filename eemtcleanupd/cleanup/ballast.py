@@ -57,7 +57,7 @@ class Ballast:
         """Remove the file if almost no space is free; return a warning about it, None otherwise."""
         allocated = self.allocated_bytes
         try:
-            free = _free_bytes(self.fd)
+            free = free_bytes(self.fd)
             if free >= min(allocated, _ENOUGH_BYTES):
                 return None
             os.unlink(self.name, dir_fd=self.fd)
@@ -75,7 +75,7 @@ class Ballast:
         try:
             if allocated == self.size:
                 return
-            if allocated < self.size and _free_bytes(self.fd) < _MIN_FREE_FACTOR * self.size:
+            if allocated < self.size and free_bytes(self.fd) < _MIN_FREE_FACTOR * self.size:
                 return
             with suppress(FileNotFoundError):
                 os.unlink(self.name, dir_fd=self.fd)
@@ -167,6 +167,6 @@ def _open_trash(root: Root, stack: ExitStack) -> int | None:
     return fd if is_private and status.st_dev == root.device else None
 
 
-def _free_bytes(fd: int) -> int:
+def free_bytes(fd: int) -> int:
     figures = os.fstatvfs(fd)
     return figures.f_bavail * figures.f_frsize

@@ -25,7 +25,7 @@ from eemtcleanupd.store.intents import with_error
 # A group that is staged in less time than this was quick: the next can be twice as large.
 _QUICK_GROUP_SECONDS = 0.25
 # How long deleted jobs wait to be recorded together, and how many at most.
-_RECORD_SECONDS = 0.25
+RECORD_SECONDS = 0.25
 _RECORD_JOBS = 100
 
 
@@ -127,7 +127,7 @@ class Pipeline:
             deleting: list[ClaimedJob] = []
             for job in self._in_flight:
                 (done if all(future.done() for _, future in job.removals) else deleting).append(job)
-            due_in = self._recorded_at + _RECORD_SECONDS - monotonic_seconds()
+            due_in = self._recorded_at + RECORD_SECONDS - monotonic_seconds()
             if done and (due_in <= 0 or len(done) >= _RECORD_JOBS or not (deleting or limit)):
                 self._in_flight = deleting
                 self._finish_jobs(done)

@@ -54,7 +54,7 @@ class Recording:
         for job, _ in jobs:
             if not job.is_orphan and has_files_in_place(self._session.roots, job.job):
                 job.marks_job_cleaned = False  # somebody copied it back: the next run plans it again
-        changed = self._session.database.write(lambda connection: self._write(connection, jobs, now))
+        changed = self._session.database.write(lambda connection: self.write(connection, jobs, now))
         undone = [job for job, _ in jobs if job.intent.id in changed and self._moves_to_trash(job)]
         self._run.audit_all(("put_back", job.audit_details()) for job in undone)
         for job, removed in jobs:
@@ -65,7 +65,7 @@ class Recording:
             else:
                 self._stats.recorded(job, removed)
 
-    def _write(
+    def write(
         self, connection: Connection, jobs: Sequence[tuple[ClaimedJob, RemovedArtifacts]], now: datetime
     ) -> set[str]:
         """Record some jobs; return the intents of those whose rows changed since the claim.

@@ -172,12 +172,12 @@ class Staging:
             The jobs that are in the trash, each with the items that are there.
         """
         try:
-            return self._confirm(self._stage(group), in_flight)
+            return self.confirm(self.stage(group), in_flight)
         except (LockHeldError, StoreError):
             self._undo(group)
             raise
 
-    def _stage(self, group: Sequence[ClaimedJob]) -> list[ClaimedJob]:
+    def stage(self, group: Sequence[ClaimedJob]) -> list[ClaimedJob]:
         """Keep the logs that are to be kept, then move every artifact of each job into the trash."""
         blockers = Blockers.snapshot(self._session.roots.values())
         ready = [job for job in group if self._can_stage(job, blockers)]
@@ -247,7 +247,7 @@ class Staging:
                     self._run.config.paths.logs / "jobs" / job.job.id,
                 )
 
-    def _confirm(self, group: list[ClaimedJob], in_flight: Collection[str]) -> list[ClaimedJob]:
+    def confirm(self, group: list[ClaimedJob], in_flight: Collection[str]) -> list[ClaimedJob]:
         """Check again, now that the files are out of sight, and put back what another job needs by now.
 
         A job that was submitted before its upload disappeared is seen here; a job that is submitted later

@@ -36,7 +36,7 @@ def file(tmp_path: Path, free: list[int]) -> Iterator[Ballast]:
 def free(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How much is free, which a test changes."""
     said = [100 * MB]
-    monkeypatch.setattr(ballast, "_free_bytes", lambda _fd: said[0])
+    monkeypatch.setattr(ballast, "free_bytes", lambda _fd: said[0])
     return said
 
 

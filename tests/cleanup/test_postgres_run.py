@@ -93,7 +93,7 @@ def test_what_was_staged_when_the_lock_was_lost_is_put_back(
 ) -> None:
     fill(store)
     before = store.snapshot()
-    stage = Staging._stage
+    stage = Staging.stage
 
     def stage_and_lose(self: Staging, group: list[ClaimedJob]) -> list[ClaimedJob]:
         staged = stage(self, group)
@@ -102,7 +102,7 @@ def test_what_was_staged_when_the_lock_was_lost_is_put_back(
             pass
         return staged
 
-    monkeypatch.setattr(Staging, "_stage", stage_and_lose)
+    monkeypatch.setattr(Staging, "stage", stage_and_lose)
     with pytest.raises(LockHeldError):
         store.run()
     monkeypatch.undo()

@@ -558,7 +558,7 @@ def test_an_upload_that_a_new_job_names_while_it_is_staged_comes_back(
 def test_a_run_that_is_stopped_leaves_the_rest_to_the_next(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eemtcleanupd.cleanup.pipeline._RECORD_SECONDS", 0)  # told as soon as it is gone
+    monkeypatch.setattr("eemtcleanupd.cleanup.pipeline.RECORD_SECONDS", 0)  # told as soon as it is gone
     for number in range(40):
         store.job(f"job-{number:02}", days=10 + number)
     stop = StopFlag()
@@ -606,13 +606,13 @@ def test_many_small_jobs_are_recorded_in_few_transactions_and_all_of_them(
     for number in range(90):
         store.job(f"job-{number}", files=1)
     recorded: list[int] = []
-    real = Recording._write
+    real = Recording.write
 
     def record(self: Recording, connection: Connection, jobs: list[Any], now: datetime) -> set[str]:
         recorded.append(len(jobs))
         return real(self, connection, jobs, now)
 
-    monkeypatch.setattr(Recording, "_write", record)
+    monkeypatch.setattr(Recording, "write", record)
     store.run(performance__batch_size=90)
     assert len(store.cleaned()) == 90
     assert recorded == [25, 25, 25, 15]
@@ -681,7 +681,7 @@ def test_a_marker_that_comes_up_after_the_plan_keeps_the_job(
 ) -> None:
     for number in range(3):
         store.job(f"job-{number}")
-    stage = Staging._stage
+    stage = Staging.stage
 
     def mark_and_stage(self: Staging, group: Sequence[ClaimedJob]) -> list[ClaimedJob]:
         marker = store.results("job-1") / ".eemt-keep"
@@ -689,7 +689,7 @@ def test_a_marker_that_comes_up_after_the_plan_keeps_the_job(
             marker.symlink_to("nowhere")
         return stage(self, group)
 
-    monkeypatch.setattr(Staging, "_stage", mark_and_stage)
+    monkeypatch.setattr(Staging, "stage", mark_and_stage)
     store.run()
     assert store.cleaned() == {"job-0", "job-2"}
     assert store.results("job-1").exists()
@@ -701,14 +701,14 @@ def test_an_upload_stays_with_a_job_that_changed_after_the_claim(
     upload = store.upload("dem.tif")
     store.job("changed", dem="dem.tif", days=11)
     store.job("other", dem="dem.tif", days=10)
-    stage = Staging._stage
+    stage = Staging.stage
 
     def change_and_stage(self: Staging, group: Sequence[ClaimedJob]) -> list[ClaimedJob]:
         staged = stage(self, group)
         store.sql("UPDATE jobs SET workflow_type = 'eemt' WHERE id = 'changed'")
         return staged
 
-    monkeypatch.setattr(Staging, "_stage", change_and_stage)
+    monkeypatch.setattr(Staging, "stage", change_and_stage)
     store.run()
     assert store.cleaned() == {"other"}
     assert store.results("changed").exists()
