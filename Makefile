@@ -9,21 +9,7 @@ DEMO := demo-store
 CONFIG := $(DEMO)/cleanup_config.yaml
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
-TORTURE_ARGS ?=
-
-# make install, with the names that packagers know (GNU coding standards, Directory Variables)
-DESTDIR ?=
-prefix ?= /usr/local
-sysconfdir ?= /etc
-libdir = $(prefix)/lib/eemtcleanupd
-systemddir = $(prefix)/lib/systemd
-zshdir = $(prefix)/share/zsh/site-functions
-# What pip installs with it: EXTRAS=web,apprise
-EXTRAS ?= web
-CONFFILE = $(sysconfdir)/eemtcleanupd/cleanup_config.yaml
-COMPLETIONS = $(prefix)/share/bash-completion/completions/eemtcleanupd $(zshdir)/_eemtcleanupd \
-	$(prefix)/share/fish/vendor_completions.d/eemtcleanupd.fish
-UNITS := system/eemtcleanupd.service user/eemt-cleanup.service user/eemt-cleanup.timer
+STRESS_ARGS ?=
 
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' eemtcleanupd/__init__.py)
 # All extras but those of development: what a user may install, and what is audited.
@@ -37,8 +23,6 @@ unexport $(filter EEMT_%,$(.VARIABLES))
 BUILD ?= build
 OUT ?= dist
 DIST = $(OUT)/eemtcleanupd-$(VERSION)
-# 1.0rc1 comes before 1.0.
-DEB_VERSION = $(shell echo '$(VERSION)' | sed -E 's/(a|b|rc|\.dev)/~\1/')-1
 
 # What git knows or would add, as it is here, with the time of the last commit.
 define stage
@@ -52,11 +36,11 @@ endef
 packages dist deb: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check docs reference bench torture install uninstall packages dist licences audit deb clean
+.PHONY: help run test check docs reference bench stress install uninstall packages dist licences audit deb clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(READY) ## build a demo job store, show the dry run, clean it, show the history
 	@rm -rf $(DEMO)
@@ -91,61 +75,8 @@ reference: $(READY) ## write the generated parts of docs/*.md anew, after a chan
 bench: $(READY) ## measure what the README's figures come from
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-torture: $(READY) ## attack it for half an hour: kills, faults, races, fuzz (as root, with strace)
-	$(BIN)/python -m torture $(TORTURE_ARGS)
-
-install: ## install below $(prefix), as root: private venv, unit, configuration, man page, completion
-	$(PYTHON) -m venv --clear $(DESTDIR)$(libdir)
-	$(DESTDIR)$(libdir)/bin/python -m pip install -qq --disable-pip-version-check --no-warn-script-location \
-		--no-compile '.[$(EXTRAS)]'
-	$(DESTDIR)$(libdir)/bin/python -m pip uninstall -qqy --disable-pip-version-check setuptools pip
-	@# What only pip or a shell reads, and what tells where this was made, which is not where it will be used.
-	find $(DESTDIR)$(libdir)/bin -not -type d -not -name 'python*' -delete
-	find $(DESTDIR)$(libdir)/lib -path '*.dist-info/*' \
-		\( -name RECORD -o -name REQUESTED -o -name direct_url.json \) -delete
-	sed -i 's#$(DESTDIR)$(libdir)#$(libdir)#' $(DESTDIR)$(libdir)/pyvenv.cfg
-	printf '#!%s\nfrom eemtcleanupd.cli.main import main\n\nmain()\n' $(libdir)/bin/python >$(DESTDIR)$(libdir)/bin/eemtcleanupd
-	chmod 755 $(DESTDIR)$(libdir)/bin/eemtcleanupd
-	@# Nobody may write there later, so it is compiled now, and by content: dpkg and tar change times.
-	$(DESTDIR)$(libdir)/bin/python -m compileall -qq --invalidation-mode checked-hash \
-		$(if $(DESTDIR),-s $(DESTDIR) -p /) $(DESTDIR)$(libdir)/lib
-	install -d $(DESTDIR)$(prefix)/bin
-	ln -sfn $(libdir)/bin/eemtcleanupd $(DESTDIR)$(prefix)/bin/eemtcleanupd
-	for unit in $(UNITS); do install -Dm644 packaging/systemd/$${unit#*/} $(DESTDIR)$(systemddir)/$$unit; done
-	sed -i 's#/usr/local/bin/#$(prefix)/bin/#' $(addprefix $(DESTDIR)$(systemddir)/,$(UNITS))
-	install -Dm644 packaging/systemd/eemtcleanupd.sysusers $(DESTDIR)$(prefix)/lib/sysusers.d/eemtcleanupd.conf
-	install -Dm644 packaging/systemd/eemtcleanupd.tmpfiles $(DESTDIR)$(prefix)/lib/tmpfiles.d/eemtcleanupd.conf
-	install -d $(DESTDIR)$(prefix)/share/man/man8 $(dir $(addprefix $(DESTDIR),$(COMPLETIONS)))
-	sed 's#^\.Os$$#.Os eemtcleanupd $(VERSION)#' packaging/man/eemtcleanupd.8 \
-		>$(DESTDIR)$(prefix)/share/man/man8/eemtcleanupd.8
-	set -- $(addprefix $(DESTDIR),$(COMPLETIONS)); for shell in bash zsh fish; do \
-		_EEMTCLEANUPD_COMPLETE=$${shell}_source $(DESTDIR)$(libdir)/bin/python -m eemtcleanupd >"$$1" || exit; shift; done
-	install -d $(DESTDIR)$(sysconfdir)/eemtcleanupd
-	sed 's#: \./#: /srv/eemt/#' etc/cleanup_config.yaml >$(DESTDIR)$(CONFFILE).new
-	install -m644 etc/cleanup_config.schema.json $(DESTDIR)$(sysconfdir)/eemtcleanupd/
-	@# A configuration that is there stays; the new one lies beside it when it differs.
-	if [ ! -e $(DESTDIR)$(CONFFILE) ] || cmp -s $(DESTDIR)$(CONFFILE).new $(DESTDIR)$(CONFFILE); \
-		then mv $(DESTDIR)$(CONFFILE).new $(DESTDIR)$(CONFFILE); fi
-ifeq ($(DESTDIR),)
-	if command -v systemd-sysusers >/dev/null; then systemd-sysusers eemtcleanupd.conf; fi
-	if command -v systemd-tmpfiles >/dev/null; then systemd-tmpfiles --create eemtcleanupd.conf; fi
-	if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
-	@echo "Next: look at $(CONFFILE), then: systemctl enable --now eemtcleanupd"
-endif
-
-uninstall: ## take away what install laid down; a changed configuration and the job store stay
-ifeq ($(DESTDIR),)
-	if [ -d /run/systemd/system ]; then systemctl disable --now eemtcleanupd || true; fi
-endif
-	sed 's#: \./#: /srv/eemt/#' etc/cleanup_config.yaml | cmp -s - $(DESTDIR)$(CONFFILE) \
-		&& rm -f $(DESTDIR)$(CONFFILE) || true
-	rm -rf $(DESTDIR)$(libdir)
-	rm -f $(DESTDIR)$(prefix)/bin/eemtcleanupd $(addprefix $(DESTDIR)$(systemddir)/,$(UNITS))
-	rm -f $(DESTDIR)$(prefix)/lib/sysusers.d/eemtcleanupd.conf $(DESTDIR)$(prefix)/lib/tmpfiles.d/eemtcleanupd.conf
-	rm -f $(DESTDIR)$(prefix)/share/man/man8/eemtcleanupd.8 $(addprefix $(DESTDIR),$(COMPLETIONS))
-	rm -f $(DESTDIR)$(CONFFILE).new
-	rm -f $(DESTDIR)$(sysconfdir)/eemtcleanupd/cleanup_config.schema.json
-	rmdir $(DESTDIR)$(sysconfdir)/eemtcleanupd 2>/dev/null || true
+stress: $(READY) ## run the stress tests for an hour or so: kills, faults, races, fuzzing (as root, with strace)
+	$(BIN)/python -m tests.stress $(STRESS_ARGS)
 
 packages: $(READY) ## build sdist and wheel, the same bytes each time, and check them
 	rm -rf $(BUILD)/dist $(DIST)[.-]* && mkdir -p $(BUILD)/dist $(OUT)
@@ -179,20 +110,12 @@ audit: dist ## look for known vulnerabilities of what it runs with: asks an advi
 	@# Strict: what the service does not know has not been looked at.
 	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement $(BUILD)/runtime.txt
 
-deb: ## build a Debian package into dist/, on a machine as it is meant for (debhelper, python3-venv, git)
-	rm -rf $(BUILD)/deb && mkdir -p $(BUILD)/deb $(OUT)
-	$(call stage,$(BUILD)/deb/source)
-	mv $(BUILD)/deb/source/packaging/debian $(BUILD)/deb/source/debian
-	printf '%s\n' 'eemtcleanupd ($(DEB_VERSION)) unstable; urgency=medium' '' '  * See changelog.gz beside this file.' '' \
-		" -- $$(sed -n 's/^Maintainer: //p' packaging/debian/control)  $$(date -uRd @$$SOURCE_DATE_EPOCH)" \
-		>$(BUILD)/deb/source/debian/changelog
-	cd $(BUILD)/deb/source && dpkg-buildpackage --build=binary --no-sign
-	mv $(BUILD)/deb/*.deb $(OUT)/
-
 clean: ## remove the virtual environment, the demo and all caches
 	rm -rf $(VENV) $(DEMO) site build dist *.egg-info .coverage
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+include packaging/install.mk packaging/debian.mk
 
 $(READY): setup.cfg
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -168,5 +168,6 @@ def _open_trash(root: Root, stack: ExitStack) -> int | None:
 
 
 def free_bytes(fd: int) -> int:
+    """Return the free bytes of the filesystem of an open file, for users other than root."""
     figures = os.fstatvfs(fd)
     return figures.f_bavail * figures.f_frsize

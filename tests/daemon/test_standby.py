@@ -13,7 +13,7 @@ from eemtcleanupd.clock import monotonic_seconds
 from tests.cleanup.conftest import JobStore
 from tests.conftest import RunCli
 from tests.postgres import Server
-from torture import failover
+from tests.stress import failover
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -162,7 +162,7 @@ def attack_all(variant: str, call: str, how: str) -> Tally:
 def run(variants: list[str], hows: list[str]) -> Tally:
     """Attack in every way, two at a time."""
     if shutil.which("strace") is None:
-        sys.exit("torture needs strace (Debian, Ubuntu: apt install strace)")
+        sys.exit("The stress tests need strace (Debian, Ubuntu: apt install strace)")
     total = Tally()
     ways = [(variant, call, how) for variant in variants for how in hows for call in CALLS]
     with ThreadPoolExecutor(2) as pool:

@@ -1,4 +1,4 @@
-"""``python -m torture``: all attacks, or some; prints the figures and ends with 1 when anything was wrong."""
+"""Run the stress tests: ``python -m tests.stress``.  Prints the figures; exits with 1 if anything failed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from torture import failover, kill, races
+from tests.stress import failover, kill, races
 
 _ATTACKS = ("kill", "inject", "races", "fuzz", "http", "failover")
 _CONFIGURATION = "tests/config/test_loading.py::test_any_"
@@ -25,7 +25,7 @@ _HTTP_SHARE = 8  # a request takes so much longer than an input of the other fuz
 
 def main() -> int:
     """Attack."""
-    parser = argparse.ArgumentParser(prog="python -m torture", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.stress", description=__doc__)
     parser.add_argument("attacks", nargs="*", help="kill, inject, races, fuzz, http, failover (default: all)")
     parser.add_argument("--minutes", type=float, default=5, help="how long races and failover last (5)")
     parser.add_argument("--examples", type=int, default=2000, help="inputs for each fuzzer (2000)")

@@ -211,7 +211,7 @@ def clocks_leap(store: Path, until: float, report: Report) -> None:
         leap = timedelta(days=random.choice([-4000, -400, -2, 95, 400, 4000]))
         now = datetime.now(UTC) + leap
         try:
-            clean(config, RunRequest(user="torture"), emit=lambda _: None, clock=lambda now=now: now)  # type: ignore[misc]
+            clean(config, RunRequest(user="stress"), emit=lambda _: None, clock=lambda now=now: now)  # type: ignore[misc]
         except CleanupError as error:
             done["runs with a wrong clock refused"] += "clock" in str(error)
         else:

@@ -1,0 +1,68 @@
+# Installation below $(prefix): `make install`, `make uninstall`.
+
+# make install, with the names that packagers know (GNU coding standards, Directory Variables)
+DESTDIR ?=
+prefix ?= /usr/local
+sysconfdir ?= /etc
+libdir = $(prefix)/lib/eemtcleanupd
+systemddir = $(prefix)/lib/systemd
+zshdir = $(prefix)/share/zsh/site-functions
+# What pip installs with it: EXTRAS=web,apprise
+EXTRAS ?= web
+CONFFILE = $(sysconfdir)/eemtcleanupd/cleanup_config.yaml
+COMPLETIONS = $(prefix)/share/bash-completion/completions/eemtcleanupd $(zshdir)/_eemtcleanupd \
+	$(prefix)/share/fish/vendor_completions.d/eemtcleanupd.fish
+UNITS := system/eemtcleanupd.service user/eemt-cleanup.service user/eemt-cleanup.timer
+
+install: ## install below $(prefix), as root: private venv, unit, configuration, man page, completion
+	$(PYTHON) -m venv --clear $(DESTDIR)$(libdir)
+	$(DESTDIR)$(libdir)/bin/python -m pip install -qq --disable-pip-version-check --no-warn-script-location \
+		--no-compile '.[$(EXTRAS)]'
+	$(DESTDIR)$(libdir)/bin/python -m pip uninstall -qqy --disable-pip-version-check setuptools pip
+	@# What only pip or a shell reads, and what tells where this was made, which is not where it will be used.
+	find $(DESTDIR)$(libdir)/bin -not -type d -not -name 'python*' -delete
+	find $(DESTDIR)$(libdir)/lib -path '*.dist-info/*' \
+		\( -name RECORD -o -name REQUESTED -o -name direct_url.json \) -delete
+	sed -i 's#$(DESTDIR)$(libdir)#$(libdir)#' $(DESTDIR)$(libdir)/pyvenv.cfg
+	printf '#!%s\nfrom eemtcleanupd.cli.main import main\n\nmain()\n' $(libdir)/bin/python >$(DESTDIR)$(libdir)/bin/eemtcleanupd
+	chmod 755 $(DESTDIR)$(libdir)/bin/eemtcleanupd
+	@# Nobody may write there later, so it is compiled now, and by content: dpkg and tar change times.
+	$(DESTDIR)$(libdir)/bin/python -m compileall -qq --invalidation-mode checked-hash \
+		$(if $(DESTDIR),-s $(DESTDIR) -p /) $(DESTDIR)$(libdir)/lib
+	install -d $(DESTDIR)$(prefix)/bin
+	ln -sfn $(libdir)/bin/eemtcleanupd $(DESTDIR)$(prefix)/bin/eemtcleanupd
+	for unit in $(UNITS); do install -Dm644 packaging/systemd/$${unit#*/} $(DESTDIR)$(systemddir)/$$unit; done
+	sed -i 's#/usr/local/bin/#$(prefix)/bin/#' $(addprefix $(DESTDIR)$(systemddir)/,$(UNITS))
+	install -Dm644 packaging/systemd/eemtcleanupd.sysusers $(DESTDIR)$(prefix)/lib/sysusers.d/eemtcleanupd.conf
+	install -Dm644 packaging/systemd/eemtcleanupd.tmpfiles $(DESTDIR)$(prefix)/lib/tmpfiles.d/eemtcleanupd.conf
+	install -d $(DESTDIR)$(prefix)/share/man/man8 $(dir $(addprefix $(DESTDIR),$(COMPLETIONS)))
+	sed 's#^\.Os$$#.Os eemtcleanupd $(VERSION)#' packaging/man/eemtcleanupd.8 \
+		>$(DESTDIR)$(prefix)/share/man/man8/eemtcleanupd.8
+	set -- $(addprefix $(DESTDIR),$(COMPLETIONS)); for shell in bash zsh fish; do \
+		_EEMTCLEANUPD_COMPLETE=$${shell}_source $(DESTDIR)$(libdir)/bin/python -m eemtcleanupd >"$$1" || exit; shift; done
+	install -d $(DESTDIR)$(sysconfdir)/eemtcleanupd
+	sed 's#: \./#: /srv/eemt/#' etc/cleanup_config.yaml >$(DESTDIR)$(CONFFILE).new
+	install -m644 etc/cleanup_config.schema.json $(DESTDIR)$(sysconfdir)/eemtcleanupd/
+	@# A configuration that is there stays; the new one lies beside it when it differs.
+	if [ ! -e $(DESTDIR)$(CONFFILE) ] || cmp -s $(DESTDIR)$(CONFFILE).new $(DESTDIR)$(CONFFILE); \
+		then mv $(DESTDIR)$(CONFFILE).new $(DESTDIR)$(CONFFILE); fi
+ifeq ($(DESTDIR),)
+	if command -v systemd-sysusers >/dev/null; then systemd-sysusers eemtcleanupd.conf; fi
+	if command -v systemd-tmpfiles >/dev/null; then systemd-tmpfiles --create eemtcleanupd.conf; fi
+	if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+	@echo "Next: look at $(CONFFILE), then: systemctl enable --now eemtcleanupd"
+endif
+
+uninstall: ## take away what install laid down; a changed configuration and the job store stay
+ifeq ($(DESTDIR),)
+	if [ -d /run/systemd/system ]; then systemctl disable --now eemtcleanupd || true; fi
+endif
+	sed 's#: \./#: /srv/eemt/#' etc/cleanup_config.yaml | cmp -s - $(DESTDIR)$(CONFFILE) \
+		&& rm -f $(DESTDIR)$(CONFFILE) || true
+	rm -rf $(DESTDIR)$(libdir)
+	rm -f $(DESTDIR)$(prefix)/bin/eemtcleanupd $(addprefix $(DESTDIR)$(systemddir)/,$(UNITS))
+	rm -f $(DESTDIR)$(prefix)/lib/sysusers.d/eemtcleanupd.conf $(DESTDIR)$(prefix)/lib/tmpfiles.d/eemtcleanupd.conf
+	rm -f $(DESTDIR)$(prefix)/share/man/man8/eemtcleanupd.8 $(addprefix $(DESTDIR),$(COMPLETIONS))
+	rm -f $(DESTDIR)$(CONFFILE).new
+	rm -f $(DESTDIR)$(sysconfdir)/eemtcleanupd/cleanup_config.schema.json
+	rmdir $(DESTDIR)$(sysconfdir)/eemtcleanupd 2>/dev/null || true
