@@ -179,7 +179,7 @@ class JobStore:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the tests of some modules on both databases, unless they are about SQLite."""
-    of_both = metafunc.module.__name__.rpartition(".")[2] in {"test_run", "test_restoring"}
+    of_both = metafunc.module.__name__.rpartition(".")[2] in {"test_run", "test_restore"}
     if of_both and "backend" in metafunc.fixturenames:
         is_sqlite = metafunc.definition.get_closest_marker("sqlite") is not None
         metafunc.parametrize("backend", ["sqlite"] if is_sqlite else ["sqlite", "postgres"], indirect=True)

@@ -196,8 +196,8 @@ def test_a_run_on_a_disk_that_is_wholly_full_cleans_and_sets_room_aside_again(tm
         sqlite3 jobs.db 'SELECT count(*) FROM jobs WHERE data_cleaned_at IS NOT NULL'
         """,
     )
-    assert said.count("only 0 B are free on the disk of") == 1
-    assert said.count("that were set aside (safety.ballast) are given back") == 2
+    assert said.count("0 B free") == 1
+    assert said.count("safety.ballast") == 2
     assert "Cleaned 3 successful jobs" in said
     assert said.split()[-2:] == [str(2 * MB), "3"]
 
@@ -217,8 +217,8 @@ def test_where_the_results_are_on_a_disk_of_their_own_that_one_has_it_too(tmp_pa
         """,
     )
     assert said.split()[0] == said.split()[-1] == str(2 * MB)
-    assert "only 0 B are free on the disk of" in said
-    assert "results/.eemtcleanupd-trash: 2 MB that were set aside" in said
+    assert "0 B free" in said
+    assert "results/.eemtcleanupd-trash" in said
     assert json.loads((store.path / "first.json").read_text())["success"]
 
 

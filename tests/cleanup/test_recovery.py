@@ -147,7 +147,7 @@ def test_a_place_that_was_taken_meanwhile_is_not_overwritten(tmp_path: Path) -> 
     store.run()
     assert (store.results("done") / "new").read_text() == "new"
     assert (staged[0] / "global/day_0.tif").exists()
-    assert any("exists again" in event.message for event in store.events if isinstance(event, Warned))
+    assert any("results/done" in event.message for event in store.events if isinstance(event, Warned))
     (error,) = store.sql("SELECT error FROM cleanup_intents")[0]
     assert "trash restore" in str(error)
 

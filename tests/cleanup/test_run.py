@@ -462,12 +462,12 @@ def test_a_missing_root_is_refused_and_nothing_is_marked(store: JobStore) -> Non
     store.run()
     store.job("next")
     (store.path / "results").rename(store.path / "elsewhere")
-    with pytest.raises(RootError, match="there is no results folder"):
+    with pytest.raises(RootError, match="results"):
         store.run()
     (store.path / "results").mkdir()
-    with pytest.raises(RootError, match="is not the folder of the last run"):
+    with pytest.raises(RootError, match="roots --accept"):
         store.run()
-    with pytest.raises(RootError, match="is not the folder of the last run"):
+    with pytest.raises(RootError, match="roots --accept"):
         store.run(force=True)
     assert store.cleaned() == {"done"}
     (store.path / "results").rmdir()
@@ -475,19 +475,19 @@ def test_a_missing_root_is_refused_and_nothing_is_marked(store: JobStore) -> Non
     assert store.run().successful.jobs == 1
 
 
-@pytest.mark.parametrize(("leap", "words"), [(3650, "after the last run"), (-1, "went backwards")])
-def test_a_clock_that_leapt_is_refused_and_nothing_is_touched(store: JobStore, leap: int, words: str) -> None:
+@pytest.mark.parametrize("leap_days", [3650, -1])
+def test_a_clock_that_leapt_is_refused_and_nothing_is_touched(store: JobStore, leap_days: int) -> None:
     store.job("done")
     store.run()
     store.job("young", days=1)
     database, files = store.content(), store.snapshot()
-    store.now += timedelta(days=leap)
-    with pytest.raises(BreakerError, match=words):
+    store.now += timedelta(days=leap_days)
+    with pytest.raises(BreakerError, match="--force"):
         store.run()
     assert store.content() == database
     assert store.snapshot() == files
     store.run(force=True)
-    assert any(isinstance(event, Warned) and words in event.message for event in store.events)
+    assert any(isinstance(event, Warned) and "--force" in event.message for event in store.events)
 
 
 def test_a_run_that_would_take_nearly_everything_is_refused_but_not_the_first(store: JobStore) -> None:
@@ -495,10 +495,10 @@ def test_a_run_that_would_take_nearly_everything_is_refused_but_not_the_first(st
         store.job(f"first-{number}", files=0)
     assert store.run().successful.jobs == 101
     warned = [event.message for event in store.events if isinstance(event, Warned)]
-    assert "this is the first run: the run would take 101 of 101 jobs" in warned[0]
+    assert "101 of 101" in warned[0]
     for number in range(110):
         store.job(f"second-{number}", days=3, files=0)
-    with pytest.raises(BreakerError, match="110 of 110 jobs"):
+    with pytest.raises(BreakerError, match="110 of 110"):
         store.run(retention__successful_jobs__hours=1)
     assert len(store.cleaned()) == 101
     capped = store.run(retention__successful_jobs__hours=1, safety__max_jobs_per_run=50)
@@ -509,7 +509,7 @@ def test_a_run_that_would_take_nearly_everything_is_refused_but_not_the_first(st
 def test_a_second_run_says_who_holds_the_lock(store: JobStore) -> None:
     store.job("done")
     with run_lock(store.open(), "the-first", store.now):
-        with pytest.raises(LockHeldError, match=rf"run the-first, process {os.getpid()} on "):
+        with pytest.raises(LockHeldError, match=rf"the-first.*{os.getpid()}"):
             store.run()
         assert store.run(dry_run=True).successful.jobs == 1
     assert store.run().successful.jobs == 1
@@ -595,7 +595,7 @@ def test_a_run_whose_cluster_does_not_answer_is_told_and_cleans_alone(
     assert report.outcome == "success"
     assert store.cleaned() == {"done"}
     (warning,) = (event.message for event in store.events if isinstance(event, Warned))
-    assert warning.startswith("the cluster tls://127.0.0.1:1 does not answer")
+    assert "tls://127.0.0.1:1" in warning
 
 
 def test_many_small_jobs_are_recorded_in_few_transactions_and_all_of_them(

@@ -321,7 +321,7 @@ def test_what_is_loaded_cannot_be_changed(load_text: LoadText) -> None:
         loaded.origins["dry_run"] = "me"  # type: ignore[index]  # what is tested
 
 
-EXAMPLES = int(os.environ.get("TORTURE_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("STRESS_EXAMPLES", "150"))
 # A busy machine is no failure.
 SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 KEYS = [*sorted({part for key in FIELDS for part in key.split(".")}), "x", "<<", "", "null", "1"]

@@ -15,8 +15,8 @@ from tests.stress import failover, kill, races
 _ATTACKS = ("kill", "inject", "races", "fuzz", "http", "failover")
 _CONFIGURATION = "tests/config/test_loading.py::test_any_"
 _FUZZ = [
-    "tests/cleanup/test_fuzz.py",
-    "tests/cleanup/test_model.py",
+    "tests/scenarios/test_hostile_store_contents.py",
+    "tests/scenarios/test_random_histories.py",
     *(f"{_CONFIGURATION}{what}_loads_or_is_a_configuration_error" for what in ("mapping", "schedule")),
 ]
 _HTTP = ["tests/web/test_schema.py"]
@@ -59,7 +59,7 @@ def main() -> int:
             if attack == "http":
                 examples, tests = max(1, examples // _HTTP_SHARE), _HTTP
             command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--timeout", "7200", *tests]
-            environment = {**os.environ, "TORTURE_EXAMPLES": str(examples)}
+            environment = {**os.environ, "STRESS_EXAMPLES": str(examples)}
             done = subprocess.run(command, env=environment, check=False)
             figures[attack] = {"examples of each fuzzer": examples}
             if done.returncode:

@@ -81,8 +81,8 @@ def faults_of(store: JobStore, *, ended: bool) -> Iterator[str]:
         yield "rows were lost"
     columns = [row[1] for row in store.sql("PRAGMA table_info(jobs)")]
     cleaned = store.cleaned() if "data_cleaned_at" in columns else set()
-    for job in cleaned:
-        if store.results(str(job)).exists() or (store.path / f"results/{job}_results.zip").exists():
+    for job in map(str, cleaned):
+        if store.results(job).exists() or (store.path / f"results/{job}_results.zip").exists():
             yield f"{job} is recorded as cleaned and in its place"
     if cleaned - _DUE:
         yield f"{cleaned - _DUE} was recorded as cleaned"

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from multiprocessing.queues import Queue
 from pathlib import Path
+from typing import Any
 
 from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.errors import CleanupError
@@ -33,7 +34,8 @@ database: {timezone: UTC}
 safety: {max_fraction: 1}
 notifications: {audit_log: {enabled: true}}
 """
-Report = Queue  # of (what was done, how often, what was wrong)
+Report = Queue[Any]
+"""Of (action, how often, faults)."""
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pytest
 
 from tests.web.conftest import Site
 
-_EXAMPLES = int(os.environ.get("TORTURE_EXAMPLES", "25"))
+_EXAMPLES = int(os.environ.get("STRESS_EXAMPLES", "25"))
 
 
 @pytest.mark.timeout(80 + 10 * _EXAMPLES)

@@ -202,7 +202,7 @@ class Store(RuleBasedStateMachine):
 
 TestStore = Store.TestCase
 TestStore.settings = settings(
-    max_examples=int(os.environ.get("TORTURE_EXAMPLES", "25")),
+    max_examples=int(os.environ.get("STRESS_EXAMPLES", "25")),
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from eemtcleanupd.errors import CleanupError
 from tests.cleanup.conftest import JobStore
 
-EXAMPLES = int(os.environ.get("TORTURE_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("STRESS_EXAMPLES", "60"))
 FUZZ = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 PATHS = [
     "",
