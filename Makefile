@@ -36,11 +36,11 @@ endef
 packages dist deb: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check docs reference bench stress install uninstall packages dist licences audit deb clean
+.PHONY: help run test test-all check docs reference bench stress install uninstall packages dist licences audit deb clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(READY) ## build a demo job store, show the dry run, clean it, show the history
 	@rm -rf $(DEMO)
@@ -56,7 +56,10 @@ run: $(READY) ## build a demo job store, show the dry run, clean it, show the hi
 	@printf '\n$$ eemtcleanupd history --config $(CONFIG)\n'
 	@$(BIN)/eemtcleanupd history --config $(CONFIG)
 
-test: check ## run all checks and tests
+test: check ## run all checks, and all tests but the slow ones
+	$(BIN)/pytest -n auto --dist loadgroup -m 'not slow' $(PYTEST_ARGS)
+
+test-all: check ## run all checks and all tests
 	$(BIN)/pytest -n auto --dist loadgroup $(PYTEST_ARGS)
 
 check: $(READY) ## run the linters, the type checker and the import contracts
