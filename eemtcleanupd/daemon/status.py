@@ -107,7 +107,7 @@ class StatusFile:
             if same and status.heartbeat_at >= before.heartbeat_at:
                 return
         try:
-            text = json.dumps(asdict(status), default=_as_text, indent=2)
+            text = json.dumps(status_to_dict(status), indent=2)
             write_atomic(self._path, f"{text}\n".encode(), mode=None)
         except OSError as error:
             if not self._has_failed:
@@ -123,17 +123,31 @@ class StatusFile:
 
 
 def read_status(location: StoreAddress) -> DaemonStatus | None:
-    """Return what the daemon said last, None when there is nothing to read."""
+    """Return the status that the daemon wrote last, None if there is none or it cannot be read."""
     try:
-        told: dict[str, Any] = json.loads(location.own_file(_FILE).read_bytes())
-        for name in ("started_at", "heartbeat_at", "next_run_at", "config_loaded_at", "config_attempted_at"):
-            told[name] = told[name] and datetime.fromisoformat(told[name])
-        if told["run"] is not None:
-            run = told["run"]
-            told["run"] = RunStatus(**{**run, "started_at": datetime.fromisoformat(run["started_at"])})
-        return DaemonStatus(**{**told, "unresponsive": tuple(told["unresponsive"])})
+        return status_from_dict(json.loads(location.own_file(_FILE).read_bytes()))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def status_to_dict(status: DaemonStatus) -> dict[str, Any]:
+    """Return a status as JSON has it; times are in ISO 8601."""
+    document: dict[str, Any] = json.loads(json.dumps(asdict(status), default=_as_text))
+    return document
+
+
+def status_from_dict(document: dict[str, Any]) -> DaemonStatus:
+    """Return the status of :func:`status_to_dict`.
+
+    Raises:
+        ValueError, KeyError, TypeError: the document is not a status.
+    """
+    times = ("started_at", "heartbeat_at", "next_run_at", "config_loaded_at", "config_attempted_at")
+    values = {**document, "unresponsive": tuple(document["unresponsive"])}
+    values |= {name: document[name] and datetime.fromisoformat(document[name]) for name in times}
+    if (run := document["run"]) is not None:
+        values["run"] = RunStatus(**{**run, "started_at": datetime.fromisoformat(run["started_at"])})
+    return DaemonStatus(**values)
 
 
 def time_with_distance(moment: datetime, now: datetime) -> str:

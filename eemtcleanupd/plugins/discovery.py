@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final, cast
 
 import pluggy
+import yaml
 from pydantic import BaseModel, create_model
 
 from eemtcleanupd.config import Loaded, loading
@@ -102,39 +103,40 @@ def schema() -> Schema:
 
 
 def to_dict(loaded: Loaded) -> dict[str, Any]:
-    """Return a configuration in force as values that can be pickled, for another process of ours.
+    """Return a configuration as JSON values, secrets included, for another process of the program.
 
-    The models of plugins' settings are made at run time, so the configuration itself cannot be; nor need what
-    a plugin makes of a value.  Its secrets are in it.
+    The models of plugins' settings exist at run time only, so the receiver creates them again.  ``values``
+    is YAML text, because JSON has no timestamps.
     """
     return {
-        "values": loaded.values,
-        "plugins": loaded.config.plugins,
-        "blocked_plugins": loaded.config.blocked_plugins,
-        "file": loaded.file,
+        "values": yaml.safe_dump(dict(loaded.values)),
+        "plugins": list(loaded.config.plugins),
+        "blocked_plugins": list(loaded.config.blocked_plugins),
+        "file": None if loaded.file is None else str(loaded.file),
         "origins": dict(loaded.origins),
-        "warnings": loaded.warnings,
+        "warnings": list(loaded.warnings),
         "is_empty": loaded.is_empty,
     }
 
 
-def from_dict(told: Mapping[str, Any]) -> Loaded:
-    """Return the configuration of :func:`to_dict`; nothing is read anew.
+def from_dict(document: Mapping[str, Any]) -> Loaded:
+    """Return the configuration of :func:`to_dict`, without reading its file again.
 
     Raises:
         ConfigError: a plugin cannot be loaded.
     """
     _installed.cache_clear()
-    values, file = told["values"], told["file"]
+    values = yaml.safe_load(document["values"])
+    file = None if document["file"] is None else Path(document["file"])
     with _importable(None if file is None else str(file.parent)):
-        modules = [("plugins", each) for each in told["plugins"]]
-        found = discover(modules, told["blocked_plugins"])
+        modules = [("plugins", name) for name in document["plugins"]]
+        plugins = discover(modules, document["blocked_plugins"])
     return Loaded(
-        Schema.of(_settings_models(found)).model.model_validate(values),
+        Schema.of(_settings_models(plugins)).model.model_validate(values),
         file,
-        MappingProxyType(told["origins"]),
-        told["warnings"],
-        is_empty=told["is_empty"],
+        MappingProxyType(document["origins"]),
+        tuple(document["warnings"]),
+        is_empty=document["is_empty"],
         values=values,
     )
 
