@@ -1,4 +1,4 @@
-"""Showing: the HTTP interface and the dashboard; the router also mounts in the EEMT web interface."""
+"""HTTP interface: the API under ``/api/cleanup``, metrics, health and the dashboard."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["cleanup_router"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load FastAPI only when it is asked for."""
+    """Import FastAPI only when :func:`cleanup_router` is used."""
     if name == "cleanup_router":
         from eemtcleanupd.web.router import cleanup_router
 

@@ -1,4 +1,4 @@
-"""A run that somebody asked for over HTTP, and the document that answers them."""
+"""Runs that HTTP clients request, and the JSON document that answers them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from eemtcleanupd.events import Event, RunReport, RunStarted
 from eemtcleanupd.report.run_document import RunDocument
 
 IN_MEMORY_BYTES: Final = 1 << 20
-"""Documents that are larger lie on the disk."""
+"""Larger documents are stored in a temporary file."""
 
 Outcome = IO[str] | IO[bytes] | CleanupError | None
-"""The document of a run that is over, at its beginning; why there is none; None where nobody foresaw that."""
+"""The document of a finished run; or why there is none; or None if the run failed unexpectedly."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApiRun:
-    """Who asks for a run, and what it is to do; ``retention`` and ``force`` as an ``RunCallbacks`` has them.
+    """The user that requests a run, its options (as in :class:`RunCallbacks`), and two callbacks.
 
-    ``begun`` is told the run's id, ``over`` how it ended; either in any thread, ``over`` exactly once.
+    ``on_started`` gets the run's id, ``on_finished`` its outcome.  Both can be called in any thread;
+    ``on_finished`` is called exactly once.
     """
 
     user: str
@@ -34,29 +35,31 @@ class ApiRun:
     on_finished: Callable[[Outcome], None]
 
     def callbacks(self) -> RunCallbacks:
-        """Return the order for it."""
-        answer = RunDocument()
+        """Return the callbacks that the daemon or the local backend needs for the run."""
+        document = RunDocument()
 
         def emit(event: Event) -> None:
-            answer(event)
+            document(event)
             if isinstance(event, RunStarted):
                 self.on_started(event.run_id)
 
         def done(result: RunReport | CleanupError | None) -> None:
-            with closing(answer):
-                self.on_finished(run_document(answer) if isinstance(result, RunReport) else result)
+            with closing(document):
+                self.on_finished(run_document(document) if isinstance(result, RunReport) else result)
 
         return RunCallbacks(emit, done, self.retention, self.force)
 
 
-def run_document(answer: RunDocument) -> IO[str] | CleanupError:
-    """Return a run's answer as JSON, or why it cannot be had."""
+def run_document(document: RunDocument) -> IO[str] | CleanupError:
+    """Return a run's document as JSON, or why it cannot be written."""
     file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES, mode="w+", encoding="ascii")  # noqa: SIM115
     try:
-        answer.write(file)
+        document.write(file)
         file.seek(0)
     except OSError as error:
-        with suppress(OSError):  # what is left to write has no room either
+        with suppress(OSError):  # the disk has no room for the buffered rest either
             file.close()
-        return ReportError(f"the run is over, but its answer cannot be written: {error.strerror}")
+        return ReportError(
+            f"The run finished, but its answer cannot be written: {error.strerror}. See /api/cleanup/runs."
+        )
     return file

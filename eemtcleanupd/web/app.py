@@ -1,4 +1,4 @@
-"""The whole HTTP interface of a daemon: the routes, metrics, health, and the dashboard."""
+"""The ASGI application of a daemon: API routes, metrics, health and dashboard, behind the middleware."""
 
 from __future__ import annotations
 
@@ -12,31 +12,28 @@ from starlette.types import ASGIApp
 from eemtcleanupd import __version__
 from eemtcleanupd.web.auth import Authenticator
 from eemtcleanupd.web.backend import Backend
-from eemtcleanupd.web.cache import ResponseCache
+from eemtcleanupd.web.cache import CacheMiddleware, ResponseCache
 from eemtcleanupd.web.context import ApiContext
-from eemtcleanupd.web.dashboard import pages
+from eemtcleanupd.web.dashboard import build_pages
 from eemtcleanupd.web.middleware import SecurityMiddleware
 from eemtcleanupd.web.problems import AsciiJsonResponse, ProblemRoute, error_responses, problem_from
 from eemtcleanupd.web.router import routes
-from eemtcleanupd.web.shortcut import CacheMiddleware
 
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def create_app(engine: Backend, access: Authenticator) -> ASGIApp:
-    """Return the interface over an engine, with what every request passes first."""
-    site = ApiContext(engine, ResponseCache(), access.requires("read"), access.requires("clean"))
-
-    def refused(method: str, path: str, reason: str, address: str | None) -> bool:
-        return access.record_refusal(method, path, reason, address=address)
-
+def create_app(backend: Backend, authenticator: Authenticator) -> ASGIApp:
+    """Return the application with its middleware: security checks first, then the cache."""
+    cache = ResponseCache()
+    may_read, may_clean = authenticator.requires("read"), authenticator.requires("clean")
+    app = build_routes(ApiContext(backend, cache, may_read, may_clean), authenticator)
     return SecurityMiddleware(
-        CacheMiddleware(build_routes(site, access), site.cache, access), lambda: engine.config.api, refused
+        CacheMiddleware(app, cache, authenticator), lambda: backend.config.api, authenticator.record_refusal
     )
 
 
-def build_routes(site: ApiContext, access: Authenticator) -> FastAPI:
-    """Return all routes."""
+def build_routes(context: ApiContext, authenticator: Authenticator) -> FastAPI:
+    """Return all routes, without the middleware."""
     app = FastAPI(
         title="eemtcleanupd",
         version=__version__,
@@ -51,7 +48,7 @@ def build_routes(site: ApiContext, access: Authenticator) -> FastAPI:
     async def unknown(request: Request, error: HTTPException) -> Response:
         answer = problem_from(error)
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            # Each method is a route of its own, which only knows itself (RFC 9110, 15.5.6).
+            # FastAPI has a route per method, and each names only its own in Allow (RFC 9110, 15.5.6).
             allowed = {
                 method.upper()
                 for template, methods in app.openapi()["paths"].items()
@@ -64,24 +61,25 @@ def build_routes(site: ApiContext, access: Authenticator) -> FastAPI:
 
     @app.get("/healthz", responses=error_responses(503), tags=["daemon"])
     async def healthz() -> Response:
-        """Say whether the scheduler beats."""
-        alive = await site.backend.is_alive()
-        return AsciiJsonResponse({"status": "ok" if alive else "the scheduler hangs"}, 200 if alive else 503)
+        """Report whether the scheduler responds."""
+        alive = await context.backend.is_alive()
+        status = "ok" if alive else "the scheduler does not respond"
+        return AsciiJsonResponse({"status": status}, 200 if alive else 503)
 
     @app.get(
         "/metrics",
-        dependencies=[Depends(site.may_read)],
+        dependencies=[Depends(context.may_read)],
         responses={200: {"content": {"text/plain": {}}}, **error_responses(401, 403, 429)},
         tags=["daemon"],
     )
     async def metrics(request: Request) -> Response:
-        """Return the metrics as Prometheus reads them."""
-        return await site.answer(request, "metrics", site.backend.exposition, media_type=_PROMETHEUS)
+        """Return the metrics in Prometheus' text format."""
+        return await context.answer(request, "metrics", context.backend.metrics, media_type=_PROMETHEUS)
 
-    @app.get("/api/cleanup/openapi.json", dependencies=[Depends(site.may_read)], include_in_schema=False)
+    @app.get("/api/cleanup/openapi.json", dependencies=[Depends(context.may_read)], include_in_schema=False)
     def description() -> Response:
         return AsciiJsonResponse(app.openapi())
 
-    app.include_router(routes(site))
-    app.include_router(pages(site, access))
+    app.include_router(routes(context))
+    app.include_router(build_pages(context, authenticator))
     return app

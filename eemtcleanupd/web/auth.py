@@ -1,4 +1,4 @@
-"""Who may do what over HTTP: tokens for programs, sessions for browsers; refusals are written down."""
+"""Authentication and authorization of HTTP clients: bearer tokens, browser sessions, throttling."""
 
 from __future__ import annotations
 
@@ -23,49 +23,51 @@ from eemtcleanupd.events import AuditEntry
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.web.backend import Backend
 from eemtcleanupd.web.problems import http_error
-from eemtcleanupd.web.tokens import Scope, Token, TokenFile, find
+from eemtcleanupd.web.tokens import Scope, Token, TokenFile, find_token
 
 log = logging.getLogger(__name__)
 
-_SESSION = timedelta(hours=12)
-_SESSIONS = 1000
-_FAILURES = 60
+SESSION_LIFETIME: Final = timedelta(hours=12)
+_MAX_SESSIONS = 1000
+# More refused requests of one address than this, within the window, throttle it.
+_MAX_FAILURES = 60
 _WINDOW_SECONDS = 60.0
-_ADDRESSES = 10_000
-TOO_MANY: Final = "too many refused requests; wait a minute"
+_MAX_ADDRESSES = 10_000
+THROTTLED: Final = "Too many refused requests. Wait a minute."
+_UNKNOWN_USER: Final = "unknown"
 bearer = HTTPBearer(auto_error=False, description="A token of `eemtcleanupd token add`.")
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, by name, what they may do, and from where."""
+    """An authenticated client: its name, scope and address."""
 
     name: str
     scope: Scope
     address: str | None
     is_still_valid: Callable[[], bool] = field(default=lambda: True, repr=False, compare=False)
-    """Whether the token is still good, for answers that go on for long."""
+    """Returns whether the token is still valid, for answers that take long."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
     status: int
     detail: str
-    user: str = "unknown"
+    user: str = _UNKNOWN_USER
     headers: dict[str, str] = field(default_factory=dict)
 
 
 class Authenticator:
-    """Lets requests through or refuses them.
+    """Decides which requests are allowed.
 
     Args:
-        engine: has the configuration with the file of the tokens, and writes refusals down.
-        open_to_all: without tokens everybody may (a Unix socket, whose mode says who gets there).
-        clock: where the time comes from.
+        backend: has the configuration with the token file, and the audit log.
+        open_to_all: without a token file every client has all rights (a Unix socket, protected by its mode).
+        clock: the current time.
     """
 
-    def __init__(self, engine: Backend, *, open_to_all: bool = False, clock: Clock = system_clock) -> None:
-        self._engine = engine
+    def __init__(self, backend: Backend, *, open_to_all: bool = False, clock: Clock = system_clock) -> None:
+        self._backend = backend
         self._open_to_all = open_to_all
         self._clock = clock
         self._lock = threading.Lock()
@@ -74,14 +76,14 @@ class Authenticator:
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()
 
     def requires(self, scope: Scope) -> Callable[..., Awaitable[Caller]]:
-        """Return a dependency that gives who asks, or refuses.
+        """Return a dependency that returns the caller or refuses the request.
 
         Raises (the dependency):
-            HTTPException: 401 without a token, 403 with one that is wrong, expired or may not, 429 after
-                many of these.
+            HTTPException: 401 without a token, 403 if it is invalid, expired or lacks the scope, 429 after
+                many refused requests.
         """
 
-        # Without a thread: only what is refused, which is bounded, waits for a disk.
+        # Needs no thread: only refusals, whose rate is limited, write to the disk.
         async def check(
             request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
         ) -> Caller:
@@ -90,14 +92,14 @@ class Authenticator:
         return check
 
     def check(self, request: Request, scope: Scope, secret: str | None) -> Caller:
-        """Return who asks, or refuse; see :meth:`requires`."""
-        found = self._authenticate(request, scope, secret)
-        if isinstance(found, _Refusal):
-            self._refuse(request, found)
-        return found
+        """Return the caller, or refuse the request as :meth:`requires` does."""
+        result = self._authenticate(request, scope, secret)
+        if isinstance(result, _Refusal):
+            self._refuse(request, result)
+        return result
 
     def may_read(self, request: Request) -> bool:
-        """Tell whether who asks may read; who may not has yet to be refused by :meth:`check`."""
+        """Return whether the caller has read scope.  If not, :meth:`check` still has to refuse it."""
         with suppress(HTTPException):
             return isinstance(self._authenticate(request, "read", bearer_token(request)), Caller)
         return False
@@ -109,98 +111,104 @@ class Authenticator:
             return Caller("unix socket", "clean", address)
         token: Token | None = None
         if secret is not None:
-            token = find(tokens or (), secret)
+            token = find_token(tokens or (), secret)
         elif (cookie := request.cookies.get(session_cookie_name(request))) is not None:
-            token = self._of_session(cookie, tokens or ())
+            token = self._session_token(cookie, tokens or ())
             changes = request.method not in {"GET", "HEAD"}
             if token is not None and changes and "origin" not in request.headers:
-                # A browser names the page that it comes from, and the gate refuses any but our own.
-                return _Refusal(403, "this did not come from our own page")
+                # Browsers send the page's origin, and the middleware refuses all but the dashboard's own.
+                return _Refusal(403, "The request has no Origin header, so it is not from the dashboard.")
         if token is None and secret is None:
-            return _Refusal(401, "a token is needed", headers={"WWW_Authenticate": "Bearer"})
+            return _Refusal(401, "A token is required.", headers={"WWW_Authenticate": "Bearer"})
         if token is None:
-            return _Refusal(403, "this token is not known")
+            return _Refusal(403, "The token is unknown.")
         if token.is_expired(self._clock()):
-            return _Refusal(403, f"the token {token.name} has expired", user=token.name)
+            return _Refusal(403, f"The token {token.name} has expired.", user=token.name)
         if scope == "clean" and token.scope != "clean":
-            return _Refusal(403, f"the token {token.name} may only read", user=token.name)
-        return Caller(token.name, token.scope, address, partial(self._is_good, token))
+            return _Refusal(403, f"The token {token.name} has only read scope.", user=token.name)
+        return Caller(token.name, token.scope, address, partial(self._is_still_valid, token))
 
-    def _is_good(self, token: Token) -> bool:
+    def _is_still_valid(self, token: Token) -> bool:
         return token in (self._tokens() or ()) and not token.is_expired(self._clock())
 
     def _tokens(self) -> tuple[Token, ...] | None:
-        """Return the tokens, None where there is no file of them.
+        """Return the tokens, None if no token file is configured.
 
         Raises:
-            HTTPException: 503; who asks has not shown who they are, so only the log says why.
+            HTTPException: 503. The client is unknown, so only the log has the reason.
         """
-        path = self._engine.config.api.tokens_file
+        path = self._backend.config.api.tokens_file
         if path is None:
             return None
         try:
             return self._files.setdefault(str(path), TokenFile(path)).all()
         except ConfigError as error:
-            log.error("Nobody gets in over HTTP: %s", error)  # noqa: TRY400  (the words say it all)
-            raise http_error(
-                503, "the file of the tokens cannot be used; the daemon's log says why"
-            ) from error
+            log.error("Rejecting all HTTP requests: %s", error)  # noqa: TRY400  (no traceback needed)
+            raise http_error(503, "The token file is unusable. See the daemon's log.") from error
 
-    def _refuse(self, request: Request, why: _Refusal) -> NoReturn:
-        """Refuse and write it down."""
-        if self.record_refusal(
-            request.method, request.url.path, why.detail, user=why.user, address=client_address(request)
-        ):
-            raise http_error(429, TOO_MANY, Retry_After="60")
-        raise http_error(why.status, why.detail, **why.headers)
+    def _refuse(self, request: Request, refusal: _Refusal) -> NoReturn:
+        """Record a refusal and raise it."""
+        is_throttled = self.record_refusal(
+            request.method,
+            request.url.path,
+            refusal.detail,
+            user=refusal.user,
+            address=client_address(request),
+        )
+        if is_throttled:
+            raise http_error(429, THROTTLED, Retry_After="60")
+        raise http_error(refusal.status, refusal.detail, **refusal.headers)
 
     def record_refusal(
-        self, method: str, path: str, reason: str, *, user: str = "unknown", address: str | None
+        self, method: str, path: str, reason: str, address: str | None, *, user: str = _UNKNOWN_USER
     ) -> bool:
-        """Write down that something is refused; who fails often is to wait, which is written down once.
+        """Write a refused request into the audit log.
+
+        Requests of a throttled address are not written, except for the first.
 
         Returns:
-            Whether this address is to wait.
+            Whether the address is throttled.
         """
-        over = self._is_over_limit(address or "")
-        if over != "still":
+        failures = self._count_failure(address or "")
+        if failures <= _MAX_FAILURES + 1:
             details = {"request": printable(f"{method} {path}")[:200], "reason": printable(reason)}
             entry = AuditEntry(self._clock(), user, "http_refused", details, address)
             try:
-                self._engine.plugins.audit([entry])
-            except AuditError:  # it is refused all the same
-                log.exception("A refusal could not be written down")
-        return over != "no"
+                self._backend.plugins.audit([entry])
+            except AuditError:  # the request is refused all the same
+                log.exception("Cannot write a refused request into the audit log")
+        return failures > _MAX_FAILURES
 
-    def _is_over_limit(self, address: str) -> str:
+    def _count_failure(self, address: str) -> int:
+        """Count a failure; return the number within the window.  It stops at ``_MAX_FAILURES + 2``."""
         now = monotonic_seconds()
         with self._lock:
             times = self._failures.setdefault(address, deque())
             self._failures.move_to_end(address)
-            while len(self._failures) > _ADDRESSES:
+            while len(self._failures) > _MAX_ADDRESSES:
                 self._failures.popitem(last=False)
             while times and now - times[0] > _WINDOW_SECONDS:
                 times.popleft()
-            if len(times) > _FAILURES:
-                return "still"
+            if len(times) > _MAX_FAILURES:
+                return len(times) + 1
             times.append(now)
-            return "now" if len(times) > _FAILURES else "no"
+            return len(times)
 
-    # -- sessions of browsers ----------------------------------------------------------------------
+    # -- browser sessions --------------------------------------------------------------------------
 
     def log_in(self, secret: str, request: Request) -> str:
-        """Begin a session for a browser; returns its cookie.
+        """Start a session for a browser and return its cookie.
 
         Raises:
-            HTTPException: 403, the token is not known or has expired.
+            HTTPException: 403, the token is unknown or has expired.
         """
-        token = find(self._tokens() or (), secret)
+        token = find_token(self._tokens() or (), secret)
         if token is None or token.is_expired(self._clock()):
-            self._refuse(request, _Refusal(403, "this token is not known, or has expired"))
+            self._refuse(request, _Refusal(403, "The token is unknown or has expired."))
         session = secrets.token_urlsafe(32)
         with self._lock:
-            self._sessions[session] = (token.sha256, self._clock() + _SESSION)
-            while len(self._sessions) > _SESSIONS:
+            self._sessions[session] = (token.sha256, self._clock() + SESSION_LIFETIME)
+            while len(self._sessions) > _MAX_SESSIONS:
                 self._sessions.popitem(last=False)
         return session
 
@@ -209,8 +217,8 @@ class Authenticator:
         with self._lock:
             self._sessions.pop(session, None)
 
-    def _of_session(self, session: str, tokens: tuple[Token, ...]) -> Token | None:
-        """Return the token of a session; one that was revoked meanwhile ends it."""
+    def _session_token(self, session: str, tokens: tuple[Token, ...]) -> Token | None:
+        """Return a session's token, None if the session has expired or the token was revoked."""
         with self._lock:
             digest, until = self._sessions.get(session, ("", self._clock()))
         if until <= self._clock():
@@ -219,16 +227,16 @@ class Authenticator:
 
 
 def session_cookie_name(request: Request) -> str:
-    """Return the name of a session's cookie; over TLS one that only we can set (RFC 6265bis)."""
+    """Return the name of the session cookie; over TLS one that only this host can set (RFC 6265bis)."""
     return "__Host-eemtcleanupd" if request.url.scheme == "https" else "eemtcleanupd"
 
 
 def bearer_token(request: Request) -> str | None:
-    """Return the token that a request bears (RFC 6750), None without one."""
+    """Return the bearer token of a request (RFC 6750), None if there is none."""
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
     return secret if kind.lower() == "bearer" else None
 
 
 def client_address(request: Request) -> str | None:
-    """Return where a request comes from, None over a Unix socket."""
+    """Return the client's address, None over a Unix socket."""
     return None if request.client is None else request.client.host

@@ -1,4 +1,4 @@
-"""What the HTTP interface works with: a daemon, or, mounted in another program, a job store alone."""
+"""Backends of the HTTP interface: the daemon over IPC, or the job store alone when mounted elsewhere."""
 
 from __future__ import annotations
 
@@ -18,28 +18,32 @@ from eemtcleanupd.config import Config, Loaded
 from eemtcleanupd.daemon.status_document import overview
 from eemtcleanupd.delivery import Dispatcher
 from eemtcleanupd.errors import CleanupError, LockHeldError
-from eemtcleanupd.events import Emit, Event, RunReport
+from eemtcleanupd.events import Event, RunReport
 from eemtcleanupd.logs.setup import write_event
 from eemtcleanupd.model import Trigger
 from eemtcleanupd.plugins import Plugins, load
 from eemtcleanupd.store.address import StoreAddress, find_daemon
 from eemtcleanupd.store.lock import Holder
 from eemtcleanupd.web.api_run import ApiRun, Outcome
-from eemtcleanupd.web.ipc import ApiRunFinished, ApiRunStarted, Reply, State, WorkerChannel
+from eemtcleanupd.web.ipc import (
+    ApiRunFinished,
+    ApiRunStarted,
+    DaemonReply,
+    MetricsReply,
+    StateReply,
+    WorkerChannel,
+)
 
-_BEAT_LIMIT_SECONDS = 90.0
+_HEARTBEAT_LIMIT_SECONDS = 90.0
 _DRAIN_SECONDS = 30.0
-_ANSWER_SECONDS = 5.0
-# Fifty browsers that watch a run are one question.
-_STATE_SECONDS = 0.2
 
 
 class Backend(Protocol):
-    """What is asked from coroutines is one itself; the rest answers in any thread, and may take a while."""
+    """What the routes need.  All methods except coroutines can block, so the routes call them in threads."""
 
     @property
     def loaded(self) -> Loaded:
-        """The configuration in force, with where each value came from."""
+        """The configuration in force, with the origin of each value."""
 
     @property
     def config(self) -> Config:
@@ -49,122 +53,126 @@ class Backend(Protocol):
     def plugins(self) -> Plugins:
         """The plugins in force."""
 
-    def run(self, asked: ApiRun) -> None:
+    @property
+    def is_stopping(self) -> bool:
+        """Whether answers that take long must end."""
+
+    def run(self, run: ApiRun) -> None:
         """Start a run."""
 
     def overview(self) -> dict[str, Any]:
-        """Return how everything is."""
+        """Return the status of the daemon and the job store."""
 
-    async def progress(self) -> dict[str, Any] | None:
-        """Return how far the run is that goes on, None when there is none."""
-
-    async def is_alive(self) -> bool:
-        """Tell whether the scheduler beats."""
-
-    def exposition(self) -> bytes:
+    def metrics(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
 
-    @property
-    def is_ending(self) -> bool:
-        """Whether answers that go on for long are to end."""
+    async def progress(self) -> dict[str, Any] | None:
+        """Return the progress of the current run, None if there is none."""
+
+    async def is_alive(self) -> bool:
+        """Return whether the scheduler responds."""
 
 
 class DaemonBackend:
-    """A living daemon at the other end of a line: whatever is to be done goes through its inbox.
+    """Sends requests to the daemon that started this process.
 
     Args:
-        line: to the daemon; who reads it gives what comes to :meth:`hear`.
+        channel: to the daemon; its reader passes the daemon's replies to :meth:`receive`.
         loaded: the configuration in force.
+        timeout_seconds: how long to wait for a reply.
+        state_lifetime_seconds: how long a reply about the daemon's state is used again.
     """
 
-    def __init__(self, line: WorkerChannel, loaded: Loaded) -> None:
-        self._line = line
-        self._loaded = loaded
-        self._plugins = Plugins(loaded.config)
+    def __init__(
+        self,
+        channel: WorkerChannel,
+        loaded: Loaded,
+        timeout_seconds: float = 5.0,
+        state_lifetime_seconds: float = 0.2,
+    ) -> None:
+        self._channel = channel
+        self._timeout_seconds = timeout_seconds
+        self._state_lifetime_seconds = state_lifetime_seconds
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, Future[Any]] = {}
+        self._replies: dict[int, Future[Any]] = {}
         self._runs: dict[int, ApiRun] = {}
         self._lock = threading.Lock()
-        self._state: tuple[float, Future[State]] | None = None
-        self._is_ending = False
-
-    @property
-    def loaded(self) -> Loaded:
-        """The configuration in force, with where each value came from."""
-        return self._loaded
+        self._state: tuple[float, Future[StateReply]] | None = None
+        self.loaded = loaded
+        # Vetoes and the audit log work in this process; the daemon delivers the notifications.
+        self.plugins = Plugins(loaded.config)
+        self.is_stopping = False
 
     @property
     def config(self) -> Config:
         """The configuration in force."""
-        return self._loaded.config
+        return self.loaded.config
 
-    @property
-    def plugins(self) -> Plugins:
-        """The plugins in force, as this process has them: they judge and write down, but are told nothing."""
-        return self._plugins
+    def apply(self, loaded: Loaded) -> None:
+        """Put another configuration in force."""
+        self.plugins = Plugins(loaded.config, before=self.plugins)
+        self.loaded = loaded
 
-    def use(self, loaded: Loaded) -> None:
-        """Work with another configuration from now on."""
-        self._plugins = Plugins(loaded.config, before=self._plugins)
-        self._loaded = loaded
-
-    def receive(self, told: Reply | ApiRunStarted | ApiRunFinished, file: int | None) -> None:
-        """Take what the daemon says."""
-        match told:
-            case Reply():
-                with suppress(InvalidStateError):  # who asked has gone
-                    self._waiting.pop(told.number).set_result(told.value)
+    def receive(self, reply: DaemonReply, file: int | None) -> None:
+        """Pass a reply of the daemon to whatever waits for it."""
+        match reply:
+            case StateReply() | MetricsReply():
+                with suppress(InvalidStateError):  # the request was cancelled
+                    self._replies.pop(reply.number).set_result(reply)
             case ApiRunStarted():
-                self._runs[told.number].on_started(told.run_id)
+                self._runs[reply.number].on_started(reply.run_id)
             case ApiRunFinished():
-                outcome: Outcome = told.error
+                outcome: Outcome = reply.error
                 if file is not None:
                     outcome = fdopen(file, "rb")
-                elif told.document is not None:
-                    outcome = BytesIO(told.document.encode("ascii"))
-                self._runs.pop(told.number).on_finished(outcome)
+                elif reply.document is not None:
+                    outcome = BytesIO(reply.document.encode("ascii"))
+                self._runs.pop(reply.number).on_finished(outcome)
 
-    def _ask(self, what: str) -> Future[Any]:
-        number, answer = next(self._numbers), Future[Any]()
-        self._waiting[number] = answer
-        self._line.send({"ask": what, "number": number})
-        return answer
+    def _request(self, name: str) -> Future[Any]:
+        number, reply = next(self._numbers), Future[Any]()
+        self._replies[number] = reply
+        self._channel.send({"request": name, "number": number})
+        return reply
 
-    def _ask_state(self) -> Future[State]:
+    def _request_state(self) -> Future[StateReply]:
         with self._lock:
             now = monotonic_seconds()
-            asked = self._state
-            # One at a time: a daemon that is stopped must not find the line full of the same question.
-            if asked is None or (asked[1].done() and now - asked[0] > _STATE_SECONDS):
-                asked = self._state = (now, self._ask("state"))
-            return asked[1]
+            state = self._state
+            # One request at a time: otherwise they would fill the socket of a daemon that is stopped.
+            if state is None or (state[1].done() and now - state[0] > self._state_lifetime_seconds):
+                state = self._state = (now, self._request("state"))
+            return state[1]
 
-    def run(self, asked: ApiRun) -> None:
+    async def _await_state(self) -> StateReply:
+        reply = asyncio.wrap_future(self._request_state())  # other coroutines await the same reply
+        return await asyncio.wait_for(asyncio.shield(reply), self._timeout_seconds)
+
+    def run(self, run: ApiRun) -> None:
         """Start a run."""
         number = next(self._numbers)
-        self._runs[number] = asked
-        self._line.send(
-            {
-                "ask": "run",
-                "number": number,
-                "user": asked.user,
-                "body": {
-                    "success_retention_hours": asked.retention[0],
-                    "failed_retention_hours": asked.retention[1],
-                    "force": asked.force,
-                },
-            }
-        )
+        self._runs[number] = run
+        body = {
+            "success_retention_hours": run.retention[0],
+            "failed_retention_hours": run.retention[1],
+            "force": run.force,
+        }
+        self._channel.send({"request": "run", "number": number, "user": run.user, "body": body})
 
     def overview(self) -> dict[str, Any]:
-        """Return how everything is."""
-        status = self._ask_state().result(_ANSWER_SECONDS).status
+        """Return the status of the daemon and the job store."""
+        status = self._request_state().result(self._timeout_seconds).status
         holder = find_daemon(StoreAddress.of(self.config)) or Holder(status.pid, "", "")
         return overview(self.config, holder, status)
 
+    def metrics(self) -> bytes:
+        """Return the daemon's metrics."""
+        reply: MetricsReply = self._request("metrics").result(self._timeout_seconds)
+        return reply.text.encode()
+
     async def progress(self) -> dict[str, Any] | None:
-        """Return how far the run is."""
-        run = (await self._state_now()).status.run
+        """Return the progress of the daemon's run."""
+        run = (await self._await_state()).status.run
         if run is None:
             return None
         return {
@@ -176,36 +184,21 @@ class DaemonBackend:
         }
 
     async def is_alive(self) -> bool:
-        """Tell whether the loop went round lately."""
+        """Return whether the daemon's loop has run recently."""
         with suppress(TimeoutError):
-            return (await self._state_now()).beat_seconds < _BEAT_LIMIT_SECONDS
+            return (await self._await_state()).seconds_since_heartbeat < _HEARTBEAT_LIMIT_SECONDS
         return False
-
-    def exposition(self) -> bytes:
-        """Return the metrics."""
-        return bytes(self._ask("metrics").result(_ANSWER_SECONDS))
-
-    @property
-    def is_ending(self) -> bool:
-        """Whether the daemon has asked for the end."""
-        return self._is_ending
-
-    def end(self) -> None:
-        """Let answers that go on for long end."""
-        self._is_ending = True
-
-    async def _state_now(self) -> State:
-        asked = asyncio.wrap_future(self._ask_state())  # others wait for the same answer
-        return await asyncio.wait_for(asyncio.shield(asked), _ANSWER_SECONDS)
 
 
 class LocalBackend:
-    """A job store without a daemon; each run goes on in a thread of its own.
+    """Works on the job store without a daemon; each run has its own thread.
 
     Args:
-        file: the configuration, read again when it changes.
+        file: the configuration file, read again when it changes.
         environ: the environment.
     """
+
+    is_stopping = False  # the application that includes the routes stops them
 
     def __init__(self, file: Path, environ: dict[str, str]) -> None:
         self._file = file
@@ -214,19 +207,17 @@ class LocalBackend:
         self._running: tuple[Progress, str] | None = None
         self._read()
 
-    def _read(self) -> Loaded:
-        stamp = self._file.stat().st_mtime_ns
-        self._stamp = stamp
+    def _read(self) -> None:
+        self._mtime_ns = self._file.stat().st_mtime_ns
         self._loaded = load(self._file, environ=self._environ, cwd=self._file.parent)
-        self._plugins = Plugins(self._loaded.config)
-        return self._loaded
+        self.plugins = Plugins(self._loaded.config)
 
     @property
     def loaded(self) -> Loaded:
-        """The configuration as the file has it; one that is wrong changes nothing."""
+        """The configuration of the file, or the previous one if the file is invalid."""
         with self._lock:
             with suppress(OSError, CleanupError):
-                if self._file.stat().st_mtime_ns != self._stamp:
+                if self._file.stat().st_mtime_ns != self._mtime_ns:
                     self._read()
             return self._loaded
 
@@ -235,63 +226,64 @@ class LocalBackend:
         """The configuration in force."""
         return self.loaded.config
 
-    @property
-    def plugins(self) -> Plugins:
-        """The plugins of the configuration."""
-        return self._plugins
-
-    def run(self, asked: ApiRun) -> None:
+    def run(self, run: ApiRun) -> None:
         """Start a run."""
         with self._lock:
             if self._running is not None:
-                asked.on_finished(
-                    LockHeldError("another run is going on; see its progress, and try again then")
-                )
+                run.on_finished(LockHeldError("Another run is in progress. Try again when it has finished."))
                 return
             progress = Progress()
             self._running = (progress, system_clock().isoformat())
-        threading.Thread(target=self._run, args=(asked, progress), name="run (api)").start()
+        threading.Thread(target=self._run, args=(run, progress), name="run (api)").start()
 
-    def _run(self, asked: ApiRun, progress: Progress) -> None:
-        order = asked.callbacks()
+    def _run(self, run: ApiRun, progress: Progress) -> None:
+        callbacks = run.callbacks()
         result: RunReport | CleanupError | None = None
         try:
-            config = self.config.with_retention(*order.retention)
-            delivery = Dispatcher(StoreAddress.of(config), system_clock)
-            delivery.configure(self._plugins, durable=not config.dry_run)
+            config = self.config.with_retention(*run.retention)
+            dispatcher = Dispatcher(StoreAddress.of(config), system_clock)
+            dispatcher.configure(self.plugins, durable=not config.dry_run)
+
+            def emit(event: Event) -> None:
+                write_event(event)
+                dispatcher.publish(event)
+                callbacks.emit(event)
+
             try:
                 result = clean(
                     config,
-                    RunRequest(
-                        user=asked.user, trigger=Trigger.API, dry_run=config.dry_run, force=order.force
-                    ),
-                    emit=_all(write_event, delivery.publish, order.emit),
+                    RunRequest(user=run.user, trigger=Trigger.API, dry_run=config.dry_run, force=run.force),
+                    emit=emit,
                     progress=progress,
-                    hooks=self._plugins,
+                    hooks=self.plugins,
                 )
             finally:
-                delivery.drain(_DRAIN_SECONDS)
-                delivery.close()
+                dispatcher.drain(_DRAIN_SECONDS)
+                dispatcher.close()
         except CleanupError as error:
             result = error
         finally:
             with self._lock:
                 self._running = None
-            order.done(result)
+            callbacks.done(result)
 
     def overview(self) -> dict[str, Any]:
-        """Return how everything is."""
+        """Return the status of the job store, and of a daemon that holds it."""
         return overview(self.config, find_daemon(StoreAddress.of(self.config)), None)
 
+    def metrics(self) -> bytes:
+        """Return empty metrics: only a daemon has them."""
+        return b""
+
     async def progress(self) -> dict[str, Any] | None:
-        """Return how far the run is."""
+        """Return the progress of this backend's run."""
         running = self._running
         if running is None:
             return None
-        progress, since = running
+        progress, started_at = running
         return {
             "trigger": Trigger.API,
-            "started_at": since,
+            "started_at": started_at,
             "jobs_done": progress.jobs_done,
             "jobs_total": progress.jobs_total,
             "bytes_freed": 0 if progress.pool is None else progress.pool.bytes_freed,
@@ -300,20 +292,3 @@ class LocalBackend:
     async def is_alive(self) -> bool:
         """Return true: there is no scheduler."""
         return True
-
-    def exposition(self) -> bytes:
-        """Return nothing: there is no daemon to count."""
-        return b""
-
-    @property
-    def is_ending(self) -> bool:
-        """Whether answers are to end: the program that they are mounted in sees to that."""
-        return False
-
-
-def _all(*listeners: Emit) -> Emit:
-    def emit(event: Event) -> None:
-        for listener in listeners:
-            listener(event)
-
-    return emit

@@ -1,92 +1,145 @@
-"""Answers that are good for a moment: however many ask, each is worked out once, and in one thread."""
+"""Cache of HTTP answers: computes each once for all clients and evicts the oldest (LRU by computation).
+
+:class:`CacheMiddleware` serves a fresh answer without the routes, which costs a third of the CPU time.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable
+from typing import Final, NamedTuple, TypeVar
+
+from fastapi import Request, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from eemtcleanupd.clock import monotonic_seconds
+from eemtcleanupd.web.auth import Authenticator
 
-SECONDS = 2.0
-PLAN_SECONDS = 30.0
-# Nobody needs more at a time; but with `?limit=` whoever may read can ask for a hundred thousand.
-ANSWERS = 64
+FRESH_SECONDS: Final = 2.0
+PLAN_FRESH_SECONDS: Final = 30.0
+# `?limit=` lets a client with read scope request a hundred thousand different answers.
+MAX_ANSWERS: Final = 64
+_T = TypeVar("_T")
+
+
+class _Answer(NamedTuple):
+    fresh_until: float
+    body: bytes
 
 
 class ResponseCache:
-    """Keeps answers.  All but :meth:`forget` belongs to the event loop, so nothing here needs a lock."""
+    """Bounded cache of answers.  Only :meth:`clear` is safe outside the event loop, so no lock is needed.
 
-    def __init__(self) -> None:
-        self._answers: dict[Hashable, tuple[float, bytes]] = {}
-        self._making: dict[Hashable, asyncio.Task[bytes]] = {}
-        self._asked: dict[Hashable, tuple[Hashable, str]] = {}
+    Args:
+        elapsed: a monotonic clock, in seconds.
+    """
+
+    def __init__(self, elapsed: Callable[[], float] = monotonic_seconds) -> None:
+        self._elapsed = elapsed
+        self._answers: dict[Hashable, _Answer] = {}
+        self._tasks: dict[Hashable, asyncio.Task[bytes]] = {}
+        self._requests: dict[Hashable, tuple[Hashable, str]] = {}
 
     def peek(self, key: Hashable) -> bytes | None:
-        """Return the last answer, whatever its age."""
-        made = self._answers.get(key)
-        return None if made is None else made[1]
+        """Return the last answer, fresh or not."""
+        answer = self._answers.get(key)
+        return None if answer is None else answer.body
 
     async def get(
-        self, key: Hashable, make: Callable[[], bytes], seconds: float = SECONDS, stale_seconds: float = 0.0
+        self,
+        key: Hashable,
+        compute: Callable[[], bytes],
+        seconds: float = FRESH_SECONDS,
+        stale_seconds: float = 0.0,
     ) -> bytes:
-        """Return an answer.
+        """Return an answer, computed in a thread unless a fresh one is cached.
 
         Args:
-            key: whose answer.
-            make: works it out, in a thread.
-            seconds: how long it is good for.
-            stale_seconds: for how long after that it is given while a new one is made.
+            key: identifies the answer.
+            compute: computes the answer.
+            seconds: how long the answer stays fresh.
+            stale_seconds: how much longer it is returned while a new one is computed.
         """
-        made, now = self._answers.get(key), monotonic_seconds()
-        if made is not None and now < made[0]:
-            return made[1]
-        task = self.refresh(key, make, seconds)
-        if made is not None and now < made[0] + stale_seconds:
-            return made[1]
-        return await asyncio.shield(task)  # others wait for it as well
+        answer, now = self._answers.get(key), self._elapsed()
+        if answer is not None and now < answer.fresh_until:
+            return answer.body
+        task = self.refresh(key, compute, seconds)
+        if answer is not None and now < answer.fresh_until + stale_seconds:
+            return answer.body
+        return await asyncio.shield(task)  # other requests await the same task
 
     def refresh(
-        self, key: Hashable, make: Callable[[], bytes], seconds: float = SECONDS
+        self, key: Hashable, compute: Callable[[], bytes], seconds: float = FRESH_SECONDS
     ) -> asyncio.Task[bytes]:
-        """Let an answer be made, unless that is under way; nobody need wait for it."""
-        task = self._making.get(key)
+        """Start to compute an answer, unless a task already does; nobody has to await the task."""
+        task = self._tasks.get(key)
         if task is None:
-            task = asyncio.create_task(self._make(key, make, seconds))
+            task = asyncio.create_task(self._compute(key, compute, seconds))
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
-            self._making[key] = task
+            self._tasks[key] = task
         return task
 
-    async def _make(self, key: Hashable, make: Callable[[], bytes], seconds: float) -> bytes:
-        answers, making = self._answers, self._making
+    async def _compute(self, key: Hashable, compute: Callable[[], bytes], seconds: float) -> bytes:
+        # clear() replaces both dictionaries, so an answer from before it is stored where nothing reads.
+        answers, tasks = self._answers, self._tasks
         try:
-            answer = await asyncio.to_thread(make)
+            body = await asyncio.to_thread(compute)
         finally:
-            making.pop(key, None)
-        # What was forgotten meanwhile is kept where nobody looks any more.
-        answers.pop(key, None)  # the youngest comes last
-        answers[key] = (monotonic_seconds() + seconds, answer)
-        if len(answers) > ANSWERS:
-            del answers[next(iter(answers))]
-        return answer
+            tasks.pop(key, None)
+        _put_last(answers, key, _Answer(self._elapsed() + seconds, body))
+        return body
 
-    def remember_key(self, question: Hashable, key: Hashable, media_type: str) -> None:
-        """Remember which answer a question has."""
-        self._asked.pop(question, None)  # the youngest comes last
-        self._asked[question] = (key, media_type)
-        if len(self._asked) > ANSWERS:
-            del self._asked[next(iter(self._asked))]
+    def remember_key(self, request: Hashable, key: Hashable, media_type: str) -> None:
+        """Remember which answer a request (:func:`request_key`) gets."""
+        _put_last(self._requests, request, (key, media_type))
 
-    def fresh(self, question: Hashable) -> tuple[bytes, str] | None:
-        """Return the answer to a question and its media type, None when none is still good."""
-        key, media_type = self._asked.get(question, (None, ""))
-        made = self._answers.get(key)
-        return None if made is None or self.is_expired(key) else (made[1], media_type)
+    def fresh(self, request: Hashable) -> tuple[bytes, str] | None:
+        """Return a request's answer and media type, None if no fresh answer is cached."""
+        key, media_type = self._requests.get(request, (None, ""))
+        answer = self._answers.get(key)
+        return None if answer is None or self.is_expired(key) else (answer.body, media_type)
 
     def is_expired(self, key: Hashable) -> bool:
-        """Tell whether there is no answer that is still good."""
-        made = self._answers.get(key)
-        return made is None or made[0] <= monotonic_seconds()
+        """Return whether no fresh answer is cached."""
+        answer = self._answers.get(key)
+        return answer is None or answer.fresh_until <= self._elapsed()
 
     def clear(self) -> None:
-        """Let everything be worked out anew, what is under way too.  In any thread."""
-        self._answers, self._making = {}, {}
+        """Drop all answers, also those that are still being computed.  Safe in any thread."""
+        self._answers, self._tasks = {}, {}
+
+
+def _put_last(entries: dict[Hashable, _T], key: Hashable, value: _T) -> None:
+    entries.pop(key, None)
+    entries[key] = value
+    if len(entries) > MAX_ANSWERS:
+        del entries[next(iter(entries))]
+
+
+class CacheMiddleware:
+    """Serves fresh cached answers to clients with read scope; passes all other requests to the routes.
+
+    Args:
+        app: the routes.
+        cache: the answers.
+        authenticator: decides which clients have read scope.
+    """
+
+    def __init__(self, app: ASGIApp, cache: ResponseCache, authenticator: Authenticator) -> None:
+        self._app = app
+        self._cache = cache
+        self._authenticator = authenticator
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection (ASGI)."""
+        app: ASGIApp = self._app
+        if scope["type"] == "http" and scope["method"] == "GET":
+            fresh = self._cache.fresh(request_key(scope))
+            if fresh is not None and self._authenticator.may_read(Request(scope)):
+                app = Response(fresh[0], media_type=fresh[1])
+        await app(scope, receive, send)
+
+
+def request_key(scope: Scope) -> Hashable:
+    """Return what identifies a request's answer: the path and the query."""
+    return scope["path"], scope["query_string"]

@@ -1,4 +1,4 @@
-"""What all routes work with: an engine, what is kept, who may; and short questions to the ledger."""
+"""What all routes share: the backend, the response cache, the authorization, and access to the ledger."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.web.auth import Caller
 from eemtcleanupd.web.backend import Backend
-from eemtcleanupd.web.cache import SECONDS, ResponseCache
-from eemtcleanupd.web.shortcut import cache_question
+from eemtcleanupd.web.cache import FRESH_SECONDS, ResponseCache, request_key
 
 Authorize = Callable[..., Awaitable[Caller]]
 
 
 @dataclass(frozen=True, slots=True)
 class ApiContext:
-    """What a route needs; ``may_read`` and ``may_clean`` are dependencies that give who asks, or refuse."""
+    """What a route needs; the dependencies ``may_read`` and ``may_clean`` return the caller or refuse it."""
 
     backend: Backend
     cache: ResponseCache
@@ -34,20 +33,20 @@ class ApiContext:
         self,
         request: Request,
         key: Hashable,
-        make: Callable[[], bytes],
-        seconds: float = SECONDS,
+        compute: Callable[[], bytes],
+        seconds: float = FRESH_SECONDS,
         media_type: str = "application/json",
     ) -> Response:
-        """Give an answer that is kept; while it is good, who asks the same gets it by the shortcut."""
-        made = await self.cache.get(key, make, seconds)
-        self.cache.remember_key(cache_question(request.scope), key, media_type)
-        return Response(made, media_type=media_type)
+        """Return an answer through the cache, so that the next equal request need not reach the route."""
+        body = await self.cache.get(key, compute, seconds)
+        self.cache.remember_key(request_key(request.scope), key, media_type)
+        return Response(body, media_type=media_type)
 
     def audit(self, caller: Caller, action: str, **details: object) -> None:
-        """Write down what somebody is about to do.
+        """Write an action into the audit log before it is done.
 
         Raises:
-            AuditError: it could not be written, so it must not be done.
+            AuditError: the entry cannot be written, so the action must not be done.
         """
         entry = AuditEntry(system_clock(), caller.name, action, details, caller.address)
         self.backend.plugins.audit([entry])
@@ -55,7 +54,7 @@ class ApiContext:
 
 @contextmanager
 def open_ledger(config: Config, *, create: bool = False) -> Iterator[Ledger | None]:
-    """Give the ledger for a short question, None before the first run."""
+    """Open the ledger for a short query; yield None if it does not exist and ``create`` is false."""
     database = StoreAddress.of(config).open()
     try:
         ledger = Ledger(database)

@@ -1,4 +1,4 @@
-"""What the pages show, read from the ledger and worked out for the eye."""
+"""The data of the dashboard's pages, read from the backend and the ledger."""
 
 from __future__ import annotations
 
@@ -22,45 +22,45 @@ from eemtcleanupd.web.backend import Backend
 from eemtcleanupd.web.context import open_ledger
 from eemtcleanupd.web.routes.queries import run_with_details
 
-_JOBS, _RUNS, _TROUBLES, _DETAILS = 100, 15, 5, 1000
-_WIDTH, _HEIGHT = 600, 120
+_MAX_JOBS, _MAX_RUNS, _MAX_ERRORS, _MAX_DETAILS = 100, 15, 5, 1000
+_CHART_WIDTH, _CHART_HEIGHT = 600, 120
 
 
 class DashboardData:
-    """Works out the dashboard.
+    """Collects the values of the dashboard page.
 
     Args:
-        engine: whose.
+        backend: the source of the status and the configuration.
     """
 
-    def __init__(self, engine: Backend) -> None:
-        self._engine = engine
-        self._troubles: dict[str, list[LogEntry]] = {}
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._errors: dict[str, list[LogEntry]] = {}
 
-    def everything(self, plan: bytes | None) -> dict[str, Any]:
-        """Return all that the dashboard shows.
+    def dashboard(self, plan: bytes | None) -> dict[str, Any]:
+        """Return all values of the page.
 
         Args:
-            plan: the next run's dry run as JSON, None when there is none yet.
+            plan: the next run's dry run as JSON, None if it is not known yet.
 
         Raises:
             StoreError: the job database cannot be read.
         """
-        config = self._engine.config
-        how = self._engine.overview()
-        told, jobs = (None, []) if plan is None else _largest_first(plan)
+        config = self._backend.config
+        status = self._backend.overview()
+        summary, jobs = (None, []) if plan is None else _largest_first(plan)
         values: dict[str, Any] = {
-            "how": how,
-            "plan": told,
+            "status": status,
+            "plan": summary,
             "jobs": jobs,
             "runs": [],
             "holds": [],
             "trash": [],
-            "free": None,
-            "held": None,
+            "free_chart": None,
+            "used_chart": None,
             "full_at": None,
             "policy": str(Policy.from_config(config.retention)),
-            "settings": _settings(self._engine.loaded),
+            "settings": _settings(self._backend.loaded),
             "database": Path(config.paths.database).name,
         }
         with open_ledger(config) as ledger:
@@ -68,77 +68,84 @@ class DashboardData:
                 values["runs"] = [
                     {
                         **run_document(run),
-                        "troubles": self._of(ledger, run.id) if run.errors and run.finished_at else [],
+                        "failed_jobs": self._errors_of(ledger, run.id)
+                        if run.errors and run.finished_at
+                        else [],
                     }
-                    for run in ledger.runs(_RUNS)
+                    for run in ledger.runs(_MAX_RUNS)
                 ]
-                values["holds"] = ledger.all_holds()[:_JOBS]
-                values["trash"] = ledger.trashed(limit=_JOBS)
-                usage = how["storage"]
+                values["holds"] = ledger.all_holds()[:_MAX_JOBS]
+                values["trash"] = ledger.trashed(limit=_MAX_JOBS)
+                usage = status["storage"]
                 if usage["total_bytes"] is not None:
                     state = ledger.storage_state(system_clock(), usage["free_bytes"], usage["total_bytes"])
-                    values["free"] = _chart(state.trend, [point.free_bytes for point in state.trend])
-                    values["held"] = _chart(state.trend, [point.used_bytes for point in state.trend])
-                    values["full_at"] = full_at([(point.at, point.free_bytes) for point in state.trend])
+                    trend = state.trend
+                    values["free_chart"] = _chart(trend, [point.free_bytes for point in trend])
+                    values["used_chart"] = _chart(trend, [point.used_bytes for point in trend])
+                    values["full_at"] = full_at([(point.at, point.free_bytes) for point in trend])
         return values
 
-    def _of(self, ledger: Ledger, run_id: str) -> list[LogEntry]:
-        """Return the first errors of a run that is over, which are looked for once."""
-        if run_id not in self._troubles:
+    def _errors_of(self, ledger: Ledger, run_id: str) -> list[LogEntry]:
+        """Return the first errors of a finished run; they are read once."""
+        if run_id not in self._errors:
             failed = (entry for entry in ledger.log_entries(run_id) if entry.action == "failed")
-            if len(self._troubles) > 10 * _RUNS:
-                self._troubles.clear()
-            self._troubles[run_id] = list(islice(failed, _TROUBLES))
-        return self._troubles[run_id]
+            if len(self._errors) > 10 * _MAX_RUNS:
+                self._errors.clear()
+            self._errors[run_id] = list(islice(failed, _MAX_ERRORS))
+        return self._errors[run_id]
 
 
 def run_page_data(config: Config, run_id: str) -> dict[str, Any]:
-    """Return what the page of a run shows.
+    """Return the values of a run's page.
 
     Raises:
         HTTPException: 404, there is no such run.
         StoreError: the job database cannot be read.
     """
     with open_ledger(config) as ledger:
-        run = run_with_details(ledger, run_id, _DETAILS)
-    details = sorted(run["details"], key=lambda each: (each["action"] != "failed", -each["bytes_freed"]))
-    return {"run": run, "details": details, "is_cut": len(details) == _DETAILS}
+        run = run_with_details(ledger, run_id, _MAX_DETAILS)
+    details = sorted(run["details"], key=lambda entry: (entry["action"] != "failed", -entry["bytes_freed"]))
+    return {"run": run, "details": details, "is_cut": len(details) == _MAX_DETAILS}
 
 
 @lru_cache(maxsize=1)
 def _largest_first(plan: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the plan without its jobs, and the largest of them; a long one is read once."""
-    told = json.loads(plan)
-    jobs = sorted(told.pop("details"), key=lambda job: -job["space_freed_bytes"])
-    counts = {key: told[key] for key in ("cleaned_jobs", "space_freed", "finished_at")}
-    return {**counts, "jobs": len(jobs)}, jobs[:_JOBS]
+    """Return the plan without its jobs, and its largest jobs; the same plan is parsed once."""
+    document = json.loads(plan)
+    jobs = sorted(document["details"], key=lambda job: -job["space_freed_bytes"])
+    summary = {key: document[key] for key in ("cleaned_jobs", "space_freed", "finished_at")}
+    return {**summary, "jobs": len(jobs)}, jobs[:_MAX_JOBS]
 
 
 def _settings(loaded: Loaded) -> list[tuple[str, str, str]]:
     return [
-        (each.key, each.value if isinstance(each.value, str) else json.dumps(each.value), each.origin)
-        for each in loaded.settings()
+        (
+            setting.key,
+            setting.value if isinstance(setting.value, str) else json.dumps(setting.value),
+            setting.origin,
+        )
+        for setting in loaded.settings()
     ]
 
 
 def _chart(points: Sequence[StoragePoint], values: Sequence[int]) -> dict[str, Any] | None:
-    """Return a line over time and the area below it; None with less than two points."""
+    """Return a line over time and the area below it, None for less than two points."""
     if len(points) < 2:
         return None
-    began: datetime = points[0].at
-    span = (points[-1].at - began).total_seconds() or 1
+    since: datetime = points[0].at
+    span = (points[-1].at - since).total_seconds() or 1
     top = max(values) or 1
-    across = [_WIDTH * (point.at - began).total_seconds() / span for point in points]
-    down = [_HEIGHT * (1 - 0.94 * value / top) for value in values]  # with air above the highest
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, down, strict=True))
+    xs = [_CHART_WIDTH * (point.at - since).total_seconds() / span for point in points]
+    ys = [_CHART_HEIGHT * (1 - 0.94 * value / top) for value in values]  # leaves space above the maximum
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
     return {
         "line": line,
-        "area": f"0,{_HEIGHT} {line} {_WIDTH},{_HEIGHT}",
+        "area": f"0,{_CHART_HEIGHT} {line} {_CHART_WIDTH},{_CHART_HEIGHT}",
         "first": values[0],
         "last": values[-1],
         "top": max(values),
-        "since": began,
+        "since": since,
         "until": points[-1].at,
-        "width": _WIDTH,
-        "height": _HEIGHT,
+        "width": _CHART_WIDTH,
+        "height": _CHART_HEIGHT,
     }

@@ -1,7 +1,7 @@
-"""The line between a daemon and the process that answers HTTP for it.
+"""Messages between a daemon and its HTTP worker process, as JSON over a socket pair.
 
-What the daemon says is pickled; what it is told is JSON.  Strangers reach the other process, and whatever
-becomes of it, it must not be able to run code in the one that deletes.
+Clients on the network reach the worker.  Even a compromised worker must not be able to run code in the
+daemon, so nothing is pickled.  Open files travel as descriptors (``SCM_RIGHTS``).
 """
 
 from __future__ import annotations
@@ -12,45 +12,47 @@ import socket
 import struct
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, get_args
 
-from eemtcleanupd.daemon.status import DaemonStatus
+from eemtcleanupd import errors
+from eemtcleanupd.daemon.status import DaemonStatus, status_from_dict, status_to_dict
 from eemtcleanupd.errors import CleanupError
 
-_MOST_BYTES = 1 << 20
-_PATIENCE_SECONDS = 5
+_MAX_REQUEST_BYTES = 1 << 20
+SEND_TIMEOUT_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The configuration in force (:func:`eemtcleanupd.plugins.to_dict`), and the level of the log."""
+    """The configuration as of :func:`eemtcleanupd.plugins.to_dict`, secrets included, and the log level."""
 
-    loaded: dict[str, Any]
+    config: dict[str, Any] = field(repr=False)
     log_level: int
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """How the daemon is, and how long ago its loop went round."""
+class StateReply:
+    """The daemon's status, and the seconds since its loop last ran."""
 
+    number: int
     status: DaemonStatus
-    beat_seconds: float
+    seconds_since_heartbeat: float
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """What was asked under this number."""
+class MetricsReply:
+    """The metrics in Prometheus' text format."""
 
     number: int
-    value: object
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ApiRunStarted:
-    """The run that was asked for goes on."""
+    """The requested run has started."""
 
     number: int
     run_id: str
@@ -58,10 +60,10 @@ class ApiRunStarted:
 
 @dataclass(frozen=True, slots=True)
 class ApiRunFinished:
-    """The run that was asked for is over, or did not happen.
+    """The requested run has ended or was refused.
 
-    ``document`` is its answer where that is short; an open file with it follows where ``is_in_file``.
-    Neither: ``error`` says why, or nobody knows.
+    ``document`` is the run's JSON if it is short.  With ``is_in_file`` the descriptor of a file with the
+    JSON follows.  Otherwise ``error`` is the reason, None if the run failed unexpectedly.
     """
 
     number: int
@@ -72,32 +74,75 @@ class ApiRunFinished:
 
 @dataclass(frozen=True, slots=True)
 class StopWorker:
-    """Answer what is under way, and end."""
+    """The worker must finish open requests and exit."""
 
 
-DaemonMessage = Settings | Reply | ApiRunStarted | ApiRunFinished | StopWorker
+DaemonReply = StateReply | MetricsReply | ApiRunStarted | ApiRunFinished
+DaemonMessage = Settings | DaemonReply | StopWorker
+_MESSAGES: dict[str, Any] = {kind.__name__: kind for kind in get_args(DaemonMessage)}
+
+
+def encode(message: DaemonMessage) -> bytes:
+    """Return a message as JSON."""
+    values = {each.name: getattr(message, each.name) for each in fields(message)}
+    return json.dumps({"message": type(message).__name__, **values}, default=_to_json).encode("ascii")
+
+
+def decode(data: bytes) -> DaemonMessage:
+    """Return the message of :func:`encode`.
+
+    Raises:
+        ValueError, KeyError, TypeError: the data is not a message.
+    """
+    values = json.loads(data)
+    kind = _MESSAGES[values.pop("message")]
+    if kind is StateReply:
+        values["status"] = status_from_dict(values["status"])
+    elif kind is ApiRunFinished and values["error"] is not None:
+        values["error"] = getattr(errors, values["error"]["class"])(values["error"]["text"])
+    message: DaemonMessage = kind(**values)
+    return message
+
+
+def _to_json(value: object) -> dict[str, Any]:
+    match value:
+        case DaemonStatus():
+            return status_to_dict(value)
+        case CleanupError():
+            # The worker needs the class for the status code; a subclass elsewhere counts as its base.
+            name = next(kind.__name__ for kind in type(value).__mro__ if kind.__module__ == errors.__name__)
+            return {"class": name, "text": str(value)}
+        case _:
+            raise TypeError(f"Cannot encode {type(value).__name__} as JSON.")
 
 
 class DaemonChannel:
-    """The daemon's end; may be spoken into from any thread."""
+    """The daemon's end of the socket pair.  Any thread can send.
 
-    def __init__(self, connection: Connection) -> None:
+    Args:
+        connection: the end of a ``multiprocessing.Pipe``.
+        send_timeout_seconds: how long a worker that does not read can delay the daemon.
+    """
+
+    def __init__(self, connection: Connection, send_timeout_seconds: int = SEND_TIMEOUT_SECONDS) -> None:
         self._connection = connection
         self._lock = threading.Lock()
-        self._same = socket.socket(fileno=os.dup(connection.fileno()))
-        # A process that is stopped must not hold up the daemon; socket(7) has seconds and microseconds.
-        self._same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _PATIENCE_SECONDS, 0))
+        self._socket = socket.socket(fileno=os.dup(connection.fileno()))
+        # socket(7): seconds and microseconds.
+        timeout = struct.pack("ll", send_timeout_seconds, 0)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
 
-    def send(self, told: DaemonMessage, file: int | None = None) -> None:
-        """Tell something, with an open file where there is one.
+    def send(self, message: DaemonMessage, file: int | None = None) -> None:
+        """Send a message, and the descriptor of an open file if there is one.
 
         Raises:
-            OSError: the process is gone, or does not listen; what it has heard of this is not known, so that
-                it hears and is heard no more.
+            OSError: the worker has exited or does not read.  It might have received a part of the message,
+                so the connection is shut down.
         """
+        data = encode(message)
         with self._lock:
             try:
-                self._connection.send(told)
+                self._connection.send_bytes(data)
                 if file is not None:
                     reduction.send_handle(self._connection, file, 0)
             except OSError:
@@ -105,50 +150,50 @@ class DaemonChannel:
                 raise
 
     def receive(self) -> dict[str, Any]:
-        """Wait for what the process asks or says.
+        """Wait for a request or a log record of the worker.
 
         Raises:
-            EOFError, OSError: it is gone.
-            ValueError: that was no JSON.
+            EOFError, OSError: the worker has exited.
+            ValueError: the data is not JSON.
         """
-        return dict(json.loads(self._connection.recv_bytes(_MOST_BYTES)))
+        return dict(json.loads(self._connection.recv_bytes(_MAX_REQUEST_BYTES)))
 
     def shutdown(self) -> None:
-        """End it for whoever hears, at both ends, whoever else holds the other one."""
-        with suppress(OSError):  # so it is
-            self._same.shutdown(socket.SHUT_RDWR)
+        """End the connection at both ends, also where another process holds a copy of an end."""
+        with suppress(OSError):  # already disconnected
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Hang up, and give the descriptors back."""
+        """Shut down the connection and close its descriptors."""
         with self._lock:
             self.shutdown()
-            self._same.close()
+            self._socket.close()
             self._connection.close()
 
 
 class WorkerChannel:
-    """The end of the process that answers HTTP; may be spoken into from any thread."""
+    """The worker's end of the socket pair.  Any thread can send."""
 
     def __init__(self, descriptor: int) -> None:
         self._connection = Connection(descriptor)
         self._lock = threading.Lock()
 
-    def send(self, what: dict[str, Any]) -> None:
-        """Ask or say something.
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a request or a log record.
 
         Raises:
-            OSError: the daemon is gone.
+            OSError: the daemon has exited.
         """
         with self._lock:
-            self._connection.send_bytes(json.dumps(what).encode("ascii"))
+            self._connection.send_bytes(json.dumps(message).encode("ascii"))
 
-    def receive(self) -> tuple[Any, int | None]:
-        """Wait for a :data:`DaemonMessage`; return it, and the descriptor of the file that came with it.
+    def receive(self) -> tuple[DaemonMessage, int | None]:
+        """Wait for a message of the daemon; return it and the descriptor of a file that came with it.
 
         Raises:
-            EOFError, OSError: it is gone.
+            EOFError, OSError: the daemon has exited.
         """
-        told = self._connection.recv()
-        if isinstance(told, ApiRunFinished) and told.is_in_file:
-            return told, reduction.recv_handle(self._connection)
-        return told, None
+        message = decode(self._connection.recv_bytes())
+        if isinstance(message, ApiRunFinished) and message.is_in_file:
+            return message, reduction.recv_handle(self._connection)
+        return message, None

@@ -1,4 +1,4 @@
-"""What every request passes first: the Host it names, where it comes from, its size; and our headers."""
+"""What every request passes first: checks of Host, origin and body size, proxy and security headers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import anyio.to_thread
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eemtcleanupd.config.schema import ApiConfig
-from eemtcleanupd.web.auth import TOO_MANY
+from eemtcleanupd.web.auth import THROTTLED
 from eemtcleanupd.web.problems import problem
 
-BODY_LIMIT_BYTES = 64 * 1024
-_TOO_BIG = f"a body has at most {BODY_LIMIT_BYTES} bytes"
-_HEADERS = (
+MAX_BODY_BYTES = 64 * 1024
+_BODY_TOO_LARGE = f"The body is larger than {MAX_BODY_BYTES} bytes."
+_SECURITY_HEADERS = (
     (
         b"content-security-policy",
         (
@@ -27,29 +27,31 @@ _HEADERS = (
     ),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
-    # Not no-referrer: with that, a browser says of our own forms that they come from nowhere.
+    # With no-referrer, browsers send "Origin: null" with the dashboard's own forms.
     (b"referrer-policy", b"same-origin"),
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
 )
-Refused = Callable[[str, str, str, str | None], bool]
+RecordRefusal = Callable[[str, str, str, str | None], bool]
 
 
 class SecurityMiddleware:
-    """The outermost layer.
+    """The outermost ASGI layer.
 
     Args:
-        app: what lies behind.
-        settings: gives the block ``api`` that is in force.
-        refused: is told of what is refused here: method, path, reason, address; it says whether who sent it
-            is to wait.
+        app: the application behind it.
+        settings: returns the ``api`` block in force.
+        record_refusal: records a refused request (method, path, reason, address) and returns whether its
+            client is throttled.
     """
 
-    def __init__(self, app: ASGIApp, settings: Callable[[], ApiConfig], refused: Refused) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Callable[[], ApiConfig], record_refusal: RecordRefusal
+    ) -> None:
         self._app = app
         self._settings = settings
-        self._refused = refused
+        self._record_refusal = record_refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection (ASGI)."""
@@ -63,88 +65,85 @@ class SecurityMiddleware:
         if refusal is not None:
             await self._refuse(scope, receive, send, *refusal)
             return
-        taken, too_much = 0, False
+        received_bytes, is_too_large, has_started = 0, False, False
 
-        async def limited() -> Message:
-            nonlocal taken, too_much
+        async def receive_limited() -> Message:
+            nonlocal received_bytes, is_too_large
             message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > BODY_LIMIT_BYTES:
-                too_much = True
+            received_bytes += len(message.get("body", b""))
+            if received_bytes > MAX_BODY_BYTES:
+                is_too_large = True
                 return {"type": "http.disconnect"}
             return message
 
-        begun = False
-
-        async def answer(message: Message) -> None:
-            nonlocal begun
-            if too_much and not begun:
+        async def send_answer(message: Message) -> None:
+            nonlocal has_started
+            if is_too_large and not has_started:
                 return
-            if message["type"] == "http.response.start":
-                begun = True
-                message = {**message, "headers": _with_our_headers(message["headers"])}
-            await send(message)
+            has_started = has_started or message["type"] == "http.response.start"
+            await send(_with_security_headers(message))
 
         try:
-            await self._app(scope, limited, answer)
+            await self._app(scope, receive_limited, send_answer)
         except Exception:
-            if not too_much:
+            if not is_too_large:
                 raise
-        if too_much and not begun:
-            await self._refuse(scope, receive, send, 413, _TOO_BIG)
+        if is_too_large and not has_started:
+            await self._refuse(scope, receive, send, 413, _BODY_TOO_LARGE)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, status: int, detail: str) -> None:
         client = scope.get("client")
         address = client[0] if client else None
         headers = {"Connection": "close"}
-        if await anyio.to_thread.run_sync(self._refused, scope["method"], scope["path"], detail, address):
-            status, detail = 429, TOO_MANY
+        record = self._record_refusal
+        if await anyio.to_thread.run_sync(record, scope["method"], scope["path"], detail, address):
+            status, detail = 429, THROTTLED
             headers["Retry-After"] = "60"
 
-        async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": _with_our_headers(message["headers"])}
-            await send(message)
+        async def send_answer(message: Message) -> None:
+            await send(_with_security_headers(message))
 
-        await problem(status, detail, headers=headers)(scope, receive, answer)
+        await problem(status, detail, headers=headers)(scope, receive, send_answer)
 
 
-def _with_our_headers(given: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    names = {name for name, _ in given}
-    more = [pair for pair in _HEADERS if pair[0] not in names]
+def _with_security_headers(message: Message) -> Message:
+    if message["type"] != "http.response.start":
+        return message
+    names = {name for name, _ in message["headers"]}
+    added = [pair for pair in _SECURITY_HEADERS if pair[0] not in names]
     if b"cache-control" not in names:
-        more.append((b"cache-control", b"no-store"))
-    return [*given, *more]
+        added.append((b"cache-control", b"no-store"))
+    return {**message, "headers": [*message["headers"], *added]}
 
 
 def _refusal(method: str, headers: dict[bytes, str], settings: ApiConfig) -> tuple[int, str] | None:
-    """Return why a request is refused by its headers alone, None when it is not."""
+    """Return the status and the reason if the headers alone make a request invalid, else None."""
     host = headers.get(b"host", "")
     if not _is_allowed_host(host, settings):
-        return 421, f"this is not {host[:100]}"
+        return 421, f'Host header "{host[:100]}" is not allowed. Add the name to api.allowed_hosts.'
     origin = headers.get(b"origin")
     if (
         origin is not None
         and method not in {"GET", "HEAD", "OPTIONS"}
         and origin not in {f"http://{host}", f"https://{host}"}
     ):
-        return 403, f"this did not come from our own page, but from {origin[:100]}"
+        return 403, f"A page of another site sent this request: {origin[:100]}."
     length = headers.get(b"content-length", "0")
-    if not (length.isascii() and length.isdigit()) or len(length) > 9 or int(length) > BODY_LIMIT_BYTES:
-        return 413, _TOO_BIG
+    if not (length.isascii() and length.isdigit()) or len(length) > 9 or int(length) > MAX_BODY_BYTES:
+        return 413, _BODY_TOO_LARGE
     return None
 
 
 def _is_allowed_host(host: str, settings: ApiConfig) -> bool:
-    """Tell whether a Host header names us: a page of another site must not reach us by a name of its own."""
-    allowed = {each.lower() for each in settings.allowed_hosts}
+    """Return whether a Host header names this server: this prevents DNS rebinding by other sites."""
+    allowed = {name.lower() for name in settings.allowed_hosts}
     if settings.listen.startswith("unix:"):
         if not allowed:
-            return True  # no browser gets there, unless a proxy lets it
+            return True  # browsers reach a Unix socket only through a proxy
     else:
         allowed |= {"localhost", "127.0.0.1", "[::1]", settings.listen.rpartition(":")[0]}
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-    # An address is no name at all, so none that a page made its own (a probe by a pod's address, say).
+    # DNS rebinding needs a name, so any address is safe (a probe by a pod's address, for example).
     return name.lower() in allowed or _is_address(name)
 
 
@@ -157,16 +156,16 @@ def _is_address(name: str) -> bool:
 
 
 def _apply_proxy_headers(scope: Any, headers: dict[bytes, str], proxies: tuple[str, ...]) -> None:
-    """Take the client's address and scheme from headers, as far as trusted proxies have written them.
+    """Set the client's address and scheme from the headers of trusted proxies.
 
-    Over a Unix socket, where nobody has an address, ``unix:`` stands for whoever gets there.
+    Clients of a Unix socket have no address; ``unix:`` in ``proxies`` means all of them.
     """
     client = scope.get("client")
     if (client[0] if client else "unix:") not in proxies:
         return
     if headers.get(b"x-forwarded-proto") in {"http", "https"}:
         scope["scheme"] = headers[b"x-forwarded-proto"]
-    addresses = [each.strip() for each in headers.get(b"x-forwarded-for", "").split(",")]
-    others = [each for each in addresses if each not in proxies]
-    with suppress(ValueError, IndexError):  # what is no address is not believed
-        scope["client"] = (str(ipaddress.ip_address(others[-1])), 0)
+    addresses = [address.strip() for address in headers.get(b"x-forwarded-for", "").split(",")]
+    clients = [address for address in addresses if address not in proxies]
+    with suppress(ValueError, IndexError):  # the header has no valid address: keep the proxy's
+        scope["client"] = (str(ipaddress.ip_address(clients[-1])), 0)

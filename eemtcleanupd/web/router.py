@@ -1,4 +1,4 @@
-"""The routes below ``/api/cleanup``: DESIGN's contract, which also mounts in the EEMT web interface."""
+"""The routes below ``/api/cleanup``, for the daemon and for mounting in another FastAPI application."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.web.auth import Authenticator, Caller, client_address
 from eemtcleanupd.web.backend import LocalBackend
 from eemtcleanupd.web.cache import ResponseCache
-from eemtcleanupd.web.context import ApiContext, Authorize
+from eemtcleanupd.web.context import ApiContext
 from eemtcleanupd.web.problems import ProblemRoute
 from eemtcleanupd.web.routes.jobs import add_job_routes
 from eemtcleanupd.web.routes.queries import add_query_routes
@@ -23,37 +23,42 @@ from eemtcleanupd.web.routes.runs import add_run_routes
 def cleanup_router(
     config: str | Path, *, authorize: Callable[..., Any] | None = None, environ: dict[str, str] | None = None
 ) -> APIRouter:
-    """Return the routes for another FastAPI program, which works without a daemon.
+    """Return the routes for another FastAPI application; they work without a daemon.
 
     Args:
         config: the configuration file.
-        authorize: a dependency of that program that refuses who may not (it raises HTTPException) and may
-            return the name of who may; without it the tokens of ``api.tokens_file`` count.
+        authorize: a dependency of that application. It raises HTTPException to refuse a request, and can
+            return the user's name for the audit log. Without it clients need a token of ``api.tokens_file``.
         environ: the environment, by default the process's.
 
     Raises:
-        ConfigError: the configuration is wrong, or there is neither ``authorize`` nor a file of tokens.
+        ConfigError: the configuration is invalid, or there is neither ``authorize`` nor a token file.
     """
-    engine = LocalBackend(Path(config).absolute(), dict(os.environ if environ is None else environ))
-    if authorize is None and engine.config.api.tokens_file is None:
-        raise ConfigError("cleanup_router needs authorize=, or api.tokens_file in the configuration")
-    return routes(ApiContext(engine, ResponseCache(), *_dependencies(Authenticator(engine), authorize)))
+    backend = LocalBackend(Path(config).absolute(), dict(os.environ if environ is None else environ))
+    if authorize is not None:
+        may_read = may_clean = _caller_from(authorize)
+    elif backend.config.api.tokens_file is None:
+        raise ConfigError(
+            "cleanup_router cannot authorize requests. Pass authorize=, or set api.tokens_file in the "
+            "configuration."
+        )
+    else:
+        authenticator = Authenticator(backend)
+        may_read, may_clean = authenticator.requires("read"), authenticator.requires("clean")
+    return routes(ApiContext(backend, ResponseCache(), may_read, may_clean))
 
 
-def routes(site: ApiContext) -> APIRouter:
-    """Return the routes of a site."""
+def routes(context: ApiContext) -> APIRouter:
+    """Return the routes below ``/api/cleanup``."""
     router = APIRouter(prefix="/api/cleanup", tags=["cleanup"], route_class=ProblemRoute)
-    add_run_routes(router, site)
-    add_query_routes(router, site)
-    add_job_routes(router, site)
+    add_run_routes(router, context)
+    add_query_routes(router, context)
+    add_job_routes(router, context)
     return router
 
 
-def _dependencies(access: Authenticator, authorize: Callable[..., Any] | None) -> tuple[Authorize, Authorize]:
-    if authorize is None:
-        return access.requires("read"), access.requires("clean")
-
-    async def known(request: Request, name: Any = Depends(authorize)) -> Caller:
+def _caller_from(authorize: Callable[..., Any]) -> Callable[..., Any]:
+    async def caller(request: Request, name: Any = Depends(authorize)) -> Caller:
         return Caller(name if isinstance(name, str) else "web interface", "clean", client_address(request))
 
-    return known, known
+    return caller

@@ -1,4 +1,4 @@
-"""What comes in and goes out below ``/api/cleanup``, as OpenAPI has it."""
+"""Request and response bodies of ``/api/cleanup``, the source of its OpenAPI description."""
 
 from __future__ import annotations
 
@@ -6,39 +6,40 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
+_MAX_LENGTH = 1000
+
 
 def storable(value: object) -> str:
-    """Return text that every database takes.
+    """Return text that every database accepts.
 
-    Names that are not UTF-8 come as lone escapes, which pydantic's own type of text refuses.
+    Names that are not UTF-8 arrive as lone surrogates, which pydantic's own text type refuses.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the value is not text that can be stored.
     """
     if not isinstance(value, str):
-        raise ValueError("it is not text")  # noqa: TRY004  (what pydantic asks for)
+        raise ValueError("must be text")  # noqa: TRY004  (pydantic expects ValueError)
     try:
         value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        raise ValueError("it has a character that is none") from None
+        raise ValueError("contains an invalid Unicode character") from None
     if "\0" in value:
-        raise ValueError("it has a NUL")
-    if len(value) > _LONGEST:
-        raise ValueError(f"it has more than {_LONGEST} characters")
+        raise ValueError("contains a NUL character")
+    if len(value) > _MAX_LENGTH:
+        raise ValueError(f"has more than {_MAX_LENGTH} characters")
     return value
 
 
-def _named(value: object) -> str:
-    name = storable(value)
-    if not name:
-        raise ValueError("it is empty")
-    return name
+def _not_empty(value: object) -> str:
+    text = storable(value)
+    if not text:
+        raise ValueError("must not be empty")
+    return text
 
 
-_LONGEST = 1000
-_SCHEMA: dict[str, Any] = {"type": "string", "maxLength": _LONGEST, "pattern": r"^[^\u0000]*$"}
+_SCHEMA: dict[str, Any] = {"type": "string", "maxLength": _MAX_LENGTH, "pattern": r"^[^\u0000]*$"}
 Text = Annotated[str, PlainValidator(storable), WithJsonSchema(_SCHEMA)]
-JobId = Annotated[str, PlainValidator(_named), WithJsonSchema({**_SCHEMA, "minLength": 1})]
+JobId = Annotated[str, PlainValidator(_not_empty), WithJsonSchema({**_SCHEMA, "minLength": 1})]
 Hours = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 
 
@@ -47,34 +48,40 @@ class _Body(BaseModel):
 
 
 class CleanupBody(_Body):
-    """What a run is to do; all of it may be left out."""
+    """Options of a run; all are optional."""
 
-    dry_run: bool = Field(False, description="Only say what would be cleaned.", examples=[True])
+    dry_run: bool = Field(
+        False, description="Report what a run would clean, without cleaning.", examples=[True]
+    )
     success_retention_hours: Hours | None = Field(
-        None, description="Hours for successful jobs, in place of the configured ones.", examples=[168]
+        None,
+        description="Retention of successful jobs in hours, instead of the configured one.",
+        examples=[168],
     )
     failed_retention_hours: Hours | None = Field(
-        None, description="Hours for failed jobs, in place of the configured ones.", examples=[12]
+        None, description="Retention of failed jobs in hours, instead of the configured one.", examples=[12]
     )
-    force: bool = Field(False, description="Override the breakers (clock, share of jobs); no other rule.")
+    force: bool = Field(
+        False, description="Override the breakers for the clock and the share of jobs, but no other rule."
+    )
 
 
 class JobCounts(BaseModel):
-    """How many jobs."""
+    """Numbers of jobs."""
 
     successful: int = Field(examples=[3])
     failed: int = Field(examples=[2])
 
 
 class Space(BaseModel):
-    """How much space."""
+    """An amount of disk space."""
 
     bytes: int = Field(examples=[48318382080])
     human_readable: str = Field(examples=["45.0 GB"])
 
 
 class Detail(BaseModel):
-    """A job that was cleaned, or would be."""
+    """A job that the run cleaned, or would clean."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -85,7 +92,7 @@ class Detail(BaseModel):
 
 
 class CleanupAnswer(BaseModel):
-    """What a run did, or would do."""
+    """The result of a run or of a dry run."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -98,33 +105,33 @@ class CleanupAnswer(BaseModel):
 
 
 class RunAccepted(BaseModel):
-    """A run that goes on."""
+    """A run that has started."""
 
     run_id: str = Field(examples=["20240120T020001-3f2a"])
     url: str = Field(examples=["/api/cleanup/runs/20240120T020001-3f2a"])
 
 
 class HoldBody(_Body):
-    """A job that must stay."""
+    """A job to hold."""
 
     job_id: JobId = Field(examples=["job-20240115-123456"])
     reason: Annotated[str, AfterValidator(storable), WithJsonSchema(_SCHEMA)] = ""
     hours: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] | None = Field(
-        None, description="How long; without: for ever."
+        None, description="How long to hold the job. The default is until it is released."
     )
 
 
 class ReleaseBody(_Body):
-    """A job that need not stay any more."""
+    """A job to release from its hold."""
 
     job_id: JobId = Field(examples=["job-20240115-123456"])
 
 
 class RestoreBody(_Body):
-    """A job whose data is to come back from the trash."""
+    """A job to restore from the trash."""
 
     job_id: JobId = Field(examples=["job-20240115-123456"])
     only: list[Text] = Field(
         default_factory=list, max_length=100, examples=[["results/job-20240115-123456/"]]
     )
-    hold: bool = Field(True, description="Keep it for its retention once more.")
+    hold: bool = Field(True, description="Hold the restored job for its retention period.")

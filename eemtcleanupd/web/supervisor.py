@@ -1,7 +1,7 @@
-"""Has the HTTP interface of a daemon answered: opens its address, and keeps a process that answers there.
+"""Starts, supervises and answers the HTTP worker process, and opens the address that it listens on.
 
-It is a process of its own, so that whoever asks much takes no time from a run and cannot bring down the
-daemon that deletes.  What it wants done it asks the daemon for.
+The worker is a separate process, so that HTTP clients cannot slow down a cleanup run or crash the daemon.
+It asks the daemon for everything that changes the job store.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import Pipe
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import eemtcleanupd
 from eemtcleanupd.clock import monotonic_seconds
@@ -36,9 +36,9 @@ from eemtcleanupd.web.ipc import (
     ApiRunStarted,
     DaemonChannel,
     DaemonMessage,
-    Reply,
+    MetricsReply,
     Settings,
-    State,
+    StateReply,
     StopWorker,
 )
 from eemtcleanupd.web.schemas import CleanupBody, storable
@@ -48,64 +48,69 @@ if TYPE_CHECKING:
     from eemtcleanupd.daemon.daemon import Daemon
 
 log = logging.getLogger(__name__)
-UNIX = "unix:"
-STOP_SECONDS = 3
-_NEEDED = ("fastapi", "python_multipart", "uvicorn", "jinja2")
-_LONGEST_PAUSE_SECONDS = 60.0
-_PATIENCE_SECONDS = 5.0
-# All but two of them are refused as soon as the daemon's loop gets to them.
-_MOST_RUNS_ASKED = 32
-# It imports from where the daemon does, so that it has the same program and finds the same plugins.
-_CODE = (
+UNIX: Final = "unix:"
+STOP_SECONDS: Final = 3
+_REQUIRED_MODULES = ("fastapi", "python_multipart", "uvicorn", "jinja2")
+_MAX_PAUSE_SECONDS = 60.0
+_RELOAD_TIMEOUT_SECONDS = 5.0
+# The daemon runs one, keeps one waiting, and refuses the others when its loop reads them.
+_MAX_REQUESTED_RUNS = 32
+WORKER_CODE: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
     "from eemtcleanupd.web.worker import main; main()"
 )
+"""What the worker process executes: with the daemon's import path, so that it finds the same plugins."""
 
 
 class HttpInterface:
-    """Where a daemon listens; a reload opens a new address before the old one is closed."""
+    """The HTTP interface of a daemon.  A reload opens a new address before it closes the old one.
 
-    def __init__(self) -> None:
-        self._answering: _WorkerProcess | None = None
+    Args:
+        worker_code: the Python code of the worker process.
+    """
+
+    def __init__(self, worker_code: str = WORKER_CODE) -> None:
+        self._worker_code = worker_code
+        self._worker: _WorkerProcess | None = None
 
     def prepare(self, daemon: Daemon, loaded: Loaded) -> Callable[[], None]:
-        """Open what the configuration asks for; returns what puts it in force.
+        """Open the configured address; return a function that puts the configuration in force.
 
         Raises:
-            ConfigError: it cannot be opened, or nobody could prove who they are.
+            ConfigError: the address cannot be opened, or no client could be authenticated.
         """
         api = loaded.config.api
         if not api.enabled:
             return lambda: self._replace(None)
-        for name in _NEEDED:
+        for name in _REQUIRED_MODULES:
             if importlib.util.find_spec(name) is None:
                 raise ConfigError(
-                    f"api.enabled needs {name}: install eemtcleanupd[web] (pip install 'eemtcleanupd[web]')"
+                    f"api.enabled needs the module {name}. Run: pip install 'eemtcleanupd[web]'"
                 )
         if not api.listen.startswith(UNIX):
             require_tokens(loaded.config)
         tls_context(api)
-        before = self._answering
-        if before is None or before.api.listen != api.listen or _is_removed(api.listen):
-            opened = open_address(api.listen, _mode(api))
-        elif (before.api.tls_cert_file is None) == (api.tls_cert_file is None):
-            return lambda: before.reload(loaded)
+        previous = self._worker
+        if previous is None or previous.api.listen != api.listen or _is_removed(api.listen):
+            listening = open_address(api.listen, _mode(api))
+        elif (previous.api.tls_cert_file is None) == (api.tls_cert_file is None):
+            return lambda: previous.reload(loaded)
         else:
-            # The address is ours already, and nobody who comes meanwhile is lost.
-            opened = before.socket.dup()
-        answering = _WorkerProcess(daemon, opened, loaded)
-        return lambda: self._replace(answering)
+            # The same socket, so that no connection is refused during the change.
+            listening = previous.socket.dup()
+        worker = _WorkerProcess(daemon, listening, loaded, self._worker_code)
+        return lambda: self._replace(worker)
 
-    def _replace(self, answering: _WorkerProcess | None) -> None:
-        before, self._answering = self._answering, answering
-        if answering is not None:
-            answering.start()
-            log.info("The HTTP interface listens on %s", answering.api.listen)
-        if before is not None:
-            before.stop()
-            where = before.api.listen
-            if where.startswith(UNIX) and (answering is None or answering.api.listen != where):
-                Path(where.removeprefix(UNIX)).unlink(missing_ok=True)
+    def _replace(self, worker: _WorkerProcess | None) -> None:
+        previous, self._worker = self._worker, worker
+        if worker is not None:
+            worker.start()
+            log.info("The HTTP interface listens on %s", worker.api.listen)
+        if previous is not None:
+            previous.stop()
+            address = previous.api.listen
+            if address.startswith(UNIX) and (worker is None or worker.api.listen != address):
+                Path(address.removeprefix(UNIX)).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Stop listening."""
@@ -113,10 +118,10 @@ class HttpInterface:
 
 
 def tls_context(api: ApiConfig) -> ssl.SSLContext | None:
-    """Return what TLS needs, None without it.
+    """Return the TLS context, None without TLS.
 
     Raises:
-        ConfigError: the files cannot be used.
+        ConfigError: the certificate or the key is unusable.
     """
     if api.tls_cert_file is None or api.tls_key_file is None:
         return None
@@ -124,15 +129,15 @@ def tls_context(api: ApiConfig) -> ssl.SSLContext | None:
     try:
         context.load_cert_chain(api.tls_cert_file, api.tls_key_file)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"api.tls_cert_file and api.tls_key_file cannot be used: {error}") from error
+        raise ConfigError(f"Cannot use api.tls_cert_file and api.tls_key_file: {error}.") from error
     return context
 
 
 def open_address(listen: str, mode: int) -> socket.socket:
-    """Open the address to listen on, ``host:port`` or ``unix:/path`` with a mode.
+    """Return a listening socket at ``host:port``, or at ``unix:/path`` with a file mode.
 
     Raises:
-        ConfigError: it cannot be opened.
+        ConfigError: the address cannot be opened.
     """
     try:
         if listen.startswith(UNIX):
@@ -140,40 +145,40 @@ def open_address(listen: str, mode: int) -> socket.socket:
         host, _, port = listen.rpartition(":")
         bare = host.strip("[]")
         family = socket.AF_INET6 if ":" in bare else socket.AF_INET
-        # With the protocol named, asyncio sends small answers at once (TCP_NODELAY), not after 40 ms.
-        opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # asyncio sets TCP_NODELAY only if the protocol is named; without it, small answers take 40 ms.
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            opened.bind((bare, int(port)))
-            opened.listen(128)
+            listening.bind((bare, int(port)))
+            listening.listen(128)
         except OSError:
-            opened.close()
+            listening.close()
             raise
     except OSError as error:
-        raise ConfigError(f"api.listen: {listen} cannot be opened: {error.strerror or error}") from error
-    return opened
+        raise ConfigError(f"Cannot listen on {listen} (api.listen): {error.strerror or error}.") from error
+    return listening
 
 
 def _open_unix(path: Path, mode: int) -> socket.socket:
     with suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise OSError(0, "there is something else in its place")
+            raise OSError(0, "the path exists and is not a socket")
         with socket.socket(socket.AF_UNIX) as probe:
             try:
                 probe.connect(str(path))
             except OSError:
-                path.unlink()  # a crash left it
+                path.unlink()  # left by a crash
             else:
                 raise OSError(0, "another process listens there")
-    opened = socket.socket(socket.AF_UNIX)
+    listening = socket.socket(socket.AF_UNIX)
     try:
-        opened.bind(str(path))
-        path.chmod(mode)  # before it listens, so that nobody gets in who may not
-        opened.listen(128)
+        listening.bind(str(path))
+        path.chmod(mode)  # before listen(), so that no unauthorized client can connect
+        listening.listen(128)
     except OSError:
-        opened.close()
+        listening.close()
         raise
-    return opened
+    return listening
 
 
 def _is_removed(listen: str) -> bool:
@@ -185,186 +190,191 @@ def _mode(api: ApiConfig) -> int:
 
 
 class _WorkerProcess:
-    """A process that answers at an address; one that ends unasked is started again."""
+    """A worker process at an address; it is restarted if it exits without being stopped."""
 
-    def __init__(self, daemon: Daemon, opened: socket.socket, loaded: Loaded) -> None:
+    def __init__(self, daemon: Daemon, listening: socket.socket, loaded: Loaded, code: str) -> None:
         self._daemon = daemon
-        self.socket = opened
+        self.socket = listening
         self._loaded = loaded
-        self._stopping, self._settled = threading.Event(), threading.Event()
+        self._code = code
+        self._stopping, self._reloaded = threading.Event(), threading.Event()
         self._lock = threading.Lock()
-        self._places = threading.Semaphore(_MOST_RUNS_ASKED)
+        self._run_slots = threading.Semaphore(_MAX_REQUESTED_RUNS)
         self._running: tuple[subprocess.Popen[bytes], DaemonChannel] | None = None
-        self._thread = threading.Thread(target=self._keep, name="http", daemon=True)
+        self._thread = threading.Thread(target=self._supervise, name="http", daemon=True)
 
     @property
     def api(self) -> ApiConfig:
-        """What is in force of the configuration."""
+        """The ``api`` block in force."""
         return self._loaded.config.api
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start the process."""
         self._thread.start()
 
     def reload(self, loaded: Loaded) -> None:
-        """Put another configuration in force; a certificate that was renewed comes with it."""
+        """Put another configuration in force, with a renewed certificate if there is one."""
         if self.api.listen.startswith(UNIX):
             Path(self.api.listen.removeprefix(UNIX)).chmod(_mode(loaded.config.api))
         with self._lock:
             self._loaded = loaded
-            self._settled.clear()
+            self._reloaded.clear()
             if self._running is None:
                 return
-            _pass_on(self._running[1], _settings(loaded))
-        self._settled.wait(_PATIENCE_SECONDS)  # who asked for the reload may count on it
+            _send(self._running[1], _settings(loaded))
+        self._reloaded.wait(_RELOAD_TIMEOUT_SECONDS)  # the caller can rely on the new configuration
 
     def stop(self) -> None:
-        """Answer what is under way, for a short while, and stop."""
+        """Let the process finish open requests within :data:`STOP_SECONDS`, and stop it."""
         self._stopping.set()
         with self._lock:
             running = self._running
         if running is not None:
-            process, line = running
-            _pass_on(line, StopWorker())
+            process, channel = running
+            _send(channel, StopWorker())
             try:
                 process.wait(2 * STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
-            line.shutdown()  # another that it has started may hold its end
+            channel.shutdown()  # a child of the worker might hold its end
         self._thread.join()
         self.socket.close()
 
-    # -- in a thread of its own ------------------------------------------------------------------------
+    # -- in its own thread -----------------------------------------------------------------------------
 
-    def _keep(self) -> None:
+    def _supervise(self) -> None:
         pause = 1.0
         while not self._stopping.is_set():
-            began = monotonic_seconds()
+            started_at = monotonic_seconds()
             try:
-                self._answer()
+                self._run_once()
             except OSError as error:
-                log.error("The process of the HTTP interface cannot be started: %s", error)  # noqa: TRY400
+                log.error("Cannot start the HTTP worker: %s", error)  # noqa: TRY400
             if self._stopping.is_set():
                 return
-            lived = monotonic_seconds() - began
-            pause = 1.0 if lived > _LONGEST_PAUSE_SECONDS else min(2 * pause, _LONGEST_PAUSE_SECONDS)
-            log.error("The HTTP interface is started again in %g seconds", pause)
+            lifetime = monotonic_seconds() - started_at
+            pause = 1.0 if lifetime > _MAX_PAUSE_SECONDS else min(2 * pause, _MAX_PAUSE_SECONDS)
+            log.error("Restarting the HTTP worker in %g seconds", pause)
             self._stopping.wait(pause)
 
-    def _answer(self) -> None:
-        """Start the process, and answer it until it ends."""
-        ours, theirs = Pipe()
-        line = DaemonChannel(ours)
+    def _run_once(self) -> None:
+        """Start the process and answer its requests until it exits."""
+        own_end, worker_end = Pipe()
+        channel = DaemonChannel(own_end)
         try:
-            with self._lock:  # so that a stop comes before or after
-                with theirs:
+            with self._lock:  # so that stop() comes before or after
+                with worker_end:
                     if self._stopping.is_set():
                         return
-                    process = self._start(theirs.fileno())
-                self._running = (process, line)
-                _pass_on(line, _settings(self._loaded))
-            self._listen(process, line)
+                    process = self._start_process(worker_end.fileno())
+                self._running = (process, channel)
+                _send(channel, _settings(self._loaded))
+            self._answer_requests(process, channel)
         finally:
             with self._lock:
                 self._running = None
-            self._settled.set()
-            line.close()
+            self._reloaded.set()
+            channel.close()
         code = process.wait()
         if not self._stopping.is_set():
-            log.error("The process of the HTTP interface ended with code %d", code)
+            log.error("The HTTP worker exited with code %d", code)
 
-    def _start(self, line: int) -> subprocess.Popen[bytes]:
-        inherited = [line, self.socket.fileno()]
+    def _start_process(self, channel_descriptor: int) -> subprocess.Popen[bytes]:
+        inherited = [channel_descriptor, self.socket.fileno()]
         paths = json.dumps([*map(str, sys.path)])
         return subprocess.Popen(
-            [sys.executable, "-P", "-c", _CODE, paths, *map(str, inherited)],
+            [sys.executable, "-P", "-c", self._code, paths, *map(str, inherited)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=inherited,
-            process_group=0,  # so that a terminal's signals are not its own
+            process_group=0,  # so that signals of the terminal do not reach it
         )
 
-    def _listen(self, process: subprocess.Popen[bytes], line: DaemonChannel) -> None:
+    def _answer_requests(self, process: subprocess.Popen[bytes], channel: DaemonChannel) -> None:
         try:
             while True:
-                self._act(line, line.receive())
+                self._handle(channel, channel.receive())
         except (EOFError, OSError):
-            pass  # it is gone, or about to
-        except Exception:  # whatever it says, another can be started
-            log.exception("The process of the HTTP interface does not speak as it should")
+            pass  # the worker has exited, or is about to
+        except Exception:  # whatever it sent, a new worker can be started
+            log.exception("Invalid message from the HTTP worker")
         process.kill()
 
-    def _act(self, line: DaemonChannel, heard: dict[str, Any]) -> None:
-        """Do what the process asks.
+    def _handle(self, channel: DaemonChannel, message: dict[str, Any]) -> None:
+        """Do what a message of the worker requests.
 
         Raises:
-            ValueError: it asks for what there is not.
+            ValueError: the message is invalid.
         """
-        match heard:
+        match message:
             case {"log": {"logger": str(name), "level": int(level), "text": str(text), "trace": str(trace)}}:
                 _relay_log(name, level, text, trace)
-            case {"settled": True}:
-                self._settled.set()
-            case {"ask": "state", "number": int(number)}:
-                line.send(Reply(number, State(self._daemon.status(), self._daemon.seconds_since_heartbeat())))
-            case {"ask": "metrics", "number": int(number)}:
+            case {"reloaded": True}:
+                self._reloaded.set()
+            case {"request": "state", "number": int(number)}:
+                state = StateReply(number, self._daemon.status(), self._daemon.seconds_since_heartbeat())
+                channel.send(state)
+            case {"request": "metrics", "number": int(number)}:
                 plugin = self._daemon.plugins.plugin("prometheus")
-                line.send(Reply(number, b"" if plugin is None else plugin.exposition()))
-            case {"ask": "run", "number": int(number), "user": user, "body": body}:
-                self._want(line, number, storable(user), CleanupBody.model_validate(body))
+                text = "" if plugin is None else plugin.exposition().decode()
+                channel.send(MetricsReply(number, text))
+            case {"request": "run", "number": int(number), "user": user, "body": body}:
+                self._request_run(channel, number, storable(user), CleanupBody.model_validate(body))
             case _:
-                raise ValueError("there is no such question")
+                raise ValueError("The message is none of those that a worker can send.")
 
-    def _want(self, line: DaemonChannel, number: int, user: str, body: CleanupBody) -> None:
-        if not self._places.acquire(blocking=False):
-            line.send(ApiRunFinished(number, LockHeldError("too many runs are asked for; try again later")))
+    def _request_run(self, channel: DaemonChannel, number: int, user: str, body: CleanupBody) -> None:
+        if not self._run_slots.acquire(blocking=False):
+            error = LockHeldError("Too many runs are requested. Try again later.")
+            channel.send(ApiRunFinished(number, error))
             return
 
-        def over(outcome: Outcome) -> None:
-            self._places.release()
-            _pass_outcome(line, number, outcome)
+        def on_finished(outcome: Outcome) -> None:
+            self._run_slots.release()
+            send_outcome(channel, number, outcome)
 
-        asked = ApiRun(
+        run = ApiRun(
             user,
             (body.success_retention_hours, body.failed_retention_hours),
             body.force,
-            lambda run_id: _pass_on(line, ApiRunStarted(number, run_id)),
-            over,
+            lambda run_id: _send(channel, ApiRunStarted(number, run_id)),
+            on_finished,
         )
-        self._daemon.inbox.put(RunRequested(Trigger.API, asked.user, asked.callbacks()))
+        self._daemon.inbox.put(RunRequested(Trigger.API, user, run.callbacks()))
 
 
 def _relay_log(name: str, level: int, text: str, trace: str) -> None:
-    """Write what the process says into the log; no line of it may look as if it were the daemon's own."""
+    """Write a worker's log record into the daemon's log; no line of it can look like one of the daemon."""
     if not logging.NOTSET <= level <= logging.CRITICAL:
-        raise ValueError("there is no such level")
-    ours = logging.getLogger(eemtcleanupd.__name__)
-    if ours.isEnabledFor(level):
-        words, tail = (
+        raise ValueError(f"The log level {level} does not exist.")
+    package_log = logging.getLogger(eemtcleanupd.__name__)
+    if package_log.isEnabledFor(level):
+        message, traceback = (
             "\n".join(f"    {printable(line)}" for line in part.splitlines()) for part in (text, trace)
         )
-        record = ours.makeRecord(printable(name), level, __file__, 0, words.lstrip(" "), (), None)
-        record.exc_text = tail or None
-        ours.handle(record)
+        record = package_log.makeRecord(printable(name), level, __file__, 0, message.lstrip(" "), (), None)
+        record.exc_text = traceback or None
+        package_log.handle(record)
 
 
 def _settings(loaded: Loaded) -> Settings:
     return Settings(to_dict(loaded), logging.getLogger(eemtcleanupd.__name__).getEffectiveLevel())
 
 
-def _pass_on(line: DaemonChannel, told: DaemonMessage, file: int | None = None) -> None:
-    with suppress(OSError):  # the process hangs or is gone; whoever hears it sees to that
-        line.send(told, file)
+def _send(channel: DaemonChannel, message: DaemonMessage, file: int | None = None) -> None:
+    with suppress(OSError):  # the worker hangs or has exited; _answer_requests handles that
+        channel.send(message, file)
 
 
-def _pass_outcome(line: DaemonChannel, number: int, outcome: Outcome) -> None:
+def send_outcome(channel: DaemonChannel, number: int, outcome: Outcome) -> None:
+    """Send the outcome of a requested run: a short document in the message, a long one as an open file."""
     if outcome is None or isinstance(outcome, CleanupError):
-        _pass_on(line, ApiRunFinished(number, outcome))
+        _send(channel, ApiRunFinished(number, outcome))
         return
     with outcome as file:
         start = file.read(IN_MEMORY_BYTES + 1)
         if isinstance(start, str) and len(start) <= IN_MEMORY_BYTES:
-            _pass_on(line, ApiRunFinished(number, None, start))
+            _send(channel, ApiRunFinished(number, None, start))
             return
         file.seek(0)
-        _pass_on(line, ApiRunFinished(number, None, is_in_file=True), file.fileno())
+        _send(channel, ApiRunFinished(number, None, is_in_file=True), file.fileno())

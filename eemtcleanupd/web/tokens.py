@@ -1,6 +1,6 @@
-"""Bearer tokens: named, with a scope, kept as hashes.
+"""Token file: bearer tokens with a name, a scope and an expiry time, stored as hashes.
 
-A token has 256 random bits, so a fast hash is enough: there is nothing to guess by.
+A token has 256 random bits, so a fast hash is enough: it cannot be guessed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token without itself; times are ISO 8601 in UTC."""
+    """A token's entry in the file; times are ISO 8601 in UTC."""
 
     name: str
     scope: Scope
@@ -39,25 +39,25 @@ class Token:
     expires_at: str | None = None
 
     def is_expired(self, now: datetime) -> bool:
-        """Tell whether its time is over."""
+        """Return whether the token has expired."""
         return self.expires_at is not None and datetime.fromisoformat(self.expires_at) <= now
 
 
-def find(tokens: Iterable[Token], secret: str) -> Token | None:
-    """Return the token that a secret is of, in a time that does not depend on where they differ."""
+def find_token(tokens: Iterable[Token], secret: str) -> Token | None:
+    """Return the token with this secret; the time that it takes does not depend on the hashes."""
     digest = _digest(secret)
-    found = None
+    match = None
     for token in tokens:
         if hmac.compare_digest(token.sha256, digest):
-            found = token
-    return found
+            match = token
+    return match
 
 
 class TokenFile:
-    """The file of the tokens, read again when it changes.
+    """The token file, read again when it changes.
 
     Args:
-        path: where it is; it need not exist.
+        path: its path; the file need not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,20 +66,21 @@ class TokenFile:
         self._tokens: tuple[Token, ...] = ()
 
     def all(self) -> tuple[Token, ...]:
-        """Return all tokens, expired ones too.
+        """Return all tokens, also expired ones.
 
         Raises:
-            ConfigError: the file cannot be read, or others can write to it.
+            ConfigError: the file cannot be read, or other users can write it.
         """
         try:
             status = self.path.stat()
         except FileNotFoundError:
             return ()
         except OSError as error:
-            raise ConfigError(f"the tokens {self.path} cannot be read: {error.strerror}") from error
+            raise ConfigError(f"Cannot read the token file {self.path}: {error.strerror}.") from error
         if status.st_mode & 0o022 or status.st_uid not in {os.geteuid(), 0}:
             raise ConfigError(
-                f"the tokens {self.path} could be changed by others: make them ours alone (chmod 600)"
+                f"Other users can change the token file {self.path}. Make it your own, with mode 600 "
+                "(chown, chmod 600)."
             )
         stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
         if stamp != self._stamp:
@@ -89,38 +90,39 @@ class TokenFile:
 
     def _read(self) -> tuple[Token, ...]:
         try:
-            return tuple(Token(**each) for each in json.loads(self.path.read_text(encoding="utf-8")))
+            return tuple(Token(**entry) for entry in json.loads(self.path.read_text(encoding="utf-8")))
         except OSError as error:
-            raise ConfigError(f"the tokens {self.path} cannot be read: {error.strerror}") from error
+            raise ConfigError(f"Cannot read the token file {self.path}: {error.strerror}.") from error
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"{self.path} is not a file of tokens: {error}") from error
+            raise ConfigError(f"{self.path} is not a valid token file: {error}.") from error
 
     def add(self, name: str, scope: Scope, now: datetime, days: float | None = None) -> str:
-        """Add a token and return it; it cannot be had a second time.
+        """Add a token and return its secret, which is not stored.
 
         Raises:
-            ConfigError: the name is taken or cannot be one, or the file cannot be written.
+            ConfigError: the name is invalid or in use, or the file cannot be written.
         """
         if not _NAME.fullmatch(name):
-            raise ConfigError(f"{name!r} cannot be a name: up to 64 letters, digits and . _ @ -")
+            raise ConfigError(f"Invalid token name {name!r}. Use up to 64 letters, digits and . _ @ -")
         secret = f"eemt_{secrets.token_urlsafe(32)}"
-        with self._changing() as tokens:
+        with self._locked_tokens() as tokens:
             if any(token.name == name for token in tokens):
-                raise ConfigError(f"there is a token {name} already: revoke it first, or take another name")
+                raise ConfigError(f"The token {name} already exists. Revoke it, or choose another name.")
             expires = None if days is None else (now + timedelta(days=days)).isoformat()
             tokens.append(Token(name, scope, _digest(secret), now.isoformat(), expires))
         return secret
 
     def revoke(self, name: str) -> bool:
-        """Take a token away; False when there was none."""
-        with self._changing() as tokens:
-            kept = [token for token in tokens if token.name != name]
-            found = len(kept) < len(tokens)
-            tokens[:] = kept
-        return found
+        """Remove a token; return whether it existed."""
+        with self._locked_tokens() as tokens:
+            others = [token for token in tokens if token.name != name]
+            existed = len(others) < len(tokens)
+            tokens[:] = others
+        return existed
 
     @contextmanager
-    def _changing(self) -> Iterator[list[Token]]:
+    def _locked_tokens(self) -> Iterator[list[Token]]:
+        """Yield the tokens and write the changed list, under a lock."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -133,7 +135,7 @@ class TokenFile:
             finally:
                 os.close(folder)
         except OSError as error:
-            raise ConfigError(f"the tokens {self.path} cannot be written: {error.strerror}") from error
+            raise ConfigError(f"Cannot write the token file {self.path}: {error.strerror}.") from error
 
 
 def _digest(secret: str) -> str:
@@ -141,18 +143,19 @@ def _digest(secret: str) -> str:
 
 
 def require_tokens(config: Config) -> None:
-    """Refuse to serve where nobody could prove who they are.
+    """Check that clients of a network address can be authenticated.
 
     Raises:
-        ConfigError: there is no file of tokens, or none in it.
+        ConfigError: no token file is configured, or it has no token.
     """
     path = config.api.tokens_file
     if path is None:
         raise ConfigError(
-            "api.enabled needs api.tokens_file (or api.listen: unix:/path, where the socket's mode says who "
-            "may): name a file, then `eemtcleanupd token add NAME --scope clean`"
+            "api.enabled needs api.tokens_file, unless api.listen is a Unix socket (unix:/path). Set it, "
+            "then run `eemtcleanupd token add NAME --scope clean`."
         )
     if not TokenFile(path).all():
         raise ConfigError(
-            f"api.enabled, but there is no token in {path}: `eemtcleanupd token add NAME --scope clean`"
+            f"api.enabled needs a token, but {path} has none. "
+            "Run `eemtcleanupd token add NAME --scope clean`."
         )

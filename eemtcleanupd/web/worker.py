@@ -1,4 +1,4 @@
-"""The process that answers HTTP for a daemon: FastAPI at the daemon's address, the daemon at a line."""
+"""The HTTP worker process: serves FastAPI on the daemon's socket and asks the daemon over IPC."""
 
 from __future__ import annotations
 
@@ -26,88 +26,90 @@ from eemtcleanupd.web.supervisor import STOP_SECONDS, UNIX, tls_context
 
 log = logging.getLogger(__name__)
 
-# Whoever asks much must not slow a run down: where there is work for both, the run gets twice as much.
-_NICER_BY = 3
-_LONGEST_TEXT = 1 << 16
+# Under load the cleanup run gets twice as much CPU time as the HTTP interface.
+_NICE_INCREMENT = 3
+_MAX_LOG_TEXT = 1 << 16
 
 
 def main() -> None:
-    """Answer until the daemon says to stop, or is gone.
+    """Serve until the daemon stops this process or exits.
 
-    The arguments are the descriptors of the line and of the socket that listens.
+    The arguments are the descriptors of the IPC socket and of the listening socket.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # they are the daemon's, which says what comes of them
-    descriptors = [int(each) for each in sys.argv[1:]]
-    for each in descriptors:
-        os.set_inheritable(each, False)
-    line, opened = WorkerChannel(descriptors[0]), socket.socket(fileno=descriptors[1])
+        signal.signal(number, signal.SIG_IGN)  # the daemon handles them and tells this process to stop
+    descriptors = [int(argument) for argument in sys.argv[1:]]
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    channel, listening = WorkerChannel(descriptors[0]), socket.socket(fileno=descriptors[1])
     with suppress(OSError):
-        os.nice(_NICER_BY)
+        os.nice(_NICE_INCREMENT)
     code = 1
     try:
-        _answer(line, opened)
+        _serve(channel, listening)
     except (EOFError, OSError):
-        code = 0  # nobody is left to answer for
+        code = 0  # the daemon has exited
     except CleanupError as error:
-        log.error("The HTTP interface cannot work with the configuration: %s", error)  # noqa: TRY400
+        log.error("The HTTP worker cannot use the configuration: %s", error)  # noqa: TRY400
     except Exception:
-        log.exception("The HTTP interface broke")
-    os._exit(code)  # the address is free at once, whatever is still under way
+        log.exception("The HTTP worker failed")
+    os._exit(code)  # frees the address at once, whatever other threads do
 
 
-def _answer(line: WorkerChannel, opened: socket.socket) -> NoReturn:
-    settings, _ = line.receive()
-    ours = logging.getLogger("eemtcleanupd")
-    ours.addHandler(_DaemonLogHandler(line))
-    ours.setLevel(settings.log_level)
-    loaded = from_dict(settings.loaded)
-    engine, api = DaemonBackend(line, loaded), loaded.config.api
+def _serve(channel: WorkerChannel, listening: socket.socket) -> NoReturn:
+    settings, _ = channel.receive()
+    if not isinstance(settings, Settings):
+        raise TypeError("The daemon's first message must be the settings.")
+    package_log = logging.getLogger("eemtcleanupd")
+    package_log.addHandler(_DaemonLogHandler(channel))
+    package_log.setLevel(settings.log_level)
+    loaded = from_dict(settings.config)
+    backend, api = DaemonBackend(channel, loaded), loaded.config.api
     tls = tls_context(api)
-    app = create_app(engine, Authenticator(engine, open_to_all=api.listen.startswith(UNIX)))
-    server = HttpServer(app, opened, tls)
+    app = create_app(backend, Authenticator(backend, open_to_all=api.listen.startswith(UNIX)))
+    server = HttpServer(app, listening, tls)
     server.start()
     while True:
-        told, file = line.receive()
-        match told:
+        message, file = channel.receive()
+        match message:
             case Settings():
-                ours.setLevel(told.log_level)
+                package_log.setLevel(message.log_level)
                 try:
-                    engine.use(from_dict(told.loaded))
+                    backend.apply(from_dict(message.config))
                     if tls is not None:
-                        api = engine.config.api
+                        api = backend.config.api
                         tls.load_cert_chain(str(api.tls_cert_file), api.tls_key_file)
-                except (CleanupError, OSError) as error:  # the daemon could, a moment ago
-                    log.error("The HTTP interface works with the configuration before: %s", error)  # noqa: TRY400
-                line.send({"settled": True})
+                except (CleanupError, OSError) as error:  # the daemon accepted it a moment ago
+                    log.error("The HTTP interface keeps the previous configuration: %s", error)  # noqa: TRY400
+                channel.send({"reloaded": True})
             case StopWorker():
-                engine.end()
-                # Meanwhile this thread hears what those wait for who are still answered.
-                threading.Thread(target=_end, args=(server,), name="end").start()
+                backend.is_stopping = True
+                # This thread keeps receiving what the open requests wait for.
+                threading.Thread(target=_stop, args=(server,), name="stop").start()
             case _:
-                engine.receive(told, file)
+                backend.receive(message, file)
 
 
-def _end(server: HttpServer) -> None:
+def _stop(server: HttpServer) -> None:
     server.stop()
     os._exit(0)
 
 
 class HttpServer:
-    """Uvicorn, within bounds, in a thread of its own.
+    """Uvicorn with :class:`BoundedH11Protocol`, in its own thread.
 
     Args:
-        app: what answers.
-        opened: the socket that listens.
-        tls: what TLS needs, None without it.
+        app: the ASGI application.
+        listening: the listening socket.
+        tls: the TLS context, None without TLS.
     """
 
-    def __init__(self, app: ASGIApp, opened: socket.socket, tls: ssl.SSLContext | None = None) -> None:
-        self.socket = opened
+    def __init__(self, app: ASGIApp, listening: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        self.socket = listening
         config = uvicorn.Config(
             app,
             log_config=None,
-            log_level="error",  # whoever sends rubbish must not fill the log
+            log_level="error",  # invalid requests must not fill the log
             access_log=False,
             http=BoundedH11Protocol,
             ws="none",
@@ -121,37 +123,38 @@ class HttpServer:
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start to serve."""
         self._thread.start()
 
     def _run(self) -> None:
         try:
             self.uvicorn.run(sockets=[self.socket])
         except Exception:
-            log.exception("The HTTP interface broke")
+            log.exception("The HTTP server failed")
             os._exit(1)
 
     def stop(self) -> None:
-        """Answer what is under way, for a short while, and stop."""
+        """Finish open requests within :data:`STOP_SECONDS` and stop."""
         self.uvicorn.should_exit = True
         self._thread.join(2 * STOP_SECONDS)
 
 
 class _DaemonLogHandler(logging.Handler):
-    """Gives the log to the daemon, which writes it where its own goes."""
+    """Sends log records to the daemon, which writes them into its own log."""
 
-    def __init__(self, line: WorkerChannel) -> None:
+    def __init__(self, channel: WorkerChannel) -> None:
         super().__init__()
-        self._line = line
-        self._form = logging.Formatter()
+        self._channel = channel
+        self._formatter = logging.Formatter()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Give a record, with its traceback where it has one."""
-        told = {
+        """Send a record, with its traceback if it has one."""
+        traceback = self._formatter.formatException(record.exc_info) if record.exc_info else ""
+        document = {
             "logger": record.name,
             "level": min(record.levelno, logging.CRITICAL),
-            "text": record.getMessage()[:_LONGEST_TEXT],
-            "trace": self._form.formatException(record.exc_info)[:_LONGEST_TEXT] if record.exc_info else "",
+            "text": record.getMessage()[:_MAX_LOG_TEXT],
+            "trace": traceback[:_MAX_LOG_TEXT],
         }
         with suppress(OSError):
-            self._line.send({"log": told})
+            self._channel.send({"log": document})

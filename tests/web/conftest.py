@@ -40,15 +40,15 @@ def eemtcleanupd(store: JobStore, *args: str) -> str:
 
 
 @dataclass
-class Site:
-    """A daemon that serves; tokens by scope."""
+class RunningDaemon:
+    """A daemon process with its HTTP interface, and a token for each scope."""
 
     store: JobStore
     url: str
     tokens: dict[str, str]
     process: subprocess.Popen[str] = field(repr=False)
 
-    def ask(
+    def request(
         self, method: str, path: str, body: object = None, *, token: str | None = "clean", **headers: str
     ) -> requests.Response:
         if token is not None:
@@ -62,7 +62,7 @@ class Site:
         )
 
     def get(self, path: str, **headers: str) -> Any:
-        answer = self.ask("GET", path, **headers)
+        answer = self.request("GET", path, **headers)
         assert answer.status_code == 200, answer.text
         return answer.json()
 
@@ -72,16 +72,20 @@ class Site:
     def revoke(self, name: str) -> None:
         assert TokenFile(self.store.path / "tokens.json").revoke(name)
 
-    def refusals(self) -> list[dict[str, Any]]:
-        lines = (self.store.path / "logs" / "cleanup_audit.jsonl").read_text().splitlines()
-        return [entry for entry in map(json.loads, lines) if entry["action"] == "http_refused"]
-
     def audit(self) -> str:
         return (self.store.path / "logs" / "cleanup_audit.jsonl").read_text()
 
+    def refusals(self) -> list[dict[str, Any]]:
+        entries = map(json.loads, self.audit().splitlines())
+        return [entry for entry in entries if entry["action"] == "http_refused"]
 
-def start(store: JobStore, config: str = "", listen: str | None = None, api: str = "") -> Site:
-    """Start a daemon; it is waited for unless told where to listen.  ``api``: more keys of that block."""
+    def stop(self) -> None:
+        self.process.terminate()
+        assert self.process.wait(60) == 0
+
+
+def start(store: JobStore, config: str = "", listen: str | None = None, api: str = "") -> RunningDaemon:
+    """Start a daemon; wait until it listens unless ``listen`` is given.  ``api``: more keys of that block."""
     port = free_port()
     (store.path / "cleanup_config.yaml").write_text(
         f"database: {{timezone: UTC}}\napi: {{enabled: true, listen: '{listen or f'127.0.0.1:{port}'}',"
@@ -97,32 +101,34 @@ def start(store: JobStore, config: str = "", listen: str | None = None, api: str
             stderr=log,
             text=True,
         )
-    site = Site(store, f"http://127.0.0.1:{port}", tokens, process)
+    daemon = RunningDaemon(store, f"http://127.0.0.1:{port}", tokens, process)
     if listen is None:
 
         def connect() -> None:
-            assert process.poll() is None, (store.path / "daemon.log").read_text()
-            requests.get(f"{site.url}/healthz", timeout=5)
+            if process.poll() is not None:
+                pytest.fail((store.path / "daemon.log").read_text())
+            requests.get(f"{daemon.url}/healthz", timeout=5)
 
-        await_listening(connect)
-    return site
+        eventually(connect)
+    return daemon
 
 
-def await_listening(connect: Callable[[], object]) -> None:
-    """Try to connect until somebody listens."""
+def eventually(action: Callable[[], object]) -> None:
+    """Repeat an action until it neither fails to connect nor violates an assertion."""
     deadline = time.monotonic() + 60
     while True:
         try:
-            connect()
-        except (OSError, requests.ConnectionError):
-            assert time.monotonic() < deadline, "nobody listens"
-            time.sleep(0.05)  # there is nothing to wait on before it listens
+            action()
+        except (OSError, requests.ConnectionError, AssertionError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)  # the state of another process has no event to wait for
         else:
             return
 
 
-def filled(path: Path) -> JobStore:
-    """Return a store with jobs that are due, one that is young, and one that is live."""
+def create_store(path: Path) -> JobStore:
+    """Return a store with the expired jobs a and b, a young one, and a live one."""
     store = JobStore(path, now=datetime.now(UTC))
     store.job("a", dem="dem.tif")
     store.job("b", "failed")
@@ -132,29 +138,23 @@ def filled(path: Path) -> JobStore:
     return store
 
 
-def end(site: Site) -> None:
-    site.process.terminate()
-    assert site.process.wait(30) == 0
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> JobStore:
-    """A store with jobs that are due, one that is young, and one that is live."""
-    return filled(tmp_path / "store")
+    return create_store(tmp_path / "store")
 
 
 @pytest.fixture
-def site(store: JobStore) -> Iterator[Site]:
-    site = start(store)
-    yield site
-    end(site)
+def daemon(store: JobStore) -> Iterator[RunningDaemon]:
+    daemon = start(store)
+    yield daemon
+    daemon.stop()
 
 
 @pytest.fixture
-def site_with_trash(store: JobStore) -> Iterator[Site]:
-    site = start(store, "trash: {grace_hours: 24}\n")
-    yield site
-    end(site)
+def daemon_with_trash(store: JobStore) -> Iterator[RunningDaemon]:
+    daemon = start(store, "trash: {grace_hours: 24}\n")
+    yield daemon
+    daemon.stop()
 
 
 __all__ = ["living"]

@@ -1,4 +1,4 @@
-"""Behind nginx, with the configuration that docs/api.md shows."""
+"""The interface behind nginx, with the configuration of docs/api.md."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import pytest
 import requests
 
 from tests.cleanup.conftest import JobStore
-from tests.web.conftest import await_listening, end, free_port, start
+from tests.web.conftest import eventually, free_port, start
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(NGINX is None, reason="there is no nginx")
+@pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 def test_the_example_for_nginx(store: JobStore, tmp_path: Path) -> None:
     assert NGINX is not None
     (example,) = re.findall(r"^```nginx\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
-    site = start(store, api="allowed_hosts: [cleanup.example.org], trusted_proxies: ['127.0.0.1']")
+    daemon = start(store, api="allowed_hosts: [cleanup.example.org], trusted_proxies: ['127.0.0.1']")
     port = free_port()
     (tmp_path / "nginx.conf").write_text(
         f"""
@@ -32,21 +32,21 @@ http {{
     access_log off;
     client_body_temp_path {tmp_path}; proxy_temp_path {tmp_path}; fastcgi_temp_path {tmp_path};
     uwsgi_temp_path {tmp_path}; scgi_temp_path {tmp_path};
-    server {{ listen 127.0.0.1:{port}; {example.replace("http://127.0.0.1:5001", site.url)} }}
+    server {{ listen 127.0.0.1:{port}; {example.replace("http://127.0.0.1:5001", daemon.url)} }}
 }}
 """
     )
     proxy = subprocess.Popen([NGINX, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")])
     try:
         host = f"cleanup.example.org:{port}"
-        await_listening(lambda: socket.create_connection(("127.0.0.1", port)).close())
+        eventually(lambda: socket.create_connection(("127.0.0.1", port)).close())
         first = requests.get(f"http://127.0.0.1:{port}/", headers={"Host": host}, timeout=10)
         assert first.status_code == 401
         with requests.Session() as browser:
             browser.headers.update({"Host": host, "Origin": f"http://{host}"})
             login = browser.post(
                 f"http://127.0.0.1:{port}/login",
-                data={"token": site.tokens["clean"]},
+                data={"token": daemon.tokens["clean"]},
                 allow_redirects=False,
                 timeout=10,
             )
@@ -59,4 +59,4 @@ http {{
     finally:
         proxy.terminate()
         proxy.wait(30)
-        end(site)
+        daemon.stop()

@@ -1,1 +1,1 @@
-"""The routes below ``/api/cleanup``, grouped by what they do."""
+"""The routes below ``/api/cleanup``: runs, queries, and changes to single jobs."""

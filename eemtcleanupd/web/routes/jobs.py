@@ -1,4 +1,4 @@
-"""The routes below ``/api/cleanup`` with which people keep a job, or get it back."""
+"""Routes that hold, release and restore jobs."""
 
 from __future__ import annotations
 
@@ -13,55 +13,55 @@ from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import Hold
 from eemtcleanupd.web.auth import Caller
 from eemtcleanupd.web.context import ApiContext, open_ledger
-from eemtcleanupd.web.problems import REFUSED, AsciiJsonResponse, error_responses, http_error
+from eemtcleanupd.web.problems import COMMON_ERRORS, AsciiJsonResponse, error_responses, http_error
 from eemtcleanupd.web.routes.queries import hold_document
 from eemtcleanupd.web.schemas import HoldBody, ReleaseBody, RestoreBody
 
 
-def add_job_routes(router: APIRouter, site: ApiContext) -> None:
+def add_job_routes(router: APIRouter, context: ApiContext) -> None:
     """Add the routes."""
-    engine, kept = site.backend, site.cache
+    backend, cache = context.backend, context.cache
 
-    @router.post("/holds", status_code=201, responses=REFUSED)
-    def hold(body: HoldBody, caller: Caller = Depends(site.may_clean)) -> Response:
-        """Never clean a job, for some hours or for ever; `warning` says where that comes too late."""
+    @router.post("/holds", status_code=201, responses=COMMON_ERRORS)
+    def hold(body: HoldBody, caller: Caller = Depends(context.may_clean)) -> Response:
+        """Hold a job, so that it is not cleaned. `warning` is set if the hold comes too late."""
         now = system_clock()
         until = None if body.hours is None else now + timedelta(hours=body.hours)
-        wanted = Hold(body.job_id, body.reason or "no reason given", caller.name, until)
-        site.audit(caller, "hold", job_id=printable(body.job_id), reason=printable(body.reason))
-        with open_ledger(engine.config, create=True) as ledger:
-            assert ledger is not None  # noqa: S101  (it was made)
-            ledger.hold(wanted, now)
-            warning = hold_warning(engine.config, ledger, body.job_id)
-        kept.clear()
-        return AsciiJsonResponse({**hold_document(wanted), "warning": warning}, 201)
+        new = Hold(body.job_id, body.reason or "no reason given", caller.name, until)
+        context.audit(caller, "hold", job_id=printable(body.job_id), reason=printable(body.reason))
+        with open_ledger(backend.config, create=True) as ledger:
+            assert ledger is not None  # noqa: S101  (create=True)
+            ledger.hold(new, now)
+            warning = hold_warning(backend.config, ledger, body.job_id)
+        cache.clear()
+        return AsciiJsonResponse({**hold_document(new), "warning": warning}, 201)
 
-    @router.post("/holds/release", responses={**REFUSED, **error_responses(404)})
-    def release(body: ReleaseBody, caller: Caller = Depends(site.may_clean)) -> Response:
-        """Take a hold off a job."""
-        with open_ledger(engine.config) as ledger:
-            if ledger is None or not any(each.job_id == body.job_id for each in ledger.all_holds()):
-                raise http_error(404, f"job {printable(body.job_id)} is not held")
-            site.audit(caller, "release", job_id=printable(body.job_id))
+    @router.post("/holds/release", responses={**COMMON_ERRORS, **error_responses(404)})
+    def release(body: ReleaseBody, caller: Caller = Depends(context.may_clean)) -> Response:
+        """Release a job from its hold."""
+        with open_ledger(backend.config) as ledger:
+            if ledger is None or not any(held.job_id == body.job_id for held in ledger.all_holds()):
+                raise http_error(404, f"Job {printable(body.job_id)} is not held.")
+            context.audit(caller, "release", job_id=printable(body.job_id))
             ledger.release(body.job_id)
-        kept.clear()
+        cache.clear()
         return AsciiJsonResponse({"job_id": body.job_id, "released": True})
 
-    @router.post("/trash/restore", responses={**REFUSED, **error_responses(409)})
-    def put_back(body: RestoreBody, caller: Caller = Depends(site.may_clean)) -> Response:
-        """Put a job's data back where it was, never over something that is there now."""
+    @router.post("/trash/restore", responses={**COMMON_ERRORS, **error_responses(409)})
+    def put_back(body: RestoreBody, caller: Caller = Depends(context.may_clean)) -> Response:
+        """Restore a job's data from the trash. Existing files are never overwritten."""
         labels = {label.rstrip("/") for label in body.only}
-        restored = restore(
+        result = restore(
             RestoreRequest(
-                engine.config, body.job_id, labels, body.hold, caller.name, engine.plugins, system_clock
+                backend.config, body.job_id, labels, body.hold, caller.name, backend.plugins, system_clock
             )
         )
-        kept.clear()
-        until = restored.held_until
+        cache.clear()
+        until = result.held_until
         return AsciiJsonResponse(
             {
                 "job_id": body.job_id,
-                "restored": [found.label for found in restored.artifacts],
+                "restored": [artifact.label for artifact in result.artifacts],
                 "held_until": None if until is None else until.isoformat(),
             }
         )

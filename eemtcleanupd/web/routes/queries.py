@@ -1,4 +1,4 @@
-"""The routes below ``/api/cleanup`` that only look."""
+"""Routes that read: plan, status, runs, progress events, holds and trash."""
 
 from __future__ import annotations
 
@@ -18,116 +18,126 @@ from eemtcleanupd.store.intents import Intent
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.web.auth import Caller
 from eemtcleanupd.web.backend import Backend
-from eemtcleanupd.web.cache import PLAN_SECONDS
+from eemtcleanupd.web.cache import PLAN_FRESH_SECONDS
 from eemtcleanupd.web.context import ApiContext, open_ledger
-from eemtcleanupd.web.problems import REFUSED, AsciiJsonResponse, error_responses, http_error
-from eemtcleanupd.web.routes.runs import planned
+from eemtcleanupd.web.problems import COMMON_ERRORS, AsciiJsonResponse, error_responses, http_error
+from eemtcleanupd.web.routes.runs import plan_document
 from eemtcleanupd.web.schemas import CleanupAnswer, Text
 
 _POLL_SECONDS = 0.5
-_POLLS_IN_SILENCE = 30
+_POLLS_PER_KEEPALIVE = 30
 
 
-def add_query_routes(router: APIRouter, site: ApiContext) -> None:
+def add_query_routes(router: APIRouter, context: ApiContext) -> None:
     """Add the routes."""
-    engine = site.backend
-    may_read = [Depends(site.may_read)]
+    backend = context.backend
+    may_read = [Depends(context.may_read)]
 
-    async def answer(request: Request, key: Hashable, make: Callable[[Ledger | None], object]) -> Response:
-        def work() -> bytes:
-            with open_ledger(engine.config) as ledger:
-                return json.dumps(make(ledger), default=str).encode("ascii")
+    async def answer(request: Request, key: Hashable, query: Callable[[Ledger | None], object]) -> Response:
+        def compute() -> bytes:
+            with open_ledger(backend.config) as ledger:
+                return json.dumps(query(ledger), default=str).encode("ascii")
 
-        return await site.answer(request, key, work)
+        return await context.answer(request, key, compute)
 
-    @router.get("/plan", dependencies=may_read, response_model=CleanupAnswer, responses=REFUSED)
+    @router.get("/plan", dependencies=may_read, response_model=CleanupAnswer, responses=COMMON_ERRORS)
     async def plan(request: Request) -> Response:
-        """Say what the next run would take."""
-        return await site.answer(request, "plan", lambda: planned(engine), PLAN_SECONDS)
+        """Show what the next run would clean."""
+        return await context.answer(request, "plan", lambda: plan_document(backend), PLAN_FRESH_SECONDS)
 
-    @router.get("/status", dependencies=may_read, responses=REFUSED)
+    @router.get("/status", dependencies=may_read, responses=COMMON_ERRORS)
     async def status(request: Request) -> Response:
-        """Say how the daemon and the job store are."""
-        return await site.answer(request, "status", lambda: json.dumps(engine.overview()).encode("ascii"))
+        """Show the status of the daemon and the job store."""
+        return await context.answer(request, "status", lambda: json.dumps(backend.overview()).encode("ascii"))
 
-    @router.get("/runs", dependencies=may_read, responses=REFUSED)
+    @router.get("/runs", dependencies=may_read, responses=COMMON_ERRORS)
     async def runs(request: Request, limit: Annotated[int, Query(ge=1, le=500)] = 20) -> Response:
-        """List past runs, the newest first."""
+        """List runs, the newest first."""
         return await answer(
             request,
             ("runs", limit),
             lambda ledger: {"runs": [run_document(run) for run in ledger.runs(limit)] if ledger else []},
         )
 
-    @router.get("/runs/{run_id}", dependencies=may_read, responses={**REFUSED, **error_responses(404)})
+    @router.get("/runs/{run_id}", dependencies=may_read, responses={**COMMON_ERRORS, **error_responses(404)})
     def run(
         run_id: Text,
-        limit: Annotated[int, Query(ge=1, le=100_000, description="How many details.")] = 1000,
+        limit: Annotated[int, Query(ge=1, le=100_000, description="Maximum number of details.")] = 1000,
     ) -> Response:
-        """Show a run and what it did."""
-        with open_ledger(engine.config) as ledger:
+        """Show a run and what it did with each job."""
+        with open_ledger(backend.config) as ledger:
             return AsciiJsonResponse(run_with_details(ledger, run_id, limit))
 
     @router.get(
         "/events",
         response_class=StreamingResponse,
-        responses={200: {"content": {"text/event-stream": {}}}, **REFUSED},
+        responses={200: {"content": {"text/event-stream": {}}}, **COMMON_ERRORS},
     )
     async def events(
         request: Request,
         once: Annotated[bool, Query(description="End after the first event.")] = False,
-        caller: Caller = Depends(site.may_read),
+        caller: Caller = Depends(context.may_read),
     ) -> StreamingResponse:
-        """Tell how a run goes on, as server-sent events: `progress`, and `idle` when none does."""
+        """Stream server-sent events: `progress` during a run, and `idle` without one."""
         return StreamingResponse(
-            _progress(engine, request, caller, once=once),
+            progress_events(backend, request, caller, once=once),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store"},
         )
 
-    @router.get("/holds", dependencies=may_read, responses=REFUSED)
+    @router.get("/holds", dependencies=may_read, responses=COMMON_ERRORS)
     async def holds(request: Request) -> Response:
-        """List the jobs that must stay."""
+        """List the holds."""
         return await answer(
             request,
             "holds",
-            lambda ledger: {"holds": [hold_document(each) for each in ledger.all_holds()] if ledger else []},
+            lambda ledger: {"holds": [hold_document(hold) for hold in ledger.all_holds()] if ledger else []},
         )
 
-    @router.get("/trash", dependencies=may_read, responses=REFUSED)
+    @router.get("/trash", dependencies=may_read, responses=COMMON_ERRORS)
     async def trash(
         request: Request,
-        limit: Annotated[int, Query(ge=1, le=100_000, description="How many, the first to go first.")] = 1000,
+        limit: Annotated[
+            int, Query(ge=1, le=100_000, description="Maximum number of jobs, the next to be deleted first.")
+        ] = 1000,
     ) -> Response:
-        """List what has been cleaned and is not gone yet; `more` says that the list is cut."""
+        """List the jobs in the trash. `more` is true if there are more than `limit`."""
 
-        def listed(ledger: Ledger | None) -> object:
-            found = ledger.trashed(limit=limit + 1) if ledger else []
-            return {"trash": [_trashed(each) for each in found[:limit]], "more": len(found) > limit}
+        def query(ledger: Ledger | None) -> object:
+            intents = ledger.trashed(limit=limit + 1) if ledger else []
+            return {
+                "trash": [_trash_document(intent) for intent in intents[:limit]],
+                "more": len(intents) > limit,
+            }
 
-        return await answer(request, ("trash", limit), listed)
+        return await answer(request, ("trash", limit), query)
 
 
-async def _progress(engine: Backend, request: Request, caller: Caller, *, once: bool) -> AsyncIterator[str]:
-    """Tell each change as a server-sent event until nobody listens, or who does may not any more."""
+async def progress_events(
+    backend: Backend, request: Request, caller: Caller, *, once: bool
+) -> AsyncIterator[str]:
+    """Yield each change of the progress as a server-sent event.
+
+    The stream ends when the client disconnects, its token becomes invalid, or the backend stops.
+    """
     last: object = ()
-    silence = 0
-    while not engine.is_ending and caller.is_still_valid() and not await request.is_disconnected():
+    silent_polls = 0
+    while not backend.is_stopping and caller.is_still_valid() and not await request.is_disconnected():
         try:
-            progress = await engine.progress()
-        except TimeoutError:  # it may be stopped, and go on
+            progress = await backend.progress()
+        except TimeoutError:  # a stopped daemon can be continued
             yield ": the daemon does not answer\n\n"
             continue
-        silence += 1
+        silent_polls += 1
         if progress != last:
             kind = "idle" if progress is None else "progress"
             yield f"event: {kind}\ndata: {json.dumps(progress)}\n\n"
-            last, silence = progress, 0
+            last, silent_polls = progress, 0
             if once:
                 return
-        elif silence == _POLLS_IN_SILENCE:
-            yield ": still here\n\n"  # so that no proxy thinks that we are gone, and we notice who is
-            silence = 0
+        elif silent_polls == _POLLS_PER_KEEPALIVE:
+            yield ": keep-alive\n\n"  # proxies keep the connection open, and a closed one is noticed
+            silent_polls = 0
         await asyncio.sleep(_POLL_SECONDS)
 
 
@@ -135,11 +145,11 @@ def run_with_details(ledger: Ledger | None, run_id: str, limit: int) -> dict[str
     """Return a run with what it did.
 
     Raises:
-        HTTPException: 404, there is none.
+        HTTPException: 404, there is no such run.
     """
-    found = [each for each in ledger.runs(2, run_id) if each.id == run_id] if ledger else []
-    if not found or ledger is None:
-        raise http_error(404, f"there is no run {printable(run_id)}")
+    run = next((run for run in ledger.runs(2, run_id) if run.id == run_id), None) if ledger else None
+    if run is None or ledger is None:
+        raise http_error(404, f"There is no run {printable(run_id)}.")
     details = [
         {
             "job_id": entry.job_id,
@@ -150,11 +160,11 @@ def run_with_details(ledger: Ledger | None, run_id: str, limit: int) -> dict[str
         }
         for entry in itertools.islice(ledger.log_entries(run_id), limit)
     ]
-    return {**run_document(found[0]), "details": details}
+    return {**run_document(run), "details": details}
 
 
 def hold_document(hold: Hold) -> dict[str, Any]:
-    """Return a hold."""
+    """Return a hold as JSON values."""
     return {
         "job_id": hold.job_id,
         "reason": hold.reason,
@@ -163,11 +173,11 @@ def hold_document(hold: Hold) -> dict[str, Any]:
     }
 
 
-def _trashed(intent: Intent) -> dict[str, Any]:
+def _trash_document(intent: Intent) -> dict[str, Any]:
     return {
         "job_id": intent.job_id or None,
         "status": intent.status,
         "bytes": intent.size_bytes,
         "purge_after": None if intent.purge_after is None else intent.purge_after.isoformat(),
-        "artifacts": [found.label for found, _ in intent.items],
+        "artifacts": [artifact.label for artifact, _ in intent.items],
     }

@@ -1,4 +1,4 @@
-"""``POST /api/cleanup``: a run, or what it would do."""
+"""``POST /api/cleanup``: starts a run, or a dry run."""
 
 from __future__ import annotations
 
@@ -21,23 +21,29 @@ from eemtcleanupd.web.api_run import ApiRun, Outcome, run_document
 from eemtcleanupd.web.auth import Caller
 from eemtcleanupd.web.backend import Backend
 from eemtcleanupd.web.context import ApiContext
-from eemtcleanupd.web.problems import REFUSED, AsciiJsonResponse, FieldProblem, error_responses, problem
+from eemtcleanupd.web.problems import (
+    COMMON_ERRORS,
+    AsciiJsonResponse,
+    FieldProblem,
+    error_responses,
+    problem,
+)
 from eemtcleanupd.web.schemas import CleanupAnswer, CleanupBody, RunAccepted
 
 log = logging.getLogger(__name__)
 
 
-def add_run_routes(router: APIRouter, site: ApiContext) -> None:
+def add_run_routes(router: APIRouter, context: ApiContext) -> None:
     """Add the route."""
-    engine, kept = site.backend, site.cache
-    one_at_a_time = asyncio.Lock()
+    backend, cache = context.backend, context.cache
+    dry_run_lock = asyncio.Lock()
 
     @router.post(
         "",
         response_model=CleanupAnswer,
         responses={
             202: {"model": RunAccepted, "description": "With `Prefer: respond-async`"},
-            **REFUSED,
+            **COMMON_ERRORS,
             **error_responses(409),
         },
     )
@@ -45,65 +51,72 @@ def add_run_routes(router: APIRouter, site: ApiContext) -> None:
         request: Request,
         body: CleanupBody | None = None,
         prefer: Annotated[str, Header()] = "",
-        caller: Caller = Depends(site.may_clean),
+        caller: Caller = Depends(context.may_clean),
     ) -> Response:
-        """Clean now, or with `dry_run` say what would go.  Answers when the run is over."""
+        """Start a run, or with `dry_run` a dry run, and answer when it has finished."""
         if request.query_params:
-            # Who writes ?dry_run=true must not find that it was none.
-            words = "what a run is to do stands in the body, not in the address"
+            # Otherwise a client that sends ?dry_run=true would start a real run.
+            message = "Send run options in the JSON body, not in the query string."
             return problem(
-                422, words, [FieldProblem(field=name, message=words) for name in request.query_params]
+                422, message, [FieldProblem(field=name, message=message) for name in request.query_params]
             )
-        wanted = body or CleanupBody()
-        retention = (wanted.success_retention_hours, wanted.failed_retention_hours)
-        if wanted.dry_run or engine.config.dry_run:
-            config = engine.config.with_retention(*retention)
-            async with one_at_a_time:
+        options = body or CleanupBody()
+        retention = (options.success_retention_hours, options.failed_retention_hours)
+        if options.dry_run or backend.config.dry_run:
+            config = backend.config.with_retention(*retention)
+            async with dry_run_lock:
                 return _answer(
-                    await asyncio.to_thread(dry_run, engine, config, caller.name, force=wanted.force)
+                    await asyncio.to_thread(dry_run, backend, config, caller.name, force=options.force)
                 )
-        await asyncio.to_thread(_write_down, site, caller, wanted)
+        await asyncio.to_thread(_audit_run, context, caller, options)
         loop = asyncio.get_running_loop()
-        begun: asyncio.Future[str] = loop.create_future()
-        over: asyncio.Future[Outcome] = loop.create_future()
+        started: asyncio.Future[str] = loop.create_future()
+        finished: asyncio.Future[Outcome] = loop.create_future()
 
-        def end(outcome: Outcome) -> None:
-            kept.clear()
-            _tell(loop, over, outcome)
+        def on_finished(outcome: Outcome) -> None:
+            cache.clear()
+            _set_result(loop, finished, outcome)
 
-        engine.run(
-            ApiRun(caller.name, retention, wanted.force, lambda run_id: _tell(loop, begun, run_id), end)
+        backend.run(
+            ApiRun(
+                caller.name,
+                retention,
+                options.force,
+                lambda run_id: _set_result(loop, started, run_id),
+                on_finished,
+            )
         )
         if "respond-async" in prefer.lower():
-            await asyncio.wait((begun, over), return_when=asyncio.FIRST_COMPLETED)
-            if begun.done():
-                run_id = begun.result()
+            await asyncio.wait((started, finished), return_when=asyncio.FIRST_COMPLETED)
+            if started.done():
+                run_id = started.result()
                 url = f"{request.url.path}/runs/{run_id}"
                 return AsciiJsonResponse({"run_id": run_id, "url": url}, 202, headers={"Location": url})
-        return _answer(await over)
+        return _answer(await finished)
 
 
-def _write_down(site: ApiContext, caller: Caller, wanted: CleanupBody) -> None:
-    if told := release_initial_ballast(site.backend.config):  # or the line below has none on a full disk
-        log.warning("%s", told)
-    site.audit(caller, "http_cleanup", body=wanted.model_dump())
+def _audit_run(context: ApiContext, caller: Caller, options: CleanupBody) -> None:
+    # On a full disk, the audit log needs the ballast's space.
+    if warning := release_initial_ballast(context.backend.config):
+        log.warning("%s", warning)
+    context.audit(caller, "http_cleanup", body=options.model_dump())
 
 
-def dry_run(engine: Backend, config: Config, user: str, *, force: bool = False) -> IO[str] | CleanupError:
-    """Say what a run would do."""
-    with closing(RunDocument()) as answer:
+def dry_run(backend: Backend, config: Config, user: str, *, force: bool = False) -> IO[str] | CleanupError:
+    """Return the document of a dry run."""
+    with closing(RunDocument()) as document:
         clean(
             config,
             RunRequest(user=user, trigger=Trigger.API, dry_run=True, force=force),
-            emit=answer,
-            hooks=engine.plugins,
+            emit=document,
+            hooks=backend.plugins,
         )
-        return run_document(answer)
+        return run_document(document)
 
 
-def planned(engine: Backend) -> bytes:
-    """Return the next run's dry run as JSON; breakers do not count, for nothing happens."""
-    outcome = dry_run(engine, engine.config, "plan", force=True)
+def plan_document(backend: Backend) -> bytes:
+    """Return the next run's dry run as JSON; it overrides the breakers because it changes nothing."""
+    outcome = dry_run(backend, backend.config, "plan", force=True)
     if isinstance(outcome, CleanupError):
         raise outcome
     with outcome:
@@ -114,7 +127,7 @@ def _answer(outcome: Outcome) -> Response:
     if isinstance(outcome, CleanupError):
         raise outcome
     if outcome is None:
-        return problem(503, "the run broke off; the log says where, and the next one goes on")
+        return problem(503, "The run failed unexpectedly. See the log. The next run continues its work.")
 
     def chunks() -> Iterator[str | bytes]:
         with outcome:
@@ -124,12 +137,12 @@ def _answer(outcome: Outcome) -> Response:
     return StreamingResponse(chunks(), media_type="application/json")
 
 
-def _tell(loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], value: object) -> None:
-    """Tell something to who waits in the loop, from any thread; perhaps nobody does any more."""
+def _set_result(loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], value: object) -> None:
+    """Set the result of a future of the loop from any thread, unless the request was cancelled."""
 
-    def tell() -> None:
+    def set_result() -> None:
         if not future.done():
             future.set_result(value)
 
     with suppress(RuntimeError):  # the loop is closed
-        loop.call_soon_threadsafe(tell)
+        loop.call_soon_threadsafe(set_result)

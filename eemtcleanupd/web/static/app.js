@@ -8,21 +8,26 @@ for (const button of document.querySelectorAll('.needs-js')) {
   button.hidden = button.classList.contains('needs-clean') && !mayClean;
 }
 
-function say(words) {
-  $('said').textContent = words;
+function show(text) {
+  $('message').textContent = text;
+}
+
+function showAfterReload(text) {
+  sessionStorage.setItem('message', text);
+  location.reload();
 }
 
 function size(bytes) {
   const units = ['B', 'KB', 'MB', 'GB', 'TB', 'PB'];
-  let at = 0;
-  while (bytes >= 1024 && at < units.length - 1) {
+  let index = 0;
+  while (bytes >= 1024 && index < units.length - 1) {
     bytes /= 1024;
-    at += 1;
+    index += 1;
   }
-  return `${bytes.toFixed(at ? 1 : 0)} ${units[at]}`;
+  return `${bytes.toFixed(index ? 1 : 0)} ${units[index]}`;
 }
 
-async function call(path, body, headers = {}) {
+async function post(path, body, headers = {}) {
   const answer = await fetch(path, {
     method: 'POST',
     headers: { 'Content-Type': 'application/json', ...headers },
@@ -32,17 +37,17 @@ async function call(path, body, headers = {}) {
 }
 
 async function read(answer) {
-  if (answer.status === 401) location.reload(); // the session is over
-  const told = await answer.json();
-  if (!answer.ok) throw new Error(told.detail || answer.statusText);
-  return told;
+  if (answer.status === 401) location.reload(); // the session has expired
+  const json = await answer.json();
+  if (!answer.ok) throw new Error(json.detail || answer.statusText);
+  return json;
 }
 
-function ask(title, words, yes) {
-  $('ask-title').textContent = title;
-  $('ask-words').textContent = words;
-  $('ask-yes').textContent = yes;
-  const dialog = $('ask');
+function confirm(title, text, yes) {
+  $('confirm-title').textContent = title;
+  $('confirm-text').textContent = text;
+  $('confirm-yes').textContent = yes;
+  const dialog = $('confirm');
   dialog.returnValue = 'no';
   dialog.showModal();
   return new Promise((resolve) => {
@@ -50,94 +55,89 @@ function ask(title, words, yes) {
   });
 }
 
-let working = 0;
+let pendingActions = 0;
 
-async function doing(button, work) {
+async function run(button, action) {
   button.disabled = true;
-  working += 1;
+  pendingActions += 1;
   try {
-    await work();
+    await action();
   } catch (error) {
-    say(`That did not work: ${error.message}`);
+    show(`The action failed: ${error.message}`);
   } finally {
     button.disabled = false;
-    working -= 1;
+    pendingActions -= 1;
   }
 }
 
-// Not under somebody's hand: a question that is open, or work that is under way, comes first.
+// An open dialog or a running action delays the reload.
 function refresh(milliseconds) {
-  setTimeout(() => (working ? refresh(milliseconds) : location.reload()), milliseconds);
+  setTimeout(() => (pendingActions ? refresh(milliseconds) : location.reload()), milliseconds);
 }
 
 async function plan() {
-  const told = await read(await fetch('/api/cleanup/plan'));
-  const jobs = told.cleaned_jobs.successful + told.cleaned_jobs.failed;
-  return { jobs, words: `${jobs} jobs (${told.cleaned_jobs.successful} successful, ${told.cleaned_jobs.failed} failed), ${told.space_freed.human_readable}` };
+  const { cleaned_jobs: jobs, space_freed: space } = await read(await fetch('/api/cleanup/plan'));
+  return `${jobs.successful + jobs.failed} jobs (${jobs.successful} successful, ${jobs.failed} failed), ${space.human_readable}`;
 }
 
-$('preview').addEventListener('click', (event) => doing(event.target, async () => {
-  say('Looking …');
-  const told = await plan();
-  say(`A run now would take ${told.words}.`);
+$('preview').addEventListener('click', (event) => run(event.target, async () => {
+  show('Calculating …');
+  show(`A run would now clean ${await plan()}.`);
 }));
 
-$('clean').addEventListener('click', (event) => doing(event.target, async () => {
-  say('Looking …');
-  const told = await plan();
-  say('');
-  if (!(await ask('Clean now?', `This deletes the data of ${told.words}. Their metadata stays.`, 'Clean now'))) return;
-  const run = await call('/api/cleanup', {}, { Prefer: 'respond-async' });
-  say(`Run ${run.run_id} has begun.`);
-  mine = true;
-  await watch(run);
+$('clean').addEventListener('click', (event) => run(event.target, async () => {
+  show('Calculating …');
+  const summary = await plan();
+  show('');
+  if (!(await confirm('Clean now?', `This deletes the data of ${summary}. The metadata of the jobs is kept.`, 'Clean now'))) return;
+  const started = await post('/api/cleanup', {}, { Prefer: 'respond-async' });
+  show(`Run ${started.run_id} has started.`);
+  isOwnRun = true;
+  await watch(started);
 }));
 
-// A short run may come and go between two events, so its own address says when it is over.
-async function watch(run) {
+// A short run can start and end between two events, so this polls the run itself.
+async function watch({ run_id: id, url }) {
   for (;;) {
     await new Promise((resolve) => setTimeout(resolve, 500));
-    const told = await read(await fetch(run.url));
-    if (!told.finished_at) continue;
-    sessionStorage.setItem('said', `Run ${run.run_id} is over: ${told.outcome}, ${size(told.bytes_freed)} freed.`);
-    location.reload();
+    const result = await read(await fetch(url));
+    if (!result.finished_at) continue;
+    showAfterReload(`Run ${id} has finished: ${result.outcome}, ${size(result.bytes_freed)} freed.`);
     return;
   }
 }
 
 for (const button of document.querySelectorAll('.hold')) {
-  button.addEventListener('click', () => doing(button, async () => {
+  button.addEventListener('click', () => run(button, async () => {
     const job = JSON.parse(button.dataset.job);
-    if (!(await ask('Hold this job?', `Job ${job} is not cleaned until somebody releases it.`, 'Hold'))) return;
-    const told = await call('/api/cleanup/holds', { job_id: job, reason: 'held on the dashboard' });
-    if (told.warning) sessionStorage.setItem('said', `It is held, but ${told.warning}.`);
-    location.reload();
+    if (!(await confirm('Hold this job?', `Job ${job} is not cleaned until it is released.`, 'Hold'))) return;
+    const held = await post('/api/cleanup/holds', { job_id: job, reason: 'held on the dashboard' });
+    showAfterReload(held.warning ? `Job ${job} is held. Warning: ${held.warning}` : '');
   }));
 }
 
 for (const button of document.querySelectorAll('.release')) {
-  button.addEventListener('click', () => doing(button, async () => {
+  button.addEventListener('click', () => run(button, async () => {
     const job = JSON.parse(button.dataset.job);
-    if (!(await ask('Release this job?', `Job ${job} goes when its retention is over.`, 'Release'))) return;
-    await call('/api/cleanup/holds/release', { job_id: job });
+    if (!(await confirm('Release this job?', `Job ${job} is cleaned when its retention period ends.`, 'Release'))) return;
+    await post('/api/cleanup/holds/release', { job_id: job });
     location.reload();
   }));
 }
 
 for (const button of document.querySelectorAll('.restore')) {
-  button.addEventListener('click', () => doing(button, async () => {
+  button.addEventListener('click', () => run(button, async () => {
     const job = JSON.parse(button.dataset.job);
-    if (!(await ask('Restore this?', `${job} (${button.dataset.size}) goes back to where it was; a job is then held for its retention once more.`, 'Restore'))) return;
-    const told = await call('/api/cleanup/trash/restore', { job_id: job });
-    sessionStorage.setItem('said', `Restored ${told.restored.join(', ')}.`);
-    location.reload();
+    if (!(await confirm('Restore this data?', `${job} (${button.dataset.size}) is moved back to its folder. A job is then held for its retention period.`, 'Restore'))) return;
+    const { restored } = await post('/api/cleanup/trash/restore', { job_id: job });
+    showAfterReload(`Restored ${restored.join(', ')}.`);
   }));
 }
 
-// Tables sort by a click on their heads; numbers are in data-value.
+// A click on a column header sorts the table; data-value has the number of a cell.
 for (const table of document.querySelectorAll('table.sortable')) {
   table.querySelectorAll('thead th').forEach((head, column) => {
-    if (head.querySelector('.quiet')) return;
+    if (head.querySelector('.visually-hidden')) return;
     const button = document.createElement('button');
     button.type = 'button';
     button.className = 'sort';
@@ -156,28 +156,28 @@ for (const table of document.querySelectorAll('table.sortable')) {
   });
 }
 
-let mine = false;
+let isOwnRun = false;
 let wasRunning = !$('running').hidden;
 const events = new EventSource('/api/cleanup/events');
 events.addEventListener('progress', (event) => {
-  const told = JSON.parse(event.data);
+  const progress = JSON.parse(event.data);
   wasRunning = true;
   $('running').hidden = false;
-  $('bar').max = told.jobs_total || 1;
-  $('bar').value = told.jobs_done;
-  $('far').textContent = `${told.jobs_done} of ${told.jobs_total} jobs, ${size(told.bytes_freed)} freed`;
+  $('bar').max = progress.jobs_total || 1;
+  $('bar').value = progress.jobs_done;
+  $('progress-text').textContent = `${progress.jobs_done} of ${progress.jobs_total} jobs, ${size(progress.bytes_freed)} freed`;
 });
 events.addEventListener('idle', () => {
-  if (!wasRunning || mine) return;
+  if (!wasRunning || isOwnRun) return;
   wasRunning = false;
-  sessionStorage.setItem('said', 'The run is over.');
+  sessionStorage.setItem('message', 'The run has finished.');
   refresh(100);
 });
 
-if (sessionStorage.getItem('said')) {
-  say(sessionStorage.getItem('said'));
-  sessionStorage.removeItem('said');
+if (sessionStorage.getItem('message')) {
+  show(sessionStorage.getItem('message'));
+  sessionStorage.removeItem('message');
 }
 
-// The plan is worked out beside the page; what the next load shows then has it.
-if ('unfinished' in main.dataset) refresh(1500);
+// The server is still calculating the plan; the next load of the page shows it.
+if ('planPending' in main.dataset) refresh(1500);

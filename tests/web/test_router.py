@@ -1,4 +1,4 @@
-"""The same routes inside another FastAPI program, as docs/api.md shows it, without a daemon."""
+"""The routes inside another FastAPI application, as docs/api.md shows it, without a daemon."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def client(store: JobStore) -> Iterator[TestClient]:
         yield client
 
 
-def test_it_cleans_without_a_daemon(client: TestClient, store: JobStore) -> None:
+def test_a_run_needs_no_daemon(client: TestClient, store: JobStore) -> None:
     assert client.post("/api/cleanup").status_code == 403
     dry = client.post("/api/cleanup", json={"dry_run": True}, headers={"X-Admin": "yes"}).json()
-    told = client.post("/api/cleanup", headers={"X-Admin": "yes"}).json()
-    assert told["cleaned_jobs"] == dry["cleaned_jobs"] == {"successful": 1, "failed": 1}
+    result = client.post("/api/cleanup", headers={"X-Admin": "yes"}).json()
+    assert result["cleaned_jobs"] == dry["cleaned_jobs"] == {"successful": 1, "failed": 1}
     assert store.cleaned() == {"a", "b"}
     assert '"user": "admin"' in (store.path / "logs" / "cleanup_audit.jsonl").read_text()
 
 
-def test_with_tokens_of_its_own(store: JobStore) -> None:
+def test_without_authorize_clients_need_a_token(store: JobStore) -> None:
     (store.path / "cleanup_config.yaml").write_text(CONFIG + "api: {tokens_file: t.json}\n")
     token = eemtcleanupd(store, "token", "add", "me", "--scope", "clean").split()[-1]
     app = FastAPI()
@@ -54,7 +54,7 @@ def test_with_tokens_of_its_own(store: JobStore) -> None:
         assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
 
 
-def test_it_is_never_open_to_all(store: JobStore) -> None:
+def test_a_router_without_authorization_is_refused(store: JobStore) -> None:
     (store.path / "cleanup_config.yaml").write_text(CONFIG)
-    with pytest.raises(ConfigError, match="authorize"):
+    with pytest.raises(ConfigError):
         cleanup_router(Path(store.path / "cleanup_config.yaml"), environ={})

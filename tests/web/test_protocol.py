@@ -1,4 +1,4 @@
-"""How long a connection may take, against a server in the test's own process."""
+"""The limits on connections, against a server in the test's own process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from eemtcleanupd.web import protocol as connection
+from eemtcleanupd.web import protocol
 from eemtcleanupd.web.supervisor import open_address
 from eemtcleanupd.web.worker import HttpServer
 
@@ -17,18 +17,18 @@ ANSWER = b"HTTP/1.1 200 OK"
 
 
 async def slow(scope: object, receive: Callable[[], object], send: Callable[[object], object]) -> None:
-    """Answer later than a request may take to arrive."""
+    """Answer after more time than a request has to arrive."""
     while (await receive()).get("more_body"):  # type: ignore[misc]
         pass
-    await asyncio.sleep(3 * connection.ARRIVAL_SECONDS)
+    await asyncio.sleep(3 * protocol.REQUEST_TIMEOUT_SECONDS)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})  # type: ignore[misc]
     await send({"type": "http.response.body", "body": b"ok"})  # type: ignore[misc]
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpServer]:
-    monkeypatch.setattr(connection, "ARRIVAL_SECONDS", 0.1)
-    monkeypatch.setattr(connection, "MOST", 5)
+    monkeypatch.setattr(protocol, "REQUEST_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 5)
     server = HttpServer(slow, open_address("127.0.0.1:0", 0))  # type: ignore[arg-type]
     server.start()
     yield server
@@ -40,16 +40,18 @@ def connect(server: HttpServer) -> socket.socket:
 
 
 @pytest.mark.parametrize(
-    "begun", [b"", b"GET / HTTP/1.1\r\nHost: lo", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"]
+    "start", [b"", b"GET / HTTP/1.1\r\nHost: lo", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"]
 )
-def test_a_request_that_does_not_arrive_ends_its_connection(server: HttpServer, begun: bytes) -> None:
+def test_a_connection_without_a_complete_request_is_closed_after_the_timeout(
+    server: HttpServer, start: bytes
+) -> None:
     with connect(server) as client:
-        client.sendall(begun)
+        client.sendall(start)
         with suppress(ConnectionResetError):
             assert client.recv(100) == b""
 
 
-def test_an_answer_may_take_long_and_the_connection_serves_again(server: HttpServer) -> None:
+def test_a_slow_answer_does_not_time_out_and_the_connection_can_be_used_again(server: HttpServer) -> None:
     with connect(server) as client:
         for _ in range(2):
             client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -59,8 +61,10 @@ def test_an_answer_may_take_long_and_the_connection_serves_again(server: HttpSer
             assert answer.startswith(ANSWER)
 
 
-def test_the_longest_idle_makes_room(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "ARRIVAL_SECONDS", 30.0)
+def test_above_the_limit_the_longest_idle_connections_are_closed(
+    server: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "REQUEST_TIMEOUT_SECONDS", 30.0)
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(server)) for _ in range(12)]
         for client in clients[:7]:
@@ -72,11 +76,11 @@ def test_the_longest_idle_makes_room(server: HttpServer, monkeypatch: pytest.Mon
                 client.recv(1)
 
 
-def test_small_answers_do_not_wait_for_more(server: HttpServer) -> None:
-    """asyncio sets TCP_NODELAY only where the socket names its protocol."""
+def test_small_answers_are_sent_without_delay(server: HttpServer) -> None:
+    """asyncio sets TCP_NODELAY only if the socket names its protocol."""
     with connect(server) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         client.recv(1)
-        (made,) = server.uvicorn.server_state.connections
-        accepted = made.transport.get_extra_info("socket")
+        (connection,) = server.uvicorn.server_state.connections
+        accepted = connection.transport.get_extra_info("socket")
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -1,0 +1,472 @@
+"""The HTTP contract, against a running daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+import requests
+import trustme
+
+from tests.cleanup.conftest import JobStore
+from tests.web.conftest import RunningDaemon, eemtcleanupd, eventually, free_port, start
+
+WRONG = "eemt_wrong"
+
+
+def test_a_cleanup_answers_with_what_it_cleaned(daemon: RunningDaemon) -> None:
+    answer = daemon.request("POST", "/api/cleanup")
+    assert answer.status_code == 200
+    result = answer.json()
+    assert result["success"] is True
+    assert result["cleaned_jobs"] == {"successful": 1, "failed": 1}
+    assert set(result["space_freed"]) == {"bytes", "human_readable"}
+    assert result["space_freed"]["bytes"] > 0
+    assert {job["job_id"] for job in result["details"]} == {"a", "b"}
+    for job in result["details"]:
+        assert {"job_id", "status", "age_days", "space_freed"} <= set(job)
+    assert daemon.store.cleaned() == {"a", "b"}
+    assert daemon.store.results("young").exists()
+    run = daemon.get(f"/api/cleanup/runs/{result['run_id']}")
+    assert (run["trigger"], run["successful"], run["failed"]) == ("api", 1, 1)
+    assert {job["job_id"] for job in run["details"]} == {"a", "b"}
+    assert daemon.get("/api/cleanup/runs")["runs"][0]["run_id"] == result["run_id"]
+    assert '"user": "clean"' in daemon.audit()
+
+
+def test_a_dry_run_and_the_plan_are_equal_and_change_nothing(daemon: RunningDaemon) -> None:
+    before = daemon.store.snapshot()
+    dry = daemon.request("POST", "/api/cleanup", {"dry_run": True}).json()
+    plan = daemon.get("/api/cleanup/plan")
+    assert dry["details"] == plan["details"]
+    assert {job["job_id"] for job in plan["details"]} == {"a", "b"}
+    assert plan["dry_run"] is True
+    assert daemon.store.snapshot() == before
+
+
+def test_the_body_changes_the_retention_for_one_run(daemon: RunningDaemon) -> None:
+    result = daemon.request(
+        "POST", "/api/cleanup", {"success_retention_hours": 1, "failed_retention_hours": 9000}
+    ).json()
+    assert {job["job_id"] for job in result["details"]} == {"a", "young"}
+    assert daemon.store.results("b").exists()
+    result = daemon.request("POST", "/api/cleanup").json()
+    assert {job["job_id"] for job in result["details"]} == {"b"}
+
+
+def test_an_asynchronous_run_has_its_own_url(daemon: RunningDaemon) -> None:
+    answer = daemon.request("POST", "/api/cleanup", Prefer="respond-async")
+    assert answer.status_code == 202
+    url = answer.headers["Location"]
+    assert answer.json()["url"] == url
+    while daemon.get(url)["finished_at"] is None:
+        pass
+    assert daemon.get(url)["outcome"] == "success"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"success_retention_hours": -1}, "success_retention_hours"),
+        ({"failed_retention_hours": "12"}, "failed_retention_hours"),
+        ({"dry_run": "yes"}, "dry_run"),
+        ({"dryrun": True}, "dryrun"),
+        ([], "body"),
+    ],
+)
+def test_invalid_input_names_the_field_and_changes_nothing(
+    daemon: RunningDaemon, body: object, field: str
+) -> None:
+    before = daemon.store.snapshot()
+    answer = daemon.request("POST", "/api/cleanup", body)
+    assert answer.status_code == 422
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert [error["field"] for error in answer.json()["errors"]] == [field]
+    assert daemon.store.snapshot() == before
+
+
+READ_PATHS = [
+    "/api/cleanup/plan",
+    "/api/cleanup/status",
+    "/api/cleanup/runs",
+    "/api/cleanup/runs/x",
+    "/api/cleanup/events",
+]
+READ_PATHS += ["/api/cleanup/holds", "/api/cleanup/trash", "/metrics", "/"]
+
+
+@pytest.mark.parametrize("path", READ_PATHS)
+def test_reading_needs_a_token(daemon: RunningDaemon, path: str) -> None:
+    without = daemon.request("GET", path, token=None)
+    assert without.status_code == 401
+    wrong = daemon.request("GET", path, token=WRONG)
+    assert wrong.status_code == 403
+    assert [entry["details"]["request"] for entry in daemon.refusals()] == [f"GET {path}"] * 2
+    assert {entry["ip_address"] for entry in daemon.refusals()} == {"127.0.0.1"}
+
+
+def test_a_cached_answer_needs_read_scope(daemon: RunningDaemon) -> None:
+    paths = [f"/api/cleanup/{name}" for name in ("status", "runs", "plan", "holds", "trash")] + ["/metrics"]
+    first = {path: daemon.request("GET", path) for path in paths}
+    again = {path: daemon.request("GET", path, token="read") for path in paths}
+    assert {path: answer.status_code for path, answer in again.items()} == dict.fromkeys(paths, 200)
+    media_types = [
+        {path: answer.headers["Content-Type"] for path, answer in answers.items()}
+        for answers in (first, again)
+    ]
+    assert media_types[0] == media_types[1]
+    assert all("default-src 'none'" in answer.headers["Content-Security-Policy"] for answer in again.values())
+    daemon.revoke("read")
+    codes = {
+        daemon.request("GET", path, token=token).status_code for path in paths for token in ("read", WRONG)
+    }
+    assert codes == {403}
+    assert {daemon.request("GET", path, token=None).status_code for path in paths} == {401}
+    assert len(daemon.refusals()) == 3 * len(paths)
+
+
+CHANGE_PATHS: dict[str, dict[str, str]] = {
+    "/api/cleanup": {},
+    "/api/cleanup/holds": {"job_id": "a"},
+    "/api/cleanup/holds/release": {"job_id": "a"},
+    "/api/cleanup/trash/restore": {"job_id": "a"},
+}
+
+
+@pytest.mark.parametrize("path", CHANGE_PATHS)
+def test_changes_need_clean_scope(daemon: RunningDaemon, path: str) -> None:
+    eemtcleanupd(daemon.store, "token", "add", "old", "--scope", "clean", "--days", "0")
+    before = daemon.store.snapshot()
+    codes = [
+        daemon.request("POST", path, CHANGE_PATHS[path], token=token).status_code
+        for token in (None, WRONG, "read")
+    ]
+    assert codes == [401, 403, 403]
+    assert daemon.store.snapshot() == before
+    assert len(daemon.refusals()) == 3
+
+
+def test_an_expired_or_revoked_token_is_refused_at_once(daemon: RunningDaemon) -> None:
+    old = eemtcleanupd(daemon.store, "token", "add", "old", "--scope", "clean", "--days", "0").split()[-1]
+    assert daemon.request("POST", "/api/cleanup", token=old).status_code == 403
+    assert daemon.refusals()[-1]["user"] == "old"
+    eemtcleanupd(daemon.store, "token", "revoke", "read")
+    assert daemon.request("GET", "/api/cleanup/status", token="read").status_code == 403
+
+
+def test_only_health_needs_no_token(daemon: RunningDaemon) -> None:
+    assert daemon.request("GET", "/healthz", token=None).json() == {"status": "ok"}
+    # Probes of Kubernetes use the address of the pod.
+    for address in ("10.1.2.3:5001", "[fd00::7]:5001"):
+        assert daemon.request("GET", "/healthz", token=None, Host=address).status_code == 200
+
+
+def test_a_foreign_host_is_refused_and_audited(daemon: RunningDaemon) -> None:
+    before = daemon.store.snapshot()
+    answer = daemon.request("POST", "/api/cleanup", Host="evil.example")
+    assert answer.status_code == 421
+    assert daemon.store.snapshot() == before
+    assert "evil.example" in daemon.refusals()[-1]["details"]["reason"]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_of_a_hundred_megabytes_is_refused(daemon: RunningDaemon, *, chunked: bool) -> None:
+    before = daemon.store.snapshot()
+
+    def body() -> object:
+        chunk = b" " * 100_000
+        return (chunk for _ in range(1000)) if chunked else chunk * 1000
+
+    with contextlib.suppress(
+        requests.ConnectionError
+    ):  # the server may close the connection before it has read the body
+        answer = requests.post(
+            f"{daemon.url}/api/cleanup",
+            data=body(),  # type: ignore[arg-type]
+            headers={"Authorization": f"Bearer {daemon.tokens['clean']}"},
+            timeout=60,
+        )
+        assert answer.status_code == 413
+    assert "65536" in daemon.refusals()[-1]["details"]["reason"]
+    assert daemon.store.snapshot() == before
+
+
+def test_an_address_is_throttled_after_many_refusals_but_valid_requests_are_not(
+    daemon: RunningDaemon,
+) -> None:
+    codes = [daemon.request("GET", "/api/cleanup/status", token=WRONG).status_code for _ in range(65)]
+    assert codes[0] == 403
+    assert codes[-1] == 429
+    assert len(daemon.refusals()) == 61
+    assert daemon.request("GET", "/api/cleanup/status").status_code == 200
+
+
+def test_no_token_is_in_a_log_or_in_the_token_file(daemon: RunningDaemon) -> None:
+    daemon.request("POST", "/api/cleanup")
+    daemon.request("GET", "/api/cleanup/status", token=WRONG)
+    written = b"".join(path.read_bytes() for path in daemon.store.path.rglob("*") if path.is_file())
+    for token in (*daemon.tokens.values(), WRONG):
+        assert token.encode() not in written
+
+
+def test_answers_have_security_headers(daemon: RunningDaemon) -> None:
+    headers = daemon.request("GET", "/").headers
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert "unsafe" not in headers["Content-Security-Policy"]
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Cache-Control"] == "no-store"
+    assert "server" not in {name.lower() for name in headers}
+
+
+def test_a_hold_keeps_a_job_until_it_is_released(daemon: RunningDaemon) -> None:
+    assert daemon.request("POST", "/api/cleanup/holds", {"job_id": "a", "reason": "paper"}).status_code == 201
+    (held,) = daemon.get("/api/cleanup/holds")["holds"]
+    assert (held["job_id"], held["reason"], held["owner"]) == ("a", "paper", "clean")
+    assert [job["job_id"] for job in daemon.request("POST", "/api/cleanup").json()["details"]] == ["b"]
+    assert daemon.request("POST", "/api/cleanup/holds/release", {"job_id": "a"}).status_code == 200
+    assert daemon.request("POST", "/api/cleanup/holds/release", {"job_id": "a"}).status_code == 404
+    assert [job["job_id"] for job in daemon.request("POST", "/api/cleanup").json()["details"]] == ["a"]
+
+
+def test_a_hold_that_comes_too_late_has_a_warning(daemon: RunningDaemon) -> None:
+    def warning(job_id: str) -> str | None:
+        answer: dict[str, str | None] = daemon.request(
+            "POST", "/api/cleanup/holds", {"job_id": job_id}
+        ).json()
+        return answer["warning"]
+
+    assert warning("b") is None
+    daemon.request("POST", "/api/cleanup")
+    cleaned, unknown = warning("a"), warning("nobody")
+    assert cleaned is not None
+    assert unknown is not None
+    assert "nobody" in unknown
+    assert unknown.replace("nobody", "a") != cleaned
+
+
+def test_a_hold_is_set_with_a_warning_if_the_jobs_cannot_be_read(daemon: RunningDaemon) -> None:
+    with contextlib.closing(sqlite3.connect(daemon.store.path / "jobs.db")) as database:
+        database.execute("ALTER TABLE jobs RENAME TO moved")
+    answer = daemon.request("POST", "/api/cleanup/holds", {"job_id": "b"})
+    assert (answer.status_code, answer.json()["job_id"]) == (201, "b")
+    assert "jobs" in answer.json()["warning"]
+    assert [hold["job_id"] for hold in daemon.get("/api/cleanup/holds")["holds"]] == ["b"]
+
+
+def test_a_job_is_restored_from_the_trash(daemon_with_trash: RunningDaemon) -> None:
+    daemon = daemon_with_trash
+    daemon.request("POST", "/api/cleanup")
+    whole, part = daemon.get("/api/cleanup/trash"), daemon.get("/api/cleanup/trash?limit=1")
+    assert {job["job_id"] for job in whole["trash"]} == {"a", "b"}
+    assert (whole["more"], len(part["trash"]), part["more"]) == (False, 1, True)
+    assert not daemon.get("/api/cleanup/trash?limit=2")["more"]
+    result = daemon.request("POST", "/api/cleanup/trash/restore", {"job_id": "a"}).json()
+    assert sorted(result["restored"]) == ["results/a/", "uploads/dem.tif"]
+    assert daemon.store.results("a").exists()
+    assert daemon.request("POST", "/api/cleanup/trash/restore", {"job_id": "a"}).status_code == 409
+
+
+def test_metrics_count_runs_and_cleaned_jobs(daemon: RunningDaemon) -> None:
+    daemon.request("POST", "/api/cleanup")
+    text = daemon.request("GET", "/metrics").text
+    assert re.search(r"^eemt_cleanup_runs_total 1\.0$", text, re.MULTILINE)
+    assert 'eemt_jobs_cleaned_total{status="completed"} 1.0' in text
+
+
+def test_the_page_of_a_run_shows_what_it_did(daemon: RunningDaemon) -> None:
+    run_id = daemon.request("POST", "/api/cleanup").json()["run_id"]
+    page = daemon.request("GET", f"/runs/{run_id}")
+    assert page.status_code == 200
+    for text in ("dem.tif", "completed", "failed", "cleaned"):
+        assert text in page.text
+    assert daemon.request("GET", "/runs/nothing").status_code == 404
+    assert daemon.request("GET", f"/runs/{run_id}", token=None).status_code == 401
+
+
+def test_progress_is_streamed_until_the_run_ends(store: JobStore) -> None:
+    for job in range(30):
+        store.job(f"slow{job}", files=4)
+    daemon = start(store, "performance: {max_deletes_per_second: 60, batch_size: 2}\n")
+    headers = {"Authorization": f"Bearer {daemon.tokens['read']}"}
+    url = f"{daemon.url}/api/cleanup/events"
+    with requests.get(url, headers=headers, stream=True, timeout=60) as stream:
+        lines = stream.iter_lines(decode_unicode=True)
+        assert next(lines) == "event: idle"
+        assert daemon.request("POST", "/api/cleanup", Prefer="respond-async").status_code == 202
+        assert daemon.request("POST", "/api/cleanup").status_code == 409
+        progress: list[dict[str, int]] = []
+        for line in lines:
+            if line == "event: progress":
+                progress.append(json.loads(next(lines).removeprefix("data: ")))
+            elif line == "event: idle" and progress:
+                break
+    done = [event["jobs_done"] for event in progress]
+    assert done == sorted(done)
+    assert {event["jobs_total"] for event in progress} >= {32}
+    assert max(event["bytes_freed"] for event in progress) > 0
+    daemon.stop()
+
+
+def test_the_event_stream_can_end_after_one_event(daemon: RunningDaemon) -> None:
+    answer = requests.get(
+        f"{daemon.url}/api/cleanup/events?once=true",
+        headers={"Authorization": f"Bearer {daemon.tokens['read']}"},
+        timeout=30,
+    )
+    assert answer.headers["Content-Type"].startswith("text/event-stream")
+    assert answer.text == "event: idle\ndata: null\n\n"
+
+
+def test_a_run_while_the_lock_is_held_is_a_conflict(daemon: RunningDaemon) -> None:
+    lock = daemon.store.path / "jobs.db.eemtcleanupd.lock"
+    import fcntl
+
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        answer = daemon.request("POST", "/api/cleanup")
+    assert answer.status_code == 409
+    assert daemon.request("POST", "/api/cleanup").status_code == 200
+
+
+def test_simultaneous_requests_never_clean_a_job_twice(daemon: RunningDaemon) -> None:
+    codes: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: codes.append(daemon.request("POST", "/api/cleanup").status_code))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(codes) <= {200, 409}
+    assert 200 in codes
+    cleaned = daemon.store.sql("SELECT job_id FROM cleanup_log WHERE action = 'cleaned'")
+    assert sorted(str(row[0]) for row in cleaned) == ["a", "b"]
+
+
+def test_without_a_token_the_daemon_refuses_a_network_address(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    store = JobStore(tmp_path / "bare")
+    (store.path / "cleanup_config.yaml").write_text(
+        "api: {enabled: true, listen: '127.0.0.1:1', tokens_file: t}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "eemtcleanupd", "run"],
+        cwd=store.path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "token add" in done.stderr
+
+
+def test_a_unix_socket_has_the_configured_mode_and_needs_tokens(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "s")
+    store.job("a")
+    address = tmp_path / "api.sock"
+    daemon = start(store, listen=f"unix:{address}")
+    try:
+        request = b"GET /api/cleanup/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%s\r\n"
+
+        def connect() -> None:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(address))
+
+        eventually(connect)
+        assert address.stat().st_mode & 0o777 == 0o660
+        answers = []
+        for more in (b"", f"Authorization: Bearer {daemon.tokens['read']}\r\n".encode()):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(address))
+                client.sendall(request % more)
+                answers.append(client.makefile("rb").read().split()[1])
+        assert answers == [b"401", b"200"]
+        file = store.path / "cleanup_config.yaml"
+        file.write_text(file.read_text().replace("enabled: true", "enabled: true, socket_mode: '0600'"))
+        eemtcleanupd(store, "reload")
+        assert address.stat().st_mode & 0o777 == 0o600
+    finally:
+        daemon.stop()
+    assert not address.exists()
+
+
+def test_a_reload_changes_the_address_unless_it_is_invalid(daemon: RunningDaemon) -> None:
+    file = daemon.store.path / "cleanup_config.yaml"
+    old, port = file.read_text(), free_port()
+    file.write_text(re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:1x", old))
+    assert daemon.request("GET", "/api/cleanup/status").status_code == 200
+    file.write_text(re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{port}", old))
+    eemtcleanupd(daemon.store, "reload")
+    daemon.url = f"http://127.0.0.1:{port}"
+    assert daemon.request("GET", "/api/cleanup/status").status_code == 200
+
+
+def test_tls_uses_a_renewed_certificate_after_a_reload(store: JobStore, tmp_path: Path) -> None:
+    def issue() -> None:
+        authority = trustme.CA()
+        certificate = authority.issue_cert("localhost")
+        certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+        certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+
+    issue()
+    port = free_port()
+    daemon = start(
+        store,
+        listen=f"127.0.0.1:{port}",
+        api=f"tls_cert_file: {tmp_path}/cert.pem, tls_key_file: {tmp_path}/key.pem",
+    )
+    try:
+        headers = {"Authorization": f"Bearer {daemon.tokens['read']}"}
+        url = f"https://localhost:{port}/api/cleanup/status"
+
+        def status() -> int:
+            return requests.get(url, headers=headers, verify=str(tmp_path / "ca.pem"), timeout=10).status_code
+
+        eventually(lambda: socket.create_connection(("127.0.0.1", port)).close())
+        assert status() == 200
+        issue()
+        with pytest.raises(requests.exceptions.SSLError):
+            status()
+        eemtcleanupd(daemon.store, "reload")
+        assert status() == 200
+        file = store.path / "cleanup_config.yaml"
+        file.write_text(re.sub(r", tls_.*pem", "", file.read_text()))
+        eemtcleanupd(daemon.store, "reload")  # the same address, without TLS
+        assert requests.get(url.replace("https", "http"), headers=headers, timeout=10).status_code == 200
+    finally:
+        daemon.stop()
+
+
+@pytest.mark.parametrize(("trusted", "address"), [("127.0.0.1", "203.0.113.9"), ("192.0.2.1", "127.0.0.1")])
+def test_only_a_trusted_proxy_can_set_the_clients_address(
+    store: JobStore, trusted: str, address: str
+) -> None:
+    daemon = start(store, api=f"trusted_proxies: ['{trusted}']")
+    daemon.request("GET", "/api/cleanup/status", token=WRONG, X_Forwarded_For="198.51.100.7, 203.0.113.9")
+    assert [entry["ip_address"] for entry in daemon.refusals()] == [address]
+    daemon.stop()
+
+
+def test_another_sites_page_cannot_use_the_session_cookie(daemon: RunningDaemon) -> None:
+    with requests.Session() as browser:
+        browser.post(f"{daemon.url}/login", data={"token": daemon.tokens["clean"]}, timeout=10)
+        assert browser.get(f"{daemon.url}/api/cleanup/status", timeout=10).status_code == 200
+        for origin in ("https://evil.example", "null", None):
+            headers = {} if origin is None else {"Origin": origin}
+            assert browser.post(f"{daemon.url}/api/cleanup", headers=headers, timeout=10).status_code == 403
+        assert daemon.store.results("a").exists()
+        own = browser.post(f"{daemon.url}/api/cleanup", headers={"Origin": daemon.url}, timeout=60)
+        assert own.status_code == 200
+        eemtcleanupd(daemon.store, "token", "revoke", "clean")
+        assert browser.get(f"{daemon.url}/api/cleanup/status", timeout=10).status_code == 401
