@@ -148,14 +148,8 @@ class Authenticator:
 
     def _refuse(self, request: Request, refusal: _Refusal) -> NoReturn:
         """Record a refusal and raise it."""
-        is_throttled = self.record_refusal(
-            request.method,
-            request.url.path,
-            refusal.detail,
-            user=refusal.user,
-            address=client_address(request),
-        )
-        if is_throttled:
+        path, address = request.url.path, client_address(request)
+        if self.record_refusal(request.method, path, refusal.detail, address, user=refusal.user):
             raise http_error(429, THROTTLED, Retry_After="60")
         raise http_error(refusal.status, refusal.detail, **refusal.headers)
 

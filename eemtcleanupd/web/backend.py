@@ -1,4 +1,7 @@
-"""Backends of the HTTP interface: the daemon over IPC, or the job store alone when mounted elsewhere."""
+"""Backends of the HTTP interface: the daemon over IPC, or the job store alone when mounted elsewhere.
+
+Methods that are not coroutines can block, so the routes call them in threads.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,17 @@ import itertools
 import threading
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from dataclasses import asdict
+from datetime import datetime
 from io import BytesIO
 from os import fdopen
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from eemtcleanupd.cleanup import Progress, RunRequest, clean
 from eemtcleanupd.clock import monotonic_seconds, system_clock
 from eemtcleanupd.config import Config, Loaded
+from eemtcleanupd.daemon.status import RunStatus
 from eemtcleanupd.daemon.status_document import overview
 from eemtcleanupd.delivery import Dispatcher
 from eemtcleanupd.errors import CleanupError, LockHeldError
@@ -36,41 +42,6 @@ from eemtcleanupd.web.ipc import (
 
 _HEARTBEAT_LIMIT_SECONDS = 90.0
 _DRAIN_SECONDS = 30.0
-
-
-class Backend(Protocol):
-    """What the routes need.  All methods except coroutines can block, so the routes call them in threads."""
-
-    @property
-    def loaded(self) -> Loaded:
-        """The configuration in force, with the origin of each value."""
-
-    @property
-    def config(self) -> Config:
-        """The configuration in force."""
-
-    @property
-    def plugins(self) -> Plugins:
-        """The plugins in force."""
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether answers that take long must end."""
-
-    def run(self, run: ApiRun) -> None:
-        """Start a run."""
-
-    def overview(self) -> dict[str, Any]:
-        """Return the status of the daemon and the job store."""
-
-    def metrics(self) -> bytes:
-        """Return the metrics in Prometheus' text format."""
-
-    async def progress(self) -> dict[str, Any] | None:
-        """Return the progress of the current run, None if there is none."""
-
-    async def is_alive(self) -> bool:
-        """Return whether the scheduler responds."""
 
 
 class DaemonBackend:
@@ -173,15 +144,7 @@ class DaemonBackend:
     async def progress(self) -> dict[str, Any] | None:
         """Return the progress of the daemon's run."""
         run = (await self._await_state()).status.run
-        if run is None:
-            return None
-        return {
-            "trigger": run.trigger,
-            "started_at": run.started_at.isoformat(),
-            "jobs_done": run.jobs_done,
-            "jobs_total": run.jobs_total,
-            "bytes_freed": run.bytes_freed,
-        }
+        return None if run is None else _progress_document(run)
 
     async def is_alive(self) -> bool:
         """Return whether the daemon's loop has run recently."""
@@ -204,7 +167,7 @@ class LocalBackend:
         self._file = file
         self._environ = environ
         self._lock = threading.Lock()
-        self._running: tuple[Progress, str] | None = None
+        self._running: tuple[Progress, datetime] | None = None
         self._read()
 
     def _read(self) -> None:
@@ -233,7 +196,7 @@ class LocalBackend:
                 run.on_finished(LockHeldError("Another run is in progress. Try again when it has finished."))
                 return
             progress = Progress()
-            self._running = (progress, system_clock().isoformat())
+            self._running = (progress, system_clock())
         threading.Thread(target=self._run, args=(run, progress), name="run (api)").start()
 
     def _run(self, run: ApiRun, progress: Progress) -> None:
@@ -281,14 +244,18 @@ class LocalBackend:
         if running is None:
             return None
         progress, started_at = running
-        return {
-            "trigger": Trigger.API,
-            "started_at": started_at,
-            "jobs_done": progress.jobs_done,
-            "jobs_total": progress.jobs_total,
-            "bytes_freed": 0 if progress.pool is None else progress.pool.bytes_freed,
-        }
+        bytes_freed = 0 if progress.pool is None else progress.pool.bytes_freed
+        return _progress_document(
+            RunStatus(Trigger.API, started_at, progress.jobs_done, progress.jobs_total, bytes_freed)
+        )
 
     async def is_alive(self) -> bool:
         """Return true: there is no scheduler."""
         return True
+
+
+Backend = DaemonBackend | LocalBackend
+
+
+def _progress_document(run: RunStatus) -> dict[str, Any]:
+    return {**asdict(run), "started_at": run.started_at.isoformat()}

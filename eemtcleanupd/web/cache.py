@@ -28,11 +28,7 @@ class _Answer(NamedTuple):
 
 
 class ResponseCache:
-    """Bounded cache of answers.  Only :meth:`clear` is safe outside the event loop, so no lock is needed.
-
-    Args:
-        elapsed: a monotonic clock, in seconds.
-    """
+    """Bounded cache.  Only :meth:`clear` is called outside the event loop, so no lock is needed."""
 
     def __init__(self, elapsed: Callable[[], float] = monotonic_seconds) -> None:
         self._elapsed = elapsed
@@ -117,13 +113,7 @@ def _put_last(entries: dict[Hashable, _T], key: Hashable, value: _T) -> None:
 
 
 class CacheMiddleware:
-    """Serves fresh cached answers to clients with read scope; passes all other requests to the routes.
-
-    Args:
-        app: the routes.
-        cache: the answers.
-        authenticator: decides which clients have read scope.
-    """
+    """Serves fresh cached answers to clients with read scope; passes all other requests to the routes."""
 
     def __init__(self, app: ASGIApp, cache: ResponseCache, authenticator: Authenticator) -> None:
         self._app = app

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
 from itertools import islice
@@ -18,6 +18,7 @@ from eemtcleanupd.policy.forecast import full_at
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.history import LogEntry
 from eemtcleanupd.store.ledger import Ledger
+from eemtcleanupd.store.runs import RunRecord
 from eemtcleanupd.web.backend import Backend
 from eemtcleanupd.web.context import open_ledger
 from eemtcleanupd.web.routes.queries import run_with_details
@@ -27,11 +28,7 @@ _CHART_WIDTH, _CHART_HEIGHT = 600, 120
 
 
 class DashboardData:
-    """Collects the values of the dashboard page.
-
-    Args:
-        backend: the source of the status and the configuration.
-    """
+    """Collects the values of the dashboard page."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -66,12 +63,7 @@ class DashboardData:
         with open_ledger(config) as ledger:
             if ledger is not None:
                 values["runs"] = [
-                    {
-                        **run_document(run),
-                        "failed_jobs": self._errors_of(ledger, run.id)
-                        if run.errors and run.finished_at
-                        else [],
-                    }
+                    {**run_document(run), "failed_jobs": self._errors_of(ledger, run)}
                     for run in ledger.runs(_MAX_RUNS)
                 ]
                 values["holds"] = ledger.all_holds()[:_MAX_JOBS]
@@ -85,14 +77,16 @@ class DashboardData:
                     values["full_at"] = full_at([(point.at, point.free_bytes) for point in trend])
         return values
 
-    def _errors_of(self, ledger: Ledger, run_id: str) -> list[LogEntry]:
+    def _errors_of(self, ledger: Ledger, run: RunRecord) -> list[LogEntry]:
         """Return the first errors of a finished run; they are read once."""
-        if run_id not in self._errors:
-            failed = (entry for entry in ledger.log_entries(run_id) if entry.action == "failed")
+        if not (run.errors and run.finished_at):
+            return []
+        if run.id not in self._errors:
+            failed = (entry for entry in ledger.log_entries(run.id) if entry.action == "failed")
             if len(self._errors) > 10 * _MAX_RUNS:
                 self._errors.clear()
-            self._errors[run_id] = list(islice(failed, _MAX_ERRORS))
-        return self._errors[run_id]
+            self._errors[run.id] = list(islice(failed, _MAX_ERRORS))
+        return self._errors[run.id]
 
 
 def run_page_data(config: Config, run_id: str) -> dict[str, Any]:
@@ -117,15 +111,10 @@ def _largest_first(plan: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return {**summary, "jobs": len(jobs)}, jobs[:_MAX_JOBS]
 
 
-def _settings(loaded: Loaded) -> list[tuple[str, str, str]]:
-    return [
-        (
-            setting.key,
-            setting.value if isinstance(setting.value, str) else json.dumps(setting.value),
-            setting.origin,
-        )
-        for setting in loaded.settings()
-    ]
+def _settings(loaded: Loaded) -> Iterator[tuple[str, str, str]]:
+    for setting in loaded.settings():
+        value = setting.value
+        yield setting.key, value if isinstance(value, str) else json.dumps(value), setting.origin
 
 
 def _chart(points: Sequence[StoragePoint], values: Sequence[int]) -> dict[str, Any] | None:

@@ -22,7 +22,6 @@ from eemtcleanupd.daemon.status import DaemonStatus, status_from_dict, status_to
 from eemtcleanupd.errors import CleanupError
 
 _MAX_REQUEST_BYTES = 1 << 20
-SEND_TIMEOUT_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +123,11 @@ class DaemonChannel:
         send_timeout_seconds: how long a worker that does not read can delay the daemon.
     """
 
-    def __init__(self, connection: Connection, send_timeout_seconds: int = SEND_TIMEOUT_SECONDS) -> None:
+    def __init__(self, connection: Connection, send_timeout_seconds: int = 5) -> None:
         self._connection = connection
         self._lock = threading.Lock()
         self._socket = socket.socket(fileno=os.dup(connection.fileno()))
-        # socket(7): seconds and microseconds.
-        timeout = struct.pack("ll", send_timeout_seconds, 0)
+        timeout = struct.pack("ll", send_timeout_seconds, 0)  # socket(7): seconds and microseconds
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
 
     def send(self, message: DaemonMessage, file: int | None = None) -> None:

@@ -50,20 +50,14 @@ class _Body(BaseModel):
 class CleanupBody(_Body):
     """Options of a run; all are optional."""
 
-    dry_run: bool = Field(
-        False, description="Report what a run would clean, without cleaning.", examples=[True]
-    )
+    dry_run: bool = Field(False, description="Only report what would be cleaned.", examples=[True])
     success_retention_hours: Hours | None = Field(
-        None,
-        description="Retention of successful jobs in hours, instead of the configured one.",
-        examples=[168],
+        None, description="Hours to keep successful jobs, instead of the configured ones.", examples=[168]
     )
     failed_retention_hours: Hours | None = Field(
-        None, description="Retention of failed jobs in hours, instead of the configured one.", examples=[12]
+        None, description="Hours to keep failed jobs, instead of the configured ones.", examples=[12]
     )
-    force: bool = Field(
-        False, description="Override the breakers for the clock and the share of jobs, but no other rule."
-    )
+    force: bool = Field(False, description="Override the breakers for the clock and the share of jobs only.")
 
 
 class JobCounts(BaseModel):

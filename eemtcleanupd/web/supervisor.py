@@ -108,9 +108,9 @@ class HttpInterface:
             log.info("The HTTP interface listens on %s", worker.api.listen)
         if previous is not None:
             previous.stop()
-            address = previous.api.listen
-            if address.startswith(UNIX) and (worker is None or worker.api.listen != address):
-                Path(address.removeprefix(UNIX)).unlink(missing_ok=True)
+            path = _unix_path(previous.api.listen)
+            if path is not None and (worker is None or worker.api.listen != previous.api.listen):
+                path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Stop listening."""
@@ -140,8 +140,8 @@ def open_address(listen: str, mode: int) -> socket.socket:
         ConfigError: the address cannot be opened.
     """
     try:
-        if listen.startswith(UNIX):
-            return _open_unix(Path(listen.removeprefix(UNIX)), mode)
+        if (path := _unix_path(listen)) is not None:
+            return _open_unix(path, mode)
         host, _, port = listen.rpartition(":")
         bare = host.strip("[]")
         family = socket.AF_INET6 if ":" in bare else socket.AF_INET
@@ -181,8 +181,13 @@ def _open_unix(path: Path, mode: int) -> socket.socket:
     return listening
 
 
+def _unix_path(listen: str) -> Path | None:
+    return Path(listen.removeprefix(UNIX)) if listen.startswith(UNIX) else None
+
+
 def _is_removed(listen: str) -> bool:
-    return listen.startswith(UNIX) and not Path(listen.removeprefix(UNIX)).exists()
+    path = _unix_path(listen)
+    return path is not None and not path.exists()
 
 
 def _mode(api: ApiConfig) -> int:
@@ -214,8 +219,8 @@ class _WorkerProcess:
 
     def reload(self, loaded: Loaded) -> None:
         """Put another configuration in force, with a renewed certificate if there is one."""
-        if self.api.listen.startswith(UNIX):
-            Path(self.api.listen.removeprefix(UNIX)).chmod(_mode(loaded.config.api))
+        if (path := _unix_path(self.api.listen)) is not None:
+            path.chmod(_mode(loaded.config.api))
         with self._lock:
             self._loaded = loaded
             self._reloaded.clear()
@@ -312,8 +317,8 @@ class _WorkerProcess:
             case {"reloaded": True}:
                 self._reloaded.set()
             case {"request": "state", "number": int(number)}:
-                state = StateReply(number, self._daemon.status(), self._daemon.seconds_since_heartbeat())
-                channel.send(state)
+                age = self._daemon.seconds_since_heartbeat()
+                channel.send(StateReply(number, self._daemon.status(), age))
             case {"request": "metrics", "number": int(number)}:
                 plugin = self._daemon.plugins.plugin("prometheus")
                 text = "" if plugin is None else plugin.exposition().decode()
@@ -325,8 +330,9 @@ class _WorkerProcess:
 
     def _request_run(self, channel: DaemonChannel, number: int, user: str, body: CleanupBody) -> None:
         if not self._run_slots.acquire(blocking=False):
-            error = LockHeldError("Too many runs are requested. Try again later.")
-            channel.send(ApiRunFinished(number, error))
+            channel.send(
+                ApiRunFinished(number, LockHeldError("Too many runs are requested. Try again later."))
+            )
             return
 
         def on_finished(outcome: Outcome) -> None:

@@ -96,13 +96,7 @@ def _stop(server: HttpServer) -> None:
 
 
 class HttpServer:
-    """Uvicorn with :class:`BoundedH11Protocol`, in its own thread.
-
-    Args:
-        app: the ASGI application.
-        listening: the listening socket.
-        tls: the TLS context, None without TLS.
-    """
+    """Uvicorn with :class:`BoundedH11Protocol` on a listening socket, in its own thread."""
 
     def __init__(self, app: ASGIApp, listening: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         self.socket = listening

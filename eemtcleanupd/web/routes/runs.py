@@ -21,13 +21,7 @@ from eemtcleanupd.web.api_run import ApiRun, Outcome, run_document
 from eemtcleanupd.web.auth import Caller
 from eemtcleanupd.web.backend import Backend
 from eemtcleanupd.web.context import ApiContext
-from eemtcleanupd.web.problems import (
-    COMMON_ERRORS,
-    AsciiJsonResponse,
-    FieldProblem,
-    error_responses,
-    problem,
-)
+from eemtcleanupd.web.problems import COMMON_ERRORS, AsciiJsonResponse, FieldProblem, error_responses, problem
 from eemtcleanupd.web.schemas import CleanupAnswer, CleanupBody, RunAccepted
 
 log = logging.getLogger(__name__)
@@ -65,9 +59,7 @@ def add_run_routes(router: APIRouter, context: ApiContext) -> None:
         if options.dry_run or backend.config.dry_run:
             config = backend.config.with_retention(*retention)
             async with dry_run_lock:
-                return _answer(
-                    await asyncio.to_thread(dry_run, backend, config, caller.name, force=options.force)
-                )
+                return _answer(await asyncio.to_thread(dry_run, backend, config, caller.name, options.force))
         await asyncio.to_thread(_audit_run, context, caller, options)
         loop = asyncio.get_running_loop()
         started: asyncio.Future[str] = loop.create_future()
@@ -77,15 +69,10 @@ def add_run_routes(router: APIRouter, context: ApiContext) -> None:
             cache.clear()
             _set_result(loop, finished, outcome)
 
-        backend.run(
-            ApiRun(
-                caller.name,
-                retention,
-                options.force,
-                lambda run_id: _set_result(loop, started, run_id),
-                on_finished,
-            )
-        )
+        def on_started(run_id: str) -> None:
+            _set_result(loop, started, run_id)
+
+        backend.run(ApiRun(caller.name, retention, options.force, on_started, on_finished))
         if "respond-async" in prefer.lower():
             await asyncio.wait((started, finished), return_when=asyncio.FIRST_COMPLETED)
             if started.done():
@@ -102,7 +89,7 @@ def _audit_run(context: ApiContext, caller: Caller, options: CleanupBody) -> Non
     context.audit(caller, "http_cleanup", body=options.model_dump())
 
 
-def dry_run(backend: Backend, config: Config, user: str, *, force: bool = False) -> IO[str] | CleanupError:
+def dry_run(backend: Backend, config: Config, user: str, force: bool) -> IO[str] | CleanupError:
     """Return the document of a dry run."""
     with closing(RunDocument()) as document:
         clean(
