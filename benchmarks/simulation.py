@@ -23,7 +23,7 @@ from rich.table import Table
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion.dask_task import SLICE_SECONDS
 from eemtcleanupd.deletion.rate_limit import DeletionControls
-from eemtcleanupd.deletion.tree import empty_folder
+from eemtcleanupd.deletion.tree import FolderTask, empty_folder
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 _THREADS = 4
@@ -93,14 +93,12 @@ def _file_cost(item: Path, files: int) -> float:
     fd = os.open(item, os.O_RDONLY | os.O_DIRECTORY)
     controls = DeletionControls(StopFlag())
     began = time.thread_time()
-    tally = empty_folder(
-        fd, "job", label="job", device=item.stat().st_dev, controls=controls, found=lambda *_: None
-    )
+    stats = empty_folder(fd, FolderTask("job", "job", item.stat().st_dev), controls, lambda *_: None)
     seconds = time.thread_time() - began
     controls.close()
     os.close(fd)
-    if tally.files != files:
-        raise SystemExit(f"only {tally.files} of {files} files were removed: {tally.errors}")
+    if stats.files != files:
+        raise SystemExit(f"Only {stats.files} of {files} files were removed: {stats.errors}")
     return seconds / files
 
 

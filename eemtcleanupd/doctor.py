@@ -19,7 +19,8 @@ from eemtcleanupd.cleanup.ballast import ballast_bytes
 from eemtcleanupd.cleanup.session import open_roots
 from eemtcleanupd.config import Loaded
 from eemtcleanupd.daemon.status import read_status, time_with_distance
-from eemtcleanupd.deletion.blockers import Blockers, disk_usage
+from eemtcleanupd.deletion.blockers import Blockers
+from eemtcleanupd.deletion.filesystem import disk_usage
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.errors import BackupError, CleanupError
 from eemtcleanupd.formatting import human_size, printable

@@ -1,1 +1,1 @@
-"""Backups of jobs: the archive format, its compression, and the folder that holds the archives."""
+"""Backups of jobs: the archive format, its compression, and the folder of the archives."""

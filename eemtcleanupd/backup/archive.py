@@ -1,10 +1,11 @@
-"""One archive for one job: written, read back and unpacked.
+"""Archives of jobs: writes, verifies and unpacks one archive for one job.
 
-A tar file, compressed as a whole: first ``job.json``, then the artifacts under ``results/``, ``uploads/`` and
-``temp/``, last ``manifest.jsonl`` with a line for each member (the SHA-256 and the size of a file).  The
-manifest comes last because it says what was copied, not what lay there before; to verify is to read the
-members, write the manifest anew and compare.  Names, modes, owners and times stand in no manifest: the
-checksum of the compression covers them.  Memory grows with neither files nor sizes.
+An archive is a compressed tar file.  It contains ``job.json``, then the artifacts under ``results/``,
+``uploads/`` and ``temp/``, then ``manifest.jsonl`` with one line for each member (for a file: SHA-256 and
+size).  The manifest is last because it describes what was copied, not what was there before.  Verification
+reads the members, builds the manifest again and compares both.  The manifest does not contain modes, owners
+and times; the checksum of the compression covers them.  Memory use grows neither with the number of files nor
+with their sizes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
-from eemtcleanupd.backup.compression import compressed, decompressed, zstd_error
+from eemtcleanupd.backup.compression import DAMAGE_ERRORS, compressed, decompressed
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.walk import Folder, walk
 from eemtcleanupd.errors import BackupError
@@ -32,14 +33,14 @@ from eemtcleanupd.model import RootName
 HEAD: Final = "job.json"
 MANIFEST: Final = "manifest.jsonl"
 _FORMAT = 1
-# Linux takes no longer path in one call, and some of it goes to the folder where it is unpacked.
-_LONGEST_PATH = 3500
+# Linux limits a path to 4096 bytes, and the folder for unpacking needs some of them.
+_MAX_PATH_BYTES = 3500
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Whose data an archive has; ``backed_up_at`` is ISO 8601 in UTC, ``artifacts`` are labels."""
+    """The job of an archive; ``backed_up_at`` is ISO 8601 in UTC, ``artifacts`` are labels."""
 
     job_id: str
     status: str
@@ -54,7 +55,7 @@ class Head:
 
 @dataclass(slots=True)
 class Contents:
-    """What an archive has: the bytes of its files, and how many files."""
+    """The content of an archive: the number of its files and their total size."""
 
     head: Head
     files: int = 0
@@ -66,17 +67,17 @@ def write(
 ) -> Contents:
     """Write an archive.
 
-    Sockets and devices have no content and are left out.
+    Sockets and devices have no content and are skipped.
 
     Args:
         target: an empty file.
-        ending: how it is compressed, one of :data:`compression.ENDINGS`.
-        head: whose data it is.
+        ending: the file name extension, which selects the compression; one of :data:`compression.ENDINGS`.
+        head: the job.
         artifacts: roots and the names of their entries.
         scratch: a folder for a temporary file.
 
     Raises:
-        BackupError: something cannot be read, or changed while it was copied.
+        BackupError: an entry cannot be read, or changed during the copy.
         OSError: the archive cannot be written.
     """
     contents = Contents(head)
@@ -110,76 +111,77 @@ class _Writer:
         self._links: dict[tuple[int, int], str] = {}
 
     def add(self, root: Root, name: str) -> None:
-        """Add an entry of a root with all that is below it."""
-        self._links = {}  # a hard link leads only to what comes back together with it
+        """Add an entry of a root with everything below it."""
+        self._links = {}  # a hard link must refer to a member that is restored with it
         base = str(root.name)
 
         def visit(folder: Folder, entry: os.DirEntry[str]) -> None:
-            self._entry(root, folder.fd, entry.name, f"{base}/{folder.path}/{entry.name}")
+            self._add_entry(root, folder.fd, entry.name, f"{base}/{folder.path}/{entry.name}")
 
         def enter(folder: Folder) -> None:
-            self._member(_info(f"{base}/{folder.path}", folder.status, tarfile.DIRTYPE), {"type": "folder"})
+            info = _info(f"{base}/{folder.path}", folder.status, tarfile.DIRTYPE)
+            self._add_member(info, {"type": "folder"})
 
         status = os.stat(name, dir_fd=root.fd, follow_symlinks=False)
         if not stat.S_ISDIR(status.st_mode):
-            self._entry(root, root.fd, name, f"{base}/{name}")
+            self._add_entry(root, root.fd, name, f"{base}/{name}")
         elif failed := walk(root, name, visit, enter=enter):
-            raise BackupError(f"{failed} folders of {base}/{printable(name)} cannot be read")
+            raise BackupError(f"Cannot read {failed} folders of {base}/{printable(name)}.")
 
-    def _entry(self, root: Root, folder_fd: int, name: str, path: str) -> None:
+    def _add_entry(self, root: Root, folder_fd: int, name: str, path: str) -> None:
         try:
             status = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
             if stat.S_ISREG(status.st_mode):
-                self._file(root, folder_fd, name, path)
+                self._add_file(root, folder_fd, name, path)
             elif stat.S_ISLNK(status.st_mode):
                 info = _info(path, status, tarfile.SYMTYPE)
                 info.linkname = os.readlink(name, dir_fd=folder_fd)
-                self._member(info, {"type": "symlink", "target": info.linkname})
+                self._add_member(info, {"type": "symlink", "target": info.linkname})
             elif stat.S_ISFIFO(status.st_mode):
-                self._member(_info(path, status, tarfile.FIFOTYPE), {"type": "fifo"})
+                self._add_member(_info(path, status, tarfile.FIFOTYPE), {"type": "fifo"})
         except OSError as error:
-            raise BackupError(f"{printable(path)} cannot be copied: {error.strerror or error}") from error
+            raise BackupError(f"Cannot copy {printable(path)}: {error.strerror or error}.") from error
 
-    def _file(self, root: Root, folder_fd: int, name: str, path: str) -> None:
+    def _add_file(self, root: Root, folder_fd: int, name: str, path: str) -> None:
         with os.fdopen(os.open(name, _OPEN_FILE, dir_fd=folder_fd), "rb", buffering=0) as file:
             before = os.fstat(file.fileno())
             if not stat.S_ISREG(before.st_mode) or before.st_dev != root.device:
-                raise BackupError(f"{printable(path)} changed while it was copied")
+                raise BackupError(f"{printable(path)} changed during the copy.")
             known = self._links.get((before.st_dev, before.st_ino)) if before.st_nlink > 1 else None
             if known is not None:
                 info = _info(path, before, tarfile.LNKTYPE)
                 info.linkname = known
-                self._member(info, {"type": "hardlink", "target": known})
+                self._add_member(info, {"type": "hardlink", "target": known})
                 return
             if before.st_nlink > 1:
                 self._links[before.st_dev, before.st_ino] = path
             info = _info(path, before, tarfile.REGTYPE)
             info.size = before.st_size
             hashing = _Hashing(file)
-            self._member(info, None, hashing)
+            self._add_member(info, None, hashing)
             after = os.fstat(file.fileno())
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-                raise BackupError(f"{printable(path)} changed while it was copied")
-            self._note(path, _file_line(before.st_size, hashing))
+                raise BackupError(f"{printable(path)} changed during the copy.")
+            self._add_line(path, _file_line(before.st_size, hashing))
             self._contents.files += 1
             self._contents.bytes += before.st_size
 
-    def _member(
+    def _add_member(
         self, info: tarfile.TarInfo, line: dict[str, Any] | None, file: _Hashing | None = None
     ) -> None:
-        if len(os.fsencode(info.name)) > _LONGEST_PATH:
-            raise BackupError(f"a path is too long to be restored: {printable(info.name)[:80]}…")
+        if len(os.fsencode(info.name)) > _MAX_PATH_BYTES:
+            raise BackupError(f"This path is too long to be restored: {printable(info.name)[:80]}…")
         self._tar.addfile(info, file)  # type: ignore[arg-type]
-        self._tar.members.clear()  # type: ignore[attr-defined]  # else each stays in memory
+        self._tar.members.clear()  # type: ignore[attr-defined]  # frees the memory of each member
         if line is not None:
-            self._note(info.name, line)
+            self._add_line(info.name, line)
 
-    def _note(self, path: str, line: dict[str, Any]) -> None:
+    def _add_line(self, path: str, line: dict[str, Any]) -> None:
         self._manifest.write(_line(path, line))
 
 
 class _Hashing:
-    """Reads a file and hashes what was read."""
+    """Reads a file and hashes the data that was read."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -209,42 +211,38 @@ def _file_line(size: int, hashing: _Hashing) -> dict[str, Any]:
 
 
 def read_head(path: Path) -> Head:
-    """Return whose data an archive has.
+    """Return the job of an archive.
 
     Raises:
-        BackupError: it is no archive of ours, or damaged.
+        BackupError: the file is not an archive of this program, or is damaged.
     """
-    with _members(path) as (members, _):
-        return next(members)[1]
+    with _opened(path) as (_, head, _):
+        return head
 
 
 def verify(path: Path) -> Contents:
     """Read an archive to its end and compare every member with the manifest.
 
     Raises:
-        BackupError: it is damaged; which member is the first that is wrong.
+        BackupError: the archive is damaged; the message names the first wrong member.
     """
-    with tempfile.TemporaryFile() as seen, _members(path, whole=True) as (members, stream):
-        contents: Contents | None = None
-        for tar, head, info in members:
-            contents = contents or Contents(head)
-            if info is None:
-                continue
+    with tempfile.TemporaryFile() as lines, _opened(path) as (tar, head, stream):
+        contents = Contents(head)
+        for info in _members(tar):
             if info.name == MANIFEST:
-                _compare(path, seen, _extracted(tar, info))
-                while stream.read(1 << 20):
-                    pass  # the checksum of the whole comes last
+                _compare(path, lines, _content(tar, info))
+                _require_end(path, stream, info)
                 return contents
             if info.isreg():
-                hashing = _Hashing(_extracted(tar, info))
+                hashing = _Hashing(_content(tar, info))
                 while hashing.read(1 << 20):
                     pass
                 contents.files += 1
                 contents.bytes += info.size
-                seen.write(_line(info.name, _file_line(info.size, hashing)))
+                lines.write(_line(info.name, _file_line(info.size, hashing)))
             else:
-                seen.write(_line(info.name, _described(info)))
-    raise BackupError(f"{path.name} is damaged: it ends before its manifest")
+                lines.write(_line(info.name, _described(info)))
+    raise BackupError(f"{path.name} is damaged: it ends before its manifest.")
 
 
 def _described(info: tarfile.TarInfo) -> dict[str, Any]:
@@ -255,90 +253,96 @@ def _described(info: tarfile.TarInfo) -> dict[str, Any]:
     return {"type": "fifo"}
 
 
-def _compare(path: Path, seen: IO[bytes], manifest: IO[bytes]) -> None:
-    seen.seek(0)
-    for found in seen:
-        if manifest.readline() != found:
-            name = printable(json.loads(found)["path"])
-            raise BackupError(f"{path.name} is damaged: {name} is not what its manifest says")
+def _compare(path: Path, lines: IO[bytes], manifest: IO[bytes]) -> None:
+    lines.seek(0)
+    for line in lines:
+        if manifest.readline() != line:
+            name = printable(json.loads(line)["path"])
+            raise BackupError(f"{path.name} is damaged: {name} differs from the manifest.")
     if manifest.read(1):
-        raise BackupError(f"{path.name} is damaged: a member of its manifest is missing")
+        raise BackupError(f"{path.name} is damaged: a member of its manifest is missing.")
 
 
-def _extracted(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+def _require_end(path: Path, stream: IO[bytes], last: tarfile.TarInfo) -> None:
+    """Read the rest of the stream, because the checksum is at its end; refuse data after the tar file."""
+    while stream.read(1 << 20):
+        pass
+    blocks = -(-last.size // tarfile.BLOCKSIZE) + 2  # a tar file ends with two empty blocks
+    records = -(-(last.offset_data + blocks * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE)
+    if stream.tell() != records * tarfile.RECORDSIZE:
+        raise BackupError(f"{path.name} is damaged: its length is wrong.")
+
+
+def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
     file = tar.extractfile(info)
     if file is None:
-        raise BackupError(f"{printable(info.name)} is no file")
+        raise BackupError(f"{printable(info.name)} is not a file.")
     return file
 
 
 @contextlib.contextmanager
-def _members(
-    path: Path, *, whole: bool = False
-) -> Iterator[tuple[Iterator[tuple[tarfile.TarFile, Head, tarfile.TarInfo | None]], IO[bytes]]]:
-    """Give the members of an archive in order, the first time with None for the head, and what it reads.
-
-    With ``whole`` one that lost its end is refused at once.
-    """
-
-    def read(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarFile, Head, tarfile.TarInfo | None]]:
-        first = tar.next()
-        if first is None or first.name != HEAD:
-            raise BackupError(f"{path.name} is no backup of eemtcleanupd")
-        head = _parsed(path, _extracted(tar, first).read())
-        yield tar, head, None
-        while (info := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]
-            yield tar, head, info
-
+def _opened(path: Path) -> Iterator[tuple[tarfile.TarFile, Head, IO[bytes]]]:
+    """Open an archive and read its head; give also the decompressed stream."""
     try:
         with (
             path.open("rb") as source,
-            decompressed(source, path.name, whole=whole) as stream,
+            decompressed(source, path.name) as stream,
             tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as tar,
         ):
             tar.errorlevel = 1
-            yield read(tar), stream
+            yield tar, _first_member(path, tar), stream
     except BackupError:
         raise
     except OSError as error:
-        # gzip's own errors come without a number.
-        words = error.strerror or f"it is damaged ({error})"
-        raise BackupError(f"{path.name} cannot be read: {words}") from error
-    except (tarfile.TarError, EOFError, ValueError, zstd_error()) as error:
-        raise BackupError(f"{path.name} is damaged: {printable(str(error))}") from error
+        # Errors of gzip have no number.
+        reason = error.strerror or f"it is damaged ({error})"
+        raise BackupError(f"Cannot read {path.name}: {reason}.") from error
+    except (tarfile.TarError, *DAMAGE_ERRORS) as error:
+        raise BackupError(f"{path.name} is damaged: {printable(str(error))}.") from error
 
 
-def _parsed(path: Path, text: bytes) -> Head:
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    while (info := tar.next()) is not None:
+        tar.members.clear()  # type: ignore[attr-defined]
+        yield info
+
+
+def _first_member(path: Path, tar: tarfile.TarFile) -> Head:
+    info = tar.next()
+    if info is None or info.name != HEAD:
+        raise BackupError(f"{path.name} is not a backup of eemtcleanupd.")
+    text = _content(tar, info).read()
     try:
         fields = json.loads(text)
         if fields["format"] != _FORMAT:
-            raise BackupError(f"{path.name} was written by a later version (format {fields['format']})")
-        head = Head(**{**fields, "artifacts": tuple(fields["artifacts"])})
+            raise BackupError(
+                f"{path.name} was written by a later version (format {fields['format']}). "
+                "Update eemtcleanupd to read it."
+            )
+        return Head(**{**fields, "artifacts": tuple(fields["artifacts"])})
     except (ValueError, TypeError, KeyError) as error:
-        raise BackupError(f"{path.name} is damaged: its {HEAD} cannot be read") from error
-    return head
+        raise BackupError(f"{path.name} is damaged: cannot read its {HEAD}.") from error
 
 
 @dataclass(slots=True)
 class _Unpacking:
-    """Folders get their mode, owner and time last: unpacking into them would change these."""
+    """Unpacks members; sets mode, owner and time of folders last, since unpacking into them changes these."""
 
     folders: list[tuple[str, tarfile.TarInfo]] = field(default_factory=list)
 
-    def take(self, tar: tarfile.TarFile, info: tarfile.TarInfo, place: Path, rest: str) -> None:
-        target = os.path.join(place, rest)  # noqa: PTH118  (names that are not UTF-8 and long ones)
+    def extract(self, tar: tarfile.TarFile, info: tarfile.TarInfo, destination: Path, relative: str) -> None:
+        target = os.path.join(destination, relative)  # noqa: PTH118  (names that are not UTF-8 and long ones)
         parent = os.path.dirname(target)  # noqa: PTH120
         if os.path.realpath(parent) != parent:
-            raise BackupError(f"{printable(info.name)} lies below a link")
-        info.name = rest
+            raise BackupError(f"{printable(info.name)} is below a link.")
+        info.name = relative
         if info.isdir():
             os.mkdir(target, 0o700)  # noqa: PTH102
             self.folders.append((target, info))
             return
         if info.islnk():
-            info.linkname = _below(info.linkname)[2]
-        tar.extract(info, str(place), numeric_owner=True)
+            info.linkname = _split_name(info.linkname)[2]
+        tar.extract(info, str(destination), numeric_owner=True)
 
     def finish(self, tar: tarfile.TarFile) -> None:
         for target, info in reversed(self.folders):
@@ -348,35 +352,33 @@ class _Unpacking:
 
 
 def unpack(path: Path, place_of: Callable[[RootName, str], Path | None]) -> None:
-    """Unpack an archive that has been verified, with owners (as root), modes and times.
+    """Unpack a verified archive, with owners (as root), modes and times.
 
     Args:
         path: the archive.
-        place_of: says into which folder, which only we can write to, the artifact of a root goes; None to
-            leave it out.
+        place_of: returns the folder for an artifact of a root, or None to skip it.  Only this user may have
+            write access to that folder.
 
     Raises:
-        BackupError: it cannot be read, or something cannot be written; what was unpacked is left there.
+        BackupError: the archive cannot be read, or an entry cannot be written; unpacked entries stay.
     """
     unpacking = _Unpacking()
-    with _members(path) as (members, _stream):
-        for tar, _, info in members:
-            if info is None:
-                continue
+    with _opened(path) as (tar, _, _):
+        # Python 3.14 filters members by default; a verified archive must come back unchanged.
+        tar.extraction_filter = lambda member, _path: member
+        for info in _members(tar):
             if info.name == MANIFEST:
                 unpacking.finish(tar)
                 return
-            # Older versions of Python know no filters; what is unpacked is ours and was verified.
-            tar.extraction_filter = lambda member, _path: member
-            root, name, rest = _below(info.name)
-            place = place_of(root, name)
-            if place is not None:
-                unpacking.take(tar, info, place, rest)
+            root, name, relative = _split_name(info.name)
+            destination = place_of(root, name)
+            if destination is not None:
+                unpacking.extract(tar, info, destination, relative)
 
 
-def _below(name: str) -> tuple[RootName, str, str]:
+def _split_name(name: str) -> tuple[RootName, str, str]:
     """Split a member's name into root, artifact, and the path below the root."""
     parts = PurePosixPath(name).parts
     if len(parts) < 2 or ".." in parts or parts[0] not in set(RootName):
-        raise BackupError(f"a member has a name that it cannot have: {printable(name)}")
+        raise BackupError(f"The archive has a member with an invalid name: {printable(name)}.")
     return RootName(parts[0]), parts[1], "/".join(parts[1:])

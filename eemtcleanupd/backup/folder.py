@@ -1,4 +1,4 @@
-"""The folder of the backups: one archive for each time that a job was cleaned."""
+"""The backup folder: contains one archive for each time that a job was cleaned."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"(?P<job>[^.@][^@]*)@(?P<time>\d{8}T\d{12})Z\.tar\.(?:zst|gz)")
 _TIME = "%Y%m%dT%H%M%S%f"
-_LONGEST_ID = 150
+_MAX_ID_LENGTH = 150
 _PART = ".part"
 _PART_AGE = timedelta(days=2)
 
 
 @dataclass(frozen=True, slots=True)
 class BackupFile:
-    """An archive; ``job_id`` is as its name has it, of a very long one only the beginning."""
+    """An archive; ``job_id`` comes from the file name, which has only the start of a very long id."""
 
     path: Path
     job_id: str
@@ -41,7 +41,7 @@ class BackupFolder:
     """The folder of the backups.
 
     Args:
-        path: where it is; it is made when the first backup is.
+        path: the folder; the first backup creates it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,20 +50,20 @@ class BackupFolder:
     def add(
         self, head: Head, ending: str, made_at: datetime, artifacts: Sequence[tuple[Root, str]]
     ) -> Contents:
-        """Write a backup, and read it back from the disk before it gets its name.
+        """Write a backup, and verify it from the disk before it gets its final name.
 
         Args:
-            head: whose data it is.
+            head: the job.
             ending: one of :data:`compression.ENDINGS`.
-            made_at: the present, aware.
+            made_at: the current time, aware.
             artifacts: roots and the names of their entries.
 
         Raises:
-            BackupError: it could not be written whole; nothing of it is left.
+            BackupError: the backup could not be completed; nothing of it is left.
         """
         self._prepare()
         name = f"{_stem(head.job_id)}@{made_at.astimezone(UTC):{_TIME}}Z.{ending}"
-        # The ending stays last: it says how to read.
+        # The ending stays last, because it selects the decompression.
         temporary = self.path / f"{_PART}.{name}"
         try:
             descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -71,58 +71,59 @@ class BackupFolder:
                 written = archive.write(file, ending, head, artifacts, scratch=self.path)
                 file.flush()
                 os.fsync(file.fileno())
-                # What is read back must come from the disk and not from memory.
+                # The verification must read from the disk, not from the page cache.
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             _require_same(archive.verify(temporary), written)
             temporary.rename(self.path / name)
             _sync_folder(self.path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            raise BackupError(f"a backup cannot be written to {self.path}: {error.strerror}") from error
+            raise BackupError(f"Cannot write a backup to {self.path}: {error.strerror}.") from error
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         return written
 
     def _prepare(self) -> None:
-        """Make the folder, and refuse one that others could change."""
+        """Create the folder, and refuse one that other users can change."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise BackupError(f"the folder {self.path} cannot be made: {error.strerror}") from error
+            raise BackupError(f"Cannot create the backup folder {self.path}: {error.strerror}.") from error
         self.require_safe(self.path)
 
     def require_safe(self, path: Path) -> None:
-        """Refuse a folder or a file that others could have changed.
+        """Refuse a folder or a file that other users can change.
 
         Raises:
-            BackupError: it belongs to another user, can be written by others, or cannot be looked at.
+            BackupError: another user owns it or can write to it, or its status cannot be read.
         """
         try:
             status = path.stat()
         except OSError as error:
-            raise BackupError(f"{path}: {error.strerror}") from error
+            raise BackupError(f"Cannot check the backup {path}: {error.strerror}.") from error
+        advice = "Only the cleanup user may have access to backups (mode 0700)."
         if status.st_uid not in {os.geteuid(), 0}:
-            raise BackupError(f"{path} belongs to user {status.st_uid}: backups must be ours alone")
+            raise BackupError(f"The backup {path} belongs to user {status.st_uid}. {advice}")
         if status.st_mode & 0o022:
-            raise BackupError(f"{path} can be written by others: backups must be ours alone (mode 0700)")
+            raise BackupError(f"The backup {path} is writable by other users. {advice}")
 
     def all(self, job_id: str | None = None) -> list[BackupFile]:
-        """Return the backups of all jobs, or of one, the oldest first.
+        """Return the backups of all jobs or of one job, oldest first.
 
         Raises:
             BackupError: the folder cannot be read.
         """
         try:
-            found = list(self._listed())
+            backups = list(self._listed())
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise BackupError(f"the folder {self.path} cannot be read: {error.strerror}") from error
+            raise BackupError(f"Cannot read the backup folder {self.path}: {error.strerror}.") from error
         if job_id is not None:
             stem = _stem(job_id)
-            found = [each for each in found if each.path.name.partition("@")[0] == stem]
-        return sorted(found, key=lambda each: (each.made_at, each.path.name))
+            backups = [backup for backup in backups if backup.path.name.partition("@")[0] == stem]
+        return sorted(backups, key=lambda backup: (backup.made_at, backup.path.name))
 
     def _listed(self) -> Iterator[BackupFile]:
         for entry in os.scandir(self.path):
@@ -138,44 +139,44 @@ class BackupFolder:
                 )
 
     def expire(self, now: datetime, keep: timedelta) -> list[BackupFile]:
-        """Delete the backups that are older than ``keep``, and what an interrupted one left; returns them.
+        """Delete the backups older than ``keep`` and leftovers of interrupted backups; return the backups.
 
         Raises:
             BackupError: the folder cannot be read.
         """
-        gone = []
+        deleted = []
         for backup in self.all():
             if now - backup.made_at <= keep:
                 continue
             try:
                 backup.path.unlink(missing_ok=True)
             except OSError as error:
-                log.warning("The backup %s cannot be deleted: %s", backup.path, error.strerror)
+                log.warning("Cannot delete the backup %s: %s", backup.path, error.strerror)
                 continue
-            gone.append(backup)
+            deleted.append(backup)
         for part in self.path.glob(f"{_PART}.*"):
             if not _NAME.fullmatch(part.name.removeprefix(f"{_PART}.")):
-                continue  # somebody else's
+                continue  # not written by this program
             with suppress(OSError):
                 if now.timestamp() - part.stat().st_mtime > _PART_AGE.total_seconds():
                     part.unlink()
-        return gone
+        return deleted
 
 
 def _stem(job_id: str) -> str:
-    """Return the beginning of the names of a job's backups: its id, in characters that any system takes."""
+    """Return the start of the file names of a job's backups: its id in portable characters."""
     raw = os.fsencode(job_id)
-    quoted = re.sub(r"^\.", "%2E", quote(raw, safe=""))  # with a dot begins what is being written
-    if len(quoted) <= _LONGEST_ID:
+    quoted = re.sub(r"^\.", "%2E", quote(raw, safe=""))  # the names of unfinished backups start with a dot
+    if len(quoted) <= _MAX_ID_LENGTH:
         return quoted
-    # Not in the middle of an escape; "~" stands in no shorter name at this place.
-    beginning = re.sub(r"%.?$", "", quoted[:_LONGEST_ID])
-    return f"{beginning}~{hashlib.sha256(raw).hexdigest()[:32]}"
+    # Do not cut an escape in half.  No short id has "~" at this position.
+    start = re.sub(r"%.?$", "", quoted[:_MAX_ID_LENGTH])
+    return f"{start}~{hashlib.sha256(raw).hexdigest()[:32]}"
 
 
-def _require_same(found: Contents, written: Contents) -> None:
-    if found != written:
-        raise BackupError("what was read back is not what was copied")
+def _require_same(verified: Contents, written: Contents) -> None:
+    if verified != written:
+        raise BackupError("The new backup differs from the data that was copied.")
 
 
 def _sync_folder(path: Path) -> None:

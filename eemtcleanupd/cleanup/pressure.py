@@ -9,7 +9,7 @@ from eemtcleanupd.cleanup.pipeline import Pipeline
 from eemtcleanupd.cleanup.planner import PlannedJob, Planner, Selection
 from eemtcleanupd.cleanup.recovery import purge
 from eemtcleanupd.cleanup.session import StoreSession, job_table
-from eemtcleanupd.deletion.blockers import disk_usage
+from eemtcleanupd.deletion.filesystem import disk_usage
 from eemtcleanupd.events import Warned
 from eemtcleanupd.formatting import human_age
 from eemtcleanupd.model import Decision, RootName

@@ -35,7 +35,7 @@ from eemtcleanupd.cleanup.session import (
 )
 from eemtcleanupd.clock import Clock, system_clock
 from eemtcleanupd.config import Config
-from eemtcleanupd.deletion.blockers import disk_usage
+from eemtcleanupd.deletion.filesystem import disk_usage
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.errors import AuditError, BreakerError, CleanupError
 from eemtcleanupd.events import ArtifactSize, Emit, JobPlanned, RunFailed, RunFinished, RunReport, Warned

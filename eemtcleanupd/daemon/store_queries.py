@@ -15,7 +15,7 @@ from datetime import datetime
 
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
-from eemtcleanupd.deletion.blockers import disk_usage
+from eemtcleanupd.deletion.filesystem import disk_usage
 from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.events import CapacityWarning, Total
 from eemtcleanupd.model import Outcome

@@ -1,1 +1,1 @@
-"""Doing: removal by descriptors, the trash, and the pool of workers."""
+"""Deletion: removal by descriptors, the trash, and the pool of workers."""

@@ -1,9 +1,8 @@
-"""The workers of a dask cluster, as more hands for the pool: ``performance.executor: dask``.
+"""Deletion by the workers of a Dask cluster: ``performance.executor: dask``.
 
-To the pool a cluster looks as its helper processes do: it takes a folder, or says that it cannot, and then
-the folder is removed here.  So nothing that happens to a cluster is an error of a run.  Of a worker that
-dies the scheduler gives the task to another one; what it had removed by then is gone and cannot be
-known, so it is not counted.
+The pool uses a cluster like its helper processes: the cluster removes a folder or declines it, and the pool
+then removes a declined folder itself.  So no failure of a cluster is an error of a run.  When a worker dies,
+the scheduler gives its task to another worker.  What the dead worker removed is unknown and is not counted.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import importlib
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, TimeoutError as NotYetError
+from concurrent.futures import CancelledError, Future, TimeoutError as PendingError
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,25 +20,25 @@ from typing import Any
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.deletion.dask_task import SLICE_SECONDS, ItemLocation, TaskResult, remove_subtree
-from eemtcleanupd.deletion.helper_process import Request
 from eemtcleanupd.deletion.rate_limit import DeletionControls
 from eemtcleanupd.deletion.trash import Trash, read_marker
-from eemtcleanupd.deletion.tree import RemovalStats
+from eemtcleanupd.deletion.tree import FolderTask, OnSubfolder, RemovalStats
 
 log = logging.getLogger(__name__)
 
-_CONNECT_SECONDS = 10
-_LOOK_SECONDS = 2.0  # how often one that waits looks after the cluster
-_ANSWER_SECONDS = 5.0  # how long its scheduler may take to answer
-_PATIENCE_SECONDS = 10.0  # how long a cluster may be without a worker
-
-
-_ALONE = "this machine deletes alone"
+CONNECT_SECONDS = 10.0
+"""The timeout of the connection to the scheduler."""
+CHECK_INTERVAL_SECONDS = 2.0
+"""How often a thread that waits for a task checks the cluster."""
+REPLY_TIMEOUT_SECONDS = 5.0
+"""The timeout for a reply of the scheduler."""
+_NO_WORKER_SECONDS = 10.0  # how long a cluster can be without a worker before it is given up
+_FALLBACK = "This machine deletes alone."
 
 
 @dataclass(frozen=True, slots=True)
 class DaskAddress:
-    """Where the scheduler is (``tls://host:port``), and the files that prove who is who."""
+    """The scheduler's address (``tls://host:port``) and the files for mutual authentication."""
 
     scheduler: str
     ca_file: Path
@@ -48,34 +47,34 @@ class DaskAddress:
 
 
 class DaskExecutor:
-    """A cluster that answers; ``connect`` makes one.
+    """A connected cluster; ``connect`` creates one.
 
     Args:
         client: a ``distributed.Client``.
-        threads: its workers and how many threads each has.
+        threads: the number of threads of each worker.
     """
 
     def __init__(self, client: Any, threads: dict[str, int]) -> None:
         self._client = client
         self._executor: Any = client.get_executor(pure=False)
         self._workers = set(threads)
-        self._unfit: set[str] = set()
+        self._excluded: set[str] = set()
         self._lock = threading.Lock()
-        self._lost = False
-        self._seen_at = monotonic_seconds()
+        self._is_disabled = False
+        self._last_seen = monotonic_seconds()
         self.threads = sum(threads.values())
-        self._free = threading.BoundedSemaphore(self.threads)
+        self._free_threads = threading.BoundedSemaphore(self.threads)
 
     @classmethod
     def connect(cls, address: DaskAddress, warn: Callable[[str], object]) -> DaskExecutor | None:
-        """Return the cluster; None, with a warning to ``warn``, when it cannot be used now."""
+        """Return the cluster, or None after a call of ``warn`` when the cluster cannot be used now."""
         try:
-            # A quarter of a second, and not always installed.
+            # The import takes 250 ms, and the package is optional.
             distributed: Any = importlib.import_module("distributed")
         except ImportError:
-            warn(f"performance.executor: dask needs eemtcleanupd[distributed]; {_ALONE}")
+            warn(f"performance.executor: dask requires eemtcleanupd[distributed]. {_FALLBACK}")
             return None
-        # It tells on stderr, at length, of what is told here in our words.
+        # It writes long tracebacks to stderr; this module logs the same failures in one line.
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
         client = None
         try:
@@ -88,139 +87,142 @@ class DaskExecutor:
             client = distributed.Client(
                 address.scheduler,
                 security=security,
-                timeout=_CONNECT_SECONDS,
+                timeout=CONNECT_SECONDS,
                 set_as_default=False,
                 name="eemtcleanupd",
             )
-            threads = dict(client.sync(client.scheduler.ncores, callback_timeout=_CONNECT_SECONDS))
+            threads = dict(client.sync(client.scheduler.ncores, callback_timeout=CONNECT_SECONDS))
         except Exception as error:
             if client is not None:
                 _close(client)
-            warn(f"the cluster {address.scheduler} does not answer ({_words(error)}); {_ALONE}")
+            warn(f"The Dask cluster {address.scheduler} does not respond: {_first_line(error)}. {_FALLBACK}")
             return None
         if not threads:
             _close(client)
-            warn(f"the cluster {address.scheduler} has no workers; {_ALONE}")
+            warn(f"The Dask cluster {address.scheduler} has no workers. {_FALLBACK}")
             return None
-        log.info("the cluster %s deletes with %d workers", address.scheduler, len(threads))
+        log.info("The Dask cluster %s deletes with %d workers", address.scheduler, len(threads))
         return cls(client, threads)
 
     def empty_folder(
         self,
         trash: Trash,
         item: str,
-        request: Request,
+        task: FolderTask,
         controls: DeletionControls,
-        found: Callable[[str, str], object],
+        on_subfolder: OnSubfolder,
     ) -> RemovalStats | None:
         """Let a worker empty a folder of an item.
 
         Returns:
-            What was removed, once ``found`` was handed what is left; None when it is to be done here.
+            What was removed, after ``on_subfolder`` received what is left; None when the cluster declines.
         """
         root = trash.root
         marker = read_marker(root)
-        if self._lost or marker is None or controls.stop.is_set() or not self._free.acquire(blocking=False):
+        if (
+            self._is_disabled
+            or marker is None
+            or controls.stop.is_set()
+            or not self._free_threads.acquire(blocking=False)
+        ):
             return None
-        place = ItemLocation(root.name, str(root.path), root.inode, marker, item)
+        location = ItemLocation(root.name, str(root.path), root.inode, marker, item)
         try:
-            while fit := self._fit():
-                some = {"workers": sorted(fit), "allow_other_workers": False} if self._unfit else {}
+            while usable := self._usable_workers():
+                only = {"workers": sorted(usable), "allow_other_workers": False} if self._excluded else {}
                 limits = replace(
                     controls.limits,
-                    # Nobody keeps count over all machines: each thread gets its share.
+                    # No bucket spans all machines, so each thread gets an equal part of the rate.
                     deletes_per_second=-(-controls.limits.deletes_per_second // self.threads),
                     bytes_per_second=-(-controls.limits.bytes_per_second // self.threads),
-                    nice=0,  # that of a worker is its owner's business
+                    nice=0,  # the owner of a worker sets its priority
                     idle_io=False,
                 )
-                future = self._executor.submit(remove_subtree, place, request, limits, **some)
-                outcome = self._result(future, controls.stop)
-                if outcome is None:
+                future = self._executor.submit(remove_subtree, location, task, limits, **only)
+                result = self._result(future, controls.stop)
+                if result is None:
                     return None
-                if outcome.unusable_reason is None:
-                    for each in outcome.left:
-                        found(*each)
-                    return outcome.tally
-                self._leave_out(outcome)
+                if result.unusable_reason is None:
+                    for name, label in result.left:
+                        on_subfolder(name, label)
+                    return result.stats
+                self._exclude_worker(result)
         except Exception as error:
-            self._lose(_words(error))
+            self._disable(_first_line(error))
         finally:
-            self._free.release()
+            self._free_threads.release()
         return None
 
-    def _fit(self) -> set[str]:
-        """Return the workers that may be asked."""
-        return set() if self._lost else self._workers - self._unfit
+    def _usable_workers(self) -> set[str]:
+        return set() if self._is_disabled else self._workers - self._excluded
 
     def _result(self, future: Future[TaskResult], stop: StopFlag) -> TaskResult | None:
-        """Wait for a task; None when it is given up."""
+        """Wait for a task; return None when it was given up."""
         ends_at = 0.0
         while True:
             try:
                 return future.result(timeout=0.1)
-            except NotYetError:
+            except PendingError:
                 pass
             except CancelledError:
-                self._lose("its scheduler is gone")
+                self._disable("its scheduler ended")
                 return None
             now = monotonic_seconds()
             if stop.is_set():
                 ends_at = ends_at or now + SLICE_SECONDS + 1
-                if now >= ends_at:  # one that has not begun; one that has, ended by itself
+                if now >= ends_at:  # the task never started: a started one has ended by itself
                     future.cancel()
                     return TaskResult("", RemovalStats())
-            elif self._lost or not self._is_alive(now):
+            elif self._is_disabled or not self._is_alive(now):
                 future.cancel()
                 return None
 
     def _is_alive(self, now: float) -> bool:
-        """Look after the workers, every now and then; one thread does it for all."""
-        if now - self._seen_at < _LOOK_SECONDS or not self._lock.acquire(blocking=False):
+        """Check the workers at intervals; one thread does so for all."""
+        if now - self._last_seen < CHECK_INTERVAL_SECONDS or not self._lock.acquire(blocking=False):
             return True
         try:
-            there = self._there()
-            self._tell_gone(there)
-            if there - self._unfit:
-                self._seen_at = now
-                self._workers = there
-            elif now - self._seen_at > _PATIENCE_SECONDS:
-                self._lose("no worker is left")
+            live = self._live_workers()
+            self._log_lost_workers(live)
+            if live - self._excluded:
+                self._last_seen = now
+                self._workers = live
+            elif now - self._last_seen > _NO_WORKER_SECONDS:
+                self._disable("it has no workers left")
         finally:
             self._lock.release()
-        return not self._lost
+        return not self._is_disabled
 
-    def _there(self) -> set[str]:
-        """Return the workers; a scheduler that is frozen keeps its connection, and says nothing."""
-        ask = self._client.scheduler.ncores
-        return set(self._client.sync(ask, callback_timeout=_ANSWER_SECONDS))
+    def _live_workers(self) -> set[str]:
+        """Return the workers; the timeout detects a frozen scheduler, whose connection stays open."""
+        ncores = self._client.scheduler.ncores
+        return set(self._client.sync(ncores, callback_timeout=REPLY_TIMEOUT_SECONDS))
 
-    def _tell_gone(self, there: set[str]) -> None:
-        for worker in sorted(self._workers - there):
+    def _log_lost_workers(self, live: set[str]) -> None:
+        for worker in sorted(self._workers - live):
+            log.warning("Dask worker %s disappeared; its last removals are not counted", worker)
+
+    def _exclude_worker(self, result: TaskResult) -> None:
+        if result.worker not in self._excluded:
             log.warning(
-                "the cluster's worker %s is gone; what it removed last is not counted",
-                worker,
+                "Dask worker %s does not have the job store mounted: %s",
+                result.worker,
+                result.unusable_reason,
             )
+        self._excluded = self._excluded | {result.worker}
+        if not self._workers - self._excluded:
+            self._disable("none of its workers has the job store mounted")
 
-    def _leave_out(self, outcome: TaskResult) -> None:
-        if outcome.worker not in self._unfit:
-            log.warning(
-                "the cluster's worker %s has not the mount: %s", outcome.worker, outcome.unusable_reason
-            )
-        self._unfit = self._unfit | {outcome.worker}
-        if not self._workers - self._unfit:
-            self._lose("none of its workers has the mount")
-
-    def _lose(self, why: str) -> None:
-        if not self._lost:
-            self._lost = True
-            log.warning("the cluster is not used any more (%s); %s", why, _ALONE)
+    def _disable(self, reason: str) -> None:
+        if not self._is_disabled:
+            self._is_disabled = True
+            log.warning("The Dask cluster is no longer used: %s. %s", reason, _FALLBACK)
 
     def close(self) -> None:
-        """Leave the cluster; it has nothing of ours in hand."""
-        if not self._lost:
+        """Disconnect from the cluster, which must not have any task of this run."""
+        if not self._is_disabled:
             with contextlib.suppress(Exception):
-                self._tell_gone(self._there())
+                self._log_lost_workers(self._live_workers())
         _close(self._client)
 
 
@@ -229,5 +231,5 @@ def _close(client: Any) -> None:
         client.close(timeout=5)
 
 
-def _words(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__

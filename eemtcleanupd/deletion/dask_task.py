@@ -1,9 +1,9 @@
-"""What a worker of a cluster does: it removes a subtree of an item, on a mount of its own, for a moment.
+"""The task of a Dask worker: removes a subtree of an item through the worker's own mount, for a few seconds.
 
-A subtree is a folder in a doomed item.  All that a worker is told is where it lies; what it finds there
-must be the same filesystem, or it touches nothing.  A task may be done twice, since what is gone is no
-error, and each file is counted by whoever's unlink took it away.  It ends after a few seconds and
-says what is left, so that a stop need not reach it, and a big tree spreads over all workers.
+A subtree is a folder in an item under deletion.  The worker receives only its location, and touches nothing
+unless it finds the same filesystem there.  A task can run twice: a missing file is no error, and each file is
+counted by the task whose unlink removed it.  A task ends after a few seconds and returns what is left.  So a
+stop need not reach it, and a big tree spreads over all workers.
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ from pathlib import Path
 
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.clock import monotonic_seconds
-from eemtcleanupd.deletion.helper_process import Request
 from eemtcleanupd.deletion.rate_limit import DeletionControls, RateLimits
 from eemtcleanupd.deletion.roots import Root, open_root
 from eemtcleanupd.deletion.trash import read_marker
-from eemtcleanupd.deletion.tree import FOLDER_FLAGS, RemovalStats, empty_folder
+from eemtcleanupd.deletion.tree import FOLDER_FLAGS, FolderTask, RemovalStats, empty_folder
 from eemtcleanupd.errors import RootError
 from eemtcleanupd.model import TRASH_NAME, RootName
 
 SLICE_SECONDS = 2.0
-"""How long a task goes on at most."""
+"""The maximum duration of a task."""
 
 
 @dataclass(frozen=True, slots=True)
 class ItemLocation:
-    """A doomed item, for those who have no descriptor of it: ``inode`` and ``marker`` are its root's."""
+    """The location of an item under deletion; ``inode`` and ``marker`` identify its root."""
 
     root_name: RootName
     root_path: str
@@ -40,16 +39,16 @@ class ItemLocation:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """What a task did: what is left as (name, label), or why this worker can do nothing for this root."""
+    """The result of a task: what is left as (name, label), or why this worker cannot use this root."""
 
     worker: str
-    tally: RemovalStats
+    stats: RemovalStats
     left: tuple[tuple[str, str], ...] = ()
     unusable_reason: str | None = None
 
 
 class _Deadline(StopFlag):
-    """Set by itself after some seconds."""
+    """A flag that sets itself after some seconds."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
@@ -60,35 +59,33 @@ class _Deadline(StopFlag):
 
 
 def remove_subtree(
-    place: ItemLocation, request: Request, limits: RateLimits, seconds: float = SLICE_SECONDS
+    location: ItemLocation, task: FolderTask, limits: RateLimits, seconds: float = SLICE_SECONDS
 ) -> TaskResult:
-    """Remove a folder of an item with everything in it, or as much as goes in some seconds.
+    """Remove a folder of an item and its content, or as much as is possible in some seconds.
 
-    Files that need one hand for all (those of several links, and big ones that go in steps) are moved up
-    into the item, where who sent this task finds them.
+    Files with several links and big files that are truncated gradually require a lock of the run.  They are
+    moved up into the item, where the sender of this task removes them.
     """
     worker = _address()
     root = None
     try:
-        root = open_root(place.root_name, Path(place.root_path))
-        if root.inode != place.inode or read_marker(root) != place.marker:
+        root = open_root(location.root_name, Path(location.root_path))
+        if root.inode != location.inode or read_marker(root) != location.marker:
             return TaskResult(worker, RemovalStats(), unusable_reason=f"{root.path} is another folder there")
-        item_fd = _open_item(root, place.item)
+        item_fd = _open_item(root, location.item)
     except RootError as error:
         return TaskResult(worker, RemovalStats(), unusable_reason=str(error))
-    except FileNotFoundError:  # done by somebody else
+    except FileNotFoundError:  # another worker has removed the item
         return TaskResult(worker, RemovalStats())
     except OSError as error:
-        return TaskResult(
-            worker, RemovalStats(), unusable_reason=f"its trash cannot be opened: {error.strerror}"
-        )
+        return TaskResult(worker, RemovalStats(), unusable_reason=f"cannot open the trash: {error.strerror}")
     finally:
         if root is not None:
             root.close()
-    controls = DeletionControls(_Deadline(seconds), one_hand=False)
+    controls = DeletionControls(_Deadline(seconds), exclusive=False)
     controls.apply(limits)
     try:
-        return TaskResult(worker, *_remove(item_fd, replace(request, device=root.device), controls))
+        return TaskResult(worker, *_remove(item_fd, replace(task, device=root.device), controls))
     finally:
         controls.close()
         os.close(item_fd)
@@ -103,32 +100,24 @@ def _open_item(root: Root, item: str) -> int:
 
 
 def _remove(
-    item_fd: int, request: Request, controls: DeletionControls
+    item_fd: int, task: FolderTask, controls: DeletionControls
 ) -> tuple[RemovalStats, tuple[tuple[str, str], ...]]:
-    tally = RemovalStats()
-    waiting, share = deque([(request.name, request.label)]), request.share
-
-    def found(name: str, label: str) -> None:
-        waiting.append((name, label))
-
+    stats = RemovalStats()
+    waiting = deque([task])
     while waiting:
-        name, label = waiting[0]
-        tally.add(
+        folder = waiting[0]
+        stats.add(
             empty_folder(
                 item_fd,
-                name,
-                label=label,
-                device=request.device,
-                controls=controls,
-                found=found,
-                share=share,
+                folder,
+                controls,
+                lambda name, label: waiting.append(FolderTask(name, label, task.device)),
             )
         )
         if controls.stop.is_set():
-            break  # that folder may be gone; to hand it out once more does no harm
+            break  # that folder might be removed already; a second task for it does no harm
         waiting.popleft()
-        share = None
-    return tally, tuple(waiting)
+    return stats, tuple((folder.name, folder.label) for folder in waiting)
 
 
 def _address() -> str:
@@ -137,4 +126,4 @@ def _address() -> str:
 
         return str(get_worker().address)
     except (ImportError, ValueError):
-        return "here"
+        return "local"

@@ -1,4 +1,4 @@
-"""Logs that outlive their job: kept before anything of the job is moved."""
+"""Preservation of job logs: copies or links them before anything of the job is moved."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.deletion.walk import Folder, walk
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_PART = ".eemtcleanupd.part"  # short, whatever the length of the log's name
+_PART = ".eemtcleanupd.part"  # a constant name, because a long log name has no room for a suffix
 _BLOCK_BYTES = 1 << 20
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
 
@@ -25,27 +25,26 @@ _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOS
 def keep_logs(root: Root, name: str, patterns: Sequence[str], destination: Path) -> int:
     """Keep the log files of a folder of a root.
 
-    A log is linked to its new place where that is possible, so that its space is not counted as freed;
-    else it is copied, written through to the disk and renamed into place.  Where an earlier attempt has
-    kept the same log already nothing happens; a different file of that name is left alone, and the log
-    gets a number behind its name.
+    A log is hard-linked to its new place if possible, so that its space is not counted as freed.  Otherwise
+    it is copied, flushed to the disk and renamed into place.  A log that an earlier attempt kept is skipped.
+    If the place has a different file of that name, the log gets a number after its name.
 
     Args:
         root: the root.
         name: a folder in it.
         patterns: shell patterns of file names (``retention.log_patterns``).
-        destination: the folder that gets them, at their paths below ``name``; it is made.
+        destination: the folder for the logs, at their paths below ``name``; it is created.
 
     Returns:
-        How many logs are kept.
+        The number of kept logs.
 
     Raises:
-        OSError: one could not be kept; nothing of the job was changed.
+        OSError: a log could not be kept; nothing of the job was changed.
     """
-    kept = 0
+    count = 0
 
     def visit(folder: Folder, entry: os.DirEntry[str]) -> None:
-        nonlocal kept
+        nonlocal count
         if not any(fnmatchcase(entry.name, pattern) for pattern in patterns):
             return
         if not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
@@ -58,18 +57,19 @@ def keep_logs(root: Root, name: str, patterns: Sequence[str], destination: Path)
                 os.close(target_fd)
         except OSError as error:
             path = f"{folder.path}/{entry.name}"
-            raise OSError(error.errno, f"the log could not be kept: {error.strerror}", path) from error
-        kept += 1
+            raise OSError(error.errno, f"cannot keep the log: {error.strerror}", path) from error
+        count += 1
 
     if walk(root, name, visit):
-        raise OSError(errno.EIO, "a folder could not be read whole, so its logs cannot be kept", name)
-    return kept
+        raise OSError(errno.EIO, "cannot keep the logs: a folder cannot be read completely", name)
+    return count
 
 
 def _make_folders(base: Path, relative: Sequence[str]) -> int:
-    """Make a base and folders below it, never through a link, and return a descriptor of the last.
+    """Create a base and folders below it, never through a link, and return a descriptor of the last.
 
-    The folder above the base is ours as well (``jobs``, where each job has one), so it is no link either.
+    The parent of the base (``jobs``, which has one folder per job) also belongs to this program and is no
+    link.
     """
     base.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
     fd = os.open(base.parent, FOLDER_FLAGS)
@@ -77,10 +77,10 @@ def _make_folders(base: Path, relative: Sequence[str]) -> int:
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o750, dir_fd=fd)
         try:
-            below = os.open(name, FOLDER_FLAGS, dir_fd=fd)
+            child_fd = os.open(name, FOLDER_FLAGS, dir_fd=fd)
         finally:
             os.close(fd)
-        fd = below
+        fd = child_fd
     return fd
 
 
@@ -88,11 +88,11 @@ def _keep_file(source_fd: int, name: str, target_fd: int) -> None:
     source = os.open(name, _READ, dir_fd=source_fd)
     try:
         if not stat.S_ISREG(os.fstat(source).st_mode):
-            return  # swapped since it was looked at
+            return  # replaced after the check of its type
         for number in itertools.count():
             target = name if number == 0 else f"{name}.{number}"
             try:
-                # Through the descriptor: of the name, somebody could have made a link to elsewhere.
+                # By descriptor, because the name might have become a link to another file.
                 os.link(f"/proc/self/fd/{source}", target, dst_dir_fd=target_fd, follow_symlinks=True)
                 return
             except FileExistsError:
@@ -108,18 +108,18 @@ def _keep_file(source_fd: int, name: str, target_fd: int) -> None:
 
 
 def _is_same(source: int, target_fd: int, target: str) -> bool:
-    """Tell whether a file is the log itself, or a copy of it that an interrupted attempt made."""
+    """Tell whether a file is the log itself, or a copy that an interrupted attempt created."""
     status = os.fstat(source)
-    there = os.stat(target, dir_fd=target_fd, follow_symlinks=False)
-    if os.path.samestat(status, there):
+    target_status = os.stat(target, dir_fd=target_fd, follow_symlinks=False)
+    if os.path.samestat(status, target_status):
         return True
-    if not stat.S_ISREG(there.st_mode) or there.st_size != status.st_size:
+    if not stat.S_ISREG(target_status.st_mode) or target_status.st_size != status.st_size:
         return False
     copy = os.open(target, _READ, dir_fd=target_fd)
-    with os.fdopen(copy, "rb") as ours, os.fdopen(source, "rb", closefd=False) as theirs:
-        theirs.seek(0)
-        while block := theirs.read(_BLOCK_BYTES):
-            if block != ours.read(_BLOCK_BYTES):
+    with os.fdopen(copy, "rb") as kept, os.fdopen(source, "rb", closefd=False) as log:
+        log.seek(0)
+        while block := log.read(_BLOCK_BYTES):
+            if block != kept.read(_BLOCK_BYTES):
                 return False
     return True
 

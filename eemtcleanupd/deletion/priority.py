@@ -1,12 +1,12 @@
-"""The priority of one thread on processor and disk: Linux keeps both for each thread by itself."""
+"""CPU and disk priority of a single thread, which Linux keeps separately for each thread."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
 
-# ioprio_set(2), which the C library does not wrap: its number on each kind of machine, the one of
-# ioprio_get is the next.
+# The number of ioprio_set(2) on each architecture; ioprio_get(2) has the next one.  The C library wraps
+# neither.
 _IOPRIO_SET = {
     "x86_64": 251,
     "i386": 289,
@@ -22,35 +22,39 @@ _IOPRIO_SET = {
 }
 _WHO_PROCESS = 1
 _IDLE = 3 << 13
-"""The class "idle": served when nobody else wants the disk."""
+"""The I/O class "idle": served only when no other process uses the disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Priority:
-    """Niceness (setpriority(2)) and the disk's class and level, as ioprio_set(2) puts them in a number."""
+    """Niceness (setpriority(2)) and I/O priority (class and level as the number of ioprio_set(2))."""
 
     nice: int
     io: int
 
     @classmethod
-    def of_this_thread(cls) -> Priority:
-        """Return what the calling thread has."""
-        return cls(os.getpriority(os.PRIO_PROCESS, 0), max(0, _ioprio(1, _WHO_PROCESS, 0)))
+    def of_thread(cls, thread_id: int = 0) -> Priority:
+        """Return the priority of a thread; 0 is the calling thread."""
+        io = _ioprio(1, _WHO_PROCESS, thread_id)
+        return cls(os.getpriority(os.PRIO_PROCESS, thread_id), max(0, io))
 
     def lowered(self, *, nice: int, idle_io: bool) -> Priority:
-        """Return this priority, or a lower one where that is asked for: never a higher one."""
+        """Return this priority with the lower of both niceness values, and idle I/O if requested."""
         return replace(self, nice=max(self.nice, nice), io=_IDLE if idle_io else self.io)
 
     def apply(self) -> str | None:
-        """Give the calling thread this priority; returns in words what was refused."""
-        now = Priority.of_this_thread()
-        if now.nice != self.nice:
+        """Give the calling thread this priority; return a warning when the system refuses."""
+        current = Priority.of_thread()
+        if current.nice != self.nice:
             try:
                 os.setpriority(os.PRIO_PROCESS, 0, self.nice)
-            except PermissionError:  # to lower it again takes a right (CAP_SYS_NICE) that a user lacks
-                return f"performance.nice cannot go from {now.nice} to {self.nice} before the next run"
-        if now.io != self.io and _ioprio(0, _WHO_PROCESS, 0, self.io) < 0:
-            return "performance.io_priority has no effect: the system refuses it (ioprio_set)"
+            except PermissionError:  # decreasing the niceness requires CAP_SYS_NICE
+                return (
+                    f"performance.nice cannot change from {current.nice} to {self.nice} during a run. "
+                    "The new value applies to the next run."
+                )
+        if current.io != self.io and _ioprio(0, _WHO_PROCESS, 0, self.io) < 0:
+            return "performance.io_priority has no effect: the system refuses it (ioprio_set)."
         return None
 
 

@@ -1,4 +1,4 @@
-"""A lock that keeps out other threads and other processes that have the same file open."""
+"""A lock that excludes other threads and other processes with the same file open."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import fcntl
 import threading
 import time
 
-_PAUSE_SECONDS = 0.001
+_RETRY_SECONDS = 0.001
 
 
 class InterProcessLock:
-    """Held by one thread of one process at a time; each process makes one for all its threads.
+    """A lock that one thread of one process holds at a time; each process creates one for all its threads.
 
     Args:
         fd: the file.
-        byte: which byte of it is locked, so that one file serves several locks (``fcntl`` locks belong to
-            a process, and need no such byte to exist).
+        byte: which byte of the file is locked, so that one file serves several locks.  ``fcntl`` locks belong
+            to a process, and the byte need not exist.
     """
 
     def __init__(self, fd: int, byte: int = 0) -> None:
@@ -37,11 +37,11 @@ class InterProcessLock:
             try:
                 fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, self._byte)
             except OSError as error:
-                # The kernel takes two threads of a process for one (fcntl(2), EDEADLK), and a deadlock for
-                # what is none: whoever holds one of our locks waits for nothing.
+                # The kernel treats two threads of a process as one and so reports false deadlocks (fcntl(2),
+                # EDEADLK).  A real one is impossible, because the holder of such a lock waits for nothing.
                 if error.errno != errno.EDEADLK:
                     raise
-                time.sleep(_PAUSE_SECONDS)
+                time.sleep(_RETRY_SECONDS)
             else:
                 return
 

@@ -1,8 +1,8 @@
-"""How fast a run may delete, and how politely; the same for all its threads and helper processes.
+"""Rate limits and priority of deletion, shared by all threads and helper processes of a run.
 
-The limits lie in memory that all of them share, so that a reload reaches a folder of a million files in
-its middle.  Two buckets lie beside them, of files and of bytes: who removes something pays first, and waits
-until the bucket, which fills at the rate that is allowed, holds what was paid.
+The limits are in shared memory, so a reload reaches a process in the middle of a folder of a million files.
+The memory also contains two token buckets, one for files and one for bytes.  A thread that removes something
+charges the bucket first.  It then waits until the bucket, which refills at the allowed rate, covers the debt.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.deletion.priority import Priority
 from eemtcleanupd.deletion.process_lock import InterProcessLock
 
-_BURST_SECONDS = 0.1  # what a bucket holds: smaller, and short sleeps would not be made up for
-_WORTH_SECONDS = 1e-5  # for less, nobody is sent to sleep
-_SLICE_SECONDS = 0.05  # how late a stop or a new limit may be noticed
+_BURST_SECONDS = 0.1  # the capacity of a bucket; less would not make up for short sleeps
+_MIN_SLEEP_SECONDS = 1e-5
+_SLICE_SECONDS = 0.05  # the longest delay until a stop or a new limit takes effect
 
-# The words of the memory, 64 bits each: one is read or written as a whole.
-_GENERATION, _DELETES, _BYTES, _CHUNK, _NICE, _IDLE, _OWN_NICE, _OWN_IO, _MARK = range(9)
-_LEVELS = {_DELETES: 9, _BYTES: 11}  # the level of each bucket; when it was so is the word behind
-_WORDS = 13
+# The slots of the shared memory, 64 bits each: each is read and written atomically.
+_GENERATION, _DELETES, _BYTES, _CHUNK, _NICE, _IDLE, _OWN_NICE, _OWN_IO, _PREFIX = range(9)
+_LEVELS = {_DELETES: 9, _BYTES: 11}  # the level of each bucket; the next slot has its time
+_SLOTS = 13
 _BUCKETS_BYTE = 0
-# One lock for all would be waited for by all where each file has several links.
-_LINKS_LOCKS = 64
+# With a single lock, all threads would wait for it wherever every file has several links.
+_LINK_LOCKS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class RateLimits:
-    """What ``performance:`` says of how fast to delete; 0: no limit, and ``nice`` as the process is."""
+    """The limits of ``performance:``; 0 means no limit, and for ``nice`` the niceness of the process."""
 
     deletes_per_second: int = 0
     bytes_per_second: int = 0
@@ -45,103 +45,103 @@ class RateLimits:
 
 
 class _ThreadState(threading.local):
-    """Which limits a thread has taken its priority from."""
+    """The generation of limits that set a thread's current priority."""
 
     generation = 0.0
 
 
 class DeletionControls:
-    """What those who delete in one run share: when to stop, how fast to go, locks for hard links.
+    """State shared by everything that deletes in one run: the stop flag, rate limits, locks for hard links.
 
     Args:
         stop: ends the work.
-        fd: the memory that another process shares (``fd`` of its controls); else a new one.
-        one_hand: False where others whom no lock reaches work on the same tree; then files that all must
-            agree on are left to one of them.
+        fd: the memory of another process (``fd`` of its controls); None creates new memory.
+        exclusive: False when workers that no lock reaches (other machines) delete in the same tree.  Files
+            that require such a lock are then left to one of them.
 
     Attributes:
         fd: the memory, for other processes to inherit.
-        mark: begins the names of files that one of those who share this is freeing.
+        in_progress_prefix: the start of the names of files that a thread or process of this run is removing.
     """
 
-    def __init__(self, stop: StopFlag, fd: int | None = None, *, one_hand: bool = True) -> None:
+    def __init__(self, stop: StopFlag, fd: int | None = None, *, exclusive: bool = True) -> None:
         self.stop = stop
-        self.one_hand = one_hand
+        self.exclusive = exclusive
         self._is_first = fd is None
         self.fd = os.memfd_create("limits") if fd is None else fd
         if self._is_first:
-            os.ftruncate(self.fd, 8 * _WORDS)
-        self._links = [InterProcessLock(self.fd, _BUCKETS_BYTE + 1 + at) for at in range(_LINKS_LOCKS)]
+            os.ftruncate(self.fd, 8 * _SLOTS)
+        self._links = [InterProcessLock(self.fd, _BUCKETS_BYTE + 1 + number) for number in range(_LINK_LOCKS)]
         self._buckets = InterProcessLock(self.fd, _BUCKETS_BYTE)
-        self._memory = mmap.mmap(self.fd, 8 * _WORDS)
-        self._words = memoryview(self._memory).cast("d")
-        self._mine = _ThreadState()
+        self._memory = mmap.mmap(self.fd, 8 * _SLOTS)
+        self._slots = memoryview(self._memory).cast("d")
+        self._thread = _ThreadState()
         if self._is_first:
-            own = Priority.of_this_thread()
-            self._words[_OWN_NICE], self._words[_OWN_IO] = own.nice, own.io
-            self._words[_MARK] = int.from_bytes(os.urandom(6))
-        self.mark = f"{int(self._words[_MARK]):012x}."
+            own = Priority.of_thread()
+            self._slots[_OWN_NICE], self._slots[_OWN_IO] = own.nice, own.io
+            self._slots[_PREFIX] = int.from_bytes(os.urandom(6))
+        self.in_progress_prefix = f"{int(self._slots[_PREFIX]):012x}."
 
     def close(self) -> None:
-        """Let go of the memory; nobody may be at work."""
-        self._words.release()
+        """Release the memory; no thread may still use it."""
+        self._slots.release()
         self._memory.close()
         os.close(self.fd)
 
     def link_lock(self, inode: int) -> InterProcessLock:
-        """Return what is held while one of several links of an inode is removed."""
-        return self._links[inode % _LINKS_LOCKS]
+        """Return the lock to hold while one of several links of an inode is removed."""
+        return self._links[inode % _LINK_LOCKS]
 
     def apply(self, limits: RateLimits) -> None:
-        """Put limits in force, for those too who are at work; once all is done, that is too late."""
-        words = self._words
-        with contextlib.suppress(ValueError):  # released: a reload met the end of a run
-            words[_DELETES] = limits.deletes_per_second
-            words[_BYTES] = limits.bytes_per_second
-            words[_CHUNK] = limits.truncate_chunk_bytes
-            words[_NICE] = limits.nice
-            words[_IDLE] = limits.idle_io
-            words[_GENERATION] += 1
+        """Put limits into force, also for running deletions; after ``close`` this has no effect."""
+        slots = self._slots
+        with contextlib.suppress(ValueError):  # released: the run ended during a reload
+            slots[_DELETES] = limits.deletes_per_second
+            slots[_BYTES] = limits.bytes_per_second
+            slots[_CHUNK] = limits.truncate_chunk_bytes
+            slots[_NICE] = limits.nice
+            slots[_IDLE] = limits.idle_io
+            slots[_GENERATION] += 1
 
     @property
     def limits(self) -> RateLimits:
         """The limits in force."""
-        words = self._words
+        slots = self._slots
         return RateLimits(
-            int(words[_DELETES]),
-            int(words[_BYTES]),
-            int(words[_CHUNK]),
-            int(words[_NICE]),
-            bool(words[_IDLE]),
+            int(slots[_DELETES]),
+            int(slots[_BYTES]),
+            int(slots[_CHUNK]),
+            int(slots[_NICE]),
+            bool(slots[_IDLE]),
         )
 
     @property
     def chunk_bytes(self) -> int:
-        """How much of a big file goes in one step; 0: all."""
-        return int(self._words[_CHUNK])
+        """The size of one truncation step for a big file; 0 means no steps."""
+        return int(self._slots[_CHUNK])
 
     def acquire(self, size_bytes: int) -> bool:
-        """Wait until one more file or folder of this size may go; False when all is to stop.
+        """Wait until one more file or folder of this size can be removed; return False on a stop.
 
-        The thread that asks gets the priority that is in force.
+        The calling thread also gets the priority in force.
         """
-        words = self._words
-        if self._mine.generation != words[_GENERATION]:
-            self._take_priority()
-        if words[_DELETES] and not self._wait_for_tokens(_DELETES, 1):
+        slots = self._slots
+        if self._thread.generation != slots[_GENERATION]:
+            self._apply_priority()
+        if slots[_DELETES] and not self._wait_for_tokens(_DELETES, 1):
             return False
         return self.acquire_bytes(size_bytes)
 
     def acquire_bytes(self, size_bytes: int) -> bool:
-        """Wait until so many more bytes may be freed; False when all is to stop."""
-        if self._words[_BYTES] and size_bytes:
+        """Wait until this many more bytes can be freed; return False on a stop."""
+        if self._slots[_BYTES] and size_bytes:
             return self._wait_for_tokens(_BYTES, size_bytes)
         return True
 
     def _wait_for_tokens(self, rate: int, cost: float) -> bool:
         owed = self._charge(rate, cost)
         before = monotonic_seconds()
-        while (per_second := self._words[rate]) and owed > per_second * _WORTH_SECONDS:
+        while (per_second := self._slots[rate]) and owed > per_second * _MIN_SLEEP_SECONDS:
             if self.stop.is_set():
                 return False
             time.sleep(min(owed / per_second, _SLICE_SECONDS))
@@ -151,26 +151,26 @@ class DeletionControls:
         return True
 
     def _charge(self, rate: int, cost: float) -> float:
-        """Take what is to be removed out of its bucket; returns how much that was more than it held."""
-        words, at = self._words, _LEVELS[rate]
+        """Charge a bucket; return how far the cost exceeded its level."""
+        slots, level = self._slots, _LEVELS[rate]
         with self._buckets:
-            now, per_second = monotonic_seconds(), words[rate]
-            full = max(1.0, per_second * _BURST_SECONDS)
-            words[at] = min(full, words[at] + (now - words[at + 1]) * per_second) - cost
-            words[at + 1] = now
-            return -words[at]
+            now, per_second = monotonic_seconds(), slots[rate]
+            capacity = max(1.0, per_second * _BURST_SECONDS)
+            slots[level] = min(capacity, slots[level] + (now - slots[level + 1]) * per_second) - cost
+            slots[level + 1] = now
+            return -slots[level]
 
-    def _take_priority(self) -> None:
-        words = self._words
-        self._mine.generation = words[_GENERATION]
-        own = Priority(int(words[_OWN_NICE]), int(words[_OWN_IO]))
-        refusal = own.lowered(nice=int(words[_NICE]), idle_io=bool(words[_IDLE])).apply()
-        if refusal and self._is_first:  # one process tells it for all
-            _tell(refusal)
+    def _apply_priority(self) -> None:
+        slots = self._slots
+        self._thread.generation = slots[_GENERATION]
+        own = Priority(int(slots[_OWN_NICE]), int(slots[_OWN_IO]))
+        warning = own.lowered(nice=int(slots[_NICE]), idle_io=bool(slots[_IDLE])).apply()
+        if warning and self._is_first:  # one process logs it for all
+            _warn_once(warning)
 
 
 @cache
-def _tell(words: str) -> None:
+def _warn_once(warning: str) -> None:
     import logging
 
-    logging.getLogger(__name__).warning("%s", words)
+    logging.getLogger(__name__).warning("%s", warning)

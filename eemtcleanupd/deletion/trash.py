@@ -1,8 +1,8 @@
-"""The trash: where artifacts go first, by one rename, so that readers see all of a job's results or none.
+"""The trash: artifacts are moved there by a rename, so readers see all of a job's results or none.
 
-An item is a folder in the trash that holds one or more artifacts under their own names.  Its name says how
-far it is: ``<item>`` can be put back, ``<item>.deleting`` is being emptied.  Since the file system itself
-holds this state, a kill between any two calls leaves nothing to guess.
+An item is a folder in the trash that holds one or more artifacts under their own names.  Its name shows its
+state: ``<item>`` can be restored, ``<item>.deleting`` is being emptied.  The filesystem itself stores this
+state, so a kill between any two system calls leaves no ambiguity.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from eemtcleanupd.errors import LockHeldError, RootError
 from eemtcleanupd.model import TRASH_NAME
 
 MARKER_NAME = ".root-id"
-"""A file in the trash by which a root is known again."""
+"""A file in the trash that identifies a root."""
 
 log = logging.getLogger(__name__)
 
 _DELETING_SUFFIX = ".deleting"
-_RENAME_NOREPLACE = 1  # renameat2(2)
+RENAME_NOREPLACE = 1  # renameat2(2)
 
 
 def deleting_name(item: str) -> str:
-    """Return the name of an item once its deletion has begun."""
+    """Return the name of an item after the start of its deletion."""
     return item + _DELETING_SUFFIX
 
 
 def read_marker(root: Root) -> str | None:
-    """Return the marker that an earlier run left in a root's trash, None when there is none."""
+    """Return the marker that an earlier run wrote into the trash of a root; None if there is none."""
     try:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(f"{TRASH_NAME}/{MARKER_NAME}", flags, dir_fd=root.fd)
@@ -46,14 +46,15 @@ def read_marker(root: Root) -> str | None:
 
 
 class Trash:
-    """The trash of one root, which only one at a time has.
+    """The trash of one root, locked for one run.
 
-    The run's own lock lies beside the database, so it does not keep out who reaches the same folders by
-    another path of it, a copy, or a container into which the file alone is mounted: this one does.
+    The lock of a run is beside the database.  It does not exclude a run that uses the same folders with
+    another path or copy of the database, or in a container that mounts only its file.  The lock of the trash
+    does.
 
     Raises:
-        RootError: the folder cannot be made, or is not safe to use.
-        LockHeldError: another run has it.
+        RootError: the folder cannot be created, or is not safe to use.
+        LockHeldError: another run holds the lock.
     """
 
     def __init__(self, root: Root) -> None:
@@ -64,29 +65,32 @@ class Trash:
             self.fd = os.open(TRASH_NAME, FOLDER_FLAGS, dir_fd=root.fd)
         except OSError as error:
             raise RootError(
-                f"the trash {root.path / TRASH_NAME} cannot be used: {error.strerror}; "
-                f"the user that cleans must own it, and it must be a folder"
+                f"Cannot use the trash {root.path / TRASH_NAME}: {error.strerror}. "
+                "It must be a folder that the cleanup user owns."
             ) from error
         status = os.fstat(self.fd)
-        fault = None
+        problem = None
         if status.st_dev != root.device:
-            fault = "is on another filesystem"
+            problem = "is on another filesystem"
         elif status.st_uid not in {os.geteuid(), 0}:
-            fault = f"belongs to user {status.st_uid}"
+            problem = f"belongs to user {status.st_uid}"
         elif status.st_mode & 0o022:
-            fault = "can be written by others"
-        if fault is not None:
+            problem = "is writable by other users"
+        if problem is not None:
             os.close(self.fd)
-            raise RootError(f"the trash {root.path / TRASH_NAME} {fault}: it must be ours alone (mode 0700)")
+            raise RootError(
+                f"The trash {root.path / TRASH_NAME} {problem}. "
+                "Only the cleanup user may have access to it (mode 0700)."
+            )
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(self.fd)
             raise LockHeldError(
-                f"another run works on {root.path}: it has another job database or path to it, or is frozen"
+                f"Another run is using {root.path}. It has another job database or path to it, or is frozen."
             ) from error
-        except OSError as error:  # NFS locks no folders
-            log.debug("%s cannot be locked: %s", root.path / TRASH_NAME, error.strerror)
+        except OSError as error:  # NFS cannot lock folders
+            log.debug("Cannot lock %s: %s", root.path / TRASH_NAME, error.strerror)
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -97,14 +101,14 @@ class Trash:
 
         Args:
             item: the item's name.
-            names: entries of the root; one that does not exist is left out.
+            names: entries of the root; missing ones are skipped.
 
         Returns:
-            The names that were moved; with none there is no item.
+            The names that were moved; if there are none, no item exists.
 
         Raises:
-            OSError: an entry could not be moved (``filename`` names it); all others are back in their
-                places, or still in the item where somebody has taken their place.
+            OSError: an entry could not be moved (``filename`` names it).  All others were moved back, except
+                those whose place is taken; they stay in the item.
         """
         os.mkdir(item, 0o700, dir_fd=self.fd)
         folder = os.open(item, FOLDER_FLAGS, dir_fd=self.fd)
@@ -118,8 +122,8 @@ class Trash:
                     continue
                 moved.append(name)
         except OSError:
-            # What cannot go back, because its place was taken meanwhile, stays in the item.
-            moved = [name for name in moved if not _moves_back(folder, name, self.root.fd)]
+            # An entry whose place was taken meanwhile stays in the item.
+            moved = [name for name in moved if not _move_back(folder, name, self.root.fd)]
             raise
         finally:
             os.close(folder)
@@ -128,10 +132,10 @@ class Trash:
         return tuple(moved)
 
     def restore(self, item: str) -> tuple[str, ...]:
-        """Move everything in an item back to where it was, never over something that is there now.
+        """Move everything in an item back to its original place, without replacing anything.
 
         Returns:
-            The names whose places are taken; they stay in the item.  Otherwise the item is gone.
+            The names whose places are taken; they stay in the item.  If there are none, the item is removed.
         """
         _require_single_component(item)
         try:
@@ -142,7 +146,7 @@ class Trash:
             conflicts = [
                 name
                 for name in os.listdir(folder)  # noqa: PTH208  (a descriptor)
-                if not _moves_back(folder, name, self.root.fd)
+                if not _move_back(folder, name, self.root.fd)
             ]
         finally:
             os.close(folder)
@@ -151,18 +155,18 @@ class Trash:
         return tuple(conflicts)
 
     def mark_deleting(self, item: str) -> str:
-        """Begin an item's deletion, from which there is no way back; returns its new name.
+        """Start the irreversible deletion of an item; return its new name.
 
-        An item that is doomed already, or gone, is no error.
+        An item that is missing, or whose deletion has started, is not an error.
         """
         _require_single_component(item)
-        doomed = deleting_name(item)
+        deleting = deleting_name(item)
         with contextlib.suppress(FileNotFoundError):
-            os.rename(item, doomed, src_dir_fd=self.fd, dst_dir_fd=self.fd)
-        return doomed
+            os.rename(item, deleting, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        return deleting
 
     def exists(self, item: str) -> bool:
-        """Tell whether there is an item of exactly this name."""
+        """Tell whether an item of exactly this name exists."""
         _require_single_component(item)
         try:
             os.stat(item, dir_fd=self.fd, follow_symlinks=False)
@@ -171,49 +175,50 @@ class Trash:
         return True
 
     def items(self) -> Iterator[tuple[str, bool]]:
-        """Yield the name of each item, without its ending, and whether it is doomed."""
+        """Yield the name of each item, without its suffix, and whether its deletion has started."""
         with os.scandir(self.fd) as listing:
             for entry in listing:
                 if entry.is_dir(follow_symlinks=False):
                     yield entry.name.removesuffix(_DELETING_SUFFIX), entry.name.endswith(_DELETING_SUFFIX)
 
     def sync(self) -> None:
-        """Wait until the renames and removals in root and trash are on the disk (fsync(2)).
+        """Flush the renames and removals in root and trash to the disk (fsync(2)).
 
         Raises:
-            RootError: that cannot be known, so nothing may be recorded that relies on it.
+            RootError: the flush failed, so nothing may be recorded that relies on it.
         """
         try:
             os.fsync(self.root.fd)
             os.fsync(self.fd)
         except OSError as error:
             raise RootError(
-                f"changes of {self.root.path} cannot be flushed to its disk: {error.strerror}; "
-                "the next run goes on"
+                f"Cannot flush changes of {self.root.path} to its disk: {error.strerror}. "
+                "The next run continues from here."
             ) from error
 
 
 def _require_single_component(name: str) -> None:
-    """Refuse what is not one entry of a root; policy has refused it before, this is the last line."""
+    """Refuse a name that is not one entry of a root: a second check after that of the policy."""
     if name in {"", ".", ".."} or "/" in name or "\0" in name or name.startswith(TRASH_NAME):
-        raise OSError(errno.EINVAL, "not the name of an entry", name)
+        raise OSError(errno.EINVAL, "not a valid entry name", name)
     try:
         os.fsencode(name)
     except UnicodeEncodeError as error:
-        raise OSError(errno.EINVAL, "not a name that a file can have", name) from error
+        raise OSError(errno.EINVAL, "not a valid file name", name) from error
 
 
-def _moves_back(source_fd: int, name: str, target_fd: int) -> bool:
-    """Move an entry unless its place is taken: rename(2) alone would replace a file or an empty folder."""
+def _move_back(source_fd: int, name: str, target_fd: int) -> bool:
+    """Move an entry unless its place is taken; plain rename(2) would replace a file or an empty folder."""
     encoded = os.fsencode(name)
-    if _renameat2(source_fd, encoded, target_fd, encoded, _RENAME_NOREPLACE) == 0:
+    if _renameat2(source_fd, encoded, target_fd, encoded, RENAME_NOREPLACE) == 0:
         return True
     code = ctypes.get_errno()
     if code == errno.EEXIST:
         return False
     if code not in {errno.EINVAL, errno.ENOSYS}:
         raise OSError(code, os.strerror(code), name)
-    # A filesystem (NFS, say) that does not know the flag: look first, the window is a few microseconds.
+    # The filesystem (NFS, for example) does not support the flag.  Check first; the race is a few
+    # microseconds.
     try:
         os.stat(name, dir_fd=target_fd, follow_symlinks=False)
     except FileNotFoundError:
@@ -223,7 +228,7 @@ def _moves_back(source_fd: int, name: str, target_fd: int) -> bool:
 
 
 def _renameat2(*arguments: int | bytes) -> int:
-    """Call renameat2(2), which the standard library lacks and so did musl until lately."""
+    """Call renameat2(2), which is missing from the standard library and from older musl versions."""
     try:
         function = ctypes.CDLL(None, use_errno=True).renameat2
     except AttributeError:

@@ -1,11 +1,11 @@
-"""Freeing a big file in steps, so that a filesystem that is slow at it serves others in between.
+"""Gradual truncation of a big file before its unlink, so that a slow filesystem stays responsive.
 
-To unlink a file of 100 GB may keep a filesystem's journal busy for seconds.  Truncating it step by step gives
-others their turn, but it is no unlink: whoever still reads the file (a download that goes on) would find
-its end, where an unlinked file stays whole until it is closed.  So a file is only truncated while the
-kernel vouches that nobody else has it open: a write lease (``F_SETLEASE`` in fcntl(2)) is granted only
-then, and whoever opens the file waits until we have let go of it.  In doubt (no lease on this filesystem,
-no right to one, another link by now) nothing is truncated, and the file goes by one unlink as ever.
+The unlink of a 100 GB file can keep a filesystem's journal busy for seconds.  Truncation in steps lets other
+requests through.  But a reader of a truncated file (such as a running download) hits an early end, while an
+unlinked file stays complete until it is closed.  So a file is truncated only while no other process has it
+open.  The kernel guarantees that with a write lease (``F_SETLEASE`` in fcntl(2)): it grants the lease only in
+that case, and makes a process that opens the file wait until the lease is released.  When in doubt (no lease
+on this filesystem, no permission, another link), nothing is truncated and one unlink removes the file.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ import stat
 
 from eemtcleanupd.deletion.rate_limit import DeletionControls
 
-_BLOCK_BYTES = 512
+BLOCK_BYTES = 512
+"""The unit of ``st_blocks``, on every filesystem (stat(2))."""
 _FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 def truncate_gradually(item_fd: int, name: str, controls: DeletionControls) -> int:
-    """Free a file's space down to the last step, for the caller to unlink.
+    """Free the space of a file except the last step, before the caller unlinks it.
 
     Args:
-        item_fd: the item; nobody else can reach its entries by a path.
-        name: its entry.
-        controls: how large a step is, and how fast they may follow each other.
+        item_fd: the item; other users cannot reach its entries by a path.
+        name: the entry.
+        controls: the size of a step, and the rate limit.
 
     Returns:
-        The bytes that were freed; 0 where the file must go as a whole.
+        The number of bytes freed; 0 when the file must be removed by one unlink.
     """
     try:
         fd = os.open(name, _FLAGS, dir_fd=item_fd)
@@ -39,19 +40,19 @@ def truncate_gradually(item_fd: int, name: str, controls: DeletionControls) -> i
         return 0
     try:
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or not _take_lease(fd):
+        if not stat.S_ISREG(status.st_mode) or not _acquire_lease(fd):
             return 0
-        with contextlib.suppress(OSError):  # what is wrong with it, unlinking will tell
+        with contextlib.suppress(OSError):  # the unlink reports the cause
             _truncate(fd, status, controls)
-        return (status.st_blocks - os.fstat(fd).st_blocks) * _BLOCK_BYTES
+        return (status.st_blocks - os.fstat(fd).st_blocks) * BLOCK_BYTES
     finally:
-        os.close(fd)  # and with it goes the lease
+        os.close(fd)  # this releases the lease
 
 
-def _take_lease(fd: int) -> bool:
-    """Take a write lease; False where somebody has the file open, or nobody can know."""
+def _acquire_lease(fd: int) -> bool:
+    """Acquire a write lease; return False when another process has the file open, or that is unknown."""
     try:
-        # Who breaks the lease sends us a signal; this one is ignored unless somebody asks for it.
+        # A process that breaks the lease sends a signal to the lease holder.  SIGURG is ignored by default.
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     except OSError:
@@ -60,13 +61,13 @@ def _take_lease(fd: int) -> bool:
 
 
 def _truncate(fd: int, status: os.stat_result, controls: DeletionControls) -> None:
-    length, left = status.st_size, status.st_blocks * _BLOCK_BYTES
-    while length and 0 < (chunk := controls.chunk_bytes) < left:
+    length, allocated_bytes = status.st_size, status.st_blocks * BLOCK_BYTES
+    while length and 0 < (chunk := controls.chunk_bytes) < allocated_bytes:
         if controls.stop.is_set() or not controls.acquire_bytes(chunk):
             return
         if os.fstat(fd).st_nlink != 1 or fcntl.fcntl(fd, fcntl.F_GETLEASE) != fcntl.F_WRLCK:
-            return  # it has got another name, or somebody waits to open it
-        # A file with holes is longer than its space is large: as many steps as its space is worth.
-        length -= max(1, length * chunk // left)
+            return  # the file has another link, or another process is waiting to open it
+        # A sparse file is longer than its allocated space: the space determines the number of steps.
+        length -= max(1, length * chunk // allocated_bytes)
         os.ftruncate(fd, length)
-        left = os.fstat(fd).st_blocks * _BLOCK_BYTES
+        allocated_bytes = os.fstat(fd).st_blocks * BLOCK_BYTES

@@ -1,8 +1,8 @@
-"""Reading a live tree: by descriptors, never through a link, never onto another filesystem.
+"""Reading a live tree by descriptors, never through a link and never on another filesystem.
 
-Whoever owns the tree may change it meanwhile, so nothing that is seen here is relied on for deleting.
-Depth is bounded by memory alone: only the deepest few folders stay open, those above are reopened through
-``..`` and must be the ones they were.  Width costs nothing: an open folder is read as the walk goes on.
+The owner of the tree can change it meanwhile, so no deletion relies on what is read here.  Only memory limits
+the depth.  The deepest few folders stay open; the walk reopens the others through ``..`` and checks that they
+are the same folders.  Width costs nothing, because an open folder is read step by step.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Protocol
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
+from eemtcleanupd.deletion.truncate import BLOCK_BYTES
 
-_OPEN_FOLDERS = 32  # two descriptors each: the folder's and its listing's
-_BLOCK_BYTES = 512  # the unit of st_blocks (stat(2))
-# Errors that say that an entry is not (or no longer) a folder that may be entered.
+_MAX_OPEN_FOLDERS = 32  # each has two descriptors: the folder's and its listing's
+# Errors of an entry that is not (or no longer) a folder.
 _NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Allocated bytes of a tree, its files, the newest modification (seconds of the epoch), and errors."""
+    """Allocated bytes, number of files, newest mtime (seconds since the epoch) and error count of a tree."""
 
     bytes: int = 0
     files: int = 0
@@ -35,7 +35,7 @@ class Measured:
 
 
 class Listing(Protocol):
-    """What ``os.scandir`` returns."""
+    """The type that ``os.scandir`` returns."""
 
     def __next__(self) -> os.DirEntry[str]: ...
 
@@ -47,13 +47,13 @@ class Listing(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Folder:
-    """A folder on the way down; ``fd`` is open while the folder is entered and its entries are visited.
+    """A folder on the path of the walk; ``fd`` is open while ``enter`` and ``visit`` run for it.
 
-    ``listing`` and ``unentered`` (folders read but not entered yet) are the walk's own.
+    ``listing`` and ``unentered`` (subfolders that were read but not entered) belong to the walk.
     """
 
     name: str
-    above: Folder | None
+    parent: Folder | None
     fd: int
     status: os.stat_result
     listing: Listing | None = None
@@ -61,21 +61,20 @@ class Folder:
 
     @property
     def parts(self) -> list[str]:
-        """The names on the way here, from the entry of the root down.
+        """The path components, from the entry of the root down.
 
-        They are put together only when asked for: kept with each folder, they would cost the square of
-        the depth.
+        They are computed on demand: stored with each folder, they would need memory quadratic in the depth.
         """
         names = []
         folder: Folder | None = self
         while folder is not None:
             names.append(folder.name)
-            folder = folder.above
+            folder = folder.parent
         return names[::-1]
 
     @property
     def path(self) -> str:
-        """The path from the root."""
+        """The path relative to the root."""
         return "/".join(self.parts)
 
 
@@ -94,14 +93,14 @@ def walk(
 
     Args:
         root: the root.
-        name: one of its entries; when it is no folder, nothing is visited.
-        visit: is called for each entry that is no folder, while its folder is open; what it raises ends
-            the walk.
+        name: an entry of the root; unless it is a folder, nothing is visited.
+        visit: called for each entry that is not a folder, while its folder is open; an exception ends the
+            walk.
         stop: ends the walk early.
-        enter: is called for each folder, the first one included, when it is open.
+        enter: called for each folder, including the first one, after it was opened.
 
     Returns:
-        How many folders could not be read, or not whole; the walk goes on without them.
+        How many folders could not be read completely; the walk continues without them.
     """
     return _Walk(root, visit, stop or StopFlag(), enter).run(name)
 
@@ -127,23 +126,24 @@ class _Walk:
                 if child is not None:
                     self._descend(folder.fd, child, folder)
                     continue
-                # The folder above may have been closed on the way down; its way back is this one's "..".
-                if folder.above is not None and folder.above.fd < 0 and not _reopen(folder.above, folder.fd):
+                # The parent might have been closed on the way down; ".." of this folder leads back to it.
+                parent = folder.parent
+                if parent is not None and parent.fd < 0 and not _reopen(parent, folder.fd):
                     self._errors += 1
-                    break  # the tree was moved under our feet
+                    break  # the tree was moved during the walk
                 _close(folders.pop())
         finally:
             for folder in folders:
                 _close(folder)
         return self._errors
 
-    def _descend(self, parent_fd: int, name: str, above: Folder | None) -> None:
+    def _descend(self, parent_fd: int, name: str, parent: Folder | None) -> None:
         try:
             fd = os.open(name, FOLDER_FLAGS, dir_fd=parent_fd)
         except OSError as error:
             self._errors += error.errno not in _NO_FOLDER
             return
-        folder = Folder(name, above, fd, os.fstat(fd))
+        folder = Folder(name, parent, fd, os.fstat(fd))
         if folder.status.st_dev != self._root.device:
             _close(folder)
             return
@@ -154,19 +154,19 @@ class _Walk:
             folder.listing = os.scandir(fd)
         except OSError:
             self._errors += 1
-        if len(self._folders) > _OPEN_FOLDERS:
-            self._set_aside(self._folders[-_OPEN_FOLDERS - 1])
+        if len(self._folders) > _MAX_OPEN_FOLDERS:
+            self._read_and_close(self._folders[-_MAX_OPEN_FOLDERS - 1])
 
-    def _set_aside(self, folder: Folder) -> None:
-        """Read a folder to its end and close it, so that descriptors do not grow with the depth."""
-        below = []
+    def _read_and_close(self, folder: Folder) -> None:
+        """Read the rest of a folder and close it, so that descriptors do not grow with the depth."""
+        subfolders = []
         while folder.listing is not None and (child := self._next_child(folder)) is not None:
-            below.append(child)
-        folder.unentered += below
+            subfolders.append(child)
+        folder.unentered += subfolders
         _close(folder)
 
     def _next_child(self, folder: Folder) -> str | None:
-        """Visit a folder's entries up to the next one that is a folder; None when there are no more."""
+        """Visit the entries of a folder up to its next subfolder and return that; None at the end."""
         while folder.listing is not None and not self._stop.is_set():
             try:
                 entry = next(folder.listing, None)
@@ -197,7 +197,7 @@ def _close(folder: Folder) -> None:
 
 
 def _reopen(folder: Folder, child_fd: int) -> bool:
-    """Reopen a folder through its child's ``..``; False when that is another folder by now."""
+    """Reopen a folder through ``..`` of its child; return False when that is another folder."""
     try:
         fd = os.open("..", FOLDER_FLAGS, dir_fd=child_fd)
     except OSError:
@@ -210,10 +210,10 @@ def _reopen(folder: Folder, child_fd: int) -> bool:
 
 
 def measure(root: Root, name: str, stop: StopFlag) -> Measured:
-    """Return what an entry of a root and everything below it occupies.
+    """Return the size of an entry of a root with everything below it.
 
-    Each link of a file counts its share of the file's blocks, so that all links together count once and
-    memory does not grow with them.  What is missing counts nothing.
+    Each link of a file counts its share of the file's blocks.  So all links together count once, without
+    memory for each link.  A missing entry counts as empty.
     """
     try:
         status = os.stat(name, dir_fd=root.fd, follow_symlinks=False)
@@ -228,19 +228,19 @@ def measure(root: Root, name: str, stop: StopFlag) -> Measured:
     def visit(_folder: Folder, entry: os.DirEntry[str]) -> None:
         nonlocal total, files, newest, failed
         try:
-            seen = entry.stat(follow_symlinks=False)
+            status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
             return
         except OSError:
             failed += 1
             return
-        total += _share(seen)
+        total += _share(status)
         files += 1
-        newest = max(newest, seen.st_mtime)
+        newest = max(newest, status.st_mtime)
 
     def enter(folder: Folder) -> None:
         nonlocal total, newest
-        total += folder.status.st_blocks * _BLOCK_BYTES
+        total += folder.status.st_blocks * BLOCK_BYTES
         newest = max(newest, folder.status.st_mtime)
 
     failed += walk(root, name, visit, stop=stop, enter=enter)
@@ -248,4 +248,4 @@ def measure(root: Root, name: str, stop: StopFlag) -> Measured:
 
 
 def _share(status: os.stat_result) -> int:
-    return status.st_blocks * _BLOCK_BYTES // max(1, status.st_nlink)
+    return status.st_blocks * BLOCK_BYTES // max(1, status.st_nlink)

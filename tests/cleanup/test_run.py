@@ -583,7 +583,7 @@ def test_a_run_that_is_stopped_leaves_the_rest_to_the_next(
 def test_a_run_whose_cluster_does_not_answer_is_told_and_cleans_alone(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eemtcleanupd.deletion.dask_executor._CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr("eemtcleanupd.deletion.dask_executor.CONNECT_SECONDS", 0.2)
     store.job("done", files=300)
     report = store.run(
         performance__executor="dask",

@@ -110,7 +110,7 @@ def test_debug_tells_sql_file_operations_times_and_memory(
     sample_store: Path, aged: Aged, run_cli: RunCli
 ) -> None:
     done = run_cli("clean", *options(aged(sample_store, 10)), "--verbose", "--debug")
-    for words in ("[DEBUG] SQL ", " ms: SELECT", "renameat results/", "emptied trash item", "Peak memory: "):
+    for words in ("[DEBUG] SQL ", " ms: SELECT", "renameat results/", "Emptied trash item", "Peak memory: "):
         assert words in done.stderr
 
 
@@ -163,11 +163,11 @@ def test_two_runs_at_once_one_works_and_the_other_ends_with_four(
         (["--db-path", "results"], 3, "is not a file"),
         (["--db-path", "postgresql://anna:secret@127.0.0.1:1/jobs"], 3, "is the server running"),
         (["--db-path", "mysql://anna:secret@host/jobs"], 3, "mysql is not supported"),
-        (["--results-dir", "missing"], 3, "there is no results folder at"),
+        (["--results-dir", "missing"], 3, "The results folder missing"),
         (["--results-dir", "jobs.db"], 3, "not a folder"),
         (["--results-dir", "."], 3, "holds the job database"),
         (["--results-dir", "/"], 3, "paths.results is /"),
-        (["--results-dir", "uploads"], 3, "each needs a folder of its own"),
+        (["--results-dir", "uploads"], 3, "paths.uploads"),
         (["--no-such-option"], 2, "No such option"),
     ],
 )
