@@ -1,18 +1,19 @@
-"""A backup holds all of a job, is never believed unread, and gives everything back as it was."""
+"""A backup contains all of a job, is verified before it counts, and restores everything unchanged."""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import shutil
 import stat
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from zstandard import ZstdDecompressor
 
 from eemtcleanupd.backup import archive
 from eemtcleanupd.backup.archive import Head
@@ -21,6 +22,11 @@ from eemtcleanupd.backup.folder import BackupFile, BackupFolder
 from eemtcleanupd.deletion.roots import Root, open_root
 from eemtcleanupd.errors import BackupError
 from eemtcleanupd.model import RootName
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 NOW = datetime(2026, 6, 15, 12, tzinfo=UTC)
 HEAD = Head("job", "completed", NOW.isoformat(), "here", ("results/job/",))
@@ -37,8 +43,8 @@ def add(folder: BackupFolder, root: Root, ending: str = "tar.zst", head: Head = 
 
 
 def tree(place: Path) -> dict[str, tuple[object, ...]]:
-    """Return all that a copy must have: kind, mode, owner, time, content, and which names are one file."""
-    found: dict[str, tuple[object, ...]] = {}
+    """Return what a copy must preserve: kind, mode, owner, time, content, and which names are one file."""
+    entries: dict[str, tuple[object, ...]] = {}
     first: dict[int, str] = {}
     for path in [place, *sorted(place.rglob("*"))]:
         status = path.lstat()
@@ -48,8 +54,8 @@ def tree(place: Path) -> dict[str, tuple[object, ...]]:
         elif stat.S_ISREG(status.st_mode):
             content = (path.read_bytes(), first.setdefault(status.st_ino, str(path.relative_to(place))))
         mtime = None if stat.S_ISLNK(status.st_mode) else status.st_mtime_ns // 10**9
-        found[str(path.relative_to(place))] = (status.st_mode, status.st_uid, status.st_gid, mtime, content)
-    return found
+        entries[str(path.relative_to(place))] = (status.st_mode, status.st_uid, status.st_gid, mtime, content)
+    return entries
 
 
 def fill(root: Root) -> Path:
@@ -78,7 +84,7 @@ def unpack(backup: Path, place: Path) -> Path:
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_what_comes_back_is_what_was_there(
+def test_a_restored_job_equals_the_original(
     folder: BackupFolder, root: Root, tmp_path: Path, ending: str
 ) -> None:
     job = fill(root)
@@ -105,7 +111,7 @@ NAMES = st.binary(min_size=1, max_size=40).filter(
         max_size=6,
     )
 )
-def test_any_names_and_contents_come_back(
+def test_any_names_and_contents_are_restored(
     tmp_path_factory: pytest.TempPathFactory, entries: dict[bytes, bytes | dict[bytes, bytes]]
 ) -> None:
     base = tmp_path_factory.mktemp("any")
@@ -129,15 +135,11 @@ def test_any_names_and_contents_come_back(
 
 
 def decompressed(archived: bytes, ending: str) -> bytes:
-    return (
-        gzip.decompress(archived)
-        if ending == "tar.gz"
-        else ZstdDecompressor().decompressobj().decompress(archived)
-    )
+    return gzip.decompress(archived) if ending == "tar.gz" else zstd.decompress(archived)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_changed_byte_anywhere_is_found_unless_the_tar_file_is_the_same_to_the_last_bit(
+def test_a_changed_byte_is_detected_unless_the_tar_file_stays_identical(
     folder: BackupFolder, root: Root, ending: str
 ) -> None:
     (root.path / "job").mkdir()
@@ -145,42 +147,50 @@ def test_a_changed_byte_anywhere_is_found_unless_the_tar_file_is_the_same_to_the
     backup = add(folder, root, ending)
     whole = backup.path.read_bytes()
     good = archive.verify(backup.path)
-    for at in range(0, len(whole), 11):
-        changed = whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :]
+    for offset in range(0, len(whole), 11):
+        changed = whole[:offset] + bytes([whole[offset] ^ 0x55]) + whole[offset + 1 :]
         backup.path.write_bytes(changed)
         try:
-            found = archive.verify(backup.path)
+            contents = archive.verify(backup.path)
         except BackupError:
             continue
-        # The time in the head of gzip, a bit that zstd leaves unused, another way to say the same bytes.
-        assert decompressed(changed, ending) == decompressed(whole, ending), at
-        assert found == good
+        # Without effect: the time in a gzip header, an unused bit of zstd, another encoding of the bytes.
+        assert decompressed(changed, ending) == decompressed(whole, ending), offset
+        assert contents == good
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_an_archive_that_lost_its_end_is_found(folder: BackupFolder, root: Root, ending: str) -> None:
+def test_a_truncated_archive_is_detected(folder: BackupFolder, root: Root, ending: str) -> None:
     (root.path / "job").mkdir()
     (root.path / "job" / "a.tif").write_bytes(os.urandom(4000))
     backup = add(folder, root, ending)
     whole = backup.path.read_bytes()
-    for length in (*range(0, len(whole) - 20, 173), *range(len(whole) - 20, len(whole))):
+    for length in (*range(20), *range(20, len(whole) - 20, 173), *range(len(whole) - 20, len(whole))):
         backup.path.write_bytes(whole[:length])
-        with pytest.raises(BackupError, match=r"damaged|no backup"):
+        with pytest.raises(BackupError):
             archive.verify(backup.path)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_what_was_added_to_an_archive_is_found(folder: BackupFolder, root: Root, ending: str) -> None:
+def test_data_after_the_end_of_an_archive_is_detected(folder: BackupFolder, root: Root, ending: str) -> None:
     (root.path / "job").mkdir()
     backup = add(folder, root, ending)
     whole = backup.path.read_bytes()
-    for more in (b"x", os.urandom(5000)):
+    for more in (b"x", os.urandom(5000), whole):
         backup.path.write_bytes(whole + more)
-        with pytest.raises(BackupError, match="damaged"):
+        with pytest.raises(BackupError):
             archive.verify(backup.path)
 
 
-def test_another_file_in_its_place_is_no_backup(folder: BackupFolder, root: Root) -> None:
+def test_an_archive_without_a_checksum_is_refused(folder: BackupFolder, root: Root) -> None:
+    (root.path / "job").mkdir()
+    backup = add(folder, root)
+    backup.path.write_bytes(zstd.compress(decompressed(backup.path.read_bytes(), "tar.zst")))
+    with pytest.raises(BackupError):
+        archive.verify(backup.path)
+
+
+def test_another_file_is_not_a_backup(folder: BackupFolder, root: Root) -> None:
     (root.path / "job").mkdir()
     backup = add(folder, root)
     for content in (b"", b"text", os.urandom(5000)):
@@ -189,25 +199,25 @@ def test_another_file_in_its_place_is_no_backup(folder: BackupFolder, root: Root
             archive.verify(backup.path)
 
 
-def test_what_changes_while_it_is_copied_is_no_backup_and_leaves_nothing(
+def test_a_file_that_changes_during_the_copy_fails_the_backup_and_leaves_nothing(
     folder: BackupFolder, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = root.path / "job"
     job.mkdir()
     (job / "a.tif").write_bytes(bytes(3_000_000))
-    read = archive._Hashing.read
+    sha256 = hashlib.sha256
 
-    def read_and_touch(self: archive._Hashing, size: int) -> bytes:
+    def change_and_hash() -> object:
         (job / "a.tif").write_bytes(b"x" * 3_000_000)
-        return read(self, size)
+        return sha256()
 
-    monkeypatch.setattr(archive._Hashing, "read", read_and_touch)
-    with pytest.raises(BackupError, match=r"results/job/a\.tif changed while it was copied"):
+    monkeypatch.setattr(hashlib, "sha256", change_and_hash)
+    with pytest.raises(BackupError, match=r"results/job/a\.tif"):
         add(folder, root)
     assert list(folder.path.iterdir()) == []
 
 
-def test_a_file_swapped_for_a_link_is_not_followed(
+def test_a_file_that_was_replaced_by_a_link_is_not_followed(
     folder: BackupFolder, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = root.path / "job"
@@ -223,12 +233,12 @@ def test_a_file_swapped_for_a_link_is_not_followed(
         return real(path, flags, *args, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(os, "open", swap)
-    with pytest.raises(BackupError, match="cannot be copied"):
+    with pytest.raises(BackupError, match="results/job/a"):
         add(folder, root)
     assert list(folder.path.iterdir()) == []
 
 
-def test_what_could_not_be_unpacked_is_refused(folder: BackupFolder, root: Root) -> None:
+def test_a_path_that_is_too_long_to_unpack_is_refused(folder: BackupFolder, root: Root) -> None:
     descriptor = os.dup(root.fd)
     for name in ["job", *(["d" * 200] * 20)]:
         os.mkdir(name, dir_fd=descriptor)
@@ -236,48 +246,45 @@ def test_what_could_not_be_unpacked_is_refused(folder: BackupFolder, root: Root)
         os.close(descriptor)
         descriptor = below
     os.close(descriptor)
-    with pytest.raises(BackupError, match="too long to be restored"):
+    with pytest.raises(BackupError, match="results/job/d"):
         add(folder, root)
 
 
-def test_a_folder_that_others_can_write_to_is_refused(folder: BackupFolder, root: Root) -> None:
+def test_a_folder_that_other_users_can_write_to_is_refused(folder: BackupFolder, root: Root) -> None:
     (root.path / "job").mkdir()
     folder.path.mkdir()
     folder.path.chmod(0o777)
-    with pytest.raises(BackupError, match="can be written by others"):
+    with pytest.raises(BackupError, match="mode"):
         add(folder, root)
 
 
 @pytest.mark.parametrize("job_id", ["job", "with space@é", "caf\udce9", "i" * 255, "%" * 200, "..a"])
-def test_a_jobs_backups_are_found_by_its_id_and_only_its_own(
-    folder: BackupFolder, root: Root, job_id: str
-) -> None:
+def test_only_the_backups_of_a_job_are_found_by_its_id(folder: BackupFolder, root: Root, job_id: str) -> None:
     (root.path / "job").mkdir()
     for other in ("another", job_id + "2", job_id[:-1] + "~"):
         folder.add(replace(HEAD, job_id=other), "tar.gz", NOW, [(root, "job")])
     backup = add(folder, root, head=replace(HEAD, job_id=job_id))
-    found = folder.all(job_id)
-    assert backup in found
-    assert len(found) == 1
-    assert archive.read_head(found[0].path).job_id == job_id
+    backups = folder.all(job_id)
+    assert backups == [backup]
+    assert archive.read_head(backups[0].path).job_id == job_id
     assert len(folder.all()) == 4
 
 
-def test_old_backups_go_and_others_stay(folder: BackupFolder, root: Root) -> None:
+def test_expired_backups_are_deleted_and_other_files_stay(folder: BackupFolder, root: Root) -> None:
     (root.path / "job").mkdir()
     for days in (40, 31, 29, 0):
         folder.add(HEAD, "tar.zst", NOW - timedelta(days=days), [(root, "job")])
     folder.add(replace(HEAD, job_id=".part.c"), "tar.zst", NOW, [(root, "job")])
-    (folder.path / "notes.txt").write_text("not ours")
+    (folder.path / "notes.txt").write_text("not a backup")
     stale, fresh = (folder.path / f".part.{job}@20260615T120000000000Z.tar.zst" for job in "ab")
     foreign = folder.path / ".part.of-something-else"
     for part, days in ((stale, 3), (fresh, 0), (foreign, 3)):
         part.touch()
         os.utime(part, (0, (NOW - timedelta(days=days)).timestamp()))
-    gone = folder.expire(NOW, timedelta(days=30))
-    assert [(NOW - each.made_at).days for each in gone] == [40, 31]
-    assert [(NOW - each.made_at).days for each in folder.all()] == [29, 0, 0]
-    assert [each.job_id for each in folder.all(".part.c")] == [".part.c"]
+    deleted = folder.expire(NOW, timedelta(days=30))
+    assert [(NOW - backup.made_at).days for backup in deleted] == [40, 31]
+    assert [(NOW - backup.made_at).days for backup in folder.all()] == [29, 0, 0]
+    assert [backup.job_id for backup in folder.all(".part.c")] == [".part.c"]
     assert (folder.path / "notes.txt").exists()
     assert fresh.exists()
     assert foreign.exists()

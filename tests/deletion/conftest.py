@@ -23,7 +23,7 @@ WithoutPrivileges = Callable[..., str]
 
 
 class Remove(Protocol):
-    """Stages, dooms and removes entries of the root as one item."""
+    """Stages and removes entries of the root as one item."""
 
     def __call__(
         self, *names: str, workers: int = 4, stop: StopFlag | None = None, queue_limit: int = 4096
@@ -38,7 +38,7 @@ def _root_when_needed(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Iterator[Root]:
-    """An empty root; what a test leaves in its folder may be too deep for pytest to remove."""
+    """An empty root; the trees that a test leaves there can be too deep for pytest to remove."""
     (tmp_path / "results").mkdir()
     opened = open_root(RootName.RESULTS, tmp_path / "results")
     yield opened
@@ -56,7 +56,7 @@ def trash(root: Root) -> Iterator[Trash]:
 
 @pytest.fixture
 def remove(trash: Trash) -> Remove:
-    """Remove entries of the root through the trash and a pool of their own."""
+    """Remove entries of the root through the trash and a new pool."""
 
     def run(
         *names: str, workers: int = 4, stop: StopFlag | None = None, queue_limit: int = 4096
@@ -70,7 +70,7 @@ def remove(trash: Trash) -> Remove:
 
 @pytest.fixture
 def canary(tmp_path: Path) -> Iterator[Path]:
-    """A folder outside the root that must be found untouched when the test ends."""
+    """A folder outside the root that must be unchanged at the end of the test."""
     folder = tmp_path / "canary"
     folder.mkdir()
     (folder / "alive").write_text("tweet")
@@ -87,15 +87,15 @@ def canary(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def without_privileges() -> WithoutPrivileges:
-    """Run a script as an ordinary owner of its files: root without capabilities is one.
+    """Run a script as a user without privileges: root without capabilities is one.
 
-    The script sees ``argv`` as ``sys.argv[1:]``; what it prints is returned.
+    The script gets ``argv`` as ``sys.argv[1:]``; the function returns its output.
     """
 
     def run(script: str, *argv: str | Path) -> str:
         drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
         if drop and shutil.which("setpriv") is None:
-            pytest.skip("there is no setpriv (util-linux)")
+            pytest.skip("setpriv (util-linux) is not installed")
         done = subprocess.run(
             [*drop, sys.executable, "-c", script, *map(str, argv)],
             cwd=Path(__file__).parents[2],
@@ -111,68 +111,68 @@ def without_privileges() -> WithoutPrivileges:
 
 
 def allocated(*places: Path) -> int:
-    """Return the bytes that trees occupy, each inode once, as du(1) counts them."""
+    """Return the allocated bytes of trees, each inode once, as du(1) does."""
     inodes = {}
     for place in places:
-        found = [place] if place.is_symlink() else [place, *place.rglob("*")]
-        for path in found:
+        paths = [place] if place.is_symlink() else [place, *place.rglob("*")]
+        for path in paths:
             status = path.lstat()
             inodes[status.st_dev, status.st_ino] = status.st_blocks * 512
     return sum(inodes.values())
 
 
 def dig(start: Path, levels: int, name: str = "level") -> None:
-    """Make a chain of folders below one, deeper than any path may be long; the last has a file."""
+    """Create a chain of folders that can be longer than the longest path; the last one has a file."""
     fd = os.open(start, os.O_RDONLY | os.O_DIRECTORY)
     for _ in range(levels):
         os.mkdir(name, dir_fd=fd)
-        below = os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
+        child = os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
         os.close(fd)
-        fd = below
+        fd = child
     os.close(os.open("bottom.log", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
     os.close(fd)
 
 
 def open_descriptors() -> int:
-    """Return how many descriptors this process has open."""
+    """Return the number of open descriptors of this process."""
     return len(os.listdir("/proc/self/fd"))
 
 
 def fill(folder: Path, files: int) -> None:
-    """Make a folder with so many empty files."""
+    """Create a folder with empty files."""
     folder.mkdir(parents=True)
     for number in range(files):
         (folder / f"{number}.tif").touch()
 
 
-def doomed(trash: Trash, name: str) -> str:
-    """Stage an entry of the trash's root and doom it; returns the item, which can be removed now."""
+def stage_for_deletion(trash: Trash, name: str) -> str:
+    """Stage an entry of the trash's root and start its deletion; return the item for the pool."""
     trash.stage(name, [name])
     return trash.mark_deleting(name)
 
 
-def servers(of: int | None = None) -> list[int]:
-    """Return what forks the helpers of a process; other tests of this worker may have servers running."""
+def helper_servers(pid: int | None = None) -> list[int]:
+    """Return the processes that fork the helpers of a process."""
     return [
         child
-        for child in _children(of or os.getpid())
-        if b"deletion.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
+        for child in _children(pid or os.getpid())
+        if b"deletion.helper_process" in Path(f"/proc/{child}/cmdline").read_bytes()
     ]
 
 
-def helpers_of(of: int | None = None) -> list[int]:
+def helpers_of(pid: int | None = None) -> list[int]:
     """Return the helpers of a process."""
-    return [helper for server in servers(of) for helper in _children(server)]
+    return [helper for server in helper_servers(pid) for helper in _children(server)]
 
 
-def _children(of: int) -> list[int]:
-    tasks = Path(f"/proc/{of}/task").iterdir()
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
     return [int(word) for task in tasks for word in (task / "children").read_text().split()]
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    """Return as soon as a condition holds, which must be within a minute."""
-    until = time.monotonic() + 60
+    """Wait for a condition, for at most a minute."""
+    deadline = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.001)

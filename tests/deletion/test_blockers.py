@@ -1,3 +1,5 @@
+"""Mounts and locks keep an artifact in place, and the reason names the path."""
+
 from __future__ import annotations
 
 import fcntl
@@ -24,14 +26,14 @@ sys.stdin.read()
 _REASON = """
 import sys
 from pathlib import Path
-from eemtcleanupd.deletion.blockers import Obstacles
+from eemtcleanupd.deletion.blockers import Blockers
 from eemtcleanupd.deletion.roots import open_root
 from eemtcleanupd.model import RootName
 root = open_root(RootName.RESULTS, Path(sys.argv[1]))
-obstacles = Obstacles.snapshot([root])
-print(obstacles.locked is None)
+blockers = Blockers.snapshot([root])
+print(blockers.locked is None)
 for name in sys.argv[2:]:
-    print(obstacles.reason(root, name))
+    print(blockers.reason(root, name))
 """
 
 
@@ -59,60 +61,62 @@ def jobs(root: Root) -> Root:
 
 
 @pytest.fixture(params=["the kernel's list", "trying each file"])
-def way(request: pytest.FixtureRequest) -> str:
-    """How locks are found: where the kernel lists all of them, and where it does not."""
+def method(request: pytest.FixtureRequest) -> str:
+    """How locks are detected: the kernel lists all of them, or it does not."""
     return str(request.param)
 
 
-def _reason(root: Root, name: str, way: str) -> str | None:
-    obstacles = Blockers.snapshot([root])
-    if way != "the kernel's list":
-        obstacles = Blockers(obstacles.mounts, None)
-    return obstacles.reason(root, name)
+def _reason(root: Root, name: str, method: str) -> str | None:
+    blockers = Blockers.snapshot([root])
+    if method != "the kernel's list":
+        blockers = Blockers(blockers.mounts, None)
+    return blockers.reason(root, name)
 
 
 @pytest.mark.parametrize(
     ("held", "name"),
     [("job/sub/file", "job"), ("job/sub", "job"), ("job", "job"), ("upload.tif", "upload.tif")],
 )
-def test_what_a_live_process_has_locked_is_kept_and_named(jobs: Root, held: str, name: str, way: str) -> None:
+def test_a_path_that_another_process_has_locked_blocks_its_artifact_and_is_named(
+    jobs: Root, held: str, name: str, method: str
+) -> None:
     before = open_descriptors()
-    assert _reason(jobs, name, way) is None
+    assert _reason(jobs, name, method) is None
     with _locked(jobs.path / held):
-        assert _reason(jobs, name, way) == f"a process holds a lock on {held}"
-        assert _reason(jobs, "job2", way) is None
-    assert _reason(jobs, name, way) is None  # neither does our own look leave a lock
+        assert _reason(jobs, name, method).endswith(held)
+        assert _reason(jobs, "job2", method) is None
+    assert _reason(jobs, name, method) is None  # the check itself leaves no lock
     assert open_descriptors() == before
 
 
-def test_a_lock_three_hundred_levels_down_is_found(jobs: Root, way: str) -> None:
+def test_a_lock_three_hundred_levels_deep_is_found(jobs: Root, method: str) -> None:
     dig(jobs.path / "job", 300)
     with _locked(jobs.path.joinpath("job", *["level"] * 300, "bottom.log")):
-        assert (_reason(jobs, "job", way) or "").endswith("/bottom.log")
+        assert (_reason(jobs, "job", method) or "").endswith("/bottom.log")
 
 
-def test_a_lock_that_lets_others_share_it_keeps_nothing(jobs: Root, way: str) -> None:
+def test_a_shared_lock_does_not_block(jobs: Root, method: str) -> None:
     with _locked(jobs.path / "job/sub/file", fcntl.LOCK_SH):
-        assert _reason(jobs, "job", way) is None
+        assert _reason(jobs, "job", method) is None
 
 
-def test_looking_blocks_on_no_fifo_and_follows_no_link(jobs: Root, canary: Path, way: str) -> None:
+def test_the_check_does_not_block_on_a_fifo_or_follow_a_link(jobs: Root, canary: Path, method: str) -> None:
     os.mkfifo(jobs.path / "job" / "fifo")
     (jobs.path / "job" / "link").symlink_to(canary / "alive")
     (jobs.path / "job" / "folder-link").symlink_to(canary)
     with _locked(canary / "alive"):
-        assert _reason(jobs, "job", way) is None
-    assert _reason(jobs, "missing", way) is None
+        assert _reason(jobs, "job", method) is None
+    assert _reason(jobs, "missing", method) is None
 
 
-def test_our_own_locks_do_not_make_us_read_every_job(jobs: Root, tmp_path: Path) -> None:
+def test_locks_of_this_process_are_not_listed(jobs: Root, tmp_path: Path) -> None:
     with (tmp_path / "run.lock").open("w") as run_lock:
         fcntl.flock(run_lock, fcntl.LOCK_EX)
         status = os.fstat(run_lock.fileno())
         assert (status.st_dev, status.st_ino) not in (Blockers.snapshot([jobs]).locked or ())
 
 
-def test_a_locked_file_that_we_may_not_open_is_kept(
+def test_a_locked_file_that_cannot_be_opened_blocks(
     jobs: Root, without_privileges: WithoutPrivileges
 ) -> None:
     file = jobs.path / "job/sub/file"
@@ -121,7 +125,7 @@ def test_a_locked_file_that_we_may_not_open_is_kept(
         unknown, reason, neighbour = without_privileges(_REASON, jobs.path, "job", "job2").splitlines()
     if unknown == "True":
         pytest.skip("the kernel does not list all locks here")
-    assert reason == "a process holds a lock on job/sub/file"
+    assert reason.endswith("job/sub/file")
     assert neighbour == "None"
 
 
@@ -141,7 +145,7 @@ def _in_mount_namespace(shell: str, root: Root, *names: str) -> list[str]:
 
 
 @pytest.mark.root
-def test_a_mount_in_an_artifact_or_on_it_keeps_it(jobs: Root) -> None:
+def test_a_mount_in_or_on_an_artifact_blocks(jobs: Root) -> None:
     (jobs.path / "job" / "a b\n").mkdir()
     (jobs.path / "job-mounted").mkdir()
     shell = """
@@ -151,18 +155,14 @@ def test_a_mount_in_an_artifact_or_on_it_keeps_it(jobs: Root) -> None:
         mount --bind /etc/hostname upload.tif
     """
     names = ("job", "job2", "job-mounted", "upload.tif", "missing")
-    assert _in_mount_namespace(shell, jobs, *names) == [
-        f"a filesystem is mounted at {jobs.path}/job/a b\\x0a",
-        "None",
-        f"a filesystem is mounted at {jobs.path}/job-mounted",
-        f"a filesystem is mounted at {jobs.path}/upload.tif",
-        "None",
-    ]
+    expected = ["/job/a b\\x0a", None, "/job-mounted", "/upload.tif", None]
+    for reason, path in zip(_in_mount_namespace(shell, jobs, *names), expected, strict=True):
+        assert reason == "None" if path is None else reason.endswith(f"{jobs.path}{path}")
 
 
 @pytest.mark.root
-def test_in_a_pid_namespace_of_our_own_every_file_is_tried(jobs: Root) -> None:
-    """There /proc/locks leaves out the locks of everybody outside."""
+def test_in_another_pid_namespace_every_file_is_tried(jobs: Root) -> None:
+    """/proc/locks does not list the locks of processes outside the namespace."""
     with _locked(jobs.path / "job/sub/file"):
         done = subprocess.run(
             ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", _REASON, jobs.path, "job"],
@@ -171,4 +171,6 @@ def test_in_a_pid_namespace_of_our_own_every_file_is_tried(jobs: Root) -> None:
             check=True,
             cwd=Path(__file__).parents[2],
         )
-    assert done.stdout.splitlines() == ["True", "a process holds a lock on job/sub/file"]
+    unknown, reason = done.stdout.splitlines()
+    assert unknown == "True"
+    assert reason.endswith("job/sub/file")

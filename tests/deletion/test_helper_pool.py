@@ -1,4 +1,4 @@
-"""Helper processes: what they remove, and what becomes of a run when they, or it, end early."""
+"""Helper processes: what they remove, and the effect when they or the run end early."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import pytest
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion import helper_pool as module
 from eemtcleanupd.deletion.helper_pool import HelperPool
-from eemtcleanupd.deletion.helper_process import Request
 from eemtcleanupd.deletion.pool import DeletionPool, RemovalResult
 from eemtcleanupd.deletion.rate_limit import DeletionControls
 from eemtcleanupd.deletion.trash import Trash
-from tests.deletion.conftest import doomed, fill, helpers_of, servers, wait_until
+from eemtcleanupd.deletion.tree import FolderTask
+from tests.deletion.conftest import fill, helper_servers, helpers_of, stage_for_deletion, wait_until
 
 
-def test_folders_are_emptied_by_processes_that_end_with_the_pool(trash: Trash) -> None:
+def test_helpers_empty_folders_and_end_with_the_pool(trash: Trash) -> None:
     for number in range(12):
         fill(trash.root.path / "job" / f"folder-{number}" / "deeper", 300)
     with DeletionPool(2, StopFlag()) as pool:
-        removed = pool.remove(trash, doomed(trash, "job")).result()
+        removed = pool.remove(trash, stage_for_deletion(trash, "job")).result()
         helpers = helpers_of()
     assert len(helpers) == 2
     assert not any(_alive(helper) for helper in helpers)
-    assert servers() == []
+    assert helper_servers() == []
     assert (removed.files, removed.folders, removed.complete) == (3600, 25, True)
     assert list(trash.items()) == []
 
@@ -44,10 +44,9 @@ def test_no_two_helpers_give_a_folder_the_same_name(trash: Trash) -> None:
     helpers = HelperPool(1, controls)
     helpers.ensure_processes(2)
     fresh: list[str] = []
-    for folder in folders:  # one after the other: the first helper is at the end of the queue then
-        helpers.empty_folder(
-            item, Request(folder, "", trash.root.device), lambda name, _label: fresh.append(name)
-        )
+    for folder in folders:  # the first helper returns to the end of the queue
+        task = FolderTask(folder, "", trash.root.device)
+        helpers.empty_folder(item, task, lambda name, _label: fresh.append(name))
     helpers.close()
     controls.close()
     os.close(item)
@@ -57,58 +56,58 @@ def test_no_two_helpers_give_a_folder_the_same_name(trash: Trash) -> None:
 def test_no_process_is_started_for_a_few_files(trash: Trash) -> None:
     fill(trash.root.path / "job" / "folder", 100)
     with DeletionPool(4, StopFlag()) as pool:
-        assert pool.remove(trash, doomed(trash, "job")).result().complete
-        assert servers() == []
+        assert pool.remove(trash, stage_for_deletion(trash, "job")).result().complete
+        assert helper_servers() == []
 
 
-def test_a_pool_that_was_prepared_and_has_nothing_to_do_leaves_no_process(trash: Trash) -> None:
+def test_a_prepared_pool_without_work_leaves_no_process(trash: Trash) -> None:
     with DeletionPool(4, StopFlag()) as pool:
         pool.prepare()
-        wait_until(servers)
-    assert servers() == []
+        wait_until(helper_servers)
+    assert helper_servers() == []
 
 
-def test_what_can_have_no_helper_more_is_removed_all_the_same(
+def test_removal_succeeds_after_the_server_process_was_killed(
     trash: Trash, caplog: pytest.LogCaptureFixture
 ) -> None:
     fill(trash.root.path / "job" / "folder", 1000)
     with DeletionPool(4, StopFlag()) as pool:
         pool.prepare()
-        wait_until(servers)
-        (server,) = servers()
+        wait_until(helper_servers)
+        (server,) = helper_servers()
         os.kill(server, signal.SIGKILL)
-        removed = pool.remove(trash, doomed(trash, "job")).result()
+        removed = pool.remove(trash, stage_for_deletion(trash, "job")).result()
     assert (removed.complete, removed.files) == (True, 1000)
-    assert "no helper process could be started" in caplog.text
+    assert _warnings(caplog) == [module.__name__]
 
 
-def test_what_no_process_can_be_started_for_is_removed_all_the_same(
+def test_removal_succeeds_if_no_process_can_be_started(
     trash: Trash, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fill(trash.root.path / "job" / "folder", 1000)
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with DeletionPool(4, StopFlag()) as pool:
-        removed = pool.remove(trash, doomed(trash, "job")).result()
+        removed = pool.remove(trash, stage_for_deletion(trash, "job")).result()
     assert (removed.complete, removed.files) == (True, 1000)
-    assert "no helper process could be started" in caplog.text
+    assert _warnings(caplog) == [module.__name__]
 
 
-def test_a_process_that_does_not_answer_is_done_without(
+def test_removal_succeeds_if_the_server_process_does_not_respond(
     trash: Trash, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(module, "START_TIMEOUT_SECONDS", 0.1)
     fill(trash.root.path / "job" / "folder", 1000)
     with DeletionPool(4, StopFlag()) as pool:
         pool.prepare()
-        wait_until(servers)  # its command line can be read a little after it was started
-        (server,) = servers()
+        wait_until(helper_servers)  # its command line becomes readable shortly after its start
+        (server,) = helper_servers()
         os.kill(server, signal.SIGSTOP)
-        removed = pool.remove(trash, doomed(trash, "job")).result(timeout=20)
+        removed = pool.remove(trash, stage_for_deletion(trash, "job")).result(timeout=20)
     assert (removed.complete, removed.files) == (True, 1000)
-    assert "no helper process could be started: timed out" in caplog.text
+    assert _warnings(caplog) == [module.__name__]
 
 
-def test_a_run_that_has_no_descriptor_left_for_helpers_goes_on(
+def test_removal_succeeds_without_free_descriptors_for_helpers(
     trash: Trash, caplog: pytest.LogCaptureFixture
 ) -> None:
     fill(trash.root.path / "job" / "folder", 1000)
@@ -121,9 +120,13 @@ def test_a_run_that_has_no_descriptor_left_for_helpers_goes_on(
             pool.prepare()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        removed = pool.remove(trash, doomed(trash, "job")).result(timeout=20)
+        removed = pool.remove(trash, stage_for_deletion(trash, "job")).result(timeout=20)
     assert (removed.complete, removed.files) == (True, 1000)
-    assert "no helper process could be started" in caplog.text
+    assert _warnings(caplog) == [module.__name__]
+
+
+def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.name for record in caplog.records if record.levelname == "WARNING"]
 
 
 _NO_THREADS = """
@@ -136,14 +139,14 @@ main()
 """
 
 
-def test_what_helpers_can_start_no_threads_for_is_removed_all_the_same(
+def test_removal_succeeds_if_helpers_cannot_start_threads(
     trash: Trash, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "_CODE", f"import sys; sys.path.append(sys.argv.pop(1)); {_NO_THREADS}")
+    monkeypatch.setattr(module, "HELPER_CODE", f"import sys; sys.path.append(sys.argv.pop(1)); {_NO_THREADS}")
     for number in range(8):
         fill(trash.root.path / "job" / f"folder-{number}", 300)
     with DeletionPool(2, StopFlag()) as pool:
-        removed = pool.remove(trash, doomed(trash, "job")).result()
+        removed = pool.remove(trash, stage_for_deletion(trash, "job")).result()
     assert (removed.complete, removed.files, removed.errors) == (True, 2400, ())
     assert not capfd.readouterr().err
 
@@ -166,24 +169,24 @@ def test_an_inode_whose_links_many_helpers_remove_is_counted_once(trash: Trash) 
     folders = sum(path.stat().st_blocks for path in (trash.root.path / "job").rglob("*") if path.is_dir())
     folders += (trash.root.path / "job").stat().st_blocks
     with DeletionPool(4, StopFlag()) as pool:
-        removed = pool.remove(trash, doomed(trash, "job")).result()
+        removed = pool.remove(trash, stage_for_deletion(trash, "job")).result()
     assert removed.bytes_freed == 3 * links * size + folders * 512
 
 
-def test_a_killed_helper_leaves_its_items_incomplete_and_the_others_go_on(trash: Trash) -> None:
+def test_a_killed_helper_leaves_its_items_incomplete_and_the_others_are_removed(trash: Trash) -> None:
     for job in ("first", "second", "third"):
         for number in range(8):
             fill(trash.root.path / job / f"folder-{number}", 600)
     with DeletionPool(1, StopFlag()) as pool:
-        futures = [pool.remove(trash, doomed(trash, job)) for job in ("first", "second")]
+        futures = [pool.remove(trash, stage_for_deletion(trash, job)) for job in ("first", "second")]
         wait_until(helpers_of)
         (helper,) = helpers_of()
         wait_until(lambda: pool.files > 0 or any(future.done() for future in futures))
         os.kill(helper, signal.SIGKILL)
         results = [future.result(timeout=20) for future in futures]
-        later = pool.remove(trash, doomed(trash, "third")).result(timeout=20)
+        later = pool.remove(trash, stage_for_deletion(trash, "third")).result(timeout=20)
         again = [pool.remove(trash, f"{job}.deleting").result(timeout=20) for job in ("first", "second")]
-    assert any(not result.complete and "helper" in result.errors[0] for result in results)
+    assert any(not result.complete and result.errors for result in results)
     assert later.complete
     assert all(result.complete for result in again)
     assert list(trash.items()) == []
@@ -194,7 +197,7 @@ def test_a_stop_reaches_helpers_in_the_middle_of_a_folder(trash: Trash) -> None:
     stop = StopFlag()
     folder = trash.fd
     with DeletionPool(1, stop) as pool:
-        future = pool.remove(trash, doomed(trash, "job"))
+        future = pool.remove(trash, stage_for_deletion(trash, "job"))
         item = os.open("job.deleting", os.O_RDONLY, dir_fd=folder)
         wait_until(lambda: _moved_up(item) and _count_entries(item) < 20_000)
         stop.set()
@@ -223,8 +226,8 @@ def _count_entries(item: int) -> int:
 _SCRIPT = """
 import sys
 from pathlib import Path
-from eemtcleanupd.deletion.helper_pool import Helpers
-from eemtcleanupd.deletion.rate_limit import Controls
+from eemtcleanupd.deletion.helper_pool import HelperPool
+from eemtcleanupd.deletion.rate_limit import DeletionControls
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.roots import open_root
 from eemtcleanupd.deletion.trash import Trash
@@ -233,13 +236,13 @@ from eemtcleanupd.cancellation import StopFlag
 trash = Trash(open_root(RootName.RESULTS, Path(sys.argv[1])))
 with DeletionPool(2, StopFlag()) as pool:
     trash.stage("job", ["job"])
-    pool.remove(trash, trash.doom("job"))
-    print("begun", flush=True)
+    pool.remove(trash, trash.mark_deleting("job"))
+    print("started", flush=True)
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_helpers_go_on_when_signals_are_sent_to_all_and_end_when_the_run_is_killed(
+def test_helpers_ignore_signals_and_end_when_the_run_is_killed(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     fill(tmp_path / "results" / "job" / "folder", 30_000)
@@ -261,33 +264,35 @@ def test_helpers_go_on_when_signals_are_sent_to_all_and_end_when_the_run_is_kill
 
 _KILLED = """
 import os, select, signal, socket, sys
-from eemtcleanupd.deletion.helper_pool import Helpers
-from eemtcleanupd.deletion.rate_limit import Controls
-from eemtcleanupd.deletion.helper_process import Request
+from eemtcleanupd.deletion.helper_pool import HelperPool
+from eemtcleanupd.deletion.rate_limit import DeletionControls
+from eemtcleanupd.deletion.tree import FolderTask
 from eemtcleanupd.cancellation import StopFlag
-asked, is_answered = int(sys.argv[2]), sys.argv[3] == "True"
+requests, is_answered = int(sys.argv[2]), sys.argv[3] == "True"
 send_fds = socket.send_fds
-def send_and_be_killed(line, *rest):
-    global asked
-    send_fds(line, *rest)
-    asked -= 1
-    if not asked:
+def send_and_be_killed(channel, *rest):
+    global requests
+    send_fds(channel, *rest)
+    requests -= 1
+    if not requests:
         if is_answered:
-            select.select([line], [], [])
+            select.select([channel], [], [])
         os.kill(os.getpid(), signal.SIGKILL)
 socket.send_fds = send_and_be_killed
 item = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY)
-helpers = Helpers(1, Controls(StopFlag()))
-helpers.grow_to(1)
-helpers.empty_folder(item, Request("folder", "", os.fstat(item).st_dev), print)
+helpers = HelperPool(1, DeletionControls(StopFlag()))
+helpers.ensure_processes(1)
+helpers.empty_folder(item, FolderTask("folder", "", os.fstat(item).st_dev), print)
 """
 
 
-@pytest.mark.parametrize("asked", [1, 2])  # for a helper, or for a folder to be emptied
+@pytest.mark.parametrize("requests", [1, 2])  # for a helper, or to empty a folder
 @pytest.mark.parametrize("is_answered", [False, True])
-def test_helpers_of_a_killed_run_end_in_silence(tmp_path: Path, asked: int, *, is_answered: bool) -> None:
+def test_helpers_of_a_killed_run_end_without_output(
+    tmp_path: Path, requests: int, *, is_answered: bool
+) -> None:
     fill(tmp_path / "folder", 1)
-    command = [sys.executable, "-c", _KILLED, str(tmp_path), str(asked), str(is_answered)]
+    command = [sys.executable, "-c", _KILLED, str(tmp_path), str(requests), str(is_answered)]
     run = subprocess.run(command, capture_output=True, check=False, timeout=20)
     assert (run.returncode, run.stderr) == (-signal.SIGKILL, b"")
 

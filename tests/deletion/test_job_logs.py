@@ -17,13 +17,13 @@ _PATTERNS = ["*.log", "*.err"]
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Path:
-    """Where logs are kept."""
+    """The destination of kept logs."""
     return tmp_path / "logs" / "jobs" / "job"
 
 
 @pytest.fixture
 def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the logs folder on another filesystem."""
+    """Simulate a logs folder on another filesystem."""
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
@@ -78,13 +78,13 @@ def test_a_kept_log_survives_its_job_and_is_not_counted_as_freed(
     assert (kept / "run.log").stat().st_size == 100_000
 
 
-def test_where_no_link_can_be_made_logs_are_copied_with_their_times(
+def test_logs_are_copied_with_their_times_if_links_are_impossible(
     root: Root, kept: Path, no_links: None
 ) -> None:
     job = _job(root)
     os.utime(job / "run.log", ns=(1, 1_600_000_000_123_456_789))
     kept.mkdir(parents=True)
-    (kept / ".eemtcleanupd.part").write_text("what a kill left, longer than the log")
+    (kept / ".eemtcleanupd.part").write_text("leftover of a killed run, longer than the log")
     assert keep_logs(root, "job", _PATTERNS, kept) == 2
     assert not (kept / "run.log").samefile(job / "run.log")
     assert (kept / "run.log").stat().st_mtime_ns == 1_600_000_000_123_456_789
@@ -92,7 +92,7 @@ def test_where_no_link_can_be_made_logs_are_copied_with_their_times(
     assert _contents(kept) == {"run.log": "top", "sub/deeper/run.err": "deep"}
 
 
-def test_a_different_file_of_that_name_is_never_replaced(root: Root, kept: Path) -> None:
+def test_a_different_file_of_the_same_name_is_never_replaced(root: Root, kept: Path) -> None:
     job = _job(root)
     for number, text in enumerate(["old", "two"]):  # as long as the log, as old as the log
         (kept / "run.log").parent.mkdir(parents=True, exist_ok=True)
@@ -137,21 +137,21 @@ def test_a_log_below_three_thousand_levels_is_kept(root: Root, kept: Path) -> No
 
 
 @pytest.mark.parametrize("planted", ["jobs", "jobs/job", "jobs/job/sub"])
-def test_a_link_planted_in_the_destination_leads_nowhere(
+def test_a_planted_link_in_the_destination_is_not_followed(
     root: Root, kept: Path, canary: Path, planted: str
 ) -> None:
     _job(root)
     place = kept.parent.parent / planted
     place.parent.mkdir(parents=True)
     place.symlink_to(canary)
-    with pytest.raises(OSError, match="the log could not be kept") as caught:
+    with pytest.raises(OSError, match="job/") as caught:
         keep_logs(root, "job", _PATTERNS, kept)
     assert caught.value.filename.startswith("job/")
 
 
-def test_what_cannot_be_kept_is_an_error(root: Root, tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_kept_is_an_error(root: Root, tmp_path: Path) -> None:
     _job(root)
     (tmp_path / "logs").write_text("in the way")
-    with pytest.raises(OSError, match="the log could not be kept"):
+    with pytest.raises(OSError, match="job/"):
         keep_logs(root, "job", _PATTERNS, tmp_path / "logs" / "jobs")
     assert (root.path / "job" / "run.log").read_text() == "top"

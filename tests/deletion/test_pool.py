@@ -25,9 +25,7 @@ def _fill(folder: Path, folders: int, files: int) -> None:
 
 
 @pytest.mark.parametrize("queue_limit", [0, 1, 7])
-def test_more_folders_than_may_wait_in_memory_go_all_the_same(
-    root: Root, remove: Remove, queue_limit: int
-) -> None:
+def test_more_folders_than_the_queue_limit_are_removed(root: Root, remove: Remove, queue_limit: int) -> None:
     for number in range(6):
         _fill(root.path / "job" / f"part{number}" / "deeper", 20, 2)
     removed = remove("job", queue_limit=queue_limit)
@@ -36,10 +34,10 @@ def test_more_folders_than_may_wait_in_memory_go_all_the_same(
 
 
 @pytest.mark.parametrize("threads", [0, 1])
-def test_where_no_more_threads_can_be_started_those_that_there_are_do_it_and_nobody_waits_for_ever(
+def test_existing_threads_do_all_work_when_no_more_can_be_started(
     root: Root, trash: Trash, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
-    """As in a container whose limit of processes (pids.max) is reached."""
+    """As in a container that has reached its process limit (pids.max)."""
     start = threading.Thread.start
     left = [True] * threads
 
@@ -54,7 +52,7 @@ def test_where_no_more_threads_can_be_started_those_that_there_are_do_it_and_nob
     trash.mark_deleting("item")
     monkeypatch.setattr(threading.Thread, "start", start_some)
     if not threads:
-        with pytest.raises(RuntimeError, match="can't start"), DeletionPool(2, StopFlag()) as pool:
+        with pytest.raises(RuntimeError), DeletionPool(2, StopFlag()) as pool:
             pool.remove(trash, "item.deleting")
         return
     with DeletionPool(2, StopFlag()) as pool:
@@ -62,7 +60,7 @@ def test_where_no_more_threads_can_be_started_those_that_there_are_do_it_and_nob
     assert (removed.complete, removed.files) == (True, 15)
 
 
-def test_what_a_stop_interrupts_a_later_run_completes(root: Root, trash: Trash) -> None:
+def test_a_later_run_completes_an_interrupted_removal(root: Root, trash: Trash) -> None:
     _fill(root.path / "job", 40, 100)
     trash.stage("item", ["job"])
     trash.mark_deleting("item")
@@ -85,30 +83,30 @@ def test_what_a_stop_interrupts_a_later_run_completes(root: Root, trash: Trash) 
     assert list(trash.items()) == []
 
 
-def test_what_a_killed_run_had_moved_up_is_removed_too(root: Root, trash: Trash) -> None:
-    doomed = root.path / TRASH_NAME / "item.deleting"
-    _fill(doomed / "0123456789abcdef-0", 3, 3)
-    _fill(doomed / "0123456789abcdef-1" / "x" / "y", 3, 3)
-    (doomed / "job").mkdir()
+def test_folders_that_a_killed_run_moved_up_are_removed(root: Root, trash: Trash) -> None:
+    item = root.path / TRASH_NAME / "item.deleting"
+    _fill(item / "0123456789abcdef-0", 3, 3)
+    _fill(item / "0123456789abcdef-1" / "x" / "y", 3, 3)
+    (item / "job").mkdir()
     with DeletionPool(2, StopFlag()) as pool:
         removed = pool.remove(trash, "item.deleting").result(timeout=60)
     assert (removed.complete, removed.files) == (True, 18)
 
 
-def test_an_item_that_is_gone_is_complete(trash: Trash) -> None:
+def test_a_missing_item_is_complete(trash: Trash) -> None:
     with DeletionPool(1, StopFlag()) as pool:
         removed = pool.remove(trash, "never.deleting").result(timeout=60)
     assert (removed.complete, removed.files, removed.bytes_freed) == (True, 0, 0)
 
 
-def test_an_item_that_is_a_link_is_an_error_not_a_way_out(root: Root, trash: Trash, canary: Path) -> None:
+def test_an_item_that_is_a_link_is_an_error_and_not_followed(root: Root, trash: Trash, canary: Path) -> None:
     (root.path / TRASH_NAME / "item.deleting").symlink_to(canary)
     with DeletionPool(1, StopFlag()) as pool:
         removed = pool.remove(trash, "item.deleting").result(timeout=60)
     assert (removed.complete, removed.error_count) == (False, 1)
 
 
-def test_a_pool_ends_what_it_has_begun_and_leaves_nothing_open(root: Root, trash: Trash) -> None:
+def test_a_pool_finishes_its_work_and_closes_all_descriptors(root: Root, trash: Trash) -> None:
     before = open_descriptors()
     futures = []
     with DeletionPool(3, StopFlag()) as pool:
@@ -121,7 +119,7 @@ def test_a_pool_ends_what_it_has_begun_and_leaves_nothing_open(root: Root, trash
     assert open_descriptors() == before
 
 
-def test_leaving_a_pool_by_an_error_stops_it(root: Root, trash: Trash) -> None:
+def test_an_exception_in_the_body_stops_the_pool(root: Root, trash: Trash) -> None:
     _fill(root.path / "job", 20, 200)
     trash.stage("item", ["job"])
     stop = StopFlag()
@@ -136,7 +134,7 @@ def test_leaving_a_pool_by_an_error_stops_it(root: Root, trash: Trash) -> None:
 
 
 @pytest.mark.parametrize("queue_limit", [2, 1000])
-def test_folders_that_are_shared_out_go_whole_and_count_once(
+def test_folders_that_several_workers_share_are_removed_completely_and_counted_once(
     root: Root, remove: Remove, monkeypatch: pytest.MonkeyPatch, queue_limit: int
 ) -> None:
     monkeypatch.setattr(module, "WIDE_BYTES", 0)
@@ -150,7 +148,7 @@ def test_folders_that_are_shared_out_go_whole_and_count_once(
     assert os.listdir(root.path / TRASH_NAME) == []
 
 
-def test_what_cannot_be_removed_of_a_shared_folder_leaves_other_shared_folders_alone(
+def test_an_error_in_one_shared_folder_does_not_affect_the_others(
     root: Root, remove: Remove, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unlink = os.unlink

@@ -1,4 +1,4 @@
-"""A lock that threads of several processes share."""
+"""A lock for the threads of several processes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import pytest
 from eemtcleanupd.deletion.process_lock import InterProcessLock
 from tests.deletion.conftest import wait_until
 
-# Holds the second lock, and another thread of it waits for the first.
+# Holds the second lock while another of its threads waits for the first.
 _OTHER = """
 import sys, threading
-from eemtcleanupd.deletion.process_lock import SharedLock
+from eemtcleanupd.deletion.process_lock import InterProcessLock
 fd = int(sys.argv[1])
 def wait():
-    with SharedLock(fd, 0):
+    with InterProcessLock(fd, 0):
         pass
-with SharedLock(fd, 1):
+with InterProcessLock(fd, 1):
     thread = threading.Thread(target=wait)
     thread.start()
     sys.stdin.read()
@@ -31,13 +31,13 @@ thread.join()
 """
 
 
-def test_what_looks_like_a_deadlock_of_two_processes_is_none_as_their_threads_go_on(
+def test_a_false_deadlock_report_of_the_kernel_is_retried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fd = os.memfd_create("locks")
     inode = os.fstat(fd).st_ino
     tries = 0
-    went_on: list[bool] = []
+    acquired: list[bool] = []
     lockf = fcntl.lockf
 
     def counted(*arguments: Any) -> None:
@@ -45,12 +45,12 @@ def test_what_looks_like_a_deadlock_of_two_processes_is_none_as_their_threads_go
         tries += 1
         lockf(*arguments)
 
-    def take_second() -> None:
+    def acquire_second() -> None:
         try:
             with InterProcessLock(fd, 1):
-                went_on.append(True)
+                acquired.append(True)
         except OSError:
-            went_on.append(False)
+            acquired.append(False)
 
     first = InterProcessLock(fd, 0)
     with subprocess.Popen(
@@ -64,12 +64,12 @@ def test_what_looks_like_a_deadlock_of_two_processes_is_none_as_their_threads_go
                 )
             )
             monkeypatch.setattr(fcntl, "lockf", counted)
-            thread = threading.Thread(target=take_second)
+            thread = threading.Thread(target=acquire_second)
             thread.start()
-            wait_until(lambda: went_on or tries > 1)
+            wait_until(lambda: acquired or tries > 1)
             assert other.stdin is not None
             other.stdin.close()
             thread.join()
         assert other.wait() == 0
     os.close(fd)
-    assert went_on == [True]
+    assert acquired == [True]

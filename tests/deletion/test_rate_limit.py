@@ -1,4 +1,4 @@
-"""Kindness to the machine: rates that hold across threads and processes, priorities, changes in mid-run."""
+"""Rates that hold across threads and processes, priorities, and changes during a run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import pytest
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion import rate_limit as module
 from eemtcleanupd.deletion.pool import DeletionPool
-from eemtcleanupd.deletion.priority import Priority, _ioprio
+from eemtcleanupd.deletion.priority import Priority
 from eemtcleanupd.deletion.rate_limit import DeletionControls, RateLimits
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.deletion.tree import RemovalStats, unlink_entry
-from tests.deletion.conftest import doomed, fill, helpers_of, wait_until
+from tests.deletion.conftest import fill, helpers_of, stage_for_deletion, wait_until
 
 _IDLE = 3 << 13
 
@@ -32,7 +32,7 @@ def controls() -> Iterator[DeletionControls]:
 
 
 class Time:
-    """A clock that only sleeping moves."""
+    """A clock that advances only by sleeping."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -51,7 +51,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
     return clock
 
 
-def test_without_limits_nobody_waits(controls: DeletionControls, clock: Time) -> None:
+def test_without_limits_no_thread_waits(controls: DeletionControls, clock: Time) -> None:
     assert all(controls.acquire(1 << 40) for _ in range(10_000))
     assert clock.slept == 0
 
@@ -66,7 +66,7 @@ def test_without_limits_nobody_waits(controls: DeletionControls, clock: Time) ->
         (RateLimits(bytes_per_second=1000), 1, 100_000, 100),
     ],
 )
-def test_so_much_takes_so_long(
+def test_the_time_follows_from_the_limits(
     controls: DeletionControls, clock: Time, limits: RateLimits, files: int, size: int, seconds: float
 ) -> None:
     controls.apply(limits)
@@ -75,7 +75,7 @@ def test_so_much_takes_so_long(
     assert seconds - 1.2 <= clock.slept <= seconds + 0.1
 
 
-def test_an_idle_time_is_not_saved_up(controls: DeletionControls, clock: Time) -> None:
+def test_idle_time_is_not_accumulated(controls: DeletionControls, clock: Time) -> None:
     controls.apply(RateLimits(deletes_per_second=100))
     clock.now += 3600
     for _ in range(200):
@@ -83,7 +83,7 @@ def test_an_idle_time_is_not_saved_up(controls: DeletionControls, clock: Time) -
     assert clock.slept >= 1.8
 
 
-def test_a_new_limit_reaches_who_waits_for_the_old_one(
+def test_a_new_limit_reaches_a_thread_that_waits_for_the_old_one(
     controls: DeletionControls, clock: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def sleep(seconds: float) -> None:
@@ -97,7 +97,7 @@ def test_a_new_limit_reaches_who_waits_for_the_old_one(
     assert clock.slept < 1.2
 
 
-def test_a_stop_reaches_who_waits(
+def test_a_stop_reaches_a_waiting_thread(
     controls: DeletionControls, clock: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: controls.stop.set())
@@ -105,12 +105,12 @@ def test_a_stop_reaches_who_waits(
     assert [controls.acquire(0) for _ in range(3)] == [True, False, False]
 
 
-def test_a_reload_lifts_a_limit_in_the_middle_of_a_folder_that_helpers_empty(trash: Trash) -> None:
-    """At 5 a second 600 files would take two minutes, longer than a test may last."""
+def test_a_reload_lifts_a_limit_while_helpers_empty_a_folder(trash: Trash) -> None:
+    """At 5 per second, 600 files would take two minutes, longer than the timeout of a test."""
     for number in range(2):
         fill(trash.root.path / "job" / f"folder-{number}", 300)
     with DeletionPool(2, StopFlag(), limits=RateLimits(deletes_per_second=5)) as pool:
-        future = pool.remove(trash, doomed(trash, "job"))
+        future = pool.remove(trash, stage_for_deletion(trash, "job"))
         wait_until(helpers_of)
         assert not future.done()
         pool.controls.apply(RateLimits())
@@ -118,12 +118,12 @@ def test_a_reload_lifts_a_limit_in_the_middle_of_a_folder_that_helpers_empty(tra
     assert (removed.complete, removed.files) == (True, 600)
 
 
-def test_the_rate_is_that_of_all_processes_together(trash: Trash) -> None:
+def test_the_rate_limit_applies_to_all_processes_together(trash: Trash) -> None:
     for number in range(3):
         fill(trash.root.path / "job" / f"folder-{number}", 300)
     with DeletionPool(2, StopFlag(), limits=RateLimits(deletes_per_second=1000)) as pool:
         before = time.monotonic()
-        removed = pool.remove(trash, doomed(trash, "job")).result(timeout=60)
+        removed = pool.remove(trash, stage_for_deletion(trash, "job")).result(timeout=60)
         seconds = time.monotonic() - before
         assert len(helpers_of()) == 2
     assert removed.files + removed.folders == 904
@@ -131,7 +131,7 @@ def test_the_rate_is_that_of_all_processes_together(trash: Trash) -> None:
 
 
 def _niceness(process: int) -> list[int]:
-    """Return the niceness of all threads of a process, its main thread left out (field 19 of stat)."""
+    """Return the niceness of all threads of a process except its main thread (field 19 of stat)."""
     tasks = Path(f"/proc/{process}/task").iterdir()
     stats = [
         (task / "stat").read_text().rpartition(")")[2].split() for task in tasks if task.name != str(process)
@@ -139,13 +139,13 @@ def _niceness(process: int) -> list[int]:
     return [int(fields[16]) for fields in stats]
 
 
-def test_only_those_who_delete_are_nice_and_a_reload_reaches_them(trash: Trash) -> None:
+def test_only_deleting_threads_have_the_configured_priority_and_a_reload_changes_it(trash: Trash) -> None:
     for number in range(4):
         fill(trash.root.path / "job" / f"folder-{number}", 260)
     own = os.getpriority(os.PRIO_PROCESS, 0)
     slow = RateLimits(deletes_per_second=20, nice=min(19, own + 3))
     with DeletionPool(1, StopFlag(), limits=slow) as pool:
-        future = pool.remove(trash, doomed(trash, "job"))
+        future = pool.remove(trash, stage_for_deletion(trash, "job"))
         wait_until(helpers_of)
         (helper,) = helpers_of()
         wait_until(lambda: set(_niceness(helper)) == {slow.nice})
@@ -153,36 +153,36 @@ def test_only_those_who_delete_are_nice_and_a_reload_reaches_them(trash: Trash) 
         pool.controls.apply(nicer)
         wait_until(lambda: set(_niceness(helper)) == {nicer.nice})
         thread = next(int(name) for name in os.listdir(f"/proc/{helper}/task") if name != str(helper))
-        wait_until(lambda: _ioprio(1, 1, thread) == _IDLE)
+        wait_until(lambda: Priority.of_thread(thread).io == _IDLE)
         assert os.getpriority(os.PRIO_PROCESS, 0) == own
-        assert _ioprio(1, 1, 0) != _IDLE
+        assert Priority.of_thread().io != _IDLE
         pool.controls.apply(RateLimits())
         assert future.result(timeout=60).complete
 
 
-def test_a_priority_is_lowered_never_raised() -> None:
+def test_a_priority_is_never_raised() -> None:
     own = Priority(nice=10, io=_IDLE)
     assert own.lowered(nice=5, idle_io=False) == own
     assert own.lowered(nice=15, idle_io=True) == Priority(15, _IDLE)
     assert Priority(0, 0).lowered(nice=0, idle_io=True) == Priority(0, _IDLE)
 
 
-def test_what_the_system_refuses_is_told_and_nothing_else_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    refusals: list[str | None] = []
+def test_a_refused_priority_returns_a_warning_with_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings: list[str | None] = []
 
     def work() -> None:
         def refuse(*_: object) -> None:
             raise PermissionError
 
         monkeypatch.setattr(os, "setpriority", refuse)
-        refusals.append(Priority(19, 0).apply())
+        warnings.append(Priority(19, 0).apply())
         monkeypatch.setattr(os, "uname", lambda: type("", (), {"machine": "vax"}))
-        refusals.append(Priority(os.getpriority(os.PRIO_PROCESS, 0), _IDLE).apply())
+        warnings.append(Priority(os.getpriority(os.PRIO_PROCESS, 0), _IDLE).apply())
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert [str(words).split(" ", 1)[0] for words in refusals] == [
+    assert [str(warning).split(" ", 1)[0] for warning in warnings] == [
         "performance.nice",
         "performance.io_priority",
     ]
@@ -190,15 +190,15 @@ def test_what_the_system_refuses_is_told_and_nothing_else_happens(monkeypatch: p
 
 _HOLD = """
 import sys
-from eemtcleanupd.deletion.rate_limit import Controls
+from eemtcleanupd.deletion.rate_limit import DeletionControls
 from eemtcleanupd.cancellation import StopFlag
-with Controls(StopFlag(), int(sys.argv[1])).links_of(int(sys.argv[2])):
+with DeletionControls(StopFlag(), int(sys.argv[1])).link_lock(int(sys.argv[2])):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
-def test_one_of_several_links_goes_only_when_no_other_process_removes_one_of_that_inode(
+def test_a_link_is_removed_only_while_no_other_process_removes_one_of_the_same_inode(
     tmp_path: Path, controls: DeletionControls
 ) -> None:
     locks = {}
@@ -215,15 +215,15 @@ def test_one_of_several_links_goes_only_when_no_other_process_removes_one_of_tha
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        tally = RemovalStats()
-        unlink_entry(fd, free, free, tally, controls)
-        assert (tally.files, tally.bytes_freed) == (1, 0)
-        waiting = threading.Thread(target=unlink_entry, args=(fd, "held", "held", tally, controls))
+        stats = RemovalStats()
+        unlink_entry(fd, free, free, stats, controls)
+        assert (stats.files, stats.bytes_freed) == (1, 0)
+        waiting = threading.Thread(target=unlink_entry, args=(fd, "held", "held", stats, controls))
         waiting.start()
         wait_until(lambda: f"-> POSIX  ADVISORY  WRITE {os.getpid()} " in Path("/proc/locks").read_text())
         assert (tmp_path / "held").exists()
         other.communicate()
         waiting.join()
     os.close(fd)
-    assert tally.files == 2
+    assert stats.files == 2
     assert not (tmp_path / "held").exists()

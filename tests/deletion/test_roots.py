@@ -41,23 +41,23 @@ def test_a_root_is_opened_where_its_symlink_points(tmp_path: Path, opener: _Open
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "reason"),
     [
-        (lambda _: None, "there is no results folder at .*; is a disk not mounted"),
-        (lambda path: path.write_text(""), "is not a folder"),
-        (lambda path: path.symlink_to(path.name), "a loop of symlinks"),
-        (lambda path: path.symlink_to("nowhere"), "there is no results folder"),
+        (lambda _: None, "paths.results"),
+        (lambda path: path.write_text(""), "paths.results"),
+        (lambda path: path.symlink_to(path.name), "symlink loop"),
+        (lambda path: path.symlink_to("nowhere"), "paths.results"),
     ],
 )
-def test_what_is_no_folder_is_no_root(tmp_path: Path, make: object, words: str) -> None:
+def test_a_root_that_is_not_a_folder_is_refused(tmp_path: Path, make: object, reason: str) -> None:
     assert callable(make)
     make(tmp_path / "results")
-    with pytest.raises(RootError, match=words) as caught:
+    with pytest.raises(RootError, match=reason) as caught:
         open_root(RootName.RESULTS, tmp_path / "results")
     assert caught.value.exit_code == 3
 
 
-def test_separate_roots_beside_the_database_are_fine(tmp_path: Path, opener: _Opener) -> None:
+def test_separate_roots_beside_the_database_are_accepted(tmp_path: Path, opener: _Opener) -> None:
     roots = []
     for name in RootName:
         (tmp_path / name).mkdir()
@@ -66,37 +66,37 @@ def test_separate_roots_beside_the_database_are_fine(tmp_path: Path, opener: _Op
 
 
 @pytest.mark.parametrize(
-    ("results", "uploads", "database", "words"),
+    ("results", "uploads", "database", "reason"),
     [
-        ("/", "uploads", "jobs.db", "paths.results is /:"),
-        ("data", "data", "jobs.db", "the same folder as"),
-        ("data", "link", "jobs.db", "the same folder as"),
-        ("data", "data/uploads", "jobs.db", "paths.uploads .* is inside paths.results"),
-        ("data/uploads", "data", "jobs.db", "paths.results .* is inside paths.uploads"),
-        ("link/uploads", "data", "jobs.db", "is inside"),
-        ("data", "uploads", "data/jobs.db", "paths.results .* holds the job database"),
-        ("data", "uploads", "link/uploads/jobs.db", "holds the job database"),
-        ("home", "uploads", "jobs.db", "a home folder"),
-        ("link-home", "uploads", "jobs.db", "a home folder"),
+        ("/", "uploads", "jobs.db", r"paths\.results is /\."),
+        ("data", "data", "jobs.db", "paths.uploads"),
+        ("data", "link", "jobs.db", "paths.uploads"),
+        ("data", "data/uploads", "jobs.db", r"^paths\.uploads .*paths\.results"),
+        ("data/uploads", "data", "jobs.db", r"^paths\.results .*paths\.uploads"),
+        ("link/uploads", "data", "jobs.db", r"^paths\.results .*paths\.uploads"),
+        ("data", "uploads", "data/jobs.db", r"paths\.results .*jobs\.db"),
+        ("data", "uploads", "link/uploads/jobs.db", r"paths\.uploads .*jobs\.db|paths\.results .*jobs\.db"),
+        ("home", "uploads", "jobs.db", r"paths\.results .*home"),
+        ("link-home", "uploads", "jobs.db", r"paths\.results .*home"),
     ],
 )
-def test_a_root_where_a_mistake_would_delete_something_else_is_refused(
+def test_a_root_in_which_a_mistake_could_delete_unrelated_data_is_refused(
     tmp_path: Path,
     opener: _Opener,
     monkeypatch: pytest.MonkeyPatch,
     results: str,
     uploads: str,
     database: str,
-    words: str,
+    reason: str,
 ) -> None:
     for folder in ("data/uploads", "uploads", "home"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "link").symlink_to("data")
     (tmp_path / "link-home").symlink_to("home")
-    somebody = pwd.struct_passwd(("ann", "x", 1000, 1000, "", str(tmp_path / "home"), "/bin/sh"))
-    monkeypatch.setattr(pwd, "getpwall", lambda: [somebody])
+    user = pwd.struct_passwd(("ann", "x", 1000, 1000, "", str(tmp_path / "home"), "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwall", lambda: [user])
     roots = [opener(RootName.RESULTS, tmp_path / results), opener(RootName.UPLOADS, tmp_path / uploads)]
     with pytest.raises(RootError) as caught:
         check_roots(roots, tmp_path / database)
-    assert re.search(words, str(caught.value))
+    assert re.search(reason, str(caught.value))
     assert "\n" not in str(caught.value)

@@ -23,41 +23,41 @@ def test_the_trash_is_a_private_folder_in_the_root(root: Root, trash: Trash) -> 
     assert os.path.samestat(status, os.fstat(trash.fd))
 
 
-def test_one_run_has_it_at_a_time(root: Root, trash: Trash) -> None:
-    with pytest.raises(LockHeldError, match=r"another run works on .*results"):
+def test_only_one_run_at_a_time_holds_the_trash(root: Root, trash: Trash) -> None:
+    with pytest.raises(LockHeldError, match="results"):
         Trash(root)
     trash_fd, trash.fd = trash.fd, os.open("/", os.O_RDONLY)
-    os.close(trash_fd)  # it ended, or was killed
+    os.close(trash_fd)  # the run ended or was killed
     Trash(root).close()
 
 
-def test_a_trash_that_others_could_have_a_hand_in_is_refused(root: Root, canary: Path) -> None:
+def test_a_trash_that_other_users_could_change_is_refused(root: Root, canary: Path) -> None:
     place = root.path / TRASH_NAME
     place.symlink_to(canary)
-    with pytest.raises(RootError, match="cannot be used"):
+    with pytest.raises(RootError, match=TRASH_NAME):
         Trash(root)
     place.unlink()
     place.write_text("")
-    with pytest.raises(RootError, match="must be a folder"):
+    with pytest.raises(RootError, match=TRASH_NAME):
         Trash(root)
     place.unlink()
     place.mkdir()
     for mode in (0o720, 0o702):
         place.chmod(mode)
-        with pytest.raises(RootError, match="can be written by others"):
+        with pytest.raises(RootError, match="mode"):
             Trash(root)
 
 
 @pytest.mark.root
-def test_a_trash_that_belongs_to_somebody_else_is_refused(root: Root) -> None:
+def test_a_trash_of_another_user_is_refused(root: Root) -> None:
     place = root.path / TRASH_NAME
     place.mkdir(0o700)
     os.chown(place, 12345, -1)
-    with pytest.raises(RootError, match="belongs to user 12345"):
+    with pytest.raises(RootError, match="12345"):
         Trash(root)
 
 
-def test_staging_moves_what_exists_and_restoring_moves_it_back(root: Root, trash: Trash) -> None:
+def test_staging_moves_existing_entries_and_restoring_moves_them_back(root: Root, trash: Trash) -> None:
     odd = os.fsdecode(b"new\nline \xff")
     (root.path / "job" / "d").mkdir(parents=True)
     (root.path / "job" / "d" / "f").write_text("data")
@@ -72,7 +72,7 @@ def test_staging_moves_what_exists_and_restoring_moves_it_back(root: Root, trash
     assert list(trash.items()) == []
 
 
-def test_an_item_of_nothing_is_not_left_behind(trash: Trash) -> None:
+def test_an_empty_item_is_removed(trash: Trash) -> None:
     assert trash.stage("run.1", ["missing", "gone"]) == ()
     assert not trash.exists("run.1")
     assert trash.restore("run.1") == ()
@@ -88,7 +88,7 @@ _names = st.one_of(
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
 )
-def test_a_name_that_is_no_entry_of_the_root_undoes_the_staging(root: Root, trash: Trash, name: str) -> None:
+def test_an_invalid_entry_name_undoes_the_staging(root: Root, trash: Trash, name: str) -> None:
     (root.path / "job").mkdir(exist_ok=True)
     with pytest.raises(OSError) as caught:  # noqa: PT011  (its errno follows)
         trash.stage("run.1", ["job", name])
@@ -98,7 +98,7 @@ def test_a_name_that_is_no_entry_of_the_root_undoes_the_staging(root: Root, tras
     assert list(trash.items()) == []
 
 
-def test_what_cannot_go_back_after_a_failed_staging_stays_in_the_trash(
+def test_an_entry_that_cannot_be_moved_back_after_a_failed_staging_stays_in_the_trash(
     root: Root, trash: Trash, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a", "b", "c"):
@@ -107,24 +107,24 @@ def test_what_cannot_go_back_after_a_failed_staging_stays_in_the_trash(
 
     def refuse_c(source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
         if source == "c":
-            (root.path / "a").write_text("somebody else's")
+            (root.path / "a").write_text("of another user")
             raise OSError(errno.EBUSY, "busy", source)
         rename(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
     monkeypatch.setattr(os, "rename", refuse_c)
-    with pytest.raises(OSError, match="busy"):
+    with pytest.raises(OSError, match="'c'"):
         trash.stage("run.1", ["a", "b", "c"])
-    assert (root.path / "a").read_text() == "somebody else's"
+    assert (root.path / "a").read_text() == "of another user"
     assert (root.path / "b").read_text() == "b"
     assert (root.path / TRASH_NAME / "run.1" / "a").read_text() == "a"
 
 
-@pytest.mark.parametrize("knows_the_flag", [True, False])
-def test_restoring_never_replaces_what_is_there_now(
-    root: Root, trash: Trash, monkeypatch: pytest.MonkeyPatch, knows_the_flag: bool
+@pytest.mark.parametrize("has_noreplace", [True, False])
+def test_restoring_never_replaces_an_existing_entry(
+    root: Root, trash: Trash, monkeypatch: pytest.MonkeyPatch, has_noreplace: bool
 ) -> None:
-    if not knows_the_flag:
-        monkeypatch.setattr("eemtcleanupd.deletion.trash._RENAME_NOREPLACE", 1 << 30)
+    if not has_noreplace:
+        monkeypatch.setattr("eemtcleanupd.deletion.trash.RENAME_NOREPLACE", 1 << 30)
     for name in ("folder", "file", "free"):
         (root.path / name).mkdir()
     trash.stage("run.1", ["folder", "file", "free"])
@@ -138,7 +138,7 @@ def test_restoring_never_replaces_what_is_there_now(
     assert {path.name for path in (root.path / TRASH_NAME / "run.1").iterdir()} == {"folder", "file"}
 
 
-def test_a_doomed_item_cannot_be_restored(root: Root, trash: Trash) -> None:
+def test_an_item_under_deletion_cannot_be_restored(root: Root, trash: Trash) -> None:
     (root.path / "job").mkdir()
     trash.stage("run.1", ["job"])
     assert trash.mark_deleting("run.1") == deleting_name("run.1") == "run.1.deleting"
@@ -150,7 +150,7 @@ def test_a_doomed_item_cannot_be_restored(root: Root, trash: Trash) -> None:
     assert (root.path / TRASH_NAME / "run.1.deleting" / "job").is_dir()
 
 
-def test_what_is_no_folder_is_no_item(root: Root, trash: Trash, canary: Path) -> None:
+def test_only_folders_are_items(root: Root, trash: Trash, canary: Path) -> None:
     (root.path / TRASH_NAME / ".root-id").write_text("")
     (root.path / TRASH_NAME / "link").symlink_to(canary)
     assert list(trash.items()) == []

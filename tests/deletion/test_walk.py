@@ -37,14 +37,14 @@ def test_every_entry_is_visited_once_and_no_link_is_followed(root: Root, canary:
     assert _walked(root, "missing") == (set(), 0)
 
 
-def test_three_thousand_levels_need_few_descriptors_and_come_back_up(root: Root) -> None:
-    """Each level on the way has a sibling that is entered only after the way back from below."""
+def test_three_thousand_levels_need_few_descriptors_and_are_walked_back_up(root: Root) -> None:
+    """Some levels have a sibling that is entered only on the way back up."""
     job = root.path / "job"
     job.mkdir()
     dig(job, 3000)
-    for at in range(0, 300, 3):
-        (job.joinpath(*["level"] * at) / "sibling").mkdir()
-        (job.joinpath(*["level"] * at) / "sibling" / f"file{at}").write_text("")
+    for level in range(0, 300, 3):
+        (job.joinpath(*["level"] * level) / "sibling").mkdir()
+        (job.joinpath(*["level"] * level) / "sibling" / f"file{level}").write_text("")
     before, most, depth = open_descriptors(), 0, 0
 
     def enter(folder: Folder) -> None:
@@ -54,11 +54,11 @@ def test_three_thousand_levels_need_few_descriptors_and_come_back_up(root: Root)
     def visit(folder: Folder, entry: os.DirEntry[str]) -> None:
         nonlocal depth
         depth = max(depth, len(folder.parts))
-        found.add(entry.name)
+        names.add(entry.name)
 
-    found: set[str] = set()
+    names: set[str] = set()
     assert walk(root, "job", visit, enter=enter) == 0
-    assert found == {"bottom.log", *(f"file{at}" for at in range(0, 300, 3))}
+    assert names == {"bottom.log", *(f"file{level}" for level in range(0, 300, 3))}
     assert depth == 3001
     assert most - before < 100
     assert open_descriptors() == before
@@ -77,8 +77,8 @@ def test_memory_does_not_grow_with_the_folders_in_a_folder(root: Root) -> None:
     assert peak < 100_000
 
 
-def test_a_folder_that_is_moved_away_meanwhile_ends_the_walk_as_an_error(root: Root, canary: Path) -> None:
-    """Below 40 levels the first ones are closed; their way back must not lead to where the folder is now."""
+def test_a_folder_that_is_moved_away_during_the_walk_ends_it_with_an_error(root: Root, canary: Path) -> None:
+    """At 40 levels the first folders are closed; ``..`` must not lead to the new place of the folder."""
     job = root.path / "job"
     job.mkdir()
     dig(job, 40)
@@ -141,7 +141,7 @@ def test_another_filesystem_is_not_entered(root: Root) -> None:
     assert done.stdout == "['file']\n"
 
 
-def test_a_tree_measures_what_it_occupies(root: Root) -> None:
+def test_the_measured_size_is_the_allocated_space(root: Root) -> None:
     job = root.path / "job"
     (job / "d").mkdir(parents=True)
     (job / "d" / "raster").write_bytes(b"x" * 10_000)
@@ -153,7 +153,7 @@ def test_a_tree_measures_what_it_occupies(root: Root) -> None:
     assert measure(root, "job", StopFlag()) == Measured(allocated(job), 3, float(newest), 0)
 
 
-def test_hard_links_share_their_size_and_plain_files_count(root: Root) -> None:
+def test_hard_links_share_their_size(root: Root) -> None:
     for name in ("a", "b"):
         (root.path / name).mkdir()
     (root.path / "a" / "raster").write_bytes(b"x" * 8192)
@@ -165,7 +165,7 @@ def test_hard_links_share_their_size_and_plain_files_count(root: Root) -> None:
     assert [size.files for size in sizes] == [2, 1, 1]
 
 
-def test_what_is_missing_measures_nothing_and_a_socket_is_no_obstacle(root: Root) -> None:
+def test_a_missing_entry_has_no_size_and_a_socket_is_counted(root: Root) -> None:
     assert measure(root, "missing", StopFlag()) == Measured()
     (root.path / "job").mkdir()
     with socket.socket(socket.AF_UNIX) as listener:

@@ -146,7 +146,7 @@ def test_a_run_that_reaches_the_same_folders_by_a_copy_of_the_database_is_refuse
 
     def run_with_copy() -> None:
         shutil.copy(store.path / "jobs.db", copy)
-        with pytest.raises(LockHeldError, match="results|uploads|temp"):
+        with pytest.raises(LockHeldError, match=r"results|uploads|temp"):
             run(store, NullHooks(), paths__database=str(copy))
         refused.append(True)
 
