@@ -31,9 +31,9 @@ def compressed(target: IO[bytes], ending: str) -> Iterator[IO[bytes]]:
         with gzip.GzipFile(fileobj=target, mode="wb", compresslevel=_GZIP_LEVEL, filename="") as stream:
             yield stream  # type: ignore[misc]
         return
-    options = {zstd.CompressionParameter.checksum_flag: 1}
+    options: dict[int, int] = {zstd.CompressionParameter.checksum_flag: 1}
     with zstd.ZstdFile(target, "wb", options=options) as stream:
-        yield stream
+        yield stream  # type: ignore[misc]
 
 
 @contextlib.contextmanager
@@ -52,4 +52,4 @@ def decompressed(source: IO[bytes], name: str) -> Iterator[IO[bytes]]:
         raise ValueError("it has no checksum")
     source.seek(0)
     with zstd.ZstdFile(source, "rb") as stream:
-        yield stream
+        yield stream  # type: ignore[misc]

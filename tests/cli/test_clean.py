@@ -163,7 +163,7 @@ def test_two_runs_at_once_one_works_and_the_other_ends_with_four(
         (["--db-path", "results"], 3, "is not a file"),
         (["--db-path", "postgresql://anna:secret@127.0.0.1:1/jobs"], 3, "is the server running"),
         (["--db-path", "mysql://anna:secret@host/jobs"], 3, "mysql is not supported"),
-        (["--results-dir", "missing"], 3, "The results folder missing"),
+        (["--results-dir", "missing"], 3, "paths.results"),
         (["--results-dir", "jobs.db"], 3, "not a folder"),
         (["--results-dir", "."], 3, "holds the job database"),
         (["--results-dir", "/"], 3, "paths.results is /"),

@@ -83,7 +83,7 @@ def test_a_path_that_another_process_has_locked_blocks_its_artifact_and_is_named
     before = open_descriptors()
     assert _reason(jobs, name, method) is None
     with _locked(jobs.path / held):
-        assert _reason(jobs, name, method).endswith(held)
+        assert str(_reason(jobs, name, method)).endswith(f" {held}")
         assert _reason(jobs, "job2", method) is None
     assert _reason(jobs, name, method) is None  # the check itself leaves no lock
     assert open_descriptors() == before
