@@ -137,7 +137,8 @@ def test_the_bill_of_materials_names_what_it_runs_with_and_no_tool_of_developmen
     setup = configparser.ConfigParser()
     setup.read(PROJECT / "setup.cfg")
     needed = setup["options"]["install_requires"] + setup["options.extras_require"]["apprise"]
-    assert {re.split(r"[<>=]", line)[0] for line in needed.split()} | {"eemtcleanupd"} <= names
+    requirements = {re.split(r"[<>=]", line)[0].replace(".", "-") for line in needed.split()}
+    assert requirements | {"eemtcleanupd"} <= names
     assert not {"pytest", "mypy", "pip", "setuptools"} & names
     versions = {
         component["version"] for component in sbom["components"] if component["name"] == "eemtcleanupd"
