@@ -12,7 +12,7 @@ import mmap
 import os
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 
 from eemtcleanupd.cancellation import StopFlag
@@ -24,7 +24,8 @@ _BURST_SECONDS = 0.1  # the capacity of a bucket; less would not make up for sho
 _MIN_SLEEP_SECONDS = 1e-5
 _SLICE_SECONDS = 0.05  # the longest delay until a stop or a new limit takes effect
 
-# The slots of the shared memory, 64 bits each: each is read and written atomically.
+# The slots of the shared memory, 64 bits each, which are read and written atomically.  Slots 1 to 5 are the
+# fields of RateLimits in their order.
 _GENERATION, _DELETES, _BYTES, _CHUNK, _NICE, _IDLE, _OWN_NICE, _OWN_IO, _PREFIX = range(9)
 _LEVELS = {_DELETES: 9, _BYTES: 11}  # the level of each bucket; the next slot has its time
 _SLOTS = 13
@@ -94,26 +95,16 @@ class DeletionControls:
 
     def apply(self, limits: RateLimits) -> None:
         """Put limits into force, also for running deletions; after ``close`` this has no effect."""
-        slots = self._slots
         with contextlib.suppress(ValueError):  # released: the run ended during a reload
-            slots[_DELETES] = limits.deletes_per_second
-            slots[_BYTES] = limits.bytes_per_second
-            slots[_CHUNK] = limits.truncate_chunk_bytes
-            slots[_NICE] = limits.nice
-            slots[_IDLE] = limits.idle_io
-            slots[_GENERATION] += 1
+            for slot, value in enumerate(astuple(limits), _DELETES):
+                self._slots[slot] = value
+            self._slots[_GENERATION] += 1
 
     @property
     def limits(self) -> RateLimits:
         """The limits in force."""
-        slots = self._slots
-        return RateLimits(
-            int(slots[_DELETES]),
-            int(slots[_BYTES]),
-            int(slots[_CHUNK]),
-            int(slots[_NICE]),
-            bool(slots[_IDLE]),
-        )
+        deletes, size, chunk, nice, idle = map(int, self._slots[_DELETES : _IDLE + 1].tolist())
+        return RateLimits(deletes, size, chunk, nice, bool(idle))
 
     @property
     def chunk_bytes(self) -> int:
