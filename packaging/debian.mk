@@ -3,7 +3,7 @@
 # 1.0rc1 comes before 1.0.
 DEB_VERSION = $(shell echo '$(VERSION)' | sed -E 's/(a|b|rc|\.dev)/~\1/')-1
 
-deb: ## build a Debian package into dist/, on a machine as it is meant for (debhelper, python3-venv, git)
+deb: ## build a Debian package into dist/ for the Debian of this machine (needs debhelper, python3-venv, git)
 	rm -rf $(BUILD)/deb && mkdir -p $(BUILD)/deb $(OUT)
 	$(call stage,$(BUILD)/deb/source)
 	mv $(BUILD)/deb/source/packaging/debian $(BUILD)/deb/source/debian

@@ -1,13 +1,13 @@
 # Installation below $(prefix): `make install`, `make uninstall`.
 
-# make install, with the names that packagers know (GNU coding standards, Directory Variables)
+# The names are those of the GNU coding standards (Directory Variables).
 DESTDIR ?=
 prefix ?= /usr/local
 sysconfdir ?= /etc
 libdir = $(prefix)/lib/eemtcleanupd
 systemddir = $(prefix)/lib/systemd
 zshdir = $(prefix)/share/zsh/site-functions
-# What pip installs with it: EXTRAS=web,apprise
+# The extras to install: EXTRAS=web,apprise
 EXTRAS ?= web
 CONFFILE = $(sysconfdir)/eemtcleanupd/cleanup_config.yaml
 COMPLETIONS = $(prefix)/share/bash-completion/completions/eemtcleanupd $(zshdir)/_eemtcleanupd \
@@ -19,14 +19,14 @@ install: ## install below $(prefix), as root: private venv, unit, configuration,
 	$(DESTDIR)$(libdir)/bin/python -m pip install -qq --disable-pip-version-check --no-warn-script-location \
 		--no-compile '.[$(EXTRAS)]'
 	$(DESTDIR)$(libdir)/bin/python -m pip uninstall -qqy --disable-pip-version-check setuptools pip
-	@# What only pip or a shell reads, and what tells where this was made, which is not where it will be used.
+	@# Remove what only pip or a shell reads, and what names the build folder.
 	find $(DESTDIR)$(libdir)/bin -not -type d -not -name 'python*' -delete
 	find $(DESTDIR)$(libdir)/lib -path '*.dist-info/*' \
 		\( -name RECORD -o -name REQUESTED -o -name direct_url.json \) -delete
 	sed -i 's#$(DESTDIR)$(libdir)#$(libdir)#' $(DESTDIR)$(libdir)/pyvenv.cfg
 	printf '#!%s\nfrom eemtcleanupd.cli.main import main\n\nmain()\n' $(libdir)/bin/python >$(DESTDIR)$(libdir)/bin/eemtcleanupd
 	chmod 755 $(DESTDIR)$(libdir)/bin/eemtcleanupd
-	@# Nobody may write there later, so it is compiled now, and by content: dpkg and tar change times.
+	@# The folder is not writable later, so compile now; by content, because dpkg and tar change times.
 	$(DESTDIR)$(libdir)/bin/python -m compileall -qq --invalidation-mode checked-hash \
 		$(if $(DESTDIR),-s $(DESTDIR) -p /) $(DESTDIR)$(libdir)/lib
 	install -d $(DESTDIR)$(prefix)/bin
@@ -43,17 +43,17 @@ install: ## install below $(prefix), as root: private venv, unit, configuration,
 	install -d $(DESTDIR)$(sysconfdir)/eemtcleanupd
 	sed 's#: \./#: /srv/eemt/#' etc/cleanup_config.yaml >$(DESTDIR)$(CONFFILE).new
 	install -m644 etc/cleanup_config.schema.json $(DESTDIR)$(sysconfdir)/eemtcleanupd/
-	@# A configuration that is there stays; the new one lies beside it when it differs.
+	@# An existing configuration stays; a new one that differs is put beside it.
 	if [ ! -e $(DESTDIR)$(CONFFILE) ] || cmp -s $(DESTDIR)$(CONFFILE).new $(DESTDIR)$(CONFFILE); \
 		then mv $(DESTDIR)$(CONFFILE).new $(DESTDIR)$(CONFFILE); fi
 ifeq ($(DESTDIR),)
 	if command -v systemd-sysusers >/dev/null; then systemd-sysusers eemtcleanupd.conf; fi
 	if command -v systemd-tmpfiles >/dev/null; then systemd-tmpfiles --create eemtcleanupd.conf; fi
 	if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
-	@echo "Next: look at $(CONFFILE), then: systemctl enable --now eemtcleanupd"
+	@echo "Next: check $(CONFFILE), then run: systemctl enable --now eemtcleanupd"
 endif
 
-uninstall: ## take away what install laid down; a changed configuration and the job store stay
+uninstall: ## remove what install created; a changed configuration and the job store stay
 ifeq ($(DESTDIR),)
 	if [ -d /run/systemd/system ]; then systemctl disable --now eemtcleanupd || true; fi
 endif
