@@ -22,7 +22,7 @@ PROJECT = Path(__file__).parents[2]
 NAME = f"eemtcleanupd-{__version__}"
 GENERATED = {"PKG-INFO", "setup.cfg"}
 
-pytestmark = [pytest.mark.xdist_group("dist"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("dist"), pytest.mark.timeout(600)]
 
 
 def make(folder: Path, *targets: str, **environment: str) -> Path:

@@ -167,6 +167,7 @@ print(answer.status, answer.read().decode())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.root
 @pytest.mark.xdist_group("containers")
 @pytest.mark.timeout(900)

@@ -55,3 +55,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 pytest.mark.xdist_group("debian" if item.path.stem == "test_debian" else "machine")
             )
             item.add_marker(pytest.mark.timeout(900))
+            item.add_marker(pytest.mark.slow)
