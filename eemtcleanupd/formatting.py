@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 BYTES_PER_MB = 1024 * 1024
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtpe]?)(?:i?b)?\s*", re.IGNORECASE)
@@ -42,6 +42,11 @@ def human_age(age: timedelta, *, precise: bool = True) -> str:
     number, unit = (seconds / 86400, "day") if abs(seconds) >= 86400 else (seconds / 3600, "hour")
     text = f"{number:.1f}" if precise else f"{int(number)}"
     return f"{text} {unit}{'' if text == '1' else 's'}"
+
+
+def local_time(moment: datetime | None) -> str:
+    """Return a scheduled time in the machine's time zone as text: ``Sat 2024-01-20 02:00``."""
+    return "not scheduled" if moment is None else f"{moment.astimezone():%a %Y-%m-%d %H:%M}"
 
 
 def printable(name: str) -> str:

@@ -1,17 +1,17 @@
-"""The hooks of a plugin: what it may be told, asked, and made to wait for.
+"""Hooks that plugins can implement, and what plugins import to do so.
 
-A plugin is a module, or a class that is made once, whose functions carry :data:`hookimpl`.  A function may
-leave out arguments that it does not need.  ``settings`` is the plugin's validated block under
-``notifications:``, None when it has registered none.
+A plugin is a module, or a class, whose functions carry :data:`hookimpl`.  A class is instantiated once.
+A function can leave out arguments that it does not need.  ``settings`` is the plugin's validated block under
+``notifications:``, None when the plugin registers no settings.
 
-Hooks with an ``event`` are told in a thread of the plugin's own, one at a time; what they return, if it is
-text, is the channel's answer and is shown by ``notify-test``.  They may raise :class:`RetryLater`; any other
-exception means that to try again is of no use.
+Hooks with an ``event`` run in a thread of the plugin, one call at a time.  Text that they return is the
+channel's answer, which ``notify-test`` shows.  They can raise :class:`RetryLater`; after any other exception
+the message is not sent again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,41 +20,16 @@ from typing import Any, Final
 import pluggy
 
 from eemtcleanupd.config.plugin_settings import NotifierSettings
-from eemtcleanupd.events import (
-    AuditEntry,
-    CapacityWarning,
-    ConfigRejected,
-    ConfigReloaded,
-    DaemonStarted,
-    DaemonStopping,
-    DiskPressure,
-    JobCleaned,
-    RunFailed,
-    RunFinished,
-    RunStarted,
-)
+from eemtcleanupd.events import HOOK_EVENTS, AuditEntry, Event, RunFailed, RunFinished
 from eemtcleanupd.model import Found, Job
 
 PROJECT: Final = "eemtcleanupd"
-"""Pluggy's project name, and the entry-point group."""
+"""Project name of pluggy and name of the entry-point group."""
 
-EVENT_HOOKS: Final = (
-    "daemon_started",
-    "daemon_stopping",
-    "config_reloaded",
-    "config_rejected",
-    "run_started",
-    "job_cleaned",
-    "run_finished",
-    "run_failed",
-    "disk_pressure",
-    "capacity_warning",
-    "digest",
-    "notify",
-)
-"""Hooks that are told of events; who has one of them is a notifier."""
-NOTIFY_COVERS: Final = frozenset(EVENT_HOOKS) - {"run_started", "job_cleaned", "notify"}
-"""Hooks for which ``notify`` is called where a plugin has no function of its own."""
+EVENT_HOOKS: Final = (*HOOK_EVENTS, "digest", "notify")
+"""Hooks that receive events; a plugin that implements one of them is a notifier."""
+NOTIFY_COVERS: Final = {"digest", *(hook for hook, event in HOOK_EVENTS.items() if not event.is_ephemeral)}
+"""Hooks for which ``notify`` is called when a plugin does not implement them."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -62,12 +37,12 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 __all__ = ["ArtifactPath", "Digest", "Hooks", "NotifierSettings", "RetryLater", "hookimpl"]
 
 
-class RetryLater(Exception):  # noqa: N818  (it reads as what it asks for)
-    """Raised by a notifier: it did not work now, and may work later.
+class RetryLater(Exception):  # noqa: N818  (the name says what the notifier asks for)
+    """Raised by a notifier when sending failed now but can succeed later.
 
     Args:
         reason: why, without any secret.
-        after_seconds: what the other side asked to wait (HTTP's Retry-After), None when it did not say.
+        after_seconds: the wait that the receiver asked for (HTTP's Retry-After), None if it did not.
     """
 
     def __init__(self, reason: str, after_seconds: float | None = None) -> None:
@@ -77,7 +52,7 @@ class RetryLater(Exception):  # noqa: N818  (it reads as what it asks for)
 
 @dataclass(frozen=True, slots=True)
 class ArtifactPath:
-    """An artifact of a job that is about to go, where it lies now."""
+    """An artifact of a job that is about to be deleted, and its present path."""
 
     found: Found
     path: Path
@@ -85,7 +60,7 @@ class ArtifactPath:
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """What came together for one message a day, oldest first."""
+    """The runs of one day for a single message, oldest first."""
 
     since: datetime
     until: datetime
@@ -94,86 +69,54 @@ class Digest:
 
 
 class Hooks:
-    """All hooks."""
+    """All hooks; each class in ``events.py`` with a hook name adds one."""
 
     @hookspec
     def register_settings(self) -> type[Any]:  # type: ignore[empty-body]
         """Return the pydantic model of the plugin's block under ``notifications:``.
 
-        A subclass of :class:`NotifierSettings`, or any pydantic model, which then gets its keys too.
+        A subclass of :class:`NotifierSettings`, or any pydantic model, to which its keys are added.
         """
-
-    @hookspec
-    def daemon_started(self, event: DaemonStarted, settings: Any) -> str | None:
-        """The daemon listens."""
-
-    @hookspec
-    def daemon_stopping(self, event: DaemonStopping, settings: Any) -> str | None:
-        """The daemon is on its way out."""
-
-    @hookspec
-    def config_reloaded(self, event: ConfigReloaded, settings: Any) -> str | None:
-        """A new configuration is in force."""
-
-    @hookspec
-    def config_rejected(self, event: ConfigRejected, settings: Any) -> str | None:
-        """A new configuration was refused; the one before stays in force."""
-
-    @hookspec
-    def run_started(self, event: RunStarted, settings: Any) -> str | None:
-        """A run begins; told from memory, so one that a crash cut off is not told again."""
-
-    @hookspec
-    def job_cleaned(self, event: JobCleaned, settings: Any) -> str | None:
-        """A job's data is gone and recorded so; told from memory, as ``run_started``."""
-
-    @hookspec
-    def run_finished(self, event: RunFinished, settings: Any) -> str | None:
-        """A run ended by itself or was asked to stop; the report says how."""
-
-    @hookspec
-    def run_failed(self, event: RunFailed, settings: Any) -> str | None:
-        """A run was refused or broke off."""
-
-    @hookspec
-    def disk_pressure(self, event: DiskPressure, settings: Any) -> str | None:
-        """The results filesystem is fuller than its high watermark; a run follows."""
-
-    @hookspec
-    def capacity_warning(self, event: CapacityWarning, settings: Any) -> str | None:
-        """What the jobs hold has passed a mark of their budget; told once for each crossing."""
 
     @hookspec
     def digest(self, event: Digest, settings: Any) -> str | None:
-        """The runs of a day in one message; a notifier without this hook cannot be given ``digest:``."""
+        """Receive the runs of one day; a notifier without this hook cannot have the key ``digest``."""
 
     @hookspec
     def notify(self, event: object, settings: Any) -> str | None:
-        """Any event worth a message: all but ``run_started`` and ``job_cleaned``.
-
-        For channels that tell everything in the same way; a hook of the event's own goes before it.
-        """
+        """Receive any event for which the plugin has no hook, except ``run_started`` and ``job_cleaned``."""
 
     @hookspec
     def veto_cleanup(self, job: Job, settings: Any) -> str | None:
-        """Return why this job must stay, or None.
+        """Return why this job must be kept, or None.
 
-        Asked for each job that is due, also in a dry run.  One that raises, or does not answer within ten
-        seconds, keeps the job.
+        Called for each expired job, also in a dry run.  If the hook raises, or does not return within ten
+        seconds, the job is kept.
         """
 
     @hookspec
     def before_stage(self, job: Job, artifacts: tuple[ArtifactPath, ...], settings: Any) -> None:
-        """Do what must be done before these artifacts go.
+        """Do what must be done before these artifacts are deleted.
 
-        The run waits for it, at most an hour; one that raises keeps the job for this run, which counts as an
-        error.
+        The run waits at most an hour.  If the hook raises, the run keeps the job and counts an error.
         """
 
     @hookspec
     def audit(self, entries: Sequence[AuditEntry], settings: Any) -> None:
-        """Write down what is about to be done or was done, before the caller goes on.
+        """Record actions that are about to be done or were done, before the caller continues.
 
-        What cannot be written down is not done: an exception ends the run, so implement this hook only to
-        take part in that promise.
+        An exception ends the run, because no action is done without its record.
         """
+
+
+def _event_hook(name: str, event_class: type[Event]) -> Callable[..., str | None]:
+    def receive(self: object, event: Any, settings: Any) -> str | None:
+        raise NotImplementedError
+
+    receive.__name__, receive.__doc__ = name, event_class.__doc__
+    receive.__annotations__ = {"event": event_class, "settings": Any, "return": str | None}
+    return receive
+
+
+for _name, _class in HOOK_EVENTS.items():
+    setattr(Hooks, _name, hookspec(_event_hook(_name, _class)))

@@ -57,7 +57,8 @@ def test_the_notifier_that_is_shown_is_the_example() -> None:
 
 
 def test_every_hook_and_every_key_of_all_notifiers_is_explained() -> None:
-    from eemtcleanupd.config.plugin_settings import NotifierSettings, Occasion
+    from eemtcleanupd.config.plugin_settings import NotifierSettings
+    from eemtcleanupd.events import Occasion
     from eemtcleanupd.hookspecs import Hooks
 
     plugins = (ROOT / "docs" / "writing-a-notifier.md").read_text(encoding="utf-8")

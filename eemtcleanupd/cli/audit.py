@@ -35,12 +35,12 @@ def verify(config_file: Path | None, as_json: bool) -> int:
     except OSError as error:
         raise AuditError(f"the audit log {settings.path} cannot be read: {error.strerror}") from error
     if as_json:
-        findings = [{"file": str(f.file), "line": f.line, "finding": f.words} for f in found.errors]
+        findings = [{"file": str(f.file), "line": f.line, "finding": f.message} for f in found.errors]
         document = {"intact": not findings, "lines": found.lines, "findings": findings}
         click.echo(json.dumps({**document, "files": [str(file) for file in found.files]}, indent=2))
     else:
         for finding in found.errors:
-            click.echo(f"{printable(str(finding.file))}:{finding.line}: {finding.words}")
+            click.echo(f"{printable(str(finding.file))}:{finding.line}: {finding.message}")
         files = f"{len(found.files)} file{'' if len(found.files) == 1 else 's'}"
         verdict = "is not intact" if found.errors else "is intact"
         click.echo(f"The audit log of {found.lines} lines in {files} {verdict}")

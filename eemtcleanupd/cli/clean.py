@@ -121,7 +121,8 @@ def clean(  # noqa: PLR0917  (click passes them by name)
             emit, finish = _listeners(as_json=as_json, verbose=verbose or debug)
             room = None
             if not request.dry_run:  # a dry run writes nothing at all
-                from eemtcleanupd.logs.setup import log_to_file, write_event
+                from eemtcleanupd.logs.events import write_event
+                from eemtcleanupd.logs.setup import log_to_file
 
                 room = release_initial_ballast(config)
                 handler = log_to_file(

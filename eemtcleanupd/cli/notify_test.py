@@ -44,7 +44,7 @@ def notify_test(name: str | None, config_file: Path | None, as_json: bool) -> in
             f"{name} is no notifier that is switched on; switched on are: {known} (see notifications.{name})"
         )
     wanted = [name] if name is not None else names
-    delivery = Dispatcher(None, system_clock, hurry=True)
+    delivery = Dispatcher(None, system_clock, single_attempt=True)
     delivery.configure(plugins.subset(wanted))
     try:
         delivery.publish(_test(config))

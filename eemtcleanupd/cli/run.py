@@ -56,7 +56,8 @@ def _run_daemon(
     from eemtcleanupd.daemon.config_reload import ConfigManager
     from eemtcleanupd.daemon.daemon import Daemon
     from eemtcleanupd.daemon.systemd import SystemdNotifier
-    from eemtcleanupd.logs.setup import log_to_stderr, write_event
+    from eemtcleanupd.logs.events import write_event
+    from eemtcleanupd.logs.setup import log_to_stderr
     from eemtcleanupd.plugins import load
     from eemtcleanupd.web.supervisor import HttpInterface
 

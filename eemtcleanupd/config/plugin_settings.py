@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
 from eemtcleanupd.config.base import Section
 from eemtcleanupd.config.types import not_empty, one_or_more
-
-Occasion = Literal[
-    "success",
-    "failure",
-    "interrupted",
-    "trash",
-    "dry_run",
-    "pressure",
-    "capacity",
-    "config_reloaded",
-    "config_rejected",
-    "daemon",
-]
-"""What a notifier may be told of.
-
-How a run ended (``failure``: with errors, refused, or broken off; ``trash``: well, and it only emptied the
-trash), a full disk, a budget that is nearly or wholly used up, a new configuration in force or refused, the
-daemon's start and stop.
-"""
+from eemtcleanupd.events import Occasion
 
 
 def _time_of_day(value: str) -> str:
@@ -65,8 +47,7 @@ class NotifierSettings(PluginSettings):
 
     on: Occasions = Field(
         ("success", "failure", "interrupted", "pressure", "capacity", "config_rejected"),
-        description="What it is told of: success, failure, interrupted, trash, dry_run, pressure, "
-        "capacity, config_reloaded, config_rejected, daemon.",
+        description=f"What it is told of: {', '.join(get_args(Occasion))}.",
     )
     only_if_cleaned: bool = Field(False, description="Tell of a successful run only if something went.")
     digest: TimeOfDay | None = Field(

@@ -22,7 +22,6 @@ from eemtcleanupd.clock import Clock, elapsed_seconds, system_clock
 from eemtcleanupd.config import Config, Loaded
 from eemtcleanupd.daemon.config_reload import ConfigManager, Debouncer, FileWatch
 from eemtcleanupd.daemon.leader_election import LeaderElection
-from eemtcleanupd.daemon.logfile import LogFile, log_threads
 from eemtcleanupd.daemon.messages import (
     CheckConfigFile,
     CheckPressure,
@@ -56,7 +55,7 @@ from eemtcleanupd.events import (
     Event,
     RunFinished,
 )
-from eemtcleanupd.logs.setup import log
+from eemtcleanupd.logs.setup import LogFile, log, log_threads
 from eemtcleanupd.plugins import Plugins
 from eemtcleanupd.store.address import StoreAddress, daemon_lock
 

@@ -1,8 +1,8 @@
-"""Telling: a queue, a thread and patience for each notifier, so that none can harm a run or another.
+"""Delivery of events to notifiers: a queue, a thread and retries for each, isolated from runs and each other.
 
-What a notifier is to be told is written into the outbox of the ledger when it happens, and taken out when
-the notifier has it.  Of several processes on one job store the one that holds the outbox's lock sends; when
-it dies, the lock is free and what it left is sent by the next.
+An event is written into the ledger's outbox when it happens, and deleted when the notifier has received it.
+If several processes share a job store, the one that holds the outbox's lock sends.  When that process dies,
+the lock is released and the next process sends the rest.
 """
 
 from eemtcleanupd.delivery.dispatcher import Dispatcher

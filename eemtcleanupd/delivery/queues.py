@@ -1,4 +1,4 @@
-"""The outboxes of one process: messages in the ledger, which it may be the one to send, and in memory."""
+"""Message queues of one process: the outbox in the ledger, which one process sends, and one in memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.errors import CleanupError, LockHeldError, StoreError
@@ -14,84 +15,86 @@ from eemtcleanupd.store.outbox import LedgerOutbox, MemoryOutbox, Message, Outbo
 
 log = logging.getLogger(__name__)
 
-_MAX_WAITING = 1000
+MAX_WAITING: Final = 1000
+"""Messages of one notifier in the ledger; above that, the oldest are dropped."""
 _MAX_WAITING_IN_MEMORY = 10_000
 _BUSY_TIMEOUT_SECONDS = 2.0
 
 
 class MessageQueues:
-    """Both outboxes for all couriers, one caller at a time; what fails in the database is only logged."""
+    """Both queues for all workers, used by one thread at a time; errors of the database are only logged."""
 
-    def __init__(self, location: StoreAddress | None, clock: Clock) -> None:
+    def __init__(self, location: StoreAddress | None, clock: Clock, max_waiting: int = MAX_WAITING) -> None:
         self._location = location
         self._clock = clock
+        self._max_waiting = max_waiting
         self._lock = threading.Lock()
         self._memory = MemoryOutbox(_MAX_WAITING_IN_MEMORY)
-        self._sender: StoreLock | None = None
+        self._sender_lock: StoreLock | None = None
         self.is_durable = location is not None
 
     def put(self, messages: Sequence[Message]) -> bool:
-        """Add messages to the ledger; False when they could not be."""
+        """Add messages to the ledger; return False if that failed."""
         try:
-            with self._ledger() as outbox:
+            with self._open_ledger() as outbox:
                 outbox.put(messages)
         except CleanupError as error:
-            log.warning("Messages are kept in memory only: %s", error)
+            log.warning("Messages to notifiers are kept in memory only: %s", error)
             return False
         return True
 
     def memory_put(self, messages: Sequence[Message]) -> None:
-        """Add messages that need not outlive the process."""
+        """Add messages that need not survive the process."""
         with self._lock:
             self._memory.put(messages)
 
     @contextmanager
     def memory(self) -> Iterator[Outbox]:
-        """Give the outbox in memory."""
+        """Yield the queue in memory."""
         with self._lock:
             yield self._memory
 
     @contextmanager
     def ledger(self) -> Iterator[Outbox | None]:
-        """Give the outbox of the ledger, None when another process sends what is in there."""
+        """Yield the outbox of the ledger, None if another process sends its messages."""
         with self._lock:
-            is_ours = self.is_durable and self._is_ours()
-        if not is_ours:
+            is_sender = self.is_durable and self._hold_sender_lock()
+        if not is_sender:
             yield None
             return
-        with self._ledger() as outbox:
+        with self._open_ledger() as outbox:
             yield outbox if outbox.exists() else None
 
     @contextmanager
-    def _ledger(self) -> Iterator[LedgerOutbox]:
+    def _open_ledger(self) -> Iterator[LedgerOutbox]:
         if self._location is None:
             raise StoreError("there is no ledger")
         with self._lock:
             database = self._location.open(_BUSY_TIMEOUT_SECONDS)
             try:
-                yield LedgerOutbox(database, _MAX_WAITING)
+                yield LedgerOutbox(database, self._max_waiting)
             finally:
                 database.close()
 
-    def _is_ours(self) -> bool:
-        """Hold the outbox's lock; one that another process holds is asked for again later."""
+    def _hold_sender_lock(self) -> bool:
+        """Acquire or verify the outbox's lock; a later call tries again if another process holds it."""
         if self._location is None:
             return False
         try:
-            if self._sender is None:
-                self._sender = StoreLock(self._location, "outbox", self._clock())
-            self._sender.verify()
+            if self._sender_lock is None:
+                self._sender_lock = StoreLock(self._location, "outbox", self._clock())
+            self._sender_lock.verify()
         except LockHeldError:
             self.close()
             return False
         except StoreError as error:
-            log.warning("Nothing in the outbox is sent: %s", error)
+            log.warning("Messages in the outbox are not sent: %s", error)
             self.close()
             return False
         return True
 
     def close(self) -> None:
-        """Let another process send what is in the ledger."""
-        if self._sender is not None:
-            self._sender.close()
-            self._sender = None
+        """Release the lock, so that another process can send the messages in the ledger."""
+        if self._sender_lock is not None:
+            self._sender_lock.close()
+            self._sender_lock = None

@@ -1,4 +1,4 @@
-"""One notifier's courier: a thread and patience of its own, so that it harms neither a run nor another."""
+"""Worker of one notifier: a thread that sends its messages, with timeouts and retries."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from datetime import timedelta
 
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.delivery.queues import MessageQueues
-from eemtcleanupd.delivery.serialization import DIGESTIBLE, decode, is_test
+from eemtcleanupd.delivery.routing import DIGEST_HOOKS
+from eemtcleanupd.delivery.serialization import decode
 from eemtcleanupd.errors import CleanupError
-from eemtcleanupd.events import RunFailed, RunFinished
+from eemtcleanupd.events import HOOK_EVENTS, RunFailed, RunFinished
 from eemtcleanupd.hookspecs import Digest, RetryLater
 from eemtcleanupd.plugins import Plugins
 from eemtcleanupd.store.outbox import Message, Outbox
@@ -29,14 +30,14 @@ _GIVE_UP_AFTER = timedelta(days=3)
 _POLL_SECONDS = 30.0
 _BATCH_SECONDS = 0.5
 _JOIN_SECONDS = 0.5
-# A send has a timeout of its own for each answer; this many of them, and it is left alone.
-_TIMEOUTS_A_SEND = 3
+# A notifier applies its own timeout to each answer; a call that lasts this many timeouts is abandoned.
+_TIMEOUTS_PER_CALL = 3
 _MAX_ABANDONED = 3
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryResult:
-    """What came of one attempt; ``error`` is None when it was delivered."""
+    """Result of one attempt; ``error`` is None if the message was delivered."""
 
     message: str
     error: str | None = None
@@ -45,60 +46,60 @@ class DeliveryResult:
 
 
 class NotifierWorker:
-    """One notifier's thread: takes what is due, sends it, and knows when to try again."""
+    """Sends the due messages of one notifier in a thread and schedules retries."""
 
     def __init__(
-        self, name: str, plugins: Plugins, outboxes: MessageQueues, clock: Clock, *, hurry: bool
+        self, name: str, plugins: Plugins, queues: MessageQueues, clock: Clock, *, single_attempt: bool
     ) -> None:
         self._name = name
         self._plugins = plugins
-        self._outboxes = outboxes
+        self._queues = queues
         self._clock = clock
-        self._hurry = hurry
+        self._single_attempt = single_attempt
         self._condition = threading.Condition()
-        self._pending = 1  # what the outbox may hold from before
+        self._pending = 1  # the outbox can hold messages of an earlier process
         self._is_urgent = True
         self._closing = False
         self._sending_since: float | None = None
-        self._caller = _CallThread(name)
+        self._call_thread = _CallThread(name)
         self._abandoned: list[_CallThread] = []
         self.last: DeliveryResult | None = None
         self._thread = threading.Thread(target=self._run, name=f"notifier ({name})", daemon=True)
         self._thread.start()
 
     def configure(self, plugins: Plugins) -> None:
-        """Tell the notifier as these plugins have it from now on."""
+        """Use these plugins and their settings for the next message."""
         self._plugins = plugins
 
-    def wake(self, *, leisurely: bool = False) -> None:
-        """Look into the outboxes: there is something new; leisurely, so that many are looked at together."""
+    def wake(self, *, batch: bool = False) -> None:
+        """Check the queues for new messages; ``batch`` waits a moment to send many together."""
         with self._condition:
             self._pending += 1
-            if not leisurely:
+            if not batch:
                 self._is_urgent = True
                 self._condition.notify_all()
             elif self._pending == 1:
                 self._condition.notify_all()
 
     def wait_idle(self, seconds: float) -> bool:
-        """Wait until all that is due has had an attempt; False when that took longer."""
+        """Wait until every due message had an attempt; return False on timeout."""
         with self._condition:
             self._is_urgent = True
             self._condition.notify_all()
             return self._condition.wait_for(lambda: not self._pending or self._closing, seconds)
 
     def close(self) -> None:
-        """End the thread, soon."""
+        """Stop the thread after the current message; wait a moment for it."""
         with self._condition:
             self._closing = True
             self._condition.notify_all()
         self._thread.join(2 * _JOIN_SECONDS)
 
     def unresponsive_seconds(self) -> float | None:
-        """Return for how long the notifier has been silent, None while that is no longer than it may be."""
+        """Return the seconds since the call began, None while they do not exceed the notifier's timeout."""
         since = self._sending_since
-        silent = None if since is None else time.monotonic() - since
-        return silent if silent is not None and silent > self._timeout() else None
+        seconds = None if since is None else time.monotonic() - since
+        return seconds if seconds is not None and seconds > self._timeout() else None
 
     def _timeout(self) -> float:
         return self._plugins.settings(self._name).timeout_seconds
@@ -108,14 +109,14 @@ class NotifierWorker:
     def _run(self) -> None:
         while True:
             with self._condition:
-                # To wake for each of many jobs would cost the run, which is in the same interpreter.
+                # Waking for each of many jobs would slow down the run, which shares the interpreter.
                 self._condition.wait_for(lambda: self._is_urgent or self._closing, _BATCH_SECONDS)
             done, wait = self._drain()
             with self._condition:
                 self._pending -= done
                 if self._closing:
-                    self._caller.finish()
-                    self._caller.join(_JOIN_SECONDS)
+                    self._call_thread.finish()
+                    self._call_thread.join(_JOIN_SECONDS)
                     return
                 if self._pending:
                     continue
@@ -124,7 +125,7 @@ class NotifierWorker:
                 self._condition.wait(wait)
 
     def _drain(self) -> tuple[int, float]:
-        """Send all that is due; returns how much of what was put in that covers, and how long to wait."""
+        """Send all due messages; return how many wake-ups that covers, and the seconds to wait."""
         while True:
             with self._condition:
                 pending, closing = self._pending, self._closing
@@ -133,22 +134,22 @@ class NotifierWorker:
             try:
                 wait = self._process_batch()
             except CleanupError as error:
-                log.warning("Notifier %s: the outbox cannot be asked: %s", self._name, error)
+                log.warning("Notifier %s: cannot read the outbox: %s", self._name, error)
                 wait = _POLL_SECONDS
             except Exception:
-                log.exception("Notifier %s: its messages cannot be looked at", self._name)
+                log.exception("Notifier %s: processing its messages failed", self._name)
                 wait = _POLL_SECONDS
             if wait > 0:
                 return pending, wait
 
     def _process_batch(self) -> float:
-        """Send what is due from one outbox; returns the seconds until there may be more, 0 for at once."""
+        """Send due messages of one queue; return the seconds until more can be due, 0 for immediately."""
         waits = [_POLL_SECONDS]
         settings = self._plugins.settings(self._name)
-        lasting = (self._outboxes.ledger,) if settings.outlives_restarts else ()
-        for opened in (self._outboxes.memory, *lasting):
+        durable = (self._queues.ledger,) if settings.outlives_restarts else ()
+        for open_queue in (self._queues.memory, *durable):
             now = self._clock()
-            with opened() as outbox:
+            with open_queue() as outbox:
                 if outbox is None:
                     continue
                 batch = self._batch(outbox.due(self._name, now, _MAX_IN_DIGEST if settings.digest else 1))
@@ -157,17 +158,17 @@ class NotifierWorker:
                     if first is not None:
                         waits.append(max(0.5, (first - now).total_seconds()))
                     continue
-            answer = self._send(batch)
-            with opened() as outbox:
+            result = self._send(batch)
+            with open_queue() as outbox:
                 if outbox is not None:
-                    self._record_result(outbox, batch, answer)
+                    self._record_result(outbox, batch, result)
             return 0.0
         return min(waits)
 
     def _batch(self, due: list[Message]) -> list[Message]:
-        """Return what goes as one: a digest's messages together, any other alone."""
-        if due and self._plugins.settings(self._name).digest and due[0].event in DIGESTIBLE:
-            return [message for message in due if message.event in DIGESTIBLE]
+        """Return the messages to send in one call: all of a digest, otherwise the first."""
+        if due and self._plugins.settings(self._name).digest and due[0].event in DIGEST_HOOKS:
+            return [message for message in due if message.event in DIGEST_HOOKS]
         return due[:1]
 
     def _send(self, batch: Sequence[Message]) -> DeliveryResult:
@@ -175,12 +176,12 @@ class NotifierWorker:
             hook, event = self._event(batch)
         except ValueError:
             return DeliveryResult(
-                "", error="it was written by another version of the program and cannot be read"
+                "", error="the message was written by another version of eemtcleanupd and is not readable"
             )
         call = self._plugins.hook_for(self._name, hook)
         if call is None:
             return DeliveryResult("nothing to do")
-        self._abandoned = [caller for caller in self._abandoned if caller.is_alive()]
+        self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
         if len(self._abandoned) >= _MAX_ABANDONED:
             return DeliveryResult("", error=f"{len(self._abandoned)} earlier attempts still hang", retry=True)
         self._sending_since = time.monotonic()
@@ -192,7 +193,7 @@ class NotifierWorker:
     def _event(self, batch: Sequence[Message]) -> tuple[str, object]:
         settings = self._plugins.settings(self._name)
         events = [decode(message.event, message.payload) for message in batch]
-        if not settings.digest or batch[0].event not in DIGESTIBLE or is_test(events[0]):
+        if not settings.digest or batch[0].event not in DIGEST_HOOKS or events[0].is_test:
             return batch[0].event, events[0]
         return "digest", Digest(
             batch[0].created_at,
@@ -202,73 +203,71 @@ class NotifierWorker:
         )
 
     def _call(self, call: Callable[[object], object], event: object) -> DeliveryResult:
-        limit = _TIMEOUTS_A_SEND * self._timeout()
-        answer = self._caller.call(lambda: self._result(call, event), limit)
-        if answer is None:
-            self._abandoned.append(self._caller)
-            self._caller = _CallThread(self._name)
+        limit = _TIMEOUTS_PER_CALL * self._timeout()
+        result = self._call_thread.call(lambda: self._result(call, event), limit)
+        if result is None:
+            self._abandoned.append(self._call_thread)
+            self._call_thread = _CallThread(self._name)
             return DeliveryResult("", error=f"no answer within {limit:g} seconds", retry=True)
-        return answer
+        return result
 
     def _result(self, call: Callable[[object], object], event: object) -> DeliveryResult:
         try:
-            return DeliveryResult(self._redacted(str(call(event) or "delivered")))
+            return DeliveryResult(self._redact(str(call(event) or "delivered")))
         except RetryLater as error:
-            words = self._redacted(str(error))
-            return DeliveryResult("", error=words, retry=True, after_seconds=error.after_seconds)
+            reason = self._redact(str(error))
+            return DeliveryResult("", error=reason, retry=True, after_seconds=error.after_seconds)
         except Exception as error:
-            return DeliveryResult("", error=self._redacted(f"{type(error).__name__}: {error}"))
+            return DeliveryResult("", error=self._redact(f"{type(error).__name__}: {error}"))
 
-    def _redacted(self, text: str) -> str:
+    def _redact(self, text: str) -> str:
         return self._plugins.redact(self._name, text)
 
-    def _record_result(self, outbox: Outbox, batch: Sequence[Message], answer: DeliveryResult) -> None:
+    def _record_result(self, outbox: Outbox, batch: Sequence[Message], result: DeliveryResult) -> None:
         now = self._clock()
-        is_known = self.last is not None and self.last.error == answer.error
-        self.last = answer
+        hook = batch[0].event
+        is_repeated = self.last is not None and self.last.error == result.error
+        self.last = result
         oldest = min(message.created_at for message in batch)
-        if answer.error is None:
+        if result.error is None:
             outbox.done(batch, "delivered", None, now)
-            log.debug("Notifier %s: %s: %s", self._name, batch[0].event, answer.message)
-        elif answer.retry and not self._hurry and now - oldest < _GIVE_UP_AFTER:
-            due = now + backoff(max(message.attempts for message in batch), answer.after_seconds)
-            outbox.retry(batch, due, answer.error, now)
-            log.warning(
-                "Notifier %s: %s; it is told again in %.0f seconds",
-                self._name,
-                answer.error,
-                (due - now).total_seconds(),
-            )
+            log.debug("Notifier %s: %s: %s", self._name, hook, result.message)
+        elif result.retry and not self._single_attempt and now - oldest < _GIVE_UP_AFTER:
+            due = now + backoff(max(message.attempts for message in batch), result.after_seconds)
+            outbox.retry(batch, due, result.error, now)
+            seconds = (due - now).total_seconds()
+            log.warning("Notifier %s: %s; retrying in %.0f seconds", self._name, result.error, seconds)
         else:
-            outbox.done(batch, "failed", answer.error, now)
-            if not self._hurry and not (is_known and batch[0].event == "job_cleaned"):
-                log.error("Notifier %s was not told of %s: %s", self._name, batch[0].event, answer.error)
+            outbox.done(batch, "failed", result.error, now)
+            is_frequent = hook in HOOK_EVENTS and HOOK_EVENTS[hook].is_frequent
+            if not self._single_attempt and not (is_repeated and is_frequent):
+                log.error("Notifier %s did not receive %s: %s", self._name, hook, result.error)
 
 
 class _CallThread:
-    """A thread that calls a plugin, so that whoever waits for the answer need not wait for ever."""
+    """A thread that calls a plugin, so that the worker can stop waiting for a call that hangs."""
 
     def __init__(self, name: str) -> None:
-        self._work: queue.SimpleQueue[Callable[[], DeliveryResult] | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[DeliveryResult] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Callable[[], DeliveryResult] | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[DeliveryResult] = queue.SimpleQueue()
         self._name = f"notifier ({name}) sending"
         self._thread: threading.Thread | None = None
 
-    def call(self, work: Callable[[], DeliveryResult], seconds: float) -> DeliveryResult | None:
-        """Return the answer, None when it does not come in time; then the thread is of no more use."""
+    def call(self, function: Callable[[], DeliveryResult], seconds: float) -> DeliveryResult | None:
+        """Return the result, None on timeout; after a timeout the thread cannot be used again."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
-        self._work.put(work)
+        self._calls.put(function)
         try:
-            return self._answers.get(timeout=seconds)
+            return self._results.get(timeout=seconds)
         except queue.Empty:
             self.finish()
             return None
 
     def finish(self) -> None:
-        """Let the thread end once it has nothing to do."""
-        self._work.put(None)
+        """Let the thread end after its current call."""
+        self._calls.put(None)
 
     def join(self, seconds: float) -> None:
         if self._thread is not None:
@@ -278,14 +277,14 @@ class _CallThread:
         return self._thread is not None and self._thread.is_alive()
 
     def _run(self) -> None:
-        while (work := self._work.get()) is not None:
-            self._answers.put(work())
+        while (function := self._calls.get()) is not None:
+            self._results.put(function())
 
 
 def backoff(attempts: int, after_seconds: float | None) -> timedelta:
-    """Return how long to wait after so many attempts before this one: doubling from 5 s, with jitter.
+    """Return the wait before the next attempt: 5 s, doubled for each earlier attempt, with jitter.
 
-    What the other side asked for counts when it is longer; neither is more than an hour.
+    A longer wait that the receiver asked for (``after_seconds``) takes precedence; the limit is one hour.
     """
     wait = _FIRST_WAIT_SECONDS * 2 ** min(attempts, 16) * random.uniform(0.5, 1.0)  # noqa: S311
     return min(_LONGEST_WAIT, timedelta(seconds=max(wait, after_seconds or 0.0)))

@@ -1,6 +1,6 @@
-"""The log: where it goes, its form, and what a run writes into it.
+"""Log handlers and formatters: the rotated log file, stderr or the journal, text or JSON.
 
-The form is the user's document's: ``2024-01-20 02:00:01 INFO: Starting job cleanup process``.
+A line of text looks like ``2024-01-20 02:00:01 INFO: Starting job cleanup process``.
 """
 
 from __future__ import annotations
@@ -9,48 +9,29 @@ import json
 import logging
 import logging.handlers
 import os
-import resource
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from eemtcleanupd.config import Config
 from eemtcleanupd.errors import ConfigError
-from eemtcleanupd.events import (
-    CapacityWarning,
-    ConfigRejected,
-    ConfigReloaded,
-    DaemonStarted,
-    DaemonStopping,
-    DiskPressure,
-    Event,
-    JobCleaned,
-    JobFailed,
-    JobPlanned,
-    JobSkipped,
-    OrphanFound,
-    RunFailed,
-    RunFinished,
-    RunReport,
-    RunStarted,
-    Warned,
-)
-from eemtcleanupd.formatting import human_age, human_size, printable, shortened
-from eemtcleanupd.model import Outcome
 
 log = logging.getLogger("eemtcleanupd")
 
 _MAX_BYTES = 10 * 1024 * 1024
 _BACKUPS = 5
-_FORM = "%(asctime)s %(levelname)s: %(message)s"
-_TIME_FORM = "%Y-%m-%d %H:%M:%S"
+_FORMAT = "%(asctime)s %(levelname)s: %(message)s"
+_TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """Formats a record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as JSON: time, level, logger, message, and the traceback if there is one."""
+        """Return time, level, logger, message and, if there is one, the traceback as JSON."""
         entry = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname,
@@ -59,71 +40,71 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        elif record.exc_text:  # from the process that answers HTTP
+        elif record.exc_text:  # from the HTTP worker process
             entry["traceback"] = record.exc_text
         return json.dumps(entry)
 
 
 class _RotatingFile(logging.handlers.RotatingFileHandler):
-    """A log file.  On a full disk, which is what a run is there to mend, work goes on without it."""
+    """A log file whose errors stop nothing: runs must work on a full disk, which they are there to clean."""
 
-    def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, report: Callable[[str], None]) -> None:
         super().__init__(
             path, maxBytes=_MAX_BYTES, backupCount=_BACKUPS, encoding="utf-8", errors="backslashreplace"
         )
-        self._tell = tell
-        self._faults = 0
-        self._is_told = False
+        self._report = report
+        self._errors = 0
+        self._is_reported = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record; that it cannot be written is told once, until one can be again."""
-        before = self._faults
+        """Write a record; an error is reported once, until a record can be written again."""
+        before = self._errors
         super().emit(record)
-        if self._faults == before:
-            self._is_told = False
+        if self._errors == before:
+            self._is_reported = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (of logging)
-        """Tell that a record could not be written."""
+        """Report that a record could not be written."""
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
-            self._fault(error)
+            self._handle_oserror(error)
         else:
             super().handleError(record)
 
     def doRollover(self) -> None:  # noqa: N802  (of logging)
-        """Begin a new file; the next record tries again where that fails."""
+        """Start a new file; if that fails, the next record tries again."""
         try:
             super().doRollover()
         except OSError:
-            if self.stream is not None and self.stream.closed:  # which close(2) may do as it fails, on NFS
+            if self.stream is not None and self.stream.closed:  # close(2) can close and fail, on NFS
                 self.stream = None
             raise
 
     def close(self) -> None:
-        """Close the file, whatever is left to be written."""
+        """Close the file, even if its last data cannot be written."""
         try:
             super().close()
         except OSError as error:
-            self._fault(error)
+            self._handle_oserror(error)
 
-    def _fault(self, error: OSError) -> None:
-        self._faults += 1
-        if not self._is_told:
-            self._is_told = True  # before it is told: what is told may come here again
-            why = error.strerror or error
-            self._tell(f"The log {self.baseFilename} cannot be written ({why}); the work goes on without it")
+    def _handle_oserror(self, error: OSError) -> None:
+        self._errors += 1
+        if not self._is_reported:
+            self._is_reported = True  # set first, because the report can be logged and come back here
+            reason = error.strerror or error
+            self._report(f"The log {self.baseFilename} cannot be written ({reason}); continuing without it")
 
 
 def log_to_file(
     path: Path, *, form: str, level: str, tell: Callable[[str], None] = log.error
 ) -> logging.FileHandler:
-    """Send the log to a file that is rotated at 10 MB, five old ones kept.
+    """Send the log to a file that is rotated at 10 MB, with five old files kept.
 
     Args:
-        path: the file; its folder is made.
+        path: the file; its folder is created.
         form: ``text`` or ``json`` (``logging.format``).
         level: the lowest level that is written (``logging.level``).
-        tell: is told when it can no longer be written.
+        tell: receives a message when the file is no longer writable.
 
     Raises:
         ConfigError: the file cannot be opened.
@@ -133,9 +114,9 @@ def log_to_file(
         handler = _RotatingFile(path, tell)
     except OSError as error:
         raise ConfigError(
-            f"the log {path} cannot be written ({error.strerror}); set logging.file to a place that can"
+            f"Cannot write the log {path} ({error.strerror}). Set logging.file to a writable path."
         ) from error
-    handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(_FORM, _TIME_FORM))
+    handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(_FORMAT, _TIME_FORMAT))
     handler.setLevel(level)
     log.addHandler(handler)
     log.setLevel(min(handler.level, log.level or handler.level))
@@ -143,26 +124,27 @@ def log_to_file(
 
 
 class JournalFormatter(logging.Formatter):
-    """Lines for the journal: the priority as sd-daemon(3) has it; the journal knows the time by itself."""
+    """Formats lines for the journal: with the priority of sd-daemon(3), without the time."""
 
     _PRIORITIES: ClassVar = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record, each of its lines with the priority."""
+        """Return the record with the priority before each of its lines."""
         priority = self._PRIORITIES.get(record.levelname, 6)
         return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
 
 
 def log_to_stderr(environ: Mapping[str, str]) -> logging.Handler:
-    """Send the log to stderr too, in the journal's form when stderr is the journal (``JOURNAL_STREAM``)."""
+    """Send the log to stderr too, in the journal's format if stderr is the journal (``JOURNAL_STREAM``)."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JournalFormatter() if _is_journal(environ) else logging.Formatter(_FORM, _TIME_FORM))
+    is_journal = _stderr_is_journal(environ)
+    handler.setFormatter(JournalFormatter() if is_journal else logging.Formatter(_FORMAT, _TIME_FORMAT))
     log.addHandler(handler)
     return handler
 
 
-def _is_journal(environ: Mapping[str, str]) -> bool:
-    """Tell whether stderr is the stream that systemd.exec(5) names by device and inode."""
+def _stderr_is_journal(environ: Mapping[str, str]) -> bool:
+    """Return whether stderr is the stream whose device and inode systemd.exec(5) passes."""
     try:
         status = os.fstat(sys.stderr.fileno())
     except (OSError, ValueError):
@@ -170,102 +152,37 @@ def _is_journal(environ: Mapping[str, str]) -> bool:
     return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
-def write_event(event: Event) -> None:
-    """Write what a run or the daemon tells into the log."""
-    match event:
-        case RunStarted():
-            log.info("Starting job cleanup process")
-            log.info("Run %s: %s", event.run_id, event.policy)
-            log.info("Found %d jobs to check", event.jobs_to_check)
-        case JobPlanned():
-            log.info("[DRY RUN] Would clean job %s: %s", _short(event.job.id), event.reason)
-        case JobCleaned():
-            age = "left by an earlier run" if event.age is None else f"{human_age(event.age)} old"
-            if event.ahead_of_retention:
-                log.warning("Taking job %s early: it %s", _short(event.job.id), event.ahead_of_retention)
-            log.info("Cleaning job %s (%s, %s)", _short(event.job.id), printable(event.job.status), age)
-            for part in event.artifacts:
-                verb = "Moved to the trash" if event.in_trash else "Deleted"
-                log.info("%s %s (%s)", verb, _short(part.found.label), human_size(part.size_bytes))
-        case JobSkipped():
-            level = logging.WARNING if event.notable else logging.DEBUG
-            log.log(level, "Kept job %s: %s", _short(event.job.id), event.reason)
-        case JobFailed():
-            log.error("Job %s could not be cleaned: %s", _short(event.job_id), printable(event.error))
-        case OrphanFound():
-            verb = "Removed" if event.removed else "Found"
-            log.info(
-                "%s %s (%s), which no job owns", verb, _short(event.found.label), human_size(event.size_bytes)
-            )
-        case Warned():
-            log.warning("%s", event.message)
-        case RunFailed():
-            log.error("Cleanup failed: %s", event.error)
-        case RunFinished(report):
-            _write_report(report)
-        case _:
-            _write_daemon_event(event)
+class LogFile:
+    """The daemon's log file, which a new configuration can replace."""
+
+    def __init__(self) -> None:
+        self._handler: logging.Handler | None = None
+        self._original_level = log.level  # below the configured one if --debug shows more on stderr
+
+    def open(self, config: Config) -> None:
+        """Open the log of a configuration, then close the previous one.
+
+        Raises:
+            ConfigError: the log cannot be opened; the previous one stays open.
+        """
+        settings = config.logging
+        handler = log_to_file(settings.file, form=settings.format, level=settings.level)
+        self.close()
+        self._handler = handler
+        log.setLevel(min(handler.level, self._original_level or handler.level))
+
+    def close(self) -> None:
+        """Stop logging to the file."""
+        if self._handler is not None:
+            log.removeHandler(self._handler)
+            self._handler.close()
+            log.setLevel(self._original_level)
 
 
-def _write_report(report: RunReport) -> None:
-    log.info(
-        "Cleanup summary: %d successful, %d failed, %s freed",
-        report.successful.jobs,
-        report.failed.jobs,
-        human_size(report.bytes_freed),
-    )
-    if report.pressure:
-        log.warning(
-            "%d jobs went ahead of their retention (%s): %s",
-            report.early.jobs,
-            human_size(report.early.bytes_freed),
-            report.pressure,
-        )
-    if report.outcome is Outcome.SUCCESS:
-        log.info("Cleanup completed successfully")
-    elif report.outcome is Outcome.ERRORS:
-        log.error("Cleanup completed with errors on %d jobs", report.errors)
-    else:
-        log.warning("Cleanup was interrupted; the next run goes on")
-    log.debug("Peak memory: %s", human_size(peak_memory_bytes()))
-
-
-def _write_daemon_event(event: Event) -> None:
-    match event:
-        case DaemonStarted():
-            next_run = f"{event.next_run_at:%Y-%m-%d %H:%M} UTC" if event.next_run_at else "not scheduled"
-            log.info("Daemon started, process %d on %s; next run %s", event.pid, event.host, next_run)
-        case DaemonStopping():
-            log.info("Daemon stopping: %s", event.reason)
-        case ConfigReloaded():
-            log.info("Configuration %s is in force (%s)", event.file, event.reason)
-        case ConfigRejected():
-            log.error(
-                "Configuration %s was refused, the one before stays in force (%s): %s",
-                event.file,
-                event.reason,
-                event.error,
-            )
-        case CapacityWarning():
-            log.warning(
-                "Jobs hold %s, %.1f %% of their budget of %s",
-                human_size(event.used_bytes),
-                event.used_percent,
-                human_size(event.max_bytes),
-            )
-        case DiskPressure():
-            log.warning(
-                "The results filesystem is %.1f %% full (high watermark %g %%), %s free",
-                event.used_percent,
-                event.high_watermark_percent,
-                human_size(event.free_bytes),
-            )
-
-
-def peak_memory_bytes() -> int:
-    """Return the most memory that this process has held (getrusage(2) counts in KB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _short(name: str) -> str:
-    return shortened(printable(name))
+def log_threads() -> None:
+    """Log the stack of every thread."""
+    frames = sys._current_frames()  # noqa: SLF001  (its documentation names just this use)
+    for thread in threading.enumerate():
+        frame = frames.get(thread.ident or 0)
+        stack = "".join(traceback.format_stack(frame)) if frame is not None else "no frame"
+        log.info("Thread %s:\n%s", thread.name, stack.rstrip())

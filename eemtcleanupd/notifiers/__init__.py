@@ -1,1 +1,1 @@
-"""Telling: each module is a plugin like any outsider's, small enough to read in a minute."""
+"""Notifiers that come with eemtcleanupd; each module is a plugin like those of others."""

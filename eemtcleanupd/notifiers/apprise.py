@@ -1,4 +1,4 @@
-"""Reports through Apprise, which speaks to a hundred services (the extra ``apprise``)."""
+"""Notifier ``apprise``: sends reports to any service that Apprise supports (the extra ``apprise``)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, SecretStr, Strict, model_validator
 
 from eemtcleanupd.config.types import FilePath
-from eemtcleanupd.hookspecs import NotifierSettings, RetryLater, hookimpl
+from eemtcleanupd.events import Event, Severity
+from eemtcleanupd.hookspecs import Digest, NotifierSettings, RetryLater, hookimpl
 from eemtcleanupd.notifiers.messages import render
 
-_TYPES = {"good": "success", "warning": "warning", "danger": "failure"}
+_TYPES = {Severity.GOOD: "success", Severity.WARNING: "warning", Severity.DANGER: "failure"}
 
 
 def _lines(value: object) -> object:
@@ -19,14 +20,14 @@ def _lines(value: object) -> object:
 
 
 class AppriseSettings(NotifierSettings, strict=True):
-    """Reports through Apprise."""
+    """Settings of the Apprise notifier."""
 
-    enabled: bool = Field(False, description="Whether to use Apprise.")
+    enabled: bool = Field(False, description="Whether to send through Apprise.")
     urls: Annotated[
         tuple[SecretStr, ...], Strict(False), BeforeValidator(_lines, json_schema_input_type=str | list[str])
-    ] = Field((), description="Apprise URLs, secrets, such as tgram://token/chat; may hold ${NAME}.")
+    ] = Field((), description="Apprise URLs such as tgram://token/chat, secret; can contain ${NAME}.")
     urls_file: FilePath | None = Field(
-        None, description="File that holds the URLs, one a line, or its name among systemd's credentials."
+        None, description="File that contains the URLs, one per line, or the name of a systemd credential."
     )
 
     @model_validator(mode="after")
@@ -34,7 +35,7 @@ class AppriseSettings(NotifierSettings, strict=True):
         if not self.enabled:
             return self
         if not self.urls and self.urls_file is None:
-            raise ValueError("Apprise is enabled and needs urls or urls_file")
+            raise ValueError("Apprise is enabled, so it needs urls or urls_file")
         _service(self.urls)
         return self
 
@@ -45,23 +46,24 @@ def register_settings() -> type[AppriseSettings]:
 
 
 @hookimpl
-def notify(event: object, settings: AppriseSettings) -> str:
-    words = render(event)
+def notify(event: Event | Digest, settings: AppriseSettings) -> str:
+    message = render(event)
     service = _service(settings.urls)
-    if not service.notify(title=words.headline, body=words.text(), notify_type=_TYPES[words.mood]):
-        raise RetryLater("at least one of its services did not take the message")
+    kind = _TYPES[message.severity]
+    if not service.notify(title=message.headline, body=message.text(), notify_type=kind):
+        raise RetryLater("at least one service did not accept the message")
     return f"sent to {len(settings.urls)} services"
 
 
 def _service(urls: tuple[SecretStr, ...]) -> Any:
-    """Return Apprise with these URLs; ValueError says which of them it does not know, by its number."""
+    """Return Apprise with these URLs; ValueError names an unknown one by its number, as it is secret."""
     try:
         import apprise
     except ImportError:
         raise ValueError("Apprise is not installed: pip install 'eemtcleanupd[apprise]'") from None
-    logging.getLogger("apprise").setLevel(logging.CRITICAL)  # its lines show URLs
+    logging.getLogger("apprise").setLevel(logging.CRITICAL)  # its log contains URLs
     service = apprise.Apprise()
     for number, url in enumerate(urls, start=1):
         if not service.add(url.get_secret_value()):
-            raise ValueError(f"Apprise does not know the service of URL {number}")
+            raise ValueError(f"Apprise does not support the service of URL {number}")
     return service

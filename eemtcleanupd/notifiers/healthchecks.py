@@ -1,4 +1,4 @@
-"""A dead man's switch such as healthchecks.io: told of each run's start, success and failure."""
+"""Notifier ``ping``: sends start, success and failure of each run to a monitor such as healthchecks.io."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _MAX_BODY_BYTES = 10_000
 
 
 class PingSettings(NotifierSettings, strict=True):
-    """Start, success and failure of each run to a service such as healthchecks.io."""
+    """Settings of the ping notifier."""
 
-    enabled: bool = Field(False, description="Whether to ping.")
+    enabled: bool = Field(False, description="Whether to send pings.")
     url: SecretStr | None = Field(
-        None, description="The check's URL, a secret; /start and /fail are put at its end."
+        None, description="URL of the check, secret; /start and /fail are appended to it."
     )
     url_file: FilePath | None = Field(
-        None, description="File that holds the URL, or its name among systemd's credentials."
+        None, description="File that contains the URL, or the name of a systemd credential."
     )
 
     @model_validator(mode="after")
     def _has_a_url(self) -> Self:
         if self.enabled and self.url is None and self.url_file is None:
-            raise ValueError("the ping is enabled and needs url or url_file")
+            raise ValueError("the ping is enabled, so it needs url or url_file")
         return self
 
 
@@ -41,17 +41,15 @@ def register_settings() -> type[PingSettings]:
 
 @hookimpl
 def run_started(event: RunStarted, settings: PingSettings) -> str:
-    return (
-        ""
-        if event.dry_run or event.trigger is Trigger.TRASH
-        else _ping(settings, "/start", f"run {event.run_id}")
-    )
+    if event.dry_run or event.trigger is Trigger.TRASH:
+        return ""
+    return _ping(settings, "/start", f"run {event.run_id}")
 
 
 @hookimpl
 def run_finished(event: RunFinished, settings: PingSettings) -> str:
-    end = "/fail" if event.report.outcome is Outcome.ERRORS else ""
-    return _ping(settings, end, render(event).text())
+    suffix = "/fail" if event.report.outcome is Outcome.ERRORS else ""
+    return _ping(settings, suffix, render(event).text())
 
 
 @hookimpl
@@ -59,8 +57,8 @@ def run_failed(event: RunFailed, settings: PingSettings) -> str:
     return _ping(settings, "/fail", render(event).text())
 
 
-def _ping(settings: PingSettings, end: str, text: str) -> str:
+def _ping(settings: PingSettings, suffix: str, text: str) -> str:
     assert settings.url is not None  # noqa: S101  (checked with the settings)
-    url = SecretStr(settings.url.get_secret_value().rstrip("/") + end)
+    url = SecretStr(settings.url.get_secret_value().rstrip("/") + suffix)
     body = text.encode("utf-8", "replace")[:_MAX_BODY_BYTES]
     return post(url, body, content_type="text/plain; charset=utf-8", timeout_seconds=settings.timeout_seconds)

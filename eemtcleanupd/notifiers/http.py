@@ -1,4 +1,4 @@
-"""One POST over HTTP: what is worth another attempt, and errors that hold no secret."""
+"""HTTP POST for notifiers: decides which failures to retry, and keeps secrets out of errors."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pydantic import SecretStr
 
 from eemtcleanupd.hookspecs import RetryLater
 
-_MAX_ANSWER_BYTES = 4096
-_WORTH_A_RETRY = {408, 421, 425, 429}
+_MAX_RESPONSE_BYTES = 4096
+_RETRY_STATUS_CODES = {408, 421, 425, 429}
 
 
 class RefusedError(Exception):
-    """The other side said no; to try again is of no use."""
+    """The receiver rejected the message, so a retry is useless."""
 
 
 def post(
@@ -25,13 +25,13 @@ def post(
     headers: Mapping[str, str] | None = None,
     timeout_seconds: float,
 ) -> str:
-    """POST a body and return the answer in words, such as ``200 ok``.
+    """POST a body and return the response as text, such as ``200 ok``.
 
-    Redirects are not followed: they would carry what is told here to somebody else.
+    Redirects are not followed, because they would send the message to another party.
 
     Raises:
-        RetryLater: the connection failed, or the answer was 408, 421, 425, 429 or 5xx.
-        RefusedError: any other answer, or a URL that cannot be.
+        RetryLater: the connection failed, or the status is 408, 421, 425, 429 or 5xx.
+        RefusedError: the status is another error, or the URL is invalid.
     """
     import requests
 
@@ -45,26 +45,26 @@ def post(
             stream=True,
         )
         with response:
-            raw = response.raw.read(_MAX_ANSWER_BYTES, decode_content=True)
+            raw = response.raw.read(_MAX_RESPONSE_BYTES, decode_content=True)
     except (
         requests.exceptions.InvalidURL,
         requests.exceptions.InvalidSchema,
         requests.exceptions.MissingSchema,
     ):
-        raise RefusedError("its URL is not one that can be used") from None
+        raise RefusedError("the URL is invalid") from None
     except (requests.RequestException, OSError) as error:
-        # Not chained, and never as text: exceptions of requests hold the URL, which is the secret.
+        # Not chained, and never as text: exceptions of requests contain the URL, which is secret.
         raise RetryLater(_reason(error)) from None
-    words = f"{response.status_code} {raw.decode('utf-8', 'replace').strip() or response.reason}"[:300]
+    text = f"{response.status_code} {raw.decode('utf-8', 'replace').strip() or response.reason}"[:300]
     if response.ok and response.status_code < 300:
-        return words
-    if response.status_code in _WORTH_A_RETRY or response.status_code >= 500:
-        raise RetryLater(f"it answered {words}", _retry_after(response.headers.get("Retry-After")))
-    raise RefusedError(f"it answered {words}")
+        return text
+    if response.status_code in _RETRY_STATUS_CODES or response.status_code >= 500:
+        raise RetryLater(f"the receiver answered {text}", _retry_after(response.headers.get("Retry-After")))
+    raise RefusedError(f"the receiver answered {text}")
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Return the seconds that Retry-After means, a number or a date (RFC 9110, 10.2.3)."""
+    """Return the seconds in Retry-After, which is a number or a date (RFC 9110, 10.2.3)."""
     if not value:
         return None
     if value.strip().isdigit():
@@ -78,15 +78,15 @@ def _retry_after(value: str | None) -> float | None:
 
 
 def _reason(error: BaseException) -> str:
-    """Return what lies under an exception of requests, in words of our own."""
+    """Return the cause of an exception of requests, without its text, which contains the URL."""
     import requests
 
     if isinstance(error, requests.exceptions.SSLError):
-        return "its certificate is not trusted, or TLS failed"
+        return "the certificate is not trusted, or TLS failed"
     if isinstance(error, requests.exceptions.ConnectTimeout):
-        return "no connection in time"
+        return "connection timed out"
     if isinstance(error, requests.exceptions.Timeout):
-        return "no answer in time"
+        return "no response in time"
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.strerror and not isinstance(seen, requests.RequestException):

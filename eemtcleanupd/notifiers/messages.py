@@ -1,139 +1,85 @@
-"""Events in words, once for all channels; each channel only gives them its form."""
+"""Events as text for people, the same for all channels; each channel adds only its format."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Literal
 
-from eemtcleanupd.events import (
-    CapacityWarning,
-    ConfigRejected,
-    ConfigReloaded,
-    DaemonStarted,
-    DaemonStopping,
-    DiskPressure,
-    JobNote,
-    RunFailed,
-    RunFinished,
-    RunReport,
-    StorageState,
-)
-from eemtcleanupd.formatting import human_size, printable, shortened
+from eemtcleanupd.events import Event, JobNote, RunFinished, RunReport, Severity, StorageState
+from eemtcleanupd.formatting import human_size, local_time, printable, shortened
 from eemtcleanupd.hookspecs import Digest
 from eemtcleanupd.model import Outcome
 
-Severity = Literal["good", "warning", "danger"]
+Facts = list[tuple[str, str]]
+Lists = tuple[tuple[str, tuple[str, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """An event in words: ``facts`` are pairs of a title and a value, ``lists`` a title with its lines.
+    """An event as text: ``facts`` are titles with a value, ``lists`` titles with lines.
 
-    ``headline`` stands alone as a subject; nothing in here is markup, and nothing is longer than a line.
+    ``headline`` is a complete subject.  No text contains markup, and each is at most one line long.
     """
 
     headline: str
-    mood: Severity
+    severity: Severity
     facts: tuple[tuple[str, str], ...]
-    lists: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    lists: Lists = ()
     storage: StorageState | None = None
 
     def text(self) -> str:
-        """Return everything as plain text."""
+        """Return facts and lists as plain text."""
         lines = [f"{title}: {value}" for title, value in self.facts]
         for title, entries in self.lists:
             lines += ["", f"{title}:", *(f"  {entry}" for entry in entries)]
         return "\n".join(lines)
 
 
-def render(event: object) -> Message:
-    """Return an event in words."""
-    match event:
-        case RunFinished(report):
-            return _run(report)
-        case RunFailed():
-            return _failed(event)
-        case Digest():
-            return _digest(event)
-        case DiskPressure():
-            return Message(
-                f"EEMT disk is {event.used_percent:.1f} % full",
-                "warning",
-                (
-                    ("Used", f"{event.used_percent:.1f} %"),
-                    ("Available Space", human_size(event.free_bytes)),
-                    ("Cleaning until", f"{event.low_watermark_percent:g} %"),
-                ),
-            )
-        case CapacityWarning():
-            budget = human_size(event.max_bytes)
-            what = "all" if event.is_over else f"{event.used_percent:.1f} %"
-            return Message(
-                f"EEMT jobs use {what} of their budget of {budget}",
-                "danger" if event.is_over else "warning",
-                (
-                    ("Current Storage Usage", human_size(event.used_bytes)),
-                    ("Budget", f"{budget}, {event.used_percent:.1f} % used"),
-                    ("Warning from", f"{event.warn_percent:g} %"),
-                ),
-            )
-        case ConfigRejected():
-            return Message(
-                "EEMT cleanup refused a configuration",
-                "danger",
-                (("File", _line(event.file)), ("Reason", _line(event.reason)), ("Error", _line(event.error))),
-            )
-        case ConfigReloaded():
-            return Message(
-                "EEMT cleanup has a new configuration",
-                "good",
-                (("File", _line(event.file)), ("Reason", _line(event.reason))),
-            )
-        case DaemonStarted():
-            return Message(
-                f"EEMT cleanup started on {_line(event.host)}",
-                "good",
-                (("Next cleanup scheduled for", _moment(event.next_run_at)),),
-            )
-        case DaemonStopping():
-            return Message("EEMT cleanup is stopping", "warning", (("Reason", _line(event.reason)),))
-        case _:
-            return Message(f"EEMT cleanup: {type(event).__name__}", "good", ())
+def render(event: Event | Digest) -> Message:
+    """Return an event as text."""
+    if isinstance(event, Digest):
+        return _digest_message(event)
+    if isinstance(event, RunFinished):
+        return _report_message(event)
+    facts = tuple((title, _line(value)) for title, value in event.facts())
+    return Message(_line(event.headline()), event.severity, facts)
 
 
-def _run(report: RunReport) -> Message:
+def _report_message(event: RunFinished) -> Message:
+    report = event.report
     jobs = report.successful.jobs + report.failed.jobs
     freed = human_size(report.bytes_freed)
     host = f" on {_line(report.host)}" if report.host else ""
     test = "[TEST] " if report.is_test else ""
     if report.outcome is Outcome.ERRORS:
-        head = f"{test}FAILED for {_jobs(report.errors)}: EEMT cleanup{host}, "
-        head += f"{_jobs(jobs)} cleaned, {freed} freed"
+        headline = f"{test}FAILED for {_jobs(report.errors)}: EEMT cleanup{host}, "
+        headline += f"{_jobs(jobs)} cleaned, {freed} freed"
     elif report.outcome is Outcome.INTERRUPTED:
-        head = f"{test}Interrupted: EEMT cleanup{host}, {_jobs(jobs)} cleaned, {freed} freed"
+        headline = f"{test}Interrupted: EEMT cleanup{host}, {_jobs(jobs)} cleaned, {freed} freed"
+    elif report.dry_run:
+        headline = f"{test}EEMT cleanup{host}: {_jobs(jobs)} would be cleaned, about {freed}"
     else:
-        done = "would be cleaned" if report.dry_run else "cleaned"
-        gone = f"about {freed}" if report.dry_run else f"{freed} freed"
-        head = f"{test}EEMT cleanup{host}: {_jobs(jobs)} {done}, {gone}"
+        headline = f"{test}EEMT cleanup{host}: {_jobs(jobs)} cleaned, {freed} freed"
     facts = [
         ("Jobs Cleaned", f"{jobs} ({report.successful.jobs} successful, {report.failed.jobs} failed)"),
         ("Space Freed", freed),
         ("Status", _STATUS[report.outcome] + (" (a test)" if report.is_test else "")),
+        *_storage_facts(report.storage),
+        ("Next cleanup scheduled for", local_time(report.next_run_at)),
+        ("Run", f"{report.run_id} ({_line(report.trigger)}, {_line(report.user)})"),
     ]
-    storage = report.storage
-    if storage is not None:
-        facts += _storage(storage)
-    facts.append(("Next cleanup scheduled for", _moment(report.next_run_at)))
-    facts.append(("Run", f"{report.run_id} ({_line(report.trigger)}, {_line(report.user)})"))
     if report.errors:
         facts.append(("Errors", str(report.errors)))
     if report.remaining:
         facts.append(("Left for another run", _jobs(report.remaining)))
     if report.pressure:
         facts.append(("Disk pressure", _line(report.pressure)))
-    mood: Severity = {Outcome.SUCCESS: "good", Outcome.INTERRUPTED: "warning"}.get(report.outcome, "danger")  # type: ignore[assignment]
-    return Message(head, mood, tuple(facts), _lists(report), storage)
+    lists = _lists(
+        ("Errors", _failures(report)),
+        ("Kept by plugins", (f"{_line(note.job_id)}: {_line(note.message)}" for note in report.vetoed)),
+        ("Biggest jobs", _sizes(note for note in report.biggest if note.bytes_freed)),
+    )
+    return Message(headline, event.severity, tuple(facts), lists, report.storage)
 
 
 _STATUS = {
@@ -143,91 +89,61 @@ _STATUS = {
 }
 
 
-def _storage(storage: StorageState) -> list[tuple[str, str]]:
+def _digest_message(digest: Digest) -> Message:
+    reports = [event.report for event in digest.finished]
+    jobs = sum(report.successful.jobs + report.failed.jobs for report in reports)
+    freed = human_size(sum(report.bytes_freed for report in reports))
+    errors = sum(report.errors for report in reports) + len(digest.failed)
+    host = next((f" on {_line(report.host)}" for report in reports if report.host), "")
+    headline = f"EEMT Daily Cleanup Report{host}: {_jobs(jobs)} cleaned, {freed} freed"
+    storage = reports[-1].storage if reports else None
+    facts = [
+        ("Jobs Cleaned", str(jobs)),
+        ("Space Freed", freed),
+        ("Status", f"{errors} errors" if errors else "Success"),
+        ("Runs", f"{len(reports)} ended, {len(digest.failed)} failed"),
+        *_storage_facts(storage),
+        ("Next cleanup scheduled for", local_time(reports[-1].next_run_at if reports else None)),
+    ]
+    failures = [line for report in reports for line in _failures(report)]
+    failures += [f"run {event.run_id}: {_line(event.error)}" for event in digest.failed]
+    biggest = sorted((n for report in reports for n in report.biggest), key=lambda note: -note.bytes_freed)
+    lists = _lists(("Errors", failures[:10]), ("Biggest jobs", _sizes(biggest[:10])))
+    if errors:
+        return Message(f"FAILED: {headline}", Severity.DANGER, tuple(facts), lists, storage)
+    return Message(headline, Severity.GOOD, tuple(facts), lists, storage)
+
+
+def _storage_facts(storage: StorageState | None) -> Facts:
+    if storage is None:
+        return []
     facts = [("Current Storage Usage", human_size(storage.used_bytes))]
     if storage.capacity_max_bytes:
         percent = 100 * storage.used_bytes / storage.capacity_max_bytes
         facts.append(("Budget", f"{human_size(storage.capacity_max_bytes)}, {percent:.1f} % used"))
     if storage.total_bytes:
-        share = f" of {human_size(storage.total_bytes)}"
-        facts.append(("Available Space", human_size(storage.free_bytes) + share))
+        free = f"{human_size(storage.free_bytes)} of {human_size(storage.total_bytes)}"
+        facts.append(("Available Space", free))
     return facts
 
 
-def _lists(report: RunReport) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    lists = (
-        ("Errors", tuple(f"{_id(each)}: {_line(each.message)}" for each in report.failures)),
-        ("Kept by plugins", tuple(f"{_id(each)}: {_line(each.message)}" for each in report.vetoed)),
-        (
-            "Biggest jobs",
-            tuple(
-                f"{_id(each)}: {human_size(each.bytes_freed)}" for each in report.biggest if each.bytes_freed
-            ),
-        ),
-    )
-    return tuple(each for each in lists if each[1])
+def _lists(*lists: tuple[str, Iterable[str]]) -> Lists:
+    """Return the lists that have lines."""
+    return tuple((title, lines) for title, given in lists if (lines := tuple(given)))
 
 
-def _failed(event: RunFailed) -> Message:
-    host = f" on {_line(event.host)}" if event.host else ""
-    return Message(
-        f"FAILED: EEMT cleanup{host} did not run",
-        "danger",
-        (
-            ("Status", "Failed"),
-            ("Error", _line(event.error)),
-            ("Run", f"{event.run_id} ({_line(event.trigger or '')})"),
-        ),
-    )
+def _failures(report: RunReport) -> list[str]:
+    # Ids are in printable form; to escape them twice does no harm.
+    return [f"{_line(note.job_id)}: {_line(note.message)}" for note in report.failures]
 
 
-def _digest(event: Digest) -> Message:
-    reports = [each.report for each in event.finished]
-    jobs = sum(report.successful.jobs + report.failed.jobs for report in reports)
-    freed = human_size(sum(report.bytes_freed for report in reports))
-    errors = sum(report.errors for report in reports) + len(event.failed)
-    host = next((f" on {_line(report.host)}" for report in reports if report.host), "")
-    head = f"EEMT Daily Cleanup Report{host}: {_jobs(jobs)} cleaned, {freed} freed"
-    facts = [
-        ("Jobs Cleaned", str(jobs)),
-        ("Space Freed", freed),
-        ("Status", f"{errors} errors" if errors else "Success"),
-        ("Runs", f"{len(reports)} ended, {len(event.failed)} failed"),
-    ]
-    storage = reports[-1].storage if reports else None
-    if storage is not None:
-        facts += _storage(storage)
-    facts.append(("Next cleanup scheduled for", _moment(reports[-1].next_run_at if reports else None)))
-    failures = [f"{_id(each)}: {_line(each.message)}" for report in reports for each in report.failures]
-    failures += [f"run {each.run_id}: {_line(each.error)}" for each in event.failed]
-    biggest = sorted(
-        (each for report in reports for each in report.biggest), key=lambda each: -each.bytes_freed
-    )
-    lists = (
-        ("Errors", tuple(failures[:10])),
-        ("Biggest jobs", tuple(f"{_id(each)}: {human_size(each.bytes_freed)}" for each in biggest[:10])),
-    )
-    return Message(
-        f"FAILED: {head}" if errors else head,
-        "danger" if errors else "good",
-        tuple(facts),
-        tuple(each for each in lists if each[1]),
-        storage,
-    )
+def _sizes(notes: Iterable[JobNote]) -> list[str]:
+    return [f"{_line(note.job_id)}: {human_size(note.bytes_freed)}" for note in notes]
 
 
 def _jobs(count: int) -> str:
     return f"{count} job" if count == 1 else f"{count} jobs"
 
 
-def _id(note: JobNote) -> str:
-    # Foreign ids may hold anything; escaping them twice does no harm.
-    return _line(note.job_id)
-
-
 def _line(text: str) -> str:
     return shortened(printable(text.replace("\n", " ")), 300)
-
-
-def _moment(moment: datetime | None) -> str:
-    return "not scheduled" if moment is None else f"{moment.astimezone():%a %Y-%m-%d %H:%M}"

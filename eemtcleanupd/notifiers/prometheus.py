@@ -1,7 +1,7 @@
-"""Metrics for Prometheus: a registry of our own, and a file for node_exporter where one is wanted.
+"""Notifier ``prometheus``: all metrics, for ``/metrics`` and as a file for node_exporter.
 
-What is counted comes from the ledger's totals, so that the figures of single runs add up as the daemon's do;
-what happens in this process alone (reloads, refusals) is counted here.
+Counters come from the ledger's totals, so that they add up over single runs and restarts of the daemon.
+Reloads and refused runs are counted in this process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Prometheus:
-    """Knows the figures; :meth:`exposition` writes them as Prometheus reads them."""
+    """Keeps the values of all metrics; :meth:`exposition` returns them in Prometheus' text format."""
 
     def __init__(self) -> None:
         self._totals: tuple[Total, ...] = ()
@@ -80,7 +80,7 @@ class Prometheus:
     def run_finished(self, event: RunFinished, settings: MetricsConfig) -> str:
         report = event.report
         if report.is_test or report.dry_run:
-            return "no metrics of a test or a dry run"
+            return "no metrics for a test or a dry run"
         self._totals = report.totals
         self._storage = report.storage
         self._next_run = _seconds(report.next_run_at)
@@ -90,12 +90,12 @@ class Prometheus:
 
     def _write(self, settings: MetricsConfig) -> str:
         if settings.textfile is None:
-            return "kept for /metrics"
+            return "available at /metrics"
         write_textfile(settings.textfile, self.exposition())
         return f"written to {settings.textfile}"
 
     def exposition(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
+        """Return all metrics as text."""
         from prometheus_client import CollectorRegistry, generate_latest
 
         registry = CollectorRegistry(auto_describe=False)
@@ -103,37 +103,35 @@ class Prometheus:
         return generate_latest(registry)
 
     def metrics(self) -> Iterator[Metric]:
-        """Yield every metric with its value of this moment."""
+        """Yield every metric with its current value."""
         from prometheus_client.core import (
             CounterMetricFamily,
             GaugeMetricFamily,
             HistogramMetricFamily,
         )
 
-        def counter(name: str, words: str, values: Mapping[str, float], label: str = "") -> Metric:
-            family = CounterMetricFamily(name, words, labels=[label] if label else None)
+        def counter(name: str, help_text: str, values: Mapping[str, float], label: str = "") -> Metric:
+            family = CounterMetricFamily(name, help_text, labels=[label] if label else None)
             for key, value in values.items():
                 family.add_metric([key] if label else [], value)
             return family
 
-        def gauge(name: str, words: str, value: float | None) -> Metric:
-            family = GaugeMetricFamily(name, words)
+        def gauge(name: str, help_text: str, value: float | None) -> Metric:
+            family = GaugeMetricFamily(name, help_text)
             if value is not None:
                 family.add_metric([], value)
             return family
 
-        runs = self._of("runs")
+        runs = self._by_label("runs")
         yield counter("eemt_cleanup_runs", "Total cleanup runs", {"": sum(runs.values())})
         yield counter("eemt_cleanup_outcomes", "Cleanup runs by outcome", {"success": 0, **runs}, "outcome")
-        yield counter("eemt_cleanup_refused_runs", "Runs refused or broken off", {"": self._refused})
-        cleaned = {"completed": 0.0, "failed": 0.0, **self._of("jobs_cleaned")}
+        yield counter("eemt_cleanup_refused_runs", "Runs that were refused or failed", {"": self._refused})
+        cleaned = {"completed": 0.0, "failed": 0.0, **self._by_label("jobs_cleaned")}
         yield counter("eemt_jobs_cleaned", "Total jobs cleaned", cleaned, "status")
-        yield counter("eemt_space_freed_bytes", "Total space freed", {"": self._one("bytes_freed")})
-        yield counter("eemt_cleanup_errors", "Jobs that could not be cleaned", {"": self._one("errors")})
-        yield counter(
-            "eemt_jobs_skipped", "Jobs kept that somebody should look at", {"": self._one("skipped")}
-        )
-        buckets = self._of("run_seconds_bucket")
+        yield counter("eemt_space_freed_bytes", "Total space freed", {"": self._sum("bytes_freed")})
+        yield counter("eemt_cleanup_errors", "Jobs that could not be cleaned", {"": self._sum("errors")})
+        yield counter("eemt_jobs_skipped", "Jobs skipped that need attention", {"": self._sum("skipped")})
+        buckets = self._by_label("run_seconds_bucket")
         yield HistogramMetricFamily(
             "eemt_cleanup_duration_seconds",
             "Cleanup duration",
@@ -141,69 +139,56 @@ class Prometheus:
                 *((f"{bound:g}", buckets.get(f"{bound:g}", 0.0)) for bound in DURATION_BUCKETS),
                 ("+Inf", sum(runs.values())),
             ],
-            sum_value=self._one("run_seconds"),
+            sum_value=self._sum("run_seconds"),
         )
         storage = self._storage
-        yield gauge(
-            "eemt_storage_usage_bytes",
-            "Current storage usage",
-            None if storage is None else storage.used_bytes,
-        )
-        yield gauge(
-            "eemt_storage_free_bytes",
-            "Free space of the results filesystem",
-            None if storage is None else storage.free_bytes,
-        )
-        yield gauge(
-            "eemt_storage_size_bytes",
-            "Size of the results filesystem",
-            None if storage is None else storage.total_bytes,
-        )
+        for name, help_text, attribute in (
+            ("eemt_storage_usage_bytes", "Current storage usage", "used_bytes"),
+            ("eemt_storage_free_bytes", "Free space of the results filesystem", "free_bytes"),
+            ("eemt_storage_size_bytes", "Size of the results filesystem", "total_bytes"),
+            ("eemt_trash_bytes", "Size of the data in the trash", "trash_bytes"),
+            ("eemt_trash_jobs", "Jobs with data in the trash", "trash_jobs"),
+        ):
+            yield gauge(name, help_text, None if storage is None else getattr(storage, attribute))
         if storage is not None and storage.capacity_max_bytes is not None:
-            yield gauge(
-                "eemt_capacity_max_bytes", "What the jobs may hold together", storage.capacity_max_bytes
-            )
+            yield gauge("eemt_capacity_max_bytes", "Storage budget of all jobs", storage.capacity_max_bytes)
         yield gauge(
-            "eemt_trash_bytes",
-            "Size of what waits in the trash",
-            None if storage is None else storage.trash_bytes,
+            "eemt_cleanup_last_success_timestamp_seconds",
+            "End of the last successful run",
+            self._last_success,
         )
         yield gauge(
-            "eemt_trash_jobs", "Jobs that wait in the trash", None if storage is None else storage.trash_jobs
+            "eemt_cleanup_next_run_timestamp_seconds", "Time of the next scheduled run", self._next_run
         )
-        yield gauge(
-            "eemt_cleanup_last_success_timestamp_seconds", "End of the last whole run", self._last_success
-        )
-        yield gauge("eemt_cleanup_next_run_timestamp_seconds", "When the next run is due", self._next_run)
         reload = self._reload
         yield gauge(
             "eemt_cleanup_config_last_reload_successful",
-            "Whether the configuration file is in force",
+            "Whether the configuration file was accepted at the last reload",
             None if reload is None else float(reload[0]),
         )
         yield gauge(
             "eemt_cleanup_config_last_reload_success_timestamp_seconds",
-            "When a configuration came into force",
+            "Time of the last successful reload",
             None if reload is None else reload[1],
         )
         yield counter("eemt_cleanup_config_reloads", "Reloads by outcome", dict(self._reloads), "outcome")
-        yield counter("eemt_cleanup_disk_pressure", "Times that the disk was too full", {"": self._pressure})
+        yield counter("eemt_cleanup_disk_pressure", "Disk pressure events", {"": self._pressure})
         deliveries = CounterMetricFamily(
             "eemt_cleanup_deliveries", "Messages to notifiers", labels=["notifier", "outcome"]
         )
-        for label, value in self._of("deliveries").items():
+        for label, value in self._by_label("deliveries").items():
             deliveries.add_metric(list(label.rsplit(" ", 1)), value)
         yield deliveries
 
-    def _of(self, name: str) -> dict[str, float]:
+    def _by_label(self, name: str) -> dict[str, float]:
         return {total.label: total.value for total in self._totals if total.name == name}
 
-    def _one(self, name: str) -> float:
-        return sum(self._of(name).values())
+    def _sum(self, name: str) -> float:
+        return sum(self._by_label(name).values())
 
 
 class _Collector:
-    """A collector, as prometheus-client wants one."""
+    """A collector for the registry of prometheus-client."""
 
     def __init__(self, source: Prometheus) -> None:
         self._source = source
@@ -216,7 +201,7 @@ class _Collector:
 
 
 def write_textfile(path: Path, text: bytes) -> None:
-    """Write a file for the textfile collector of node_exporter, which every user can read.
+    """Write a file for the textfile collector of node_exporter, readable by every user.
 
     Raises:
         OSError: the file cannot be written.

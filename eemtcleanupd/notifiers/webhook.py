@@ -1,4 +1,4 @@
-"""Every message as JSON to a URL of your own, signed so that the other side can tell that it is from here."""
+"""Notifier ``webhook``: posts every message as JSON to a URL, signed on request."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ import hmac
 import json
 import time
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
 
 from eemtcleanupd.config.types import FilePath
-from eemtcleanupd.hookspecs import NotifierSettings, hookimpl
+from eemtcleanupd.events import Event
+from eemtcleanupd.hookspecs import Digest, NotifierSettings, hookimpl
 from eemtcleanupd.notifiers.http import post
 from eemtcleanupd.notifiers.messages import render
 
 
 class WebhookSettings(NotifierSettings, strict=True):
-    """Every message as JSON to a URL."""
+    """Settings of the webhook notifier."""
 
     enabled: bool = Field(False, description="Whether to post to the URL.")
-    url: SecretStr | None = Field(None, description="Where to, a secret; may hold ${NAME}.")
+    url: SecretStr | None = Field(None, description="Target URL, secret; can contain ${NAME}.")
     url_file: FilePath | None = Field(
-        None, description="File that holds the URL, or its name among systemd's credentials."
+        None, description="File that contains the URL, or the name of a systemd credential."
     )
-    signing_key: SecretStr | None = Field(None, description="Key of the signature; may be ${NAME}.")
+    signing_key: SecretStr | None = Field(None, description="Key of the signature, secret; can be ${NAME}.")
     signing_key_file: FilePath | None = Field(
-        None, description="File that holds the key, or its name among systemd's credentials."
+        None, description="File that contains the key, or the name of a systemd credential."
     )
 
     @model_validator(mode="after")
     def _has_a_url(self) -> Self:
         if self.enabled and self.url is None and self.url_file is None:
-            raise ValueError("the webhook is enabled and needs url or url_file")
+            raise ValueError("the webhook is enabled, so it needs url or url_file")
         return self
 
 
@@ -43,10 +44,10 @@ def register_settings() -> type[WebhookSettings]:
 
 
 @hookimpl
-def notify(event: object, settings: WebhookSettings) -> str:
+def notify(event: Event | Digest, settings: WebhookSettings) -> str:
     assert settings.url is not None  # noqa: S101  (checked with the settings)
     name = type(event).__name__
-    document = {"event": name, "headline": render(event).headline, "data": asdict(event)}  # type: ignore[call-overload]
+    document = {"event": name, "headline": render(event).headline, "data": asdict(event)}
     body = json.dumps(document, default=str).encode()
     stamp = str(int(time.time()))
     headers = {"X-Eemtcleanupd-Event": name, "X-Eemtcleanupd-Timestamp": stamp}
@@ -56,7 +57,6 @@ def notify(event: object, settings: WebhookSettings) -> str:
 
 
 def signature(signing_key: SecretStr, stamp: str, body: bytes) -> str:
-    """Return HMAC-SHA-256, in hex, of the time stamp, a dot, and the body."""
+    """Return HMAC-SHA-256 of the time stamp, a dot and the body, in hexadecimal."""
     key = signing_key.get_secret_value().encode()
-    signed: Any = hmac.new(key, stamp.encode() + b"." + body, hashlib.sha256)
-    return str(signed.hexdigest())
+    return hmac.new(key, stamp.encode() + b"." + body, hashlib.sha256).hexdigest()

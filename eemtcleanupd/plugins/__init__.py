@@ -1,4 +1,4 @@
-"""Plugins: found, asked what their settings are, and put to use, each by itself."""
+"""Plugins: discovery, their settings, and isolated calls of their hooks."""
 
 from eemtcleanupd.plugins.discovery import from_dict, load, schema, to_dict
 from eemtcleanupd.plugins.manager import Plugins

@@ -1,4 +1,4 @@
-"""The plugin that copies a job before it goes (``backup:``), and lets old copies go."""
+"""Plugin ``backup``: copies each job before its deletion and deletes expired copies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class BackupPlugin:
     """Copies jobs.
 
     Args:
-        clock: where the time comes from.
+        clock: the time of day.
     """
 
     def __init__(self, clock: Clock = system_clock) -> None:
@@ -30,7 +30,7 @@ class BackupPlugin:
 
     @hookimpl
     def before_stage(self, job: Job, artifacts: tuple[ArtifactPath, ...], settings: BackupConfig) -> None:
-        """Write one archive of all artifacts, verified, or raise."""
+        """Write and verify one archive of all artifacts."""
         from eemtcleanupd.backup.archive import Head
         from eemtcleanupd.backup.folder import BackupFolder
 
@@ -40,17 +40,17 @@ class BackupPlugin:
             status=job.status,
             backed_up_at=now.isoformat(),
             host=socket.gethostname(),
-            artifacts=tuple(each.found.label for each in artifacts),
+            artifacts=tuple(artifact.found.label for artifact in artifacts),
             workflow_type=job.workflow_type,
             completed_at=None if job.completed_at is None else job.completed_at.isoformat(),
             dem_filename=job.dem_filename,
         )
         with ExitStack() as stack:
             entries = []
-            for each in artifacts:
-                root = open_root(each.found.artifact.root, each.path.parent)
+            for artifact in artifacts:
+                root = open_root(artifact.found.artifact.root, artifact.path.parent)
                 stack.callback(root.close)
-                entries.append((root, each.found.artifact.name))
+                entries.append((root, artifact.found.artifact.name))
             contents = BackupFolder(settings.path).add(head, settings.format, now, entries)
         log.info(
             "Backed up job %s: %d files, %s", printable(job.id), contents.files, human_size(contents.bytes)
@@ -58,12 +58,12 @@ class BackupPlugin:
 
     @hookimpl
     def run_finished(self, event: RunFinished, settings: BackupConfig) -> str:
-        """Delete the backups whose retention has passed."""
+        """Delete expired backups."""
         if event.report.dry_run or event.report.is_test:
             return "nothing to do"
         from eemtcleanupd.backup.folder import BackupFolder
 
-        gone = BackupFolder(settings.path).expire(self._clock(), timedelta(days=settings.retention_days))
-        for backup in gone:
-            log.info("Deleted the backup %s: older than %g days", backup.path.name, settings.retention_days)
-        return f"{len(gone)} expired"
+        expired = BackupFolder(settings.path).expire(self._clock(), timedelta(days=settings.retention_days))
+        for backup in expired:
+            log.info("Deleted backup %s: older than %g days", backup.path.name, settings.retention_days)
+        return f"{len(expired)} expired"

@@ -1,4 +1,4 @@
-"""Finds plugins, lets each say what its settings are, and loads the configuration with these."""
+"""Discovers plugins and loads the configuration with the settings that they register."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.hookspecs import EVENT_HOOKS, PROJECT, Hooks
 
-# Named here and not only as entry points: the audit log must not be missing because metadata is.
-_OURS: Final = {
+# Not entry points: the audit log must not depend on the metadata of a package.
+_BUILTIN: Final = {
     "backup": "eemtcleanupd.plugins.backup:BackupPlugin",
     "email": "eemtcleanupd.notifiers.email",
     "slack": "eemtcleanupd.notifiers.slack",
@@ -35,13 +35,16 @@ _OURS: Final = {
     "ping": "eemtcleanupd.notifiers.healthchecks",
     "apprise": "eemtcleanupd.notifiers.apprise",
 }
-# Ours whose settings are a block of their own, not one below ``notifications:``.
 BLOCKS: Final = {"backup": "backup", "prometheus": "metrics"}
+"""Built-in plugins whose settings are not below ``notifications:``, with the block of each."""
+
+
+_PROGRAM: Final = "eemtcleanupd"
 
 
 @dataclass(frozen=True, slots=True)
 class FoundPlugin:
-    """A plugin as it was found: where, what, and the model of its settings."""
+    """A discovered plugin: its origin, its module or class, and the model of its settings."""
 
     name: str
     origin: str
@@ -56,12 +59,12 @@ def load(
     options: Mapping[str, tuple[object, str]] | None = None,
     cwd: Path,
 ) -> Loaded:
-    """Load the configuration with the settings of all plugins in it; see :func:`eemtcleanupd.config.load`.
+    """Load the configuration with the settings of all plugins; see :func:`eemtcleanupd.config.load`.
 
     Raises:
-        ConfigError: every problem that was found, a line each; or a plugin that cannot be loaded.
+        ConfigError: one line for each invalid key, or a plugin that cannot be loaded.
     """
-    _installed.cache_clear()  # other packages may be installed by now
+    _installed.cache_clear()  # packages can be installed meanwhile
     folder = None if file is None else str((cwd / file).parent)
     with _importable(folder):
         return _load_with_plugins(file, environ=environ, options=options, cwd=cwd)
@@ -69,7 +72,7 @@ def load(
 
 @contextmanager
 def _importable(folder: str | None) -> Iterator[None]:
-    """Let modules beside the configuration be imported; they come last and take no other's place."""
+    """Allow imports of modules beside the configuration, after all other modules."""
     if folder is None or folder in sys.path:
         yield
         return
@@ -97,9 +100,8 @@ def _load_with_plugins(
 
 
 def schema() -> Schema:
-    """Return all keys of the configuration, with those of the notifiers that come with the program."""
-    found = [_builtin(name) for name in _OURS]
-    return Schema.of(_settings_models(found))
+    """Return all keys of the configuration, with those of the built-in notifiers."""
+    return Schema.of(_settings_models([_builtin(name) for name in _BUILTIN]))
 
 
 def to_dict(loaded: Loaded) -> dict[str, Any]:
@@ -141,50 +143,50 @@ def from_dict(document: Mapping[str, Any]) -> Loaded:
     )
 
 
-def _settings_models(found: Sequence[FoundPlugin]) -> dict[str, type[PluginSettings]]:
-    return {each.name: each.model for each in found if each.model is not None}
+def _settings_models(plugins: Sequence[FoundPlugin]) -> dict[str, type[PluginSettings]]:
+    return {plugin.name: plugin.model for plugin in plugins if plugin.model is not None}
 
 
 def discover(modules: Sequence[tuple[str, str]], blocked: Sequence[str]) -> list[FoundPlugin]:
-    """Find all plugins: those of the program, those that are installed, and those that are named.
+    """Return all plugins: built-in ones, those of installed packages, and those named in ``plugins:``.
 
     Args:
-        modules: where each stands, for messages, and ``module`` or ``module:name``, from ``plugins:``.
-        blocked: names not to use, from ``blocked_plugins:``.
+        modules: for each item of ``plugins:``, its position for messages, and ``module`` or ``module:class``.
+        blocked: names that are left out, from ``blocked_plugins:``.
 
     Raises:
-        ConfigError: one cannot be loaded, is no plugin, or has the name of another.
+        ConfigError: a plugin cannot be loaded, has no hooks, or has the name of another.
     """
     sources: list[tuple[str, str, Callable[[], FoundPlugin]]] = [
-        (name, "the program", partial(_builtin, name)) for name in _OURS
+        (name, _PROGRAM, partial(_builtin, name)) for name in _BUILTIN
     ]
     for name, origin, target in _installed():
         sources.append((name, origin, partial(_load_plugin, name, origin, target)))
     for origin, target in modules:
         name = target.partition(":")[0].rpartition(".")[2]
         sources.append((name, origin, partial(_load_plugin, name, origin, target)))
-    found: dict[str, FoundPlugin] = {}
-    for name, origin, look in sources:
+    plugins: dict[str, FoundPlugin] = {}
+    for name, origin, load_plugin in sources:
         if name in blocked:
             continue
-        if name in found:
+        if name in plugins:
             raise ConfigError(
-                f"{origin}: the plugin {printable(name)} comes from {found[name].origin} as well: "
-                "take one away, or name it in blocked_plugins"
+                f"{origin}: The plugin {printable(name)} also comes from {plugins[name].origin}. "
+                "Remove one of them, or add the name to blocked_plugins."
             )
-        found[name] = look()
-    return list(found.values())
+        plugins[name] = load_plugin()
+    return list(plugins.values())
 
 
 @cache
 def _builtin(name: str) -> FoundPlugin:
-    """Return a plugin that comes with the program, which stays what it is."""
-    return _load_plugin(name, "the program", _OURS[name])
+    """Return a built-in plugin; it never changes, so it is loaded once."""
+    return _load_plugin(name, _PROGRAM, _BUILTIN[name])
 
 
 @cache
 def _installed() -> list[tuple[str, str, str]]:
-    """Return name, origin and target of each plugin of an installed package, as of the last loading."""
+    """Return name, origin and target of each plugin of an installed package."""
     from importlib.metadata import entry_points
 
     return [
@@ -198,43 +200,46 @@ def _installed() -> list[tuple[str, str, str]]:
 
 
 def _load_plugin(name: str, origin: str, target: str) -> FoundPlugin:
-    return _found(name, origin, _load(target, origin))
+    return _inspect(name, origin, _import(target, origin))
 
 
-def _load(target: str, origin: str) -> Any:
+def _import(target: str, origin: str) -> Any:
     module, _, attribute = target.partition(":")
     try:
         loaded = importlib.import_module(module)
         return getattr(loaded, attribute) if attribute else loaded
-    except Exception as error:  # whatever a foreign module does when it is imported
+    except Exception as error:  # importing a plugin can raise anything
         is_installed = origin.startswith(("the installed package", "an installed package"))
-        hint = "; blocked_plugins leaves it out" if is_installed else ""
+        hint = " To leave it out, add its name to blocked_plugins." if is_installed else ""
         raise ConfigError(
-            f"{origin}: the plugin {printable(target)} cannot be loaded ({describe_exception(error)}){hint}"
+            f"{origin}: Cannot load the plugin {printable(target)} ({describe_exception(error)}).{hint}"
         ) from error
 
 
-def _found(name: str, origin: str, target: Any) -> FoundPlugin:
+def _inspect(name: str, origin: str, target: Any) -> FoundPlugin:
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(Hooks)
     try:
         instance = target() if inspect.isclass(target) else target
         manager.register(instance, name)
         manager.check_pending()
-        implementations = [each for hook in vars(manager.hook).values() for each in hook.get_hookimpls()]
-        registered = [each.function() for each in implementations if _hook(each) == "register_settings"]
+        implementations = [impl for hook in vars(manager.hook).values() for impl in hook.get_hookimpls()]
+        models = [impl.function() for impl in implementations if _hook(impl) == "register_settings"]
     except Exception as error:
         raise ConfigError(
-            f"{origin}: the plugin {printable(name)} is wrong: {describe_exception(error)}"
+            f"{origin}: The plugin {printable(name)} is invalid: {describe_exception(error)}"
         ) from error
     if not implementations:
-        raise ConfigError(f"{origin}: {printable(name)} is no plugin: it has no function with @hookimpl")
-    if any(each.wrapper or each.hookwrapper for each in implementations):
-        raise ConfigError(f"{origin}: the plugin {printable(name)} wraps hooks, which is not possible here")
-    hooks = {_hook(each) for each in implementations}
-    return FoundPlugin(
-        name, origin, target, _settings_model(name, origin, registered[0] if registered else None, hooks)
-    )
+        raise ConfigError(
+            f"{origin}: {printable(name)} is not a plugin, because it has no function with @hookimpl."
+        )
+    if any(impl.wrapper or impl.hookwrapper for impl in implementations):
+        raise ConfigError(
+            f"{origin}: The plugin {printable(name)} uses hook wrappers, which are not supported."
+        )
+    hooks = {_hook(impl) for impl in implementations}
+    model = _settings_model(name, origin, models[0] if models else None, hooks)
+    return FoundPlugin(name, origin, target, model)
 
 
 def _hook(implementation: Any) -> str:
@@ -242,15 +247,16 @@ def _hook(implementation: Any) -> str:
 
 
 def _settings_model(name: str, origin: str, model: Any, hooks: set[str]) -> type[PluginSettings] | None:
-    """Return the model of a plugin's block: its own, with the keys that all plugins, or notifiers, have."""
+    """Return the model of a plugin's block: its own, with the keys of all plugins or of all notifiers."""
     if name in BLOCKS:
         return None
     base = NotifierSettings if hooks & set(EVENT_HOOKS) else PluginSettings
     if model is None:
-        return _Plain if base is NotifierSettings else _PlainGuard
+        return base
     if not (inspect.isclass(model) and issubclass(model, BaseModel)):
         raise ConfigError(
-            f"{origin}: the plugin {printable(name)} is wrong: register_settings must return a pydantic model"
+            f"{origin}: The plugin {printable(name)} is invalid: "
+            "register_settings must return a pydantic model."
         )
     if issubclass(model, base):
         return model
@@ -259,25 +265,13 @@ def _settings_model(name: str, origin: str, model: Any, hooks: set[str]) -> type
 
 @lru_cache(maxsize=64)
 def _combined(model: type[BaseModel], base: type[PluginSettings]) -> type[PluginSettings]:
-    """Return a plugin's model with our keys; what it says of a key wins."""
-    combined: Any = create_model(
-        model.__name__,
-        __base__=(model, base),
-        __doc__=model.__doc__,
-    )
+    """Return a plugin's model with the keys of ``base``; the plugin's definition of a key has priority."""
+    combined: Any = create_model(model.__name__, __base__=(model, base), __doc__=model.__doc__)
     return cast("type[PluginSettings]", combined)
 
 
-class _Plain(NotifierSettings):
-    """A notifier without settings of its own."""
-
-
-class _PlainGuard(PluginSettings):
-    """A plugin without settings of its own."""
-
-
 def describe_exception(error: BaseException) -> str:
-    """Return what an exception says, with its kind where that is all there is."""
+    """Return an exception as text for a message; its class is named unless it is a system error."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
     text = " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""The plugins of one configuration: who is told, who is asked, and what comes of those that fail or hang."""
+"""Plugins of one configuration: calls their hooks one by one, with time limits, and contains their errors."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ import pluggy
 from pydantic import BaseModel, SecretStr
 
 from eemtcleanupd.config import Config
-from eemtcleanupd.config.plugin_settings import NotifierSettings, Occasion, Occasions, PluginSettings
+from eemtcleanupd.config.plugin_settings import NotifierSettings, Occasions, PluginSettings
 from eemtcleanupd.config.schema import BackupConfig
 from eemtcleanupd.errors import AuditError, ConfigError
-from eemtcleanupd.events import AuditEntry
+from eemtcleanupd.events import AuditEntry, Occasion
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.hookspecs import NOTIFY_COVERS, PROJECT, ArtifactPath, Hooks
 from eemtcleanupd.model import Found, Job
 from eemtcleanupd.plugins.discovery import BLOCKS, FoundPlugin, describe_exception, discover
 
-_VETO_SECONDS = 10.0
 _BEFORE_STAGE_SECONDS = 3600.0
 
 
 class _Unfiltered(NotifierSettings):
-    """A notifier that is told of everything and only tells how things are now."""
+    """Settings of a plugin without notifier settings: it receives everything, from memory."""
 
     outlives_restarts: ClassVar[bool] = False
     on: Occasions = get_args(Occasion)
@@ -39,120 +38,119 @@ class Plugins:
 
     Args:
         config: the configuration.
-        before: the plugins of the configuration before; a class that is still in use keeps its instance.
+        before: the plugins of the previous configuration; a class that is still in use keeps its instance.
+        veto_seconds: how long to wait for an answer of ``veto_cleanup``.
 
     Raises:
-        ConfigError: a plugin cannot be loaded, or does not do what its settings ask for.
+        ConfigError: a plugin cannot be loaded, or does not support its settings.
     """
 
-    def __init__(self, config: Config, before: Plugins | None = None) -> None:
+    def __init__(self, config: Config, before: Plugins | None = None, *, veto_seconds: float = 10.0) -> None:
         self._config = config
+        self._veto_seconds = veto_seconds
         self.manager = pluggy.PluginManager(PROJECT)
         self.manager.add_hookspecs(Hooks)
         self._settings: dict[str, Any] = {}
         self._targets: dict[str, Any] = {}
-        self._veto_hangs: dict[str, threading.Thread] = {}
-        named = [("plugins", each) for each in config.plugins]
-        for found in discover(named, config.blocked_plugins):
-            settings = self._settings_of(found)
+        self._hanging_vetoes: dict[str, threading.Thread] = {}
+        for plugin in discover([("plugins", name) for name in config.plugins], config.blocked_plugins):
+            name, settings = plugin.name, self._settings_of(plugin)
             if isinstance(settings, PluginSettings | BackupConfig) and not settings.enabled:
                 continue
-            if found.model is not None and settings is None:
-                continue  # it has keys without a default, and no block
-            self._settings[found.name] = settings
-            self._targets[found.name] = found.target
-            self.manager.register(self._instance(found, before), found.name)
-            if (
-                isinstance(settings, NotifierSettings)
-                and settings.digest
-                and self.hook_for(found.name, "digest") is None
-            ):
-                raise ConfigError(f"notifications.{found.name}.digest: it cannot send digests: leave it out")
+            if plugin.model is not None and settings is None:
+                continue  # the block is missing, and its keys have no defaults
+            self._settings[name] = settings
+            self._targets[name] = plugin.target
+            self.manager.register(self._instance(plugin, before), name)
+            has_digest = isinstance(settings, NotifierSettings) and settings.digest
+            if has_digest and self.hook_for(name, "digest") is None:
+                raise ConfigError(f"notifications.{name}.digest: {name} cannot send digests. Remove the key.")
         if config.backup.enabled and "backup" not in self._targets:
-            raise ConfigError("backup.enabled is true, but blocked_plugins leaves backup out: choose one")
+            raise ConfigError(
+                "backup.enabled is true, but blocked_plugins contains backup. Change one of the two keys."
+            )
 
-    def _settings_of(self, found: FoundPlugin) -> Any:
-        if found.name in BLOCKS:
-            return getattr(self._config, BLOCKS[found.name])
-        settings = getattr(self._config.notifications, found.name, None)
-        if settings is None and found.origin == "plugins" and found.model is not None:
-            needed = [key for key, field in found.model.model_fields.items() if field.is_required()]
-            raise ConfigError(f"notifications.{found.name} is missing; it needs {', '.join(needed)}")
+    def _settings_of(self, plugin: FoundPlugin) -> Any:
+        if plugin.name in BLOCKS:
+            return getattr(self._config, BLOCKS[plugin.name])
+        settings = getattr(self._config.notifications, plugin.name, None)
+        if settings is None and plugin.origin == "plugins" and plugin.model is not None:
+            required = [key for key, field in plugin.model.model_fields.items() if field.is_required()]
+            raise ConfigError(
+                f"notifications.{plugin.name} is missing. Required keys: {', '.join(required)}."
+            )
         return settings
 
-    def _instance(self, found: FoundPlugin, before: Plugins | None) -> Any:
-        if not inspect.isclass(found.target):
-            return found.target
-        if before is not None and before._targets.get(found.name) is found.target:  # noqa: SLF001
-            return before.manager.get_plugin(found.name)
-        return found.target()
+    def _instance(self, plugin: FoundPlugin, before: Plugins | None) -> Any:
+        if not inspect.isclass(plugin.target):
+            return plugin.target
+        if before is not None and before._targets.get(plugin.name) is plugin.target:  # noqa: SLF001
+            return before.manager.get_plugin(plugin.name)
+        return plugin.target()
 
     @property
     def names(self) -> list[str]:
-        """The names of all plugins that are in use."""
+        """Names of all plugins in use."""
         return list(self._targets)
 
     def subset(self, names: Sequence[str]) -> Plugins:
-        """Return a set of which only these plugins are told."""
+        """Return a copy that calls only these plugins."""
         part = copy.copy(self)
         part._targets = {name: self._targets[name] for name in names}  # noqa: SLF001
         return part
 
     def plugin(self, name: str) -> Any:
-        """Return a plugin, None when it is not in use."""
+        """Return a plugin, None if it is not in use."""
         return self.manager.get_plugin(name)
 
     def settings(self, name: str) -> NotifierSettings:
-        """Return what counts for the deliveries of a notifier."""
+        """Return the settings for deliveries to a notifier."""
         settings = self._settings.get(name)
         return settings if isinstance(settings, NotifierSettings) else _Unfiltered()
 
     def hook_for(self, name: str, hook: str) -> Callable[[object], object] | None:
-        """Return what calls a notifier's hook with an event, None when it has no such hook."""
-        found = dict(self._implementations(hook)).get(name)
-        if found is None and hook in NOTIFY_COVERS:
-            found = dict(self._implementations("notify")).get(name)
-        return None if found is None else lambda event: found(event=event)
+        """Return a function that calls a notifier's hook with an event, None if it has no such hook."""
+        call = dict(self._implementations(hook)).get(name)
+        if call is None and hook in NOTIFY_COVERS:
+            call = dict(self._implementations("notify")).get(name)
+        return None if call is None else lambda event: call(event=event)
 
     def redact(self, name: str, text: str) -> str:
-        """Return text without any secret of a plugin's settings, fit for one line."""
+        """Return text on one line, without any secret of the plugin's settings."""
         for secret in _secrets(self._settings.get(name)):
             text = text.replace(secret, "********")
         return printable(text)
 
     def _implementations(self, hook: str) -> list[tuple[str, Callable[..., Any]]]:
-        """Return each plugin's implementation, to be called one by one: one that raises stops no other."""
+        """Return each plugin's implementation, for separate calls: an exception stops no other plugin."""
         calls: list[tuple[str, Callable[..., Any]]] = []
-        for each in getattr(self.manager.hook, hook).get_hookimpls():
-            if each.plugin_name not in self._targets:
-                continue
-            given: dict[str, Any] = {}
-            if "settings" in each.argnames:
-                given["settings"] = self._settings.get(each.plugin_name)
-            calls.append((each.plugin_name, partial(_call, each.function, tuple(each.argnames), given)))
+        for impl in getattr(self.manager.hook, hook).get_hookimpls():
+            if impl.plugin_name in self._targets:
+                settings = {"settings": self._settings.get(impl.plugin_name)}
+                calls.append((impl.plugin_name, partial(_call, impl.function, impl.argnames, settings)))
         return calls
 
-    # -- what a run asks ---------------------------------------------------------------------------
+    # -- hooks of runs -----------------------------------------------------------------------------
 
     def veto(self, job: Job) -> str | None:
-        """Return why a plugin keeps this job, None when none does; one that fails keeps it."""
-        for name, ask in self._implementations("veto_cleanup"):
-            hanging = self._veto_hangs.get(name)
+        """Return why a plugin keeps this job, None if no plugin does; a plugin that fails keeps it."""
+        for name, veto in self._implementations("veto_cleanup"):
+            hanging = self._hanging_vetoes.get(name)
             if hanging is not None and hanging.is_alive():
-                return f"{name}: it still has not answered about another job"
-            thread, answer = _in_thread(partial(ask, job=job), f"veto ({name})", _VETO_SECONDS)
-            if answer is None:
-                self._veto_hangs[name] = thread
-                return f"{name}: it did not answer within {_VETO_SECONDS:g} seconds"
-            value, error = answer
+                return f"{name}: still no answer about another job"
+            thread, result = _call_in_thread(partial(veto, job=job), f"veto ({name})", self._veto_seconds)
+            if result is None:
+                self._hanging_vetoes[name] = thread
+                return f"{name}: no answer within {self._veto_seconds:g} seconds"
+            value, error = result
             if error is not None:
-                return f"{name}: it failed ({self.redact(name, describe_exception(error))})"
+                return f"{name}: the plugin failed ({self.redact(name, describe_exception(error))})"
             if value is not None:
                 return f"{name}: {self.redact(name, str(value)) or 'no reason given'}"
         return None
 
     def before_stage(self, job: Job, artifacts: Sequence[Found]) -> str | None:
-        """Let every plugin do what it must before a job's artifacts go; return why they may not."""
+        """Call every plugin before a job's artifacts are deleted; return why a plugin forbids it, or None."""
         implementations = self._implementations("before_stage")
         if not implementations:
             return None
@@ -160,25 +158,24 @@ class Plugins:
             name: getattr(self._config.paths, name) for name in ("results", "uploads", "temp")
         }
         paths = tuple(
-            ArtifactPath(each, roots[each.artifact.root] / each.artifact.name) for each in artifacts
+            ArtifactPath(found, roots[found.artifact.root] / found.artifact.name) for found in artifacts
         )
         for name, prepare in implementations:
-            # A backup takes what it takes: a job whose copy lasts longer than an hour must not stay for ever.
+            # No limit for backups: otherwise a job whose copy takes more than an hour would never be cleaned.
             limit = None if name == "backup" else _BEFORE_STAGE_SECONDS
-            _, answer = _in_thread(
-                partial(prepare, job=job, artifacts=paths), f"before_stage ({name})", limit
-            )
-            if answer is None:
-                return f"{name}: it was not done within {_BEFORE_STAGE_SECONDS:g} seconds"
-            if answer[1] is not None:
-                return f"{name}: {self.redact(name, describe_exception(answer[1]))}"
+            call = partial(prepare, job=job, artifacts=paths)
+            _, result = _call_in_thread(call, f"before_stage ({name})", limit)
+            if result is None:
+                return f"{name}: not finished within {_BEFORE_STAGE_SECONDS:g} seconds"
+            if result[1] is not None:
+                return f"{name}: {self.redact(name, describe_exception(result[1]))}"
         return None
 
     def audit(self, entries: Sequence[AuditEntry]) -> None:
-        """Write down what is about to be done, or was done.
+        """Record actions that are about to be done, or were done.
 
         Raises:
-            AuditError: it cannot be; then nothing more may be done.
+            AuditError: the record failed; then no further action is allowed.
         """
         for name, write in self._implementations("audit"):
             try:
@@ -187,45 +184,48 @@ class Plugins:
                 raise
             except Exception as error:
                 raise AuditError(
-                    f"{name} cannot write down what is done ({describe_exception(error)})"
+                    f"The plugin {name} cannot record actions ({describe_exception(error)})."
                 ) from error
 
 
-def _call(function: Callable[..., Any], names: tuple[str, ...], given: Mapping[str, Any], **more: Any) -> Any:
-    values = {**given, **more}
+def _call(
+    function: Callable[..., Any], names: Sequence[str], settings: Mapping[str, Any], **arguments: Any
+) -> Any:
+    """Call a hook with the arguments that it declares."""
+    values = {**settings, **arguments}
     return function(**{name: values[name] for name in names})
 
 
-def _in_thread(
-    work: Callable[[], object], name: str, seconds: float | None
+def _call_in_thread(
+    function: Callable[[], object], name: str, seconds: float | None
 ) -> tuple[threading.Thread, tuple[object, Exception | None] | None]:
-    """Call something that may hang; the answer is None when it did not come in time."""
-    answers: list[tuple[object, Exception | None]] = []
+    """Call a function that can hang; return its thread, and its value and exception, None on timeout."""
+    results: list[tuple[object, Exception | None]] = []
 
     def run() -> None:
         try:
-            answers.append((work(), None))
+            results.append((function(), None))
         except Exception as error:
-            answers.append((None, error))
+            results.append((None, error))
 
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     thread.join(seconds)
-    return thread, answers[0] if answers else None
+    return thread, results[0] if results else None
 
 
 def _secrets(settings: Any) -> list[str]:
     """Return all secrets in a plugin's settings, the longest first."""
     if not isinstance(settings, BaseModel):
         return []
-    found: set[str] = set()
+    secrets: set[str] = set()
     for name in type(settings).model_fields:
         value = getattr(settings, name)
-        for each in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(each, SecretStr) and each.get_secret_value():
-                secret = each.get_secret_value()
-                found.add(secret)
-                # A library may tell only the path of a URL that is secret as a whole.
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, SecretStr) and item.get_secret_value():
+                secret = item.get_secret_value()
+                secrets.add(secret)
+                # A library can print only the path of a URL that is secret as a whole.
                 if "://" in secret and (path := secret.partition("://")[2].partition("/")[2]):
-                    found.add(path)
-    return sorted(found, key=len, reverse=True)
+                    secrets.add(path)
+    return sorted(secrets, key=len, reverse=True)

@@ -25,7 +25,7 @@ from eemtcleanupd.daemon.status_document import overview
 from eemtcleanupd.delivery import Dispatcher
 from eemtcleanupd.errors import CleanupError, LockHeldError
 from eemtcleanupd.events import Event, RunReport
-from eemtcleanupd.logs.setup import write_event
+from eemtcleanupd.logs.events import write_event
 from eemtcleanupd.model import Trigger
 from eemtcleanupd.plugins import Plugins, load
 from eemtcleanupd.store.address import StoreAddress, find_daemon

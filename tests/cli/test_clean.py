@@ -397,6 +397,6 @@ def test_a_log_that_cannot_be_written_is_said_once_and_takes_nothing_from_the_ru
     assert done.returncode == 0
     assert done.stderr == (
         "[WARNING] The log /dev/full cannot be written (No space left on device); "
-        "the work goes on without it\n"
+        "continuing without it\n"
     )
     assert rows(store, "SELECT outcome, successful FROM cleanup_runs") == [("success", 3)]
