@@ -396,7 +396,6 @@ def test_a_log_that_cannot_be_written_is_said_once_and_takes_nothing_from_the_ru
     done = run_cli("clean", *options(store), cwd=store)
     assert done.returncode == 0
     assert done.stderr == (
-        "[WARNING] The log /dev/full cannot be written (No space left on device); "
-        "continuing without it\n"
+        "[WARNING] The log /dev/full cannot be written (No space left on device); continuing without it\n"
     )
     assert rows(store, "SELECT outcome, successful FROM cleanup_runs") == [("success", 3)]
