@@ -1,4 +1,4 @@
-"""Servers that notifiers speak to: real sockets, and none of them leaves the machine."""
+"""Servers for notifiers: real sockets, all on this machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PASSWORD = "very-secret-password"
 
 @dataclass
 class MailServer:
-    """An SMTP server with STARTTLS and a login; ``answer`` is what it says to a message."""
+    """An SMTP server with STARTTLS and a login; ``answer`` is its reply to a message."""
 
     port: int
     ca_file: Path
@@ -92,14 +92,14 @@ def start_mail(tmp_path: Path) -> Iterator[StartMail]:
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port that takes connections and never answers."""
+    """A port that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield int(server.getsockname()[1])
 
 
 @pytest.fixture
 def rude_port() -> Iterator[int]:
-    """A port that hangs up as soon as somebody has said something."""
+    """A port that closes each connection after the first bytes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -128,7 +128,7 @@ Configure = Callable[[str], Config]
 
 @pytest.fixture
 def configure(tmp_path: Path) -> Configure:
-    """Load a configuration of which only the text given here is not the default."""
+    """Load a configuration from text; all other keys have their defaults."""
 
     def load_text(text: str) -> Config:
         file = tmp_path / "cleanup_config.yaml"

@@ -1,4 +1,4 @@
-"""Events as notifiers meet them."""
+"""Events as notifiers receive them."""
 
 from __future__ import annotations
 

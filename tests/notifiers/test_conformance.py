@@ -1,4 +1,4 @@
-"""What every notifier that speaks HTTP must do; the outsider's is one of them."""
+"""Requirements for every notifier that sends over HTTP, the one in examples/ included."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-from eemtcleanupd.delivery.serialization import HOOKS
+from eemtcleanupd.events import Event
 from eemtcleanupd.hookspecs import Digest, RetryLater
 from eemtcleanupd.plugins import Plugins
 from tests.notifiers.conftest import free_port
@@ -22,7 +22,7 @@ SECRET = "T0K3N-very-secret"
 
 @dataclass(frozen=True)
 class Channel:
-    """A notifier and the block that lets it speak to a URL; one that hides codes tries all of them again."""
+    """A notifier and its block for a URL; one that hides status codes retries all errors."""
 
     name: str
     block: str
@@ -48,12 +48,12 @@ MakePlugins = Callable[[str], Plugins]
 
 
 @pytest.fixture(autouse=True)
-def _outsider(example_site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _example_plugin(example_site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(example_site))
 
 
-def tell(plugins: Plugins, channel: Channel, event: object = FINISHED) -> object:
-    hook = "digest" if isinstance(event, Digest) else HOOKS[type(event)]
+def send(plugins: Plugins, channel: Channel, event: Event | Digest = FINISHED) -> object:
+    hook = "digest" if isinstance(event, Digest) else event.hook
     call = plugins.hook_for(channel.name, hook)
     return None if call is None else call(event)
 
@@ -62,21 +62,21 @@ def url_of(port: int) -> str:
     return f"http://127.0.0.1:{port}"
 
 
-def assert_says_no_secret(error: BaseException, capfd: pytest.CaptureFixture[str]) -> None:
-    told = "".join(traceback.format_exception(error)) + "".join(capfd.readouterr())
-    assert SECRET not in told
+def assert_hides_secret(error: BaseException, capfd: pytest.CaptureFixture[str]) -> None:
+    output = "".join(traceback.format_exception(error)) + "".join(capfd.readouterr())
+    assert SECRET not in output
 
 
-def test_what_the_other_side_takes_is_delivered(
+def test_an_accepted_message_is_delivered(
     channel: Channel, plugins: MakePlugins, httpserver: HTTPServer
 ) -> None:
     httpserver.expect_request(f"/{SECRET}").respond_with_data("ok")
-    tell(plugins(channel.text(httpserver.url_for("").rstrip("/"))), channel)
+    send(plugins(channel.text(httpserver.url_for("").rstrip("/"))), channel)
     assert len(httpserver.log) == 1
 
 
 @pytest.mark.parametrize("code", [*RETRY, *NO_RETRY])
-def test_each_status_code_is_worth_a_retry_or_not(
+def test_the_status_code_decides_about_a_retry(
     channel: Channel,
     plugins: MakePlugins,
     httpserver: HTTPServer,
@@ -86,53 +86,53 @@ def test_each_status_code_is_worth_a_retry_or_not(
     httpserver.expect_request(f"/{SECRET}").respond_with_data(
         "no", status=code, headers={"Location": httpserver.url_for("/elsewhere"), "Retry-After": "77"}
     )
-    with pytest.raises(Exception) as caught:  # noqa: PT011  (which one is what is looked at)
-        tell(plugins(channel.text(httpserver.url_for("").rstrip("/"))), channel)
+    with pytest.raises(Exception) as caught:  # noqa: PT011  (the class is checked below)
+        send(plugins(channel.text(httpserver.url_for("").rstrip("/"))), channel)
     assert isinstance(caught.value, RetryLater) == (code in RETRY or channel.hides_codes)
     if isinstance(caught.value, RetryLater) and not channel.hides_codes:
         assert caught.value.after_seconds == 77
-    if not channel.hides_codes:  # Apprise follows redirects; ours do not
+    if not channel.hides_codes:  # Apprise follows redirects, the others do not
         assert {request.path for request, _ in httpserver.log} == {f"/{SECRET}"}
-    assert_says_no_secret(caught.value, capfd)
+    assert_hides_secret(caught.value, capfd)
 
 
-def test_a_refused_connection_is_worth_a_retry(
+def test_a_refused_connection_is_retried(
     channel: Channel, plugins: MakePlugins, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(RetryLater) as caught:
-        tell(plugins(channel.text(url_of(free_port()))), channel)
-    assert_says_no_secret(caught.value, capfd)
+        send(plugins(channel.text(url_of(free_port()))), channel)
+    assert_hides_secret(caught.value, capfd)
 
 
-def test_silence_is_worth_a_retry(
+def test_a_missing_response_is_retried(
     channel: Channel, plugins: MakePlugins, silent_port: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(RetryLater) as caught:
-        tell(plugins(channel.text(url_of(silent_port), timeout_seconds=0.2)), channel)
-    assert_says_no_secret(caught.value, capfd)
+        send(plugins(channel.text(url_of(silent_port), timeout_seconds=0.2)), channel)
+    assert_hides_secret(caught.value, capfd)
 
 
-def test_a_broken_connection_is_worth_a_retry(
+def test_a_broken_connection_is_retried(
     channel: Channel, plugins: MakePlugins, rude_port: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(RetryLater) as caught:
-        tell(plugins(channel.text(url_of(rude_port))), channel)
-    assert_says_no_secret(caught.value, capfd)
+        send(plugins(channel.text(url_of(rude_port))), channel)
+    assert_hides_secret(caught.value, capfd)
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
-def test_every_event_is_told_whatever_jobs_are_called(
-    channel: Channel, plugins: MakePlugins, httpserver: HTTPServer, event: object
+def test_every_event_is_sent_whatever_the_names_of_jobs(
+    channel: Channel, plugins: MakePlugins, httpserver: HTTPServer, event: Event | Digest
 ) -> None:
     bodies: list[bytes] = []
 
-    def take(request: Request) -> Response:
+    def respond(request: Request) -> Response:
         bodies.append(request.get_data())
         return Response("ok")
 
-    httpserver.expect_request(f"/{SECRET}").respond_with_handler(take)
-    httpserver.expect_request(f"/{SECRET}/fail").respond_with_handler(take)
-    tell(plugins(channel.text(httpserver.url_for("").rstrip("/"))), channel, event)
+    httpserver.expect_request(f"/{SECRET}").respond_with_handler(respond)
+    httpserver.expect_request(f"/{SECRET}/fail").respond_with_handler(respond)
+    send(plugins(channel.text(httpserver.url_for("").rstrip("/"))), channel, event)
     for body in bodies:
         text = body.decode("utf-8")
         assert "\x1b" not in text
@@ -140,8 +140,8 @@ def test_every_event_is_told_whatever_jobs_are_called(
         assert len(body) < 200_000
 
 
-def test_its_settings_show_no_secret(channel: Channel, plugins: MakePlugins) -> None:
-    found = plugins(channel.text("http://127.0.0.1:1"))
-    assert SECRET not in repr(found.settings(channel.name))
-    assert SECRET not in found.redact(channel.name, f"it said http://127.0.0.1:1/{SECRET}")
-    assert "********" in found.redact(channel.name, f"/{SECRET}: no")
+def test_settings_and_redacted_text_hide_the_secret(channel: Channel, plugins: MakePlugins) -> None:
+    loaded = plugins(channel.text("http://127.0.0.1:1"))
+    assert SECRET not in repr(loaded.settings(channel.name))
+    assert SECRET not in loaded.redact(channel.name, f"failed: http://127.0.0.1:1/{SECRET}")
+    assert "********" in loaded.redact(channel.name, f"/{SECRET}: no")

@@ -1,4 +1,4 @@
-"""Metrics: their names, that they add up over processes, and the rules and the dashboard that use them."""
+"""Metrics have the documented names, add up over processes, and match the alert rules and the dashboard."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.conftest import RunCli
 from tests.notifiers.samples import FINISHED, NOW, report
 
 PACKAGING = Path(__file__).parents[2] / "packaging" / "prometheus"
-DOCUMENTED = (
+CONTRACT = (
     "eemt_cleanup_runs_total",
     "eemt_jobs_cleaned_total",
     "eemt_space_freed_bytes_total",
@@ -34,32 +34,32 @@ OFF = MetricsConfig()
 def samples(text: bytes | str) -> dict[str, float]:
     """Return every sample by its name and labels."""
     decoded = text.decode() if isinstance(text, bytes) else text
-    found = {}
+    values = {}
     for family in text_string_to_metric_families(decoded):
         for sample in family.samples:
             labels = ",".join(f'{name}="{value}"' for name, value in sample.labels.items())
-            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
-    return found
+            values[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return values
 
 
-def test_the_documents_metrics_are_there() -> None:
+def test_all_contract_metrics_exist() -> None:
     prometheus = Prometheus()
     prometheus.run_finished(FINISHED, OFF)
     names = {name.partition("{")[0] for name in samples(prometheus.exposition())}
-    assert set(DOCUMENTED) <= names
+    assert set(CONTRACT) <= names
 
 
-def test_figures_are_those_of_the_ledger_and_the_report() -> None:
+def test_values_come_from_the_ledger_and_the_report() -> None:
     prometheus = Prometheus()
     prometheus.run_finished(FINISHED, OFF)
-    found = samples(prometheus.exposition())
-    assert found["eemt_cleanup_runs_total"] == 7
-    assert found['eemt_jobs_cleaned_total{status="completed"}'] == 12
-    assert found["eemt_storage_usage_bytes"] == 31 * 2**30
-    assert found["eemt_cleanup_last_success_timestamp_seconds"] == NOW.timestamp()
+    values = samples(prometheus.exposition())
+    assert values["eemt_cleanup_runs_total"] == 7
+    assert values['eemt_jobs_cleaned_total{status="completed"}'] == 12
+    assert values["eemt_storage_usage_bytes"] == 31 * 2**30
+    assert values["eemt_cleanup_last_success_timestamp_seconds"] == NOW.timestamp()
 
 
-def test_the_budget_is_a_metric_only_while_there_is_one() -> None:
+def test_the_budget_metric_exists_only_with_a_budget() -> None:
     prometheus = Prometheus()
     prometheus.run_finished(FINISHED, OFF)
     assert samples(prometheus.exposition())["eemt_capacity_max_bytes"] == 60 * 2**30
@@ -69,44 +69,47 @@ def test_the_budget_is_a_metric_only_while_there_is_one() -> None:
     assert b"eemt_capacity" not in prometheus.exposition()
 
 
-def test_a_daemon_that_just_started_knows_the_last_success() -> None:
+def test_a_new_daemon_has_the_time_of_the_last_success() -> None:
     prometheus = Prometheus()
     prometheus.daemon_started(DaemonStarted(1, "gis1", None, FINISHED.report.totals, NOW), OFF)
-    found = samples(prometheus.exposition())
-    assert found["eemt_cleanup_last_success_timestamp_seconds"] == NOW.timestamp()
-    assert found["eemt_cleanup_runs_total"] == 7
+    values = samples(prometheus.exposition())
+    assert values["eemt_cleanup_last_success_timestamp_seconds"] == NOW.timestamp()
+    assert values["eemt_cleanup_runs_total"] == 7
 
 
-def test_reloads_and_refusals_are_counted() -> None:
+def test_reloads_and_refused_runs_are_counted() -> None:
     prometheus = Prometheus()
     prometheus.config_reloaded(OFF)
     prometheus.config_rejected(OFF)
     prometheus.run_failed(OFF)
-    found = samples(prometheus.exposition())
-    assert found["eemt_cleanup_config_last_reload_successful"] == 0
-    assert found['eemt_cleanup_config_reloads_total{outcome="failure"}'] == 1
-    assert found["eemt_cleanup_refused_runs_total"] == 1
+    values = samples(prometheus.exposition())
+    assert values["eemt_cleanup_config_last_reload_successful"] == 0
+    assert values['eemt_cleanup_config_reloads_total{outcome="failure"}'] == 1
+    assert values["eemt_cleanup_refused_runs_total"] == 1
 
 
-def test_a_run_that_was_not_a_success_is_not_the_last_success() -> None:
+def test_a_run_with_errors_is_not_the_last_success() -> None:
     prometheus = Prometheus()
     prometheus.run_finished(RunFinished(report("errors", errors=1)), OFF)
     assert "eemt_cleanup_last_success_timestamp_seconds" not in samples(prometheus.exposition())
 
 
-def test_a_status_of_any_name_is_escaped() -> None:
+def test_a_hostile_status_is_escaped() -> None:
     prometheus = Prometheus()
     hostile = 'a"} 1\nevil_total 99\n\\'
     prometheus.run_finished(RunFinished(report(totals=(Total("jobs_cleaned", hostile, 3.0),))), OFF)
-    found = list(text_string_to_metric_families(prometheus.exposition().decode()))
-    assert "evil" not in {family.name for family in found}
+    families = list(text_string_to_metric_families(prometheus.exposition().decode()))
+    assert "evil" not in {family.name for family in families}
     labels = [
-        sample.labels for family in found if family.name == "eemt_jobs_cleaned" for sample in family.samples
+        sample.labels
+        for family in families
+        if family.name == "eemt_jobs_cleaned"
+        for sample in family.samples
     ]
     assert {"status": hostile} in labels
 
 
-def test_single_runs_write_a_file_whose_figures_add_up(run_cli: RunCli, store: JobStore) -> None:
+def test_values_in_the_text_file_add_up_over_single_runs(run_cli: RunCli, store: JobStore) -> None:
     textfile = store.path / "metrics" / "eemt.prom"
     config = store.path / "cleanup_config.yaml"
     config.write_text(f"metrics: {{textfile: {textfile}}}\ndatabase: {{timezone: UTC}}\n")
@@ -115,10 +118,10 @@ def test_single_runs_write_a_file_whose_figures_add_up(run_cli: RunCli, store: J
         store.job(name)
         done = run_cli("clean", cwd=store.path)
         assert done.returncode == 0, done.stderr
-        found = samples(textfile.read_text())
-        assert found["eemt_cleanup_runs_total"] == number
-        assert found['eemt_jobs_cleaned_total{status="completed"}'] == number
-        assert found['eemt_cleanup_duration_seconds_bucket{le="+Inf"}'] == number
+        values = samples(textfile.read_text())
+        assert values["eemt_cleanup_runs_total"] == number
+        assert values['eemt_jobs_cleaned_total{status="completed"}'] == number
+        assert values['eemt_cleanup_duration_seconds_bucket{le="+Inf"}'] == number
     assert textfile.stat().st_mode & 0o777 == 0o644
 
 
@@ -133,7 +136,7 @@ def _metrics() -> set[str]:
 
 
 @pytest.mark.parametrize("file", ["alerts.yaml", "dashboard.json"])
-def test_rules_and_dashboard_use_only_metrics_that_there_are(file: str) -> None:
+def test_rules_and_dashboard_use_only_existing_metrics(file: str) -> None:
     used = set(re.findall(r"\beemt_[a-z_]+", (PACKAGING / file).read_text()))
     assert used
     assert used - _metrics() == set()
@@ -156,7 +159,7 @@ def test_promtool_accepts_the_metrics() -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_every_alert_says_what_to_do() -> None:
+def test_every_alert_has_a_description() -> None:
     rules = yaml.safe_load((PACKAGING / "alerts.yaml").read_text())
     alerts = [rule for group in rules["groups"] for rule in group["rules"]]
     assert {
@@ -168,7 +171,7 @@ def test_every_alert_says_what_to_do() -> None:
     assert all(alert["annotations"]["description"] for alert in alerts)
 
 
-def test_the_dashboard_is_a_dashboard() -> None:
+def test_every_panel_of_the_dashboard_has_a_query() -> None:
     dashboard = json.loads((PACKAGING / "dashboard.json").read_text())
     assert dashboard["title"]
     assert all(panel["targets"][0]["expr"] for panel in dashboard["panels"])

@@ -1,4 +1,4 @@
-"""Plugins made of text, in modules of their own."""
+"""Plugins from source text, each in its own module."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tests.cleanup.conftest import JobStore
 
 HEAD = "from eemtcleanupd.hookspecs import hookimpl, NotifierSettings, RetryLater\n"
 Module = Callable[[str, str], str]
-MakePlugins = Callable[[str], Plugins]
+MakePlugins = Callable[..., Plugins]
 _numbers = itertools.count()
 
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module:
-    """Write a module, which can be imported by the name that is returned."""
+    """Write a module; return the name under which it can be imported."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    number = next(_numbers)  # the name of a folder may come again, and what was imported is remembered
+    number = next(_numbers)  # a folder name can occur again, and Python caches imported modules
 
     def write(name: str, text: str) -> str:
         unique = f"{name}_of_test_{number}"
@@ -34,10 +34,10 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module:
 
 @pytest.fixture
 def plugins(tmp_path: Path) -> MakePlugins:
-    def build(text: str) -> Plugins:
+    def build(text: str, *, veto_seconds: float = 10.0) -> Plugins:
         file = tmp_path / "cleanup_config.yaml"
         file.write_text(text)
-        return Plugins(load(file, environ={}, cwd=tmp_path).config)
+        return Plugins(load(file, environ={}, cwd=tmp_path).config, veto_seconds=veto_seconds)
 
     return build
 
