@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+
 import click
 
 from eemtcleanupd.events import (
-    CapacityWarning,
     Event,
     JobCleaned,
-    JobFailed,
     JobPlanned,
     JobSkipped,
     OrphanFound,
+    RunFailed,
     RunFinished,
     RunReport,
     RunStarted,
-    Warned,
 )
 from eemtcleanupd.formatting import human_age, human_size, printable, shortened
 from eemtcleanupd.model import Outcome
@@ -47,19 +47,14 @@ class ConsoleReporter:
                     _say("WARNING", f"Kept job {_short(event.job.id)}: {event.reason}")
                 else:
                     self._detail(f"Keeping job {_short(event.job.id)}: {event.reason}")
-            case JobFailed():
-                _say("ERROR", f"Job {_short(event.job_id)} could not be cleaned: {printable(event.error)}")
             case OrphanFound():
                 self._orphan(event)
-            case Warned():
-                _say("WARNING", event.message)
-            case CapacityWarning():
-                used, budget = human_size(event.used_bytes), human_size(event.max_bytes)
-                _say("WARNING", f"Jobs hold {used}, {event.used_percent:.1f} % of their budget of {budget}")
             case RunFinished(report):
                 self._finished(report)
-            case _:
-                pass  # a failed run ends as the command's error message
+            case RunFailed():
+                pass  # the command prints the error when it exits
+            case _ if event.log_level >= logging.WARNING:
+                _say(logging.getLevelName(event.log_level), event.log_line())
 
     def _detail(self, message: str) -> None:
         if self._verbose:

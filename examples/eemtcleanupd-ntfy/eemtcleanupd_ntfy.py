@@ -1,4 +1,4 @@
-"""Tells an ntfy topic (https://ntfy.sh) what eemtcleanupd did."""
+"""Sends reports of eemtcleanupd to an ntfy topic (https://ntfy.sh)."""
 
 import requests
 from pydantic import SecretStr
@@ -10,7 +10,7 @@ from eemtcleanupd.hookspecs import NotifierSettings, RetryLater, hookimpl
 class NtfySettings(NotifierSettings):
     """Reports to an ntfy topic."""
 
-    topic_url: SecretStr  # who knows a topic's name can read it
+    topic_url: SecretStr  # everyone who knows the name of a topic can read it
 
 
 @hookimpl
@@ -33,7 +33,7 @@ def run_failed(event: RunFailed, settings: NtfySettings):
 
 def _send(text, priority, settings):
     try:
-        answer = requests.post(
+        response = requests.post(
             settings.topic_url.get_secret_value(),
             data=text.encode("utf-8", "replace"),
             headers={"Title": "EEMT cleanup", "Priority": priority},
@@ -41,11 +41,13 @@ def _send(text, priority, settings):
             allow_redirects=False,
         )
     except requests.RequestException as error:
-        # Only the kind: the text of these exceptions holds the URL, which is the secret.
+        # Only the class: the text of these exceptions contains the URL, which is secret.
         raise RetryLater(type(error).__name__) from None
-    if answer.status_code in {408, 425, 429} or answer.status_code >= 500:
-        seconds = answer.headers.get("Retry-After", "")
-        raise RetryLater(f"ntfy answered {answer.status_code}", float(seconds) if seconds.isdigit() else None)
-    if answer.status_code >= 300:
-        raise RuntimeError(f"ntfy answered {answer.status_code}")
-    return f"{answer.status_code} {answer.reason}"
+    if response.status_code in {408, 425, 429} or response.status_code >= 500:
+        seconds = response.headers.get("Retry-After", "")
+        raise RetryLater(
+            f"ntfy answered {response.status_code}", float(seconds) if seconds.isdigit() else None
+        )
+    if response.status_code >= 300:
+        raise RuntimeError(f"ntfy answered {response.status_code}")
+    return f"{response.status_code} {response.reason}"

