@@ -58,7 +58,7 @@ notifications:
     store.job("a", days=1)
     first = run_cli("clean", cwd=store.path)
     assert first.returncode == 0
-    assert "[WARNING] Jobs hold " in first.stdout
+    assert "[WARNING] Jobs " in first.stdout
     assert " % of their budget of 8 KB" in first.stdout
     second = run_cli("clean", cwd=store.path)
     assert "budget" not in second.stdout
