@@ -71,7 +71,7 @@ notifications:
     assert json.loads(request.get_data())["data"]["max_bytes"] == 8192
     assert "eemt_capacity_max_bytes 8192.0" in textfile.read_text()
     log = (store.path / "logs" / "cleanup.log").read_text()
-    assert log.count("WARNING: Jobs hold") == 1
+    assert log.count("WARNING: Jobs ") == 1
 
 
 def test_status_and_doctor_show_it(store: JobStore, run_cli: RunCli) -> None:
