@@ -225,7 +225,7 @@ def _secrets(settings: Any) -> list[str]:
             if isinstance(item, SecretStr) and item.get_secret_value():
                 secret = item.get_secret_value()
                 secrets.add(secret)
-                # A library can print only the path of a URL that is secret as a whole.
+                # A library can print only the path of a completely secret URL.
                 if "://" in secret and (path := secret.partition("://")[2].partition("/")[2]):
                     secrets.add(path)
     return sorted(secrets, key=len, reverse=True)
