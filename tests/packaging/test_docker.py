@@ -22,7 +22,12 @@ from tests.packaging.containers import EVERYWHERE, IMAGE, Podman, compose_option
 DOCKER = Path(__file__).parents[2] / "packaging/docker"
 DOCS = Path(__file__).parents[2] / "docs"
 DONE = "Cleanup completed successfully"
-containers = [pytest.mark.slow, pytest.mark.root, pytest.mark.xdist_group("containers"), pytest.mark.timeout(900)]
+containers = [
+    pytest.mark.slow,
+    pytest.mark.root,
+    pytest.mark.xdist_group("containers"),
+    pytest.mark.timeout(900),
+]
 
 
 def compose() -> str:
