@@ -1,7 +1,7 @@
-"""The request to stop, as a flag that a signal handler may set.
+"""A stop flag that a signal handler can set.
 
-``threading.Event.set`` takes a lock, which a handler that interrupts its holder would wait for for ever;
-setting a byte does not.
+``threading.Event.set`` takes a lock, so a handler that interrupts the lock's holder would deadlock.
+Setting a byte cannot.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ import os
 
 
 class StopFlag:
-    """Set once; whoever works looks at it between two system calls."""
+    """A flag that is set once.  Workers check it between two system calls."""
 
     def __init__(self) -> None:
         self._bytes: list[bytearray | mmap.mmap] = [bytearray(1)]
 
     def set(self) -> None:
-        """Ask for the work to end after the system call at hand."""
-        for each in self._bytes:
-            each[0] = 1
+        """Request that work stops after the current system call."""
+        for byte in self._bytes:
+            byte[0] = 1
 
     def is_set(self) -> bool:
-        """Tell whether the work is to end."""
+        """Return whether work is to stop."""
         return self._bytes[0][0] != 0
 
     def share(self) -> int:
-        """Put a copy that is set with the flag where other processes can ``attach`` it.
+        """Create a copy that is set with the flag and that other processes can ``attach``.
 
         Returns:
-            A descriptor of that memory, for the caller to close.
+            A descriptor of the shared memory.  The caller closes it.
         """
         fd = os.memfd_create("stop")
         os.ftruncate(fd, 1)
@@ -41,7 +41,7 @@ class StopFlag:
 
     @classmethod
     def attach(cls, fd: int) -> StopFlag:
-        """Return the flag that another process shares."""
+        """Return the flag that another process shares through descriptor ``fd``."""
         flag = cls()
         flag._bytes = [mmap.mmap(fd, 1)]
         return flag

@@ -1,4 +1,4 @@
-"""The only place that reads a clock, so that every rule about time can be tested with another one."""
+"""The only module that reads a clock, so that tests can pass another one."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from collections.abc import Callable
 from datetime import UTC, datetime, tzinfo
 
 Clock = Callable[[], datetime]
-"""Returns the present as an aware datetime in UTC."""
+"""Returns the current time as an aware datetime in UTC."""
 
 
 def system_clock() -> datetime:
-    """Return the machine's present time, aware, in UTC."""
+    """Return the machine's current time, aware, in UTC."""
     return datetime.now(UTC)
 
 
 def monotonic_seconds() -> float:
-    """Return seconds of a clock that never goes back, for measuring durations."""
+    """Return the seconds of a clock that never moves backwards, to measure durations."""
     return time.monotonic()
 
 
 def elapsed_seconds() -> float:
-    """Return seconds of a clock that never goes back and that counts a suspended machine's sleep too."""
+    """Return the seconds of a clock that never moves backwards and includes time spent in suspend."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def local_zone() -> tzinfo:
-    """Return the machine's zone as the C library finds it (tzset(3)): ``TZ``, then /etc/localtime, then UTC.
+    """Return the machine's time zone by the rules of tzset(3): ``TZ``, then /etc/localtime, then UTC.
 
-    A ``TZ`` that is a rule and not a name gives the offset of the present.
+    If ``TZ`` is a rule and not a name, return the current UTC offset.
     """
     from pathlib import Path
     from zoneinfo import ZoneInfo, ZoneInfoNotFoundError

@@ -28,10 +28,11 @@ from eemtcleanupd.model import TRASH_NAME, Outcome, RootName
 from eemtcleanupd.open_files import deleted_but_open, users_of
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.retention import Policy
-from eemtcleanupd.store.address import StoreAddress, find_daemon
+from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.ledger import Ledger
+from eemtcleanupd.store.lock import find_daemon
 from eemtcleanupd.store.mount_check import check_journal
 from eemtcleanupd.store.outbox import delivery_stats
 from eemtcleanupd.store.timestamps import zone_named

@@ -1,20 +1,19 @@
-"""The errors a user may meet: each says what happened, to what, and what to do.
+"""Errors that end a command, each with its exit code.
 
-Every error carries the exit code that the command line ends with (DESIGN: 2 usage or configuration,
-3 database or roots unusable, 4 lock held, 5 refused by a breaker).  A message never holds a secret.
+A message says what failed, why, and what to do.  It never contains a secret.
 """
 
 from __future__ import annotations
 
 
 class CleanupError(Exception):
-    """Base of all errors that are told to a user in one message, without a traceback."""
+    """Base of all errors that a command reports in one message, without a traceback."""
 
     exit_code = 1
 
 
 class ConfigError(CleanupError):
-    """The configuration, an environment variable or an option is wrong."""
+    """The configuration, an environment variable or an option is invalid."""
 
     exit_code = 2
 
@@ -26,7 +25,7 @@ class StoreError(CleanupError):
 
 
 class RootError(CleanupError):
-    """A folder of the job store is missing, replaced, or not fit to delete in."""
+    """A folder of the job store is missing, was replaced, or is not safe to delete in."""
 
     exit_code = 3
 
@@ -44,30 +43,22 @@ class BreakerError(CleanupError):
 
 
 class AuditError(CleanupError):
-    """What is done cannot be written into the audit log, so it is not done."""
+    """The audit log is not writable, so the action was not performed."""
 
     exit_code = 3
 
 
 class TrashError(CleanupError):
-    """What is asked of the trash cannot be done; nothing has changed."""
-
-    exit_code = 1
+    """A request to the trash failed and changed nothing."""
 
 
 class BackupError(CleanupError):
-    """A backup cannot be written, read or restored; the job's data stays where it is."""
-
-    exit_code = 1
+    """A backup cannot be written, read or restored.  The job's data stays in place."""
 
 
 class RerunError(CleanupError):
     """A job cannot be submitted again."""
 
-    exit_code = 1
-
 
 class ReportError(CleanupError):
-    """A report, or its picture, cannot be made or written."""
-
-    exit_code = 1
+    """A report or its plot cannot be created or written."""

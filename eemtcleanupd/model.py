@@ -1,4 +1,4 @@
-"""The words of the domain as frozen values; what crosses a module border is one of these."""
+"""Domain values that modules exchange: jobs, holds, artifacts, decisions, triggers and outcomes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 TRASH_NAME = ".eemtcleanupd-trash"
-"""The folder inside each root where artifacts go first (DESIGN, Words)."""
+"""The folder inside each root that receives artifacts before they are deleted."""
 KEEP_NAME = ".eemt-keep"
-"""A file of this name in a job's results folder keeps the job, as a hold does."""
+"""A file with this name in a job's results folder keeps the job, as a hold does."""
 
 
 class RootName(StrEnum):
@@ -21,7 +21,7 @@ class RootName(StrEnum):
 
 
 class Trigger(StrEnum):
-    """What a run was started for; the value is what the ledger, the log and the documents show."""
+    """What started a run.  The value appears in the ledger, the log and JSON documents."""
 
     MANUAL = "manual"
     SCHEDULE = "schedule"
@@ -35,12 +35,12 @@ class Trigger(StrEnum):
 
     @property
     def is_automatic(self) -> bool:
-        """Whether the daemon starts such a run by itself, to clean: it can wait, and be tried again."""
+        """Whether the daemon starts such a cleanup itself, so that it can be delayed and retried."""
         return self in {Trigger.SCHEDULE, Trigger.START, Trigger.RECOVERY}
 
 
 class Outcome(StrEnum):
-    """How a run ended: without errors, with errors on some jobs, asked to stop, refused, or killed."""
+    """How a run ended: without errors, with errors on some jobs, stopped on request, failed, or killed."""
 
     SUCCESS = "success"
     ERRORS = "errors"
@@ -60,7 +60,10 @@ class JobClass(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A row of table ``jobs``.  ``completed_at`` is aware and in UTC; None when absent or unreadable."""
+    """A row of table ``jobs``.
+
+    ``completed_at`` is aware and in UTC, or None if it is absent or unreadable.
+    """
 
     id: str
     status: str
@@ -72,7 +75,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A person's "never clean this job"; ``until`` is aware UTC, None for ever."""
+    """A person's request never to clean a job.  ``until`` is aware UTC, or None for no end."""
 
     job_id: str
     reason: str
@@ -80,13 +83,13 @@ class Hold:
     until: datetime | None = None
 
     def is_active(self, now: datetime) -> bool:
-        """Tell whether the hold still counts at ``now`` (aware UTC)."""
+        """Return whether the hold applies at ``now`` (aware UTC)."""
         return self.until is None or now < self.until
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """An entry at the top of a root: the name is a single path component."""
+    """An entry directly inside a root.  The name is a single path component."""
 
     root: RootName
     name: str
@@ -101,16 +104,19 @@ class Found:
 
     @property
     def label(self) -> str:
-        """The artifact as the user's document writes it: ``results/<id>/``, ``uploads/<name>``."""
+        """The artifact as output shows it: ``results/<id>/``, ``uploads/<name>``."""
         return f"{self.artifact.root}/{self.artifact.name}{'/' if self.is_folder else ''}"
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Keep or clean, with the reason in words; ``age`` is None for a job without a readable end.
+    """Whether to keep or clean a job, and why.
 
-    ``notable`` marks a keep that an operator should hear of (undated, unknown status, bad name); ``early``
-    a clean ahead of the retention, for the sake of a full disk; ``vetoed`` a keep that a plugin asked for.
+    Attributes:
+        age: time since the job ended, or None if its end is unknown.
+        notable: a kept job that an operator should see, such as one with an unknown status.
+        ahead_of_retention: the job is cleaned before its retention ends because the disk is nearly full.
+        vetoed: a plugin kept the job.
     """
 
     job: Job

@@ -1,9 +1,10 @@
-"""A PostgreSQL server of the tests' own, from the binaries that Debian puts beside the path."""
+"""A PostgreSQL server for the tests, from the binaries that Debian installs outside of PATH."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -28,15 +29,15 @@ shared_buffers = 16MB
 
 
 def binaries() -> Path:
-    """Return the folder of the newest server's programs."""
-    if (found := shutil.which("initdb")) is not None:
-        return Path(found).resolve().parent
-    return max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda each: float(each.parent.name))
+    """Return the folder with the programs of the newest server."""
+    if (initdb := shutil.which("initdb")) is not None:
+        return Path(initdb).resolve().parent
+    return max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: float(folder.parent.name))
 
 
 @dataclass
 class Server:
-    """A server on the loopback; every database belongs to ROLE, who is no superuser."""
+    """A server on the loopback interface.  ROLE owns every database and is not a superuser."""
 
     folder: Path
     port: int
@@ -46,20 +47,20 @@ class Server:
         return f"postgresql://{role}@127.0.0.1:{self.port}/{database}"
 
     def admin(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
-        """Ask something as the superuser."""
+        """Execute a statement as the superuser."""
         with psycopg.connect(self.url(database, "postgres"), autocommit=True) as connection:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
     def create(self, **options: str) -> str:
-        """Make a database, and return its URL."""
+        """Create a database, and return its URL."""
         name = f"test_{next(self.numbers)}"
         extra = " ".join(f"{option} {value}" for option, value in options.items())
         self.admin(f"CREATE DATABASE {name} OWNER {ROLE} {extra}")
         return self.url(name)
 
     def disconnect(self, url: str, which: str = "true") -> int:
-        """Cut connections to a database, as a server that restarts does; returns how many."""
+        """End connections to a database, as a restart of the server does, and return their number."""
         name = url.rpartition("/")[2]
         return len(
             self.admin(
@@ -71,7 +72,7 @@ class Server:
 
 @contextmanager
 def running_server() -> Iterator[Server]:
-    """Run a server; root is not let in to be one, so then user postgres is."""
+    """Run a server.  As root, run it as user postgres, because the server refuses to run as root."""
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
     user = "postgres" if os.geteuid() == 0 else None
     data = folder / "data"
@@ -82,17 +83,8 @@ def running_server() -> Iterator[Server]:
         options |= {"group": user, "extra_groups": []}
     programs = binaries()
     try:
-        making: list[str | Path] = [
-            programs / "initdb",
-            "-D",
-            data,
-            "-U",
-            "postgres",
-            "-A",
-            "trust",
-            "--no-sync",
-        ]
-        subprocess.run([*making, "-E", "UTF8", "--locale=C.UTF-8"], check=True, **options)
+        initdb = f"{programs}/initdb -D {data} -U postgres -A trust --no-sync -E UTF8 --locale=C.UTF-8"
+        subprocess.run(initdb.split(), check=True, **options)
         (data / "pg_hba.conf").write_text(
             f"host all {ROLE} 127.0.0.1/32 scram-sha-256\nhost all postgres 127.0.0.1/32 trust\n"
             "host all owner 127.0.0.1/32 trust\nlocal all all trust\n"
@@ -106,35 +98,23 @@ def running_server() -> Iterator[Server]:
         try:
             yield server
         finally:
-            stop: list[str | Path] = [programs / "pg_ctl", "-D", data, "-m", "immediate", "stop"]
-            subprocess.run(stop, check=False, **options)
+            stop = f"{programs}/pg_ctl -D {data} -m immediate stop"
+            subprocess.run(stop.split(), check=False, **options)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start(programs: Path, folder: Path, data: Path, options: dict[str, Any]) -> int:
-    """Start the server on a free port; another may take it in the moment between, so try again."""
+    """Start the server on a free port.  Retry, because another process can use the port meanwhile."""
     for _ in range(5):
         port = _free_port()
         settings = f"-c port={port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
-        command: list[str | Path] = [
-            programs / "pg_ctl",
-            "-D",
-            data,
-            "-w",
-            "-l",
-            folder / "log",
-            "-o",
-            settings,
-            "start",
-        ]
+        command = [*f"{programs}/pg_ctl -D {data} -w -l {folder}/log start -o".split(), settings]
         if subprocess.run(command, check=False, **options).returncode == 0:
             return port
     raise RuntimeError((folder / "log").read_text())
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])

@@ -18,7 +18,7 @@ from eemtcleanupd.errors import CleanupError, ConfigError
 
 if TYPE_CHECKING:
     from eemtcleanupd.store.address import StoreAddress
-    from eemtcleanupd.store.lock import Holder
+    from eemtcleanupd.store.lock import Holder, find_daemon
 
 _INTERVAL_SECONDS = 0.05
 
@@ -103,7 +103,6 @@ def _location(config_file: Path | None, db_path: str | None) -> StoreAddress:
 
 
 def _daemon_of(location: StoreAddress) -> Holder | None:
-    from eemtcleanupd.store.address import find_daemon
 
     return find_daemon(location)
 

@@ -28,7 +28,8 @@ def status(config_file: Path | None, db_path: str | None, as_json: bool, healthy
     config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
     from eemtcleanupd.daemon.status import read_status
     from eemtcleanupd.daemon.status_document import overview
-    from eemtcleanupd.store.address import StoreAddress, find_daemon
+    from eemtcleanupd.store.address import StoreAddress
+    from eemtcleanupd.store.lock import find_daemon
 
     location = StoreAddress.of(config)
     holder = find_daemon(location)

@@ -57,7 +57,8 @@ from eemtcleanupd.events import (
 )
 from eemtcleanupd.logs.setup import LogFile, log, log_threads
 from eemtcleanupd.plugins import Plugins
-from eemtcleanupd.store.address import StoreAddress, daemon_lock
+from eemtcleanupd.store.address import StoreAddress
+from eemtcleanupd.store.lock import daemon_lock
 
 _DRAIN_SECONDS = 10.0
 _RUN_WAIT_SECONDS = 2.0

@@ -13,8 +13,8 @@ from contextlib import suppress
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.daemon.messages import Enqueue, RoleChanged
 from eemtcleanupd.errors import CleanupError, LockHeldError
-from eemtcleanupd.store.address import StoreAddress, StoreLock, find_active_daemon
-from eemtcleanupd.store.lock import Holder
+from eemtcleanupd.store.address import StoreAddress
+from eemtcleanupd.store.lock import Holder, StoreLock, find_active_daemon
 
 log = logging.getLogger(__name__)
 

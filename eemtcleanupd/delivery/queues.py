@@ -10,7 +10,8 @@ from typing import Final
 
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.errors import CleanupError, LockHeldError, StoreError
-from eemtcleanupd.store.address import StoreAddress, StoreLock
+from eemtcleanupd.store.address import StoreAddress
+from eemtcleanupd.store.lock import StoreLock
 from eemtcleanupd.store.outbox import LedgerOutbox, MemoryOutbox, Message, Outbox
 
 log = logging.getLogger(__name__)

@@ -1,1 +1,1 @@
-"""Deciding: pure functions from facts to decisions with reasons."""
+"""Rules that decide what to clean, as pure functions."""

@@ -1,9 +1,9 @@
-"""Ownership: which entries of a root belong to which job, and who else has a claim on them.
+"""Ownership: which entries of a root belong to a job, and which other jobs claim them.
 
-An upload's name starts with a UUID of its own, so the row's ``dem_filename`` is its only link, and several
-jobs may name one upload.  Names overlap in other ways too (``results/a_results.zip`` is the download of
-job ``a`` and would be the folder of a job called ``a_results.zip``), so every artifact is checked against
-all rows that could own it before it goes.
+An upload's name starts with a UUID of its own, so only the row's ``dem_filename`` links it to a job.  Several
+jobs can name one upload.  Other names overlap too: ``results/a_results.zip`` is the download of job ``a``
+and would be the folder of a job ``a_results.zip``.  So every artifact is checked against all rows that
+might own it before it is deleted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NAME_MAX_BYTES = 255  # NAME_MAX of every Linux filesystem (limits.h)
 
 @dataclass(frozen=True, slots=True)
 class Claimant:
-    """A job that may own an artifact, with what decides whether its claim protects the artifact."""
+    """A job that might own an artifact, with the facts that decide whether it protects the artifact."""
 
     job: Job
     job_class: JobClass
@@ -28,11 +28,11 @@ class Claimant:
 
 
 def invalid_name_reason(name: str, *, suffix: str = "") -> str | None:
-    """Return what makes a name from the database unfit to be one entry of a root, None when it is fit.
+    """Return why a name from the database is not a valid entry of a root, or None if it is valid.
 
     Args:
-        name: the name, bytes that are not UTF-8 carried by surrogateescape.
-        suffix: the longest ending that is put behind it to name another entry.
+        name: the name, with bytes that are not UTF-8 escaped by surrogateescape.
+        suffix: the longest suffix that is appended to form the name of another entry.
     """
     if name == "":
         return "is empty"
@@ -42,20 +42,20 @@ def invalid_name_reason(name: str, *, suffix: str = "") -> str | None:
         return "contains '/'"
     if "\0" in name:
         return "contains a NUL"
-    # Reserved as a whole and as a prefix, so that no name can ever reach what is ours inside a root.
+    # The name is reserved as a prefix too, so that no job can refer to our files inside a root.
     if name.startswith(TRASH_NAME):
-        return "is the trash's own name"
+        return "is reserved for the trash"
     try:
         encoded = name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        return "is not a file name"
+        return "is not a valid file name"
     if len(encoded) + len(suffix) > _NAME_MAX_BYTES:
         return f"is too long for a file name ({len(encoded)} bytes)"
     return None
 
 
 def owned_artifacts(job: Job) -> tuple[Artifact, ...]:
-    """Return the entries that a job owns by name; uploads named ``<id>_*`` come from a listing besides."""
+    """Return the entries that a job owns by name, without uploads ``<id>_*``, which need a listing."""
     entries = (
         Artifact(RootName.RESULTS, job.id),
         Artifact(RootName.RESULTS, job.id + ARCHIVE_SUFFIX),
@@ -65,27 +65,27 @@ def owned_artifacts(job: Job) -> tuple[Artifact, ...]:
 
 
 def possible_owner_ids(artifact: Artifact) -> tuple[str, ...]:
-    """Return every job id that would own this entry by its name alone (``dem_filename`` comes besides)."""
+    """Return every job id that would own this entry by name, without owners through ``dem_filename``."""
     name = artifact.name
     if artifact.root is RootName.UPLOADS:
-        return tuple(name[:at] for at, character in enumerate(name) if character == "_" and at > 0)
+        return tuple(name[:index] for index, character in enumerate(name) if character == "_" and index > 0)
     if artifact.root is RootName.RESULTS and name.endswith(ARCHIVE_SUFFIX) and name != ARCHIVE_SUFFIX:
         return (name, name.removesuffix(ARCHIVE_SUFFIX))
     return (name,)
 
 
-def blocking_claimant(claimants: Iterable[Claimant], going: Set[str]) -> Claimant | None:
-    """Return the first job whose claim keeps a shared artifact, None when it may go.
+def blocking_claimant(claimants: Iterable[Claimant], being_cleaned: Set[str]) -> Claimant | None:
+    """Return the first job whose claim protects a shared artifact, or None if it can be deleted.
+
+    A live, held or unknown job always protects the artifact.  Any other job protects it until the job was
+    cleaned or is being cleaned.  So a shared upload is deleted with the last job that names it.
 
     Args:
         claimants: all jobs that could own the artifact.
-        going: ids of the jobs that are being cleaned right now.
-
-    A live, held or unknown job protects it always; any other until it has been cleaned or goes now, so
-    that the last of the jobs that share an upload takes it along.
+        being_cleaned: ids of the jobs that this run is cleaning.
     """
     for claimant in claimants:
-        if claimant.job.id in going:
+        if claimant.job.id in being_cleaned:
             continue
         if claimant.held or not claimant.cleaned or claimant.job_class in {JobClass.LIVE, JobClass.UNKNOWN}:
             return claimant

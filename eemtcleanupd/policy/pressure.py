@@ -1,4 +1,4 @@
-"""Disk pressure: when the disk counts as nearly full, how much must go, and what may go ahead of its time."""
+"""Disk pressure: how much to free on a nearly full disk, and which jobs can be cleaned early."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from eemtcleanupd.policy.retention import Policy
 
 @dataclass(frozen=True, slots=True)
 class DiskUsage:
-    """A filesystem's bytes: all, used, and free for those who are not root (statvfs(3), f_bavail)."""
+    """The size of a filesystem.  ``free_bytes`` excludes blocks reserved for root (statvfs(3), f_bavail)."""
 
     total_bytes: int
     used_bytes: int
@@ -18,22 +18,22 @@ class DiskUsage:
 
     @property
     def used_percent(self) -> float:
-        """The share that is used, as df(1) has it: what is kept back for root counts as neither."""
+        """The used share in percent, as df(1) computes it.  Blocks reserved for root are not counted."""
         usable = self.used_bytes + self.free_bytes
         return 100 * self.used_bytes / usable if usable else 100.0
 
     def bytes_above(self, percent: float) -> int:
-        """Return how many bytes must go until no more than ``percent`` is used, 0 when it is so."""
+        """Return how many bytes to free until at most ``percent`` is used, or 0."""
         return max(0, self.used_bytes - int((self.used_bytes + self.free_bytes) * percent / 100))
 
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """What a run under disk pressure may do.
+    """Limits of a run under disk pressure.
 
     Attributes:
-        low_watermark_percent: it ends when no more than this is used.
-        minimum_age: no job that ended less than this ago goes, however full the disk is.
+        low_watermark_percent: the run stops when at most this much is used.
+        minimum_age: a job that ended more recently is kept, however full the disk is.
     """
 
     low_watermark_percent: float
@@ -41,9 +41,9 @@ class Pressure:
 
 
 def early_policy(policy: Policy, minimum_age: timedelta) -> Policy:
-    """Return the policy under pressure: everything may go at the minimum age; what was due still is.
+    """Return the policy under pressure: no retention is longer than the minimum age.
 
-    ``keep_last``, the meaning of statuses and the logs that are kept stay as they are.
+    ``keep_last``, the meaning of statuses and the kept logs do not change.
     """
     return replace(
         policy,

@@ -1,4 +1,4 @@
-"""Retention: from a job, a policy and the present to keep or clean, with the reason in words."""
+"""Retention: whether a job is kept or cleaned at a given time, and why."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TERMINAL = (JobClass.SUCCESSFUL, JobClass.FAILED)
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How long the data of which job is kept; ``str(policy)`` says it as a sentence."""
+    """Retention periods by job class and workflow.  ``str(policy)`` describes them in sentences."""
 
     successful: timedelta = timedelta(hours=168)
     failed: timedelta = timedelta(hours=12)
@@ -29,7 +29,7 @@ class Policy:
 
     @classmethod
     def from_config(cls, config: RetentionConfig) -> Policy:
-        """Build the policy that a configuration's ``retention`` block describes."""
+        """Build the policy from the ``retention`` block of a configuration."""
         statuses = {
             status: job_class
             for job_class, names in (
@@ -48,7 +48,7 @@ class Policy:
             )
             if hours is not None
         }
-        kept = {
+        keep_logs = {
             JobClass.SUCCESSFUL: config.successful_jobs.keep_logs,
             JobClass.FAILED: config.failed_jobs.keep_error_logs,
         }
@@ -58,55 +58,54 @@ class Policy:
             statuses=MappingProxyType(statuses),
             overrides=MappingProxyType(overrides),
             keep_last=config.successful_jobs.keep_last,
-            keep_logs=frozenset(job_class for job_class, keep in kept.items() if keep),
+            keep_logs=frozenset(job_class for job_class, keep in keep_logs.items() if keep),
             log_patterns=tuple(config.log_patterns),
         )
 
     def classify(self, status: str | None) -> JobClass:
-        """Return what a status means; one that the configuration does not name is unknown."""
+        """Return the class of a status.  A status that the configuration does not name is unknown."""
         return self.statuses.get(status or "", JobClass.UNKNOWN)
 
     def retention(self, job_class: JobClass, workflow_type: str | None) -> timedelta:
-        """Return how long the data of a terminal job of this class and workflow is kept."""
-        default = self.successful if job_class is JobClass.SUCCESSFUL else self.failed
-        return self.overrides.get((workflow_type or "", job_class), default)
+        """Return the retention of terminal jobs of this class and workflow."""
+        return self.overrides.get((workflow_type or "", job_class), self._default(job_class))
 
     def shortest(self, job_class: JobClass) -> timedelta:
-        """Return the shortest retention that any job of a class has: what ended later cannot be due."""
-        default = self.successful if job_class is JobClass.SUCCESSFUL else self.failed
-        return min([default, *(span for (_, of), span in self.overrides.items() if of is job_class)])
+        """Return the shortest retention of a class.  A job that ended more recently is never expired."""
+        overrides = (span for (_, of), span in self.overrides.items() if of is job_class)
+        return min([self._default(job_class), *overrides])
+
+    def _default(self, job_class: JobClass) -> timedelta:
+        return self.successful if job_class is JobClass.SUCCESSFUL else self.failed
 
     def __str__(self) -> str:
         parts = [
-            f"Data of successful jobs is kept for {_span(self.successful)} after their end",
-            f"of failed jobs for {_span(self.failed)}",
+            f"Data of successful jobs is kept for {_format_retention(self.successful)} after their end",
+            f"of failed jobs for {_format_retention(self.failed)}",
         ]
         for (workflow, job_class), span in sorted(self.overrides.items()):
-            parts.append(f"of {job_class} {workflow} jobs for {_span(span)}")
+            parts.append(f"of {job_class} {workflow} jobs for {_format_retention(span)}")
         sentences = [", ".join(parts)]
         if self.keep_last:
-            last = "job keeps" if self.keep_last == 1 else f"{self.keep_last} jobs keep"
-            sentences.append(f"The newest successful {last} theirs whatever their age")
+            newest = "job is" if self.keep_last == 1 else f"{self.keep_last} jobs are"
+            sentences.append(f"The newest successful {newest} kept at any age")
         for job_class in sorted(self.keep_logs):
             sentences.append(f"Logs of {job_class} jobs ({', '.join(self.log_patterns)}) are kept")
-        sentences.append("Metadata is kept for ever")
+        sentences.append("Metadata is never deleted")
         return ". ".join(sentences) + "."
 
 
 def decide(
     job: Job, policy: Policy, now: datetime, *, hold: Hold | None = None, among_last: bool = False
 ) -> Decision:
-    """Decide about one job that has not been cleaned yet.
+    """Decide whether to clean a job that has not been cleaned yet.  In doubt, keep it.
 
     Args:
-        job: the job, its ``completed_at`` aware and in UTC.
+        job: the job, with ``completed_at`` aware and in UTC.
         policy: the retention policy.
-        now: the present, aware, in UTC.
+        now: the current time, aware, in UTC.
         hold: the job's hold, active or not, if there is one.
-        among_last: whether the job is one of the newest ``keep_last`` successful ones.
-
-    Returns:
-        The decision: everything that is in doubt is kept, and what an operator should hear of is notable.
+        among_last: whether the job is one of the ``keep_last`` newest successful jobs.
     """
     job_class = policy.classify(job.status)
 
@@ -114,31 +113,33 @@ def decide(
         return Decision(job, job_class, clean=False, reason=reason, age=age, notable=notable)
 
     if job_class is JobClass.LIVE:
-        return keep(f"it is {printable(job.status)}")
-    if (fault := invalid_name_reason(job.id, suffix=ARCHIVE_SUFFIX)) is not None:
-        return keep(f"refused: its id {fault}", notable=True)
-    if job.dem_filename is not None and (fault := invalid_name_reason(job.dem_filename)) is not None:
-        return keep(f"refused: its dem_filename {fault}", notable=True)
+        return keep(f"status is {printable(job.status)}")
+    if (problem := invalid_name_reason(job.id, suffix=ARCHIVE_SUFFIX)) is not None:
+        return keep(f"invalid job: its id {problem}", notable=True)
+    if job.dem_filename is not None and (problem := invalid_name_reason(job.dem_filename)) is not None:
+        return keep(f"invalid job: its dem_filename {problem}", notable=True)
     if job_class is JobClass.UNKNOWN:
         return keep(f"status '{printable(job.status)}' is not in retention.statuses", notable=True)
     if job.completed_at is None:
-        return keep("undated: completed_at is empty or not a readable time", notable=True)
+        return keep("end time unknown: completed_at is empty or not a valid time", notable=True)
     age = now - job.completed_at
     retention = policy.retention(job_class, job.workflow_type)
     if age < retention:
-        return keep(f"its {_span(retention)} end in {human_age(retention - age)}", age=age)
+        return keep(
+            f"its retention of {_format_retention(retention)} ends in {human_age(retention - age)}", age=age
+        )
     if hold is not None and hold.is_active(now):
         until = f" until {hold.until:%Y-%m-%d %H:%M} UTC" if hold.until else ""
         return keep(f"held by {printable(hold.owner)}{until}: {printable(hold.reason)}", age=age)
     if among_last:
-        return keep(f"one of the newest {policy.keep_last} successful jobs", age=age)
-    reason = f"{job_class}, ended {human_age(age)} ago, kept for {_span(retention)}"
+        return keep(f"one of the {policy.keep_last} newest successful jobs (keep_last)", age=age)
+    reason = f"{job_class}, ended {human_age(age)} ago, retention {_format_retention(retention)}"
     return Decision(job, job_class, clean=True, reason=reason, age=age)
 
 
-def _span(span: timedelta) -> str:
-    """Return a retention as its author thinks of it: whole days as days, all else as hours."""
-    hours = span.total_seconds() / 3600
+def _format_retention(retention: timedelta) -> str:
+    # As operators configure it: whole days as days, everything else as hours.
+    hours = retention.total_seconds() / 3600
     if hours >= 48 and hours % 24 == 0:
         return f"{hours / 24:g} days"
     return f"{hours:g} hour{'' if hours == 1 else 's'}"

@@ -21,10 +21,11 @@ from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.forecast import Forecast, TrendLine, fit_line, forecast
 from eemtcleanupd.policy.pressure import DiskUsage
 from eemtcleanupd.policy.retention import Policy
-from eemtcleanupd.store.address import StoreAddress, find_daemon
+from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.ledger import Ledger
+from eemtcleanupd.store.lock import find_daemon
 from eemtcleanupd.store.report_queries import (
     JobUsage,
     LargeJob,

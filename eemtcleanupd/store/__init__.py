@@ -1,1 +1,1 @@
-"""Remembering: the job table and our own ledger, in one database."""
+"""Persistence: the job table, and the ledger of this program in the same database."""

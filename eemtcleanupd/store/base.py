@@ -1,4 +1,4 @@
-"""What all parts of the ledger have in common: the database, and how our rows are read."""
+"""The base of all parts of the ledger: access to the database, and checks of the rows read from it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from eemtcleanupd.formatting import printable
 from eemtcleanupd.store.database import Database
 
 MOST_VALUES = 500
-"""How many values a statement may be given: well under SQLite's limit of bound variables."""
+"""The most values bound in one statement, well below SQLite's limit."""
 
 
 class Repository:
-    """A part of the ledger: some of its tables, in the job database."""
+    """A part of the ledger: the methods of some of its tables."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -23,22 +23,22 @@ class Repository:
 
 @contextmanager
 def corruption_guard(table: str) -> Iterator[None]:
-    """Refuse rows that we cannot have written: whoever can write to the database is not always a friend.
+    """Refuse rows that this program cannot have written.  Other programs can write to the database.
 
     Raises:
-        StoreError: there is one in ``table``.
+        StoreError: a row of ``table`` is invalid.
     """
     try:
         yield
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise StoreError(
-            f"a row of {table} in the job database makes no sense ({printable(str(error))}): somebody "
-            "changed it; nothing more was done. Put it right, or restore the database from a copy"
+            f"Invalid row in table {table} of the job database: {printable(str(error))}. Nothing more was "
+            "done. Fix the row, or restore the database from a backup."
         ) from error
 
 
 def read_utc(value: str | None) -> datetime | None:
-    """Return a time of ours as aware UTC."""
+    """Return a time from the ledger as aware UTC."""
     if value is None:
         return None
     with corruption_guard("the ledger"):

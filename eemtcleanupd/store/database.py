@@ -1,8 +1,8 @@
-"""The connection to the job database, which belongs to the EEMT web interface and is only borrowed.
+"""The interface to the job database, which SQLite and PostgreSQL implement.
 
-Nothing here holds a lock for longer than milliseconds: reads are short statements, writes one short
-transaction each.  What SQLite and PostgreSQL do differently is in :mod:`~eemtcleanupd.store.sqlite` and
-:mod:`~eemtcleanupd.store.postgres`; everything else is SQL that both understand.
+The database belongs to the EEMT web interface, so no lock is held for longer than milliseconds: reads are
+short statements, and each write is one short transaction.  :mod:`~eemtcleanupd.store.sqlite` and
+:mod:`~eemtcleanupd.store.postgres` contain the differences.  All other SQL works on both.
 """
 
 from __future__ import annotations
@@ -16,13 +16,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from sqlalchemy import Connection, Engine, String, cast, event, exc
-from sqlalchemy.engine.interfaces import Dialect
-from sqlalchemy.sql.elements import BindParameter, ColumnElement
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy import Connection, Engine, event, exc
+from sqlalchemy.types import TypeEngine
 
 from eemtcleanupd.errors import CleanupError, StoreError
-from eemtcleanupd.formatting import printable
 
 if TYPE_CHECKING:
     from eemtcleanupd.store.lock import Holder
@@ -31,72 +28,27 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 SCRATCH = "scratch"
-"""The schema of tables that only this connection sees, as SQLAlchemy knows it."""
+"""SQLAlchemy's name for the schema of temporary tables."""
 
 
 class TempTablesLostError(StoreError):
-    """The connection that temporary tables belonged to is gone, and they are with it."""
-
-
-class RawText(TypeDecorator[str]):
-    """Text of ours that may hold a file name's bytes that are not UTF-8, carried by surrogateescape.
-
-    Python's sqlite3 refuses to bind such a string; bytes that SQLite itself casts to text pass unchanged.
-    PostgreSQL has no place for them, so there they are written as a log would write them.
-    """
-
-    impl = String
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
-        """Return the bytes to bind (SQLite), or the text as it can be stored."""
-        if value is None:
-            return None
-        if dialect.name == "sqlite":
-            return value.encode("utf-8", "surrogateescape")
-        return value if is_storable(value) else printable(value)
-
-    def bind_expression(self, bindparam: BindParameter[str]) -> ColumnElement[str]:
-        """Cast what is bound to text."""
-        return cast(bindparam, String)
-
-
-class RawName(RawText):
-    """The name of a file, byte for byte: PostgreSQL keeps it in hexadecimal digits."""
-
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
-        """Return the bytes to bind (SQLite), or their digits."""
-        raw = None if value is None else value.encode("utf-8", "surrogateescape")
-        return raw if raw is None or dialect.name == "sqlite" else raw.hex()
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
-        """Return the name."""
-        if value is None or dialect.name == "sqlite":
-            return None if value is None else str(value)
-        return bytes.fromhex(value).decode("utf-8", "surrogateescape")
-
-
-def is_storable(text: str) -> bool:
-    """Tell whether PostgreSQL can store a text: valid Unicode without a NUL."""
-    return "\0" not in text and not any("\ud800" <= each <= "\udfff" for each in text)
+    """The connection was lost, and its temporary tables with it."""
 
 
 class Database(ABC):
     """One connection to the job database, for one thread.
 
     Args:
-        name: what messages call it; without a password.
-        busy_timeout_seconds: how long to wait for a lock before giving up.
+        name: its name in messages, without a password.
+        busy_timeout_seconds: how long to wait for a lock before failing.
     """
 
     file: Path | None = None
-    """The file of a SQLite database, None for a server's."""
+    """The file of a SQLite database, or None for a server's."""
     session = 1
-    """Counts the connections: with each, temporary tables begin anew."""
+    """The number of the connection.  Each new connection starts without temporary tables."""
     scratch_schema: ClassVar[str]
-    """The schema of temporary tables, in SQL."""
+    """SQL name of the schema of temporary tables."""
     _advice: ClassVar[dict[str, str]]
 
     def __init__(self, name: str, *, busy_timeout_seconds: float) -> None:
@@ -105,34 +57,34 @@ class Database(ABC):
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Give a connection for a short read; a lock that another program holds is waited for.
+        """Provide a connection for a short read.  It waits while another program holds a lock.
 
         Raises:
-            StoreError: the database cannot be read.
+            StoreError: the database is not readable.
         """
         with self._translated(), self._reading() as connection:
             yield connection
 
     @contextmanager
     def scratch(self, session: int | None = None) -> Iterator[Connection]:
-        """Give a connection for work on temporary tables, which a lost connection takes with it.
+        """Provide a connection for work on temporary tables, which are lost with it.
 
         Args:
-            session: of which connection the tables are; None: they are made now.
+            session: the connection that created the tables, or None to create them now.
 
         Raises:
-            ScratchLostError: they are gone.
-            StoreError: the database cannot be read.
+            TempTablesLostError: the connection was lost.
+            StoreError: the database is not readable.
         """
-        del session  # a file has one connection for good
+        del session  # a file has a single connection
         with self.read() as connection:
             yield connection
 
     def write(self, work: Callable[[Connection], Result]) -> Result:
-        """Run ``work`` in one write transaction, again from its start while something is in its way.
+        """Run ``work`` in one write transaction, and retry it from its start after a transient error.
 
         Raises:
-            StoreError: the database stayed locked, is read-only, full or damaged; nothing was written.
+            StoreError: the database stayed locked, is read-only, full or damaged.  Nothing was written.
         """
         deadline = time.monotonic() + self._busy_timeout_seconds
         with self._translated():
@@ -141,25 +93,20 @@ class Database(ABC):
             except exc.DBAPIError as error:
                 if not self._is_transient(error) or time.monotonic() >= deadline:
                     raise
-            from tenacity import (
-                Retrying,
-                retry_if_exception,
-                stop_after_delay,
-                wait_random_exponential,
-            )
+            from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-            patiently = Retrying(
+            retrying = Retrying(
                 retry=retry_if_exception(self._is_transient),
                 wait=wait_random_exponential(multiplier=0.02, max=1),
                 stop=stop_after_delay(max(0.0, deadline - time.monotonic())),
                 reraise=True,
             )
-            result: Result = patiently(self._write_once, work)
+            result: Result = retrying(self._write_once, work)
             return result
 
     @abstractmethod
     def _reading(self) -> AbstractContextManager[Connection]:
-        """Give a connection for reading."""
+        """Provide a connection for reading."""
 
     @abstractmethod
     def _write_once(self, work: Callable[[Connection], Result]) -> Result:
@@ -167,89 +114,89 @@ class Database(ABC):
 
     @abstractmethod
     def _is_transient(self, error: BaseException) -> bool:
-        """Tell whether what a write failed with may be gone at the next attempt."""
+        """Return whether a failed write can succeed at the next attempt."""
 
     # -- locks -------------------------------------------------------------------------------------
 
     @abstractmethod
     def locked(self, what: str, holder: Holder) -> AbstractContextManager[None]:
-        """Hold a lock of the job store; ``holder`` is told to whoever asks meanwhile.
+        """Hold a lock of the job store.  Other processes see ``holder``.
 
         Raises:
-            LockHeldError: another holds it; the message says which process on which host.
-            StoreError: it cannot be asked for.
+            LockHeldError: another process holds it.  The message names its process and host.
+            StoreError: the lock is not accessible.
         """
 
     @abstractmethod
     def holder(self, what: str) -> Holder | None:
-        """Return who holds a lock of the job store, None when nobody does."""
+        """Return the process that holds a lock of the job store, or None."""
 
-    def verify_lock(self) -> None:  # noqa: B027  (nobody can take an flock away)
-        """Insist that the lock is still held.
+    def verify_lock(self) -> None:  # noqa: B027  (an flock cannot be lost)
+        """Check that the lock is still held.
 
         Raises:
-            LockHeldError: another took it while the server could not be reached.
-            StoreError: the server cannot be reached.
+            LockHeldError: another process took it while the server was unreachable.
+            StoreError: the server is unreachable.
         """
 
-    # -- what differs in SQL -----------------------------------------------------------------------
+    # -- differences in SQL --------------------------------------------------------------------------
 
     @abstractmethod
     def as_text(self, column: str) -> str:
-        """Return SQL for a column of ``jobs`` as text that is compared byte by byte."""
+        """Return SQL for a column of ``jobs`` as text, compared byte by byte."""
 
     @abstractmethod
     def as_raw_name(self, column: str) -> str:
-        """Return SQL for a column of ``jobs`` in the form of a :class:`RawName`."""
+        """Return SQL for a column of ``jobs`` in the form of a ``RawName``."""
 
     @abstractmethod
     def ledger_columns(self, connection: Connection) -> set[tuple[str, str]]:
-        """Return table and column of all whose table has a name like ours (``cleanup_...``)."""
+        """Return the table and name of each column of all tables ``cleanup_*``."""
 
     @abstractmethod
     def key_type(self, reflected: TypeEngine[Any]) -> TypeEngine[Any]:
-        """Return the type with which a column of ``jobs`` is compared with text of ours.
+        """Return the type that compares a column of ``jobs`` with text from this program.
 
-        What the column cannot hold is equal to nothing there.
+        Text that the column cannot contain is equal to no row.
         """
 
     @abstractmethod
     def added_column(self, form: str, completed_at: TypeEngine[Any]) -> str:
-        """Return the SQL type of a column that we append: ``time``, ``megabytes`` or ``text``."""
+        """Return the SQL type of an added column.  ``form`` is ``time``, ``megabytes`` or ``text``."""
 
     @abstractmethod
     def local_time(self, moment: datetime, local: str, completed_at: TypeEngine[Any]) -> str:
-        """Return what to write into ``data_cleaned_at``: ``local``, or ``moment`` with its zone."""
+        """Return the value for ``data_cleaned_at``: ``local``, or ``moment`` with its zone."""
 
-    # -- care --------------------------------------------------------------------------------------
+    # -- maintenance --------------------------------------------------------------------------------------
 
     @abstractmethod
     def snapshot_before_reset(self, id_column: str, now: datetime) -> str:
-        """Keep a copy of what ``reset`` forgets; returns where it is.
+        """Copy the records that ``reset`` deletes, and return where the copy is.
 
         Raises:
-            StoreError: it cannot be kept; there is no copy then.
+            StoreError: there is no copy.
         """
 
     @abstractmethod
     def integrity_errors(self) -> list[str]:
-        """Return what is wrong with the database itself, nothing when it is whole."""
+        """Return the problems of the database itself, none if it is intact."""
 
     @abstractmethod
     def vacuum(self) -> None:
-        """Give back the space of what was deleted.
+        """Return the space of deleted rows to the filesystem.
 
         Raises:
-            StoreError: another program uses the database, or there is no room for it; nothing is lost.
+            StoreError: another program uses the database, or the disk is full.  No data is lost.
         """
 
     def sessions(self) -> list[str]:
-        """Return who else is connected to a server's database; of a file the system knows it."""
+        """Return the other connections to a server's database, none for a file."""
         return []
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Turn what SQLAlchemy raises into one clear error of ours."""
+        """Convert SQLAlchemy's errors into a StoreError with advice."""
         try:
             yield
         except exc.DBAPIError as error:
@@ -261,8 +208,8 @@ class Database(ABC):
 
     def _error(self, error: BaseException | None) -> StoreError:
         reason = str(error).strip()
-        advice = next((say for word, say in self._advice.items() if word in reason), "")
-        return StoreError(f"the job database {self.name}: {reason}{advice}")
+        advice = next((advice for pattern, advice in self._advice.items() if pattern in reason), "")
+        return StoreError(f"Job database {self.name}: {reason.removesuffix('.')}. {advice}".rstrip())
 
     @abstractmethod
     def close(self) -> None:
@@ -270,13 +217,13 @@ class Database(ABC):
 
 
 def trace_statements(engine: Engine) -> None:
-    """Log each statement of an engine, and how long it took."""
+    """Log each statement of an engine with its duration."""
 
     @event.listens_for(engine, "before_cursor_execute")
     def before(connection: Connection, *_: object) -> None:
-        connection.info["began"] = time.perf_counter()
+        connection.info["started"] = time.perf_counter()
 
     @event.listens_for(engine, "after_cursor_execute")
     def after(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
-        elapsed_ms = (time.perf_counter() - connection.info["began"]) * 1000
+        elapsed_ms = (time.perf_counter() - connection.info["started"]) * 1000
         log.debug("SQL %.1f ms: %s", elapsed_ms, " ".join(statement.split()))

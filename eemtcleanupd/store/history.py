@@ -1,4 +1,4 @@
-"""What was done with the jobs: the log of the runs, and the audit table of the user's document."""
+"""What was done with the jobs: the log of each run, and the audit table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eemtcleanupd.store.timestamps import utc_timestamp
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """A row of ``cleanup_log``: what one run did with one job."""
+    """A row of ``cleanup_log``: what a run did with one job."""
 
     job_id: str
     status: str
@@ -27,7 +27,7 @@ class LogEntry:
 
 @dataclass(frozen=True, slots=True)
 class AuditLine:
-    """A row of ``cleanup_audit``: what was done with a job's data in one place."""
+    """A row of ``cleanup_audit``: what was done with a job's data in one root."""
 
     job_id: str
     action: str
@@ -38,7 +38,7 @@ class History(Repository):
     """``cleanup_log`` and ``cleanup_audit``."""
 
     def log_entries(self, run_id: str) -> Iterable[LogEntry]:
-        """Yield what a run did, in order, in pages (a run may have cleaned a million jobs)."""
+        """Yield what a run did, in order.  Rows are read in pages, as a run can clean a million jobs."""
         after = 0
         columns = LOG.c
         while True:
@@ -59,17 +59,17 @@ class History(Repository):
     def add_log(
         self, connection: Connection, run_id: str, entries: Sequence[LogEntry], now: datetime
     ) -> None:
-        """Write lines of ``cleanup_log``."""
+        """Add rows to ``cleanup_log``."""
         rows = [{"timestamp": utc_timestamp(now), "run_id": run_id, **asdict(entry)} for entry in entries]
         if rows:
             connection.execute(insert(LOG), rows)
 
     def clear_log(self, connection: Connection) -> int:
-        """Delete all of ``cleanup_log``; returns how many lines there were."""
+        """Delete all rows of ``cleanup_log``, and return their number."""
         return connection.execute(delete(LOG)).rowcount
 
     def add_audit(self, connection: Connection, lines: Sequence[AuditLine], user: str, now: datetime) -> None:
-        """Write lines of ``cleanup_audit`` (columns as in the user's document; whole MB)."""
+        """Add rows to ``cleanup_audit``, with sizes in whole MB."""
         rows = [
             {
                 "timestamp": utc_timestamp(now),

@@ -1,4 +1,4 @@
-"""The jobs that must stay."""
+"""Holds, which protect jobs from cleanup."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ class Holds(Repository):
     """``cleanup_holds``."""
 
     def holds(self, connection: Connection, job_ids: Sequence[str]) -> dict[str, Hold]:
-        """Return the holds, active or not, on these jobs."""
-        found: dict[str, Hold] = {}
+        """Return the holds on these jobs, active or not."""
+        holds: dict[str, Hold] = {}
         for start in range(0, len(job_ids), MOST_VALUES):
-            some = HOLDS.c.job_id.in_(job_ids[start : start + MOST_VALUES])
-            for row in connection.execute(select(HOLDS).where(some)):
-                found[row.job_id] = _hold(row)
-        return found
+            page = job_ids[start : start + MOST_VALUES]
+            for row in connection.execute(select(HOLDS).where(HOLDS.c.job_id.in_(page))):
+                holds[row.job_id] = _hold(row)
+        return holds
 
     def all_holds(self) -> list[Hold]:
-        """Return all holds, active or not, by job."""
+        """Return all holds, active or not, ordered by job."""
         with self._database.read() as connection:
             rows = connection.execute(select(HOLDS).order_by(HOLDS.c.job_id)).all()
         return [_hold(row) for row in rows]
 
     def hold(self, hold: Hold, now: datetime) -> None:
-        """Set a hold, in place of an earlier one on the same job."""
+        """Set a hold, and replace an earlier one on the same job."""
         self._database.write(lambda connection: self.set_hold(connection, hold, now))
 
     def set_hold(self, connection: Connection, hold: Hold, now: datetime) -> None:
-        """Set a hold in a transaction, in place of an earlier one on the same job."""
+        """Set a hold in an open transaction, and replace an earlier one on the same job."""
         connection.execute(delete(HOLDS).where(HOLDS.c.job_id == hold.job_id))
         connection.execute(
             insert(HOLDS).values(
@@ -50,13 +50,13 @@ class Holds(Repository):
         )
 
     def release(self, job_id: str) -> bool:
-        """Take a hold off; False when there was none."""
+        """Remove a hold.  Return False if there was none."""
         return self._database.write(
             lambda c: c.execute(delete(HOLDS).where(HOLDS.c.job_id == job_id)).rowcount > 0
         )
 
 
 def _hold(row: Any) -> Hold:
-    """Return the hold that a row is; one that was set by hand in SQL may say neither why nor who."""
-    reason, owner = str(row.reason or "no reason given"), str(row.owner or "somebody")
+    # A hold that was set with SQL can lack the reason and the owner.
+    reason, owner = str(row.reason or "no reason given"), str(row.owner or "unknown user")
     return Hold(row.job_id, reason, owner, read_utc(row.until))

@@ -1,6 +1,8 @@
-"""What is to go: written before the first file moves, deleted when it is recorded.
+"""Intents: the deletions in progress, and the contents of the trash.
 
-So open intents are exactly the work that an interrupted run left; others wait in the trash for their grace.
+An intent is written before the first file moves, and deleted when the result is recorded.  So the open
+intents are exactly the unfinished work of an interrupted run.  The others are in the trash until their grace
+ends.
 """
 
 from __future__ import annotations
@@ -21,18 +23,18 @@ from eemtcleanupd.store.tables import HOLDS, INTENTS
 from eemtcleanupd.store.timestamps import utc_timestamp
 
 PART_BACK = ".back-"
-"""Stands in the id of an intent that brings a part of another one back, behind that one's id."""
+"""Follows the id of an intent in the id of another intent that restores a part of it."""
 
 
 class IntentKind(StrEnum):
-    """What an intent is about."""
+    """What an intent deletes."""
 
     JOB = "job"
     ORPHAN = "orphan"
 
 
 class IntentState(StrEnum):
-    """How far an intent is: its bytes are to go now, or it is recorded as cleaned and waits in the trash."""
+    """Progress of an intent: deletion in progress, or cleaned and in the trash."""
 
     OPEN = "open"
     TRASHED = "trashed"
@@ -40,10 +42,13 @@ class IntentState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """One job (or orphan) whose artifacts are to go.
+    """A job or orphan whose artifacts are to be deleted.
 
-    ``items`` pairs each artifact with the name of its folder in its root's trash.  ``bytes_freed``
-    is what earlier, interrupted attempts freed, ``size_bytes`` what waits in the trash.
+    Attributes:
+        items: each artifact with the name of its folder in its root's trash.
+        purge_after: end of the grace in the trash, aware UTC.
+        bytes_freed: what earlier, interrupted attempts freed.
+        size_bytes: what is in the trash.
     """
 
     id: str
@@ -61,7 +66,7 @@ class Intent:
 
 
 def with_error(intent: Intent, error: str | None, freed_bytes: int) -> Intent:
-    """Return the intent after an attempt that did not finish it."""
+    """Return the intent after an incomplete attempt."""
     return replace(intent, error=error, bytes_freed=intent.bytes_freed + freed_bytes)
 
 
@@ -69,7 +74,7 @@ class Intents(Repository):
     """``cleanup_intents``."""
 
     def open_intents(self) -> list[Intent]:
-        """Return the work that an interrupted run, or one with errors, left."""
+        """Return the unfinished work of a run that was interrupted or had errors."""
         return self._intents(select(INTENTS).where(INTENTS.c.state == IntentState.OPEN))
 
     def has_intents(self) -> bool:
@@ -78,7 +83,7 @@ class Intents(Repository):
             return connection.execute(select(INTENTS.c.id).limit(1)).first() is not None
 
     def trashed(self, job_id: str | None = None, limit: int | None = None) -> list[Intent]:
-        """Return what waits in the trash, of one job or of all, the first to go first."""
+        """Return the contents of the trash, of one job or of all, in the order of their deletion."""
         statement = select(INTENTS).where(INTENTS.c.state == IntentState.TRASHED)
         if job_id is not None:
             statement = statement.where(INTENTS.c.job_id == job_id)
@@ -87,10 +92,9 @@ class Intents(Repository):
     def expired(
         self, now: datetime, limit: int, *, early: bool = False, trashed_before: datetime | None = None
     ) -> list[Intent]:
-        """Return trashed jobs whose grace has passed at ``now`` and that nobody holds, oldest first.
+        """Return trashed jobs without a hold whose grace has ended at ``now``, oldest first.
 
-        With ``early`` those whose grace has not passed count too, or with ``trashed_before`` those that have
-        been in the trash since then.
+        With ``early``, ignore the grace.  With ``trashed_before``, ignore it for jobs trashed before then.
         """
         early = early or trashed_before is not None
         since = None if trashed_before is None else utc_timestamp(trashed_before)
@@ -107,7 +111,7 @@ class Intents(Repository):
         )
 
     def trash_summary(self) -> tuple[int, int, datetime | None]:
-        """Return how many jobs and orphans wait in the trash, their bytes, and when the first goes."""
+        """Return the number of jobs and orphans in the trash, their bytes, and the first end of a grace."""
         statement = select(
             func.count(), func.sum(INTENTS.c.size_bytes), func.min(INTENTS.c.purge_after)
         ).where(INTENTS.c.state == IntentState.TRASHED)
@@ -116,8 +120,8 @@ class Intents(Repository):
         return count, int(size or 0), read_utc(first)
 
     def exists_intent(self, intent_id: str) -> bool:
-        """Tell whether an intent with this id, or one that brings a part of it back, is in the ledger."""
-        if not intent_id.isascii():  # none of ours, and maybe no text that a database takes
+        """Return whether the ledger has an intent with this id, or one that restores a part of it."""
+        if not intent_id.isascii():  # our ids are ASCII, and a database might refuse other text
             return False
         back = INTENTS.c.id.startswith(f"{intent_id}{PART_BACK}", autoescape=True)
         statement = select(func.count()).select_from(INTENTS).where((INTENTS.c.id == intent_id) | back)
@@ -125,32 +129,32 @@ class Intents(Repository):
             return bool(connection.execute(statement).scalar_one())
 
     def add_intents(self, connection: Connection, intents: Sequence[Intent], now: datetime) -> None:
-        """Write intents, before the first file of any of them moves."""
+        """Write intents, before the first of their files moves."""
         if intents:
             rows = [{**_intent_values(intent), "created_at": utc_timestamp(now)} for intent in intents]
             connection.execute(insert(INTENTS), rows)
 
     def delete_intents(self, connection: Connection, ids: Sequence[str]) -> None:
-        """Delete intents that are done, or undone."""
+        """Delete intents that are finished or undone."""
         for start in range(0, len(ids), MOST_VALUES):
             connection.execute(delete(INTENTS).where(INTENTS.c.id.in_(ids[start : start + MOST_VALUES])))
 
     def close_intents(self, connection: Connection, ids: Sequence[str]) -> None:
-        """Delete intents in the transaction that records what came of them, which each can be only once.
+        """Delete intents in the transaction that records their results, so that each is recorded only once.
 
         Raises:
-            StoreError: one is not there: another run has finished it, and recorded it.
+            StoreError: an intent is missing because another run has recorded it.
         """
         if ids:
             closed = connection.execute(delete(INTENTS).where(INTENTS.c.id.in_(ids))).rowcount
             if closed != len(ids):
                 raise StoreError(
-                    f"{len(ids) - closed} of {len(ids)} jobs were taken over by another run; nothing was "
-                    "recorded twice"
+                    f"Another run has recorded {len(ids) - closed} of {len(ids)} jobs. Nothing was "
+                    "recorded twice."
                 )
 
     def save_intent(self, connection: Connection, intent: Intent) -> None:
-        """Write how far an intent came."""
+        """Save the progress of an intent."""
         connection.execute(update(INTENTS).where(INTENTS.c.id == intent.id).values(_intent_values(intent)))
 
     def _intents(self, statement: Any) -> list[Intent]:
@@ -180,7 +184,7 @@ class Intents(Repository):
 
 
 def _intent_values(intent: Intent) -> dict[str, object]:
-    # ASCII JSON carries the bytes of names that are not UTF-8 as lone surrogate escapes.
+    # ASCII JSON escapes the bytes of names that are not UTF-8 as lone surrogates.
     artifacts = json.dumps(
         [[found.artifact.root, found.artifact.name, found.is_folder, item] for found, item in intent.items]
     )
@@ -200,7 +204,7 @@ def _intent_values(intent: Intent) -> dict[str, object]:
 
 
 def _entry(name: object) -> str:
-    """Return a name if it is a single path component, which all are that we write."""
+    # Every name that this program writes is a single path component.
     if not isinstance(name, str) or name in {"", ".", "..", TRASH_NAME} or "/" in name or "\0" in name:
-        raise ValueError(f"{name!r} is not the name of an entry")
+        raise ValueError(f"{name!r} is not a file name")
     return name

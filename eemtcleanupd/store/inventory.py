@@ -1,8 +1,8 @@
-"""What is on the disk against what is in the table, with sets that live in temporary tables.
+"""Comparison of the files on disk with the job table, in temporary tables.
 
-A store may hold a hundred thousand entries; their names go through temporary tables of this connection in
-pages, so that memory does not grow with them.  Every method may raise ScratchLostError: then the census
-begins anew.
+A store can have a hundred thousand entries.  Their names are paged through temporary tables of this
+connection, so memory does not grow with them.  Every method can raise TempTablesLostError: then the inventory
+must be restarted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from sqlalchemy import BigInteger, Column, Integer, MetaData, Table, bindparam, insert, select, text
 
-from eemtcleanupd.store.database import SCRATCH, Database, RawName, RawText
+from eemtcleanupd.store.column_types import RawName, RawText
+from eemtcleanupd.store.database import SCRATCH, Database
 from eemtcleanupd.store.jobs import JobTable
 
 _METADATA = MetaData(schema=SCRATCH)
@@ -32,7 +33,7 @@ _SEEN = Table(
 
 
 class InventoryTables:
-    """The jobs seen on the disk, and the uploads there; empty when made."""
+    """The jobs and uploads seen on the disk.  A new object is empty."""
 
     def __init__(self, database: Database, catalog: JobTable) -> None:
         self._database = database
@@ -46,7 +47,7 @@ class InventoryTables:
             self._session = database.session
 
     def add_seen(self, ids: Iterable[str], upload_bytes: int = 0) -> None:
-        """Remember jobs of which something was seen; upload bytes add up."""
+        """Add jobs that have data on the disk.  Upload bytes are summed."""
         statement = text(
             f"INSERT INTO {self._schema}.cleanup_seen (job_id, upload_bytes)"
             " VALUES (CAST(:id AS TEXT), :bytes) ON CONFLICT (job_id)"
@@ -59,16 +60,16 @@ class InventoryTables:
                 connection.commit()
 
     def add_uploads(self, names: Sequence[str]) -> None:
-        """Remember entries of the uploads folder."""
+        """Add entries of the uploads folder."""
         with self._database.scratch(self._session) as connection:
             connection.execute(insert(_UPLOADS), [{"name": name} for name in names])
             connection.commit()
 
     def named_uploads(self) -> Iterator[tuple[str, int, str | None]]:
-        """Yield the uploads that rows name: name, uncleaned rows that name it, the id of one of these.
+        """Yield the uploads that rows name: name, number of uncleaned rows that name it, id of one of them.
 
-        The jobs of these rows count as seen.  SQLite keeps the order of a CROSS JOIN, which is right here:
-        the job table has no index on the name and the uploads have one.
+        The jobs of these rows count as seen.  SQLite keeps the order of a CROSS JOIN, which is fastest here:
+        the uploads have an index on the name, and the job table has none.
         """
         if not self._catalog.has_uploads:
             return
@@ -100,7 +101,7 @@ class InventoryTables:
                 yield row.name, row.uncleaned, row.job_id
 
     def unnamed_uploads(self) -> Iterator[list[str]]:
-        """Yield, in pages, the uploads that no row names; :meth:`named_uploads` has been read before."""
+        """Yield, in pages, the uploads that no row names.  Read :meth:`named_uploads` first."""
         after = ""
         while True:
             page = (
@@ -117,7 +118,7 @@ class InventoryTables:
             yield [row.name for row in rows]
 
     def seen(self) -> Iterator[list[tuple[str, int]]]:
-        """Yield, in pages, the jobs seen on the disk with the bytes of uploads that are theirs alone."""
+        """Yield, in pages, the jobs seen on the disk, with the bytes of their unshared uploads."""
         after = ""
         while True:
             statement = (

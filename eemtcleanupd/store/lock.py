@@ -1,8 +1,8 @@
-"""The locks of a job store: one for a run, across processes and hosts, and one for the life of a daemon.
+"""The locks of a job store: one per run, across processes and hosts, and one per daemon.
 
-Beside a SQLite file each is an flock on a file of its own, so that a crash lets go of it by itself.  The
-files stay: removing one would let two programs lock two files of one name.  A database on a server keeps the
-lock of a run itself (:mod:`~eemtcleanupd.store.postgres`).
+Beside a SQLite file each lock is an flock on a file of its own, which the kernel releases after a crash.
+The lock files are never removed: otherwise two programs could lock two files of the same name.  A database
+server keeps the lock of a run itself (:mod:`~eemtcleanupd.store.postgres`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,14 +22,16 @@ from typing import TYPE_CHECKING
 from eemtcleanupd.errors import LockHeldError, StoreError
 
 if TYPE_CHECKING:
+    from eemtcleanupd.store.address import StoreAddress
     from eemtcleanupd.store.database import Database
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_QUICK_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds a lock; ``run`` is empty for a daemon, ``since`` is UTC in words."""
+    """The process that holds a lock.  ``run`` is empty for a daemon, ``since`` is UTC as text."""
 
     pid: int
     host: str
@@ -45,34 +47,107 @@ def run_lock(database: Database, run_id: str, now: datetime) -> AbstractContextM
     """Hold the lock of a job store for a run.
 
     Args:
-        database: the job database, open; on a server its connection holds the lock.
-        run_id: told to whoever asks meanwhile.
-        now: aware UTC, told as well.
+        database: the job database, open.  On a server its connection holds the lock.
+        run_id: shown to other processes as the holder.
+        now: aware UTC, shown as the start of the lock.
 
     Raises:
-        LockHeldError: another run holds it; the message says which process on which host.
-        StoreError: the lock cannot be asked for.
+        LockHeldError: another run holds the lock.  The message names its process and host.
+        StoreError: the lock is not accessible.
     """
-    return database.locked("run", holder_here(now, run_id))
+    return database.locked("run", _current_holder(now, run_id))
 
 
-def holder_here(now: datetime, run_id: str = "") -> Holder:
-    """Return what this process says of itself when it holds a lock."""
-    return Holder(os.getpid(), socket.gethostname(), f"{now:%F %T} UTC", run_id)
+def daemon_lock(location: StoreAddress, now: datetime) -> AbstractContextManager[None]:
+    """Hold the lock of a daemon for its lifetime: one per SQLite file, or one per host for a server.
+
+    Raises:
+        LockHeldError: another daemon holds the lock.  The message names its process and host.
+        StoreError: the lock file is not writable.
+    """
+    if location.file is None:
+        location.folder.mkdir(parents=True, exist_ok=True)
+    return file_lock(location.own_file("daemon.lock"), "daemon", str(location), _current_holder(now))
+
+
+def find_daemon(location: StoreAddress) -> Holder | None:
+    """Return the daemon of a job store, preferably the one on this host, or None if none is running.
+
+    Raises:
+        StoreError: the lock is not readable.
+    """
+    local = file_holder(location.own_file("daemon.lock"))
+    return local if local is not None or location.file is not None else find_active_daemon(location)
+
+
+def find_active_daemon(location: StoreAddress) -> Holder | None:
+    """Return the daemon that cleans, perhaps on another host, or None if none is running.
+
+    Raises:
+        StoreError: the lock is not readable.
+    """
+    if location.file is not None:
+        return find_daemon(location)
+    database = location.open(_QUICK_SECONDS)
+    try:
+        return database.holder("daemon")
+    finally:
+        database.close()
+
+
+class StoreLock:
+    """A lock of a job store that is held until it is closed, independent of other connections.
+
+    Args:
+        location: the job store.
+        what: name of the lock.
+        now: aware UTC, shown to other processes as the start of the lock.
+
+    Raises:
+        LockHeldError: another process holds the lock.
+        StoreError: the lock is not accessible.
+    """
+
+    def __init__(self, location: StoreAddress, what: str, now: datetime) -> None:
+        self._stack = ExitStack()
+        self._database: Database | None = None
+        with ExitStack() as stack:
+            if location.file is None:
+                self._database = location.open(min(location.busy_timeout_seconds, location.lease_seconds))
+                stack.callback(self._database.close)
+                stack.enter_context(self._database.locked(what, _current_holder(now)))
+            else:
+                path = location.own_file(f"{what}.lock")
+                stack.enter_context(file_lock(path, what, str(location), _current_holder(now)))
+            self._stack = stack.pop_all()
+
+    def verify(self) -> None:
+        """Check that the lock is still held.
+
+        Raises:
+            LockHeldError: another process took the lock while the server was unreachable.
+            StoreError: the server is unreachable.
+        """
+        if self._database is not None:
+            self._database.verify_lock()
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._stack.close()
 
 
 def file_holder(path: Path) -> Holder | None:
-    """Return who holds a lock file, None when nobody does.
+    """Return the process that holds a lock file, or None.
 
     Raises:
-        StoreError: it cannot be read.
+        StoreError: the file is not readable.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StoreError(f"the lock {path} cannot be read ({error.strerror}); check its mode") from error
+        raise StoreError(f"Cannot read the lock {path}: {error.strerror}. Check its mode.") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
@@ -83,43 +158,50 @@ def file_holder(path: Path) -> Holder | None:
 
 
 @contextmanager
-def file_lock(path: Path, what: str, database: str, told: Holder) -> Iterator[None]:
-    """Hold an flock on a file, which says who holds it; ``what`` and ``database`` are for messages.
+def file_lock(path: Path, what: str, database: str, holder: Holder) -> Iterator[None]:
+    """Hold an flock on a file that names the holder.  ``what`` and ``database`` are for messages.
 
     Raises:
-        LockHeldError: another process holds it; the message says which one on which host.
-        StoreError: the file cannot be opened or written.
+        LockHeldError: another process holds the lock.  The message names its process and host.
+        StoreError: the file is not writable.
     """
     try:
         descriptor = os.open(path, _FLAGS, 0o644)
     except OSError as error:
-        raise StoreError(
-            f"the lock {path} cannot be opened ({error.strerror}); {_advice(error, 'check its folder')}"
-        ) from error
+        raise _unusable("open", path, error, "Check its folder.") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = _read_holder(descriptor) or "it has not said who it is yet"
-            raise LockHeldError(f"another {what} works on {database}: {holder}") from error
+            raise lock_held(what, database, _read_holder(descriptor)) from error
         try:
-            # Over what stood there, which takes no more room on most filesystems.
-            os.ftruncate(descriptor, os.pwrite(descriptor, json.dumps(asdict(told)).encode(), 0))
+            # Overwriting in place needs no additional space on most filesystems.
+            os.ftruncate(descriptor, os.pwrite(descriptor, json.dumps(asdict(holder)).encode(), 0))
         except OSError as error:
-            advice = _advice(error, "check its disk")
-            raise StoreError(f"the lock {path} cannot be written ({error.strerror}); {advice}") from error
+            raise _unusable("write", path, error, "Check its disk.") from error
         yield
     finally:
         os.close(descriptor)
 
 
-def _advice(error: OSError, otherwise: str) -> str:
-    return "free a few MB there first" if error.errno in {errno.ENOSPC, errno.EDQUOT} else otherwise
+def lock_held(what: str, database: str, holder: Holder | None) -> LockHeldError:
+    """Return the error for a lock that another process holds.  ``holder`` is None if it is unknown."""
+    return LockHeldError(f"Another {what} is using {database}: {holder or 'unknown process'}.")
+
+
+def _current_holder(now: datetime, run_id: str = "") -> Holder:
+    return Holder(os.getpid(), socket.gethostname(), f"{now:%F %T} UTC", run_id)
+
+
+def _unusable(action: str, path: Path, error: OSError, advice: str) -> StoreError:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        advice = "Free a few MB on its disk first."
+    return StoreError(f"Cannot {action} the lock {path}: {error.strerror}. {advice}")
 
 
 def _read_holder(descriptor: int) -> Holder | None:
     try:
-        told = json.loads(os.pread(descriptor, 4096, 0))
-        return Holder(int(told["pid"]), str(told["host"]), str(told["since"]), str(told["run"]))
+        holder = json.loads(os.pread(descriptor, 4096, 0))
+        return Holder(int(holder["pid"]), str(holder["host"]), str(holder["since"]), str(holder["run"]))
     except (ValueError, KeyError, TypeError):
         return None

@@ -1,8 +1,8 @@
-"""A database file that is mounted without its folder, as ``docker run -v ./jobs.db:/app/jobs.db`` does it.
+"""Detection of a database file that is mounted without its folder.
 
-SQLite's journal, and our locks, lie beside the database.  There they are in a folder that nobody else sees:
-a journal that a crash left is not found by the other programs, which then read half a transaction
-(https://sqlite.org/howtocorrupt.html, 1.4), and in the mode WAL each of them has a database of its own.
+``docker run -v ./jobs.db:/app/jobs.db`` mounts only the file.  SQLite's journal and our locks lie beside it,
+in a folder that no other program sees.  After a crash other programs do not find the journal and read half a
+transaction (https://sqlite.org/howtocorrupt.html, 1.4).  In WAL mode each program has its own database.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ from pathlib import Path
 from eemtcleanupd.errors import StoreError
 from eemtcleanupd.store.database import Database
 
-_ADVICE = "mount the folder that it lies in instead (docs/deploy-docker.md)"
+_ADVICE = "Mount its folder instead (docs/deploy-docker.md)."
 
 
 def is_mounted_alone(file: Path) -> bool:
-    """Tell whether a file is a mount point by itself.
+    """Return whether a file is itself a mount point.
 
     Raises:
-        StoreError: it, or its folder, cannot be looked at.
+        StoreError: the file or its folder is not accessible.
     """
     try:
         resolved = file.resolve(strict=True)
         return _mount_id(resolved) != _mount_id(resolved.parent)
     except OSError as error:
-        raise StoreError(f"{file} cannot be looked at: {error.strerror}") from error
+        raise StoreError(f"Cannot access {file}: {error.strerror}.") from error
 
 
 def check_journal(database: Database, *, to_write: bool) -> str | None:
-    """Look where the journal of a database lies.
+    """Check where the journal of a database is.
 
     Args:
-        database: any; one on a server has no journal here.
-        to_write: whether something is to be written.
+        database: any database.  One on a server has no journal on this host.
+        to_write: whether the caller is going to write.
 
     Returns:
-        A warning when nobody else sees the journal, None when all is well.
+        A warning if other programs do not see the journal, otherwise None.
 
     Raises:
-        StoreError: what is read here may be old (WAL), or nothing could be written.
+        StoreError: the data might be outdated (WAL), or the journal cannot be written.
     """
     file = database.file
     if file is None or not is_mounted_alone(file):
@@ -49,17 +49,17 @@ def check_journal(database: Database, *, to_write: bool) -> str | None:
         mode = str(connection.exec_driver_sql("PRAGMA journal_mode").scalar())
     if mode == "wal":
         raise StoreError(
-            f"{file} is mounted without its folder, and its journal mode is WAL: what other programs wrote "
-            f"is in a file beside theirs, which is not seen here; {_ADVICE}"
+            f"{file} is mounted without its folder, and its journal mode is WAL. Changes by other programs "
+            f"are in a WAL file that is not visible here. {_ADVICE}"
         )
     if to_write and not os.access(file.parent, os.W_OK | os.X_OK):
         raise StoreError(
-            f"{file} is mounted without its folder, and {file.parent} cannot be written here: SQLite's "
-            f"journal and our lock lie beside the database; {_ADVICE}"
+            f"{file} is mounted without its folder, and {file.parent} is not writable. SQLite's journal and "
+            f"the lock file are beside the database. {_ADVICE}"
         )
     return (
-        f"{file} is mounted without its folder: other programs do not see SQLite's journal beside it, so a "
-        f"crash amid a write can damage the database, nor who holds our lock there; {_ADVICE}"
+        f"{file} is mounted without its folder. Other programs do not see SQLite's journal or our lock "
+        f"beside it, so a crash during a write can damage the database. {_ADVICE}"
     )
 
 
@@ -67,7 +67,7 @@ def _mount_id(path: Path) -> str:
     # O_PATH: closing any other descriptor of the file would drop SQLite's locks on it (fcntl(2)).
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        told = Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii")
+        info = Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii")
     finally:
         os.close(descriptor)
-    return dict(line.split(":\t", 1) for line in told.splitlines())["mnt_id"]
+    return dict(line.split(":\t", 1) for line in info.splitlines())["mnt_id"]

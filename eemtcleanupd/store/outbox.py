@@ -1,4 +1,4 @@
-"""Messages on their way to notifiers: in the ledger, so that a crash loses none, or only in memory."""
+"""Queues of messages for notifiers, in the ledger or in memory."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ from sqlalchemy import Connection, delete, func, insert, inspect, select, update
 
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import Ledger
-from eemtcleanupd.store.tables import NOTIFIERS, OUTBOX
+from eemtcleanupd.store.tables import DELIVERY_OUTCOMES, NOTIFIERS, OUTBOX
 from eemtcleanupd.store.timestamps import utc_timestamp
 
 _STALE_AFTER = timedelta(days=7)
-OUTCOMES = ("delivered", "retried", "failed", "dropped")
-"""What can become of a message: ``failed`` it was given up, ``dropped`` there were too many."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One event for one notifier; ``payload`` is the event, as whoever puts it here writes it."""
+    """One event for one notifier.  ``payload`` is the event as its producer serialized it."""
 
     notifier: str
     event: str
@@ -35,7 +33,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryStats:
-    """How a notifier's deliveries went; ``waiting`` are in the outbox now."""
+    """Delivery statistics of a notifier.  ``waiting`` counts the messages in the outbox."""
 
     delivered: int = 0
     retried: int = 0
@@ -48,7 +46,7 @@ class DeliveryStats:
 
 
 class Outbox(Protocol):
-    """Where messages wait; every method may raise StoreError."""
+    """A queue of messages.  Every method can raise StoreError."""
 
     def put(self, messages: Sequence[Message]) -> None:
         """Add messages."""
@@ -57,17 +55,17 @@ class Outbox(Protocol):
         """Return a notifier's messages that are due, oldest first."""
 
     def next_due(self, notifier: str) -> datetime | None:
-        """Return when the next message of a notifier is due, None when none waits."""
+        """Return when the next message of a notifier is due, or None if there is none."""
 
     def done(self, messages: Sequence[Message], outcome: str, error: str | None, now: datetime) -> None:
-        """Take messages out: ``outcome`` is what became of them."""
+        """Remove messages.  ``outcome`` is one of ``DELIVERY_OUTCOMES``."""
 
     def retry(self, messages: Sequence[Message], due_at: datetime, error: str, now: datetime) -> None:
-        """Keep messages for another attempt."""
+        """Keep messages for another attempt at ``due_at``."""
 
 
 class MemoryOutbox:
-    """Messages that need not outlive the process; at most ``limit`` a notifier, the oldest go first."""
+    """An outbox in memory.  Above ``limit`` messages per notifier the oldest are dropped."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -88,20 +86,20 @@ class MemoryOutbox:
     def due(self, notifier: str, now: datetime, limit: int) -> list[Message]:
         """Return a notifier's messages that are due, oldest first."""
         waiting = self._messages.get(notifier, {}).values()
-        return list(itertools.islice((each for each in waiting if each.due_at <= now), limit))
+        return list(itertools.islice((message for message in waiting if message.due_at <= now), limit))
 
     def next_due(self, notifier: str) -> datetime | None:
-        """Return when the next message of a notifier is due, None when none waits."""
-        return min((each.due_at for each in self._messages.get(notifier, {}).values()), default=None)
+        """Return when the next message of a notifier is due, or None if there is none."""
+        return min((message.due_at for message in self._messages.get(notifier, {}).values()), default=None)
 
     def done(self, messages: Sequence[Message], outcome: str, error: str | None, now: datetime) -> None:
-        """Take messages out."""
+        """Remove messages."""
         del outcome, error, now
         for message in messages:
             self._messages[message.notifier].pop(message.id, None)
 
     def retry(self, messages: Sequence[Message], due_at: datetime, error: str, now: datetime) -> None:
-        """Keep messages for another attempt."""
+        """Keep messages for another attempt at ``due_at``."""
         del error, now
         for message in messages:
             waiting = self._messages[message.notifier]
@@ -110,11 +108,11 @@ class MemoryOutbox:
 
 
 class LedgerOutbox:
-    """Messages in the ledger, and how deliveries went; for one thread at a time.
+    """An outbox in the ledger, which survives a crash.  For one thread at a time.
 
     Args:
         database: the job database.
-        limit: how many messages of a notifier may wait; the oldest go first.
+        limit: most messages per notifier.  Above it the oldest are dropped.
     """
 
     def __init__(self, database: Database, limit: int) -> None:
@@ -122,7 +120,7 @@ class LedgerOutbox:
         self._limit = limit
 
     def exists(self) -> bool:
-        """Tell whether the ledger has an outbox yet."""
+        """Return whether the ledger has an outbox."""
         with self._database.read() as connection:
             return bool(inspect(connection).has_table(OUTBOX.name))
 
@@ -155,7 +153,7 @@ class LedgerOutbox:
         if count > self._limit:
             oldest = select(OUTBOX.c.id).where(mine).order_by(OUTBOX.c.id).limit(count - self._limit)
             connection.execute(delete(OUTBOX).where(OUTBOX.c.id.in_(oldest)))
-            _count(connection, notifier, "dropped", count - self._limit, error="too many waited", now=now)
+            _count(connection, notifier, "dropped", count - self._limit, error="The queue was full.", now=now)
 
     def due(self, notifier: str, now: datetime, limit: int) -> list[Message]:
         """Return a notifier's messages that are due, oldest first."""
@@ -181,28 +179,28 @@ class LedgerOutbox:
         ]
 
     def next_due(self, notifier: str) -> datetime | None:
-        """Return when the next message of a notifier is due, None when none waits."""
+        """Return when the next message of a notifier is due, or None if there is none."""
         statement = select(func.min(OUTBOX.c.due_at)).where(OUTBOX.c.notifier == notifier)
         with self._database.read() as connection:
             first = connection.execute(statement).scalar()
         return None if first is None else _utc(first)
 
     def done(self, messages: Sequence[Message], outcome: str, error: str | None, now: datetime) -> None:
-        """Take messages out and count what became of them."""
+        """Remove messages and count their outcome."""
 
         def work(connection: Connection) -> None:
-            connection.execute(delete(OUTBOX).where(OUTBOX.c.id.in_([each.id for each in messages])))
+            connection.execute(delete(OUTBOX).where(OUTBOX.c.id.in_([message.id for message in messages])))
             _count(connection, messages[0].notifier, outcome, len(messages), error=error, now=now)
 
         self._database.write(work)
 
     def retry(self, messages: Sequence[Message], due_at: datetime, error: str, now: datetime) -> None:
-        """Keep messages for another attempt, and count this one."""
+        """Keep messages for another attempt at ``due_at``, and count this one."""
 
         def work(connection: Connection) -> None:
             connection.execute(
                 update(OUTBOX)
-                .where(OUTBOX.c.id.in_([each.id for each in messages]))
+                .where(OUTBOX.c.id.in_([message.id for message in messages]))
                 .values(due_at=utc_timestamp(due_at), attempts=OUTBOX.c.attempts + 1, error=error)
             )
             _count(connection, messages[0].notifier, "retried", 1, error=error, now=now)
@@ -211,14 +209,14 @@ class LedgerOutbox:
 
 
 def delivery_stats(database: Database) -> dict[str, DeliveryStats]:
-    """Return how the deliveries of each notifier went, by its name."""
+    """Return the delivery statistics by name of the notifier."""
     if not LedgerOutbox(database, 0).exists():
         return {}
     with database.read() as connection:
         rows = connection.execute(select(NOTIFIERS)).all()
         waiting = select(OUTBOX.c.notifier, func.count()).group_by(OUTBOX.c.notifier)
         counts = {row[0]: row[1] for row in connection.execute(waiting)}
-    found = {
+    stats = {
         row.name: DeliveryStats(
             row.delivered,
             row.retried,
@@ -232,16 +230,18 @@ def delivery_stats(database: Database) -> dict[str, DeliveryStats]:
         for row in rows
     }
     for name, count in counts.items():
-        found[name] = replace(found.get(name, DeliveryStats()), waiting=count)
-    return found
+        stats[name] = replace(stats.get(name, DeliveryStats()), waiting=count)
+    return stats
 
 
 def _drop_stale(connection: Connection, now: datetime) -> None:
-    """Take out what nobody asks for any more, since its notifier was switched off or taken away."""
+    """Remove the messages of notifiers that were disabled or removed."""
     stale = OUTBOX.c.created_at < utc_timestamp(now - _STALE_AFTER)
     grouped = select(OUTBOX.c.notifier, func.count()).where(stale).group_by(OUTBOX.c.notifier)
     for notifier, count in connection.execute(grouped).all():
-        _count(connection, notifier, "dropped", count, error="nobody sent it for a week", now=now)
+        _count(
+            connection, notifier, "dropped", count, error="The message was not sent within a week.", now=now
+        )
     connection.execute(delete(OUTBOX).where(stale))
 
 
@@ -250,7 +250,7 @@ def _count(
 ) -> None:
     mine = NOTIFIERS.c.name == notifier
     if not connection.execute(select(func.count()).where(mine)).scalar_one():
-        connection.execute(insert(NOTIFIERS).values(name=notifier, **dict.fromkeys(OUTCOMES, 0)))
+        connection.execute(insert(NOTIFIERS).values(name=notifier, **dict.fromkeys(DELIVERY_OUTCOMES, 0)))
     values: dict[str, object] = {outcome: NOTIFIERS.c[outcome] + amount}
     if outcome == "delivered":
         values["last_delivered_at"] = utc_timestamp(now)

@@ -1,7 +1,7 @@
-"""What a report asks of the job table and the ledger: a few statements, each a transaction of its own.
+"""Queries for reports on the job table and the ledger, each in its own transaction.
 
-Groups are counted inside the database.  Statuses and workflow types are anybody's words, so no more than
-some hundreds of them are told apart here.
+The database counts the groups.  Users can write any status or workflow type, so the number of groups is
+limited.
 """
 
 from __future__ import annotations
@@ -12,29 +12,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Float,
-    String,
-    case,
-    cast,
-    column,
-    func,
-    literal,
-    null,
-    select,
-    table,
-)
+from sqlalchemy import ColumnElement, Float, String, case, cast, column, func, literal, null, select, table
 
 from eemtcleanupd.formatting import BYTES_PER_MB
 from eemtcleanupd.model import Job
-from eemtcleanupd.store.database import Database, RawText
+from eemtcleanupd.store.column_types import RawText
+from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.tables import RUNS, SIZES
 from eemtcleanupd.store.timestamps import utc_timestamp
 
 OTHERS = "(others)"
-"""The group of all beyond the first :data:`MOST_GROUPS`."""
+"""The group of all jobs beyond the first :data:`MOST_GROUPS` groups."""
 MOST_GROUPS = 200
 
 _PAGE = 500
@@ -43,7 +32,7 @@ _HELD, _CLEANED_TODAY, _CLEANED_EARLIER = range(3)
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Jobs and their bytes."""
+    """A number of jobs and their bytes."""
 
     jobs: int = 0
     size_bytes: int = 0
@@ -56,8 +45,11 @@ class Usage:
 class UsageGroup:
     """The jobs of one status or workflow type.
 
-    ``held`` still have their data; of these ``measured`` have a size, the bytes of the others are not known.
-    ``cleaned_24h`` and ``cleaned_30d`` were cleaned since then; a job cleaned today is in both.
+    Attributes:
+        held: jobs that still have their data.
+        measured: number of jobs in ``held`` with a known size.
+        cleaned_24h: jobs cleaned in the last 24 hours.
+        cleaned_30d: jobs cleaned in the last 30 days, including ``cleaned_24h``.
     """
 
     held: Usage = Usage()
@@ -76,14 +68,14 @@ class UsageGroup:
 
 @dataclass(frozen=True, slots=True)
 class JobUsage:
-    """All jobs, grouped twice."""
+    """All jobs, grouped by status and by workflow type."""
 
     by_status: Mapping[str, UsageGroup]
     by_workflow_type: Mapping[str, UsageGroup]
 
     @property
     def total(self) -> UsageGroup:
-        """All together."""
+        """The sum of all jobs."""
         return sum(self.by_status.values(), UsageGroup())
 
 
@@ -97,7 +89,7 @@ class LargeJob:
 
 @dataclass(frozen=True, slots=True)
 class RunTotals:
-    """What runs did: how many began, the jobs that they could not clean, the bytes that they freed."""
+    """The number of runs, the jobs that they could not clean, and the bytes that they freed."""
 
     runs: int
     errors: int
@@ -110,7 +102,7 @@ def count_jobs(database: Database, catalog: JobTable, day_ago: str, month_ago: s
     Args:
         database: the job database.
         catalog: its job table.
-        day_ago: the time 24 hours ago, in the form of ``data_cleaned_at``.
+        day_ago: the time 24 hours ago, in the format of ``data_cleaned_at``.
         month_ago: the time 30 days ago.
     """
     names = catalog.column_names
@@ -121,35 +113,35 @@ def count_jobs(database: Database, catalog: JobTable, day_ago: str, month_ago: s
     measured = func.sum(case((size > 0, 1), else_=0))
     statement = select(status, workflow, literal(_HELD), func.count(), func.sum(size), measured)
     if "data_cleaned_at" in names:
-        # As the user's document compares it; a database with a type for times writes no T.
-        at = func.replace(cast(jobs.c.data_cleaned_at, String), "T", " ")
-        day, month = (each.replace("T", " ") for each in (day_ago, month_ago))
+        # Text with a space instead of a T: a column with a type for times has no T.
+        cleaned_at = func.replace(cast(jobs.c.data_cleaned_at, String), "T", " ")
+        day, month = (time.replace("T", " ") for time in (day_ago, month_ago))
         held = jobs.c.data_cleaned_at.is_(None)
-        when = case((held, _HELD), (at > day, _CLEANED_TODAY), else_=_CLEANED_EARLIER)
+        when = case((held, _HELD), (cleaned_at > day, _CLEANED_TODAY), else_=_CLEANED_EARLIER)
         statement = select(status, workflow, when, func.count(), func.sum(size), measured)
-        statement = statement.where(held | (at > month)).group_by(status, workflow, when)
+        statement = statement.where(held | (cleaned_at > month)).group_by(status, workflow, when)
     else:
         statement = statement.select_from(jobs).group_by(status, workflow)
     by_status: dict[str, UsageGroup] = {}
     by_workflow: dict[str, UsageGroup] = {}
     with database.read() as connection:
-        found = connection.execute(statement.execution_options(stream_results=True, yield_per=_PAGE))
-        for one, other, state, count, megabytes, with_size in found:
-            amount = Usage(int(count), _bytes(megabytes))
+        rows = connection.execute(statement.execution_options(stream_results=True, yield_per=_PAGE))
+        for status_name, workflow_type, state, count, megabytes, with_size in rows:
+            usage = Usage(int(count), _bytes(megabytes))
             if state == _HELD:
-                group = UsageGroup(held=amount, measured=int(with_size))
+                group = UsageGroup(held=usage, measured=int(with_size))
             elif state == _CLEANED_TODAY:
-                group = UsageGroup(cleaned_24h=amount, cleaned_30d=amount)
+                group = UsageGroup(cleaned_24h=usage, cleaned_30d=usage)
             else:
-                group = UsageGroup(cleaned_30d=amount)
-            _add(by_status, one, group)
-            _add(by_workflow, other, group)
+                group = UsageGroup(cleaned_30d=usage)
+            _add(by_status, status_name, group)
+            _add(by_workflow, workflow_type, group)
     return JobUsage(by_status, by_workflow)
 
 
 def largest_jobs(database: Database, catalog: JobTable, limit: int) -> tuple[LargeJob, ...]:
-    """Return the biggest jobs that still have their data, the biggest first; the ledger must exist."""
-    # More than are wanted: a row may be gone, or have been marked by others, since it was measured.
+    """Return the largest jobs that still have their data, largest first.  The ledger must exist."""
+    # Read more than needed: a row can have been deleted or marked as cleaned since it was measured.
     statement = select(SIZES.c.job_id, SIZES.c.bytes).order_by(SIZES.c.bytes.desc()).limit(3 * limit)
     with database.read() as connection:
         sizes = {str(row.job_id): _bytes(row.bytes, unit=1) for row in connection.execute(statement)}
@@ -159,11 +151,11 @@ def largest_jobs(database: Database, catalog: JobTable, limit: int) -> tuple[Lar
         for name, size in sizes.items()
         if name in rows and not rows[name].cleaned
     ]
-    return tuple(sorted(held, key=lambda each: (-each.size_bytes, each.job.id))[:limit])
+    return tuple(sorted(held, key=lambda large: (-large.size_bytes, large.job.id))[:limit])
 
 
 def run_totals_since(database: Database, since: datetime) -> RunTotals:
-    """Return what the runs did that began later; the ledger must exist."""
+    """Return the totals of the runs that started later.  The ledger must exist."""
     statement = select(func.count(), func.sum(RUNS.c.errors), func.sum(RUNS.c.bytes_freed)).where(
         RUNS.c.started_at > utc_timestamp(since)
     )
@@ -180,7 +172,7 @@ def _add(groups: dict[str, UsageGroup], name: object, group: UsageGroup) -> None
 
 
 def _bytes(value: object, unit: int = BYTES_PER_MB) -> int:
-    """Return a sum as bytes; what somebody wrote there that is no size counts as none."""
+    """Return a sum as bytes.  An invalid size counts as 0."""
     try:
         size = float(value or 0)  # type: ignore[arg-type]
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""What each root was at the last run."""
+"""The identity of each root at the last run, to detect a replaced folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eemtcleanupd.store.tables import ROOTS
 
 @dataclass(frozen=True, slots=True)
 class RootRecord:
-    """What a root was at the last run; ``marker`` is the random name that lies in its trash."""
+    """The identity of a root.  ``marker`` is a random name in its trash."""
 
     name: RootName
     path: str
@@ -27,7 +27,7 @@ class Roots(Repository):
     """``cleanup_roots``."""
 
     def roots(self) -> dict[RootName, RootRecord]:
-        """Return what each root was at the last run."""
+        """Return the roots as they were at the last run."""
         with self._database.read() as connection:
             rows = connection.execute(select(ROOTS)).all()
         with corruption_guard("cleanup_roots"):
@@ -39,7 +39,7 @@ class Roots(Repository):
             }
 
     def save_roots(self, roots: Iterable[RootRecord]) -> None:
-        """Remember what each root is."""
+        """Save the identity of these roots."""
         rows = [asdict(root) for root in roots]
 
         def work(connection: Connection) -> None:

@@ -1,4 +1,4 @@
-"""The runs that there were, and what was counted over all of them."""
+"""Records of all runs, and the totals over them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from sqlalchemy import Connection, bindparam, desc, func, insert, select, update
 from eemtcleanupd.events import Total
 from eemtcleanupd.model import Outcome, Trigger
 from eemtcleanupd.store.base import Repository, read_utc
-from eemtcleanupd.store.tables import NOTIFIERS, RUNS, TOTALS
+from eemtcleanupd.store.tables import DELIVERY_OUTCOMES, NOTIFIERS, RUNS, TOTALS
 from eemtcleanupd.store.timestamps import utc_timestamp
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A row of ``cleanup_runs``; times are aware UTC, ``finished_at`` None while (or if) it never ended."""
+    """A row of ``cleanup_runs``.
+
+    Times are aware UTC.  ``finished_at`` is None while the run is active, or if it was killed.
+    """
 
     id: str
     started_at: datetime
@@ -41,25 +44,25 @@ class Runs(Repository):
     """``cleanup_runs`` and ``cleanup_totals``."""
 
     def last_run_at(self) -> datetime | None:
-        """Return the latest time that any recorded run knew, None before the first."""
+        """Return when the last run finished or, if unfinished, started.  Return None before the first run."""
         latest = select(func.max(func.coalesce(RUNS.c.finished_at, RUNS.c.started_at)))
         with self._database.read() as connection:
             return read_utc(connection.execute(latest).scalar())
 
     def has_whole_run(self) -> bool:
-        """Tell whether any run has looked at all jobs and come to its end."""
-        whole = RUNS.c.outcome.in_((Outcome.SUCCESS, Outcome.ERRORS)) & (RUNS.c.trigger != Trigger.TRASH)
+        """Return whether any run has checked all jobs and finished."""
+        complete = RUNS.c.outcome.in_((Outcome.SUCCESS, Outcome.ERRORS)) & (RUNS.c.trigger != Trigger.TRASH)
         with self._database.read() as connection:
-            return bool(connection.execute(select(func.count()).where(whole)).scalar_one())
+            return bool(connection.execute(select(func.count()).where(complete)).scalar_one())
 
     def last_cleanup_at(self) -> datetime | None:
-        """Return when the last run began that looked at all jobs, None before the first."""
+        """Return when the last run that checked all jobs started, or None before the first."""
         latest = select(func.max(RUNS.c.started_at)).where(RUNS.c.trigger != Trigger.TRASH)
         with self._database.read() as connection:
             return read_utc(connection.execute(latest).scalar())
 
     def last_success_at(self) -> datetime | None:
-        """Return when the last run ended that looked at all jobs and had no errors."""
+        """Return when the last run that checked all jobs without errors finished."""
         latest = select(func.max(RUNS.c.finished_at)).where(
             (RUNS.c.outcome == Outcome.SUCCESS) & (RUNS.c.trigger != Trigger.TRASH)
         )
@@ -67,7 +70,7 @@ class Runs(Repository):
             return read_utc(connection.execute(latest).scalar())
 
     def runs(self, limit: int, run_id: str | None = None) -> list[RunRecord]:
-        """Return the newest runs, newest first, or the one that is named (by id or its beginning)."""
+        """Return the newest runs, newest first.  ``run_id`` selects those whose id starts with it."""
         columns = [column for column in RUNS.c if column is not RUNS.c.number]
         newest = (desc(RUNS.c.started_at), desc(func.coalesce(RUNS.c.number, 0)))
         statement = select(*columns).order_by(*newest).limit(limit)
@@ -87,22 +90,22 @@ class Runs(Repository):
         ]
 
     def begin_run(self, run: RunRecord) -> None:
-        """Write the row of a run that begins; rows that a killed run left open are closed."""
+        """Write the row of a run that starts, and close the rows of killed runs."""
 
         def work(connection: Connection) -> None:
             connection.execute(
                 update(RUNS)
                 .where(RUNS.c.outcome.is_(None))
-                .values(outcome=Outcome.KILLED, error="it never ended")
+                .values(outcome=Outcome.KILLED, error="The run did not finish.")
             )
-            # They are ordered by the second in which they began, and by this within it.
+            # Runs are ordered by start time, and by this number within the same second.
             number = select(func.coalesce(func.max(RUNS.c.number), 0) + 1).scalar_subquery()
             connection.execute(insert(RUNS).values({**_run_values(run), "number": number}))
 
         self._database.write(work)
 
     def finish_run(self, run: RunRecord, totals: Mapping[tuple[str, str], float] | None = None) -> None:
-        """Write how a run ended, and add to the totals, by name and label."""
+        """Write how a run ended, and add to the totals by name and label."""
 
         def work(connection: Connection) -> None:
             connection.execute(update(RUNS).where(RUNS.c.id == run.id).values(_run_values(run)))
@@ -112,33 +115,35 @@ class Runs(Repository):
         self._database.write(work)
 
     def totals(self) -> tuple[Total, ...]:
-        """Return all that was counted since the ledger exists."""
-        outcomes = ("delivered", "retried", "failed", "dropped")
+        """Return all totals since the ledger was created."""
         with self._database.read() as connection:
             rows = connection.execute(select(TOTALS).order_by(TOTALS.c.name, TOTALS.c.label)).all()
             notifiers = connection.execute(select(NOTIFIERS).order_by(NOTIFIERS.c.name)).mappings().all()
         deliveries = (
             Total("deliveries", f"{row['name']} {outcome}", row[outcome])
             for row in notifiers
-            for outcome in outcomes
+            for outcome in DELIVERY_OUTCOMES
         )
         return (*(Total(row.name, row.label, row.value) for row in rows), *deliveries)
 
 
 def _add_to_totals(connection: Connection, totals: Mapping[tuple[str, str], float]) -> None:
-    """Add to all totals at once: each statement by itself costs more than its row."""
+    """Add to all totals in few statements, as a statement takes longer than its row."""
     known = {(row.name, row.label) for row in connection.execute(select(TOTALS.c.name, TOTALS.c.label))}
     new = [{"name": name, "label": label, "value": 0} for name, label in totals if (name, label) not in known]
     if new:
         connection.execute(insert(TOTALS), new)
-    row = (TOTALS.c.name == bindparam("of")) & (TOTALS.c.label == bindparam("which"))
+    row = (TOTALS.c.name == bindparam("total_name")) & (TOTALS.c.label == bindparam("total_label"))
     added = update(TOTALS).where(row).values(value=TOTALS.c.value + bindparam("amount"))
-    amounts = [{"of": name, "which": label, "amount": amount} for (name, label), amount in totals.items()]
+    amounts = [
+        {"total_name": name, "total_label": label, "amount": amount}
+        for (name, label), amount in totals.items()
+    ]
     connection.execute(added, amounts)
 
 
 def _run_values(run: RunRecord) -> dict[str, object]:
+    values = {field.name: getattr(run, field.name) for field in fields(run)}
     return {
-        name: utc_timestamp(value) if isinstance(value, datetime) else value
-        for name, value in ((each.name, getattr(run, each.name)) for each in fields(run))
+        name: utc_timestamp(value) if isinstance(value, datetime) else value for name, value in values.items()
     }

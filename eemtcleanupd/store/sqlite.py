@@ -1,7 +1,7 @@
 """A job database in a SQLite file.
 
-The web interface opens the file afresh for every statement with a busy timeout of five seconds, so writes are
-one short ``BEGIN IMMEDIATE`` each, and the journal mode is left alone.
+The web interface opens the file for every statement with a busy timeout of five seconds.  So each write is
+one short ``BEGIN IMMEDIATE`` transaction, and the journal mode is never changed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from sqlalchemy.types import TypeEngine
 
 from eemtcleanupd.errors import StoreError
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.store.database import SCRATCH, Database, RawText, Result, trace_statements
+from eemtcleanupd.store.column_types import RawText
+from eemtcleanupd.store.database import SCRATCH, Database, Result, trace_statements
 from eemtcleanupd.store.lock import Holder, file_holder, file_lock
 
 log = logging.getLogger("eemtcleanupd.store.database")
 
-_BUSY_WORDS = ("database is locked", "database is busy", "database table is locked")
+_BUSY_MESSAGES = ("database is locked", "database is busy", "database table is locked")
 _ADDED = {"time": "TIMESTAMP", "megabytes": "REAL DEFAULT 0", "text": "TEXT"}
 
 
@@ -36,31 +37,31 @@ class SqliteDatabase(Database):
 
     Args:
         file: its path.
-        busy_timeout_seconds: how long to wait for a lock before giving up.
+        busy_timeout_seconds: how long to wait for a lock before failing.
 
     Raises:
-        StoreError: there is no such file, or it is not a SQLite database.
+        StoreError: the file does not exist or is not a SQLite database.
     """
 
     file: Path
     scratch_schema = "temp"
-    _advice = {  # noqa: RUF012  (of the class, as in the base)
-        "database is locked": "; another program kept it locked for longer than "
-        "database.busy_timeout_seconds (`fuser` names the program)",
-        "readonly": "; it can be read but not written: check its owner, its mode and its folder's",
-        "file is not a database": "; it is not a SQLite file, or it is damaged",
-        "malformed": "; run `sqlite3 FILE 'PRAGMA integrity_check'` and restore it from a backup",
-        "disk is full": "; free some space on the database's filesystem first",
-        "disk I/O error": "; look for errors of its disk in the kernel's log",
-        "unable to open": "; check its owner, its mode and its folder's",
+    _advice = {  # noqa: RUF012  (a class attribute, as in the base)
+        "database is locked": "Another program locked it for longer than database.busy_timeout_seconds. "
+        "`fuser` names the program.",
+        "readonly": "It is readable but not writable. Check owner and mode of the file and its folder.",
+        "file is not a database": "It is not a SQLite file, or it is damaged.",
+        "malformed": "Run `sqlite3 FILE 'PRAGMA integrity_check'` and restore it from a backup.",
+        "disk is full": "Free some space on its filesystem first.",
+        "disk I/O error": "Check the kernel log for disk errors.",
+        "unable to open": "Check owner and mode of the file and its folder.",
     }
 
     def __init__(self, file: Path, *, busy_timeout_seconds: float) -> None:
         super().__init__(str(file), busy_timeout_seconds=busy_timeout_seconds)
         if not file.exists():
-            raise StoreError(f"there is no job database at {file}; name it with --db-path or paths.database")
+            raise StoreError(f"There is no job database at {file}. Set --db-path or paths.database.")
         if not file.is_file():
-            raise StoreError(f"{file} is not a file, so it cannot be the job database")
+            raise StoreError(f"The job database {file} is not a file. Set --db-path or paths.database.")
         self.file = file
         self._identity = _identity(file)
         engine = _engine(file.absolute(), busy_timeout_seconds, is_traced=log.isEnabledFor(logging.DEBUG))
@@ -79,11 +80,11 @@ class SqliteDatabase(Database):
             self._connection.rollback()
 
     def write(self, work: Callable[[Connection], Result]) -> Result:
-        """Run ``work`` in one write transaction, again from its start while the database is locked.
+        """Run ``work`` in one write transaction, and retry it from its start while the database is locked.
 
-        The write lock is taken at once (``BEGIN IMMEDIATE``): a transaction that reads first and wants to
-        write later fails against a busy writer instead of waiting for it.  SQLite's own busy handler waits,
-        but is not asked in every case, so what it refuses is tried again.
+        ``BEGIN IMMEDIATE`` acquires the write lock at the start.  A transaction that reads first and writes
+        later would fail instead of waiting for another writer.  SQLite does not call its busy handler in
+        every case, so a refused transaction is retried.
         """
         self._require_same_file()
         self._require_single_use()
@@ -95,54 +96,54 @@ class SqliteDatabase(Database):
             with connection.begin():
                 return work(connection)
         except BaseException:
-            # A BEGIN that failed leaves SQLAlchemy believing that one is under way, and then it begins none;
-            # one that succeeds ends that.
+            # After a failed BEGIN, SQLAlchemy still assumes an open transaction and would begin no other.
+            # A successful BEGIN and ROLLBACK resets that.
             connection.execution_options(begin="BEGIN").begin().rollback()
             raise
         finally:
             connection.execution_options(begin="BEGIN")
 
     def _require_single_use(self) -> None:
-        """Refuse a use amid another one, whose transaction it would end, and one after the end."""
+        """Refuse a nested use, which would end the outer transaction, and a use after ``close``."""
         if self._connection.closed:
-            raise StoreError(f"the job database {self.file} is closed already")
+            raise StoreError(f"Job database {self.file} is already closed.")
         if self._connection.in_transaction():
-            raise StoreError(f"the job database {self.file} is in use by this program already")
+            raise StoreError(f"Job database {self.file} is already in use by this program.")
 
     def _is_transient(self, error: BaseException) -> bool:
         return isinstance(error, exc.OperationalError) and any(
-            word in str(error.orig) for word in _BUSY_WORDS
+            message in str(error.orig) for message in _BUSY_MESSAGES
         )
 
     def _require_same_file(self) -> None:
-        """Refuse to go on with a file that another has taken the place of (a restored copy, say).
+        """Refuse to continue after the file was replaced, for example by a restored backup.
 
-        An open connection would go on with the old one, and delete and record by rows that nobody sees.
+        An open connection would still read and write the old file, which no other program sees.
         """
         if _identity(self.file) != self._identity:
             raise StoreError(
-                f"the job database {self.file} was replaced or removed while it was in use; nothing more "
-                "was done"
+                f"Job database {self.file} was replaced or removed while it was in use. Nothing more was "
+                "done."
             )
 
-    # -- locks: flocks on files beside it ------------------------------------------------------------
+    # -- locks -----------------------------------------------------------------------------------
 
     def locked(self, what: str, holder: Holder) -> AbstractContextManager[None]:
-        """Hold a lock of the job store, on a file beside it."""
+        """Hold a lock of the job store on a file beside the database."""
         return file_lock(self._lock_file(what), what, self.name, holder)
 
     def holder(self, what: str) -> Holder | None:
-        """Return who holds a lock of the job store, None when nobody does."""
+        """Return the process that holds a lock of the job store, or None."""
         return file_holder(self._lock_file(what))
 
     def _lock_file(self, what: str) -> Path:
         middle = "" if what == "run" else f"{what}."
         return self.file.with_name(f"{self.file.name}.eemtcleanupd.{middle}lock")
 
-    # -- what differs in SQL: types hardly matter ----------------------------------------------------
+    # -- differences in SQL -------------------------------------------------------------------------
 
     def as_text(self, column: str) -> str:
-        """Return the column: text is compared byte by byte unless a table says otherwise."""
+        """Return the column.  SQLite compares text byte by byte by default."""
         return column
 
     def as_raw_name(self, column: str) -> str:
@@ -150,7 +151,7 @@ class SqliteDatabase(Database):
         return column
 
     def ledger_columns(self, connection: Connection) -> set[tuple[str, str]]:
-        """Return table and column of all whose table has a name like ours."""
+        """Return the table and name of each column of all tables ``cleanup_*``."""
         rows = connection.exec_driver_sql(
             "SELECT m.name, c.name FROM main.sqlite_master AS m, pragma_table_info(m.name, 'main') AS c"
             " WHERE m.type = 'table' AND m.rootpage > 0 AND m.name GLOB 'cleanup_*'"
@@ -158,12 +159,12 @@ class SqliteDatabase(Database):
         return {(table, column) for table, column in rows}
 
     def key_type(self, reflected: TypeEngine[Any]) -> TypeEngine[Any]:
-        """Return text: the column's affinity makes of it what it holds."""
+        """Return text, which the column's affinity converts."""
         del reflected
         return RawText()
 
     def added_column(self, form: str, completed_at: TypeEngine[Any]) -> str:
-        """Return the SQL type of a column that we append."""
+        """Return the SQL type of an added column."""
         del completed_at
         return _ADDED[form]
 
@@ -172,22 +173,22 @@ class SqliteDatabase(Database):
         del moment, completed_at
         return local
 
-    # -- care --------------------------------------------------------------------------------------
+    # -- maintenance --------------------------------------------------------------------------------------
 
     def snapshot_before_reset(self, id_column: str, now: datetime) -> str:
-        """Copy the whole database to a file beside it; returns its path."""
+        """Copy the complete database to a file beside it, and return its path."""
         del id_column
         copy = self.file.with_name(f"{self.file.name}.before-reset-{now.astimezone():%Y%m%dT%H%M%S}")
         self.copy_to(copy)
         return printable(str(copy))
 
     def copy_to(self, path: Path) -> None:
-        """Write a copy of the whole database as it is at one moment, while others use it.
+        """Write a consistent copy of the database while other programs use it.
 
-        Nobody may read it who may not read the database.
+        The copy has the same mode as the database.
 
         Raises:
-            StoreError: it cannot be read, or the copy cannot be written; there is none then.
+            StoreError: the database is not readable, or the copy is not writable.  There is no copy then.
         """
         temporary = path.with_name(f"{path.name}.part")
         try:
@@ -203,29 +204,29 @@ class SqliteDatabase(Database):
             temporary.replace(path)
         except (sqlite3.Error, OSError) as error:
             temporary.unlink(missing_ok=True)
-            raise StoreError(f"the job database {self.file} cannot be copied to {path}: {error}") from error
+            raise StoreError(f"Cannot copy job database {self.file} to {path}: {error}.") from error
 
     def integrity_errors(self) -> list[str]:
-        """Return what is wrong with the file itself (PRAGMA quick_check), nothing when it is whole.
+        """Return the problems of the file (PRAGMA quick_check), none if it is intact.
 
         Raises:
-            StoreError: it cannot be read.
+            StoreError: the file is not readable.
         """
         with self.read() as connection:
             lines = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA quick_check")]
         return [] if lines == ["ok"] else lines
 
     def vacuum(self) -> None:
-        """Give back the space of what was deleted (VACUUM).
+        """Return the space of deleted rows to the filesystem (VACUUM).
 
         Raises:
-            StoreError: another program uses the database, or there is no room for it; nothing is lost.
+            StoreError: another program uses the database, or the disk is full.  No data is lost.
         """
         try:
             with closing(self._open_second_connection()) as connection:
                 connection.execute("VACUUM")
         except sqlite3.Error as error:
-            raise StoreError(f"the job database {self.file} cannot be vacuumed: {error}") from error
+            raise StoreError(f"Cannot vacuum job database {self.file}: {error}.") from error
 
     def _open_second_connection(self) -> sqlite3.Connection:
         return _connect(self.file.absolute(), self._busy_timeout_seconds)
@@ -237,7 +238,7 @@ class SqliteDatabase(Database):
 
 @lru_cache(maxsize=4)
 def _engine(file: Path, busy_timeout_seconds: float, *, is_traced: bool) -> Engine:
-    """Return what makes the connections to a file, and remembers the SQL of statements for all of them."""
+    """Return the engine of a file.  All its connections share one cache of compiled statements."""
     engine = create_engine(
         "sqlite+pysqlite://",
         creator=partial(_connect, file, busy_timeout_seconds),

@@ -1,10 +1,10 @@
-"""The tables of the ledger.  Times are UTC in the form of SQLite's CURRENT_TIMESTAMP."""
+"""Definitions of the ledger's tables.  Times are UTC in the format of SQLite's CURRENT_TIMESTAMP."""
 
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Float, Integer, MetaData, String, Table, Text, func, text
 
-from eemtcleanupd.store.database import RawText
+from eemtcleanupd.store.column_types import RawText
 
 METADATA = MetaData()
 RUNS = Table(
@@ -123,14 +123,13 @@ OUTBOX = Table(
     Column("attempts", Integer, nullable=False),
     Column("error", Text),
 )
+DELIVERY_OUTCOMES = ("delivered", "retried", "failed", "dropped")
+"""How an attempt to send a message can end: ``failed`` after all retries, ``dropped`` from a full queue."""
 NOTIFIERS = Table(
     "cleanup_notifiers",
     METADATA,
     Column("name", String, primary_key=True),
-    Column("delivered", Integer, nullable=False),
-    Column("retried", Integer, nullable=False),
-    Column("failed", Integer, nullable=False),
-    Column("dropped", Integer, nullable=False),
+    *(Column(outcome, Integer, nullable=False) for outcome in DELIVERY_OUTCOMES),
     Column("last_delivered_at", String),
     Column("last_error", Text),
     Column("last_error_at", String),

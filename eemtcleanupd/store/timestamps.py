@@ -1,8 +1,8 @@
-"""The forms of time in table ``jobs``.
+"""Conversion of the timestamp formats in table ``jobs`` and the ledger.
 
 ``completed_at`` is Python's ``datetime.now().isoformat()``: local time without a zone, with a ``T``, and
-microseconds except when they happen to be 0.  Text forms are never compared with each other (a space
-orders before a ``T``): values are read into aware datetimes first.
+with microseconds unless they are 0.  A space orders before a ``T``, so times are never compared as text.
+They are converted to aware datetimes first.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from zoneinfo import ZoneInfo
 
 
 def zone_named(name: str) -> tzinfo | None:
-    """Return the zone of ``database.timezone``: None for ``local``, the machine's own."""
+    """Return the zone of ``database.timezone``, or None for ``local``, the machine's zone."""
     return None if name == "local" else ZoneInfo(name)
 
 
 def read_timestamp(value: object, zone: tzinfo | None) -> datetime | None:
-    """Return a stored time as aware UTC, None when it is empty or not readable.
+    """Return a stored time as aware UTC, or None if it is empty or invalid.
 
-    Where a local time is ambiguous (the hour that a clock change repeats, or leaves out) the later
-    reading counts, which keeps data longer.
+    A clock change repeats or skips an hour.  For an ambiguous time, return the later interpretation, which
+    keeps data longer.
     """
     if isinstance(value, datetime):
         moment = value
@@ -40,10 +40,10 @@ def read_timestamp(value: object, zone: tzinfo | None) -> datetime | None:
 
 
 def local_timestamp(moment: datetime, zone: tzinfo | None) -> str:
-    """Return a time in the form of ``completed_at``: local, no zone, with a ``T``."""
+    """Return a time in the format of ``completed_at``: local, without a zone, with a ``T``."""
     return moment.astimezone(zone).replace(tzinfo=None).isoformat()
 
 
 def utc_timestamp(moment: datetime) -> str:
-    """Return a time in the form of SQLite's CURRENT_TIMESTAMP, UTC with a space: for our own tables."""
+    """Return a time in the format of the ledger: UTC with a space, as SQLite's CURRENT_TIMESTAMP."""
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,4 +1,4 @@
-"""How much there is: the measured sizes of jobs that have their data, and the history of their sum."""
+"""Measured sizes of jobs that have their data, and the history of storage usage."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class UsageTables(Repository):
     """``cleanup_sizes`` and ``cleanup_storage``."""
 
     def measured(self, connection: Connection, job_ids: Sequence[str]) -> dict[str, int]:
-        """Return the bytes measured earlier, by job id, for those that still have their data."""
-        found: dict[str, int] = {}
+        """Return the measured bytes by job id, for jobs that still have their data."""
+        sizes: dict[str, int] = {}
         for start in range(0, len(job_ids), MOST_VALUES):
-            some = SIZES.c.job_id.in_(job_ids[start : start + MOST_VALUES])
-            statement = select(SIZES.c.job_id, SIZES.c.bytes).where(some)
-            found |= {row.job_id: row.bytes for row in connection.execute(statement)}
-        return found
+            page = job_ids[start : start + MOST_VALUES]
+            statement = select(SIZES.c.job_id, SIZES.c.bytes).where(SIZES.c.job_id.in_(page))
+            sizes |= {row.job_id: row.bytes for row in connection.execute(statement)}
+        return sizes
 
     def set_measured(
         self, connection: Connection, job_id: str, job_class: JobClass, size_bytes: int, now: datetime
     ) -> None:
-        """Remember the size of a job that still has its data."""
+        """Save the size of a job that still has its data."""
         connection.execute(delete(SIZES).where(SIZES.c.job_id == job_id))
         connection.execute(
             insert(SIZES).values(
@@ -39,12 +39,12 @@ class UsageTables(Repository):
         )
 
     def forget_measured(self, connection: Connection, job_ids: Sequence[str]) -> None:
-        """Forget the sizes of jobs whose data is gone."""
+        """Delete the sizes of jobs whose data was cleaned."""
         if job_ids:
             connection.execute(delete(SIZES).where(SIZES.c.job_id.in_(job_ids)))
 
     def storage_by_class(self) -> dict[str, tuple[int, int]]:
-        """Return, by class of status, how many measured jobs still have their data, and its bytes."""
+        """Return the number of measured jobs with data and their bytes, by class of status."""
         grouped = select(SIZES.c.status_class, func.count(), func.sum(SIZES.c.bytes)).group_by(
             SIZES.c.status_class
         )
@@ -59,20 +59,20 @@ class UsageTables(Repository):
         now: datetime,
         budget: Budget | None = None,
     ) -> CapacityWarning | None:
-        """Write one point of the storage history: measured bytes by class, and the results filesystem.
+        """Add a point to the storage history: measured bytes by class, and the results filesystem.
 
         Returns:
-            What there is to tell when usage has passed a mark of the budget since the point before.
+            A warning if usage reached a higher budget level since the previous point.
         """
 
         def work(connection: Connection) -> CapacityWarning | None:
             grouped = select(SIZES.c.status_class, func.sum(SIZES.c.bytes)).group_by(SIZES.c.status_class)
             used = {row[0]: row[1] for row in connection.execute(grouped)}
-            successful, failed = (int(used.get(each) or 0) for each in (JobClass.SUCCESSFUL, JobClass.FAILED))
+            successful, failed = (int(used.get(name) or 0) for name in (JobClass.SUCCESSFUL, JobClass.FAILED))
             held = successful + failed
             latest = select(STORAGE.c.capacity_level).order_by(STORAGE.c.id.desc()).limit(1)
-            told = connection.execute(latest).scalar()
-            before = BudgetLevel(told) if told in set(BudgetLevel) else BudgetLevel.WITHIN
+            last = connection.execute(latest).scalar()
+            before = BudgetLevel(last) if last in set(BudgetLevel) else BudgetLevel.WITHIN
             level = BudgetLevel.WITHIN if budget is None else budget.level(held, before)
             connection.execute(
                 insert(STORAGE).values(
@@ -92,7 +92,7 @@ class UsageTables(Repository):
         return self._database.write(work)
 
     def trend(self, now: datetime) -> tuple[StoragePoint, ...]:
-        """Return the storage history of 90 days: one point a day, the day's last."""
+        """Return the storage history of 90 days, with the last point of each day."""
         day = func.substr(STORAGE.c.timestamp, 1, 10)
         newest = (
             select(func.max(STORAGE.c.id))

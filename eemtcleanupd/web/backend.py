@@ -28,8 +28,8 @@ from eemtcleanupd.events import Event, RunReport
 from eemtcleanupd.logs.events import write_event
 from eemtcleanupd.model import Trigger
 from eemtcleanupd.plugins import Plugins, load
-from eemtcleanupd.store.address import StoreAddress, find_daemon
-from eemtcleanupd.store.lock import Holder
+from eemtcleanupd.store.address import StoreAddress
+from eemtcleanupd.store.lock import Holder, find_daemon
 from eemtcleanupd.web.api_run import ApiRun, Outcome
 from eemtcleanupd.web.ipc import (
     ApiRunFinished,

@@ -64,7 +64,7 @@ def test_before_the_first_run_it_says_so(tmp_path: Path, run_cli: RunCli) -> Non
 def test_a_missing_database_is_a_problem(tmp_path: Path, run_cli: RunCli) -> None:
     done = run_cli("doctor", cwd=tmp_path)
     assert done.returncode == 1
-    assert "WRONG  database: there is no job database at " in done.stdout
+    assert "WRONG  database: " in done.stdout
 
 
 def test_a_locked_database_names_who_has_it(store: JobStore, doctor: Doctor) -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.store.address import StoreAddress, find_daemon
+from eemtcleanupd.store.address import StoreAddress
+from eemtcleanupd.store.lock import find_daemon
 from tests.conftest import Aged, RunCli
 
 Start = Callable[..., "subprocess.Popen[str]"]

@@ -25,8 +25,8 @@ from eemtcleanupd.events import (
     RunReport,
 )
 from eemtcleanupd.model import Trigger
-from eemtcleanupd.store.address import StoreAddress, find_daemon
-from eemtcleanupd.store.lock import run_lock
+from eemtcleanupd.store.address import StoreAddress
+from eemtcleanupd.store.lock import find_daemon, run_lock
 from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.daemon.conftest import Living
 
@@ -50,7 +50,7 @@ def test_it_is_ready_only_when_it_holds_the_lock_and_has_seen_the_store(living: 
 
 def test_a_second_daemon_on_the_store_names_the_first(living: Living) -> None:
     living.start()
-    with pytest.raises(LockHeldError, match=r"another daemon works on .*jobs\.db: process \d+ on "):
+    with pytest.raises(LockHeldError, match=r"jobs\.db: process \d+ on "):
         Living(living.store, living.stack).start()
 
 

@@ -1,4 +1,4 @@
-"""A budget: which level usage is at, and that it is crossed once."""
+"""Budget levels, and that each crossing is reported once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_level_is_reached_at_its_mark_and_left_a_little_below(
     st.integers(0, 2**62),
     st.sampled_from(BudgetLevel),
 )
-def test_nothing_happens_while_usage_stays_the_same(
+def test_the_level_does_not_change_while_usage_is_constant(
     max_bytes: int, warn_percent: float, used: int, before: BudgetLevel
 ) -> None:
     budget = Budget(max_bytes, warn_percent)
@@ -51,7 +51,7 @@ def test_nothing_happens_while_usage_stays_the_same(
     st.integers(10**5, 2 * 10**6),
     st.lists(st.floats(0, 1), min_size=1),
 )
-def test_usage_that_swings_less_than_a_twentieth_is_told_of_once_for_each_mark(
+def test_usage_that_varies_by_less_than_5_percent_raises_each_level_once(
     percent: float, lowest: int, swings: list[float]
 ) -> None:
     budget, level, rises = Budget(10**6, percent), WITHIN, 0

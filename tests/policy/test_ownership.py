@@ -1,4 +1,4 @@
-"""Whose an entry is, and who protects it."""
+"""Which jobs own an entry, and which jobs protect it."""
 
 import pytest
 
@@ -23,14 +23,14 @@ def claimant(job_id: str, job_class: JobClass, *, cleaned: bool = False, held: b
         (claimant("a", JobClass.SUCCESSFUL), False),
     ],
 )
-def test_a_shared_upload_goes_only_when_every_other_job_that_names_it_is_done_with_it(
+def test_a_shared_upload_is_deleted_only_after_every_other_job_that_names_it_is_cleaned(
     other: Claimant, protects: bool
 ) -> None:
     mine = claimant("a", JobClass.SUCCESSFUL)
     assert (blocking_claimant([mine, other], {"a"}) is not None) is protects
 
 
-def test_jobs_that_go_together_do_not_protect_from_each_other() -> None:
+def test_jobs_that_are_cleaned_together_do_not_block_each_other() -> None:
     together = [claimant("a", JobClass.SUCCESSFUL), claimant("b", JobClass.FAILED)]
     assert blocking_claimant(together, {"a", "b"}) is None
 
@@ -47,12 +47,12 @@ def test_jobs_that_go_together_do_not_protect_from_each_other() -> None:
         (RootName.UPLOADS, "dem.tif", set()),
     ],
 )
-def test_every_job_that_could_own_an_entry_by_its_name_is_asked(
+def test_every_job_that_could_own_an_entry_by_name_is_found(
     root: RootName, name: str, owners: set[str]
 ) -> None:
     assert set(possible_owner_ids(Artifact(root, name))) == owners
 
 
-def test_each_entry_that_a_job_owns_by_name_leads_back_to_it() -> None:
+def test_each_entry_that_a_job_owns_by_name_leads_to_the_job() -> None:
     for entry in owned_artifacts(Job("job_1", "completed")):
         assert "job_1" in possible_owner_ids(entry)

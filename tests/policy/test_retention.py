@@ -1,4 +1,4 @@
-"""What is kept, what goes, and why."""
+"""Retention decisions and their reasons."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -19,60 +19,62 @@ def job(status: str = "completed", hours: float | None = 200, **fields: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("status", "hours", "clean", "reason"),
+    ("status", "hours", "clean", "reason_part"),
     [
-        ("completed", 168.0, True, "successful, ended 7.0 days ago, kept for 7 days"),
-        ("completed", 167.9, False, "its 7 days end in 0.1 hours"),
-        ("success", 200.0, True, "successful, ended 8.3 days ago"),
-        ("failed", 12.0, True, "failed, ended 12.0 hours ago, kept for 12 hours"),
-        ("failed", 11.0, False, "its 12 hours end in 1.0 hour"),
-        ("cancelled", 13.0, True, "failed, ended 13.0 hours ago"),
-        ("running", 9999.0, False, "it is running"),
-        ("pending", None, False, "it is pending"),
-        ("archived", 9999.0, False, "status 'archived' is not in retention.statuses"),
-        ("Completed", 9999.0, False, "status 'Completed' is not in retention.statuses"),
-        ("", 9999.0, False, "status '' is not in retention.statuses"),
-        ("completed", None, False, "undated"),
-        ("completed", -5.0, False, "its 7 days end in"),
+        ("completed", 168.0, True, "7 days"),
+        ("completed", 167.9, False, "0.1 hours"),
+        ("success", 200.0, True, "8.3 days"),
+        ("failed", 12.0, True, "12 hours"),
+        ("failed", 11.0, False, "1.0 hour"),
+        ("cancelled", 13.0, True, "13.0 hours"),
+        ("running", 9999.0, False, "running"),
+        ("pending", None, False, "pending"),
+        ("archived", 9999.0, False, "'archived'"),
+        ("Completed", 9999.0, False, "'Completed'"),
+        ("", 9999.0, False, "''"),
+        ("completed", None, False, "completed_at"),
+        ("completed", -5.0, False, "7 days"),
     ],
 )
 def test_a_job_is_cleaned_only_when_its_retention_has_passed(
-    status: str, hours: float | None, clean: bool, reason: str
+    status: str, hours: float | None, clean: bool, reason_part: str
 ) -> None:
     decision = decide(job(status, hours), POLICY, NOW)
     assert decision.clean is clean
-    assert decision.reason.startswith(reason)
+    assert reason_part in decision.reason
 
 
 @pytest.mark.parametrize(
     "bad", ["", ".", "..", "a/b", "../x", "/etc", "nul\0", "x" * 256, ".eemtcleanupd-trash", "x" * 5000]
 )
-def test_a_job_whose_names_are_no_single_entry_is_refused_and_told(bad: str) -> None:
-    for hostile in (job(id=bad), job(dem_filename=bad)):
+def test_a_job_with_an_invalid_name_is_kept_and_notable(bad: str) -> None:
+    for field, hostile in (("id", job(id=bad)), ("dem_filename", job(dem_filename=bad))):
         decision = decide(hostile, POLICY, NOW)
         assert not decision.clean
         assert decision.notable
-        assert decision.reason.startswith("refused: its ")
+        assert f" {field} " in decision.reason
 
 
 @pytest.mark.parametrize("odd", ["two\nlines", "ünï", "\udcff", "-rf", "*", "x" * 240])
-def test_odd_names_that_are_one_entry_are_cleaned_like_others(odd: str) -> None:
+def test_a_job_with_an_unusual_but_valid_name_is_cleaned(odd: str) -> None:
     assert decide(job(id=odd, dem_filename=odd), POLICY, NOW).clean
 
 
 def test_a_hold_keeps_a_job_until_it_ends() -> None:
     hold = Hold("job-1", "paper in review", "anna", NOW + timedelta(hours=1))
     kept = decide(job(), POLICY, NOW, hold=hold)
-    assert (kept.clean, kept.reason) == (False, "held by anna until 2026-03-10 13:00 UTC: paper in review")
+    assert not kept.clean
+    for part in ("anna", "2026-03-10 13:00", "paper in review"):
+        assert part in kept.reason
     assert decide(job(), POLICY, NOW + timedelta(hours=1), hold=hold).clean
     assert not decide(job(), POLICY, NOW, hold=Hold("job-1", "", "anna")).clean
 
 
-def test_the_newest_successful_jobs_are_kept_whatever_their_age() -> None:
+def test_the_newest_successful_jobs_are_kept_at_any_age() -> None:
     assert not decide(job(), POLICY, NOW, among_last=True).clean
 
 
-def test_an_override_counts_for_its_workflow_and_class_alone() -> None:
+def test_an_override_applies_only_to_its_workflow_and_class() -> None:
     policy = Policy.from_config(
         RetentionConfig.model_validate(
             {"overrides": [{"workflow_type": "eemt", "successful_hours": 336, "failed_hours": 1}]}
@@ -86,7 +88,7 @@ def test_an_override_counts_for_its_workflow_and_class_alone() -> None:
     assert policy.shortest(JobClass.SUCCESSFUL) == timedelta(hours=168)
 
 
-def test_a_policy_prints_itself_as_a_sentence() -> None:
+def test_a_policy_describes_all_its_rules() -> None:
     policy = Policy.from_config(
         RetentionConfig.model_validate(
             {
@@ -95,11 +97,8 @@ def test_a_policy_prints_itself_as_a_sentence() -> None:
             }
         )
     )
-    assert str(policy) == (
-        "Data of successful jobs is kept for 36 hours after their end, of failed jobs for 12 hours, "
-        "of successful eemt jobs for 14 days. The newest successful 3 jobs keep theirs whatever their age. "
-        "Logs of failed jobs (*.log, *.err, *.out) are kept. Metadata is kept for ever."
-    )
+    for part in ("36 hours", "12 hours", "successful eemt jobs for 14 days", "3 jobs", "*.log, *.err, *.out"):
+        assert part in str(policy)
 
 
 @given(
@@ -126,9 +125,9 @@ def test_nothing_live_held_unknown_undated_or_young_is_ever_cleaned(
 
 
 @given(st.lists(st.floats(0, 5000), min_size=2, max_size=2), st.floats(0, 5000))
-def test_a_longer_retention_never_cleans_more(retentions: list[float], hours: float) -> None:
+def test_a_longer_retention_never_cleans_more(retentions: list[float], age: float) -> None:
     short, long = (
-        Policy.from_config(RetentionConfig.model_validate({"successful_jobs": {"hours": each}}))
-        for each in sorted(retentions)
+        Policy.from_config(RetentionConfig.model_validate({"successful_jobs": {"hours": hours}}))
+        for hours in sorted(retentions)
     )
-    assert decide(job(hours=hours), short, NOW).clean or not decide(job(hours=hours), long, NOW).clean
+    assert decide(job(hours=age), short, NOW).clean or not decide(job(hours=age), long, NOW).clean

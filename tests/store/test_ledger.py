@@ -1,4 +1,4 @@
-"""The ledger takes as many jobs at a time as there are."""
+"""The ledger handles any number of jobs at once."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.cleanup.conftest import NOW, JobStore
 
 MANY = [f"job{number}" for number in range(2000)]
-BINDS = 999  # of the SQLites in use, the fewest that one takes in a statement
+BINDS = 999  # the lowest limit of bound variables in any SQLite version in use
 
 
-def test_more_jobs_than_a_statement_binds_are_asked_for_and_dropped(tmp_path: Path) -> None:
+def test_more_jobs_than_a_statement_can_bind_are_read_and_deleted(tmp_path: Path) -> None:
     store = JobStore(tmp_path / "store")
     with closing(SqliteDatabase(store.path / "jobs.db", busy_timeout_seconds=1)) as database:
         ledger = Ledger(database)

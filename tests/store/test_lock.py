@@ -1,4 +1,4 @@
-"""One run at a time."""
+"""Locks: only one run at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eemtcleanupd.store.sqlite import SqliteDatabase
 NOW = datetime(2026, 1, 20, 2, tzinfo=UTC)
 
 
-def opened(folder: Path, name: str = "jobs") -> SqliteDatabase:
+def open_database(folder: Path, name: str = "jobs") -> SqliteDatabase:
     file = folder / f"{name}.db"
     file.touch()
     return SqliteDatabase(file, busy_timeout_seconds=1)
@@ -24,24 +24,24 @@ def opened(folder: Path, name: str = "jobs") -> SqliteDatabase:
 def test_the_lock_of_a_dead_run_is_free(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
-        run_lock(opened(tmp_path), "dead", NOW).__enter__()
+        run_lock(open_database(tmp_path), "dead", NOW).__enter__()
         os._exit(0)
     os.waitpid(child, 0)
-    with run_lock(opened(tmp_path), "next", NOW):
+    with run_lock(open_database(tmp_path), "next", NOW):
         pass
 
 
 def test_two_databases_have_two_locks(tmp_path: Path) -> None:
-    with run_lock(opened(tmp_path, "a"), "a", NOW), run_lock(opened(tmp_path, "b"), "b", NOW):
+    with run_lock(open_database(tmp_path, "a"), "a", NOW), run_lock(open_database(tmp_path, "b"), "b", NOW):
         pass
 
 
-def test_a_lock_that_says_nothing_yet_still_holds(tmp_path: Path) -> None:
-    with run_lock(opened(tmp_path), "first", NOW):
+def test_a_lock_file_without_a_holder_is_still_locked(tmp_path: Path) -> None:
+    with run_lock(open_database(tmp_path), "first", NOW):
         (tmp_path / "jobs.db.eemtcleanupd.lock").write_text("")
         with (
-            pytest.raises(LockHeldError, match="it has not said who it is yet"),
-            run_lock(opened(tmp_path), "second", NOW),
+            pytest.raises(LockHeldError, match="jobs"),
+            run_lock(open_database(tmp_path), "second", NOW),
         ):
             pass
 
@@ -49,6 +49,9 @@ def test_a_lock_that_says_nothing_yet_still_holds(tmp_path: Path) -> None:
 def test_a_lock_file_that_is_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("keep")
     (tmp_path / "jobs.db.eemtcleanupd.lock").symlink_to("victim")
-    with pytest.raises(StoreError, match="cannot be opened"), run_lock(opened(tmp_path), "run", NOW):
+    with (
+        pytest.raises(StoreError, match=r"jobs\.db\.eemtcleanupd\.lock"),
+        run_lock(open_database(tmp_path), "run", NOW),
+    ):
         pass
     assert (tmp_path / "victim").read_text() == "keep"

@@ -1,7 +1,10 @@
-"""A job database on PostgreSQL: its types, its locks, and connections that are cut at any moment."""
+"""A job database on PostgreSQL: column types, locks, and connections that are lost at any time."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -32,7 +35,7 @@ POLICY = Policy.from_config(RetentionConfig())
 
 
 class Opener:
-    """Opens databases, each as a program of its own would, and closes them at the end of the test."""
+    """Opens databases as separate programs would, and closes them at the end of the test."""
 
     def __init__(self, server: Server, stack: ExitStack) -> None:
         self.server = server
@@ -92,15 +95,15 @@ def test_rows_of_every_type_are_found_decided_and_marked(
         ended = (NOW - timedelta(days=days)).isoformat()
         opener.sql("INSERT INTO jobs VALUES (%s, 'completed', %s, '{}')", job_id, ended)
     database = opener()
-    catalog = JobTable(database, POLICY, UTC)
-    catalog.add_columns()
-    catalog.gather_candidates(NOW)
-    found = [job for page in catalog.candidates(1) for job in page]
-    assert [job.id for job in found if decide(job, POLICY, NOW).clean] == [due]
+    jobs = JobTable(database, POLICY, UTC)
+    jobs.add_columns()
+    jobs.gather_candidates(NOW)
+    candidates = [job for page in jobs.candidates(1) for job in page]
+    assert [job.id for job in candidates if decide(job, POLICY, NOW).clean] == [due]
     with database.read() as connection:
-        assert set(catalog.rows(connection, [due, young, *FOREIGN_IDS])) == {due, young}
-    database.write(lambda connection: catalog.mark_cleaned(connection, [(due, 2**20, "gone")], NOW))
-    database.write(lambda connection: catalog.mark_cleaned(connection, [("x", 2**20, "gone")], NOW))
+        assert set(jobs.rows(connection, [due, young, *FOREIGN_IDS])) == {due, young}
+    database.write(lambda connection: jobs.mark_cleaned(connection, [(due, 2**20, "gone")], NOW))
+    database.write(lambda connection: jobs.mark_cleaned(connection, [("x", 2**20, "gone")], NOW))
     rows = opener.sql(
         "SELECT id::TEXT, data_size_mb, data_cleaned_at FROM jobs WHERE data_cleaned_at IS NOT NULL"
     )
@@ -110,12 +113,12 @@ def test_rows_of_every_type_are_found_decided_and_marked(
 
 
 @pytest.mark.parametrize("ended", ["infinity", "-infinity", "0044-03-15 12:00:00 BC", None])
-def test_times_that_are_no_dates_need_a_decision_and_are_kept(opener: Opener, ended: str | None) -> None:
+def test_a_job_with_an_invalid_end_needs_a_decision_and_is_kept(opener: Opener, ended: str | None) -> None:
     opener.sql("CREATE TABLE jobs (id TEXT PRIMARY KEY, status TEXT, completed_at TIMESTAMP)")
     opener.sql("INSERT INTO jobs VALUES ('odd', 'completed', %s)", ended)
-    catalog = JobTable(opener(), POLICY, UTC)
-    catalog.gather_candidates(NOW)
-    (job,) = [job for page in catalog.candidates(10) for job in page]
+    jobs = JobTable(opener(), POLICY, UTC)
+    jobs.gather_candidates(NOW)
+    (job,) = [job for page in jobs.candidates(10) for job in page]
     decision = decide(job, POLICY, NOW)
     assert (decision.clean, decision.notable) == (False, True)
 
@@ -124,24 +127,24 @@ def test_times_that_are_no_dates_need_a_decision_and_are_kept(opener: Opener, en
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "part"),
     [
-        (("127.0.0.1", "localhost.invalid"), "check the host"),
-        ((":{port}/", ":1/"), "is the server running"),
-        (("p%40ss%2Fw%3Ard", "another"), "check user and password"),
+        (("127.0.0.1", "localhost.invalid"), "localhost.invalid"),
+        ((":{port}/", ":1/"), "Connection refused"),
+        (("p%40ss%2Fw%3Ard", "another"), "password"),
         (("eemt:", "nobody:"), "pg_hba.conf"),
         (("/test_", "/absent_"), "does not exist"),
-        (("postgresql://", "mysql://"), "mysql is not supported: name the path of a SQLite file"),
-        (("postgresql://", "postgresql+asyncpg://"), "asyncpg is not supported"),
-        ((":{port}/", ":port/"), "no URL that can be read"),
+        (("postgresql://", "mysql://"), "mysql"),
+        (("postgresql://", "postgresql+asyncpg://"), "asyncpg"),
+        ((":{port}/", ":port/"), "URL"),
     ],
 )
-def test_what_is_wrong_with_the_address_is_said_and_no_password(
-    opener: Opener, change: tuple[str, str], words: str
+def test_a_wrong_address_raises_an_error_without_the_password(
+    opener: Opener, change: tuple[str, str], part: str
 ) -> None:
     old, new = change[0].format(port=opener.server.port), change[1]
     assert old in opener.url
-    with pytest.raises(StoreError, match=words) as caught:
+    with pytest.raises(StoreError, match=part) as caught:
         opener(opener.url.replace(old, new, 1))
     for secret in (PASSWORD, "p%40ss", "another"):
         assert secret not in str(caught.value)
@@ -149,35 +152,35 @@ def test_what_is_wrong_with_the_address_is_said_and_no_password(
 
 def test_another_encoding_is_refused(opener: Opener) -> None:
     url = opener.server.create(TEMPLATE="template0", ENCODING="'LATIN1'", LOCALE="'C'")
-    with pytest.raises(StoreError, match="encoded in LATIN1"):
+    with pytest.raises(StoreError, match="LATIN1"):
         opener(url)
 
 
-def test_who_does_not_own_the_table_is_told_what_its_owner_can_do(opener: Opener) -> None:
+def test_a_user_who_does_not_own_the_table_can_use_columns_added_by_the_owner(opener: Opener) -> None:
     opener.sql("CREATE TABLE jobs (id TEXT, status TEXT, completed_at TEXT)")
     name = opener.url.rpartition("/")[2]
     opener.server.admin("ALTER TABLE jobs OWNER TO owner", name)
     opener.server.admin("GRANT SELECT ON jobs TO eemt", name)
-    with pytest.raises(StoreError, match="its owner can append the columns"):
+    with pytest.raises(StoreError, match=r"docs/postgresql\.md"):
         JobTable(opener(), POLICY, UTC).add_columns()
     opener.server.admin(
         "ALTER TABLE jobs ADD data_cleaned_at TEXT, ADD data_size_mb FLOAT, ADD cleanup_summary TEXT", name
     )
     opener.server.admin("GRANT UPDATE (data_cleaned_at, data_size_mb, cleanup_summary) ON jobs TO eemt", name)
     opener.sql("CREATE TABLE ours (a INTEGER)")
-    catalog = JobTable(opener(), POLICY, UTC)
-    catalog.add_columns()
+    jobs = JobTable(opener(), POLICY, UTC)
+    jobs.add_columns()
     opener.server.admin("INSERT INTO jobs VALUES ('a', 'completed', '2026-01-01T00:00:00')", name)
-    opener().write(lambda connection: catalog.mark_cleaned(connection, [("a", 0, "")], NOW))
+    opener().write(lambda connection: jobs.mark_cleaned(connection, [("a", 0, "")], NOW))
     assert opener.sql("SELECT data_cleaned_at FROM jobs") == [("2026-06-15T12:00:00",)]
 
 
-def test_a_row_that_stays_locked_is_a_clear_error(opener: Opener) -> None:
+def test_a_row_that_stays_locked_raises_an_error(opener: Opener) -> None:
     opener.sql("CREATE TABLE t (a INTEGER)")
     opener.sql("INSERT INTO t VALUES (1)")
     with psycopg.connect(opener.url) as other:
         other.execute("UPDATE t SET a = 2")
-        with pytest.raises(StoreError, match="kept a row or table locked"):
+        with pytest.raises(StoreError, match="busy_timeout_seconds"):
             opener(busy_timeout_seconds=0.1).write(lambda c: c.exec_driver_sql("UPDATE t SET a = 3"))
         other.rollback()
     assert opener.sql("SELECT a FROM t") == [(1,)]
@@ -186,15 +189,13 @@ def test_a_row_that_stays_locked_is_a_clear_error(opener: Opener) -> None:
 # -- locks -----------------------------------------------------------------------------------------
 
 
-def test_a_second_run_is_told_who_holds_the_lock_and_a_dead_one_holds_none(opener: Opener) -> None:
+def test_a_lock_names_its_holder_and_is_free_after_its_end(opener: Opener) -> None:
     first, second = opener(), opener()
     with run_lock(first, "run-1", NOW):
-        told = second.holder("run")
-        assert isinstance(told, Holder)
-        assert told.run == "run-1"
-        with pytest.raises(
-            LockHeldError, match=r"run run-1, process \d+ on .*, since 2026-06-15 12:00:00 UTC"
-        ):
+        holder = second.holder("run")
+        assert isinstance(holder, Holder)
+        assert holder.run == "run-1"
+        with pytest.raises(LockHeldError, match=r"run-1.*\d+.*2026-06-15 12:00:00"):
             run_lock(second, "run-2", NOW).__enter__()
         assert second.holder("daemon") is None
     assert second.holder("run") is None
@@ -209,7 +210,7 @@ def test_stores_in_two_schemas_have_two_locks(opener: Opener) -> None:
         assert opener().holder("run") != other.holder("run")
 
 
-def test_a_lock_survives_a_cut_connection_when_nobody_had_it_meanwhile(opener: Opener) -> None:
+def test_a_lock_survives_a_lost_connection_if_no_other_process_acquired_it(opener: Opener) -> None:
     database, other = opener(), opener()
     opener.sql("CREATE TABLE t (a INTEGER)")
     with run_lock(database, "run-1", NOW):
@@ -220,10 +221,10 @@ def test_a_lock_survives_a_cut_connection_when_nobody_had_it_meanwhile(opener: O
     assert opener.sql("SELECT a FROM t") == [(1,)]
 
 
-def test_a_lock_whose_connection_is_cut_as_it_is_taken_is_held_all_the_same(
+def test_a_lock_is_held_although_its_connection_is_lost_during_acquisition(
     opener: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The row of the lock was committed, and the session that had the lock itself was gone."""
+    """The row of the lock was committed, but the session that held the lock has ended."""
     from sqlalchemy.engine.default import DefaultDialect
 
     database, other = opener(), opener()
@@ -236,7 +237,7 @@ def test_a_lock_whose_connection_is_cut_as_it_is_taken_is_held_all_the_same(
         commit(self, connection)
         if (cut := next(cuts, None)) is not None:
             cut()
-            connection.cursor().execute("SELECT 1")  # its answer was lost: the driver sees that
+            connection.cursor().execute("SELECT 1")  # the driver notices the lost connection
 
     monkeypatch.setattr(DefaultDialect, "do_commit", committing)
     with run_lock(database, "run-1", NOW):
@@ -245,39 +246,64 @@ def test_a_lock_whose_connection_is_cut_as_it_is_taken_is_held_all_the_same(
             run_lock(other, "run-2", NOW).__enter__()
 
 
-@pytest.mark.parametrize("is_over", [False, True])
-def test_who_lost_the_lock_to_another_writes_nothing_more(opener: Opener, is_over: bool) -> None:
-    """Though the other one may be done with it already."""
+@pytest.mark.parametrize("is_released", [False, True])
+def test_a_process_that_lost_the_lock_to_another_cannot_write(opener: Opener, is_released: bool) -> None:
+    """Also if the other process has already released the lock."""
     frozen, other = opener(), opener()
     opener.sql("CREATE TABLE t (a INTEGER)")
     with run_lock(frozen, "run-1", NOW), ExitStack() as meanwhile:
         opener.cut()
         meanwhile.enter_context(run_lock(other, "run-2", NOW))
-        if is_over:
+        if is_released:
             meanwhile.close()
-        for _ in range(2):  # it does not become possible by trying again
-            with pytest.raises(LockHeldError, match="another has it, or had it meanwhile"):
+        for _ in range(2):  # a retry does not help
+            with pytest.raises(LockHeldError):
                 frozen.write(lambda connection: connection.exec_driver_sql("INSERT INTO t VALUES (1)"))
     assert opener.sql("SELECT a FROM t") == []
 
 
-def test_the_server_ends_the_session_of_a_frozen_holder(
-    opener: Opener, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from eemtcleanupd.store.postgres import PostgresDatabase
+_HOLDER = """
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
 
-    monkeypatch.setattr(PostgresDatabase, "_beat", lambda _, stop: stop.wait())  # frozen
-    frozen, other = opener(lease_seconds=1), opener()
-    with run_lock(frozen, "run-1", NOW):
-        waiting = threading.Event()
-        while other.holder("run") is not None:
-            waiting.wait(0.05)
-        with run_lock(other, "run-2", NOW), pytest.raises(LockHeldError), frozen.read() as connection:
-            connection.exec_driver_sql("SELECT 1")
+from eemtcleanupd.config.types import DatabaseAddress
+from eemtcleanupd.errors import LockHeldError
+from eemtcleanupd.store.address import StoreAddress
+from eemtcleanupd.store.lock import run_lock
+
+database = StoreAddress(DatabaseAddress(sys.argv[1]), Path("/nowhere"), 10, lease_seconds=1).open()
+with run_lock(database, "run-1", datetime.now(UTC)):
+    print("locked", flush=True)
+    sys.stdin.readline()
+    try:
+        database.verify_lock()
+    except LockHeldError:
+        print("lost", flush=True)
+"""
+
+
+def test_the_server_ends_the_session_of_a_frozen_holder(opener: Opener) -> None:
+    other = opener()
+    command = [sys.executable, "-c", _HOLDER, opener.url]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as frozen:
+        assert frozen.stdout is not None
+        try:
+            assert frozen.stdout.readline() == "locked\n"
+            frozen.send_signal(signal.SIGSTOP)
+            waiting = threading.Event()
+            while other.holder("run") is not None:
+                waiting.wait(0.05)
+            with run_lock(other, "run-2", NOW):
+                frozen.send_signal(signal.SIGCONT)
+                assert frozen.communicate("\n", timeout=60)[0] == "lost\n"
+        finally:
+            frozen.kill()
 
 
 @pytest.mark.parametrize("own", ['"Eemt"', '"my store"', '"123"'])
-def test_our_tables_are_found_wherever_the_search_path_leads(opener: Opener, own: str) -> None:
+def test_the_ledger_is_found_in_any_schema_of_the_search_path(opener: Opener, own: str) -> None:
     opener.sql(f"CREATE SCHEMA {own}")
     name = quote(own)
     first = opener(f"{opener.url}?options=-csearch_path%3D{name}".replace("%20", "%5C%20"))
@@ -289,13 +315,13 @@ def test_our_tables_are_found_wherever_the_search_path_leads(opener: Opener, own
     Ledger(both).create_tables()
 
 
-# -- connections that are cut ------------------------------------------------------------------------
+# -- lost connections -------------------------------------------------------------------------------
 
-MOMENTS = ("before", "amid", "at the commit", "after the commit")
+MOMENTS = ("before", "during", "at the commit", "after the commit")
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_write_whose_connection_is_cut_is_done_exactly_once(
+def test_a_write_with_a_lost_connection_is_done_exactly_once(
     opener: Opener, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     from sqlalchemy.engine.default import DefaultDialect
@@ -305,8 +331,8 @@ def test_a_write_whose_connection_is_cut_is_done_exactly_once(
     cuts = iter([opener.cut])
     commit: Callable[..., None] = DefaultDialect.do_commit
 
-    def cut_once(at: str) -> None:
-        if at == moment and (cut := next(cuts, None)) is not None:
+    def cut_once(current: str) -> None:
+        if current == moment and (cut := next(cuts, None)) is not None:
             cut()
 
     def committing(self: DefaultDialect, connection: Any) -> None:
@@ -314,12 +340,12 @@ def test_a_write_whose_connection_is_cut_is_done_exactly_once(
         commit(self, connection)
         if moment == "after the commit":
             cut_once("after the commit")
-            commit(self, connection)  # its answer was lost: the driver sees a closed connection
+            commit(self, connection)  # the driver notices the closed connection
             connection.cursor().execute("SELECT 1")
 
     def work(connection: Connection) -> None:
         connection.exec_driver_sql("INSERT INTO t VALUES (1)")
-        cut_once("amid")
+        cut_once("during")
 
     cut_once("before")
     monkeypatch.setattr(DefaultDialect, "do_commit", committing)
@@ -329,7 +355,7 @@ def test_a_write_whose_connection_is_cut_is_done_exactly_once(
     assert next(cuts, None) is None
 
 
-def test_a_read_whose_connection_is_cut_is_asked_again(opener: Opener) -> None:
+def test_a_read_with_a_lost_connection_is_repeated(opener: Opener) -> None:
     database = opener()
     with database.read() as connection:
         assert connection.exec_driver_sql("SELECT 1").scalar() == 1
@@ -338,25 +364,23 @@ def test_a_read_whose_connection_is_cut_is_asked_again(opener: Opener) -> None:
 
 
 @pytest.mark.parametrize("failed_first", [False, True])
-def test_candidates_go_on_where_they_were_when_the_connection_is_cut(
-    opener: Opener, failed_first: bool
-) -> None:
+def test_candidates_continue_after_a_lost_connection(opener: Opener, failed_first: bool) -> None:
     opener.sql("CREATE TABLE jobs (id TEXT PRIMARY KEY, status TEXT, completed_at TIMESTAMP)")
     opener.sql(
         "INSERT INTO jobs SELECT 'job-' || i, CASE WHEN i % 3 = 0 THEN 'failed' ELSE 'completed' END,"
         " timestamp '2026-01-01' + (i / 4) * interval '1 hour' FROM generate_series(1, 40) AS i"
     )
     database = opener()
-    catalog = JobTable(database, POLICY, UTC)
-    catalog.gather_candidates(NOW, failed_first=failed_first)
-    expected = [job.id for page in catalog.candidates(7) for job in page]
+    jobs = JobTable(database, POLICY, UTC)
+    jobs.gather_candidates(NOW, failed_first=failed_first)
+    expected = [job.id for page in jobs.candidates(7) for job in page]
     assert len(expected) == 40
-    for _ in range(2):  # they may be read again from the start
-        found = []
-        for page in catalog.candidates(7):
-            found += [job.id for job in page]
+    for _ in range(2):  # they can be read again from the start
+        ids = []
+        for page in jobs.candidates(7):
+            ids += [job.id for job in page]
             opener.cut()
-        assert found == expected
+        assert ids == expected
 
 
 def test_an_intent_is_recorded_once(opener: Opener) -> None:
@@ -366,13 +390,13 @@ def test_an_intent_is_recorded_once(opener: Opener) -> None:
     intent = Intent("1", "run", IntentKind.JOB, "a", "completed", ())
     database.write(lambda connection: ledger.add_intents(connection, [intent], NOW))
     database.write(lambda connection: ledger.close_intents(connection, ["1"]))
-    with pytest.raises(StoreError, match="nothing was recorded twice"):
+    with pytest.raises(StoreError):
         database.write(lambda connection: ledger.close_intents(connection, ["1"]))
 
 
-def test_two_programs_may_make_the_ledger_at_once(opener: Opener) -> None:
+def test_several_programs_can_create_the_ledger_at_once(opener: Opener) -> None:
     databases = [opener() for _ in range(4)]
-    threads = [threading.Thread(target=Ledger(each).create_tables) for each in databases]
+    threads = [threading.Thread(target=Ledger(database).create_tables) for database in databases]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,4 +1,4 @@
-"""The forms of time in table jobs."""
+"""Timestamp formats of table jobs and the ledger."""
 
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -11,7 +11,7 @@ BERLIN = ZoneInfo("Europe/Berlin")
 
 
 @pytest.mark.parametrize(
-    ("stored", "read"),
+    ("stored", "expected"),
     [
         ("2026-01-20T02:00:00", datetime(2026, 1, 20, 1, tzinfo=UTC)),
         ("2026-01-20 02:00:00", datetime(2026, 1, 20, 1, tzinfo=UTC)),
@@ -19,9 +19,9 @@ BERLIN = ZoneInfo("Europe/Berlin")
         ("2026-01-20T02:00:00+00:00", datetime(2026, 1, 20, 2, tzinfo=UTC)),
         ("2026-01-20T02:00:00Z", datetime(2026, 1, 20, 2, tzinfo=UTC)),
         (datetime(2026, 1, 20, 2), datetime(2026, 1, 20, 1, tzinfo=UTC)),  # noqa: DTZ001  (naive as stored)
-        # Autumn repeats 02:30: the later reading keeps data longer.
+        # In autumn 02:30 is repeated: the later interpretation keeps data longer.
         ("2026-10-25T02:30:00", datetime(2026, 10, 25, 1, 30, tzinfo=UTC)),
-        # Spring leaves 02:30 out: the later reading, again.
+        # In spring 02:30 is skipped: again the later interpretation.
         ("2026-03-29T02:30:00", datetime(2026, 3, 29, 1, 30, tzinfo=UTC)),
         ("", None),
         ("yesterday", None),
@@ -34,23 +34,23 @@ BERLIN = ZoneInfo("Europe/Berlin")
         (None, None),
     ],
 )
-def test_a_stored_time_is_read_as_utc_and_in_doubt_as_the_later_or_not_at_all(
-    stored: object, read: datetime | None
+def test_a_stored_time_is_read_as_utc_with_the_later_interpretation_in_doubt(
+    stored: object, expected: datetime | None
 ) -> None:
-    assert read_timestamp(stored, BERLIN) == read
+    assert read_timestamp(stored, BERLIN) == expected
 
 
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "UTC", "America/St_Johns", "Pacific/Kiritimati", "local"])
-def test_what_is_written_reads_back(zone: str) -> None:
+def test_a_written_time_reads_back(zone: str) -> None:
     moment = datetime(2026, 7, 1, 12, 30, 15, 250000, tzinfo=UTC)
     assert read_timestamp(local_timestamp(moment, zone_named(zone)), zone_named(zone)) == moment
 
 
-def test_our_own_tables_hold_utc_as_sqlite_writes_it() -> None:
+def test_ledger_times_are_utc_in_the_format_of_sqlite() -> None:
     assert utc_timestamp(datetime(2026, 7, 1, 1, tzinfo=BERLIN)) == "2026-06-30 23:00:00"
 
 
-def test_the_forms_of_one_column_order_by_time_once_read() -> None:
+def test_times_with_a_space_and_with_a_t_order_by_time() -> None:
     early, late = read_timestamp("2026-01-20T23:00:00", UTC), read_timestamp("2026-01-20 23:30:00", UTC)
     assert early is not None
     assert late is not None

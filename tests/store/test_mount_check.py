@@ -1,4 +1,4 @@
-"""A job database that is mounted alone into another folder, as the document's compose file does it."""
+"""A job database that is mounted without its folder, as with a bind mount of one file in Docker."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def store(sample_store: Path, aged: Aged) -> Path:
     return aged(sample_store, 10)
 
 
-def mounted(store: Path, *arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a command in a folder `app` into which the database and the folders are mounted one by one."""
+def run_mounted(store: Path, *arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder `app` where the database and the folders are mounted one by one."""
     app = store.with_name("app")
     for name in ("uploads", "results"):
         (app / name).mkdir(parents=True, exist_ok=True)
     (app / "jobs.db").touch()
     script = f"""
       set -e
-      for each in jobs.db uploads results; do mount --bind "{store}/$each" "{app}/$each"; done
+      for name in jobs.db uploads results; do mount --bind "{store}/$name" "{app}/$name"; done
       cd "{app}"; {before}
       exec "{sys.executable}" -m eemtcleanupd "$@"
     """
@@ -50,23 +50,22 @@ def mounted(store: Path, *arguments: str, before: str = "") -> subprocess.Comple
     )
 
 
-def test_it_is_warned_of_and_works(store: Path) -> None:
-    done = mounted(store, "clean")
+def test_a_run_warns_and_cleans(store: Path) -> None:
+    done = run_mounted(store, "clean")
     assert done.returncode == 0, done.stderr
     assert "[WARNING]" in done.stdout
-    assert "jobs.db is mounted without its folder: other programs do not see SQLite's journal" in done.stdout
+    assert "docs/deploy-docker.md" in done.stdout
     with closing(sqlite3.connect(store / "jobs.db")) as connection:
         cleaned = connection.execute("SELECT count(*) FROM jobs WHERE data_cleaned_at IS NOT NULL").fetchone()
     assert cleaned == (6,)
-    looked = mounted(store, "doctor")
-    assert "jobs.db is mounted without its folder" in looked.stdout
+    assert "docs/deploy-docker.md" in run_mounted(store, "doctor").stdout
     assert not is_mounted_alone(store / "jobs.db")
 
 
-def test_a_run_in_the_other_folder_is_kept_out_by_the_one_here(store: Path) -> None:
+def test_a_run_through_the_other_mount_is_refused_by_the_lock_of_the_trash(store: Path) -> None:
     root = open_root(RootName.RESULTS, store / "results")
-    trash = Trash(root)  # as a run that holds the lock beside its own view of the database
-    done = mounted(store, "clean")
+    trash = Trash(root)  # as a run whose lock file is in another folder
+    done = run_mounted(store, "clean")
     trash.close()
     root.close()
     assert done.returncode == 4, done.stdout
@@ -75,22 +74,22 @@ def test_a_run_in_the_other_folder_is_kept_out_by_the_one_here(store: Path) -> N
         assert connection.execute("SELECT count(*) FROM cleanup_intents").fetchone() == (0,)
 
 
-def test_a_database_in_wal_mode_is_refused_since_what_is_read_may_be_old(store: Path) -> None:
-    with closing(sqlite3.connect(store / "jobs.db")) as writing:
-        writing.execute("PRAGMA journal_mode = WAL")
-        writing.execute("UPDATE jobs SET status = 'running'")
-        writing.commit()  # it is in jobs.db-wal, which is not mounted
+def test_a_database_in_wal_mode_is_refused_because_its_data_might_be_outdated(store: Path) -> None:
+    with closing(sqlite3.connect(store / "jobs.db")) as writer:
+        writer.execute("PRAGMA journal_mode = WAL")
+        writer.execute("UPDATE jobs SET status = 'running'")
+        writer.commit()  # the change is in jobs.db-wal, which is not mounted
         for arguments in (["clean", "--dry-run"], ["clean"], ["run"]):
-            done = mounted(store, *arguments)
+            done = run_mounted(store, *arguments)
             assert done.returncode == 3, done.stdout
-            assert "its journal mode is WAL" in done.stderr
+            assert "WAL" in done.stderr
 
 
-def test_where_the_folder_cannot_be_written_it_says_what_to_mount(store: Path) -> None:
+def test_a_run_is_refused_if_the_folder_is_not_writable(store: Path) -> None:
     before = f"""
       mkdir logs; mount --bind . . && mount -o remount,bind,ro . && cd "$PWD"; mount -t tmpfs none logs
-      for each in uploads results jobs.db; do mount --bind "{store}/$each" $each; done
+      for name in uploads results jobs.db; do mount --bind "{store}/$name" $name; done
     """
-    done = mounted(store, "clean", before=before)
+    done = run_mounted(store, "clean", before=before)
     assert done.returncode == 3, done.stdout
-    assert "SQLite's journal and our lock lie beside the database; mount the folder" in done.stderr
+    assert "docs/deploy-docker.md" in done.stderr

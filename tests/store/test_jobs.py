@@ -1,4 +1,4 @@
-"""Table jobs: the scan finds whatever could be due, and reads odd tables."""
+"""Table jobs: the scan finds every job that might be expired, also in unusual tables."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.postgres import Server
 
-NOW = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)  # amid Europe's clock change
+NOW = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)  # during Europe's clock change
 POLICY = Policy.from_config(RetentionConfig())
 
 
 class Jobs:
-    """Table jobs in one of the databases; times without a zone of their own are in a zone of the test's."""
+    """Table jobs in one of the databases.  The test chooses the zone of times without one."""
 
     def __init__(self, kind: str, folder: Path, server: Server | None) -> None:
         self._kind = kind
@@ -56,12 +56,12 @@ class Jobs:
     def candidates(self, zone: str, page_size: int = 7) -> list[str]:
         database = self.open()
         try:
-            catalog = JobTable(database, POLICY, ZoneInfo(zone))
-            backlog = catalog.backlog(NOW)
-            catalog.gather_candidates(NOW)
-            found = [job.id for page in catalog.candidates(page_size) for job in page]
-            assert backlog.candidates == len(found)
-            return found
+            table = JobTable(database, POLICY, ZoneInfo(zone))
+            backlog = table.backlog(NOW)
+            table.gather_candidates(NOW)
+            ids = [job.id for page in table.candidates(page_size) for job in page]
+            assert backlog.candidates == len(ids)
+            return ids
         finally:
             database.close()
 
@@ -101,36 +101,36 @@ def written(moment: datetime, zone: str, form: str) -> str:
         max_size=40,
     ),
 )
-def test_the_scan_misses_nothing_that_is_due(
+def test_the_scan_misses_no_expired_job(
     jobs: Jobs,
     zone: str,
     foreign: str,
     ages: list[tuple[str, float, int, bool]],
 ) -> None:
     rows: list[tuple[object, ...]] = []
-    for number, (status, hours, which, whole) in enumerate(ages):
-        form = jobs.forms[which % len(jobs.forms)]
+    for number, (status, hours, form_index, whole_seconds) in enumerate(ages):
+        form = jobs.forms[form_index % len(jobs.forms)]
         moment = NOW - timedelta(hours=hours)
-        moment = moment.replace(microsecond=0) if whole else moment
+        moment = moment.replace(microsecond=0) if whole_seconds else moment
         rows.append((f"job-{number}", status, written(moment, foreign if form == "zone" else zone, form)))
     jobs.fill(rows)
-    found = set(jobs.candidates(zone))
+    candidates = set(jobs.candidates(zone))
     database = jobs.open()
-    catalog = JobTable(database, POLICY, ZoneInfo(zone))
+    table = JobTable(database, POLICY, ZoneInfo(zone))
     with database.read() as connection:
-        every = catalog.rows(connection, [str(row[0]) for row in rows])
+        every = table.rows(connection, [str(row[0]) for row in rows])
     database.close()
-    due = {job_id for job_id, row in every.items() if decide(row.job, POLICY, NOW).clean}
-    assert due <= found
+    expired = {job_id for job_id, row in every.items() if decide(row.job, POLICY, NOW).clean}
+    assert expired <= candidates
     odd = {str(row[0]) for row in rows if row[1] == "odd"}
-    assert odd <= found
-    assert not {str(row[0]) for row in rows if row[1] == "running"} & found
+    assert odd <= candidates
+    assert not {str(row[0]) for row in rows if row[1] == "running"} & candidates
 
 
 @pytest.mark.parametrize(
     "value", [None, "", "yesterday", "20 Nov 2026", "23/11/2026", 1769000000, b"\x00\xff"]
 )
-def test_what_is_no_time_needs_a_decision(sqlite_jobs: Jobs, value: object) -> None:
+def test_a_job_with_an_invalid_end_needs_a_decision(sqlite_jobs: Jobs, value: object) -> None:
     sqlite_jobs.fill([("odd", "completed", value)])
     assert sqlite_jobs.candidates("UTC") == ["odd"]
 
@@ -142,10 +142,10 @@ def test_fresh_jobs_need_no_decision(sqlite_jobs: Jobs) -> None:
         for form in ("T", "space")
     ]
     sqlite_jobs.fill(list(fresh))
-    found = sqlite_jobs.candidates("Europe/Berlin")
-    assert "job-completed-T" not in found
-    assert "job-completed-space" not in found
-    assert "job-failed-T" not in found
+    candidates = sqlite_jobs.candidates("Europe/Berlin")
+    assert "job-completed-T" not in candidates
+    assert "job-completed-space" not in candidates
+    assert "job-failed-T" not in candidates
 
 
 def test_candidates_come_oldest_first_in_pages(jobs: Jobs) -> None:
@@ -162,18 +162,18 @@ def test_candidates_come_oldest_first_in_pages(jobs: Jobs) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schema", "words"),
+    ("schema", "missing"),
     [
-        ("CREATE TABLE other (id TEXT)", "has no table jobs"),
-        ("CREATE TABLE jobs (name TEXT)", r"lacks id \(or job_id\), status, completed_at"),
-        ("CREATE TABLE jobs (id TEXT, status TEXT)", "lacks completed_at"),
+        ("CREATE TABLE other (id TEXT)", "jobs"),
+        ("CREATE TABLE jobs (name TEXT)", r"id \(or job_id\), status, completed_at"),
+        ("CREATE TABLE jobs (id TEXT, status TEXT)", "completed_at"),
     ],
 )
-def test_a_database_of_something_else_is_refused(tmp_path: Path, schema: str, words: str) -> None:
+def test_a_database_of_another_program_is_refused(tmp_path: Path, schema: str, missing: str) -> None:
     file = tmp_path / "jobs.db"
     with closing(sqlite3.connect(file)) as connection:
         connection.execute(schema)
     database = SqliteDatabase(file, busy_timeout_seconds=5)
-    with pytest.raises(StoreError, match=words):
+    with pytest.raises(StoreError, match=missing):
         JobTable(database, POLICY, None)
     database.close()
