@@ -18,7 +18,7 @@ from eemtcleanupd.errors import CleanupError, ConfigError
 
 if TYPE_CHECKING:
     from eemtcleanupd.store.address import StoreAddress
-    from eemtcleanupd.store.lock import Holder, find_daemon
+    from eemtcleanupd.store.lock import Holder
 
 _INTERVAL_SECONDS = 0.05
 
@@ -103,6 +103,7 @@ def _location(config_file: Path | None, db_path: str | None) -> StoreAddress:
 
 
 def _daemon_of(location: StoreAddress) -> Holder | None:
+    from eemtcleanupd.store.lock import find_daemon
 
     return find_daemon(location)
 
