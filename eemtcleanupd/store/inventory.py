@@ -8,8 +8,21 @@ must be restarted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
-from sqlalchemy import BigInteger, Column, Integer, MetaData, Table, bindparam, insert, select, text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Integer,
+    MetaData,
+    Row,
+    Select,
+    Table,
+    bindparam,
+    insert,
+    select,
+    text,
+)
 
 from eemtcleanupd.store.column_types import RawName, RawText
 from eemtcleanupd.store.database import SCRATCH, Database
@@ -35,9 +48,9 @@ _SEEN = Table(
 class InventoryTables:
     """The jobs and uploads seen on the disk.  A new object is empty."""
 
-    def __init__(self, database: Database, catalog: JobTable) -> None:
+    def __init__(self, database: Database, job_table: JobTable) -> None:
         self._database = database
-        self._catalog = catalog
+        self._job_table = job_table
         self._schema = database.scratch_schema
         with database.scratch() as connection:
             for table in (_UPLOADS, _NAMED, _SEEN):
@@ -71,17 +84,17 @@ class InventoryTables:
         The jobs of these rows count as seen.  SQLite keeps the order of a CROSS JOIN, which is fastest here:
         the uploads have an index on the name, and the job table has none.
         """
-        if not self._catalog.has_uploads:
+        if not self._job_table.has_uploads:
             return
-        key = self._database.as_text(self._catalog.id_column)
+        key = self._database.as_text(self._job_table.id_column)
         named = (
             f"{self._schema}.cleanup_uploads AS u WHERE u.name = {self._database.as_raw_name('dem_filename')}"
         )
         with self._database.scratch(self._session) as connection:
             connection.exec_driver_sql(
                 f"INSERT INTO {self._schema}.cleanup_named (name, uncleaned, job_id)"
-                f" SELECT u.name, sum(CASE WHEN {self._catalog.uncleaned} THEN 1 ELSE 0 END),"
-                f" max(CASE WHEN {self._catalog.uncleaned} THEN {key} END)"
+                f" SELECT u.name, sum(CASE WHEN {self._job_table.uncleaned} THEN 1 ELSE 0 END),"
+                f" max(CASE WHEN {self._job_table.uncleaned} THEN {key} END)"
                 f" FROM jobs CROSS JOIN {named} GROUP BY u.name"
             )
             connection.exec_driver_sql(
@@ -89,47 +102,30 @@ class InventoryTables:
                 f" SELECT {key}, 0 FROM jobs CROSS JOIN {named} ON CONFLICT (job_id) DO NOTHING"
             )
             connection.commit()
-        after = ""
-        while True:
-            page = select(_NAMED).where(_NAMED.c.name > after).order_by(_NAMED.c.name).limit(500)
-            with self._database.scratch(self._session) as connection:
-                rows = connection.execute(page).all()
-            if not rows:
-                return
-            after = rows[-1].name
+        for rows in self._pages(select(_NAMED), _NAMED.c.name, 500):
             for row in rows:
                 yield row.name, row.uncleaned, row.job_id
 
     def unnamed_uploads(self) -> Iterator[list[str]]:
         """Yield, in pages, the uploads that no row names.  Read :meth:`named_uploads` first."""
-        after = ""
-        while True:
-            page = (
-                select(_UPLOADS.c.name)
-                .where(_UPLOADS.c.name > after, _UPLOADS.c.name.not_in(select(_NAMED.c.name)))
-                .order_by(_UPLOADS.c.name)
-                .limit(500)
-            )
-            with self._database.scratch(self._session) as connection:
-                rows = connection.execute(page).all()
-            if not rows:
-                return
-            after = rows[-1].name
+        named = select(_NAMED.c.name)
+        statement = select(_UPLOADS.c.name).where(_UPLOADS.c.name.not_in(named))
+        for rows in self._pages(statement, _UPLOADS.c.name, 500):
             yield [row.name for row in rows]
 
     def seen(self) -> Iterator[list[tuple[str, int]]]:
         """Yield, in pages, the jobs seen on the disk, with the bytes of their unshared uploads."""
+        statement = select(_SEEN.c.job_id, _SEEN.c.upload_bytes)
+        for rows in self._pages(statement, _SEEN.c.job_id, 100):
+            yield [(row.job_id, row.upload_bytes) for row in rows]
+
+    def _pages(self, statement: Select[Any], key: Column[Any], size: int) -> Iterator[Sequence[Row[Any]]]:
         after = ""
         while True:
-            statement = (
-                select(_SEEN.c.job_id, _SEEN.c.upload_bytes)
-                .where(_SEEN.c.job_id > after)
-                .order_by(_SEEN.c.job_id)
-                .limit(100)
-            )
+            page = statement.where(key > after).order_by(key).limit(size)
             with self._database.scratch(self._session) as connection:
-                rows = connection.execute(statement).all()
+                rows = connection.execute(page).all()
             if not rows:
                 return
-            after = rows[-1].job_id
-            yield [(row.job_id, row.upload_bytes) for row in rows]
+            after = getattr(rows[-1], key.name)
+            yield rows

@@ -109,7 +109,6 @@ class StoreLock:
     """
 
     def __init__(self, location: StoreAddress, what: str, now: datetime) -> None:
-        self._stack = ExitStack()
         self._database: Database | None = None
         with ExitStack() as stack:
             if location.file is None:

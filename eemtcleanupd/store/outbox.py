@@ -128,18 +128,20 @@ class LedgerOutbox:
         """Add messages in one transaction."""
         Ledger(self._database).create_tables()
 
+        rows = [
+            {
+                "notifier": message.notifier,
+                "event": message.event,
+                "payload": message.payload,
+                "created_at": utc_timestamp(message.created_at),
+                "due_at": utc_timestamp(message.due_at),
+                "attempts": message.attempts,
+            }
+            for message in messages
+        ]
+
         def work(connection: Connection) -> None:
-            for message in messages:
-                connection.execute(
-                    insert(OUTBOX).values(
-                        notifier=message.notifier,
-                        event=message.event,
-                        payload=message.payload,
-                        created_at=utc_timestamp(message.created_at),
-                        due_at=utc_timestamp(message.due_at),
-                        attempts=message.attempts,
-                    )
-                )
+            connection.execute(insert(OUTBOX), rows)
             now = messages[0].created_at
             _drop_stale(connection, now)
             for notifier in {message.notifier for message in messages}:

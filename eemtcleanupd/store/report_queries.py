@@ -96,16 +96,16 @@ class RunTotals:
     bytes_freed: int
 
 
-def count_jobs(database: Database, catalog: JobTable, day_ago: str, month_ago: str) -> JobUsage:
+def count_jobs(database: Database, job_table: JobTable, day_ago: str, month_ago: str) -> JobUsage:
     """Count all jobs in one scan.
 
     Args:
         database: the job database.
-        catalog: its job table.
+        job_table: its job table.
         day_ago: the time 24 hours ago, in the format of ``data_cleaned_at``.
         month_ago: the time 30 days ago.
     """
-    names = catalog.column_names
+    names = job_table.column_names
     jobs = table("jobs", *(column(name) for name in names))
     status = cast(jobs.c.status, RawText)
     workflow = cast(jobs.c.workflow_type, RawText) if "workflow_type" in names else cast(null(), RawText)
@@ -139,13 +139,13 @@ def count_jobs(database: Database, catalog: JobTable, day_ago: str, month_ago: s
     return JobUsage(by_status, by_workflow)
 
 
-def largest_jobs(database: Database, catalog: JobTable, limit: int) -> tuple[LargeJob, ...]:
+def largest_jobs(database: Database, job_table: JobTable, limit: int) -> tuple[LargeJob, ...]:
     """Return the largest jobs that still have their data, largest first.  The ledger must exist."""
     # Read more than needed: a row can have been deleted or marked as cleaned since it was measured.
     statement = select(SIZES.c.job_id, SIZES.c.bytes).order_by(SIZES.c.bytes.desc()).limit(3 * limit)
     with database.read() as connection:
         sizes = {str(row.job_id): _bytes(row.bytes, unit=1) for row in connection.execute(statement)}
-        rows = catalog.rows(connection, list(sizes))
+        rows = job_table.rows(connection, list(sizes))
     held = [
         LargeJob(rows[name].job, size)
         for name, size in sizes.items()

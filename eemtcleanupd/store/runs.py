@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, bindparam, desc, func, insert, select, update
+from sqlalchemy import Connection, Select, bindparam, desc, func, insert, select, update
 
 from eemtcleanupd.events import Total
 from eemtcleanupd.model import Outcome, Trigger
@@ -45,9 +46,7 @@ class Runs(Repository):
 
     def last_run_at(self) -> datetime | None:
         """Return when the last run finished or, if unfinished, started.  Return None before the first run."""
-        latest = select(func.max(func.coalesce(RUNS.c.finished_at, RUNS.c.started_at)))
-        with self._database.read() as connection:
-            return read_utc(connection.execute(latest).scalar())
+        return self._time(select(func.max(func.coalesce(RUNS.c.finished_at, RUNS.c.started_at))))
 
     def has_whole_run(self) -> bool:
         """Return whether any run has checked all jobs and finished."""
@@ -57,17 +56,16 @@ class Runs(Repository):
 
     def last_cleanup_at(self) -> datetime | None:
         """Return when the last run that checked all jobs started, or None before the first."""
-        latest = select(func.max(RUNS.c.started_at)).where(RUNS.c.trigger != Trigger.TRASH)
-        with self._database.read() as connection:
-            return read_utc(connection.execute(latest).scalar())
+        return self._time(select(func.max(RUNS.c.started_at)).where(RUNS.c.trigger != Trigger.TRASH))
 
     def last_success_at(self) -> datetime | None:
         """Return when the last run that checked all jobs without errors finished."""
-        latest = select(func.max(RUNS.c.finished_at)).where(
-            (RUNS.c.outcome == Outcome.SUCCESS) & (RUNS.c.trigger != Trigger.TRASH)
-        )
+        successful = (RUNS.c.outcome == Outcome.SUCCESS) & (RUNS.c.trigger != Trigger.TRASH)
+        return self._time(select(func.max(RUNS.c.finished_at)).where(successful))
+
+    def _time(self, statement: Select[Any]) -> datetime | None:
         with self._database.read() as connection:
-            return read_utc(connection.execute(latest).scalar())
+            return read_utc(connection.execute(statement).scalar())
 
     def runs(self, limit: int, run_id: str | None = None) -> list[RunRecord]:
         """Return the newest runs, newest first.  ``run_id`` selects those whose id starts with it."""
@@ -78,16 +76,8 @@ class Runs(Repository):
             statement = statement.where(RUNS.c.id.startswith(run_id, autoescape=True))
         with self._database.read() as connection:
             rows = connection.execute(statement).mappings().all()
-        return [
-            RunRecord(
-                **{
-                    **row,
-                    "started_at": read_utc(row["started_at"]),
-                    "finished_at": read_utc(row["finished_at"]),
-                }
-            )
-            for row in rows
-        ]
+        times = ("started_at", "finished_at")
+        return [RunRecord(**{**row, **{name: read_utc(row[name]) for name in times}}) for row in rows]
 
     def begin_run(self, run: RunRecord) -> None:
         """Write the row of a run that starts, and close the rows of killed runs."""
