@@ -70,7 +70,7 @@ def _run_daemon(
         logging.getLogger("eemtcleanupd").setLevel(logging.DEBUG)
     try:
         service = SystemdNotifier(os.environ)
-        daemon = Daemon(configuration, emit=write_event, service=service, interface=HttpInterface())
+        daemon = Daemon(configuration, emit=write_event, systemd=service, interface=HttpInterface())
         gc.collect()
         gc.freeze()
         gc.enable()

@@ -1,1 +1,1 @@
-"""Living: the daemon's loop, its triggers, its configuration, and what it says of itself."""
+"""The daemon: its event loop, timers, configuration reload, leader election and status."""

@@ -1,4 +1,4 @@
-"""The configuration in force: read anew on request or when its file changes, swapped whole or not at all."""
+"""Reloads the configuration on request or when its file changes, and applies it as a whole or rejects it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
 from eemtcleanupd.clock import Clock
-from eemtcleanupd.config import Loaded
+from eemtcleanupd.config import Config, Loaded
 from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.daemon.messages import ConfigFileChanged, Enqueue
 from eemtcleanupd.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-_SETTLE_SECONDS = 0.5
-# Reading the file must not count as touching it, or every reload would cause the next.
+_QUIET_SECONDS = 0.5
+# Without the events of reading: otherwise each reload would cause the next one.
 _EVENTS: list[type[FileSystemEvent]] = [
     FileModifiedEvent,
     FileCreatedEvent,
@@ -40,13 +40,13 @@ _EVENTS: list[type[FileSystemEvent]] = [
     FileClosedEvent,
     DirMovedEvent,
 ]
-# Kubernetes swaps a whole ConfigMap by renaming this link beside the files.
+# Kubernetes replaces a ConfigMap by renaming this link in the folder of the files.
 _CONFIG_MAP_LINK = "..data"
 
 
 @dataclass(frozen=True, slots=True)
 class ReloadState:
-    """How the last attempt to read the configuration went; ``attempts`` counts them, the first included."""
+    """Result of the last attempt to load the configuration; ``attempts`` includes the first one."""
 
     attempts: int
     loaded_at: datetime
@@ -58,28 +58,33 @@ class ConfigManager:
     """Holds the configuration in force.
 
     Args:
-        read: reads file, environment and options anew.
-        clock: where the time comes from.
+        read: loads the configuration from file, environment and options.
+        clock: returns the time.
 
     Raises:
-        ConfigError: it cannot be read for the first time.
+        ConfigError: the first attempt to load failed.
     """
 
     def __init__(self, read: Callable[[], Loaded], clock: Clock) -> None:
         self._read = read
         self._clock = clock
         self.loaded = read()
-        self._tried = self.digest()
+        self._attempted_digest = self.digest()
         now = clock()
         self.state = ReloadState(1, now, now)
 
     @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self.loaded.config
+
+    @property
     def file(self) -> Path | None:
-        """The file, absolute; None when there is none and the defaults count."""
+        """The absolute path of the file; None without a file, where the defaults apply."""
         return self.loaded.file
 
     def digest(self) -> str | None:
-        """Return a hash of the file as it stands, None when it cannot be read."""
+        """Return a hash of the file's current content, None when it cannot be read."""
         if self.loaded.file is None:
             return None
         try:
@@ -88,24 +93,24 @@ class ConfigManager:
             return None
 
     def has_changed(self) -> bool:
-        """Tell whether the file differs from what was read, or refused, last."""
-        return self.digest() != self._tried
+        """Tell whether the file has changed since the last attempt to load it."""
+        return self.digest() != self._attempted_digest
 
     def reload(self, prepare: Callable[[Loaded], None]) -> Loaded:
-        """Read the configuration and put it in force.
+        """Load the configuration and put it in force.
 
         Args:
-            prepare: does what else can fail with the new one; called before it is in force.
+            prepare: does everything else that can fail; called before the new configuration is in force.
 
         Returns:
-            The configuration that is in force now.
+            The new configuration.
 
         Raises:
-            ConfigError: it cannot be; the one before stays in force, and ``state`` says why.
+            ConfigError: it is invalid; the previous one stays in force, and ``state`` has the error.
         """
         now = self._clock()
         before = self.loaded
-        self._tried = self.digest()
+        self._attempted_digest = self.digest()
         try:
             new = self._read()
             _require_content(before, new)
@@ -123,81 +128,88 @@ class ConfigManager:
 
 
 def _require_content(before: Loaded, new: Loaded) -> None:
-    """Refuse a file that vanished or is empty: a moment of a bad editor must not mean "all defaults"."""
+    """Refuse a missing or empty file: an editor's half-done save must not put all defaults in force."""
     if before.file is None:
         return
     if new.file != before.file:
-        raise ConfigError(f"{before.file} is gone; to use another file, restart the daemon")
+        raise ConfigError(
+            f"The configuration file {before.file} does not exist any more. Restore it. "
+            "To use another file, restart the daemon."
+        )
     if new.is_empty and not before.is_empty:
-        raise ConfigError(f"{before.file} sets nothing: an empty file would put all defaults in force")
+        raise ConfigError(
+            f"The configuration file {before.file} is empty. An empty file would put all defaults in force. "
+            "To use them, restart the daemon."
+        )
 
 
 def _require_same_database(before: Loaded, new: Loaded) -> None:
-    old, wanted = (DatabaseAddress(each.config.paths.database) for each in (before, new))
+    old, wanted = (DatabaseAddress(loaded.config.paths.database) for loaded in (before, new))
     if old != wanted:
         raise ConfigError(
-            f"paths.database cannot change while the daemon runs ({old.redacted} is locked by it): restart it"
+            "The configuration changes paths.database. The running daemon holds the lock of "
+            f"{old.redacted}. Restart the daemon to change the database."
         )
 
 
 class Debouncer:
-    """Waits until the file has been the same for a moment: an editor may be halfway through it.
+    """Delays a reload until the file has not changed for a moment, since a save can take several writes.
 
     Args:
-        configuration: knows the file.
-        elapsed: seconds that really passed.
+        config_manager: reads the file's content.
+        elapsed: returns monotonic seconds.
     """
 
-    def __init__(self, configuration: ConfigManager, elapsed: Callable[[], float]) -> None:
-        self._configuration = configuration
+    def __init__(self, config_manager: ConfigManager, elapsed: Callable[[], float]) -> None:
+        self._config_manager = config_manager
         self._elapsed = elapsed
         self._digest: str | None = None
         self._until: float | None = None
 
     def begin(self) -> None:
-        """Wait from now on, as the file stands."""
-        self._digest = self._configuration.digest()
-        self._until = self._elapsed() + _SETTLE_SECONDS
+        """Start the delay, with the file's current content."""
+        self._digest = self._config_manager.digest()
+        self._until = self._elapsed() + _QUIET_SECONDS
 
     def seconds_left(self) -> float | None:
-        """Return how long to wait, None when there is nothing to wait for."""
+        """Return the seconds until the delay ends, None when there is none."""
         return None if self._until is None else self._until - self._elapsed()
 
     def is_over(self) -> bool:
-        """Tell, once, that the file has settled and differs from what was read."""
+        """Return True once, when the delay has ended and the file differs from the last attempt."""
         if self._until is None or self._elapsed() < self._until:
             return False
-        if self._configuration.digest() != self._digest:
+        if self._config_manager.digest() != self._digest:
             self.begin()
             return False
         self._until = None
-        return self._configuration.has_changed()
+        return self._config_manager.has_changed()
 
 
 class FileWatch:
-    """Puts a hint into the inbox when something happens to a file.
+    """Puts ``ConfigFileChanged`` into the inbox when a file might have changed.
 
-    The folder is watched, not the file, which editors replace by renaming.  Where that is not possible
-    (too many watches, a network filesystem) the daemon's slow look at the content is all there is.
+    It watches the folder, since editors replace the file by renaming.  Where watching fails (too many
+    watches, a network filesystem), the daemon still compares the content regularly.
     """
 
     def __init__(self, file: Path, put: Enqueue) -> None:
         self._observer: BaseObserver | None = Observer()
         try:
-            self._observer.schedule(_HintHandler(file.name, put), str(file.parent), event_filter=_EVENTS)
+            self._observer.schedule(_ChangeHandler(file.name, put), str(file.parent), event_filter=_EVENTS)
             self._observer.start()
         except OSError as error:
             self._observer = None
-            log.warning("%s cannot be watched (%s); changes are noticed within a minute", file, error)
+            log.warning("Cannot watch %s (%s). The daemon notices changes within a minute.", file, error)
 
     def close(self) -> None:
-        """End the watch and its threads."""
+        """Stop the watch and its threads."""
         if self._observer is not None:
             self._observer.stop()
             self._observer.join()
 
 
-class _HintHandler(FileSystemEventHandler):
+class _ChangeHandler(FileSystemEventHandler):
     def __init__(self, name: str, put: Enqueue) -> None:
         self._names = {name, _CONFIG_MAP_LINK}
         self._put = put

@@ -1,7 +1,7 @@
-"""The daemon's life: one thread that takes one message at a time out of its inbox.
+"""The daemon's event loop: what happens at start, on each message, and at stop.
 
-Signals, timers, the watcher of the file and the end of a run only put something there, so nothing here needs
-a lock, and a test can put the same messages there and look what comes of them.
+One thread takes one message at a time from the inbox.  Signals, timers, the file watch, the API and the run's
+thread only put messages there.  The code here therefore needs no lock, and a test can put the same messages.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from eemtcleanupd.daemon.messages import (
     TakeStorageSample,
     Wakeup,
 )
-from eemtcleanupd.daemon.runner import Runner
+from eemtcleanupd.daemon.runner import ActiveRun, Runner
 from eemtcleanupd.daemon.scheduler import USER, RunScheduler
 from eemtcleanupd.daemon.status import BEAT_SECONDS, DaemonStatus, StatusFile
 from eemtcleanupd.daemon.store_queries import StoreQueries
@@ -62,17 +62,17 @@ from eemtcleanupd.store.lock import daemon_lock
 
 _DRAIN_SECONDS = 10.0
 _RUN_WAIT_SECONDS = 2.0
-_LONGEST_WAIT_SECONDS = 30.0
+_LONGEST_WAIT_SECONDS = 30.0  # not longer, since the machine can be suspended meanwhile
 
 
 class Interface(Protocol):
-    """Where a daemon listens to others; what it is asked comes into the inbox."""
+    """A network interface of the daemon; it puts the requests of its clients into the inbox."""
 
     def prepare(self, daemon: Daemon, loaded: Loaded) -> Callable[[], None]:
-        """Do what can fail with a configuration; returns what then puts it in force.
+        """Do everything that can fail with a configuration; return a function that puts it in force.
 
         Raises:
-            ConfigError: it cannot listen as the configuration says.
+            ConfigError: it cannot listen as configured.
         """
 
     def close(self) -> None:
@@ -83,319 +83,358 @@ class Daemon:
     """A daemon for one job store.
 
     Args:
-        configuration: the configuration in force.
-        service: the service manager that is told.
-        clock: the time of day.
-        interface: where others can ask it things over the network.
-        elapsed: seconds that really passed.
-        emit: is told of every event of the daemon and of its runs, in the thread where it happens.
+        config_manager: has the configuration in force.
+        emit: receives every event of the daemon and of its runs, in the thread where it occurs.
+        systemd: the service manager to notify.
+        interface: serves clients over the network, if any.
+        clock: returns the time of day.
+        elapsed: returns monotonic seconds.
     """
 
     def __init__(
         self,
-        configuration: ConfigManager,
+        config_manager: ConfigManager,
         *,
         emit: Emit,
-        service: SystemdNotifier,
+        systemd: SystemdNotifier,
         interface: Interface | None = None,
         clock: Clock = system_clock,
         elapsed: Callable[[], float] = elapsed_seconds,
     ) -> None:
+        self._config_manager = config_manager
+        self._write_event = emit
+        self._systemd = systemd
         self._interface = interface
-        self._beat_at = elapsed()
-        self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._configuration = configuration
-        self._listener = emit
-        self._plugins = Plugins(self.config)
-        self._delivery = Dispatcher(self.location, clock)
-        self._leadership = LeaderElection(
-            self.location, self.config.ha.takeover_seconds, self.inbox.put, clock
-        )
-        self._service = service
         self._clock = clock
         self._elapsed = elapsed
-        self._runner = Runner(self.inbox.put, self._emit, clock)
-        self._triggers = Timers(clock, elapsed)
-        self._storage = StoreQueries(clock)
-        self._started_at = clock()
-        self._settling = Debouncer(configuration, elapsed)
-        self._agenda = RunScheduler(
-            configuration,
-            self._leadership,
+        self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        put = self.inbox.put
+        self._address = StoreAddress.of(self.config)  # stays the same for the daemon's life
+        self._log_file = LogFile()
+        self._plugins = Plugins(self.config)
+        self._dispatcher = Dispatcher(self._address, clock)
+        self._election = LeaderElection(self._address, self.config.ha.takeover_seconds, put, clock)
+        self._runner = Runner(put, self._emit, clock)
+        self._timers = Timers(clock, elapsed)
+        self._queries = StoreQueries(clock)
+        self._debouncer = Debouncer(config_manager, elapsed)
+        self._scheduler = RunScheduler(
+            config_manager,
+            self._election,
             self._runner,
-            self._storage,
-            self._triggers,
-            put=self.inbox.put,
+            self._queries,
+            self._timers,
+            put=put,
             emit=self._emit,
             clock=clock,
             elapsed=elapsed,
         )
-        self._stopping: str | None = None
-        self._log = LogFile()
+        self._started_at = clock()
+        self._heartbeat_at = elapsed()
+        self._stop_reason: str | None = None
+
+    # -- for other threads ---------------------------------------------------------------------------
 
     @property
     def loaded(self) -> Loaded:
-        """The configuration in force, with where each value came from."""
-        return self._configuration.loaded
+        """The configuration in force, with the origin of each value."""
+        return self._config_manager.loaded
 
     @property
     def config(self) -> Config:
         """The configuration in force."""
-        return self._configuration.loaded.config
-
-    @property
-    def location(self) -> StoreAddress:
-        """The job database, which stays the same for the daemon's life."""
-        return StoreAddress.of(self.config)
-
-    # -- life --------------------------------------------------------------------------------------
-
-    def run_forever(self, on_ready: Callable[[], None] = lambda: None) -> None:
-        """Start, work until asked to stop, and stop in order.
-
-        Raises:
-            ConfigError, StoreError, RootError, LockHeldError: it could not start; nothing was changed.
-        """
-        with ExitStack() as stack:
-            self.start(stack)
-            on_ready()
-            while self.step(self._wait_seconds()):
-                pass
-
-    def start(self, stack: ExitStack) -> None:
-        """Take the lock, look at the job store, and begin to listen; ``stack`` undoes it all in order."""
-        told = release_initial_ballast(self.config)
-        self._log.open(self.config)
-        stack.callback(self._log.close)
-        if told:
-            log.warning("%s", told)
-        stack.enter_context(daemon_lock(self.location, self._clock()))
-        check_store(self.config)
-        stack.callback(self._leadership.close)
-        self._leadership.begin()
-        self._audit("daemon_started", pid=os.getpid(), host=socket.gethostname())
-        stack.callback(self._end_delivery)
-        self._delivery.configure(self._plugins, durable=not self.config.dry_run)
-        if self._interface is not None:
-            begin = self._interface.prepare(self, self.loaded)
-            stack.callback(self._interface.close)
-            begin()
-        self._status_file = StatusFile(self.location)
-        stack.callback(self._status_file.remove)
-        if self._configuration.file is not None:
-            stack.callback(FileWatch(self._configuration.file, self.inbox.put).close)
-        self._set_timers()
-        self._tell_warnings(self._configuration.loaded)
-        totals, last_success = self._storage.totals(self.config)
-        self._emit(
-            DaemonStarted(
-                os.getpid(), socket.gethostname(), self._triggers.next_cleanup(), totals, last_success
-            )
-        )
-        self._service.ready()
-        self._publish_status()
-
-    def step(self, wait_seconds: float) -> bool:
-        """Wait for a message at most so long, act on it, and call what is due; False when life is over."""
-        try:
-            message = self.inbox.get(timeout=wait_seconds)
-        except queue.Empty:
-            pass
-        else:
-            if not isinstance(message, Wakeup):  # what it was for has been put here as well
-                self._handle(message)
-        if self._stopping is None:
-            self._triggers.run_pending()
-            if self._settling.is_over():
-                self._reload("its file changed")
-            self._agenda.start_pending_run(self._plugins)
-        self._service.watchdog()
-        self._beat_at = self._elapsed()
-        self._publish_status()
-        return self._stopping is None or self._runner.running is not None
-
-    def _wait_seconds(self) -> float:
-        """Return how long to wait for a message; never long, since the machine may sleep meanwhile."""
-        waits = [_LONGEST_WAIT_SECONDS, self._triggers.seconds_to_next()]
-        waits += [
-            seconds
-            for seconds in (self._settling.seconds_left(), self._agenda.seconds_to_start())
-            if seconds is not None
-        ]
-        if self._runner.running is not None:
-            waits.append(_RUN_WAIT_SECONDS)
-        if self._service.watchdog_seconds is not None:
-            waits.append(self._service.watchdog_seconds / 3)
-        return max(0.0, min(waits))
-
-    def _set_timers(self) -> None:
-        put, triggers = self.inbox.put, self._triggers
-        triggers.add(interval_schedule(timedelta(seconds=BEAT_SECONDS)), lambda: put(CheckConfigFile()))
-        triggers.add(interval_schedule(timedelta(minutes=1)), lambda: put(CheckPressure()))
-        triggers.add(interval_schedule(timedelta(minutes=5)), lambda: put(CheckTrash()))
-        triggers.add(interval_schedule(timedelta(hours=1)), lambda: put(TakeStorageSample()))
-        self._agenda.apply_schedule()
-        if self._leadership.is_active:
-            self._agenda.resume()
-        else:
-            log.warning("This daemon stands by: %s is active", self._leadership.active or "another one")
-
-    # -- messages ----------------------------------------------------------------------------------
-
-    def _handle(self, message: Message) -> None:  # noqa: C901  (one case for each message)
-        match message:
-            case StopRequested():
-                self._stop(message.reason)
-            case RunEnded():
-                self._agenda.run_ended(message)
-            case DumpThreads():
-                log_threads()
-            case _ if self._stopping is not None:  # too late for anything else
-                if isinstance(message, RunRequested) and message.order is not None:
-                    message.order.done(LockHeldError("the daemon is on its way out"))
-            case ReloadRequested():
-                self._reload(message.reason)
-            case ConfigFileChanged():
-                self._settling.begin()
-            case CheckConfigFile():
-                if self._configuration.has_changed():
-                    self._settling.begin()
-            case RoleChanged():
-                self._change_role(message)
-            case RunRequested():
-                self._agenda.request_run(message)
-            case TakeStorageSample() | CheckPressure() | CheckTrash() if not self._leadership.is_active:
-                pass  # the active daemon looks
-            case CheckTrash():
-                self._agenda.check_trash()
-            case TakeStorageSample():
-                passed = self._storage.sample(self.config)
-                if passed is not None:
-                    self._emit(passed)
-            case CheckPressure():
-                self._agenda.check_pressure()
-
-    def _stop(self, reason: str) -> None:
-        if self._stopping is None:
-            self._stopping = reason
-            self._runner.stop()  # first: to write down anything may have to wait for a busy disk
-            self._service.stopping()
-            self._emit(DaemonStopping(reason))
-            self._audit_if_possible("daemon_stopping", reason=reason)
-
-    def _change_role(self, change: RoleChanged) -> None:
-        """Clean from now on, or leave it to another."""
-        if change.is_active:
-            log.warning("This daemon is active now: %s", change.reason)
-            self._agenda.become_active()
-        else:
-            log.warning("This daemon stands by now: %s", change.reason)
-            self._agenda.become_standby()
-        role = "active" if change.is_active else "standby"
-        self._audit_if_possible("role_changed", role=role, host=socket.gethostname(), reason=change.reason)
-
-    # -- what others ask, in threads of theirs --------------------------------------------------------
+        return self._config_manager.config
 
     @property
     def plugins(self) -> Plugins:
         """The plugins in force."""
         return self._plugins
 
-    def seconds_since_heartbeat(self) -> float:
-        """Return how long ago the loop went round."""
-        return self._elapsed() - self._beat_at
+    @property
+    def active_run(self) -> ActiveRun | None:
+        """The run in progress, if any."""
+        return self._runner.active_run
 
-    # -- configuration -----------------------------------------------------------------------------
+    def seconds_since_heartbeat(self) -> float:
+        """Return the seconds since the loop last completed a step."""
+        return self._elapsed() - self._heartbeat_at
+
+    # -- life ----------------------------------------------------------------------------------------
+
+    def run_forever(self, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Start, handle messages until asked to stop, and stop in order.
+
+        Raises:
+            ConfigError, StoreError, RootError, LockHeldError, AuditError: it could not start.
+        """
+        with ExitStack() as stack:
+            self.start(stack)
+            on_ready()
+            while self.step(self.seconds_to_wait()):
+                pass
+
+    def start(self, stack: ExitStack) -> None:
+        """Start each part; ``stack`` stops them in reverse order, and also after a failed start.
+
+        Raises:
+            ConfigError, StoreError, RootError, LockHeldError, AuditError: it could not start.
+        """
+        self._open_log(stack)
+        self._claim_store(stack)
+        self._join_election(stack)
+        self._audit("daemon_started", pid=os.getpid(), host=socket.gethostname())
+        self._start_notifiers(stack)
+        self._start_interface(stack)
+        self._create_status_file(stack)
+        self._watch_config_file(stack)
+        self._start_timers()
+        self._resume_work()
+        self._log_warnings(self.loaded)
+        self._announce_start()
+
+    def step(self, wait_seconds: float) -> bool:
+        """Wait for one message and handle it, then do what is due; return False after the last step."""
+        try:
+            message = self.inbox.get(timeout=wait_seconds)
+        except queue.Empty:
+            pass
+        else:
+            self._handle(message)
+        if self._stop_reason is None:
+            self._timers.run_pending()
+            if self._debouncer.is_over():
+                self._reload("its file changed")
+            self._scheduler.start_pending_run(self._plugins)
+        self._systemd.watchdog()
+        self._heartbeat_at = self._elapsed()
+        self._publish_status()
+        return self._stop_reason is None or self.active_run is not None
+
+    def seconds_to_wait(self) -> float:
+        """Return how long ``step`` may wait for a message before something else is due."""
+        waits = [
+            _LONGEST_WAIT_SECONDS,
+            self._timers.seconds_to_next(),
+            self._debouncer.seconds_left(),
+            self._scheduler.seconds_to_start(),
+            None if self.active_run is None else _RUN_WAIT_SECONDS,
+            None if self._systemd.watchdog_seconds is None else self._systemd.watchdog_seconds / 3,
+        ]
+        return max(0.0, min(seconds for seconds in waits if seconds is not None))
+
+    # -- start ---------------------------------------------------------------------------------------
+
+    def _open_log(self, stack: ExitStack) -> None:
+        ballast_message = release_initial_ballast(self.config)  # first: the log needs room on the disk
+        self._log_file.open(self.config)
+        stack.callback(self._log_file.close)
+        if ballast_message:
+            log.warning("%s", ballast_message)
+
+    def _claim_store(self, stack: ExitStack) -> None:
+        stack.enter_context(daemon_lock(self._address, self._clock()))
+        check_store(self.config)
+
+    def _join_election(self, stack: ExitStack) -> None:
+        stack.callback(self._election.close)
+        self._election.begin()
+
+    def _start_notifiers(self, stack: ExitStack) -> None:
+        stack.callback(self._stop_notifiers)
+        self._dispatcher.configure(self._plugins, durable=not self.config.dry_run)
+
+    def _start_interface(self, stack: ExitStack) -> None:
+        if self._interface is not None:
+            listen = self._interface.prepare(self, self.loaded)
+            stack.callback(self._interface.close)
+            listen()
+
+    def _create_status_file(self, stack: ExitStack) -> None:
+        self._status_file = StatusFile(self._address)
+        stack.callback(self._status_file.remove)
+
+    def _watch_config_file(self, stack: ExitStack) -> None:
+        if self._config_manager.file is not None:
+            stack.callback(FileWatch(self._config_manager.file, self.inbox.put).close)
+
+    def _start_timers(self) -> None:
+        put, add = self.inbox.put, self._timers.add
+        add(interval_schedule(timedelta(seconds=BEAT_SECONDS)), lambda: put(CheckConfigFile()))
+        add(interval_schedule(timedelta(minutes=1)), lambda: put(CheckPressure()))
+        add(interval_schedule(timedelta(minutes=5)), lambda: put(CheckTrash()))
+        add(interval_schedule(timedelta(hours=1)), lambda: put(TakeStorageSample()))
+        self._scheduler.apply_schedule()
+
+    def _resume_work(self) -> None:
+        if self._election.is_active:
+            self._scheduler.resume()
+        else:
+            active = self._election.active_daemon or "another daemon"
+            log.warning("This daemon is the standby. The active daemon: %s", active)
+
+    def _announce_start(self) -> None:
+        totals, last_success = self._queries.totals(self.config)
+        next_run = self._timers.next_cleanup()
+        self._emit(DaemonStarted(os.getpid(), socket.gethostname(), next_run, totals, last_success))
+        self._systemd.ready()
+        self._publish_status()
+
+    # -- messages ------------------------------------------------------------------------------------
+
+    def _handle(self, message: Message) -> None:  # noqa: C901  (one case for each message)
+        is_active = self._election.is_active
+        match message:
+            case StopRequested():
+                self._request_stop(message.reason)
+            case RunEnded():
+                self._scheduler.run_ended(message)
+            case DumpThreads():
+                log_threads()
+            case Wakeup():
+                pass  # the message that it announces is in the inbox
+            case _ if self._stop_reason is not None:
+                self._refuse(message)
+            case ReloadRequested():  # SIGHUP, among others
+                self._reload(message.reason)
+            case ConfigFileChanged():
+                self._debouncer.begin()
+            case CheckConfigFile():
+                if self._config_manager.has_changed():
+                    self._debouncer.begin()
+            case RoleChanged():
+                self._change_role(message)
+            case RunRequested():
+                self._scheduler.request_run(message)
+            case CheckTrash() if is_active:
+                self._scheduler.check_trash()
+            case CheckPressure() if is_active:
+                self._scheduler.check_pressure()
+            case TakeStorageSample() if is_active:
+                self._take_storage_sample()
+
+    def _refuse(self, message: Message) -> None:
+        """Ignore a message that came after the request to stop; tell a client that waits for a run."""
+        if isinstance(message, RunRequested) and message.callbacks is not None:
+            message.callbacks.done(LockHeldError("The daemon is stopping. Try again when it has restarted."))
+
+    def _take_storage_sample(self) -> None:
+        warning = self._queries.sample(self.config)
+        if warning is not None:
+            self._emit(warning)
+
+    def _change_role(self, change: RoleChanged) -> None:
+        if change.is_active:
+            log.warning("This daemon is now the active one: %s", change.reason)
+            self._scheduler.become_active()
+        else:
+            log.warning("This daemon is now the standby: %s", change.reason)
+            self._scheduler.become_standby()
+        role = "active" if change.is_active else "standby"
+        self._try_audit("role_changed", role=role, host=socket.gethostname(), reason=change.reason)
+
+    # -- reload --------------------------------------------------------------------------------------
 
     def _reload(self, reason: str) -> None:
-        self._service.reloading()
-        file = str(self._configuration.file or "none")
+        self._systemd.reloading()
+        file = str(self._config_manager.file or "none")
         try:
-            loaded = self._configuration.reload(self._prepare)
+            loaded = self._config_manager.reload(self._prepare)
         except ConfigError as error:
             self._emit(ConfigRejected(file, reason, str(error)))
-            self._audit_if_possible("config_rejected", file=file, reason=reason, error=str(error))
+            self._try_audit("config_rejected", file=file, reason=reason, error=str(error))
         else:
             self._runner.apply_limits(loaded.config)
-            self._agenda.apply_schedule()
-            self._tell_warnings(loaded)
-            self._delivery.configure(self._plugins, durable=not loaded.config.dry_run)
+            self._scheduler.apply_schedule()
+            self._log_warnings(loaded)
+            self._dispatcher.configure(self._plugins, durable=not loaded.config.dry_run)
             self._emit(ConfigReloaded(file, reason))
-            self._audit_if_possible("config_reloaded", file=file, reason=reason)
-        self._service.ready()
+            self._try_audit("config_reloaded", file=file, reason=reason)
+        self._systemd.ready()
 
     def _prepare(self, loaded: Loaded) -> None:
-        """Do what can fail with a new configuration: find its plugins, open its log."""
+        """Do everything that can fail with a new configuration: find its plugins, listen, open its log."""
         plugins = Plugins(loaded.config, before=self._plugins)
         listen = None if self._interface is None else self._interface.prepare(self, loaded)
-        self._log.open(loaded.config)
+        self._log_file.open(loaded.config)
+        # From here on nothing can fail.
         self._plugins = plugins
         if listen is not None:
             listen()
 
-    # -- telling -----------------------------------------------------------------------------------
+    def _log_warnings(self, loaded: Loaded) -> None:
+        for warning in loaded.warnings:
+            log.warning("%s", warning)
+        if not loaded.config.schedule.enabled:
+            log.warning("The schedule is off (schedule.enabled), so no run starts at a fixed time.")
+
+    # -- stop ----------------------------------------------------------------------------------------
+
+    def _request_stop(self, reason: str) -> None:
+        """Stop the run; the loop ends when the run has ended, and ``start``'s stack stops the rest."""
+        if self._stop_reason is None:
+            self._stop_reason = reason
+            self._runner.stop()  # first: the records below might have to wait for a busy disk
+            self._systemd.stopping()
+            self._emit(DaemonStopping(reason))
+            self._try_audit("daemon_stopping", reason=reason)
+
+    def _stop_notifiers(self) -> None:
+        if not self._dispatcher.drain(_DRAIN_SECONDS):
+            log.warning("Some notifications are not delivered yet. They are sent after the next start.")
+        self._dispatcher.close()
+
+    # -- events, audit and status --------------------------------------------------------------------
 
     def _emit(self, event: Event) -> None:
-        """Tell an event to the log and to the notifiers, in the thread where it happens."""
+        """Send an event to the log and to the notifiers, in the thread where it occurs."""
         if isinstance(event, RunFinished):
-            event = RunFinished(replace(event.report, next_run_at=self._triggers.next_cleanup()))
-        self._listener(event)
-        self._delivery.publish(event)
-
-    def _end_delivery(self) -> None:
-        if not self._delivery.drain(_DRAIN_SECONDS):
-            log.warning("Not all notifiers were reached; they are told after the next start")
-        self._delivery.close()
+            event = RunFinished(replace(event.report, next_run_at=self._timers.next_cleanup()))
+        self._write_event(event)
+        self._dispatcher.publish(event)
 
     def _audit(self, action: str, **details: object) -> None:
         if not self.config.dry_run:
             self._plugins.audit([AuditEntry(self._clock(), USER, action, details)])
 
-    def _audit_if_possible(self, action: str, **details: object) -> None:
+    def _try_audit(self, action: str, **details: object) -> None:
         try:
             self._audit(action, **details)
         except AuditError as error:
             log.error("%s", error)
 
-    def _tell_warnings(self, loaded: Loaded) -> None:
-        for warning in loaded.warnings:
-            log.warning("%s", warning)
-        if not loaded.config.schedule.enabled:
-            log.warning("schedule.enabled is false: nothing is cleaned by itself")
+    def _publish_status(self) -> None:
+        status = self.status()
+        self._systemd.status(status.summary())
+        self._status_file.write(status)
 
     def status(self) -> DaemonStatus:
         """Return the daemon's state."""
-        running, state, config = self._runner.running, self._configuration.state, self.config
-        file = self._configuration.file
+        run, election, config = self.active_run, self._election, self.config
+        file, reload = self._config_manager.file, self._config_manager.state
         return DaemonStatus(
             pid=os.getpid(),
             version=__version__,
-            state=self._status(is_running=running is not None),
+            state=self._state(is_running=run is not None),
             started_at=self._started_at,
             heartbeat_at=self._clock(),
-            next_run_at=self._triggers.next_cleanup(),
+            next_run_at=self._timers.next_cleanup(),
             schedule=explain(config.schedule.cron) if config.schedule.enabled else None,
             dry_run=config.dry_run,
-            run=None if running is None else running.status(),
+            run=None if run is None else run.status(),
             config_file=None if file is None else str(file),
-            config_loaded_at=state.loaded_at,
-            config_attempts=state.attempts,
-            config_attempted_at=state.attempted_at,
-            config_error=state.error,
-            last_error=self._agenda.last_error,
-            unresponsive=tuple(self._delivery.unresponsive()),
-            role="active" if self._leadership.is_active else "standby",
-            active=None if self._leadership.active is None else str(self._leadership.active),
+            config_loaded_at=reload.loaded_at,
+            config_attempts=reload.attempts,
+            config_attempted_at=reload.attempted_at,
+            config_error=reload.error,
+            last_error=self._scheduler.last_error,
+            unresponsive=tuple(self._dispatcher.unresponsive()),
+            role="active" if election.is_active else "standby",
+            active=None if election.active_daemon is None else str(election.active_daemon),
         )
 
-    def _status(self, *, is_running: bool) -> str:
-        if self._stopping:
+    def _state(self, *, is_running: bool) -> str:
+        if self._stop_reason:
             return "stopping"
         if is_running:
             return "running"
-        return "idle" if self._leadership.is_active else "standby"
-
-    def _publish_status(self) -> None:
-        status = self.status()
-        self._service.status(status.summary())
-        self._status_file.write(status)
+        return "idle" if self._election.is_active else "standby"

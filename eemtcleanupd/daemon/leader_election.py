@@ -1,7 +1,7 @@
-"""Which of several daemons on one job store cleans: the one that holds the lock; the others stand by.
+"""Leader election: of several daemons on one job store, the holder of a database lock is the active one.
 
-Only a database on a server has such a lock, which a thread here keeps, or asks for until it is free.  The
-server gives it to another half of ``ha.takeover_seconds`` after it heard of its holder for the last time.
+Only a database server has such a lock.  A thread keeps it, or asks for it until it is free.  The server gives
+the lock away when it has not heard from the holder for half of ``ha.takeover_seconds``.
 """
 
 from __future__ import annotations
@@ -19,86 +19,88 @@ from eemtcleanupd.store.lock import Holder, StoreLock, find_active_daemon
 log = logging.getLogger(__name__)
 
 _LOCK = "daemon"
-_LOOKS_IN_A_TAKEOVER = 6
+_CHECKS_PER_TAKEOVER = 6
 
 
 class LeaderElection:
     """The lock of the active daemon.
 
     Args:
-        location: the job store.
-        takeover_seconds: how soon another takes over (``ha.takeover_seconds``); 0: none stands by.
-        put: the inbox, which is told when this daemon becomes active, or ceases to be.
-        clock: the time of day.
+        address: the job store.
+        takeover_seconds: how soon a standby takes over (``ha.takeover_seconds``); 0 allows no standby.
+        put: receives ``RoleChanged`` when this daemon becomes active or standby.
+        clock: returns the time.
     """
 
-    def __init__(self, location: StoreAddress, takeover_seconds: float, put: Enqueue, clock: Clock) -> None:
-        self._location = location
-        self._may_stand_by = takeover_seconds > 0
-        self.pause_seconds = (takeover_seconds or 30) / _LOOKS_IN_A_TAKEOVER
+    def __init__(self, address: StoreAddress, takeover_seconds: float, put: Enqueue, clock: Clock) -> None:
+        self._address = address
+        self._allows_standby = takeover_seconds > 0
+        self.check_seconds = (takeover_seconds or 30) / _CHECKS_PER_TAKEOVER
         self._put = put
         self._clock = clock
         self._lock: StoreLock | None = None
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
-        self.is_active = location.file is not None
-        self.active: Holder | None = None
-        """The other daemon that is active, as far as is known."""
+        self.is_active = address.file is not None
+        self.active_daemon: Holder | None = None
+        """The other daemon that is active, if it is known."""
 
     def begin(self) -> None:
-        """Ask for the lock, and keep it or go on asking from now on.
+        """Ask for the lock, and start the thread that keeps it or continues to ask.
 
         Raises:
-            LockHeldError: another holds it, and none is to stand by.
-            StoreError: the server cannot be asked.
+            LockHeldError: another daemon holds it, and no standby is allowed.
+            StoreError: the server does not answer.
         """
-        if self._location.file is not None:
+        if self._address.file is not None:
             return
         try:
-            self._lock = StoreLock(self._location, _LOCK, self._clock())
-            self.is_active = True
+            self._acquire()
         except LockHeldError:
-            if not self._may_stand_by:
+            if not self._allows_standby:
                 raise
-            self._see_who_is()
-        self._thread = threading.Thread(target=self._keep, name="leadership", daemon=True)
+            self._find_active_daemon()
+        self._thread = threading.Thread(target=self._check_regularly, name="leader election", daemon=True)
         self._thread.start()
 
-    def _keep(self) -> None:
-        while not self._closed.wait(self.pause_seconds):
-            if self._lock is None:
-                self._ask()
-            else:
-                self._insist(self._lock)
-
-    def _ask(self) -> None:
-        try:
-            self._lock = StoreLock(self._location, _LOCK, self._clock())
-        except LockHeldError:
-            self._see_who_is()
-        except CleanupError as error:
-            log.debug("Whether another daemon is active cannot be said: %s", error)
-        else:
-            self.active, self.is_active = None, True
-            self._put(RoleChanged(is_active=True, reason="no other daemon holds the lock"))
-
-    def _insist(self, lock: StoreLock) -> None:
-        try:
-            lock.verify()
-        except CleanupError as error:
-            self.is_active, self._lock = False, None
-            lock.close()
-            self._see_who_is()
-            self._put(RoleChanged(is_active=False, reason=str(error)))
-
-    def _see_who_is(self) -> None:
-        with suppress(CleanupError):
-            self.active = find_active_daemon(self._location)
-
     def close(self) -> None:
-        """Let go of the lock, so that another can be active at once."""
+        """Release the lock, so that a standby can take over at once."""
         self._closed.set()
         if self._thread is not None:
             self._thread.join()
         if self._lock is not None:
             self._lock.close()
+
+    def _check_regularly(self) -> None:
+        while not self._closed.wait(self.check_seconds):
+            if self._lock is None:
+                self._try_to_lead()
+            else:
+                self._verify(self._lock)
+
+    def _try_to_lead(self) -> None:
+        try:
+            self._acquire()
+        except LockHeldError:
+            self._find_active_daemon()
+        except CleanupError as error:
+            log.debug("Cannot ask for the lock of the active daemon: %s", error)
+        else:
+            self._put(RoleChanged(is_active=True, reason="no other daemon holds the lock"))
+
+    def _verify(self, lock: StoreLock) -> None:
+        try:
+            lock.verify()
+        except CleanupError as error:
+            self.is_active, self._lock = False, None
+            lock.close()
+            self._find_active_daemon()
+            self._put(RoleChanged(is_active=False, reason=str(error)))
+
+    def _acquire(self) -> None:
+        self._lock = StoreLock(self._address, _LOCK, self._clock())
+        self.active_daemon, self.is_active = None, True
+
+    def _find_active_daemon(self) -> None:
+        with suppress(CleanupError):
+            self.active_daemon = find_active_daemon(self._address)

@@ -1,6 +1,6 @@
-"""What may come into the daemon's inbox: signals, timers, watchers and runs only ever put one of these there.
+"""Messages to the daemon: signals, timers, file watches, runs and the API only put these into its inbox.
 
-The inbox is a ``queue.SimpleQueue``: putting into it is safe in a signal handler, where taking a lock is not.
+The inbox is a ``queue.SimpleQueue``: a signal handler can safely put into it, but cannot safely take a lock.
 """
 
 from __future__ import annotations
@@ -15,30 +15,35 @@ from eemtcleanupd.model import Trigger
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """End in order; ``reason`` is in words."""
+    """Stop in order; ``reason`` is text for the log."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class ReloadRequested:
-    """Read the configuration again, changed or not."""
+    """Reload the configuration, even when its file has not changed."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigFileChanged:
-    """Something happened in the folder of the configuration file: a hint, nothing more."""
+    """Something happened in the folder of the configuration file. Its content might be the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckConfigFile:
+    """Check whether the configuration file has changed, in case the file watch missed it."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunCallbacks:
-    """What somebody who waits for a run wants of it.
+    """Options and callbacks of a client that waits for a run.
 
-    ``retention`` are hours for successful and failed jobs in place of the configured ones, None for these.
-    ``emit`` is told of its events in the run's thread; ``done`` is called once, in any thread, with its
-    report or with why there is none (None: it broke in a way nobody foresaw).
+    ``retention`` has hours for successful and failed jobs; None keeps the configured value.
+    ``emit`` receives the run's events, in the run's thread.  ``done`` is called once, in any thread, with the
+    report, or with the error (None: an unexpected exception, which is in the log).
     """
 
     emit: Emit
@@ -49,71 +54,67 @@ class RunCallbacks:
 
 @dataclass(frozen=True, slots=True)
 class RunRequested:
-    """Start a run, or, while one is going on, say so; ``user`` is who is recorded for it."""
+    """Start a run, or refuse it while another is active; ``user`` is recorded as its author."""
 
     trigger: Trigger
     user: str
-    order: RunCallbacks | None = None
+    callbacks: RunCallbacks | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """The run has ended, with a report or an error (None: an unexpected exception, which is in the log)."""
+
+    trigger: Trigger
+    result: RunReport | CleanupError | None
 
 
 @dataclass(frozen=True, slots=True)
 class CheckTrash:
-    """Look whether something in the trash has outlived its grace."""
-
-
-@dataclass(frozen=True, slots=True)
-class TakeStorageSample:
-    """Take a point of the storage history."""
+    """Check whether the grace of something in the trash has passed."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckPressure:
-    """Look how full the disk is."""
+    """Check how full the disk is."""
 
 
 @dataclass(frozen=True, slots=True)
-class CheckConfigFile:
-    """Look whether the configuration file has changed, in case no watcher said so."""
-
-
-@dataclass(frozen=True, slots=True)
-class DumpThreads:
-    """Log what every thread is doing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wakeup:
-    """A signal arrived; its handler runs now and puts here what it means."""
+class TakeStorageSample:
+    """Add a point to the storage history."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoleChanged:
-    """This daemon is the one that cleans from now on, or is not any more."""
+    """This daemon became the active one, or the standby."""
 
     is_active: bool
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class RunEnded:
-    """The run is over: its report, or why there is none (``None``: it broke in a way nobody foresaw)."""
+class DumpThreads:
+    """Log the stack of every thread."""
 
-    trigger: Trigger
-    result: RunReport | CleanupError | None
+
+@dataclass(frozen=True, slots=True)
+class Wakeup:
+    """A signal arrived; its handler, which runs now, puts the message that it stands for."""
 
 
 Message = (
     StopRequested
     | ReloadRequested
     | ConfigFileChanged
-    | RunRequested
-    | CheckTrash
-    | TakeStorageSample
-    | CheckPressure
     | CheckConfigFile
+    | RunRequested
+    | RunEnded
+    | CheckTrash
+    | CheckPressure
+    | TakeStorageSample
+    | RoleChanged
     | DumpThreads
     | Wakeup
-    | RoleChanged
-    | RunEnded
 )
 Enqueue = Callable[[Message], None]
+"""Puts a message into the inbox."""

@@ -1,4 +1,4 @@
-"""One run at a time, in a thread of its own, so that the daemon goes on listening."""
+"""Executes one cleanup run at a time in its own thread, so that the daemon's loop stays responsive."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ import ctypes
 import gc
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup import Progress, RunRequest, clean
-from eemtcleanupd.cleanup.context import RunHooks
+from eemtcleanupd.cleanup.hooks import RunHooks
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.daemon.messages import Enqueue, RunCallbacks, RunEnded
 from eemtcleanupd.daemon.status import RunStatus
 from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.events import Emit, Event, RunReport
+from eemtcleanupd.model import Trigger
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ActiveRun:
-    """The run that is going on."""
+    """The run in progress."""
 
     request: RunRequest
     started_at: datetime
@@ -34,7 +37,7 @@ class ActiveRun:
     thread: threading.Thread
 
     def status(self) -> RunStatus:
-        """Return how far it is."""
+        """Return its progress."""
         progress = self.progress
         return RunStatus(
             self.request.trigger,
@@ -46,86 +49,67 @@ class ActiveRun:
 
 
 class Runner:
-    """Starts runs and puts their end into the inbox.
+    """Starts runs and reports their end to the inbox.
 
     Args:
-        put: the inbox.
-        emit: is told of every event, in the run's thread.
-        clock: where the time comes from.
+        put: puts a message into the inbox.
+        emit: receives every event, in the run's thread.
+        clock: returns the time.
     """
 
     def __init__(self, put: Enqueue, emit: Emit, clock: Clock) -> None:
         self._put = put
         self._emit = emit
         self._clock = clock
-        self.running: ActiveRun | None = None
+        self.active_run: ActiveRun | None = None
 
     def start(
-        self, config: Config, request: RunRequest, guards: RunHooks, order: RunCallbacks | None = None
+        self, config: Config, request: RunRequest, hooks: RunHooks, callbacks: RunCallbacks | None = None
     ) -> None:
-        """Start a run with the configuration of this moment, which it keeps; no other may be going on."""
+        """Start a run, which keeps ``config`` to its end. No other run may be active."""
         progress, stop = Progress(), StopFlag()
+        work = partial(clean, config, request, stop=stop, clock=self._clock, progress=progress, hooks=hooks)
         thread = threading.Thread(
-            target=self._run,
-            args=(config, request, guards, order),
-            kwargs={"progress": progress, "stop": stop},
-            name=f"run ({request.trigger})",
+            target=self._run, args=(work, request.trigger, callbacks), name=f"run ({request.trigger})"
         )
-        self.running = ActiveRun(request, self._clock(), progress, stop, thread)
+        self.active_run = ActiveRun(request, self._clock(), progress, stop, thread)
         thread.start()
 
     def stop(self) -> None:
-        """Ask the run to end in order; its end comes into the inbox all the same."""
-        if self.running is not None:
-            self.running.stop.set()
+        """Ask the run to stop in order; ``RunEnded`` follows as usual."""
+        if self.active_run is not None:
+            self.active_run.stop.set()
 
     def apply_limits(self, config: Config) -> None:
-        """Put the limits of another configuration in force for the run that is going on, if there is one."""
-        if self.running is not None:
-            self.running.progress.apply_limits(config)
+        """Apply the rate limits of a new configuration to the active run, if any."""
+        if self.active_run is not None:
+            self.active_run.progress.apply_limits(config)
 
     def ended(self) -> None:
-        """Forget the run whose end came out of the inbox."""
-        if self.running is not None:
-            self.running.thread.join()
-            self.running = None
-        # What a run built up goes back before the long idle time: malloc_trim(3), which only glibc has.
+        """Clean up after the run whose ``RunEnded`` was received."""
+        if self.active_run is not None:
+            self.active_run.thread.join()
+            self.active_run = None
+        # Return the run's memory before the long idle time: malloc_trim(3), which only glibc has.
         gc.collect()
         with suppress(AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
 
-    def _run(
-        self,
-        config: Config,
-        request: RunRequest,
-        guards: RunHooks,
-        order: RunCallbacks | None,
-        *,
-        progress: Progress,
-        stop: StopFlag,
-    ) -> None:
+    def _run(self, work: Callable[..., RunReport], trigger: Trigger, callbacks: RunCallbacks | None) -> None:
         result: RunReport | CleanupError | None = None
 
         def emit(event: Event) -> None:
             self._emit(event)
-            if order is not None:
-                order.emit(event)
+            if callbacks is not None:
+                callbacks.emit(event)
 
         try:
-            result = clean(
-                config,
-                request,
-                emit=emit,
-                stop=stop,
-                clock=self._clock,
-                progress=progress,
-                hooks=guards,
-            )
+            result = work(emit=emit)
         except CleanupError as error:
             result = error
         except Exception:  # a bug must end one run, not the daemon
-            log.exception("The run broke off; the next one goes on where it stopped")
+            log.exception("The run failed unexpectedly. The next run resumes its work.")
         finally:
-            self._put(RunEnded(request.trigger, result))
-            if order is not None:
-                order.done(result)
+            self._put(RunEnded(trigger, result))
+            if callbacks is not None:
+                callbacks.done(result)

@@ -1,4 +1,4 @@
-"""What is to be done next: which run is wanted, whether this daemon is the one to start it, and when."""
+"""Decides which run is due, whether this daemon may start it, and when it starts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 from eemtcleanupd.cleanup import RunRequest
 from eemtcleanupd.cleanup.context import RunHooks
 from eemtcleanupd.clock import Clock
-from eemtcleanupd.config import Config
 from eemtcleanupd.daemon.config_reload import ConfigManager
 from eemtcleanupd.daemon.leader_election import LeaderElection
 from eemtcleanupd.daemon.messages import Enqueue, RunEnded, RunRequested
@@ -22,203 +21,205 @@ from eemtcleanupd.model import Trigger
 from eemtcleanupd.policy.pressure import Pressure
 
 USER = "auto_cleanup"
-"""Who is recorded for what the daemon does by itself (the user's document, Audit Trail)."""
+"""Recorded as the user of everything that the daemon does by itself."""
 
-_LONGEST_PAUSE_SECONDS = 300.0
+_LONGEST_RETRY_SECONDS = 300.0
 _PRESSURE_PAUSE = timedelta(hours=1)
 
 
 class RunScheduler:
-    """The run that is wanted, and what became of the one before; ``refused`` says why that one did nothing.
+    """Keeps the pending run, at most one, and the error of the last one.
 
     Args:
-        configuration: the configuration in force.
-        leadership: whether this daemon is the active one.
+        config_manager: has the configuration in force.
+        election: tells whether this daemon is the active one.
         runner: starts runs.
-        storage: how full the disk is, what is in the trash.
-        triggers: follow the schedule.
-        put: the inbox.
-        emit: is told when the disk is full.
-        clock: the time of day.
-        elapsed: seconds that really passed.
+        queries: reads disk usage, trash and the last run.
+        timers: follow the schedule.
+        put: puts a message into the inbox.
+        emit: receives ``DiskPressure``.
+        clock: returns the time of day.
+        elapsed: returns monotonic seconds.
     """
 
     def __init__(
         self,
-        configuration: ConfigManager,
-        leadership: LeaderElection,
+        config_manager: ConfigManager,
+        election: LeaderElection,
         runner: Runner,
-        storage: StoreQueries,
-        triggers: Timers,
+        queries: StoreQueries,
+        timers: Timers,
         *,
         put: Enqueue,
         emit: Emit,
         clock: Clock,
         elapsed: Callable[[], float],
     ) -> None:
-        self._configuration = configuration
-        self._leadership = leadership
+        self._config_manager = config_manager
+        self._election = election
         self._runner = runner
-        self._storage = storage
-        self._triggers = triggers
+        self._queries = queries
+        self._timers = timers
         self._put = put
         self._emit = emit
         self._clock = clock
         self._elapsed = elapsed
-        self._wanted: RunRequested | None = None
-        self._not_before = elapsed() + self._config.schedule.start_delay_seconds
-        self._active_at = elapsed()
-        self._relieved_at: datetime | None = None
+        self._pending: RunRequested | None = None
+        self._not_before = elapsed() + config_manager.config.schedule.start_delay_seconds
+        self._active_since = elapsed()
+        self._pressure_run_ended_at: datetime | None = None
         self.last_error: str | None = None
+        """Why the last run failed, None when it did not."""
 
-    @property
-    def _config(self) -> Config:
-        return self._configuration.loaded.config
-
-    # -- the schedule ------------------------------------------------------------------------------
+    # -- schedule and role -------------------------------------------------------------------------
 
     def apply_schedule(self, since: datetime | None = None) -> None:
-        """Follow the schedule of the configuration in force; what it missed since a time is made up for."""
-        wanted = RunRequested(Trigger.SCHEDULE, USER)
-        self._triggers.follow_cron(self._config.schedule, lambda: self._put(wanted), since=since)
-
-    def resume(self) -> None:
-        """Make up for what was missed, and go on with what another daemon, or this one, left."""
-        last = self._storage.last_cleanup(self._config)
-        config = self._config.schedule
-        catch_up = config.enabled and config.catch_up and not self._config.dry_run
-        if catch_up and last is not None and last.began_at is not None:
-            self.apply_schedule(since=last.began_at)
-        if last is not None and (last.was_killed or (last.was_interrupted and config.catch_up)):
-            self._put(RunRequested(Trigger.RECOVERY, USER))
-        elif config.run_on_start:
-            self._put(RunRequested(Trigger.START, USER))
+        """Follow the configured schedule; occurrences after ``since`` that were missed cause one run."""
+        request = RunRequested(Trigger.SCHEDULE, USER)
+        schedule = self._config_manager.config.schedule
+        self._timers.follow_cron(schedule, lambda: self._put(request), since=since)
 
     def become_active(self) -> None:
-        """Clean from now on."""
-        self._active_at = self._elapsed()
+        """Start runs from now on."""
+        self._active_since = self._elapsed()
         self.resume()
 
     def become_standby(self) -> None:
-        """Leave it to another daemon; a run that has lost its connection ends by itself."""
-        self._wanted = None
+        """Drop the pending run and stop the active one."""
+        self._pending = None
         self._runner.stop()
 
-    # -- what is wanted ----------------------------------------------------------------------------
+    def resume(self) -> None:
+        """Catch up on missed runs, and continue a run that a daemon left incomplete."""
+        config = self._config_manager.config
+        schedule = config.schedule
+        last = self._queries.last_cleanup(config)
+        catch_up = schedule.enabled and schedule.catch_up and not config.dry_run
+        if catch_up and last is not None and last.began_at is not None:
+            self.apply_schedule(since=last.began_at)
+        if last is not None and (last.was_killed or (last.was_interrupted and schedule.catch_up)):
+            self._put(RunRequested(Trigger.RECOVERY, USER))
+        elif schedule.run_on_start:
+            self._put(RunRequested(Trigger.START, USER))
 
-    def request_run(self, wanted: RunRequested) -> None:
-        """Put a run on the agenda, or say why it does not come there."""
-        if not self._leadership.is_active:
-            active = self._leadership.active or "another one"
-            if wanted.order is not None:
-                wanted.order.done(LockHeldError(f"this daemon stands by: ask the active one, {active}"))
-            elif not wanted.trigger.is_automatic:
-                log.warning(
-                    "The run for %s does not start: this daemon stands by, %s is active",
-                    wanted.trigger,
-                    active,
-                )
+    # -- pending run -------------------------------------------------------------------------------
+
+    def request_run(self, request: RunRequested) -> None:
+        """Make a run the pending one, or refuse it: with an error to its client, else in the log."""
+        if not self._election.is_active:
+            active = self._election.active_daemon or "another daemon"
+            if request.callbacks is not None or not request.trigger.is_automatic:
+                self._refuse(request, f"This daemon is the standby. Request the run from {active}.")
             return
-        running = self._runner.running
-        busy = running is not None and not running.request.only_trash
-        if wanted.order is not None and (
-            busy or (self._wanted is not None and self._wanted.order is not None)
+        running, pending = self._runner.active_run, self._pending
+        is_busy = running is not None and not running.request.only_trash
+        if request.callbacks is not None and (
+            is_busy or (pending is not None and pending.callbacks is not None)
         ):
-            wanted.order.done(LockHeldError("another run is going on; see its progress, and try again then"))
-        elif running is not None and busy:
-            log.warning(
-                "The run for %s does not start: one that began at %s UTC is still going on",
-                wanted.trigger,
-                f"{running.started_at:%H:%M:%S}",
-            )
-        elif self._wanted is None or self._wanted.trigger is Trigger.TRASH or wanted.order is not None:
-            self._wanted = wanted
+            self._refuse(request, "Another run is in progress. Try again when it has ended.")
+        elif running is not None and is_busy:
+            started_at = f"{running.started_at:%H:%M:%S} UTC"
+            self._refuse(request, f"Another run, started at {started_at}, is in progress.")
+        elif pending is None or pending.trigger is Trigger.TRASH or request.callbacks is not None:
+            self._pending = request
+
+    @staticmethod
+    def _refuse(request: RunRequested, reason: str) -> None:
+        if request.callbacks is not None:
+            request.callbacks.done(LockHeldError(reason))
+        else:
+            log.warning("The run (%s) does not start: %s", request.trigger, reason)
 
     def check_trash(self) -> None:
-        """Want a run that empties the trash if something has outlived its grace there."""
-        if self._is_free() and self._storage.has_expired_trash(self._config):
+        """Request a run that empties the trash, if the grace of something in it has passed."""
+        if self._is_idle() and self._queries.has_expired_trash(self._config_manager.config):
             self.request_run(RunRequested(Trigger.TRASH, USER))
 
     def check_pressure(self) -> None:
-        """Want a run ahead of the retention, and tell so, if the disk is too full."""
-        config = self._config.pressure
-        if not config.enabled or not self._is_free():
+        """Report disk pressure and request a run ahead of retention, if the disk is too full."""
+        config = self._config_manager.config
+        pressure = config.pressure
+        if not pressure.enabled or not self._is_idle():
             return
-        usage = self._storage.usage(self._config)
-        if usage is None or usage.used_percent < config.high_watermark_percent:
-            self._relieved_at = None
+        usage = self._queries.usage(config)
+        if usage is None or usage.used_percent < pressure.high_watermark_percent:
+            self._pressure_run_ended_at = None
             return
-        if self._relieved_at is not None and self._clock() - self._relieved_at < _PRESSURE_PAUSE:
-            return  # it took all that it may; to look again every minute would change nothing
+        ended_at = self._pressure_run_ended_at
+        if ended_at is not None and self._clock() - ended_at < _PRESSURE_PAUSE:
+            return  # it deleted all that it was allowed to; another one would change nothing
         self._emit(
             DiskPressure(
                 usage.used_percent,
                 usage.free_bytes,
-                config.high_watermark_percent,
-                config.low_watermark_percent,
+                pressure.high_watermark_percent,
+                pressure.low_watermark_percent,
             )
         )
         self.request_run(RunRequested(Trigger.PRESSURE, USER))
 
-    def _is_free(self) -> bool:
-        return self._runner.running is None and self._wanted is None and not self._config.dry_run
+    def _is_idle(self) -> bool:
+        is_free = self._runner.active_run is None and self._pending is None
+        return is_free and not self._config_manager.config.dry_run
 
-    # -- when it starts, and how it ended ----------------------------------------------------------
+    # -- start and end of a run --------------------------------------------------------------------
 
     def seconds_to_start(self) -> float | None:
-        """Return when the run that is wanted may start, None while none waits for that."""
-        if self._wanted is None or self._runner.running is not None:
+        """Return the seconds until the pending run may start, None if no run waits for that."""
+        if self._pending is None or self._runner.active_run is not None:
             return None
         return self._not_before - self._elapsed()
 
-    def start_pending_run(self, guards: RunHooks) -> None:
-        """Start the run that is wanted, unless another goes on or it is too early."""
-        wanted = self._wanted
-        if wanted is None or self._runner.running is not None:
+    def start_pending_run(self, hooks: RunHooks) -> None:
+        """Start the pending run, unless another one is active or it is too early."""
+        request = self._pending
+        if request is None or self._runner.active_run is not None:
             return
-        if wanted.trigger.is_automatic and self._elapsed() < self._not_before:
+        if request.trigger.is_automatic and self._elapsed() < self._not_before:
             return
-        self._wanted = None
-        config, order = self._config, wanted.order
+        self._pending = None
+        config, callbacks = self._config_manager.config, request.callbacks
         pressure = config.pressure
         self._runner.start(
-            config if order is None else config.with_retention(*order.retention),
+            config if callbacks is None else config.with_retention(*callbacks.retention),
             RunRequest(
-                user=wanted.user,
-                trigger=wanted.trigger,
+                user=request.user,
+                trigger=request.trigger,
                 dry_run=config.dry_run,
-                force=order is not None and order.force,
-                only_trash=wanted.trigger is Trigger.TRASH,
+                force=callbacks is not None and callbacks.force,
+                only_trash=request.trigger is Trigger.TRASH,
                 pressure=Pressure(pressure.low_watermark_percent, timedelta(hours=pressure.minimum_age_hours))
-                if wanted.trigger is Trigger.PRESSURE
+                if request.trigger is Trigger.PRESSURE
                 else None,
             ),
-            guards,
-            order,
+            hooks,
+            callbacks,
         )
 
     def run_ended(self, ended: RunEnded) -> None:
-        """Take note of how a run ended; one that met another's lock may be wanted again."""
+        """Record how a run ended, and retry one that could not take the lock where that makes sense."""
         self._runner.ended()
         result = ended.result
         if isinstance(result, RunReport):
             self.last_error = None
         elif isinstance(result, LockHeldError):
-            log.warning("The run for %s did not start: %s", ended.trigger, result)
-            since = self._elapsed() - self._active_at
-            if self._should_retry(ended.trigger, since):
-                # The lock of the run before may outlive its daemon for a moment, or while that is frozen.
-                pause = max(self._leadership.pause_seconds, min(since, _LONGEST_PAUSE_SECONDS))
-                self._not_before = self._elapsed() + pause
-                self._put(RunRequested(ended.trigger, USER))
+            log.warning("The run (%s) did not start: %s", ended.trigger, result)
+            self._retry_if_useful(ended.trigger)
         else:
-            self.last_error = str(result) if result is not None else "it broke off, the log says where"
+            self.last_error = str(result) if result is not None else "Unexpected error. See the log."
         if ended.trigger is Trigger.PRESSURE:
-            self._relieved_at = self._clock()
+            self._pressure_run_ended_at = self._clock()
 
-    def _should_retry(self, trigger: Trigger, active_seconds: float) -> bool:
-        """Tell whether a run that met a lock is for this daemon to try again: what was left, until it can."""
-        takeover = self._config.ha.takeover_seconds
-        if not self._leadership.is_active or not takeover:
-            return False
-        return trigger is Trigger.RECOVERY or (trigger.is_automatic and active_seconds < takeover)
+    def _retry_if_useful(self, trigger: Trigger) -> None:
+        """Retry what another daemon left, until that works, and any automatic run during a takeover.
+
+        The lock of the run before can outlive its daemon for a moment, or while that daemon is frozen.
+        """
+        takeover = self._config_manager.config.ha.takeover_seconds
+        active_seconds = self._elapsed() - self._active_since
+        if not self._election.is_active or not takeover:
+            return
+        if trigger is Trigger.RECOVERY or (trigger.is_automatic and active_seconds < takeover):
+            pause = max(self._election.check_seconds, min(active_seconds, _LONGEST_RETRY_SECONDS))
+            self._not_before = self._elapsed() + pause
+            self._put(RunRequested(trigger, USER))

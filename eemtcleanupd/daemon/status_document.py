@@ -1,8 +1,9 @@
-"""How the daemon and the job store are, as one document, for ``status --json`` and the dashboard."""
+"""The status document: state of daemon and job store for ``status --json``, the API and the dashboard."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -18,84 +19,59 @@ from eemtcleanupd.store.outbox import DeliveryStats, delivery_stats
 from eemtcleanupd.store.runs import RunRecord
 
 
-def overview(config: Config, holder: Holder | None, told: DaemonStatus | None) -> dict[str, Any]:
-    """Return all there is to say; times are aware UTC in ISO 8601, sizes bytes."""
+def overview(config: Config, holder: Holder | None, status: DaemonStatus | None) -> dict[str, Any]:
+    """Return the status document; times are aware UTC in ISO 8601, sizes are bytes.
+
+    Args:
+        config: the configuration in force.
+        holder: the daemon that runs, if any.
+        status: its status, where it can be read.
+
+    Raises:
+        StoreError: the job database cannot be read.
+    """
     database = StoreAddress.of(config).open()
     try:
         ledger = Ledger(database)
         has_ledger = ledger.is_current()
         last = ledger.runs(1)[:1] if has_ledger else []
         by_class = ledger.storage_by_class() if has_ledger else {}
-        waiting, waiting_bytes, first_goes = ledger.trash_summary() if has_ledger else (0, 0, None)
-        told_by = delivery_stats(database) if has_ledger else {}
+        trash_jobs, trash_bytes, next_purge = ledger.trash_summary() if has_ledger else (0, 0, None)
+        deliveries = delivery_stats(database) if has_ledger else {}
         active = holder if database.file is not None else database.holder("daemon")
     finally:
         database.close()
+    run = None if status is None else status.run
     return {
         "running": holder is not None,
         "pid": None if holder is None else holder.pid,
         "host": None if holder is None else holder.host,
-        "state": None if told is None else told.state,
-        "role": None if holder is None else "active" if told is None else told.role,
+        "state": None if status is None else status.state,
+        "role": None if holder is None else "active" if status is None else status.role,
         "active": None if active is None else {"pid": active.pid, "host": active.host, "since": active.since},
-        "beat_at": iso(None if told is None else told.heartbeat_at),
-        "started_at": iso(None if told is None else told.started_at),
-        "next_run": iso(None if told is None else told.next_run_at),
-        "schedule": None if told is None else told.schedule,
-        "dry_run": config.dry_run if told is None else told.dry_run,
-        "run": None
-        if told is None or told.run is None
-        else {
-            "trigger": told.run.trigger,
-            "started_at": iso(told.run.started_at),
-            "jobs_done": told.run.jobs_done,
-            "jobs_total": told.run.jobs_total,
-            "bytes_freed": told.run.bytes_freed,
-        },
+        "beat_at": iso(None if status is None else status.heartbeat_at),
+        "started_at": iso(None if status is None else status.started_at),
+        "next_run": iso(None if status is None else status.next_run_at),
+        "schedule": None if status is None else status.schedule,
+        "dry_run": config.dry_run if status is None else status.dry_run,
+        "run": None if run is None else asdict(run) | {"started_at": iso(run.started_at)},
         "last_run": run_document(last[0]) if last else None,
-        "last_refusal": None if told is None else told.last_error,
+        "last_refusal": None if status is None else status.last_error,
         "storage": _storage(config, by_class),
         "capacity": _capacity(config, by_class if has_ledger else None),
-        "trash": {"jobs": waiting, "bytes": waiting_bytes, "next_purge": iso(first_goes)},
-        "notifiers": _notifiers(config, told_by, told),
+        "trash": {"jobs": trash_jobs, "bytes": trash_bytes, "next_purge": iso(next_purge)},
+        "notifiers": _notifiers(config, deliveries, () if status is None else status.unresponsive),
         "config": {
-            "file": None if told is None else told.config_file,
-            "loaded_at": iso(None if told is None else told.config_loaded_at),
-            "attempted_at": iso(None if told is None else told.config_attempted_at),
-            "error": None if told is None else told.config_error,
+            "file": None if status is None else status.config_file,
+            "loaded_at": iso(None if status is None else status.config_loaded_at),
+            "attempted_at": iso(None if status is None else status.config_attempted_at),
+            "error": None if status is None else status.config_error,
         },
     }
-
-
-def _notifiers(
-    config: Config, told_by: Mapping[str, DeliveryStats], told: DaemonStatus | None
-) -> dict[str, Any]:
-    """Return how each notifier is that is switched on, or that has had something to tell."""
-    switched_on = {
-        name
-        for name in type(config.notifications).model_fields
-        if (block := getattr(config.notifications, name)) is not None and block.enabled
-    }
-    document: dict[str, Any] = {}
-    for name in sorted(switched_on | set(told_by)):
-        tally = told_by.get(name, DeliveryStats())
-        document[name] = {
-            "enabled": name in switched_on,
-            "delivered": tally.delivered,
-            "retried": tally.retried,
-            "failed": tally.failed,
-            "dropped": tally.dropped,
-            "waiting": tally.waiting,
-            "unresponsive": told is not None and name in told.unresponsive,
-            "last_delivered_at": iso(tally.last_delivered_at),
-            "last_error": tally.last_error,
-            "last_error_at": iso(tally.last_error_at),
-        }
-    return document
 
 
 def run_document(run: RunRecord) -> dict[str, Any]:
-    """Return a run of the ledger."""
+    """Return a run of the ledger as a document."""
     return {
         "run_id": run.id,
         "trigger": run.trigger,
@@ -110,6 +86,38 @@ def run_document(run: RunRecord) -> dict[str, Any]:
     }
 
 
+def iso(moment: datetime | None) -> str | None:
+    """Return a time in ISO 8601, to the second."""
+    return None if moment is None else moment.isoformat(timespec="seconds")
+
+
+def _notifiers(
+    config: Config, deliveries: Mapping[str, DeliveryStats], unresponsive: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return the state of each notifier that is enabled or has deliveries."""
+    enabled = {
+        name
+        for name in type(config.notifications).model_fields
+        if (block := getattr(config.notifications, name)) is not None and block.enabled
+    }
+    document: dict[str, Any] = {}
+    for name in sorted(enabled | set(deliveries)):
+        stats = deliveries.get(name, DeliveryStats())
+        document[name] = {
+            "enabled": name in enabled,
+            "delivered": stats.delivered,
+            "retried": stats.retried,
+            "failed": stats.failed,
+            "dropped": stats.dropped,
+            "waiting": stats.waiting,
+            "unresponsive": name in unresponsive,
+            "last_delivered_at": iso(stats.last_delivered_at),
+            "last_error": stats.last_error,
+            "last_error_at": iso(stats.last_error_at),
+        }
+    return document
+
+
 def _storage(config: Config, by_class: dict[str, tuple[int, int]]) -> dict[str, Any]:
     usage = StoreQueries(system_clock).usage(config)
     return {
@@ -122,7 +130,7 @@ def _storage(config: Config, by_class: dict[str, tuple[int, int]]) -> dict[str, 
 
 
 def _capacity(config: Config, by_class: dict[str, tuple[int, int]] | None) -> dict[str, Any] | None:
-    """Return how much of the budget is used, None without a budget; nobody knows before the first run."""
+    """Return the use of the budget; None without a budget, and no usage before the first run."""
     budget = Budget.of(config.capacity)
     if budget is None:
         return None
@@ -133,8 +141,3 @@ def _capacity(config: Config, by_class: dict[str, tuple[int, int]] | None) -> di
         "held_bytes": held,
         "used_percent": None if held is None else round(budget.used_percent(held), 1),
     }
-
-
-def iso(moment: datetime | None) -> str | None:
-    """Return a time in ISO 8601, to the second."""
-    return None if moment is None else moment.isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""What the daemon tells systemd: sd_notify(3), spoken by ourselves."""
+"""Notifications to systemd: readiness, status text and watchdog, by the protocol of sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Mapping
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_SECONDS = 2.0
+_SEND_TIMEOUT_SECONDS = 2.0
 
 
 class SystemdNotifier:
-    """The socket of a service manager; without one (``NOTIFY_SOCKET`` is not set) everything is a no-op.
+    """The notification socket of a service manager; without ``NOTIFY_SOCKET`` every method is a no-op.
 
     Args:
-        environ: gives ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID``.
+        environ: has ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID``.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -26,34 +26,34 @@ class SystemdNotifier:
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if address else None
         if self._socket is not None:
-            self._socket.settimeout(_PATIENCE_SECONDS)  # a service manager that hangs must not hang us
+            self._socket.settimeout(_SEND_TIMEOUT_SECONDS)  # so that a hanging manager cannot block us
         self._status = ""
         usec, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", str(os.getpid()))
         self.watchdog_seconds: float | None = None
-        """How often ``beat`` must be called at least (sd_watchdog_enabled(3)), None when nobody watches."""
+        """Maximum time between calls of ``watchdog`` (sd_watchdog_enabled(3)); None without a watchdog."""
         if self._socket is not None and usec.isdigit() and int(usec) and pid == str(os.getpid()):
             self.watchdog_seconds = int(usec) / 1_000_000
 
     def ready(self) -> None:
-        """Tell that start-up, or a reload, is over."""
+        """Report that start-up, or a reload, is complete."""
         self._send("READY=1")
 
     def reloading(self) -> None:
-        """Tell that a reload has begun; ``ready`` ends it."""
+        """Report that a reload has begun; ``ready`` ends it."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
-        """Tell that the daemon is on its way out."""
+        """Report that the daemon is stopping."""
         self._send("STOPPING=1")
 
-    def status(self, words: str) -> None:
-        """Tell what ``systemctl status`` shows; the same words are sent once."""
-        if words != self._status:
-            self._status = words
-            self._send(f"STATUS={words}")
+    def status(self, text: str) -> None:
+        """Set the text that ``systemctl status`` shows; an unchanged text is not sent again."""
+        if text != self._status:
+            self._status = text
+            self._send(f"STATUS={text}")
 
     def watchdog(self) -> None:
-        """Tell the watchdog that the loop goes round."""
+        """Report to the watchdog that the loop is running."""
         if self.watchdog_seconds is not None:
             self._send("WATCHDOG=1")
 

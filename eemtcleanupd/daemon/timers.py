@@ -1,9 +1,9 @@
-"""When something is due: cron expressions and fixed intervals, as jobs of the library ``schedule``.
+"""Timers of the daemon: cron expressions and fixed intervals, as jobs of the library ``schedule``.
 
-``schedule`` keeps the list and calls what is due; it has no cron, and its own times are naive local ones
-that lose an hour at a clock change.  So the jobs here compute their times themselves, aware and in UTC.
-An occurrence is due when it lies between the last look and now: a machine that slept, or a clock that leapt
-ahead, makes up for all that it missed by one call.
+``schedule`` keeps the list and calls the jobs that are due.  It has no cron, and its own times are naive
+local ones, which are off by an hour after a clock change.  So the jobs here compute aware times in UTC.
+An occurrence is due when it lies between the last check and now.  A machine that was suspended, or whose
+clock was set forward, makes up for all missed occurrences with one call.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ Schedule = Callable[[datetime], datetime]
 
 
 def cron_schedule(expressions: Sequence[str], zone: Callable[[], tzinfo]) -> Schedule:
-    """Return the timetable of cron expressions together.
+    """Return the union of cron expressions.
 
-    ``zone`` is asked anew for each occurrence, since the machine's may be changed.
+    ``zone`` is called for each occurrence, since the machine's time zone can change.
     """
 
-    def following(moment: datetime) -> datetime:
-        local = moment.astimezone(zone())
-        return min(next(CronSim(each, local)) for each in expressions).astimezone(UTC)
+    def next_occurrence(after: datetime) -> datetime:
+        local = after.astimezone(zone())
+        return min(next(CronSim(expression, local)) for expression in expressions).astimezone(UTC)
 
-    return following
+    return next_occurrence
 
 
 def interval_schedule(interval: timedelta) -> Schedule:
-    """Return the timetable of a fixed interval."""
-    return lambda moment: moment + interval
+    """Return the schedule of a fixed interval."""
+    return lambda after: after + interval
 
 
 class Timer(schedule.Job):
-    """Calls its function once when one or more occurrences have passed since it was last looked at.
+    """Calls a function once when one or more occurrences have passed since the last check.
 
-    A clock that is set back neither repeats nor skips: times are computed anew from where the clock is, and
-    an occurrence that has been called already counts as a repetition as long as less than half a period has
-    really elapsed.  ``next_run`` is aware, in UTC.
+    A clock that is set back neither repeats nor skips a call.  The next occurrence is computed from the new
+    time, and one that was called before counts as a repetition until half a period has elapsed.
+    ``next_run`` is aware, in UTC.
     """
 
     next_run: datetime
@@ -55,7 +55,7 @@ class Timer(schedule.Job):
     def __init__(
         self,
         scheduler: schedule.Scheduler,
-        timetable: Schedule,
+        next_occurrence: Schedule,
         call: Callable[[], None],
         *,
         since: datetime,
@@ -65,21 +65,21 @@ class Timer(schedule.Job):
     ) -> None:
         super().__init__(1, scheduler)
         self._call = call
-        self._timetable = timetable
-        self._seen = since
+        self._next_occurrence = next_occurrence
+        self._checked_at = since
         self._clock = clock
         self._elapsed = elapsed
         self._jitter_seconds = jitter_seconds
-        self._called: tuple[datetime, float] | None = None
+        self._last_call: tuple[datetime, float] | None = None
         self.do(call)
 
     def update(self) -> None:
-        """Notice the present; times are computed anew when it lies before the one seen last."""
+        """Record the time of this check, and reschedule if the clock was set back."""
         now = self._clock()
-        is_back = now < self._seen
-        if is_back or now < self.next_run:
-            self._seen = now
-        if is_back:
+        was_set_back = now < self._checked_at
+        if was_set_back or now < self.next_run:
+            self._checked_at = now
+        if was_set_back:
             self._schedule_next_run()
 
     @property
@@ -88,24 +88,24 @@ class Timer(schedule.Job):
         return self._clock() >= self.next_run
 
     def run(self) -> Any:
-        """Call the function, unless this occurrence was called already, and go on from the present."""
+        """Call the function, unless this is a repetition, and schedule the next occurrence."""
         occurrence, elapsed = self._occurrence, self._elapsed()
-        self._seen = self._clock()
+        self._checked_at = self._clock()
         if not self._is_repetition(occurrence, elapsed):
-            self._called = (occurrence, elapsed)
+            self._last_call = (occurrence, elapsed)
             self._call()
         self._schedule_next_run()
 
     def _is_repetition(self, occurrence: datetime, elapsed: float) -> bool:
-        if self._called is None:
+        if self._last_call is None:
             return False
-        last, at = self._called
-        period = (self._timetable(occurrence) - occurrence).total_seconds()
-        return occurrence <= last and elapsed - at < period / 2
+        last_occurrence, last_elapsed = self._last_call
+        period = (self._next_occurrence(occurrence) - occurrence).total_seconds()
+        return occurrence <= last_occurrence and elapsed - last_elapsed < period / 2
 
     def _schedule_next_run(self) -> None:
-        self._occurrence = self._timetable(self._seen)
-        # So that many machines do not start as one; nothing secret depends on it.
+        self._occurrence = self._next_occurrence(self._checked_at)
+        # So that many machines do not start at the same moment; nothing secret depends on it.
         jitter = timedelta(seconds=random.uniform(0, self._jitter_seconds))  # noqa: S311
         self.next_run = self._occurrence + jitter
 
@@ -114,52 +114,52 @@ class Timers:
     """All timers of the daemon.
 
     Args:
-        clock: the time of day.
-        elapsed: seconds that really passed.
+        clock: returns the time of day.
+        elapsed: returns monotonic seconds.
     """
 
     def __init__(self, clock: Clock, elapsed: Callable[[], float] = elapsed_seconds) -> None:
         self._clock = clock
         self._elapsed = elapsed
         self._scheduler = schedule.Scheduler()
-        self._looked_at = clock()
+        self._checked_at = clock()
         self._cron: Timer | None = None
-        self._schedule: ScheduleConfig | None = None
+        self._cron_config: ScheduleConfig | None = None
 
-    def add(self, timetable: Schedule, call: Callable[[], None]) -> None:
-        """Call something by a timetable from now on."""
-        self._timer(timetable, call, since=self._clock())
+    def add(self, next_occurrence: Schedule, call: Callable[[], None]) -> None:
+        """Call a function at each occurrence from now on."""
+        self._timer(next_occurrence, call, self._clock())
 
     def follow_cron(
         self, config: ScheduleConfig, call: Callable[[], None], *, since: datetime | None = None
     ) -> None:
-        """Call something by the configured schedule, in place of an earlier one.
+        """Call a function at each occurrence of the configured schedule, which replaces the previous one.
 
         Args:
-            config: the block ``schedule``; without ``since`` one that says the same changes nothing.
-            call: is called when an occurrence has passed.
-            since: occurrences after this time count; by default those after the last look.
+            config: the block ``schedule``; an unchanged one has no effect, unless ``since`` is given.
+            call: the function.
+            since: occurrences after this time count; default: those after the last check.
         """
-        if config == self._schedule and since is None:
+        if config == self._cron_config and since is None:
             return
         if self._cron is not None:
             self._scheduler.cancel_job(self._cron)
-        self._schedule, self._cron = config, None
+        self._cron_config, self._cron = config, None
         if config.enabled:
             zone = local_zone if config.timezone == "local" else lambda: ZoneInfo(config.timezone)
             self._cron = self._timer(
                 cron_schedule(config.cron, zone),
                 call,
-                since=since or self._looked_at,
+                since=since or self._checked_at,
                 jitter_seconds=config.jitter_seconds,
             )
 
     def _timer(
-        self, timetable: Schedule, call: Callable[[], None], *, since: datetime, jitter_seconds: float = 0
+        self, next_occurrence: Schedule, call: Callable[[], None], since: datetime, jitter_seconds: float = 0
     ) -> Timer:
         return Timer(
             self._scheduler,
-            timetable,
+            next_occurrence,
             call,
             since=since,
             clock=self._clock,
@@ -168,24 +168,24 @@ class Timers:
         )
 
     def run_pending(self) -> None:
-        """Call each function of which an occurrence has passed, once."""
+        """Call the function of each timer that is due, once."""
         for timer in self._scheduler.get_jobs():
             if isinstance(timer, Timer):
                 timer.update()
         self._scheduler.run_pending()
-        self._looked_at = self._clock()
+        self._checked_at = self._clock()
 
     def next_cleanup(self) -> datetime | None:
-        """Return when the schedule calls next, None when it is off."""
+        """Return the next occurrence of the cron schedule, None when it is off."""
         return None if self._cron is None else self._cron.next_run
 
     def seconds_to_next(self) -> float:
-        """Return how long there is nothing to call, 0 when something is due."""
+        """Return the seconds until a timer is due."""
         due = min((timer.next_run for timer in self._scheduler.get_jobs() if timer.next_run), default=None)
         return 0.0 if due is None else max(0.0, (due - self._clock()).total_seconds())
 
 
 def explain(expressions: Sequence[str]) -> str:
-    """Return cron expressions in words."""
+    """Return cron expressions as text."""
     start = datetime(2000, 1, 1, tzinfo=UTC)
-    return "; ".join(CronSim(each, start).explain() for each in expressions)
+    return "; ".join(CronSim(expression, start).explain() for expression in expressions)

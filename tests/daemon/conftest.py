@@ -1,7 +1,8 @@
-"""A daemon inside the test's process: its clock is the test's, its messages are put by hand."""
+"""A daemon inside the test's process, with a clock and an inbox that the test controls."""
 
 from __future__ import annotations
 
+import queue
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from eemtcleanupd.clock import monotonic_seconds
-from eemtcleanupd.config import Loaded
+from eemtcleanupd.config import Config, Loaded
 from eemtcleanupd.daemon.config_reload import ConfigManager
-from eemtcleanupd.daemon.daemon import Daemon
+from eemtcleanupd.daemon.daemon import Daemon, Interface
 from eemtcleanupd.daemon.messages import Message, ReloadRequested
+from eemtcleanupd.daemon.runner import ActiveRun
 from eemtcleanupd.daemon.status import DaemonStatus, read_status
 from eemtcleanupd.daemon.systemd import SystemdNotifier
 from eemtcleanupd.events import Event
@@ -30,24 +32,39 @@ database: {timezone: UTC}
 
 
 @dataclass
-class Living:
-    """A daemon on a job store with a configuration file; ``told`` is what the service manager heard."""
+class DaemonHarness:
+    """A daemon on a job store with a configuration file."""
 
     store: JobStore
     stack: ExitStack
     now: datetime = NOW
     elapsed: float = 0.0
     events: list[Event] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)
+    notifications: list[str] = field(default_factory=list)
+    """What the service manager has received."""
 
     @property
     def file(self) -> Path:
         return self.store.path / "cleanup_config.yaml"
 
+    @property
+    def config(self) -> Config:
+        return self._daemon.config
+
+    @property
+    def inbox(self) -> queue.SimpleQueue[Message]:
+        return self._daemon.inbox
+
+    @property
+    def active_run(self) -> ActiveRun | None:
+        return self._daemon.active_run
+
     def write(self, text: str) -> None:
         self.file.write_text(HEAD + text, encoding="utf-8")
 
-    def start(self, text: str = "", environ: dict[str, str] | None = None) -> Daemon:
+    def start(
+        self, text: str = "", environ: dict[str, str] | None = None, interface: Interface | None = None
+    ) -> None:
         if text or not self.file.exists():
             self.write(text)
 
@@ -55,18 +72,18 @@ class Living:
             return load(self.file, environ={}, options={}, cwd=self.store.path)
 
         self._listen()
-        service = SystemdNotifier({"NOTIFY_SOCKET": str(self._address), **(environ or {})})
-        self.stack.callback(service.close)
-        self.daemon = Daemon(
+        systemd = SystemdNotifier({"NOTIFY_SOCKET": str(self._address), **(environ or {})})
+        self.stack.callback(systemd.close)
+        self._daemon = Daemon(
             ConfigManager(read, lambda: self.now),
             emit=self.events.append,
-            service=service,
+            systemd=systemd,
+            interface=interface,
             clock=lambda: self.now,
             elapsed=lambda: self.elapsed,
         )
-        self.daemon.start(self.stack)
-        self.stack.callback(self._let_run_end)
-        return self.daemon
+        self._daemon.start(self.stack)
+        self.stack.callback(self._stop_run)
 
     def _listen(self) -> None:
         self._address = self.store.path / "notify.sock"
@@ -75,63 +92,69 @@ class Living:
         self._socket.bind(str(self._address))
         self.stack.callback(self._socket.close)
 
-    def heard(self) -> list[str]:
-        """Return all that the service manager has been told so far."""
+    def systemd_notifications(self) -> list[str]:
+        """Return all that the service manager has received so far."""
         while True:
             try:
-                self.told.append(self._socket.recv(65536).decode())
+                self.notifications.append(self._socket.recv(65536).decode())
             except BlockingIOError:
-                return self.told
+                return self.notifications
 
-    def _let_run_end(self) -> None:
-        self.daemon._runner.stop()
-        self.until(lambda: self.daemon._runner.running is None)
+    def _stop_run(self) -> None:
+        if self.active_run is not None:
+            self.active_run.stop.set()
+        self.until(lambda: self.active_run is None)
 
     def put(self, message: Message) -> None:
-        self.daemon.inbox.put(message)
+        self.inbox.put(message)
 
     def step(self) -> bool:
-        """Let the daemon act on one message, if there is one, and on what is due."""
-        self.heard()
-        return self.daemon.step(0.0)
+        """Let the daemon handle one message, if there is one, and do what is due."""
+        self.systemd_notifications()
+        return self._daemon.step(0.0)
+
+    def seconds_to_wait(self) -> float:
+        """Return how long the daemon would wait for a message."""
+        return self._daemon.seconds_to_wait()
 
     def until(self, condition: Callable[[], object], seconds: float = 20) -> None:
-        """Let the daemon live until something holds; its clock stands still."""
+        """Let the daemon work until a condition holds; its clock stands still."""
         deadline = monotonic_seconds() + seconds
         while not condition():
-            assert monotonic_seconds() < deadline, "the daemon did not come to that"
-            self.heard()
-            self.daemon.step(0.05)
+            assert monotonic_seconds() < deadline, "the condition was not met in time"
+            self.systemd_notifications()
+            self._daemon.step(0.05)
 
     def pass_time(self, **span: float) -> None:
-        """Let time pass at once, then let the daemon work off what came of it."""
+        """Advance the clock at once, then let the daemon do what has become due."""
         self.now += timedelta(**span)
         self.elapsed += timedelta(**span).total_seconds()
         self.settle()
 
     def settle(self) -> None:
-        """Let the daemon work until its inbox is empty and no run goes on."""
+        """Let the daemon work until its inbox is empty and no run is active."""
         for _ in range(3):
             self.step()
-        self.until(lambda: self.daemon.inbox.empty() and self.daemon._runner.running is None)
+        self.until(lambda: self.inbox.empty() and self.active_run is None)
         self.step()
 
     def reload(self) -> None:
-        """Let the daemon read its configuration again (the watch of the file may have a say before)."""
-        attempts = self.daemon.status().config_attempts
+        """Let the daemon reload its configuration; the file watch might do so first."""
+        attempts = self._daemon.status().config_attempts
         self.put(ReloadRequested("SIGHUP"))
-        self.until(lambda: self.daemon.status().config_attempts > attempts)
+        self.until(lambda: self._daemon.status().config_attempts > attempts)
 
-    def of(self, kind: type[Event]) -> list[Event]:
+    def events_of(self, kind: type[Event]) -> list[Event]:
         return [event for event in self.events if isinstance(event, kind)]
 
     def status(self) -> DaemonStatus:
-        told = read_status(StoreAddress.of_file(self.store.path / "jobs.db"))
-        assert told is not None
-        return told
+        """Return the status that the daemon has published."""
+        status = read_status(StoreAddress.of_file(self.store.path / "jobs.db"))
+        assert status is not None
+        return status
 
 
 @pytest.fixture
-def living(tmp_path: Path) -> Iterator[Living]:
+def daemon(tmp_path: Path) -> Iterator[DaemonHarness]:
     with ExitStack() as stack:
-        yield Living(JobStore(tmp_path / "store"), stack)
+        yield DaemonHarness(JobStore(tmp_path / "store"), stack)

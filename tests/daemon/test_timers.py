@@ -1,4 +1,4 @@
-"""When the daemon's timers call: every rule about time, with clocks that the test moves."""
+"""Timers: every rule about time, with clocks that the test controls."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ START = datetime(2026, 6, 15, 12, tzinfo=UTC)
 
 @dataclass
 class World:
-    """A machine whose clock and real time the test moves; ``calls`` are when the schedule called."""
+    """A machine whose clock and elapsed time the test controls; ``calls`` are the times of the calls."""
 
     now: datetime = START
     elapsed: float = 0.0
     calls: list[datetime] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.triggers = Timers(lambda: self.now, lambda: self.elapsed)
+        self.timers = Timers(lambda: self.now, lambda: self.elapsed)
 
     def follow(self, *, since: datetime | None = None, **schedule: object) -> None:
         config = ScheduleConfig.model_validate({"enabled": True, "timezone": "UTC", **schedule})
-        self.triggers.follow_cron(config, lambda: self.calls.append(self.now), since=since)
+        self.timers.follow_cron(config, lambda: self.calls.append(self.now), since=since)
 
-    def look(self) -> None:
-        self.triggers.run_pending()
+    def check(self) -> None:
+        self.timers.run_pending()
 
     def sleep(self, **span: float) -> None:
         """Let time pass at once, as on a machine that was suspended."""
         self.now += timedelta(**span)
         self.elapsed += timedelta(**span).total_seconds()
-        self.look()
+        self.check()
 
-    def live(self, *, minutes: int) -> None:
+    def run(self, *, minutes: int) -> None:
         """Let time pass minute by minute."""
         for _ in range(minutes):
             self.sleep(minutes=1)
 
     def set_clock(self, now: datetime) -> None:
         self.now = now
-        self.look()
+        self.check()
 
 
 @pytest.fixture
@@ -67,11 +67,11 @@ def world() -> World:
         (["30 2 * * *"], "Europe/Berlin", "2026-03-28 12:00", ["2026-03-29 01:00", "2026-03-30 00:30"]),
         # The night of 25 October 2026 has 02:30 twice: it runs once.
         (["30 2 * * *"], "Europe/Berlin", "2026-10-24 12:00", ["2026-10-25 00:30", "2026-10-26 01:30"]),
-        # An hourly schedule goes on every hour of that night.
+        # An hourly schedule runs every hour of that night.
         (["0 * * * *"], "Europe/Berlin", "2026-10-25 00:30", ["2026-10-25 01:00", "2026-10-25 02:00"]),
     ],
 )
-def test_a_cron_expression_means_local_times_also_when_clocks_change(
+def test_cron_expressions_are_local_times_even_when_clocks_change(
     crons: list[str], zone: str, start: str, expected: list[str]
 ) -> None:
     following = cron_schedule(crons, lambda: ZoneInfo(zone))
@@ -83,7 +83,7 @@ def test_a_cron_expression_means_local_times_also_when_clocks_change(
     st.integers(0, 700 * 24 * 60),
     st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kolkata"]),
 )
-def test_a_daily_schedule_comes_once_a_day_whatever_the_zone(minutes: int, zone: str) -> None:
+def test_a_daily_schedule_has_one_occurrence_a_day_in_every_zone(minutes: int, zone: str) -> None:
     following = cron_schedule(["30 2 * * *"], lambda: ZoneInfo(zone))
     now = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes)
     days = []
@@ -94,112 +94,114 @@ def test_a_daily_schedule_comes_once_a_day_whatever_the_zone(minutes: int, zone:
     assert days == [days[0] + timedelta(days=n) for n in range(5)]
 
 
-def test_a_schedule_calls_at_its_time_and_says_when_the_next_is(world: World) -> None:
+def test_a_schedule_calls_at_its_time_and_knows_the_next_one(world: World) -> None:
     world.follow(cron="0 2 * * *")
-    assert world.triggers.next_cleanup() == datetime(2026, 6, 16, 2, tzinfo=UTC)
-    world.live(minutes=14 * 60 - 1)
+    assert world.timers.next_cleanup() == datetime(2026, 6, 16, 2, tzinfo=UTC)
+    world.run(minutes=14 * 60 - 1)
     assert world.calls == []
-    world.live(minutes=24 * 60)
+    world.run(minutes=24 * 60)
     assert world.calls == [datetime(2026, 6, 16, 2, tzinfo=UTC)]
-    assert world.triggers.next_cleanup() == datetime(2026, 6, 17, 2, tzinfo=UTC)
+    assert world.timers.next_cleanup() == datetime(2026, 6, 17, 2, tzinfo=UTC)
 
 
-def test_a_suspended_machine_makes_up_for_all_that_it_slept_through_by_one_call(world: World) -> None:
+def test_a_machine_that_was_suspended_makes_up_for_all_missed_occurrences_with_one_call(world: World) -> None:
     world.follow(cron="0 * * * *")
     world.sleep(hours=9, minutes=20)
     assert len(world.calls) == 1
-    world.live(minutes=60)
+    world.run(minutes=60)
     assert len(world.calls) == 2
 
 
 @pytest.mark.parametrize("back", [timedelta(seconds=2), timedelta(minutes=50), timedelta(hours=3)])
-def test_a_clock_set_back_over_the_time_does_not_repeat_the_call(world: World, back: timedelta) -> None:
+def test_a_clock_set_back_before_the_occurrence_does_not_repeat_the_call(
+    world: World, back: timedelta
+) -> None:
     world.follow(cron="0 13 * * *")
-    world.live(minutes=61)
+    world.run(minutes=61)
     assert len(world.calls) == 1
     world.set_clock(world.now - back)
-    world.live(minutes=int(back.total_seconds() / 60) + 30)
+    world.run(minutes=int(back.total_seconds() / 60) + 30)
     assert len(world.calls) == 1
 
 
 @pytest.mark.parametrize("back", [timedelta(hours=12), timedelta(days=10), timedelta(days=400)])
-def test_a_clock_set_far_back_does_not_silence_the_schedule(world: World, back: timedelta) -> None:
+def test_a_clock_set_far_back_does_not_stop_the_schedule(world: World, back: timedelta) -> None:
     world.follow(cron="0 * * * *")
-    world.live(minutes=61)
+    world.run(minutes=61)
     world.set_clock(world.now - back)
-    world.live(minutes=6 * 60)
+    world.run(minutes=6 * 60)
     assert 6 <= len(world.calls) <= 7
 
 
-def test_a_clock_that_leaps_ahead_and_returns_calls_once_and_goes_on(world: World) -> None:
+def test_a_clock_set_ahead_and_back_causes_one_call_and_the_schedule_continues(world: World) -> None:
     world.follow(cron="0 2 * * *")
     world.set_clock(START + timedelta(days=10))
     assert len(world.calls) == 1
     world.set_clock(START)
-    world.live(minutes=14 * 60 + 1)
+    world.run(minutes=14 * 60 + 1)
     assert len(world.calls) == 2
 
 
 @given(st.lists(st.integers(-3 * 3600, 6 * 3600), max_size=30))
-def test_however_the_clock_jumps_calls_are_never_closer_than_half_a_period(jumps: list[int]) -> None:
+def test_whatever_the_clock_does_calls_are_at_least_half_a_period_apart(jumps: list[int]) -> None:
     world = World()
-    at: list[float] = []
+    called_at: list[float] = []
     config = ScheduleConfig(enabled=True, cron=("0 0,12 * * *",), timezone="UTC")
-    world.triggers.follow_cron(config, lambda: at.append(world.elapsed))
+    world.timers.follow_cron(config, lambda: called_at.append(world.elapsed))
     for jump in jumps:
         world.sleep(minutes=20)
-        if jump < 0:  # ahead is time that passed, as far as anyone can tell
+        if jump < 0:  # a clock set ahead cannot be told from time that passed
             world.set_clock(world.now + timedelta(seconds=jump))
-    assert all(later - earlier >= 6 * 3600 for earlier, later in itertools.pairwise(at))
+    assert all(later - earlier >= 6 * 3600 for earlier, later in itertools.pairwise(called_at))
 
 
-def test_a_run_missed_while_the_daemon_was_down_is_made_up_once(world: World) -> None:
+def test_occurrences_missed_while_the_daemon_was_down_cause_one_call(world: World) -> None:
     world.follow(cron="0 2 * * *", since=START - timedelta(days=3))
-    world.look()
-    world.live(minutes=60)
+    world.check()
+    world.run(minutes=60)
     assert len(world.calls) == 1
 
 
-def test_nothing_is_made_up_when_nothing_was_missed(world: World) -> None:
+def test_without_a_missed_occurrence_there_is_no_call(world: World) -> None:
     world.follow(cron="0 2 * * *", since=START - timedelta(hours=9))
-    world.live(minutes=60)
+    world.run(minutes=60)
     assert world.calls == []
 
 
-def test_jitter_starts_later_and_never_earlier(world: World) -> None:
+def test_jitter_only_delays_a_call(world: World) -> None:
     world.follow(cron="0 13 * * *", jitter_seconds=1800)
-    world.live(minutes=60 + 31)
+    world.run(minutes=60 + 31)
     (call,) = world.calls
     assert START + timedelta(hours=1) <= call <= START + timedelta(hours=1, minutes=31)
 
 
-def test_a_schedule_that_is_changed_between_two_looks_misses_nothing(world: World) -> None:
+def test_a_schedule_changed_between_two_checks_misses_nothing(world: World) -> None:
     world.follow(cron="0 13 * * *")
     world.sleep(minutes=59)
-    world.now += timedelta(minutes=2)  # 13:01, and nobody has looked since 12:59
+    world.now += timedelta(minutes=2)  # 13:01, and the last check was at 12:59
     world.follow(cron=["0 13 * * *", "0 20 * * *"])
-    world.look()
+    world.check()
     assert len(world.calls) == 1
 
 
-def test_a_schedule_that_is_switched_off_is_silent(world: World) -> None:
+def test_a_schedule_that_is_switched_off_makes_no_calls(world: World) -> None:
     world.follow(cron="0 13 * * *")
     world.follow(enabled=False)
-    world.live(minutes=120)
+    world.run(minutes=120)
     assert world.calls == []
-    assert world.triggers.next_cleanup() is None
+    assert world.timers.next_cleanup() is None
 
 
 def test_an_interval_keeps_its_pace_when_the_clock_is_set_back(world: World) -> None:
     calls: list[datetime] = []
-    world.triggers.add(interval_schedule(timedelta(hours=1)), lambda: calls.append(world.now))
-    world.live(minutes=121)
+    world.timers.add(interval_schedule(timedelta(hours=1)), lambda: calls.append(world.now))
+    world.run(minutes=121)
     world.set_clock(world.now - timedelta(hours=5))
-    world.live(minutes=121)
+    world.run(minutes=121)
     assert len(calls) == 4
 
 
-def test_the_words_of_a_schedule_say_what_it_is() -> None:
+def test_cron_expressions_are_explained_as_text() -> None:
     assert explain(["0 2 * * *", "30 14 * * 6"]) == "At 02:00 every day; At 14:30 on Saturday"
 
 
@@ -207,7 +209,7 @@ def test_the_words_of_a_schedule_say_what_it_is() -> None:
     ("variable", "offset"),
     [("Asia/Kolkata", 5.5), (":Asia/Kolkata", 5.5), ("/usr/share/zoneinfo/Asia/Kolkata", 5.5), ("UTC", 0)],
 )
-def test_the_machines_zone_is_found_as_the_c_library_finds_it(
+def test_the_local_zone_is_the_one_that_the_c_library_uses(
     variable: str, offset: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TZ", variable)

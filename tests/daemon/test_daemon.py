@@ -1,0 +1,418 @@
+"""The daemon: its start, its reaction to each message, and its stop."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from eemtcleanupd.daemon.messages import DumpThreads, RunRequested, StopRequested
+from eemtcleanupd.errors import ConfigError, LockHeldError, RootError, StoreError
+from eemtcleanupd.events import (
+    ConfigRejected,
+    ConfigReloaded,
+    DaemonStarted,
+    DaemonStopping,
+    JobCleaned,
+    RunFailed,
+    RunFinished,
+    RunReport,
+)
+from eemtcleanupd.model import Trigger
+from eemtcleanupd.store.address import StoreAddress, find_daemon
+from eemtcleanupd.store.lock import run_lock
+from eemtcleanupd.store.sqlite import SqliteDatabase
+from tests.daemon.conftest import DaemonHarness
+
+DAILY = 'schedule: {enabled: true, cron: "0 2 * * *", timezone: UTC}'
+
+
+def triggers(daemon: DaemonHarness) -> list[str]:
+    return [event.report.trigger for event in daemon.events_of(RunFinished) if isinstance(event, RunFinished)]
+
+
+# -- start ---------------------------------------------------------------------------------------------------
+
+
+def test_it_is_ready_when_it_holds_the_lock_and_has_checked_the_store(daemon: DaemonHarness) -> None:
+    daemon.start(DAILY)
+    holder = find_daemon(StoreAddress.of_file(daemon.store.path / "jobs.db"))
+    assert holder is not None
+    assert daemon.systemd_notifications()[0] == "READY=1"
+    assert isinstance(daemon.events[0], DaemonStarted)
+
+
+def test_a_second_daemon_on_the_store_is_refused_and_names_the_first(daemon: DaemonHarness) -> None:
+    daemon.start()
+    with pytest.raises(LockHeldError, match=rf"\b{os.getpid()}\b"):
+        DaemonHarness(daemon.store, daemon.stack).start()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        (lambda path: (path / "jobs.db").unlink(), StoreError),
+        (lambda path: (path / "jobs.db").write_bytes(b"no database" * 500), StoreError),
+        (lambda path: (path / "results").rmdir(), RootError),
+        (lambda path: (path / "logs").write_text("a file"), ConfigError),
+    ],
+)
+def test_it_does_not_start_on_an_unusable_store(
+    daemon: DaemonHarness, spoil: object, error: type[Exception]
+) -> None:
+    assert callable(spoil)
+    spoil(daemon.store.path)
+    with pytest.raises(error):
+        daemon.start()
+    assert "READY=1" not in daemon.systemd_notifications()
+
+
+def test_without_a_schedule_no_run_starts_and_the_status_says_why(daemon: DaemonHarness) -> None:
+    daemon.store.job("old")
+    daemon.start()
+    daemon.pass_time(days=3)
+    assert triggers(daemon) == []
+    assert daemon.status().next_run_at is None
+    assert "schedule.enabled" in daemon.status().summary()
+
+
+# -- schedule ------------------------------------------------------------------------------------------------
+
+
+def test_it_cleans_at_the_scheduled_time_every_day(daemon: DaemonHarness) -> None:
+    daemon.store.job("old")
+    daemon.start(DAILY)
+    daemon.pass_time(hours=13)
+    assert triggers(daemon) == []
+    daemon.pass_time(hours=1)
+    assert triggers(daemon) == ["schedule"]
+    assert daemon.store.cleaned() == {"old"}
+    daemon.pass_time(hours=24)
+    assert triggers(daemon) == ["schedule", "schedule"]
+
+
+def test_runs_missed_while_it_was_down_are_made_up_once(daemon: DaemonHarness) -> None:
+    daemon.store.run()
+    daemon.now += timedelta(days=3)
+    daemon.start(DAILY)
+    daemon.settle()
+    daemon.pass_time(minutes=30)
+    assert triggers(daemon) == ["schedule"]
+
+
+@pytest.mark.parametrize(
+    "setting", ["catch_up: false", "enabled: false"], ids=["no catch-up", "schedule off"]
+)
+def test_missed_runs_are_not_made_up_when_that_is_disabled(daemon: DaemonHarness, setting: str) -> None:
+    daemon.store.run()
+    daemon.now += timedelta(days=3)
+    extra = "enabled: true, catch_up: false" if "catch_up" in setting else setting
+    daemon.start(f'schedule: {{{extra}, cron: "0 2 * * *", timezone: UTC}}')
+    daemon.settle()
+    assert triggers(daemon) == []
+
+
+def test_a_run_on_start_waits_for_the_start_delay(daemon: DaemonHarness) -> None:
+    daemon.start("schedule: {run_on_start: true, start_delay_seconds: 600}")
+    daemon.pass_time(minutes=9)
+    assert triggers(daemon) == []
+    daemon.pass_time(minutes=2)
+    assert triggers(daemon) == ["start"]
+
+
+def test_recovery_is_retried_until_the_other_process_releases_the_trash(
+    daemon: DaemonHarness,
+) -> None:
+    """For example a frozen daemon, which has lost its other locks already."""
+    daemon.store.job("old")
+    daemon.store.run()
+    daemon.store.job("older", days=20)
+    daemon.store.sql("UPDATE cleanup_runs SET outcome = NULL, finished_at = NULL")
+    trash = os.open(daemon.store.path / "results/.eemtcleanupd-trash", os.O_RDONLY)
+    fcntl.flock(trash, fcntl.LOCK_EX)
+    daemon.start()
+    daemon.settle()
+    for _ in range(12):
+        daemon.pass_time(minutes=10)
+    failed_runs = len(daemon.events_of(RunFailed))
+    assert failed_runs > 1
+    assert "older" not in daemon.store.cleaned()
+    os.close(trash)
+    daemon.pass_time(minutes=10)
+    assert "older" in daemon.store.cleaned()
+    assert len(daemon.events_of(RunFailed)) == failed_runs
+
+
+def test_a_killed_run_is_continued_at_the_next_start(daemon: DaemonHarness) -> None:
+    daemon.store.job("old")
+    daemon.store.run()
+    daemon.store.job("older", days=20)
+    daemon.store.sql("UPDATE cleanup_runs SET outcome = NULL, finished_at = NULL")
+    daemon.start()
+    daemon.settle()
+    assert triggers(daemon) == ["recovery"]
+    assert "older" in daemon.store.cleaned()
+
+
+def test_in_dry_run_mode_nothing_is_changed(daemon: DaemonHarness) -> None:
+    daemon.store.job("old")
+    before = daemon.store.snapshot()
+    daemon.start(f"dry_run: true\n{DAILY}")
+    daemon.pass_time(hours=14)
+    (event,) = daemon.events_of(RunFinished)
+    assert isinstance(event, RunFinished)
+    assert event.report.dry_run
+    assert daemon.store.snapshot() == before
+
+
+def test_only_one_run_is_active_at_a_time(daemon: DaemonHarness) -> None:
+    for number in range(30):
+        daemon.store.job(f"old-{number}")
+    daemon.start()
+    for _ in range(5):
+        daemon.put(RunRequested(Trigger.SIGNAL, "tester"))
+        daemon.step()
+    daemon.settle()
+    assert triggers(daemon) == ["signal"]
+
+
+def test_a_run_that_meets_the_lock_of_another_is_reported_and_the_next_one_starts(
+    daemon: DaemonHarness,
+) -> None:
+    daemon.start(DAILY)
+    with run_lock(
+        SqliteDatabase(daemon.store.path / "jobs.db", busy_timeout_seconds=1), "another-run", daemon.now
+    ):
+        daemon.pass_time(hours=14)
+    assert len(daemon.events_of(RunFailed)) == 1
+    daemon.pass_time(hours=24)
+    assert triggers(daemon) == ["schedule"]
+
+
+def test_the_error_of_a_refused_run_is_in_the_status_until_a_run_succeeds(daemon: DaemonHarness) -> None:
+    daemon.store.run()
+    daemon.start(DAILY)
+    daemon.store.path.joinpath("results").rename(daemon.store.path / "elsewhere")
+    daemon.pass_time(hours=14)
+    error = daemon.status().last_error
+    assert error is not None
+    assert error in daemon.status().summary()
+    daemon.store.path.joinpath("elsewhere").rename(daemon.store.path / "results")
+    daemon.pass_time(hours=24)
+    assert daemon.status().last_error is None
+
+
+# -- trash and storage ---------------------------------------------------------------------------------------
+
+
+def test_the_trash_is_emptied_between_runs_when_its_grace_has_passed(daemon: DaemonHarness) -> None:
+    daemon.store.job("old")
+    daemon.start(f"trash: {{grace_hours: 1}}\n{DAILY}")
+    daemon.put(RunRequested(Trigger.SIGNAL, "tester"))
+    daemon.settle()
+    assert daemon.store.trash()
+    daemon.pass_time(minutes=50)
+    assert daemon.store.trash()
+    daemon.pass_time(minutes=15)
+    assert daemon.store.trash() == []
+    assert triggers(daemon) == ["signal", "trash"]
+    assert daemon.store.sql("SELECT count(*) FROM cleanup_log WHERE action = 'purged'") == [(1,)]
+
+
+def test_a_clock_that_was_set_far_ahead_does_not_empty_the_trash(daemon: DaemonHarness) -> None:
+    daemon.store.job("old")
+    daemon.start("trash: {grace_hours: 24}")
+    daemon.put(RunRequested(Trigger.SIGNAL, "tester"))
+    daemon.settle()
+    daemon.pass_time(days=3650)
+    assert daemon.store.trash()
+    assert "clock" in (daemon.status().last_error or "")
+
+
+def test_storage_is_sampled_every_hour(daemon: DaemonHarness) -> None:
+    daemon.store.run()
+    daemon.start()
+    for _ in range(4):
+        daemon.pass_time(minutes=60)
+    assert daemon.store.sql("SELECT count(*) FROM cleanup_storage WHERE run_id IS NULL") == [(4,)]
+
+
+# -- reload --------------------------------------------------------------------------------------------------
+
+
+def test_a_valid_file_is_in_force_after_a_reload(daemon: DaemonHarness) -> None:
+    daemon.start()
+    daemon.write("retention: {failed_jobs: {hours: 99}}")
+    daemon.reload()
+    assert daemon.config.retention.failed_jobs.hours == 99
+    assert len(daemon.events_of(ConfigReloaded)) == 1
+    lines = [line.split("\n")[0] for line in daemon.systemd_notifications()]
+    assert [line for line in lines if line.startswith(("READY", "RELOADING"))] == [
+        "READY=1",
+        "RELOADING=1",
+        "READY=1",
+    ]
+    assert any("MONOTONIC_USEC=" in line for line in daemon.notifications)
+
+
+def test_a_reload_changes_only_the_rate_limit_of_the_active_run(
+    daemon: DaemonHarness,
+) -> None:
+    """At one file per second its 300 files would take five minutes."""
+    daemon.store.job("slow", files=300)
+    daemon.start("performance: {max_deletes_per_second: 1}")
+    daemon.put(RunRequested(Trigger.SIGNAL, "tester"))
+    daemon.until(lambda: daemon.active_run is not None and daemon.active_run.progress.pool)
+    daemon.write("performance: {max_deletes_per_second: 0, nice: 1}\ndry_run: true")
+    daemon.reload()
+    daemon.until(lambda: daemon.events_of(RunFinished), seconds=60)
+    assert daemon.store.cleaned() == {"slow"}
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ("retentoin: {}", "retentoin"),
+        ("retention: {failed_jobs: {hours: -1}}", "failed_jobs.hours"),
+        ("paths: {database: other.db}", r"paths\.database"),
+        ("", r"cleanup_config\.yaml"),
+        ("# all of it commented out\n", r"cleanup_config\.yaml"),
+        (None, r"cleanup_config\.yaml"),
+    ],
+)
+def test_an_invalid_file_keeps_the_old_configuration_and_is_reported_everywhere(
+    daemon: DaemonHarness, content: str | None, key: str
+) -> None:
+    daemon.start("retention: {failed_jobs: {hours: 99}}")
+    before = daemon.config
+    if content is None:
+        daemon.file.unlink()
+    else:
+        daemon.file.write_text(content, encoding="utf-8")
+    daemon.reload()
+    assert daemon.config is before
+    (event,) = daemon.events_of(ConfigRejected)
+    assert isinstance(event, ConfigRejected)
+    assert re.search(key, event.error)
+    status = daemon.status()
+    assert status.config_error == event.error
+    error = event.error.replace("\n", " ")
+    assert error in status.summary()
+    assert any(error in line for line in daemon.systemd_notifications())
+
+
+def test_a_valid_file_after_an_invalid_one_clears_the_error(daemon: DaemonHarness) -> None:
+    daemon.start()
+    for text in ("nonsense: 1", "retention: {failed_jobs: {hours: 5}}"):
+        daemon.write(text)
+        daemon.reload()
+    assert daemon.status().config_error is None
+    assert daemon.status().config_attempts == 3
+
+
+def test_a_run_keeps_the_configuration_with_which_it_started(daemon: DaemonHarness) -> None:
+    for number in range(40):
+        daemon.store.job(f"old-{number}", "failed", days=2)
+    daemon.start("retention: {failed_jobs: {hours: 12}}\nperformance: {batch_size: 1}")
+    daemon.put(RunRequested(Trigger.SIGNAL, "tester"))
+    daemon.until(lambda: daemon.events_of(JobCleaned))
+    daemon.write("retention: {failed_jobs: {hours: 1000}}")
+    daemon.reload()
+    daemon.settle()
+    assert len(daemon.store.cleaned()) == 40
+    assert daemon.config.retention.failed_jobs.hours == 1000
+
+
+def test_a_reload_reopens_a_log_file_that_was_rotated(daemon: DaemonHarness) -> None:
+    daemon.start()
+    log = daemon.store.path / "logs" / "cleanup.log"
+    log.rename(log.with_suffix(".old"))
+    daemon.reload()
+    logging.getLogger("eemtcleanupd").error("after")
+    assert "after" in log.read_text()
+
+
+# -- stop ----------------------------------------------------------------------------------------------------
+
+
+def test_a_request_to_stop_interrupts_the_run_in_order_and_ends_the_daemon(daemon: DaemonHarness) -> None:
+    for number in range(200):
+        daemon.store.job(f"old-{number}", files=3)
+    daemon.start("performance: {batch_size: 2}")
+    daemon.put(RunRequested(Trigger.SIGNAL, "tester"))
+    daemon.until(lambda: daemon.events_of(JobCleaned))
+    daemon.put(StopRequested("SIGTERM"))
+    daemon.until(lambda: not daemon.step())
+    (event,) = daemon.events_of(RunFinished)
+    assert isinstance(event, RunFinished)
+    assert isinstance(event.report, RunReport)
+    assert event.report.outcome == "interrupted"
+    assert "STOPPING=1" in daemon.systemd_notifications()
+    assert daemon.events_of(DaemonStopping) == [DaemonStopping("SIGTERM")]
+    deleted = {f"old-{n}" for n in range(200) if not daemon.store.results(f"old-{n}").exists()}
+    assert daemon.store.cleaned() <= deleted
+    daemon.store.run()  # allowed to clean nearly all of them, since no run has been complete yet
+    assert len(daemon.store.cleaned()) == 200
+
+
+def test_an_interrupted_run_is_continued_at_the_next_start(daemon: DaemonHarness) -> None:
+    daemon.store.job("old")
+    daemon.store.run()
+    daemon.store.sql("UPDATE cleanup_runs SET outcome = 'interrupted'")
+    daemon.start()
+    daemon.settle()
+    assert triggers(daemon) == ["recovery"]
+
+
+def test_a_run_requested_after_the_stop_does_not_start(daemon: DaemonHarness) -> None:
+    daemon.start()
+    daemon.put(StopRequested("SIGTERM"))
+    assert daemon.step() is False
+    daemon.put(RunRequested(Trigger.SIGNAL, "tester"))
+    daemon.step()
+    assert triggers(daemon) == []
+
+
+def test_at_the_end_its_threads_lock_and_status_file_are_gone(daemon: DaemonHarness, tmp_path: Path) -> None:
+    before = threading.active_count()
+    daemon.start()
+    daemon.put(StopRequested("SIGTERM"))
+    daemon.step()
+    daemon.stack.close()
+    assert threading.active_count() == before
+    assert find_daemon(StoreAddress.of_file(daemon.store.path / "jobs.db")) is None
+    assert not list(daemon.store.path.glob("*.status.json"))
+
+
+# -- health --------------------------------------------------------------------------------------------------
+
+
+def test_each_step_of_the_loop_notifies_the_watchdog_once(daemon: DaemonHarness) -> None:
+    daemon.start(environ={"WATCHDOG_USEC": "3000000"})
+    daemon.systemd_notifications().clear()
+    for _ in range(3):
+        daemon.step()
+    assert daemon.systemd_notifications().count("WATCHDOG=1") == 3
+    assert daemon.seconds_to_wait() <= 1.0
+
+
+def test_systemd_receives_the_time_of_the_next_run(daemon: DaemonHarness) -> None:
+    daemon.start(DAILY)
+    assert any(line.startswith("STATUS=") and "2026-06-16" in line for line in daemon.systemd_notifications())
+
+
+def test_the_stacks_of_all_threads_are_logged_on_request(
+    daemon: DaemonHarness, caplog: pytest.LogCaptureFixture
+) -> None:
+    daemon.start()
+    daemon.put(DumpThreads())
+    with caplog.at_level(logging.INFO):
+        daemon.step()
+    assert "MainThread" in caplog.text
+    assert "in log_threads" in caplog.text
