@@ -1,4 +1,4 @@
-"""One machine for all tests of this folder, with the project installed and a job store in /srv/eemt."""
+"""One machine for all tests in this folder, with the project installed and a job store in /srv/eemt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.system.machine import Machine, base_root, why_not
 
 @pytest.fixture(scope="session")
 def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """A machine that is up."""
+    """A machine that is running."""
     if reason := why_not():
         pytest.skip(reason)
     scratch = tmp_path_factory.mktemp("machine")
@@ -30,7 +30,7 @@ def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 @pytest.fixture
 def machine(booted: Machine) -> Machine:
-    """The machine with a fresh job store, the installed configuration, and the service stopped."""
+    """The machine with a new job store, the installed configuration, and the service stopped."""
     booted.sh(
         """
         systemctl stop eemtcleanupd; systemctl reset-failed eemtcleanupd
@@ -47,10 +47,10 @@ def machine(booted: Machine) -> Machine:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep all tests of one machine in one worker, and give them the time that booting takes."""
-    here = Path(__file__).parent
+    """Run all tests of one machine in one worker, with a timeout that allows for booting."""
+    folder = Path(__file__).parent
     for item in items:
-        if here in item.path.parents:
+        if folder in item.path.parents:
             item.add_marker(
                 pytest.mark.xdist_group("debian" if item.path.stem == "test_debian" else "machine")
             )

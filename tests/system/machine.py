@@ -1,6 +1,6 @@
-"""A real Debian under a real systemd, booted in a container of the test's own, without a network.
+"""A real Debian with a real systemd, booted in a container without a network.
 
-The root filesystem is made once by debootstrap and kept in the user's cache; each machine works on a copy.
+Debootstrap makes the root filesystem once, in the user's cache; each machine uses a copy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NSPAWN = ("--register=no", "--keep-unit", "--private-network", "--quiet")
 
 
 def why_not() -> str | None:
-    """Return why no machine can be booted here, None when one can."""
+    """Return why a machine cannot be booted on this host, None when it can."""
     if os.geteuid() != 0:
         return "needs root, to boot a container"
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
@@ -38,34 +38,34 @@ def why_not() -> str | None:
 
 
 def base_root() -> Path:
-    """Return the root filesystem that machines are copied from; made when it is not in the cache."""
+    """Return the root filesystem that machines are copied from; make it if it is not in the cache."""
     key = hashlib.sha256(f"{SUITE} {PACKAGES}".encode()).hexdigest()[:12]
     root = _CACHE / f"{SUITE}-{key}"
     _CACHE.mkdir(parents=True, exist_ok=True)
     with (_CACHE / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the tests of containers want it too
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the container tests use it too
         if not root.exists():
-            making = root.with_suffix(f".{os.getpid()}")
-            command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(making)]
+            incomplete = root.with_suffix(f".{os.getpid()}")
+            command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(incomplete)]
             _run([*command, *_mirror()], timeout=900)
-            making.rename(root)
+            incomplete.rename(root)
     return root
 
 
 def _mirror() -> list[str]:
-    """Return where this machine's own packages of the suite come from, nothing for debootstrap's default."""
+    """Return this host's mirror of the suite, or nothing for debootstrap's default."""
     listed = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"],
         capture_output=True,
         text=True,
         check=False,
     )
-    found = [line.split()[0] for line in listed.stdout.splitlines() if line.split()[1:] == [SUITE]]
-    return found[:1]
+    mirrors = [line.split()[0] for line in listed.stdout.splitlines() if line.split()[1:] == [SUITE]]
+    return mirrors[:1]
 
 
 def wheelhouse(folder: Path) -> Path:
-    """Download what the project needs for Debian's Python, since the machine has no network."""
+    """Download the dependencies for Debian's Python, since the machine has no network."""
     setup = configparser.ConfigParser()
     setup.read(PROJECT / "setup.cfg")
     needed = setup["options"]["install_requires"].split()
@@ -91,7 +91,7 @@ class Machine:
     process: subprocess.Popen[bytes] | None = None
 
     def copy(self, base: Path) -> None:
-        """Take a copy of a root filesystem; cp knows what a device is, and that it is not to be read."""
+        """Copy a root filesystem with cp, which copies device files without reading them."""
         _run(["cp", "--archive", "--reflink=auto", str(base), str(self.root)], timeout=120)
 
     def install(self, scratch: Path) -> None:
@@ -113,7 +113,7 @@ class Machine:
         _run(command, timeout=300)
 
     def boot(self) -> None:
-        """Boot and wait until all of it is up."""
+        """Boot and wait until the start is complete."""
         console = ["--console=read-only", "--kill-signal=SIGRTMIN+4"]
         self.process = subprocess.Popen(
             ["systemd-nspawn", *_NSPAWN, *console, "--boot", f"--directory={self.root}"],
@@ -125,7 +125,7 @@ class Machine:
         self.until(lambda: self.sh("systemctl is-system-running", check=False) in {"running", "degraded"}, 60)
 
     def _find_leader(self) -> bool:
-        """Find the process that is number 1 inside."""
+        """Find the process that is process 1 in the container."""
         assert self.process is not None
         assert self.process.poll() is None, "the container did not start"
         for status in Path("/proc").glob("[0-9]*/status"):
@@ -151,10 +151,10 @@ class Machine:
         return False
 
     def sh(self, script: str, *, check: bool = True, timeout: float = 120) -> str:
-        """Run a shell script inside as root and return what it printed.
+        """Run a shell script in the container as root and return its output.
 
         Raises:
-            AssertionError: it failed, and ``check`` is set.
+            AssertionError: the script failed, and ``check`` is set.
         """
         enter = [
             "nsenter",
@@ -188,19 +188,19 @@ class Machine:
         return self.sh("journalctl -u eemtcleanupd -n 60 --no-pager -o short-monotonic", check=False)
 
     def until(self, condition: Callable[[], object], seconds: float = 60) -> None:
-        """Wait until something holds.
+        """Wait until a condition holds.
 
         Raises:
-            AssertionError: it did not in time; with the journal.
+            AssertionError: it did not hold in time; the message has the journal.
         """
         deadline = time.monotonic() + seconds
         while not condition():
             journal = self.journal() if self.leader and time.monotonic() > deadline else ""
-            assert time.monotonic() < deadline, f"it did not come to that in {seconds} s\n{journal}"
+            assert time.monotonic() < deadline, f"the condition was not met in {seconds} s\n{journal}"
             time.sleep(0.1)
 
     def power_off(self) -> None:
-        """Shut down; at once when it does not."""
+        """Shut down, and kill the machine if that takes too long."""
         if self.process is None:
             return
         self.process.send_signal(signal.SIGTERM)

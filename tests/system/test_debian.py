@@ -1,4 +1,4 @@
-"""The Debian package, as its user sees it: built, installed, upgraded and purged in a Debian of its own."""
+"""The Debian package: build, installation, upgrade and purge in a separate Debian."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.system.machine import PROJECT, Machine, base_root, why_not
 
 CONFIG = "/etc/eemtcleanupd/cleanup_config.yaml"
 APT = "DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Options::=--force-confold"
-# Quick instead of small; what is packed is the same.
+# Fast compression; the packed files are the same.
 COMPRESSION = {"DPKG_DEB_COMPRESSOR_TYPE": "gzip", "DPKG_DEB_COMPRESSOR_LEVEL": "1"}
 
 
@@ -47,7 +47,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def newer(package: Path) -> Path:
-    """The next version of it, with another configuration file."""
+    """The next version of the package, with a different configuration file."""
     tree = package.parent / "newer"
     subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True)
     for name, old, new in [
@@ -59,19 +59,19 @@ def newer(package: Path) -> Path:
         (tree / name).write_text(text.replace(old, new, 1), encoding="utf-8")
     command = ["dpkg-deb", "--root-owner-group", "--build", str(tree), str(package.parent)]
     subprocess.run(command, env=os.environ | COMPRESSION, check=True)
-    (found,) = package.parent.glob("*-2_*.deb")
-    return found
+    (next_package,) = package.parent.glob("*-2_*.deb")
+    return next_package
 
 
 @pytest.fixture(scope="module")
 def fresh(package: Path, newer: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """A machine that is up and has never heard of the program; both packages lie in /root."""
+    """A running machine without the program; both packages are in /root."""
     machine = Machine(tmp_path_factory.mktemp("debian") / "root")
     machine.copy(base_root())
     try:
         for file in (package, newer):
             shutil.copy(file, machine.root / "root")
-        # Nobody pulls its plug: dpkg need not wait for the disk.
+        # The machine is discarded after the test, so dpkg need not wait for the disk.
         (machine.root / "etc/dpkg/dpkg.cfg.d/quick").write_text("force-unsafe-io\n", encoding="utf-8")
         machine.boot()
         yield machine
@@ -103,23 +103,23 @@ def show(machine: Machine, name: str) -> str:
 
 
 def jobs(machine: Machine) -> str:
-    """Every file of every job with its content, owner, mode and time, and every row of theirs."""
-    found = "find uploads results temp -mindepth 1 -not -path '*/.eemtcleanupd-trash*'"
+    """Return all files of all jobs with content, owner, mode and time, and all rows."""
+    files = "find uploads results temp -mindepth 1 -not -path '*/.eemtcleanupd-trash*'"
     return machine.sh(
-        f"cd /srv/eemt && {{ {found} -printf '%p %y %m %u %g %T@ %l\\n' | sort"
-        f" && {found} -type f -print0 | sort -z | xargs -0 sha256sum"
+        f"cd /srv/eemt && {{ {files} -printf '%p %y %m %u %g %T@ %l\\n' | sort"
+        f" && {files} -type f -print0 | sort -z | xargs -0 sha256sum"
         " && sqlite3 -cmd '.timeout 20000' jobs.db 'SELECT id, status, parameters, completed_at FROM jobs';"
         " } | cat -v"
     )
 
 
 def moment(machine: Machine, line: str) -> float:
-    """When the service's journal last had that line."""
-    found = machine.sh(f"journalctl -u eemtcleanupd --no-pager -o short-unix | grep ': {line}' | tail -n 1")
-    return float(found.split()[0])
+    """Return the time of the last journal line of the service that begins with ``line``."""
+    last = machine.sh(f"journalctl -u eemtcleanupd --no-pager -o short-unix | grep ': {line}' | tail -n 1")
+    return float(last.split()[0])
 
 
-def test_installed_and_started_it_serves_and_deletes_nothing_by_itself(machine: Machine) -> None:
+def test_after_installation_and_start_nothing_is_deleted_without_a_request(machine: Machine) -> None:
     assert show(machine, "ActiveState") == "inactive"
     assert machine.sh("systemctl is-enabled eemtcleanupd", check=False) == "disabled"
     before = jobs(machine)
@@ -128,14 +128,14 @@ def test_installed_and_started_it_serves_and_deletes_nothing_by_itself(machine: 
     assert machine.sh(f"ps -o user= -p {show(machine, 'MainPID')}") == "eemt"
     assert machine.sh("eemtcleanupd --version").endswith(f" {__version__}")
     assert jobs(machine) == before
-    # Then it works as everywhere.
+    # On request it cleans.
     machine.sh("systemctl kill --kill-whom=main -s USR1 eemtcleanupd")
     machine.until(lambda: "Cleanup completed" in machine.journal())
     assert jobs(machine) != before
     machine.sh("systemctl enable eemtcleanupd && systemctl disable eemtcleanupd")
 
 
-def test_what_is_installed_is_compiled_and_knows_nothing_of_where_it_was_built(machine: Machine) -> None:
+def test_installed_files_are_compiled_and_do_not_contain_the_build_path(machine: Machine) -> None:
     python = "runuser -u eemt -- /usr/lib/eemtcleanupd/bin/python -v -m eemtcleanupd --version 2>&1"
     assert (
         machine.sh(f"{python} | grep -c \"^# code object from '/usr/lib/eemtcleanupd/.*py'\" || true") == "0"
@@ -170,14 +170,14 @@ def test_completion_works_in_three_shells(machine: Machine, tmp_path: Path) -> N
         assert (done.stdout, done.stderr) == ("_eemtcleanupd\n", "")
 
 
-def test_the_man_page_is_found_and_tells_the_version(machine: Machine) -> None:
+def test_the_man_page_is_found_and_has_the_version(machine: Machine) -> None:
     man = ["man", "-M", str(machine.root / "usr/share/man"), "8", "eemtcleanupd"]
     text = subprocess.run(man, capture_output=True, text=True, check=True).stdout
     assert "retention daemon" in text
     assert f"eemtcleanupd {__version__}" in text.splitlines()[-1]
 
 
-def test_an_upgrade_stops_it_first_starts_it_again_and_leaves_a_changed_configuration(
+def test_an_upgrade_stops_and_restarts_it_and_keeps_a_changed_configuration(
     machine: Machine,
 ) -> None:
     machine.sh("systemctl start eemtcleanupd")
@@ -191,12 +191,12 @@ def test_an_upgrade_stops_it_first_starts_it_again_and_leaves_a_changed_configur
     exchanged = float(machine.sh("stat -c %.6Z /usr/lib/eemtcleanupd/bin/eemtcleanupd"))
     assert moment(machine, "Stopped ") < exchanged < moment(machine, "Started ")
     assert jobs(machine) == before
-    # One that was stopped stays so.
+    # A stopped service stays stopped.
     machine.sh(f"systemctl stop eemtcleanupd; cd /root && {APT} reinstall ./eemtcleanupd_*-2_*.deb")
     assert show(machine, "ActiveState") == "inactive"
 
 
-def test_purged_it_takes_its_configuration_along_and_leaves_the_job_store(machine: Machine) -> None:
+def test_a_purge_removes_the_configuration_and_keeps_the_job_store(machine: Machine) -> None:
     machine.sh(
         "echo secret >/etc/eemtcleanupd/slack-webhook; echo A=b >/etc/default/eemtcleanupd;"
         " systemctl enable --now eemtcleanupd"
@@ -215,7 +215,7 @@ def test_purged_it_takes_its_configuration_along_and_leaves_the_job_store(machin
     assert left == ""
 
 
-def test_lintian_finds_nothing_that_is_not_explained(package: Path) -> None:
+def test_lintian_finds_no_unexplained_problem(package: Path) -> None:
     done = subprocess.run(
         ["lintian", "--allow-root", "--fail-on", "error,warning", package],
         capture_output=True,
@@ -225,7 +225,7 @@ def test_lintian_finds_nothing_that_is_not_explained(package: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_built_again_elsewhere_it_is_the_same(package: Path, tmp_path: Path) -> None:
+def test_the_build_is_reproducible(package: Path, tmp_path: Path) -> None:
     second = build(tmp_path / "somewhere" / "else", TZ="Asia/Tokyo", LC_ALL="C.UTF-8", PYTHONHASHSEED="7")
     if second.read_bytes() != package.read_bytes():
         listings = [

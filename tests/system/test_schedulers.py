@@ -1,4 +1,4 @@
-"""A real cron and a user's own systemd clean the job store of a person who set them up by the script."""
+"""The setup script: cleanups by a real cron, and by a real systemd of an unprivileged user."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ STORE = '/home/alice/it\'s 100% "EEMT" $HOME/web-interface'
 
 
 class Alice:
-    """An ordinary user with a job store in her home, where the script is run."""
+    """An unprivileged user with a job store in her home, in which scripts are run."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
 
     def __call__(self, script: str, *, check: bool = True) -> str:
-        """Run a shell script as she would in her job store."""
+        """Run a shell script as alice in her job store."""
         self.machine.sh(f"cat >/tmp/alice.sh <<'ALICE'\ncd {quoted(STORE)}\n{script}\nALICE")
         return self.machine.sh(
             "runuser -u alice -- env HOME=/home/alice XDG_RUNTIME_DIR=/run/user/$(id -u alice)"
@@ -49,8 +49,8 @@ def alice(booted: Machine) -> Alice:
     return Alice(booted)
 
 
-def test_cron_cleans_within_its_minute_and_keeps_her_other_lines(alice: Alice) -> None:
-    # A line as the document has it, with the Python that has the package, in a job store of its own.
+def test_cron_cleans_every_minute_and_other_crontab_lines_are_kept(alice: Alice) -> None:
+    # A hand-written line, as in the documentation, for a second job store.
     alice("cp -a . ~/plain && cp -r /usr/src/eemtcleanupd/scripts ~/plain/ && mkdir -p ~/plain/logs")
     document = (
         "* * * * * cd ~/plain && /usr/local/lib/eemtcleanupd/bin/python scripts/cleanup_jobs.py"
@@ -68,12 +68,12 @@ def test_cron_cleans_within_its_minute_and_keeps_her_other_lines(alice: Alice) -
     alice(f"test -e ~/other-%-line; {SCRIPT} remove")
     assert alice("crontab -l") == other
     alice("crontab -r")
-    # Each run is in the log once, though the line sends there what is printed as well.
+    # Each run is in the log once, although the line redirects the output there too.
     runs = alice("sqlite3 ~/plain/jobs.db 'SELECT count(*) FROM cleanup_runs WHERE finished_at IS NOT NULL'")
     assert alice(f"grep -c '{DONE}' ~/plain/logs/cleanup.log") == runs
 
 
-def test_her_own_systemd_has_the_timer_and_cleans_when_asked(alice: Alice) -> None:
+def test_the_users_systemd_has_the_timer_and_cleans_on_request(alice: Alice) -> None:
     refused = alice(f"{SCRIPT} install-systemd; echo code $?", check=False)
     assert "code 3" in refused
     assert "loginctl enable-linger alice" in refused
@@ -98,7 +98,7 @@ def test_her_own_systemd_has_the_timer_and_cleans_when_asked(alice: Alice) -> No
     alice.machine.sh("loginctl disable-linger alice")
 
 
-def test_the_commands_of_the_document_work(alice: Alice) -> None:
+def test_the_documented_commands_work(alice: Alice) -> None:
     text = (PROJECT / "docs/deploy-cron.md").read_text(encoding="utf-8")
     for command in re.findall(r"^# ([a-z].*)$", text, re.MULTILINE):
         alice.machine.sh(command)
