@@ -14,7 +14,7 @@ from functools import partial
 
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup import Progress, RunRequest, clean
-from eemtcleanupd.cleanup.hooks import RunHooks
+from eemtcleanupd.cleanup.context import RunHooks
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.daemon.messages import Enqueue, RunCallbacks, RunEnded

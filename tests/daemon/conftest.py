@@ -49,22 +49,22 @@ class DaemonHarness:
 
     @property
     def config(self) -> Config:
-        return self._daemon.config
+        return self.daemon.config
 
     @property
     def inbox(self) -> queue.SimpleQueue[Message]:
-        return self._daemon.inbox
+        return self.daemon.inbox
 
     @property
     def active_run(self) -> ActiveRun | None:
-        return self._daemon.active_run
+        return self.daemon.active_run
 
     def write(self, text: str) -> None:
         self.file.write_text(HEAD + text, encoding="utf-8")
 
     def start(
         self, text: str = "", environ: dict[str, str] | None = None, interface: Interface | None = None
-    ) -> None:
+    ) -> Daemon:
         if text or not self.file.exists():
             self.write(text)
 
@@ -74,7 +74,7 @@ class DaemonHarness:
         self._listen()
         systemd = SystemdNotifier({"NOTIFY_SOCKET": str(self._address), **(environ or {})})
         self.stack.callback(systemd.close)
-        self._daemon = Daemon(
+        self.daemon = Daemon(
             ConfigManager(read, lambda: self.now),
             emit=self.events.append,
             systemd=systemd,
@@ -82,8 +82,9 @@ class DaemonHarness:
             clock=lambda: self.now,
             elapsed=lambda: self.elapsed,
         )
-        self._daemon.start(self.stack)
+        self.daemon.start(self.stack)
         self.stack.callback(self._stop_run)
+        return self.daemon
 
     def _listen(self) -> None:
         self._address = self.store.path / "notify.sock"
@@ -111,11 +112,11 @@ class DaemonHarness:
     def step(self) -> bool:
         """Let the daemon handle one message, if there is one, and do what is due."""
         self.systemd_notifications()
-        return self._daemon.step(0.0)
+        return self.daemon.step(0.0)
 
     def seconds_to_wait(self) -> float:
         """Return how long the daemon would wait for a message."""
-        return self._daemon.seconds_to_wait()
+        return self.daemon.seconds_to_wait()
 
     def until(self, condition: Callable[[], object], seconds: float = 20) -> None:
         """Let the daemon work until a condition holds; its clock stands still."""
@@ -123,7 +124,7 @@ class DaemonHarness:
         while not condition():
             assert monotonic_seconds() < deadline, "the condition was not met in time"
             self.systemd_notifications()
-            self._daemon.step(0.05)
+            self.daemon.step(0.05)
 
     def pass_time(self, **span: float) -> None:
         """Advance the clock at once, then let the daemon do what has become due."""
@@ -140,9 +141,9 @@ class DaemonHarness:
 
     def reload(self) -> None:
         """Let the daemon reload its configuration; the file watch might do so first."""
-        attempts = self._daemon.status().config_attempts
+        attempts = self.daemon.status().config_attempts
         self.put(ReloadRequested("SIGHUP"))
-        self.until(lambda: self._daemon.status().config_attempts > attempts)
+        self.until(lambda: self.daemon.status().config_attempts > attempts)
 
     def events_of(self, kind: type[Event]) -> list[Event]:
         return [event for event in self.events if isinstance(event, kind)]

@@ -25,8 +25,8 @@ from eemtcleanupd.events import (
     RunReport,
 )
 from eemtcleanupd.model import Trigger
-from eemtcleanupd.store.address import StoreAddress, find_daemon
-from eemtcleanupd.store.lock import run_lock
+from eemtcleanupd.store.address import StoreAddress
+from eemtcleanupd.store.lock import find_daemon, run_lock
 from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.daemon.conftest import DaemonHarness
 

@@ -18,7 +18,7 @@ import requests
 
 from eemtcleanupd.web.tokens import SCOPES, Scope, TokenFile
 from tests.cleanup.conftest import JobStore
-from tests.daemon.conftest import daemon
+from tests.daemon.conftest import daemon as harness
 
 
 def free_port() -> int:
@@ -157,4 +157,4 @@ def daemon_with_trash(store: JobStore) -> Iterator[RunningDaemon]:
     daemon.stop()
 
 
-__all__ = ["daemon"]
+__all__ = ["harness"]

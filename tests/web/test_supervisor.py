@@ -13,15 +13,15 @@ import pytest
 
 from eemtcleanupd.daemon.messages import RunCallbacks, RunRequested
 from eemtcleanupd.web.supervisor import WORKER_CODE, HttpInterface
-from tests.daemon.conftest import Living
+from tests.daemon.conftest import DaemonHarness
 from tests.web.conftest import eventually
 
 
 @contextmanager
-def served(living: Living, config: str = "", worker_code: str = WORKER_CODE) -> Iterator[Path]:
+def served(harness: DaemonHarness, config: str = "", worker_code: str = WORKER_CODE) -> Iterator[Path]:
     """Serve a daemon of the test's own process at a Unix socket."""
-    address = living.store.path / "s"
-    daemon = living.start(f"api: {{enabled: true, listen: 'unix:{address}'}}\n{config}")
+    address = harness.store.path / "s"
+    daemon = harness.start(f"api: {{enabled: true, listen: 'unix:{address}'}}\n{config}")
     interface = HttpInterface(worker_code)
     interface.prepare(daemon, daemon.loaded)()
     try:
@@ -62,19 +62,19 @@ def await_text(file: Path, text: str, count: int = 1) -> None:
     eventually(check)
 
 
-def requested_runs(living: Living) -> list[RunCallbacks]:
-    inbox = living.daemon.inbox
+def requested_runs(harness: DaemonHarness) -> list[RunCallbacks]:
+    inbox = harness.daemon.inbox
     messages = [inbox.get_nowait() for _ in range(inbox.qsize())]
     return [
-        message.order
+        message.callbacks
         for message in messages
-        if isinstance(message, RunRequested) and message.order is not None
+        if isinstance(message, RunRequested) and message.callbacks is not None
     ]
 
 
-def test_a_reload_opens_a_removed_socket_again(living: Living) -> None:
-    address = living.store.path / "s"
-    daemon = living.start(f"api: {{enabled: true, listen: 'unix:{address}'}}\n")
+def test_a_reload_opens_a_removed_socket_again(harness: DaemonHarness) -> None:
+    address = harness.store.path / "s"
+    daemon = harness.start(f"api: {{enabled: true, listen: 'unix:{address}'}}\n")
     interface = HttpInterface()
     try:
         for _ in range(2):
@@ -85,24 +85,24 @@ def test_a_reload_opens_a_removed_socket_again(living: Living) -> None:
         interface.close()
 
 
-def test_health_fails_while_the_daemons_loop_does_not_run(living: Living) -> None:
-    with served(living) as address:
+def test_health_fails_while_the_daemons_loop_does_not_run(harness: DaemonHarness) -> None:
+    with served(harness) as address:
         assert get_status(address, "/healthz") == 200
-        living.elapsed += 100
+        harness.elapsed += 100
         await_health(address, 503)
-        living.step()
+        harness.step()
         await_health(address, 200)
 
 
 def test_the_worker_finds_each_plugin_that_the_daemon_finds(
-    living: Living, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    harness: DaemonHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "elsewhere.py").write_text(
         "import pluggy\nhookimpl = pluggy.HookimplMarker('eemtcleanupd')\n"
         "@hookimpl\ndef veto_cleanup(job):\n    return None\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    with served(living, "plugins: [elsewhere]\n") as address:
+    with served(harness, "plugins: [elsewhere]\n") as address:
         assert get_status(address, "/healthz") == 200
 
 
@@ -127,10 +127,10 @@ def test_the_worker_finds_each_plugin_that_the_daemon_finds(
     ids=lambda message: message[:80],
 )
 def test_a_worker_that_sends_an_invalid_message_is_replaced(
-    living: Living, caplog: pytest.LogCaptureFixture, message: str
+    harness: DaemonHarness, caplog: pytest.LogCaptureFixture, message: str
 ) -> None:
     code = fake_worker(f"channel.send_bytes({message!r}.encode())\nchannel.recv_bytes()")
-    with served(living, worker_code=code):
+    with served(harness, worker_code=code):
 
         def check() -> None:
             errors = [record for record in caplog.records if record.levelname == "ERROR"]
@@ -138,10 +138,10 @@ def test_a_worker_that_sends_an_invalid_message_is_replaced(
             assert [record.exc_info is not None for record in errors[:3]] == [True, False, False]
 
         eventually(check)
-    assert not requested_runs(living)
+    assert not requested_runs(harness)
 
 
-def test_lines_of_the_workers_log_cannot_look_like_the_daemons_own(living: Living) -> None:
+def test_lines_of_the_workers_log_cannot_look_like_the_daemons_own(harness: DaemonHarness) -> None:
     forged = "2026-01-01 00:00:00 INFO: forged"
     record = {
         "logger": "x\n",
@@ -149,39 +149,39 @@ def test_lines_of_the_workers_log_cannot_look_like_the_daemons_own(living: Livin
         "text": f"%s {{}}\r{forged}\x1b[2J\ud800",
         "trace": f"{forged}\n{forged}",
     }
-    file = living.store.path / "logs" / "cleanup.log"
-    with served(living, worker_code=fake_worker(f"send({{'log': {record!r}}})\nchannel.recv_bytes()")):
+    file = harness.store.path / "logs" / "cleanup.log"
+    with served(harness, worker_code=fake_worker(f"send({{'log': {record!r}}})\nchannel.recv_bytes()")):
         await_text(file, "forged", 3)
     lines = file.read_text().splitlines()
     (first,) = (number for number, line in enumerate(lines) if "WARNING: %s {}" in line)
     assert lines[first + 1 : first + 4] == [f"    {forged}\\x1b[2J\\ud800", f"    {forged}", f"    {forged}"]
 
 
-def test_a_child_of_the_worker_does_not_delay_the_stop(living: Living) -> None:
-    file = living.store.path / "child"
+def test_a_child_of_the_worker_does_not_delay_the_stop(harness: DaemonHarness) -> None:
+    file = harness.store.path / "child"
     code = fake_worker(
         "if os.fork(): os._exit(0)\n"
         f"with open({str(file) + '.new'!r}, 'w') as file: file.write(str(os.getpid()))\n"
         f"os.rename({str(file) + '.new'!r}, {str(file)!r})\ntime.sleep(30)"
     )
-    with served(living, worker_code=code):
+    with served(harness, worker_code=code):
         eventually(file.read_text)
     child = psutil.Process(int(file.read_text()))
     assert child.status() == psutil.STATUS_SLEEPING
     child.kill()
 
 
-def test_the_workers_tracebacks_have_their_own_key_in_a_json_log(living: Living) -> None:
+def test_the_workers_tracebacks_have_their_own_key_in_a_json_log(harness: DaemonHarness) -> None:
     record = {"logger": "x", "level": 40, "text": "it broke", "trace": "Traceback\nOSError"}
     code = fake_worker(f"send({{'log': {record!r}}})\nchannel.recv_bytes()")
-    file = living.store.path / "logs" / "cleanup.log"
-    with served(living, "logging: {format: json}\n", code):
+    file = harness.store.path / "logs" / "cleanup.log"
+    with served(harness, "logging: {format: json}\n", code):
         await_text(file, "it broke")
     (line,) = (line for line in file.read_text().splitlines() if "it broke" in line)
     assert json.loads(line)["traceback"] == "    Traceback\n    OSError"
 
 
-def test_the_number_of_requested_runs_is_limited(living: Living) -> None:
+def test_the_number_of_requested_runs_is_limited(harness: DaemonHarness) -> None:
     code = fake_worker(
         "for number in range(100):\n"
         "    send({'request': 'run', 'number': number, 'user': 'x', 'body': {}})\n"
@@ -190,9 +190,9 @@ def test_the_number_of_requested_runs_is_limited(living: Living) -> None:
         "send({'log': {'logger': 'x', 'level': 40, 'text': text, 'trace': ''}})\n"
         "channel.recv_bytes()"
     )
-    with served(living, worker_code=code):
-        await_text(living.store.path / "logs" / "cleanup.log", "ERROR: refused: LockHeldError")
-    runs = requested_runs(living)
+    with served(harness, worker_code=code):
+        await_text(harness.store.path / "logs" / "cleanup.log", "ERROR: refused: LockHeldError")
+    runs = requested_runs(harness)
     assert len(runs) == 32
     for run in runs:
         run.done(None)
