@@ -73,6 +73,7 @@ class Server:
 @contextmanager
 def running_server() -> Iterator[Server]:
     """Run a server.  As root, run it as user postgres, because the server refuses to run as root."""
+    programs = binaries()
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
     user = "postgres" if os.geteuid() == 0 else None
     data = folder / "data"
@@ -81,7 +82,6 @@ def running_server() -> Iterator[Server]:
     options: dict[str, Any] = {"user": user, "cwd": folder, "capture_output": True}
     if user is not None:
         options |= {"group": user, "extra_groups": []}
-    programs = binaries()
     try:
         initdb = f"{programs}/initdb -D {data} -U postgres -A trust --no-sync -E UTF8 --locale=C.UTF-8"
         subprocess.run(initdb.split(), check=True, **options)

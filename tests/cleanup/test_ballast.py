@@ -16,6 +16,7 @@ import pytest
 from eemtcleanupd.cleanup import ballast
 from eemtcleanupd.cleanup.ballast import Ballast
 from tests.cleanup.conftest import JobStore
+from tests.requirements import needs
 
 MB = 1 << 20
 # Only there a folder takes a block, so that a full disk has no room for one in its trash.
@@ -136,6 +137,7 @@ def test_beside_a_database_behind_a_symlink_it_lies_where_the_file_is(tmp_path: 
     assert (tmp_path / "other" / "real.db.eemtcleanupd.ballast").stat().st_size == 16 * MB
 
 
+@needs("sqlite3")
 def test_a_run_sets_it_aside_and_a_dry_run_does_not(tmp_path: Path) -> None:
     store = JobStore(tmp_path / "store")
     place = store.path / "jobs.db.eemtcleanupd.ballast"
@@ -181,6 +183,7 @@ def due(store: JobStore) -> None:
     (store.path / "cleanup_config.yaml").write_text("safety: {ballast: 2M}\n")
 
 
+@needs("sqlite3")
 @pytest.mark.root
 def test_a_run_on_a_disk_that_is_wholly_full_cleans_and_sets_room_aside_again(tmp_path: Path) -> None:
     store = JobStore(tmp_path / "store")
@@ -202,6 +205,7 @@ def test_a_run_on_a_disk_that_is_wholly_full_cleans_and_sets_room_aside_again(tm
     assert said.split()[-2:] == [str(2 * MB), "3"]
 
 
+@needs("sqlite3")
 @pytest.mark.root
 def test_where_the_results_are_on_a_disk_of_their_own_that_one_has_it_too(tmp_path: Path) -> None:
     store = JobStore(tmp_path / "store")
@@ -277,6 +281,7 @@ def test_a_run_goes_on_where_a_full_disk_has_no_log_yet(tmp_path: Path) -> None:
     assert "cleanup.log" in said
 
 
+@needs("sqlite3")
 @needs_ext4
 @pytest.mark.root
 def test_a_folder_of_temp_on_a_full_disk_of_its_own_can_be_emptied(tmp_path: Path) -> None:

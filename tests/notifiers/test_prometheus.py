@@ -19,6 +19,7 @@ from eemtcleanupd.notifiers.prometheus import Prometheus
 from tests.cleanup.conftest import JobStore
 from tests.conftest import RunCli
 from tests.notifiers.samples import FINISHED, NOW, report
+from tests.requirements import needs
 
 PACKAGING = Path(__file__).parents[2] / "packaging" / "prometheus"
 CONTRACT = (
@@ -142,6 +143,7 @@ def test_rules_and_dashboard_use_only_existing_metrics(file: str) -> None:
     assert used - _metrics() == set()
 
 
+@needs("promtool")
 def test_promtool_accepts_the_rules_and_their_own_tests() -> None:
     for command in (["check", "rules", "alerts.yaml"], ["test", "rules", "alerts_test.yaml"]):
         done = subprocess.run(
@@ -150,6 +152,7 @@ def test_promtool_accepts_the_rules_and_their_own_tests() -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@needs("promtool")
 def test_promtool_accepts_the_metrics() -> None:
     prometheus = Prometheus()
     prometheus.run_finished(FINISHED, OFF)

@@ -18,6 +18,7 @@ from eemtcleanupd.errors import StoreError
 from eemtcleanupd.events import Event, JobCleaned, RunStarted
 from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.cleanup.conftest import JobStore
+from tests.requirements import needs
 
 LOCKED_SECONDS = float(os.environ.get("STRESS_LOCKED_SECONDS", "0.5"))
 
@@ -150,6 +151,7 @@ def test_a_database_that_is_damaged_is_refused_and_nothing_is_touched(filled: Jo
     assert filled.run().outcome == "success"
 
 
+@needs("sqlite3")
 @pytest.mark.root
 def test_a_full_disk_under_the_database_is_an_error_and_the_next_run_goes_on(tmp_path: Path) -> None:
     """A real one: the database lies on a small filesystem, mounted in a namespace of the test's own."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,10 +11,11 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.cleanup.conftest import JobStore
+from tests.requirements import find_program, needs
 from tests.web.conftest import RunningDaemon, start
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+CHROMIUM = find_program("chromium")
+pytestmark = needs("chromium")
 
 
 @pytest.fixture(scope="module")

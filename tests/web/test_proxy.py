@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import re
-import shutil
 import socket
 import subprocess
 from pathlib import Path
 
-import pytest
 import requests
 
 from tests.cleanup.conftest import JobStore
+from tests.requirements import find_program, needs
 from tests.web.conftest import eventually, free_port, start
 
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+NGINX = find_program("nginx")
 TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+@needs("nginx")
 def test_the_example_for_nginx(store: JobStore, tmp_path: Path) -> None:
     assert NGINX is not None
     (example,) = re.findall(r"^```nginx\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
