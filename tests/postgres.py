@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
 ROLE = "eemt"
 PASSWORD = "p@ss/w:rd"
@@ -29,10 +30,13 @@ shared_buffers = 16MB
 
 
 def binaries() -> Path:
-    """Return the folder with the programs of the newest server."""
+    """Return the folder with the programs of the newest server; skip the test where there is none."""
     if (initdb := shutil.which("initdb")) is not None:
         return Path(initdb).resolve().parent
-    return max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: float(folder.parent.name))
+    folders = list(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not folders:
+        pytest.skip("needs PostgreSQL's initdb")
+    return max(folders, key=lambda folder: float(folder.parent.name))
 
 
 @dataclass
