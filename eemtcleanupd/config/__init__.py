@@ -1,4 +1,4 @@
-"""The configuration: what may be in it, where each value came from, and clear words for what is wrong."""
+"""The configuration: its schema, the sources of its values, and its error messages."""
 
 from eemtcleanupd.config.loading import Loaded, NotifiersOf, Setting, find_file, load
 from eemtcleanupd.config.schema import Config, RetentionConfig

@@ -1,4 +1,4 @@
-"""What all blocks of the file are: models that refuse what they do not know, and how to look into them."""
+"""The base model of all blocks of the configuration, and functions that inspect its fields."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 
 class Section(BaseModel):
-    """A block of the file: unknown keys are errors, an empty block has its defaults."""
+    """A block of the file. Unknown keys are errors, and an empty block has its defaults."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -33,52 +33,51 @@ class Section(BaseModel):
             for key, value in data.items()
             if value is not None or key not in fields or not is_block(fields[key])
         }
-        # A block that is not given is read as one without keys, by the validator of the whole file. Its
-        # default_factory would have one built for the block alone, and that is most of what loading takes.
+        # A missing block is validated as an empty one by the validator of the whole file. Its
+        # default_factory would build a validator of its own, which takes most of the loading time.
         empty: dict[str, Any] = {
-            key: {} for key, field in fields.items() if key not in given and _is_made_of_defaults(field)
+            key: {}
+            for key, field in fields.items()
+            if key not in given
+            and field.default_factory is field.annotation
+            and block_of(field) is field.annotation
         }
         return {**given, **empty}
 
 
 def leaves(model: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield every key below a block that is not a block itself, dotted, in the order of the schema."""
+    """Yield every key that is not a block, dotted, with its field, in the order of the schema."""
     for name, field in model.model_fields.items():
-        block = block_of(field)
-        if block is None or not is_block(field):
+        section = block_of(field)
+        if section is None or not is_block(field):
             yield prefix + name, field
         else:
-            yield from leaves(block, f"{prefix}{name}.")
+            yield from leaves(section, f"{prefix}{name}.")
 
 
 def is_block(field: FieldInfo) -> bool:
-    """Tell whether a field is a block, whose keys are looked at one by one."""
+    """Return whether a field is a block with keys of its own."""
     return block_of(field) is not None and (field.default_factory is not None or is_optional_block(field))
 
 
-def _is_made_of_defaults(field: FieldInfo) -> bool:
-    """Tell whether a block that is not given is one without keys."""
-    return field.default_factory is field.annotation and block_of(field) is field.annotation
-
-
 def is_optional_block(field: FieldInfo) -> bool:
-    """Tell whether a field is a block that may be absent, for it has keys without a default."""
+    """Return whether a field is a block that can be absent because it has keys without a default."""
     kinds = get_args(field.annotation)
     return len(kinds) == 2 and NoneType in kinds and block_of(field) in kinds
 
 
 def block_of(field: FieldInfo) -> type[Section] | None:
-    """Return the model of a block, or of the entries of a list of blocks; None for any other field."""
-    return next((kind for kind in _kinds(field.annotation) if issubclass(kind, Section)), None)
+    """Return the model of a block, or of the entries of a list of blocks. Return None for other fields."""
+    return next((kind for kind in _types(field.annotation) if issubclass(kind, Section)), None)
 
 
 def holds(field: FieldInfo, kind: type) -> bool:
-    """Tell whether a field's value is of a kind (or null), or a list of that kind."""
-    return kind in set(_kinds(field.annotation))
+    """Return whether the values of a field are of a type, or lists of it."""
+    return kind in set(_types(field.annotation))
 
 
-def _kinds(annotation: Any) -> Iterator[type]:
+def _types(annotation: Any) -> Iterator[type]:
     if isinstance(annotation, type):
         yield annotation
     for part in get_args(annotation):
-        yield from _kinds(part)
+        yield from _types(part)

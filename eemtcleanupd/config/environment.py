@@ -1,4 +1,4 @@
-"""The environment variables of the user's document, and the older names of the EEMT scripts."""
+"""Environment variables that set configuration keys, including the names used by the EEMT scripts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from eemtcleanupd.formatting import printable, shortened
 
 BASE_DIR = "EEMT_BASE_DIR"
-"""The folder that the paths of the job store are in when nothing else says where they are."""
+"""The variable that names the base folder of ``paths.*`` keys that no other source sets."""
 
 CONFIG_FILE = "EEMT_CLEANUP_CONFIG"
-"""The configuration file."""
+"""The variable that names the configuration file."""
 
 _SWITCH = {"true": True, "1": True, "yes": True, "on": True}
 _SWITCH |= {"false": False, "0": False, "no": False, "off": False}
@@ -24,14 +24,14 @@ def _switch(text: str) -> object:
 
 def _days(text: str) -> object:
     hours = float(text) * 24
-    if not hours >= 0:  # told in the unit that it was written in
+    if not hours >= 0:  # a later error message would show the value in hours
         raise ValueError(text)
     return hours
 
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A variable: the key that it sets, and how its text is read."""
+    """An environment variable, the key that it sets, and the parser of its text."""
 
     name: str
     key: str
@@ -52,9 +52,9 @@ VARIABLES = (
     Variable("EEMT_DRY_RUN", "dry_run", _switch),
     Variable("EEMT_CLEANUP_ENABLED", "schedule.enabled", _switch),
 )
-"""All variables that set a key.  Of two for one key the newer name comes first, and wins."""
+"""Variables that set a key. If two set the same key, the newer name comes first and wins."""
 
-_ALLOWED: Mapping[object, str] = {
+_EXPECTED: Mapping[object, str] = {
     float: "a number",
     _days: "a number of at least 0",
     int: "a whole number",
@@ -64,7 +64,7 @@ _ALLOWED: Mapping[object, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What the variables say: values by key, each with its variable's name; warnings; problems."""
+    """Values by key, each with the name of its variable, and the warnings and problems found."""
 
     values: Mapping[str, tuple[object, str]]
     base_dir: str | None
@@ -73,9 +73,9 @@ class Environment:
 
 
 def variable(environ: Mapping[str, str], name: str) -> str | None:
-    """Return a variable's text without the quotes around it, None when it is empty or not set.
+    """Return the text of a variable without surrounding quotes, or None if it is empty or not set.
 
-    A compose file that says ``- EEMT_CLEANUP_SCHEDULE="0 2 * * *"`` hands the quotes along.
+    A compose file with ``- EEMT_CLEANUP_SCHEDULE="0 2 * * *"`` passes the quotes to the program.
     """
     text = environ.get(name, "").strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
@@ -84,35 +84,39 @@ def variable(environ: Mapping[str, str], name: str) -> str | None:
 
 
 def read_environment(environ: Mapping[str, str]) -> Environment:
-    """Read all variables that are known, and find those that were probably meant to be."""
+    """Read all known variables, and warn about names that are probably misspelled."""
     values: dict[str, tuple[object, str]] = {}
     warnings, problems = [], []
-    for each in VARIABLES:
-        text = variable(environ, each.name)
+    for entry in VARIABLES:
+        text = variable(environ, entry.name)
         if text is None:
             continue
         try:
-            value = each.read(text)
+            value = entry.read(text)
         except (ValueError, KeyError):
             shown = shortened(printable(text), 60)
-            problems.append(f"{each.name}: {each.key}: found '{shown}', allowed is {_ALLOWED[each.read]}")
+            problems.append(
+                f"{entry.name}: {entry.key}: Found '{shown}', but expected {_EXPECTED[entry.read]}."
+            )
             continue
-        if each.key not in values:
-            values[each.key] = (value, each.name)
-        elif values[each.key][0] != value:
-            newer = values[each.key][1]
-            warnings.append(f"{each.name} is ignored: {newer}, its newer name, is set to something else")
-    warnings += _misspelt(environ)
+        if entry.key not in values:
+            values[entry.key] = (value, entry.name)
+        elif values[entry.key][0] != value:
+            newer = values[entry.key][1]
+            warnings.append(
+                f"{entry.name} is ignored because {newer}, its newer name, is set to another value."
+            )
+    warnings += _misspelled(environ)
     return Environment(values, variable(environ, BASE_DIR), tuple(warnings), tuple(problems))
 
 
-def _misspelt(environ: Mapping[str, str]) -> list[str]:
-    known = [*(each.name for each in VARIABLES), BASE_DIR, CONFIG_FILE]
+def _misspelled(environ: Mapping[str, str]) -> list[str]:
+    known = [*(entry.name for entry in VARIABLES), BASE_DIR, CONFIG_FILE]
     warnings = []
     for name in sorted(environ.keys() - set(known)):
-        ours = name.startswith("EEMT_") and (name.startswith("EEMT_CLEANUP") or "RETENTION" in name)
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6 if ours else 0.85)
-        if ours or (near and name.startswith("EEMT")):
-            meant = f"; did you mean {near[0]}?" if near else ""
-            warnings.append(f"the variable {printable(name)} is not known and has no effect{meant}")
+        is_ours = name.startswith("EEMT_") and (name.startswith("EEMT_CLEANUP") or "RETENTION" in name)
+        similar = difflib.get_close_matches(name, known, n=1, cutoff=0.6 if is_ours else 0.85)
+        if is_ours or (similar and name.startswith("EEMT")):
+            hint = f" Did you mean {similar[0]}?" if similar else ""
+            warnings.append(f"The variable {printable(name)} is unknown and has no effect.{hint}")
     return warnings

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in words: what was found, what is allowed, what was meant."""
+"""Error messages for invalid values: what was found, what is expected, and what was probably meant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from eemtcleanupd.config.schema import Schema
 from eemtcleanupd.config.yaml_reader import Loc, Scalar, dotted
 from eemtcleanupd.formatting import printable, shortened
 
-_ALLOWED = {
+_EXPECTED = {
     "bool_type": "true or false",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -33,32 +33,34 @@ _NUMBERS = {"int_type", "int_from_float", "float_type"}
 
 
 def describe(detail: ErrorDetails, written: Scalar | None, schema: Schema) -> str:
-    """Return what an error of pydantic means, in words that hold no secret.
+    """Return a message for a validation error. It never contains a secret.
 
     Args:
-        detail: the error.
-        written: the value as it stands in the file, if it does.
-        schema: all keys that there are.
+        detail: the error of pydantic.
+        written: the value as written in the file, None for a value from another source.
+        schema: the schema of the configuration.
     """
     loc, kind, value = detail["loc"], detail["type"], detail["input"]
     if kind == "extra_forbidden":
         return _unknown(loc, schema)
     if kind == "missing":
-        return "this key is missing and has no default"
+        return "This key is missing and has no default."
     found = _found(value, loc, written, schema)
     if kind == "value_error":
-        message = detail["msg"].removeprefix("Value error, ")
-        return message if isinstance(value, dict | list | tuple) else f"found {found}: {message}"
+        message = _sentence(detail["msg"].removeprefix("Value error, "))
+        return message if isinstance(value, dict | list | tuple) else f"Found {found}. {message}"
     if kind == "model_type":
-        allowed = "a block of keys: " + ", ".join(keys_at(loc, schema))
+        expected = f"a block with the keys {', '.join(keys_at(loc, schema))}"
+    elif kind in _EXPECTED:
+        expected = _EXPECTED[kind].format(**detail.get("ctx", {}))
     else:
-        allowed = _ALLOWED[kind].format(**detail.get("ctx", {})) if kind in _ALLOWED else detail["msg"]
+        return f"Found {found}. {_sentence(detail['msg'])}"
     hint = _hint(kind, value, written)
-    return f"found {found}, allowed is {allowed}" + (f"; {hint}" if hint else "")
+    return f"Found {found}, but expected {expected}." + (f" {hint}" if hint else "")
 
 
 def keys_at(loc: Loc, schema: Schema) -> list[str]:
-    """Return the keys that are known in a block; none where no block is."""
+    """Return the keys of the block at a location, none if it is not a block."""
     model: type[Section] | None = schema.model
     for part in loc:
         if isinstance(part, int):
@@ -68,19 +70,24 @@ def keys_at(loc: Loc, schema: Schema) -> list[str]:
     return list(model.model_fields) if model else []
 
 
+def _sentence(text: str) -> str:
+    """End the message of a validator with a full stop. Plugins have validators of their own."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
 def _unknown(loc: Loc, schema: Schema) -> str:
     name, known = str(loc[-1]), keys_at(loc[:-1], schema)
-    near = (
+    similar = (
         difflib.get_close_matches(name, known, n=1, cutoff=0.75)
         or [key for key in schema.fields if key.rpartition(".")[2] == name]
         or difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     )
-    meant = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"unknown key; {meant}Known here: {', '.join(known)}"
+    hint = f"Did you mean {' or '.join(similar)}? " if similar else ""
+    return f"Unknown key. {hint}Known keys: {', '.join(known)}."
 
 
 def _found(value: Any, loc: Loc, written: Scalar | None, schema: Schema) -> str:
-    """Return what stands there as its author wrote it; only its kind, where it may be a secret."""
+    """Return the value as written in the file, or only its type where it can be a secret."""
     if value is None:
         return "nothing"
     if isinstance(value, dict):
@@ -96,7 +103,7 @@ def _found(value: Any, loc: Loc, written: Scalar | None, schema: Schema) -> str:
 
 
 def _hint(kind: str, value: Any, written: Scalar | None) -> str | None:
-    """Return what YAML made of a value, where that was probably not meant."""
+    """Return how YAML read a value if that was probably not intended."""
     if written is None:
         return None
     if kind in {"string_type", "path_type"} and not written.quoted and value is not None:
@@ -104,13 +111,13 @@ def _hint(kind: str, value: Any, written: Scalar | None) -> str | None:
             read = str(value).lower()
         else:
             read = "a number" if isinstance(value, int | float) else "a date"
-        return f"YAML reads it as {read}: put it in quotes"
+        return f"YAML reads it as {read}: put it in quotes."
     if kind in _NUMBERS and isinstance(value, str):
         try:
             number = float(value)
         except ValueError:
             return None
-        return "take the quotes away" if written.quoted else f"YAML takes it for text: write {number:.17g}"
+        return "Remove the quotes." if written.quoted else f"YAML reads it as text: write {number:.17g}."
     if kind == "bool_type" and written.quoted:
-        return "take the quotes away"
+        return "Remove the quotes."
     return None

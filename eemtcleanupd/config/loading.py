@@ -1,4 +1,4 @@
-"""From defaults, file, environment and options to one configuration that knows where each value came from."""
+"""Merges defaults, file, environment and options into one configuration, with the origin of each value."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ from eemtcleanupd.formatting import printable
 FILE_NAME: Final = "cleanup_config.yaml"
 SYSTEM_FILE: Final = Path("/etc/eemtcleanupd") / FILE_NAME
 DEFAULT: Final = "default"
-"""The origin of a value that nobody set."""
+"""The origin of a value that no source sets."""
 
 NotifiersOf = Callable[[Sequence[tuple[str, str]], Sequence[str]], Mapping[str, type[PluginSettings]]]
-"""From the modules of plugins to load, each behind the place where it stands, and the names of those to block
-to the settings of all notifiers."""
+"""A function that returns the settings models of all plugins, by name.
 
-# Defaults that lie in a folder which has a key of its own.
+Its arguments are the plugin modules to load, each with its place in the file, and the names of blocked
+plugins.
+"""
+
+# Keys whose default is in the folder paths.logs.
 _IN_LOGS = ("logging.file", "notifications.audit_log.path")
-# Older spelling, today's, and what to multiply by.
-_OLDER = (("retention.successful_jobs.days", "retention.successful_jobs.hours", 24),)
+# Deprecated key, current key, and the factor between them.
+_DEPRECATED = (("retention.successful_jobs.days", "retention.successful_jobs.hours", 24),)
 _SQLITE_URL = re.compile(r"sqlite(?:\+\w+)?:///(?P<path>[^?]+)", re.IGNORECASE)
 _REFERENCE = re.compile(r"\$\{(\w+)\}")
 _MAX_SECRET_BYTES = 64 * 1024
@@ -43,7 +46,7 @@ _MAX_PROBLEMS = 50
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A key with its effective value as JSON has it, secrets hidden, and where it came from."""
+    """A key with its effective value for JSON, without secrets, and the origin of the value."""
 
     key: str
     value: Any
@@ -52,11 +55,10 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The effective configuration, where each value came from (by dotted key), and what to warn of.
+    """The effective configuration, the origin of each value by dotted key, and warnings.
 
-    An origin is ``default``, ``FILE:LINE``, or the name of a variable or of an option.  ``is_empty`` is
-    true when the file sets nothing, or there is none.  ``values`` are what ``config`` was made of, as YAML
-    has values, with the secrets in clear.
+    An origin is ``default``, ``FILE:LINE``, or the name of a variable or an option. ``is_empty`` is true if
+    the file sets nothing or does not exist. ``values`` are the input of ``config`` and contain its secrets.
     """
 
     config: Config
@@ -76,14 +78,14 @@ class Loaded:
 
 
 def find_file(explicit: Path | None, environ: Mapping[str, str], cwd: Path) -> Path | None:
-    """Return the configuration file to read, None when there is none.
+    """Return the configuration file to read, or None if there is none.
 
     The order is ``--config``, EEMT_CLEANUP_CONFIG, ``./cleanup_config.yaml``, then
-    ``/etc/eemtcleanupd/cleanup_config.yaml``.  A file that is there but cannot be read is returned all the
-    same: to fall back to defaults would delete by rules that nobody wrote.
+    ``/etc/eemtcleanupd/cleanup_config.yaml``. A file that exists but is not readable is returned as well,
+    because falling back to defaults would delete by rules that the operator did not write.
 
     Raises:
-        ConfigError: a file that was named does not exist.
+        ConfigError: ``--config`` or the variable names a file that does not exist.
     """
     from_environment = variable(environ, CONFIG_FILE)
     named = explicit or (Path(from_environment) if from_environment else None)
@@ -91,7 +93,7 @@ def find_file(explicit: Path | None, environ: Mapping[str, str], cwd: Path) -> P
         file = cwd / named
         if not os.path.lexists(file):
             source = "--config" if explicit else CONFIG_FILE
-            raise ConfigError(f"there is no file {printable(str(file))}, which {source} names")
+            raise ConfigError(f"The file {printable(str(file))} does not exist. It is set by {source}.")
         return file
     return next((file for file in (cwd / FILE_NAME, SYSTEM_FILE) if _is_there(file)), None)
 
@@ -110,40 +112,40 @@ def load(
         file: the YAML file, or None.
         environ: the environment variables.
         options: values of the command line by dotted key, each with the option's name.
-        cwd: what relative paths of variables and options (without a file: of defaults too) start from.
-        notifiers_of: says which notifiers there are and what their blocks may hold.
+        cwd: the base of relative paths in variables and options, and of default paths if there is no file.
+        notifiers_of: returns the settings models of all plugins.
 
     Returns:
-        The configuration; all its paths are absolute, and its secrets are read.
+        The configuration, with absolute paths and with secrets read from their files.
 
     Raises:
-        ConfigError: every problem that was found, a line each.
+        ConfigError: lists every problem, one per line.
     """
     document = read_document(cwd / file) if file else YamlDocument(None)
     environment = read_environment(environ)
     modules, blocked = _texts(document, "plugins"), _texts(document, "blocked_plugins")
     schema = Schema.of(notifiers_of(modules, [name for _, name in blocked]))
-    assembly = _ConfigBuilder(document, environ, cwd, schema)
-    assembly.problems += environment.problems
-    assembly.take_document()
+    builder = _ConfigBuilder(document, environ, cwd, schema)
+    builder.problems += environment.problems
+    builder.add_document()
     for key, (value, name) in {**environment.values, **(options or {})}.items():
-        assembly.put(key, value, name)
-    assembly.resolve_paths(environment.base_dir)
-    assembly.read_secrets()
-    values = assembly.nested()
-    config = assembly.validated(values)
+        builder.put(key, value, name)
+    builder.resolve_paths(environment.base_dir)
+    builder.read_secrets()
+    values = builder.nested()
+    config = builder.validated(values)
     return Loaded(
         config,
         document.file,
-        MappingProxyType({key: assembly.origins.get(key, DEFAULT) for key in _shown_keys(schema)}),
-        (*environment.warnings, *assembly.warnings),
+        MappingProxyType({key: builder.origins.get(key, DEFAULT) for key in _shown_keys(schema)}),
+        (*environment.warnings, *builder.warnings),
         is_empty=not document.data,
         values=values,
     )
 
 
 class _ConfigBuilder:
-    """The values of all sources by dotted key, on their way into the schema."""
+    """Collects the values of all sources by dotted key and validates them."""
 
     def __init__(self, document: YamlDocument, environ: Mapping[str, str], cwd: Path, schema: Schema) -> None:
         self._schema = schema
@@ -156,37 +158,37 @@ class _ConfigBuilder:
         self._file_base = document.file.parent if document.file else cwd
         self._values: dict[str, Any] = {}
 
-    def take_document(self) -> None:
-        """Take the file's values; its problems count even where something else overrides the value."""
-        wrong: set[str] = set()
+    def add_document(self) -> None:
+        """Add the values of the file. Its problems count even if another source overrides the value."""
+        invalid: set[str] = set()
         try:
             self._schema.model.model_validate(self._document.data)
         except ValidationError as error:
-            wrong = self._note(error)
+            invalid = self._add_problems(error)
         for key in self._schema.fields:
-            if any(key == each or key.startswith(f"{each}.") for each in wrong):
-                continue  # told already
+            if any(key == prefix or key.startswith(f"{prefix}.") for prefix in invalid):
+                continue  # already reported
             *blocks, name = _loc(key)
-            place: Any = self._document.data
+            section: Any = self._document.data
             for block in blocks:
-                place = place.get(block) if isinstance(place, dict) else None
-            if isinstance(place, dict) and name in place:
-                self.put(key, place[name], self._document.line(_loc(key)))
-        for older, key, factor in _OLDER:
-            value, origin = self._values.pop(older, None), self.origins.pop(older, "")
+                section = section.get(block) if isinstance(section, dict) else None
+            if isinstance(section, dict) and name in section:
+                self.put(key, section[name], self._document.line(_loc(key)))
+        for deprecated, key, factor in _DEPRECATED:
+            value, origin = self._values.pop(deprecated, None), self.origins.pop(deprecated, "")
             if value is not None and key in self._values:
                 line = self._document.line(_loc(key))
-                self._problem(older, f"{key} in {line} says the same: keep one of the two")
+                self._problem(deprecated, f"{key} in {line} has the same meaning. Remove one of the two.")
             elif isinstance(value, int | float):
                 self.put(key, value * factor, origin)
 
     def put(self, key: str, value: object, origin: str) -> None:
-        """Put a value over what an earlier source said."""
+        """Set a value, overriding earlier sources."""
         self._values[key] = value
         self.origins[key] = origin
 
     def resolve_paths(self, base_dir: str | None) -> None:
-        """Make all paths absolute: the file's from its folder, those of variables and options from cwd."""
+        """Make all paths absolute. Those in the file are relative to its folder, all others to ``cwd``."""
         for key in self._schema.path_keys:
             value = self._values.get(key)
             if isinstance(value, str) and value.strip():
@@ -202,8 +204,8 @@ class _ConfigBuilder:
                     self._values[key] = str(self._file_base / default)
 
     def _is_in_absent_block(self, key: str) -> bool:
-        block = next((each for each in self._schema.optional_blocks if key.startswith(each)), None)
-        return block is not None and not any(each.startswith(block) for each in self._values)
+        block = next((prefix for prefix in self._schema.optional_blocks if key.startswith(prefix)), None)
+        return block is not None and not any(known.startswith(block) for known in self._values)
 
     def _absolute(self, key: str, value: str) -> str:
         if key == "paths.database":
@@ -212,14 +214,14 @@ class _ConfigBuilder:
             elif DatabaseAddress(value).is_url:
                 return value
         elif key.removesuffix("_file") in self._schema.secret_keys and "/" not in value:
-            # systemd.exec(5), Credentials: a name among the unit's own wins over a file of that name.
+            # systemd.exec(5), Credentials: a credential of the unit takes precedence over a file.
             credentials = self._environ.get("CREDENTIALS_DIRECTORY")
             if credentials and os.path.lexists(Path(credentials) / value):
                 return str(Path(credentials) / value)
         return str((self._file_base if self._is_from_file(key) else self._cwd) / value)
 
     def read_secrets(self) -> None:
-        """Put each secret in the place of the ``${NAME}`` or the ``…_file`` that says where it is."""
+        """Replace each ``${NAME}`` and ``…_file`` with the secret that it names."""
         fields = self._schema.fields
         for key in self._schema.secret_keys:
             switch = f"{key.rpartition('.')[0]}.enabled"
@@ -227,13 +229,13 @@ class _ConfigBuilder:
                 continue
             value, file = self._values.get(key), self._values.get(f"{key}_file")
             if value is not None and file is not None:
-                self._problem(f"{key}_file", f"{key} is set as well: keep one of the two")
+                self._problem(f"{key}_file", f"{key} is set as well. Remove one of the two.")
             elif isinstance(value, str) and (key != "paths.database" or DatabaseAddress(value).is_url):
                 self._values[key] = _REFERENCE.sub(partial(self._variable, key), value)
             elif isinstance(value, list):
                 self._values[key] = [
-                    _REFERENCE.sub(partial(self._variable, key), each) if isinstance(each, str) else each
-                    for each in value
+                    _REFERENCE.sub(partial(self._variable, key), entry) if isinstance(entry, str) else entry
+                    for entry in value
                 ]
             elif isinstance(file, str):
                 self.put(key, self._secret(f"{key}_file", Path(file)), self.origins[f"{key}_file"])
@@ -241,7 +243,7 @@ class _ConfigBuilder:
     def _variable(self, key: str, reference: re.Match[str]) -> str:
         name = reference[1]
         if not self._environ.get(name):
-            self._problem(key, f"the variable {name}, which it names, is not set")
+            self._problem(key, f"The environment variable {name} is not set.")
         return self._environ.get(name, "")
 
     def _secret(self, key: str, file: Path) -> str | None:
@@ -249,63 +251,67 @@ class _ConfigBuilder:
             with file.open("rb") as stream:
                 text = stream.read(_MAX_SECRET_BYTES).decode().strip()
         except OSError as error:
-            self._problem(key, f"{printable(str(file))} cannot be read: {error.strerror}")
+            self._problem(key, f"Cannot read {printable(str(file))}: {error.strerror}.")
         except UnicodeDecodeError:
-            self._problem(key, f"{printable(str(file))} is not UTF-8 text")
+            self._problem(key, f"{printable(str(file))} is not UTF-8 text.")
         else:
             if text:
                 return text
-            self._problem(key, f"{printable(str(file))} is empty")
+            self._problem(key, f"{printable(str(file))} is empty.")
         return None
 
     def nested(self) -> dict[str, Any]:
-        """Return the values as the file would have them."""
+        """Return the values as nested blocks, like in the file."""
         nested: dict[str, Any] = {}
         for key, value in self._values.items():
             *blocks, name = key.split(".")
-            place = nested
+            section = nested
             for block in blocks:
-                place = place.setdefault(block, {})
-            place[name] = value
+                section = section.setdefault(block, {})
+            section[name] = value
         return nested
 
     def validated(self, values: Mapping[str, Any]) -> Config:
-        """Return the configuration, or raise ConfigError with every problem."""
+        """Return the validated configuration.
+
+        Raises:
+            ConfigError: lists every problem.
+        """
         try:
             config = self._schema.model.model_validate(values)
         except ValidationError as error:
-            self._note(error)
+            self._add_problems(error)
         problems = list(dict.fromkeys(self.problems))
         if len(problems) == 1:
             raise ConfigError(problems[0])
         if problems:
             more = len(problems) - _MAX_PROBLEMS
-            tail = [f"and {more} more"] if more > 0 else []
-            head = f"the configuration has {len(problems)} problems:"
+            tail = [f"and {more} more."] if more > 0 else []
+            head = f"The configuration has {len(problems)} problems:"
             raise ConfigError("\n  ".join([head, *problems[:_MAX_PROBLEMS], *tail]))
         return config
 
-    def _note(self, error: ValidationError) -> set[str]:
-        """Note what is wrong and return the keys."""
-        wrong = set()
+    def _add_problems(self, error: ValidationError) -> set[str]:
+        """Add the problems of a validation and return their keys."""
+        invalid = set()
         for detail in error.errors(include_url=False):
             loc = detail["loc"]
-            is_from_file = self._elsewhere(loc) is None
+            is_from_file = self._other_source(loc) is None
             written = self._document.scalars.get(loc) if is_from_file else None
-            words = describe(detail, written, self._schema)
-            self._problem_at(loc, words, of_key=detail["type"] == "extra_forbidden")
-            wrong.add(_key(loc))
-        return wrong
+            message = describe(detail, written, self._schema)
+            self._problem_at(loc, message, of_key=detail["type"] == "extra_forbidden")
+            invalid.add(_key(loc))
+        return invalid
 
-    def _problem(self, key: str, words: str) -> None:
-        self._problem_at(_loc(key), words)
+    def _problem(self, key: str, message: str) -> None:
+        self._problem_at(_loc(key), message)
 
-    def _problem_at(self, loc: Loc, words: str, *, of_key: bool = False) -> None:
-        place = self._elsewhere(loc) or self._document.place(loc, of_key=of_key)
-        self.problems.append(": ".join(part for part in (place, dotted(loc), words) if part))
+    def _problem_at(self, loc: Loc, message: str, *, of_key: bool = False) -> None:
+        place = self._other_source(loc) or self._document.place(loc, of_key=of_key)
+        self.problems.append(": ".join(part for part in (place, dotted(loc), message) if part))
 
-    def _elsewhere(self, loc: Loc) -> str | None:
-        """Return the variable or the option that a value came from, None for the file."""
+    def _other_source(self, loc: Loc) -> str | None:
+        """Return the variable or option that set a value, None for the file."""
         key = _key(loc)
         return None if self._is_from_file(key) else self.origins.get(key)
 
@@ -319,7 +325,7 @@ def _is_there(file: Path) -> bool:
         file.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:  # perhaps a folder that may not be entered
+    except OSError:  # such as a folder without search permission
         return True
     return True
 
@@ -333,22 +339,22 @@ def _key(loc: Loc) -> str:
 
 
 def _texts(document: YamlDocument, key: str) -> list[tuple[str, str]]:
-    """Return where each text of a list stands, and the text; anything else is refused later."""
+    """Return the place and text of each entry of a list. Validation refuses other entries later."""
     value = document.data.get(key)
     return [
-        (f"{document.place((key, at))}: {dotted((key, at))}", each)
-        for at, each in enumerate(value if isinstance(value, list) else [])
-        if isinstance(each, str) and each
+        (f"{document.place((key, index))}: {dotted((key, index))}", entry)
+        for index, entry in enumerate(value if isinstance(value, list) else [])
+        if isinstance(entry, str) and entry
     ]
 
 
 def _shown_keys(schema: Schema) -> Iterator[str]:
-    older = {key for key, _, _ in _OLDER}
-    return (key for key in schema.fields if key not in older)
+    deprecated = {key for key, _, _ in _DEPRECATED}
+    return (key for key in schema.fields if key not in deprecated)
 
 
 def _shown(value: Any) -> Any:
-    """Return a value as JSON has it, without secrets."""
+    """Return a value for JSON, without secrets."""
     match value:
         case SecretStr():
             return "********"
@@ -359,7 +365,7 @@ def _shown(value: Any) -> Any:
         case BaseModel():
             return {name: _shown(getattr(value, name)) for name in type(value).model_fields}
         case tuple():
-            return [_shown(each) for each in value]
+            return [_shown(entry) for entry in value]
         case float() if value.is_integer():
             return int(value)
         case _:

@@ -1,9 +1,9 @@
-"""What every plugin's block under ``notifications:`` has, beside the keys of its own."""
+"""The keys that every plugin block under ``notifications:`` has in addition to its own."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, get_args
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
@@ -14,7 +14,7 @@ from eemtcleanupd.events import Occasion
 
 def _time_of_day(value: str) -> str:
     if re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", value) is None:
-        raise ValueError("write a time of day in quotes, such as '07:00'")
+        raise ValueError("Write a time of day in quotes, such as '07:00'.")
     return value
 
 
@@ -28,31 +28,34 @@ Occasions = Annotated[
 
 
 class PluginSettings(Section, strict=False):
-    """What every plugin's block has.
+    """The base of all plugin settings.
 
-    Not strict, for the sake of whoever writes a plugin: YAML has no paths and no tuples.
+    It is not strict, because YAML has no paths and tuples and plugin authors should not have to convert them.
     """
 
-    enabled: bool = Field(True, description="Whether this plugin is used.")
+    enabled: bool = Field(True, description="Use this plugin.")
 
 
 class NotifierSettings(PluginSettings):
-    """The base of a notifier's settings; the names here keep their meaning in every notifier.
+    """The base of notifier settings. These keys have the same meaning in every notifier.
 
-    ``outlives_restarts`` is for the notifier's author: False for one that only tells how things are now, so
-    that what it was not told before a restart is not worth telling after it.
+    The author of a notifier sets ``outlives_restarts`` to False if it only reports the current state.
+    Messages that such a notifier did not receive before a restart are dropped.
     """
 
     outlives_restarts: ClassVar[bool] = True
 
     on: Occasions = Field(
         ("success", "failure", "interrupted", "pressure", "capacity", "config_rejected"),
-        description=f"What it is told of: {', '.join(get_args(Occasion))}.",
+        description="Events to report. failure is a run that failed, was refused or had errors. trash is a "
+        "run that only emptied the trash. daemon is the start and the stop of the daemon.",
     )
-    only_if_cleaned: bool = Field(False, description="Tell of a successful run only if something went.")
+    only_if_cleaned: bool = Field(False, description="Report a successful run only if it deleted something.")
     digest: TimeOfDay | None = Field(
-        None, description="Local time of one message a day about all runs, such as '07:00'; null: one a run."
+        None,
+        description="Local time of a daily message about all runs, such as '07:00'. null sends a message per "
+        "run.",
     )
     timeout_seconds: Annotated[float, Field(gt=0, le=600)] = Field(
-        10, description="Seconds to wait for an answer of the other side."
+        10, description="Seconds to wait for a response from the service."
     )

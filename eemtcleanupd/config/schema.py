@@ -1,11 +1,14 @@
-"""Every key of ``cleanup_config.yaml``, with its type, default, unit and meaning.
+"""Every key of `cleanup_config.yaml`, with its type, bounds, default and description.
 
-The models are strict, so that what YAML takes for something else (``no`` for false, ``"12"`` for text) is
-an error and never a surprise.  Each value that cannot work is refused here.
+`make reference` generates the sample configuration, its JSON Schema and the key tables from this module, so
+the docstring of a block and the description of a key are written for operators.
+
+The models are strict: a value that YAML reads as another type (`no` as false, `"12"` as text) is an error.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -50,292 +53,364 @@ from eemtcleanupd.config.types import (
 
 
 class SuccessfulJobs(Section):
-    """Retention of jobs that succeeded."""
+    """Successful jobs."""
 
-    hours: Hours = Field(168, description="Hours that the data of a successful job is kept after its end.")
-    days: Days | None = Field(None, description="Older spelling of hours, in days; give one of the two.")
-    keep_metadata: Metadata = Field(True, description="Always true: rows of the job table stay for ever.")
-    keep_logs: bool = Field(False, description="Keep its log files in <logs>/jobs/<id>/ when its data goes.")
-    keep_last: Count = Field(0, description="Keep the newest N successful jobs whatever their age; 0: off.")
+    hours: Hours = Field(
+        168, description="Hours to keep the data after the end of the job, such as 72 (three days) or 0.5."
+    )
+    days: Days | None = Field(
+        None,
+        description="Older spelling of hours, in days. Set only one of the two.",
+        examples=[7],
+        json_schema_extra={"deprecated": True},
+    )
+    keep_metadata: Metadata = Field(True, description="Always true: rows of the job table are never deleted.")
+    keep_logs: bool = Field(
+        False, description="Move log files to <logs>/jobs/<id>/ before the rest of the job is deleted."
+    )
+    keep_last: Count = Field(
+        0, description="Number of newest successful jobs to keep regardless of age. 0 disables this rule."
+    )
 
 
 class FailedJobs(Section):
-    """Retention of jobs that failed."""
+    """Failed jobs."""
 
-    hours: Hours = Field(12, description="Hours that the data of a failed job is kept after its end.")
-    keep_metadata: Metadata = Field(True, description="Always true: rows of the job table stay for ever.")
+    hours: Hours = Field(12, description="Hours to keep the data after the end of the job.")
+    keep_metadata: Metadata = Field(True, description="Always true: rows of the job table are never deleted.")
     keep_error_logs: bool = Field(
-        True, description="Keep its log files in <logs>/jobs/<id>/ when its data goes."
+        True, description="Move log files to <logs>/jobs/<id>/ before the rest of the job is deleted."
     )
 
 
 class Statuses(Section):
-    """What the values of column ``status`` mean; any other is unknown and keeps its job."""
+    """Meaning of the values in column `status`. A job with any other status is kept and reported."""
 
     successful: SomeTexts = Field(
-        ("completed", "success", "succeeded", "done"), description="Statuses of jobs that succeeded."
+        ("completed", "success", "succeeded", "done"), description="Statuses of successful jobs."
     )
     failed: Texts = Field(
-        ("failed", "error", "cancelled", "canceled", "timeout"), description="Statuses of jobs that failed."
+        ("failed", "error", "cancelled", "canceled", "timeout"), description="Statuses of failed jobs."
     )
     live: Texts = Field(
-        ("pending", "queued", "running"), description="Statuses of jobs that are never touched."
+        ("pending", "queued", "running"), description="Statuses of live jobs, which are never cleaned."
     )
 
     @model_validator(mode="after")
     def _one_meaning_each(self) -> Self:
-        every = (*self.successful, *self.failed, *self.live)
-        if twice := _repeated(every):
-            raise ValueError(f"{twice} is listed twice (a list that is left out has its default)")
+        if duplicate := _duplicate((*self.successful, *self.failed, *self.live)):
+            raise ValueError(
+                f"The status {duplicate} is listed twice. A list that you leave out has its default."
+            )
         return self
 
 
 class Override(Section):
-    """Another retention for one workflow type."""
+    """Retention of one workflow type."""
 
-    workflow_type: Text = Field(description="The workflow that this is for, as in the job table.")
+    workflow_type: Text = Field(description="Workflow type, as in the job table.")
     successful_hours: Hours | None = Field(
-        None, description="Hours for its successful jobs; null: as the others."
+        None, description="Hours for its successful jobs. null means the general value."
     )
-    failed_hours: Hours | None = Field(None, description="Hours for its failed jobs; null: as the others.")
+    failed_hours: Hours | None = Field(
+        None, description="Hours for its failed jobs. null means the general value."
+    )
 
     @model_validator(mode="after")
     def _overrides_something(self) -> Self:
         if self.successful_hours is None and self.failed_hours is None:
-            raise ValueError("give successful_hours, failed_hours, or both")
+            raise ValueError("Set successful_hours, failed_hours, or both.")
         return self
 
 
 class RetentionConfig(Section):
-    """How long whose data is kept."""
+    """Retention periods by job outcome."""
 
-    successful_jobs: SuccessfulJobs = Field(
-        default_factory=SuccessfulJobs, description="Jobs that succeeded."
-    )
-    failed_jobs: FailedJobs = Field(default_factory=FailedJobs, description="Jobs that failed.")
+    successful_jobs: SuccessfulJobs = Field(default_factory=SuccessfulJobs)
+    failed_jobs: FailedJobs = Field(default_factory=FailedJobs)
     log_patterns: Patterns = Field(
         ("*.log", "*.err", "*.out"),
-        description="File names that are logs, as shell patterns, for keep_logs and keep_error_logs.",
+        description="Names of the log files that keep_logs and keep_error_logs move, as shell patterns.",
     )
-    statuses: Statuses = Field(default_factory=Statuses, description="What each status means.")
+    statuses: Statuses = Field(default_factory=Statuses)
     overrides: Annotated[tuple[Override, ...], Strict(False)] = Field(
-        (), description="Other retention for single workflow types."
+        (),
+        description="Retention periods of individual workflow types. They replace the general values.",
+        examples=[[{"workflow_type": "eemt", "successful_hours": 336, "failed_hours": 24}]],
     )
 
     @field_validator("overrides")
     @classmethod
     def _one_override_each(cls, value: tuple[Override, ...]) -> tuple[Override, ...]:
-        if twice := _repeated(tuple(override.workflow_type for override in value)):
-            raise ValueError(f"workflow_type {twice} is listed twice; put its hours into one entry")
+        if duplicate := _duplicate(tuple(override.workflow_type for override in value)):
+            raise ValueError(f"The workflow_type {duplicate} is listed twice. Put its hours into one entry.")
         return value
 
 
 class ScheduleConfig(Section):
-    """When the daemon runs; ``clean`` runs when it is called."""
+    """Scheduled runs of the daemon. The command `clean` ignores this block."""
 
-    enabled: bool = Field(False, description="Whether the daemon cleans on schedule.")
+    enabled: bool = Field(False, description="Run on schedule.")
     cron: Crons = Field(
-        ("0 2 * * *",), description="Cron expression (minute hour day month weekday), or a list of them."
+        ("0 2 * * *",),
+        description="Cron expression (minute, hour, day of month, month, day of week), or a list of them. "
+        "@hourly, @daily, @weekly and @monthly work as well, see crontab(5).",
+        examples=[["0 2 * * *", "0 14 * * 6"]],
     )
     timezone: Zone = Field(
-        "local", description="Zone of the expressions: local, or a name such as Europe/Berlin."
+        "local",
+        description="Time zone of the cron expressions: local (the zone of the machine), or a name such as "
+        "Europe/Berlin.",
     )
     jitter_seconds: Annotated[int, Field(ge=0, le=86_400)] = Field(
-        0, description="Start up to so many seconds later, at random."
+        0,
+        description="Maximum random delay of a run in seconds, so that several machines do not start at the "
+        "same time.",
     )
-    catch_up: bool = Field(True, description="Make up, once, for runs missed while the daemon was down.")
-    run_on_start: bool = Field(False, description="Run when the daemon starts.")
+    catch_up: bool = Field(
+        True, description="Run once at the start if the daemon was down during a scheduled run."
+    )
+    run_on_start: bool = Field(False, description="Also run when the daemon starts.")
     start_delay_seconds: Annotated[int, Field(ge=0, le=86_400)] = Field(
-        0, description="Start no run by itself for so many seconds after the daemon started."
+        0, description="Seconds after the start of the daemon during which it starts no automatic run."
     )
 
 
 class PathsConfig(Section):
-    """Where the job store is; relative paths are relative to the file."""
+    """Location of the job store."""
 
     database: Database = Field(
-        "./jobs.db", validate_default=True, description="The job database: a SQLite file, or a database URL."
+        "./jobs.db",
+        validate_default=True,
+        description="Job database: the path of a SQLite file, or a database URL.",
+        examples=["postgresql://eemt:${PGPASSWORD}@db/eemt"],
     )
     uploads: FilePath = Field(Path("./uploads"), description="Folder of uploaded elevation models.")
     results: FilePath = Field(Path("./results"), description="Folder of job outputs.")
-    temp: FilePath = Field(Path("./temp"), description="Folder of working files; may be absent.")
-    logs: FilePath = Field(Path("./logs"), description="Folder of our logs and of kept job logs.")
+    temp: FilePath = Field(Path("./temp"), description="Folder of working files. It can be missing.")
+    logs: FilePath = Field(
+        Path("./logs"), description="Folder of the logs of eemtcleanupd and of the job logs that are kept."
+    )
 
 
 class DatabaseConfig(Section):
-    """How the job database is read and written."""
+    """Access to the job database."""
 
     timezone: Zone = Field(
-        "local", description="Zone of times in the job table: local, or a name such as Europe/Berlin."
+        "local",
+        description="Time zone of times without a zone in the job table: local (the zone of the machine), or "
+        "a name such as UTC.",
     )
     busy_timeout_seconds: Annotated[float, Field(ge=0, le=3600)] = Field(
-        60, description="Seconds to wait for a locked database."
+        60, description="Seconds to wait while another program locks the database."
     )
 
 
 class HaConfig(Section):
-    """Two daemons on one job store, whose database is on a PostgreSQL server."""
+    """High availability: two daemons on one job store. It needs a database on a PostgreSQL server."""
 
     takeover_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
         30,
-        description="Seconds until a daemon that stands by takes over from one that is gone, 3 at least;"
-        " 0: a second daemon does not start.",
+        description="Seconds until the standby takes over from an active daemon that does not respond, at "
+        "least 3. 0 means that a second daemon does not start.",
     )
 
     @field_validator("takeover_seconds")
     @classmethod
-    def _time_to_be_heard(cls, value: int) -> int:
+    def _time_to_respond(cls, value: int) -> int:
         if value in {1, 2}:
-            raise ValueError("3 or more (or 0): a daemon on a busy machine must have time to be heard")
+            raise ValueError("Use 0, or 3 or more: a daemon on a busy machine needs time to respond.")
         return value
 
 
 class DaskConfig(Section):
-    """A cluster whose workers delete, see docs/scaling.md."""
+    """Dask cluster, for `executor: dask`."""
 
-    scheduler: Cluster | None = Field(None, description="Address of its scheduler, tls://host:port.")
-    tls_ca_file: FilePath | None = Field(None, description="Who signed the certificates of all (PEM).")
-    tls_cert_file: FilePath | None = Field(None, description="Our certificate (PEM).")
-    tls_key_file: FilePath | None = Field(None, description="Key of our certificate (PEM).")
+    scheduler: Cluster | None = Field(
+        None,
+        description="Address of the scheduler, tls://HOST:PORT.",
+        examples=["tls://cluster.example.org:8786"],
+    )
+    tls_ca_file: FilePath | None = Field(
+        None, description="Certificate of the authority that signed all certificates of the cluster (PEM)."
+    )
+    tls_cert_file: FilePath | None = Field(None, description="Client certificate (PEM).")
+    tls_key_file: FilePath | None = Field(None, description="Private key of the client certificate (PEM).")
 
 
 class PerformanceConfig(Section):
-    """How fast, and how kind to the machine."""
+    """Speed, and load on the machine.
 
-    batch_size: Annotated[int, Field(ge=1, le=100_000)] = Field(100, description="Jobs planned at a time.")
+    A reload applies io_priority, nice and the limits below them to a run in progress.
+    """
+
+    batch_size: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        100, description="Number of jobs to plan at a time."
+    )
     parallel_delete: bool = Field(True, description="Delete with several workers.")
     max_workers: Workers = Field(
-        4, description="How many workers delete; auto: as many as serve, found out while they work."
+        4, description="Number of workers that delete. auto adjusts the number during the run."
     )
     auto_max_workers: Annotated[int, Field(ge=1, le=256)] = Field(
-        16, description="How many workers auto may use at most."
+        16, description="Maximum number of workers with auto."
     )
-    executor: Literal["threads", "processes", "dask"] = Field(
+    executor: Literal["threads", "dask"] = Field(
         "threads",
-        description="threads or processes: threads here that move into helper processes when there is much; "
-        "dask: the workers of a cluster as well.",
+        description="Where workers run. threads are on this machine; they move large folders to helper "
+        "processes. dask uses the workers of a cluster as well, see docs/scaling.md.",
     )
-    dask: DaskConfig = Field(default_factory=DaskConfig, description="The cluster.")
+    dask: DaskConfig = Field(default_factory=DaskConfig)
     io_priority: Literal["best-effort", "idle"] = Field(
         "best-effort",
-        description="idle: those who delete use the disk only when nobody else wants it, see ionice(1).",
+        description="I/O scheduling class of the workers, see ionice(1). With idle they use the disk only "
+        "while no other program does.",
     )
     nice: Annotated[int, Field(ge=0, le=19)] = Field(
-        0, description="Niceness of those who delete, see nice(1); 0: that of the whole process."
+        0, description="Nice value of the workers, see nice(1). 0 means that of the process."
     )
     max_deletes_per_second: Count = Field(
-        0, description="Files and folders deleted per second at most; 0: no limit."
+        0, description="Maximum number of files and folders deleted per second. 0 means no limit."
     )
     max_bytes_per_second: SizeOrZero = Field(
-        0, description="Bytes freed per second at most, such as 200M; 0: no limit."
+        0, description="Maximum bytes freed per second, such as 200M. 0 means no limit."
     )
     truncate_chunk: Annotated[SizeOrZero, AfterValidator(no_small_chunk)] = Field(
-        0, description="Free bigger files in steps of so many bytes, such as 1G; 0: each at once."
+        0,
+        description="Free files larger than this in steps of this many bytes, such as 1G, for filesystems "
+        "that are slow at it. At least 1M. 0 frees each file at once.",
     )
 
     @model_validator(mode="after")
     def _has_a_cluster(self) -> Self:
         missing = [f"dask.{name}" for name, value in self.dask if value is None]
         if self.executor == "dask" and missing:
-            raise ValueError(f"executor: dask needs {', '.join(missing)}")
+            raise ValueError(f"executor: dask needs {', '.join(missing)}.")
         return self
 
 
 class TrashConfig(Section):
-    """The time between out of sight and gone."""
+    """Trash: deleted data that can still be restored."""
 
-    grace_hours: Hours = Field(0, description="Hours that data stays in the trash; 0: it goes at once.")
+    grace_hours: Hours = Field(
+        0,
+        description="Hours that data stays in .eemtcleanupd-trash/ of its folder. 0 deletes the data "
+        "immediately.",
+    )
 
 
 class OrphansConfig(Section):
-    """Entries of the folders that no row of the job table names."""
+    """Orphans: files and folders of the job store that no row of the job table names."""
 
     delete_after_hours: Hours | None = Field(
-        None, description="Delete those untouched for so many hours; null: only report them."
+        None,
+        description="Delete orphans that nobody changed for this many hours, such as 720. null only reports "
+        "them.",
     )
 
 
 class SafetyConfig(Section):
-    """When a run refuses, or stops by itself."""
+    """Limits at which a run refuses to delete (exit code 5) or stops early."""
 
     max_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.9, description="Refuse a run that would take more than this share (0 to 1) of the uncleaned jobs."
+        0.9, description="Refuse to clean more than this fraction of the finished jobs that still have data."
     )
     max_fraction_min_jobs: Count = Field(
-        100, description="With no more uncleaned jobs than this, max_fraction is off."
+        100, description="Apply max_fraction only if more finished jobs than this still have data."
     )
     max_clock_leap_days: Annotated[float, Field(gt=0, le=40_000)] = Field(
-        90, description="Refuse when the last run is more days ago than this, or in the future."
+        90, description="Refuse if the last run was more than this many days ago, or is in the future."
     )
     max_jobs_per_run: Count = Field(
-        0, description="Jobs cleaned in one run at most, oldest first; 0: no limit."
+        0, description="Maximum number of jobs cleaned in one run, oldest first. 0 means no limit."
     )
     ballast: SizeOrZero = Field(
         16 * 1024 * 1024,
-        description="Room set aside on the disks that a run writes to, given back when one is full, in bytes "
-        "or as 16M; 0: none.",
+        description="Space to reserve on each disk that a run writes to, such as 16M. A run releases it when "
+        "the disk is full, because it must record a deletion before the deletion. 0 reserves nothing.",
     )
 
 
 class PressureConfig(Section):
-    """Cleaning ahead of the retention when the disk is nearly full."""
+    """Disk pressure: clean before the retention period ends when a disk is nearly full."""
 
-    enabled: bool = Field(False, description="Whether to clean early when the disk is nearly full.")
-    high_watermark_percent: Percent = Field(90, description="Begin when so much of the disk is used.")
+    enabled: bool = Field(False, description="Clean early. The daemon checks the disks every minute.")
+    high_watermark_percent: Percent = Field(90, description="Start when this percentage of a disk is used.")
     low_watermark_percent: Percent = Field(
-        80, validate_default=True, description="End when no more than this is used; below high_watermark."
+        80,
+        validate_default=True,
+        description="Stop when no more than this percentage is used. It must be below "
+        "high_watermark_percent.",
     )
-    minimum_age_hours: Hours = Field(1, description="Never take what ended less than so many hours ago.")
+    minimum_age_hours: Hours = Field(1, description="Keep jobs that ended less than this many hours ago.")
 
     @field_validator("low_watermark_percent")
     @classmethod
     def _low_below_high(cls, value: float, info: ValidationInfo) -> float:
         high = info.data.get("high_watermark_percent")
         if high is not None and value >= high:
-            raise ValueError(f"it must be below high_watermark_percent ({high:g})")
+            raise ValueError(f"The value must be below high_watermark_percent ({high:g}).")
         return value
 
 
 class CapacityConfig(Section):
-    """A budget for what the jobs hold; it warns, and deletes nothing."""
+    """Budget for the data of all jobs. It only warns (`on: capacity` of a notifier), see docs/capacity.md."""
 
     max_bytes: Size | None = Field(
-        None, description="What the jobs may hold together, in bytes or as 500G; null: no budget."
+        None, description="Budget in bytes, or a size such as 500G (powers of 1024). null means no budget."
     )
-    warn_percent: Percent = Field(80, description="Warn when so much of it is used, and when all of it is.")
+    warn_percent: Percent = Field(
+        80,
+        description="Warn once when this percentage of the budget is used, and once when all of it is used.",
+    )
 
 
 class BackupConfig(Section):
-    """A copy of each job before it goes."""
+    """Backup of each job before it is deleted.
 
-    enabled: bool = Field(False, description="Whether to back up each job before it goes.")
-    path: FilePath = Field(Path("./backup"), description="Folder of the backups.")
-    retention_days: Days = Field(30, description="Days that a backup is kept.")
+    Each backup is read back and verified. A job is kept if its backup fails.
+    """
+
+    enabled: bool = Field(False, description="Back up each job.")
+    path: FilePath = Field(
+        Path("./backup"),
+        description="Folder of the backups. It must be outside the job store, preferably on another disk.",
+    )
+    retention_days: Days = Field(30, description="Days to keep a backup.")
     format: Literal["tar.zst", "tar.gz"] = Field(
-        "tar.zst", description="tar.zst, or tar.gz, which is slower and read everywhere."
+        "tar.zst", description="Archive format. tar.gz is slower, but every system can read it."
     )
 
 
 class ApiConfig(Section):
-    """The HTTP interface."""
+    """HTTP interface and dashboard, see docs/api.md. Clients need a token, except on a Unix socket."""
 
-    enabled: bool = Field(False, description="Whether to serve HTTP.")
-    listen: Listen = Field("127.0.0.1:5001", description="host:port, or unix:/path/of/the.sock.")
-    tokens_file: FilePath | None = Field(None, description="File of the tokens; null: none are accepted.")
+    enabled: bool = Field(False, description="Serve HTTP.")
+    listen: Listen = Field(
+        "127.0.0.1:5001", description="Address to listen on: HOST:PORT, or unix:/path/of/the.sock."
+    )
+    tokens_file: FilePath | None = Field(
+        None, description="File of tokens, written by `eemtcleanupd token add`. null accepts no token."
+    )
     socket_mode: Annotated[str, Field(pattern=r"^0?[0-7]{3}$")] = Field(
-        "0660", description="Mode of a Unix socket, octal, as text."
+        "0660",
+        description="Octal mode of the Unix socket, in quotes. Every user who can open the socket has full "
+        "access.",
     )
-    tls_cert_file: FilePath | None = Field(None, description="Certificate chain (PEM); null: no TLS.")
-    tls_key_file: FilePath | None = Field(None, description="Key of the certificate (PEM).")
+    tls_cert_file: FilePath | None = Field(
+        None, description="Certificate chain (PEM). Set it together with tls_key_file. null means no TLS."
+    )
+    tls_key_file: FilePath | None = Field(None, description="Private key of the certificate (PEM).")
     allowed_hosts: Texts = Field(
-        (), description="Names by which it may be asked, besides localhost and any IP address."
+        (), description="Host names that clients can use in addition to localhost and IP addresses."
     )
-    trusted_proxies: Texts = Field((), description="Addresses of proxies whose X-Forwarded-For is believed.")
+    trusted_proxies: Texts = Field(
+        (), description="Addresses of proxies whose X-Forwarded-For header is trusted."
+    )
 
     @model_validator(mode="after")
     def _both_of_tls(self) -> Self:
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
-            raise ValueError("give tls_cert_file and tls_key_file, or none of them")
+            raise ValueError("Set both tls_cert_file and tls_key_file, or neither.")
         return self
 
 
@@ -343,69 +418,65 @@ class MetricsConfig(Section):
     """Metrics for Prometheus."""
 
     textfile: FilePath | None = Field(
-        None, description="File for node_exporter's textfile collector; null: none is written."
+        None,
+        description="File for the textfile collector of node_exporter, written at the end of each run. null "
+        "writes no file.",
     )
 
 
 class LoggingConfig(Section):
-    """The log."""
+    """Log."""
 
-    level: Level = Field("INFO", description="The lowest level that is written.")
-    format: Literal["text", "json"] = Field("text", description="Lines of text, or of JSON.")
+    level: Level = Field("INFO", description="Lowest level to log.")
+    format: Literal["text", "json"] = Field(
+        "text", description="Format of the log file. json writes one object per line."
+    )
     file: FilePath = Field(
-        Path("./logs/cleanup.log"), description="The log file, rotated; by default in the folder paths.logs."
+        Path("./logs/cleanup.log"),
+        description="Log file, rotated at 10 MB. If you leave it out, it is cleanup.log in paths.logs.",
     )
 
 
 class NotificationsConfig(Section):
-    """Who is told what was done: a block for each notifier, whose plugin says what may be in it."""
+    """Notifications, one block per notifier. `eemtcleanupd notify-test` sends a test message."""
 
-    if TYPE_CHECKING:  # the blocks are not known before plugins are
+    if TYPE_CHECKING:  # the blocks are known only after plugins are loaded
 
         def __getattr__(self, name: str) -> Any: ...
 
 
 class Config(Section):
-    """The whole of ``cleanup_config.yaml``."""
+    """Configuration of eemtcleanupd."""
 
-    retention: RetentionConfig = Field(
-        default_factory=RetentionConfig, description="How long whose data is kept."
+    dry_run: bool = Field(False, description="Delete nothing. Every run only shows what it would delete.")
+    retention: RetentionConfig = Field(default_factory=RetentionConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    paths: PathsConfig = Field(default_factory=PathsConfig)
+    database: DatabaseConfig = Field(default_factory=DatabaseConfig)
+    ha: HaConfig = Field(default_factory=HaConfig)
+    performance: PerformanceConfig = Field(default_factory=PerformanceConfig)
+    trash: TrashConfig = Field(default_factory=TrashConfig)
+    orphans: OrphansConfig = Field(default_factory=OrphansConfig)
+    safety: SafetyConfig = Field(default_factory=SafetyConfig)
+    pressure: PressureConfig = Field(default_factory=PressureConfig)
+    capacity: CapacityConfig = Field(default_factory=CapacityConfig)
+    backup: BackupConfig = Field(default_factory=BackupConfig)
+    api: ApiConfig = Field(default_factory=ApiConfig)
+    metrics: MetricsConfig = Field(default_factory=MetricsConfig)
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    plugins: Texts = Field(
+        (),
+        description="Modules of plugins to load, as MODULE or MODULE:NAME, in addition to installed plugins. "
+        "The settings of a plugin are in the block of its name under notifications, see "
+        "docs/writing-a-notifier.md.",
     )
-    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="When the daemon runs.")
-    paths: PathsConfig = Field(default_factory=PathsConfig, description="Where the job store is.")
-    database: DatabaseConfig = Field(
-        default_factory=DatabaseConfig, description="How the job database is read and written."
+    blocked_plugins: Texts = Field(
+        (), description="Names of plugins that are not used although they are installed or built in."
     )
-    ha: HaConfig = Field(default_factory=HaConfig, description="Two daemons on one job store.")
-    performance: PerformanceConfig = Field(default_factory=PerformanceConfig, description="How fast.")
-    trash: TrashConfig = Field(
-        default_factory=TrashConfig, description="The time between out of sight and gone."
-    )
-    orphans: OrphansConfig = Field(default_factory=OrphansConfig, description="Entries that no job owns.")
-    safety: SafetyConfig = Field(
-        default_factory=SafetyConfig, description="When a run refuses, or stops by itself."
-    )
-    pressure: PressureConfig = Field(
-        default_factory=PressureConfig, description="Cleaning early when the disk is nearly full."
-    )
-    capacity: CapacityConfig = Field(
-        default_factory=CapacityConfig, description="A budget for what the jobs hold."
-    )
-    backup: BackupConfig = Field(
-        default_factory=BackupConfig, description="A copy of each job before it goes."
-    )
-    api: ApiConfig = Field(default_factory=ApiConfig, description="The HTTP interface.")
-    metrics: MetricsConfig = Field(default_factory=MetricsConfig, description="Metrics for Prometheus.")
-    logging: LoggingConfig = Field(default_factory=LoggingConfig, description="The log.")
-    plugins: Texts = Field((), description="Modules of plugins to load (module, or module:name).")
-    blocked_plugins: Texts = Field((), description="Names of plugins that are installed but not to be used.")
-    notifications: NotificationsConfig = Field(
-        default_factory=NotificationsConfig, description="Who is told what was done."
-    )
-    dry_run: bool = Field(False, description="Only ever show what would be deleted.")
+    notifications: NotificationsConfig = Field(default_factory=NotificationsConfig)
 
     def with_retention(self, successful_hours: float | None, failed_hours: float | None) -> Self:
-        """Return the configuration with other hours for successful and failed jobs, None for its own."""
+        """Return a copy with other hours for successful and failed jobs; None keeps a value."""
         retention = self.retention
         changes: dict[str, Any] = {}
         if successful_hours is not None:
@@ -418,35 +489,38 @@ class Config(Section):
 
 
 class Schema:
-    """All keys that there are, those of the notifiers included.
+    """All keys of the configuration, including the settings of plugins.
 
     Args:
-        notifiers: the settings of each notifier, by the name of its block.
+        notifiers: the settings model of each block under ``notifications:``, by name.
     """
 
     def __init__(self, notifiers: Mapping[str, type[PluginSettings]]) -> None:
-        blocks: dict[str, Any] = {name: _block(model) for name, model in notifiers.items()}
-        notifications = create_model("NotificationsConfig", __base__=NotificationsConfig, **blocks)
+        blocks: dict[str, Any] = {name: _plugin_block(model) for name, model in notifiers.items()}
+        notifications = create_model(
+            "NotificationsConfig",
+            __base__=NotificationsConfig,
+            __doc__=NotificationsConfig.__doc__,
+            **blocks,
+        )
         self.model: type[Config] = create_model(
             "Config",
             __base__=Config,
-            notifications=(
-                notifications,
-                Field(default_factory=notifications, description="Who is told what was done."),
-            ),
+            __doc__=Config.__doc__,
+            notifications=(notifications, Field(default_factory=notifications)),
         )
 
     @staticmethod
     def of(notifiers: Mapping[str, type[PluginSettings]]) -> Schema:
-        """Return the schema for these notifiers; the same one again for the same models.
+        """Return the schema for these notifiers, and the same object again for the same models.
 
-        A daemon loads its file often, and models are never forgotten by pydantic.
+        A daemon loads its file often, and pydantic never frees a model.
         """
         return _schema_of(tuple(notifiers.items()))
 
     @cached_property
     def fields(self) -> dict[str, FieldInfo]:
-        """Every key that is not a block, dotted, in the order of the schema."""
+        """Dotted keys that are not blocks, with their fields, in the order of the schema."""
         return dict(leaves(self.model))
 
     @cached_property
@@ -461,7 +535,7 @@ class Schema:
 
     @cached_property
     def optional_blocks(self) -> tuple[str, ...]:
-        """Beginnings of the keys of blocks that may be absent."""
+        """Key prefixes of the blocks that can be absent."""
         notifications: Any = self.model.model_fields["notifications"].annotation
         return tuple(
             f"notifications.{name}."
@@ -472,9 +546,9 @@ class Schema:
     def json_schema(self) -> dict[str, Any]:
         """Return the JSON Schema of the file, for editors."""
         schema = self.model.model_json_schema()
-        for block in (schema, *schema["$defs"].values()):
-            for field in block.get("properties", {}).values():
-                if "$ref" in field:  # a block, which may be empty
+        for definition in (schema, *schema["$defs"].values()):
+            for field in definition.get("properties", {}).values():
+                if "$ref" in field:  # an empty block is allowed
                     field["anyOf"] = [{"$ref": field.pop("$ref")}, {"type": "null"}]
         return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
@@ -484,14 +558,12 @@ def _schema_of(notifiers: tuple[tuple[str, type[PluginSettings]], ...]) -> Schem
     return Schema(dict(notifiers))
 
 
-def _block(model: type[PluginSettings]) -> tuple[Any, Any]:
-    """Return the field of a notifier's block: it may be absent, also where it has keys without a default."""
-    words = (model.__doc__ or "").strip().partition("\n")[0]
+def _plugin_block(model: type[PluginSettings]) -> tuple[Any, Any]:
+    """Return the field of a plugin's block, which can be absent even if it has keys without a default."""
     if any(field.is_required() for field in model.model_fields.values()):
-        return (model | None, Field(None, description=words))
-    return (model, Field(default_factory=model, description=words))
+        return (model | None, None)
+    return (model, Field(default_factory=model))
 
 
-def _repeated(names: tuple[str, ...]) -> str | None:
-    seen: set[str] = set()
-    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
+def _duplicate(names: tuple[str, ...]) -> str | None:
+    return next((name for name, count in Counter(names).items() if count > 1), None)

@@ -1,4 +1,4 @@
-"""The kinds of values that a configuration has: what each accepts, and why it refuses the rest."""
+"""The types of configuration values, with their validation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CRON_NAMES = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
 }
-"""The names of crontab(5) and what they stand for; ``@reboot`` is none of them, see ``run_on_start``."""
+"""Nicknames of crontab(5) and their expressions. ``schedule.run_on_start`` replaces ``@reboot``."""
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _LISTEN = re.compile(r"unix:/.+|(\[[0-9a-f:.]+\]|[a-z0-9._-]+):(?P<port>\d{1,5})", re.IGNORECASE)
@@ -29,23 +29,23 @@ _CLUSTER = re.compile(r"tls://(\[[0-9a-f:.]+\]|[a-z0-9._-]+):\d{1,5}", re.IGNORE
 
 
 class DatabaseAddress(str):
-    """A database's path or URL; its ``repr`` and ``redacted`` form hold no password."""
+    """Path or URL of a database. ``repr`` and ``redacted`` hide the password."""
 
     __slots__ = ()
 
     @property
     def is_url(self) -> bool:
-        """Whether this is a URL; otherwise it is the path of a SQLite file."""
+        """Whether this is a URL rather than the path of a SQLite file."""
         return _URL.match(self) is not None
 
     @property
     def file(self) -> Path | None:
-        """The SQLite file, None for a server's database."""
+        """Path of the SQLite file, None for a database on a server."""
         return None if self.is_url else Path(self)
 
     @property
     def redacted(self) -> str:
-        """The address with ``***`` in place of every password."""
+        """The address, with ``***`` in place of passwords."""
         if not self.is_url:
             return str(self)
         hidden = re.sub(r"(://[^:/?#]*):.*@", r"\1:***@", self)
@@ -55,9 +55,9 @@ class DatabaseAddress(str):
         return repr(self.redacted)
 
 
-def _text_of_a_path(value: object) -> object:
+def _path_text(value: object) -> object:
     if isinstance(value, str) and (not value.strip() or "\0" in value):
-        raise ValueError("a path is never empty and holds no NUL")
+        raise ValueError("A path must not be empty and must not contain NUL.")
     return value
 
 
@@ -66,13 +66,13 @@ def _upper(value: object) -> object:
 
 
 def one_or_more(value: object) -> object:
-    """Take a single text for a list of one."""
+    """Turn a single text into a list of one."""
     return [value] if isinstance(value, str) else value
 
 
 def _file_name_pattern(value: str) -> str:
     if "/" in value:
-        raise ValueError("a pattern is compared with the file's name, so it has no slash")
+        raise ValueError("Patterns match file names, so they must not contain a slash.")
     return value
 
 
@@ -83,7 +83,7 @@ def _zone(value: str) -> str:
         try:
             ZoneInfo(value)
         except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError("no such time zone; write local, or a name such as Europe/Berlin") from None
+            raise ValueError("Unknown time zone. Use local, or a name such as Europe/Berlin.") from None
     return value
 
 
@@ -95,23 +95,23 @@ def _cron(value: str) -> str:
     expression = " ".join(value.split())
     expression = CRON_NAMES.get(expression.lower(), expression)
     if expression.lower() == "@reboot":
-        raise ValueError("write schedule.run_on_start: true instead")
+        raise ValueError("Use schedule.run_on_start: true instead.")
     if len(expression.split()) != 5:
         names = ", ".join(CRON_NAMES)
-        raise ValueError(f"write five fields (minute hour day month weekday), or one of {names}")
+        raise ValueError(f"Write five fields (minute hour day month weekday), or one of {names}.")
     try:
         next(CronSim(expression, datetime(2000, 1, 1, tzinfo=UTC)))
     except StopIteration:
-        raise ValueError("no day is like that") from None
+        raise ValueError("No date matches this expression.") from None
     except (CronSimError, ValueError) as error:
-        raise ValueError(f"no cron expression: {str(error).lower()}; see crontab(5)") from None
+        raise ValueError(f"Invalid cron expression: {str(error).lower()}. See crontab(5).") from None
     return expression
 
 
 def _listen(value: str) -> str:
     match = _LISTEN.fullmatch(value)
     if match is None or int(match["port"] or 1) not in range(1, 65536):
-        raise ValueError("write host:port, such as 127.0.0.1:5001, or unix:/path/of/the.sock")
+        raise ValueError("Write HOST:PORT, such as 127.0.0.1:5001, or unix:/path/of/the.sock.")
     return value
 
 
@@ -122,22 +122,22 @@ def _size(value: object) -> object:
 
 
 def _cluster(value: str) -> str:
-    # Whoever can write to a scheduler can have code run by its workers.
+    # A client that can reach a scheduler can run code on its workers, so TLS is required.
     if not _CLUSTER.fullmatch(value):
-        raise ValueError("write tls://host:port, such as tls://cluster.example.org:8786; it is always TLS")
+        raise ValueError("Write tls://HOST:PORT, such as tls://cluster.example.org:8786. TLS is required.")
     return value
 
 
 def no_small_chunk(value: int) -> int:
-    """Refuse steps so small that they cost more than they spare."""
+    """Refuse steps that are too small to be useful."""
     if 0 < value < 1 << 20:
-        raise ValueError("a step is 1M at least; 0: no steps")
+        raise ValueError("Use a step of at least 1M, or 0 for no steps.")
     return value
 
 
-def _number_or_auto(value: object, _both: object) -> object:
+def _number_or_auto(value: object, _handler: object) -> object:
     if isinstance(value, str) and value != "auto":
-        raise ValueError("write a whole number, without quotes, or auto")
+        raise ValueError("Write a whole number without quotes, or auto.")
     return value if value == "auto" else _number_of_workers().validate_python(value)
 
 
@@ -148,14 +148,14 @@ def _number_of_workers() -> TypeAdapter[int]:
 
 def _metadata(value: bool) -> bool:
     if not value:
-        raise ValueError("only true is possible: the metadata of every job is kept for ever")
+        raise ValueError("The only allowed value is true: the metadata of jobs is never deleted.")
     return value
 
 
 def not_empty(value: tuple[str, ...]) -> tuple[str, ...]:
     """Refuse an empty list."""
     if not value:
-        raise ValueError("the list needs an entry at least")
+        raise ValueError("The list needs at least one entry.")
     return value
 
 
@@ -176,7 +176,7 @@ Texts = Annotated[tuple[Text, ...], Strict(False)]
 SomeTexts = Annotated[Texts, AfterValidator(not_empty)]
 Level = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)]
 Listen = Annotated[str, AfterValidator(_listen)]
-FilePath = Annotated[Path, Strict(False), BeforeValidator(_text_of_a_path)]
+FilePath = Annotated[Path, Strict(False), BeforeValidator(_path_text)]
 Zone = Annotated[str, AfterValidator(_zone)]
 Crons = Annotated[
     tuple[Annotated[str, AfterValidator(_cron)], ...],
@@ -185,5 +185,5 @@ Crons = Annotated[
     BeforeValidator(one_or_more, json_schema_input_type=str | list[str]),
 ]
 Patterns = Annotated[tuple[Annotated[Text, AfterValidator(_file_name_pattern)], ...], Strict(False)]
-Database = Annotated[Text, BeforeValidator(_text_of_a_path), AfterValidator(DatabaseAddress)]
+Database = Annotated[Text, BeforeValidator(_path_text), AfterValidator(DatabaseAddress)]
 Metadata = Annotated[bool, AfterValidator(_metadata)]

@@ -157,7 +157,7 @@ def test_two_runs_at_once_one_works_and_the_other_ends_with_four(
         (["--workers", "0"], 2, "--workers: performance.max_workers"),
         (["--size-threshold", "10G"], 2, "--skip-large"),
         (["--skip-large", "--size-threshold", "big"], 2, "'big' is not a size"),
-        (["--config", "missing.yaml"], 2, "there is no file"),
+        (["--config", "missing.yaml"], 2, "missing.yaml"),
         (["--db-path", "missing.db"], 3, "missing.db"),
         (["--db-path", "README.md"], 3, "not a SQLite file"),
         (["--db-path", "results"], 3, "is not a file"),

@@ -1,4 +1,4 @@
-"""A configuration file from a text, loaded with nothing else around it."""
+"""Fixtures that load a configuration from a text."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class LoadText(Protocol):
 
 
 class RefuseText(Protocol):
-    """Loads a text that is wrong and returns the error's words, the folder's name taken off."""
+    """Loads an invalid text and returns the error message, with the path of the file replaced by FILE."""
 
     def __call__(self, text: str | bytes = "", *, environ: Mapping[str, str] | None = None) -> str: ...
 
 
 @pytest.fixture
 def load_text(tmp_path: Path) -> LoadText:
-    def load_it(
+    def load_file(
         text: str | bytes = "",
         *,
         environ: Mapping[str, str] | None = None,
@@ -44,14 +44,14 @@ def load_text(tmp_path: Path) -> LoadText:
         file.write_bytes(text.encode() if isinstance(text, str) else text)
         return load(file, environ=environ or {}, options=options, cwd=tmp_path)
 
-    return load_it
+    return load_file
 
 
 @pytest.fixture
 def refuse_text(load_text: LoadText, tmp_path: Path) -> RefuseText:
-    def refuse_it(text: str | bytes = "", *, environ: Mapping[str, str] | None = None) -> str:
+    def refuse(text: str | bytes = "", *, environ: Mapping[str, str] | None = None) -> str:
         with pytest.raises(ConfigError) as caught:
             load_text(text, environ=environ)
         return str(caught.value).replace(f"{tmp_path}/conf/cleanup_config.yaml", "FILE")
 
-    return refuse_it
+    return refuse

@@ -1,4 +1,4 @@
-"""Environment variables: those of the document, the older names, and those that are misspelt."""
+"""Environment variables: current names, older names, and misspelled names."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def loaded(**environ: str) -> Loaded:
     return load(None, environ=environ, cwd=CWD)
 
 
-def values(of: Loaded) -> dict[str, tuple[object, str]]:
-    return {setting.key: (setting.value, setting.origin) for setting in of.settings()}
+def values(configuration: Loaded) -> dict[str, tuple[object, str]]:
+    return {setting.key: (setting.value, setting.origin) for setting in configuration.settings()}
 
 
 @pytest.mark.parametrize(("name", "text", "key", "value"), TABLE)
@@ -72,27 +72,23 @@ def test_a_switch_is_read_in_all_its_spellings(text: str, value: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "words"),
+    ("name", "text", "key"),
     [
-        ("EEMT_CLEANUP_DRY_RUN", "maybe", "dry_run: found 'maybe', allowed is true or false"),
-        (
-            "EEMT_FAILED_RETENTION_HOURS",
-            "12h",
-            "retention.failed_jobs.hours: found '12h', allowed is a number",
-        ),
-        ("EEMT_FAILED_RETENTION_HOURS", "nan", "finite"),
-        ("EEMT_FAILED_RETENTION_HOURS", "-3", "at least 0"),
-        ("EEMT_SUCCESS_RETENTION_DAYS", "-3", "found '-3', allowed is a number of at least 0"),
-        ("EEMT_CLEANUP_BATCH_SIZE", "1.5", "a whole number"),
-        ("EEMT_CLEANUP_SCHEDULE", "daily", "schedule.cron[0]: found 'daily': write five fields"),
-        ("EEMT_CLEANUP_LOG_LEVEL", "LOUD", "logging.level: found 'LOUD', allowed is 'DEBUG'"),
+        ("EEMT_CLEANUP_DRY_RUN", "maybe", "dry_run"),
+        ("EEMT_FAILED_RETENTION_HOURS", "12h", "retention.failed_jobs.hours"),
+        ("EEMT_FAILED_RETENTION_HOURS", "nan", "retention.failed_jobs.hours"),
+        ("EEMT_FAILED_RETENTION_HOURS", "-3", "retention.failed_jobs.hours"),
+        ("EEMT_SUCCESS_RETENTION_DAYS", "-3", "retention.successful_jobs.hours"),
+        ("EEMT_CLEANUP_BATCH_SIZE", "1.5", "performance.batch_size"),
+        ("EEMT_CLEANUP_SCHEDULE", "daily", "schedule.cron[0]"),
+        ("EEMT_CLEANUP_LOG_LEVEL", "LOUD", "logging.level"),
     ],
 )
-def test_a_value_that_is_wrong_is_an_error_that_names_the_variable(name: str, text: str, words: str) -> None:
+def test_an_invalid_value_is_an_error_with_variable_key_and_value(name: str, text: str, key: str) -> None:
     with pytest.raises(ConfigError) as caught:
         loaded(**{name: text})
-    assert str(caught.value).startswith(f"{name}: ")
-    assert words in str(caught.value)
+    assert str(caught.value).startswith(f"{name}: {key}: ")
+    assert text in str(caught.value)
 
 
 def test_the_newer_of_two_names_wins_with_a_warning() -> None:
@@ -100,10 +96,10 @@ def test_the_newer_of_two_names_wins_with_a_warning() -> None:
     assert values(result)["retention.successful_jobs.hours"] == (24, "EEMT_SUCCESS_RETENTION_HOURS")
     assert result.config.dry_run
     (warning,) = result.warnings
-    assert "EEMT_SUCCESS_RETENTION_DAYS is ignored" in warning
+    assert "EEMT_SUCCESS_RETENTION_DAYS" in warning
 
 
-def test_two_names_that_agree_are_no_matter() -> None:
+def test_two_names_with_the_same_value_give_no_warning() -> None:
     assert loaded(EEMT_SUCCESS_RETENTION_HOURS="168", EEMT_SUCCESS_RETENTION_DAYS="7").warnings == ()
 
 
@@ -115,12 +111,12 @@ def test_two_names_that_agree_are_no_matter() -> None:
         ("EEMT_ENABLE_AUTOCLEANUP", "EEMT_ENABLE_AUTO_CLEANUP"),
     ],
 )
-def test_a_misspelt_variable_is_told_with_the_name_that_was_meant(name: str, meant: str) -> None:
+def test_a_misspelled_variable_gives_a_warning_with_the_intended_name(name: str, meant: str) -> None:
     (warning,) = loaded(**{name: "1"}).warnings
     assert name in warning
-    assert warning.endswith(f"did you mean {meant}?")
+    assert meant in warning
 
 
 @pytest.mark.parametrize("name", ["EEMT_HOST", "EEMT_SECRET_KEY", "CLEANUP_DRY_RUN", "EEMT_CLEANUP_CONFIG"])
-def test_variables_of_others_are_no_matter(name: str) -> None:
+def test_variables_of_other_programs_give_no_warning(name: str) -> None:
     assert loaded(**{name: "1"}).warnings == ()

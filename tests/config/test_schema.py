@@ -1,4 +1,4 @@
-"""What each key accepts."""
+"""The values that each key accepts and refuses."""
 
 from __future__ import annotations
 
@@ -37,98 +37,81 @@ FIELDS = schema().fields
         "logging: {level: debug, format: json}",
     ],
 )
-def test_a_value_that_works_is_taken(load_text: LoadText, text: str) -> None:
+def test_a_valid_value_is_accepted(load_text: LoadText, text: str) -> None:
     assert load_text(text).warnings == ()
 
 
 @pytest.mark.parametrize(
-    ("text", "key", "words"),
+    ("text", "key", "detail"),
     [
-        (
-            "retention: {successful_jobs: {hours: -1}}",
-            "successful_jobs.hours",
-            "-1, allowed is a number of at least 0",
-        ),
-        (
-            "retention: {successful_jobs: {hours: .nan}}",
-            "successful_jobs.hours",
-            ".nan, allowed is a finite number",
-        ),
+        ("retention: {successful_jobs: {hours: -1}}", "successful_jobs.hours", "0"),
+        ("retention: {successful_jobs: {hours: .nan}}", "successful_jobs.hours", "finite"),
         ("retention: {failed_jobs: {hours: .inf}}", "failed_jobs.hours", "finite"),
-        ("retention: {failed_jobs: {hours: 1e9}}", "failed_jobs.hours", "write 1000000000"),
-        ("retention: {failed_jobs: {hours: 1000001}}", "failed_jobs.hours", "at most 1e+06"),
-        ("retention: {failed_jobs: {hours: true}}", "failed_jobs.hours", "found true, allowed is a number"),
-        ("retention: {failed_jobs: {hours: [1]}}", "failed_jobs.hours", "found a list, allowed is a number"),
-        ("retention: {failed_jobs: {hours: }}", "failed_jobs.hours", "found nothing, allowed is a number"),
-        ("retention: {failed_jobs: {keep_metadata: false}}", "failed_jobs.keep_metadata", "kept for ever"),
-        ("retention: {successful_jobs: {keep_metadata: false}}", "keep_metadata", "kept for ever"),
-        ("retention: {successful_jobs: {keep_last: -1}}", "keep_last", "at least 0"),
-        ("retention: {successful_jobs: {keep_last: 1.5}}", "keep_last", "a whole number"),
+        ("retention: {failed_jobs: {hours: 1e9}}", "failed_jobs.hours", "1000000000"),
+        ("retention: {failed_jobs: {hours: 1000001}}", "failed_jobs.hours", "1e+06"),
+        ("retention: {failed_jobs: {hours: true}}", "failed_jobs.hours", "true"),
+        ("retention: {failed_jobs: {hours: [1]}}", "failed_jobs.hours", "list"),
+        ("retention: {failed_jobs: {hours: }}", "failed_jobs.hours", "number"),
+        ("retention: {failed_jobs: {keep_metadata: false}}", "failed_jobs.keep_metadata", "true"),
+        ("retention: {successful_jobs: {keep_metadata: false}}", "successful_jobs.keep_metadata", "true"),
+        ("retention: {successful_jobs: {keep_last: -1}}", "keep_last", "0"),
+        ("retention: {successful_jobs: {keep_last: 1.5}}", "keep_last", "whole number"),
         ("retention: {log_patterns: ['logs/*.log']}", "log_patterns[0]", "slash"),
-        ("retention: {statuses: {successful: []}}", "statuses.successful", "needs an entry"),
-        ("retention: {statuses: {successful: ['']}}", "statuses.successful[0]", "not empty"),
-        ("retention: {statuses: {successful: [timeout]}}", "retention.statuses", "timeout is listed twice"),
-        (
-            "retention: {overrides: [{workflow_type: a}]}",
-            "overrides[0]",
-            "give successful_hours, failed_hours",
-        ),
+        ("retention: {statuses: {successful: []}}", "statuses.successful", "entry"),
+        ("retention: {statuses: {successful: ['']}}", "statuses.successful[0]", "empty"),
+        ("retention: {statuses: {successful: [timeout]}}", "retention.statuses", "timeout"),
+        ("retention: {overrides: [{workflow_type: a}]}", "overrides[0]", "successful_hours"),
         ("retention: {overrides: [{failed_hours: 1}]}", "overrides[0].workflow_type", "missing"),
         (
-            "retention: {overrides: [&x {workflow_type: a, failed_hours: 1}, *x]}",
+            "retention: {overrides: [&x {workflow_type: b7, failed_hours: 1}, *x]}",
             "retention.overrides",
-            "a is listed twice",
+            "b7",
         ),
-        ("schedule: {cron: 0 2 * *}", "schedule.cron", "five fields"),
-        ("schedule: {cron: 0 0 2 * * *}", "schedule.cron", "five fields"),
-        ("schedule: {cron: 61 2 * * *}", "schedule.cron", "bad minute"),
-        ("schedule: {cron: '@reboot'}", "schedule.cron", "run_on_start"),
-        ("schedule: {cron: []}", "schedule.cron", "needs an entry"),
-        ("schedule: {timezone: Mars/Olympus}", "schedule.timezone", "no such time zone"),
-        ("database: {timezone: ../../etc/passwd}", "database.timezone", "no such time zone"),
-        ("database: {busy_timeout_seconds: -1}", "busy_timeout_seconds", "at least 0"),
-        ("performance: {batch_size: 0}", "batch_size", "at least 1"),
-        ("performance: {max_workers: 0}", "max_workers", "at least 1"),
-        ("performance: {max_workers: 100000}", "max_workers", "at most 256"),
-        ("performance: {max_workers: many}", "max_workers", "or auto"),
-        ("performance: {auto_max_workers: 0}", "auto_max_workers", "at least 1"),
-        ("performance: {nice: -1}", "nice", "at least 0"),
-        ("performance: {truncate_chunk: 10}", "truncate_chunk", "a step is 1M at least"),
-        ("performance: {max_bytes_per_second: lots}", "max_bytes_per_second", "is not a size"),
-        ("performance: {dask: {scheduler: 'tcp://x:8786'}}", "dask.scheduler", "always TLS"),
-        ("performance: {executor: dask}", "performance", "needs dask.scheduler, dask.tls_ca_file"),
-        ("performance: {executor: fork}", "executor", "'threads', 'processes' or 'dask'"),
-        ("safety: {max_fraction: 1.01}", "max_fraction", "at most 1"),
-        ("safety: {max_fraction: -0.1}", "max_fraction", "at least 0"),
-        (
-            "pressure: {high_watermark_percent: 70}",
-            "low_watermark_percent",
-            "below high_watermark_percent (70)",
-        ),
-        ("pressure: {high_watermark_percent: 101}", "high_watermark_percent", "at most 100"),
-        ("api: {listen: localhost}", "api.listen", "host:port"),
-        ("api: {listen: 'localhost:70000'}", "api.listen", "host:port"),
-        ("paths: {results: ''}", "paths.results", "never empty"),
+        ("schedule: {cron: 0 2 * *}", "schedule.cron[0]", "five"),
+        ("schedule: {cron: 0 0 2 * * *}", "schedule.cron[0]", "five"),
+        ("schedule: {cron: 61 2 * * *}", "schedule.cron[0]", "minute"),
+        ("schedule: {cron: '@reboot'}", "schedule.cron[0]", "run_on_start"),
+        ("schedule: {cron: []}", "schedule.cron", "entry"),
+        ("schedule: {timezone: Mars/Olympus}", "schedule.timezone", "Mars/Olympus"),
+        ("database: {timezone: ../../etc/passwd}", "database.timezone", "../../etc/passwd"),
+        ("database: {busy_timeout_seconds: -1}", "busy_timeout_seconds", "0"),
+        ("ha: {takeover_seconds: 2}", "ha.takeover_seconds", "3"),
+        ("performance: {batch_size: 0}", "batch_size", "1"),
+        ("performance: {max_workers: 0}", "max_workers", "1"),
+        ("performance: {max_workers: 100000}", "max_workers", "256"),
+        ("performance: {max_workers: many}", "max_workers", "auto"),
+        ("performance: {auto_max_workers: 0}", "auto_max_workers", "1"),
+        ("performance: {nice: -1}", "nice", "0"),
+        ("performance: {truncate_chunk: 10}", "truncate_chunk", "1M"),
+        ("performance: {max_bytes_per_second: lots}", "max_bytes_per_second", "lots"),
+        ("performance: {dask: {scheduler: 'tcp://x:8786'}}", "dask.scheduler", "tls://"),
+        ("performance: {executor: dask}", "performance", "dask.tls_ca_file"),
+        ("performance: {executor: fork}", "executor", "'threads' or 'dask'"),
+        ("performance: {executor: processes}", "executor", "'threads' or 'dask'"),
+        ("safety: {max_fraction: 1.01}", "max_fraction", "1"),
+        ("safety: {max_fraction: -0.1}", "max_fraction", "0"),
+        ("pressure: {high_watermark_percent: 70}", "low_watermark_percent", "70"),
+        ("pressure: {high_watermark_percent: 101}", "high_watermark_percent", "100"),
+        ("api: {listen: localhost}", "api.listen", "localhost"),
+        ("api: {listen: 'localhost:70000'}", "api.listen", "localhost:70000"),
+        ("paths: {results: ''}", "paths.results", "empty"),
         ('paths: {results: "a\\0b"}', "paths.results", "NUL"),
-        ("paths: {database: '  '}", "paths.database", "never empty"),
-        ("notifications: {email: {enabled: true}}", "notifications.email", "needs recipients"),
-        ("notifications: {slack: {enabled: true}}", "notifications.slack", "needs webhook_url"),
-        ("plugins: mine", "plugins", "found 'mine', allowed is a list"),
-        ("plugins: [a.b, '']", "plugins[0]", "the plugin a.b (ModuleNotFoundError"),
-        ("plugins: ['']", "plugins[0]", "found '', allowed is text that is not empty"),
-        ("blocked_plugins: [slack, '']", "blocked_plugins[1]", "found '', allowed is text that is not empty"),
+        ("paths: {database: '  '}", "paths.database", "empty"),
+        ("notifications: {email: {enabled: true}}", "notifications.email", "recipients"),
+        ("notifications: {slack: {enabled: true}}", "notifications.slack", "webhook_url"),
+        ("plugins: mine", "plugins", "mine"),
+        ("plugins: [a.b, '']", "plugins[0]", "a.b"),
+        ("plugins: ['']", "plugins[0]", "empty"),
+        ("blocked_plugins: [slack, '']", "blocked_plugins[1]", "empty"),
     ],
 )
-def test_a_value_that_cannot_work_is_refused(
-    refuse_text: RefuseText, text: str, key: str, words: str
-) -> None:
-    message = refuse_text(text)
-    assert message.startswith("FILE:1:")
-    assert key in message
-    assert words in message
+def test_an_invalid_value_is_refused(refuse_text: RefuseText, text: str, key: str, detail: str) -> None:
+    place, _, message = refuse_text(text).partition(f"{key}: ")
+    assert place.startswith("FILE:1:")
+    assert detail in message
 
 
-def test_names_of_crontab_stand_for_their_five_fields(load_text: LoadText) -> None:
+def test_nicknames_of_crontab_become_five_fields(load_text: LoadText) -> None:
     assert load_text("schedule: {cron: ['@weekly', '0  2 * * *']}").config.schedule.cron == (
         "0 0 * * 0",
         "0 2 * * *",
