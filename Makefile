@@ -68,12 +68,12 @@ check: $(READY) ## run the linters, the type checker and the import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(READY) ## build the documents as a site with a search, in site/
-	$(BIN)/python docs/build_site.py site
-	@echo "To look at it: $(BIN)/python -m http.server --directory site --bind 127.0.0.1 8000"
+docs: $(READY) ## build the documentation site in site/
+	$(BIN)/python -m tools.site site
+	@echo "To view it: $(BIN)/python -m http.server --directory site --bind 127.0.0.1 8000"
 
-reference: $(READY) ## write the generated parts of docs/*.md anew, after a change of keys, options, hooks, metrics
-	$(BIN)/python docs/reference.py
+reference: $(READY) ## regenerate etc/ and the generated parts of docs/*.md and ARCHITECTURE.md
+	$(BIN)/python -m tools.reference
 
 bench: $(READY) ## measure what the README's figures come from
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
@@ -105,8 +105,8 @@ dist: packages ## build sdist, wheel and bill of materials (SBOM) into dist/
 	$(BIN)/cyclonedx-py environment $(BUILD)/runtime --output-reproducible --no-validate \
 		--output-file $(DIST).cdx.json
 
-licences: dist ## write docs/licences.md: what each dependency's licence is
-	$(BIN)/python docs/make_licences.py $(DIST).cdx.json
+licences: dist ## regenerate docs/licences.md, the licences of all dependencies
+	$(BIN)/python -m tools.licences $(DIST).cdx.json
 
 audit: dist ## look for known vulnerabilities of what it runs with: asks an advisory service on the network
 	$(BIN)/pip --python $(BUILD)/runtime/bin/python freeze --exclude eemtcleanupd >$(BUILD)/runtime.txt

@@ -1,10 +1,8 @@
-"""What the documents say is what the program does."""
+"""The documentation matches the program."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import typing
 from pathlib import Path
 
@@ -17,18 +15,14 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
 
 
-def test_what_is_generated_in_the_documents_is_current() -> None:
-    command: list[str | Path] = [sys.executable, ROOT / "docs" / "reference.py", "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_its_section_with_what_is_generated_of_it(name: str) -> None:
+def test_every_command_has_a_section_with_its_generated_options(name: str) -> None:
     section = re.search(rf"^## {name}$(.*?)(?=^## |\Z)", REFERENCE, re.MULTILINE | re.DOTALL)
     assert section, f"docs/commands.md has no section {name}"
     block = f'<!-- [[[cog cog.outl(reference.command("{name}")) ]]] -->\n'
-    assert block in section[1], f"put into the section, and run make reference:\n{block}<!-- [[[end]]] -->"
+    assert block in section[1], (
+        f"Add this block to the section, and run make reference:\n{block}<!-- [[[end]]] -->"
+    )
 
 
 def test_every_table_of_the_ledger_is_in_the_architecture() -> None:
@@ -37,20 +31,13 @@ def test_every_table_of_the_ledger_is_in_the_architecture() -> None:
         assert f"`{table}`" in architecture
 
 
-def test_every_module_has_its_place_in_the_architecture() -> None:
-    architecture = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    for package in ("daemon", "delivery", "notifiers", "cleanup", "deletion", "store", "policy"):
-        for module in (ROOT / "eemtcleanupd" / package).glob("[a-z]*.py"):
-            assert f"`{module.name}`" in architecture, f"{package}/{module.name}"
-
-
-def test_links_between_documents_lead_somewhere_in_the_repository() -> None:
+def test_links_between_documents_have_a_target_in_the_repository() -> None:
     for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
-def test_the_notifier_that_is_shown_is_the_example() -> None:
+def test_the_documented_notifier_is_the_example() -> None:
     shown = (ROOT / "docs" / "writing-a-notifier.md").read_text(encoding="utf-8")
     for name in ("eemtcleanupd_ntfy.py", "pyproject.toml"):
         assert (ROOT / "examples" / "eemtcleanupd-ntfy" / name).read_text(encoding="utf-8").rstrip() in shown

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import configparser
-import importlib.util
 import json
 import os
 import re
@@ -12,11 +11,11 @@ import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from eemtcleanupd import __version__
+from tools import licences
 
 PROJECT = Path(__file__).parents[2]
 NAME = f"eemtcleanupd-{__version__}"
@@ -50,16 +49,6 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sbom(dist: Path) -> dict[str, object]:
     document: dict[str, object] = json.loads((dist / f"{NAME}.cdx.json").read_text(encoding="utf-8"))
     return document
-
-
-@pytest.fixture(scope="module")
-def make_licences() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_licences", PROJECT / "docs/make_licences.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_made_again_elsewhere_they_are_the_same(dist: Path, tmp_path: Path) -> None:
@@ -146,8 +135,8 @@ def test_the_bill_of_materials_names_what_it_runs_with_and_no_tool_of_developmen
     assert versions == {__version__}
 
 
-def test_the_page_of_licences_is_current(sbom: dict[str, object], make_licences: ModuleType) -> None:
-    assert make_licences.PAGE.read_text(encoding="utf-8") == make_licences.page(sbom), "make licences"
+def test_the_page_of_licences_is_current(sbom: dict[str, object]) -> None:
+    assert licences.PAGE.read_text(encoding="utf-8") == licences.page(sbom), "make licences"
 
 
 @pytest.mark.parametrize(
@@ -164,15 +153,13 @@ def test_the_page_of_licences_is_current(sbom: dict[str, object], make_licences:
         ([], None),
     ],
 )
-def test_a_licence_that_nobody_looked_at_is_refused(
-    declared: list[object], found: str | None, make_licences: ModuleType
-) -> None:
+def test_a_licence_that_nobody_looked_at_is_refused(declared: list[object], found: str | None) -> None:
     component = {"name": "something", "licenses": declared}
     if found is None:
         with pytest.raises(ValueError, match=r"something: .* is not allowed"):
-            make_licences.licences(component)
+            licences.licences(component)
     else:
-        assert make_licences.licences(component) == found.split()
+        assert licences.licences(component) == found.split()
 
 
 def test_the_version_stands_in_one_place() -> None:

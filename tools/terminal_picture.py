@@ -1,4 +1,4 @@
-"""Make docs/images/terminal.svg from what the program really prints on a terminal."""
+"""Draws docs/images/terminal.svg from the output of commands: ``python -m tools.terminal_picture``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-_IMAGE = Path(__file__).parent / "images/terminal.svg"
+_IMAGE = Path(__file__).parents[1] / "docs/images/terminal.svg"
 _COMMANDS = ("clean --dry-run", "clean", "history")
-_LINES_SHOWN = 7  # of each command: the first ones, and the last two
+_FIRST_LINES = 7
+_LAST_LINES = 2
 
 
 def main() -> None:
-    """Build a demo store, run the commands on it, and draw the session."""
+    """Run commands on a demo store and draw the session."""
     console = Console(record=True, width=118, file=io.StringIO(), force_terminal=True)
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
@@ -28,11 +29,11 @@ def main() -> None:
         for command in _COMMANDS:
             console.print(Text(f"$ eemtcleanupd {command}", style="bold"))
             lines = _on_terminal(command.split(), folder).splitlines()
-            if len(lines) > _LINES_SHOWN + 2:
+            if len(lines) > _FIRST_LINES + _LAST_LINES:
                 lines = [
-                    *lines[:_LINES_SHOWN],
-                    f"… {len(lines) - _LINES_SHOWN - 2} more lines …",
-                    *lines[-2:],
+                    *lines[:_FIRST_LINES],
+                    f"… {len(lines) - _FIRST_LINES - _LAST_LINES} more lines …",
+                    *lines[-_LAST_LINES:],
                 ]
             for line in lines:
                 console.print(Text.from_ansi(line), soft_wrap=False, overflow="ellipsis", no_wrap=True)
@@ -42,26 +43,26 @@ def main() -> None:
 
 
 def _on_terminal(arguments: list[str], folder: str) -> str:
-    """Return what a command writes to its terminal; the progress bar goes to a pipe, so there is none."""
-    ours, theirs = pty.openpty()
+    """Return what a command prints on a terminal, without the progress bar, which is on stderr."""
+    controller, terminal = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "eemtcleanupd", *arguments],
         cwd=folder,
-        stdout=theirs,
+        stdout=terminal,
         stderr=subprocess.DEVNULL,
     )
-    os.close(theirs)
+    os.close(terminal)
     output = b""
     while True:
         try:
-            output += (read := os.read(ours, 65536))
-        except OSError:  # EIO: the other side has closed
+            output += (read := os.read(controller, 65536))
+        except OSError:  # EIO: the process closed the terminal
             break
         if not read:
             break
-    os.close(ours)
+    os.close(controller)
     if process.wait() != 0:
-        raise SystemExit(f"{arguments} ended with {process.returncode}")
+        raise SystemExit(f"{arguments} exited with {process.returncode}.")
     return output.decode()
 
 

@@ -1,6 +1,6 @@
-"""Build the site of the documents into a folder: ``python docs/build_site.py site``.
+"""Builds the documentation site: ``python -m tools.site FOLDER``.
 
-The pages are laid out as they are in the repository, so a link leads to the same document in both.
+The pages have the same layout as in the repository, so that relative links work in both.
 """
 
 from __future__ import annotations
@@ -13,33 +13,32 @@ from pathlib import Path
 
 _ROOT = Path(__file__).parents[1]
 _FOLDERS = ("docs", "etc", "examples", "packaging")
-_SCRIPTS = (path.name for path in (_ROOT / "docs").glob("*.py"))
-_LEFT_OUT = ("__pycache__", "build", "*.egg-info", "zensical.toml", *_SCRIPTS)
+_EXCLUDED = ("__pycache__", "build", "*.egg-info", "zensical.toml")
 
 
 def main(destination: Path) -> None:
-    """Build the site; what is wrong in a page (a link that leads nowhere) ends it with 1."""
+    """Build the site, or exit with 1 if a page has an error such as a broken link."""
     if destination.exists() and not (destination / "search.json").is_file():
-        sys.exit(f"{destination} is there, and is no site of ours: it stays as it is")
+        sys.exit(f"{destination} exists and is not a documentation site. Choose another folder.")
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder)
-        _lay_out(project / "pages")
+        _copy_pages(project / "pages")
         shutil.copy(_ROOT / "docs" / "zensical.toml", project)
         zensical = Path(sys.executable).with_name("zensical")
         if subprocess.run([zensical, "build", "--strict"], cwd=project, check=False).returncode:
-            sys.exit("the site was not built: see above")
+            sys.exit("Building the site failed, see above.")
         if destination.exists():
             shutil.rmtree(destination)
         shutil.move(project / "site", destination)
 
 
-def _lay_out(pages: Path) -> None:
+def _copy_pages(pages: Path) -> None:
     pages.mkdir()
     for document in (*_ROOT.glob("*.md"), _ROOT / "LICENSE"):
         shutil.copy(document, pages)
     for name in _FOLDERS:
-        shutil.copytree(_ROOT / name, pages / name, ignore=shutil.ignore_patterns(*_LEFT_OUT))
-    for folder in {path.parent for path in pages.rglob("*") if path.is_file()} - {pages}:
+        shutil.copytree(_ROOT / name, pages / name, ignore=shutil.ignore_patterns(*_EXCLUDED))
+    for folder in [path for path in pages.rglob("*") if path.is_dir()]:
         if not any(folder.glob("*.md")):
             names = sorted(path.name for path in folder.iterdir())
             lines = [f"# {folder.relative_to(pages)}", "", *(f"- [{name}]({name})" for name in names)]

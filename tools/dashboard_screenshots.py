@@ -1,6 +1,6 @@
-"""Make docs/images/dashboard-*.png from the dashboard of a demo job store, in a real browser.
+"""Takes docs/images/dashboard-*.png in a browser: ``python -m tools.dashboard_screenshots``.
 
-The store is new, so the 90 days before it are made up.
+The screenshots show the dashboard of a new demo job store with 90 days of invented history.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-_IMAGES = Path(__file__).parent / "images"
+_IMAGES = Path(__file__).parents[1] / "docs/images"
 _URL = "http://127.0.0.1:5917"
 _CONFIG = """
 api: {enabled: true, listen: "127.0.0.1:5917", tokens_file: ./tokens.json}
@@ -35,7 +35,7 @@ _SHOTS: dict[str, dict[str, object]] = {
 
 
 def main() -> None:
-    """Build a store, clean some of it, let a daemon serve it, and look at it."""
+    """Build a store, clean some of it, start a daemon, and take the screenshots."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "eemtcleanupd"]
         subprocess.run([*command, "demo", folder], check=True, capture_output=True)
@@ -49,34 +49,34 @@ def main() -> None:
             return done.stdout
 
         run("clean")
-        _make_up_history(Path(folder) / "jobs.db")
+        _add_history(Path(folder) / "jobs.db")
         token = run("token", "add", "ann", "--scope", "clean").split()[-1]
         daemon = subprocess.Popen([*command, "run"], cwd=folder, stderr=subprocess.DEVNULL)
         try:
-            _await()
-            _shoot(token)
+            _wait_for_daemon()
+            _take_screenshots(token)
         finally:
             daemon.terminate()
             daemon.wait()
 
 
-def _make_up_history(database: Path) -> None:
+def _add_history(database: Path) -> None:
     giga, mega = 2**30, 2**20
     with sqlite3.connect(database) as connection:
         for day in range(90, 0, -1):
             wave = math.sin(day / 3.5) + 0.3 * math.sin(day * 1.9)
             held = int((170 + (90 - day) / 3 + 22 * wave) * mega)
             free = int((126 - (90 - day) * 0.55 - 3 * wave) * giga)
-            at = datetime.now(UTC) - timedelta(days=day)
+            timestamp = datetime.now(UTC) - timedelta(days=day)
             connection.execute(
                 "INSERT INTO cleanup_storage (id, timestamp, successful_bytes, failed_bytes, free_bytes,"
                 " total_bytes) VALUES (?, ?, ?, ?, ?, ?)",
-                (-day, f"{at:%Y-%m-%d %H:%M:%S}", held * 3 // 4, held // 4, free, 252 * giga),
+                (-day, f"{timestamp:%Y-%m-%d %H:%M:%S}", held * 3 // 4, held // 4, free, 252 * giga),
             )
     connection.close()
 
 
-def _await() -> None:
+def _wait_for_daemon() -> None:
     for _ in range(100):
         try:
             urllib.request.urlopen(f"{_URL}/healthz")
@@ -84,10 +84,10 @@ def _await() -> None:
             time.sleep(0.1)
         else:
             return
-    sys.exit("the daemon does not listen")
+    sys.exit("The daemon does not respond.")
 
 
-def _shoot(token: str) -> None:
+def _take_screenshots(token: str) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for name, options in _SHOTS.items():
@@ -95,7 +95,7 @@ def _shoot(token: str) -> None:
             page.goto(_URL)
             page.get_by_label("Token").fill(token)
             page.get_by_role("button", name="Log in").click()
-            page.wait_for_selector("table.sortable")  # the first plan is worked out
+            page.wait_for_selector("table.sortable")  # the first plan is shown
             page.screenshot(path=_IMAGES / f"dashboard-{name}.png")
         browser.close()
 

@@ -1,4 +1,4 @@
-"""The documents as a site: built strictly, whole, with a search, and without another host."""
+"""The documentation site: complete, without broken links, with a search, and independent of other hosts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.xdist_group("docs site")
 
@@ -27,9 +27,11 @@ pytestmark = pytest.mark.xdist_group("docs site")
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = tmp_path_factory.mktemp("docs") / "site"
-    command: list[str | Path] = [sys.executable, ROOT / "docs" / "build_site.py", site]
+    command: list[str | Path] = [sys.executable, "-m", "tools.site", site]
     plain = {**os.environ, "NO_COLOR": "1"}
-    done = subprocess.run(command, env=plain, capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run(
+        command, cwd=ROOT, env=plain, capture_output=True, text=True, check=False, timeout=100
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return site
 
@@ -55,7 +57,7 @@ class Page(HTMLParser):
             self.loads.append(given["src"])
 
 
-def test_every_link_leads_to_what_is_there_and_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+def test_every_link_has_a_target_and_no_page_loads_from_another_host(site: Path) -> None:
     pages = {path: Page(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
     lost = []
     for path, page in pages.items():
@@ -99,7 +101,7 @@ def served(site: Path) -> Iterator[str]:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
-def test_a_reader_searches_and_no_other_host_is_asked(served: str) -> None:
+def test_the_search_finds_a_key_without_requests_to_other_hosts(served: str) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()

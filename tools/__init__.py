@@ -1,0 +1,1 @@
+"""Programs that generate documentation or analyse the code, run as ``python -m tools.NAME``."""
