@@ -1,1 +1,1 @@
-"""Reports on a job store: cleaned and held data, free space, and the forecast of when the disk is full."""
+"""Reports on a job store: cleaned data, storage usage, and the forecast of when the disk will be full."""

@@ -1,6 +1,7 @@
-"""What a report knows, asked of the job table, the ledger and the results filesystem; nothing is changed.
+"""Collect the data of a report from the job table, the ledger and the results filesystem, read-only.
 
-It works at any time: before the first run there is no ledger, and what is not known then is said so.
+A report can be made at any time.  Before the first run there is no ledger; the report then lists what is
+unknown.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from eemtcleanupd.daemon.status import read_status
 from eemtcleanupd.daemon.store_queries import StoreQueries
 from eemtcleanupd.errors import StoreError
 from eemtcleanupd.events import StoragePoint
-from eemtcleanupd.formatting import human_age, printable
+from eemtcleanupd.formatting import printable
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.forecast import Forecast, TrendLine, fit_line, forecast
 from eemtcleanupd.policy.pressure import DiskUsage
@@ -43,29 +44,40 @@ _STALE = timedelta(days=2)
 
 @dataclass(frozen=True, slots=True)
 class LedgerSummary:
-    """What the ledger knows; ``held_bytes`` is what the measured jobs hold, ``trash_summary`` jobs and bytes.
+    """The ledger's part of a report.
 
-    ``full`` says when the disk is full, ``over`` when the budget is used up; None where nobody can tell.
+    Attributes:
+        runs_24h: totals of the runs in the last 24 hours.
+        runs_30d: totals of the runs in the last 30 days.
+        biggest: the largest jobs that still have their data.
+        held_bytes: size of all measured jobs that still have their data.
+        trash: jobs and bytes in the trash, and the time of the next purge.
+        last_run: the last run, None if there is none.
+        trend: the storage history, oldest first.
+        growth: a line through the history, None if it is too short.
+        disk_full: when the disk will be full, None if not within ten years.
+        budget_exceeded: when the budget will be used up, None if not within ten years.
     """
 
-    work_24h: RunTotals
-    work_30d: RunTotals
+    runs_24h: RunTotals
+    runs_30d: RunTotals
     biggest: tuple[LargeJob, ...]
     held_bytes: int
     trash: tuple[int, int, datetime | None]
     last_run: RunRecord | None
     trend: tuple[StoragePoint, ...]
     growth: TrendLine | None
-    full: Forecast | None
-    over: Forecast | None
+    disk_full: Forecast | None
+    budget_exceeded: Forecast | None
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A job store at one time (aware UTC).
+    """The state of a job store at one time (aware UTC).
 
-    ``history`` is None before the first run, ``disk`` when the results folder cannot be looked at, and
-    ``next_run_at`` when no daemon runs or its schedule is off.  ``unknown`` says in words what is missing.
+    ``history`` is None before the first run, and ``disk`` if the results folder cannot be read.
+    ``next_run_at`` is None if no daemon is running or its schedule is off.  ``unknown`` lists missing data
+    as sentences.
     """
 
     made_at: datetime
@@ -80,49 +92,49 @@ class Report:
 
 
 def gather(config: Config, clock: Clock, *, biggest: int) -> Report:
-    """Ask for everything, in short reads.
+    """Collect a report in several short reads.
 
     Args:
         config: the effective configuration.
-        clock: where the time comes from.
-        biggest: how many of the biggest jobs to name.
+        clock: returns the present time.
+        biggest: number of the largest jobs to list.
 
     Raises:
-        StoreError: the job database cannot be read, or is none.
+        StoreError: the job database cannot be read, or is not an EEMT job database.
     """
-    location, now, budget = StoreAddress.of(config), clock(), Budget.of(config.capacity)
+    address, now, budget = StoreAddress.of(config), clock(), Budget.of(config.capacity)
     zone = zone_named(config.database.timezone)
-    database = location.open()
+    database = address.open()
     try:
-        catalog = JobTable(database, Policy.from_config(config.retention), zone)
+        job_table = JobTable(database, Policy.from_config(config.retention), zone)
         since = (local_timestamp(now - span, zone) for span in (_DAY, _MONTH))
-        jobs = count_jobs(database, catalog, *since)
+        jobs = count_jobs(database, job_table, *since)
         ledger = Ledger(database)
-        with _database_corruption_guard(str(location)):
-            history = (
-                _history(database, catalog, ledger, now, budget, biggest=biggest) if ledger.exists() else None
-            )
+        history = None
+        if ledger.exists():
+            with _corruption_guard(str(address)):
+                history = _ledger_summary(database, job_table, ledger, now, budget, biggest=biggest)
     finally:
         database.close()
     disk = StoreQueries(clock).usage(config)
-    daemon = find_daemon(location)
-    told = None if daemon is None else read_status(location)
+    daemon = find_daemon(address)
+    status = None if daemon is None else read_status(address)
     return Report(
         made_at=now,
-        database=str(location),
+        database=str(address),
         jobs=jobs,
         history=history,
         disk=disk,
         budget=budget,
         has_daemon=daemon is not None,
-        next_run_at=None if told is None else told.next_run_at,
+        next_run_at=None if status is None else status.next_run_at,
         unknown=tuple(_unknown(now, jobs, history, disk)),
     )
 
 
-def _history(
+def _ledger_summary(
     database: Database,
-    catalog: JobTable,
+    job_table: JobTable,
     ledger: Ledger,
     now: datetime,
     budget: Budget | None,
@@ -130,38 +142,38 @@ def _history(
     biggest: int,
 ) -> LedgerSummary:
     trend = ledger.trend(now)
-    left = [] if budget is None else [(point.at, budget.max_bytes - point.used_bytes) for point in trend]
+    unused = [] if budget is None else [(point.at, budget.max_bytes - point.used_bytes) for point in trend]
     return LedgerSummary(
-        work_24h=run_totals_since(database, now - _DAY),
-        work_30d=run_totals_since(database, now - _MONTH),
-        biggest=largest_jobs(database, catalog, biggest),
+        runs_24h=run_totals_since(database, now - _DAY),
+        runs_30d=run_totals_since(database, now - _MONTH),
+        biggest=largest_jobs(database, job_table, biggest),
         held_bytes=sum(int(size) for _, size in ledger.storage_by_class().values()),
         trash=ledger.trash_summary(),
         last_run=next((_sanitized_run(run) for run in ledger.runs(1)), None),
         trend=trend,
         growth=fit_line([(point.at, point.used_bytes) for point in trend]),
-        full=forecast([(point.at, point.free_bytes) for point in trend]),
-        over=forecast(left),
+        disk_full=forecast([(point.at, point.free_bytes) for point in trend]),
+        budget_exceeded=forecast(unused),
     )
 
 
 @contextmanager
-def _database_corruption_guard(database: str) -> Iterator[None]:
-    """Refuse rows that we cannot have written, as the ledger itself does."""
+def _corruption_guard(database: str) -> Iterator[None]:
+    """Turn errors from invalid ledger rows into a StoreError, as the ledger itself does."""
     try:
         yield
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise StoreError(
-            f"a row of the ledger in {database} makes no sense ({printable(str(error))}): somebody changed "
-            "it; put it right, or restore the database from a copy"
+            f"Invalid row in the ledger of {database} ({printable(str(error))}). "
+            "Fix the row, or restore the database."
         ) from error
 
 
 def _sanitized_run(run: RunRecord) -> RunRecord:
-    """Return a run whose figures are figures and whose words are words.
+    """Return a run whose numbers are integers and whose texts are strings.
 
     Raises:
-        ValueError, TypeError: they are none.
+        ValueError, TypeError: a number is invalid.
     """
     return replace(
         run,
@@ -178,21 +190,20 @@ def _sanitized_run(run: RunRecord) -> RunRecord:
 def _unknown(
     now: datetime, jobs: JobUsage, history: LedgerSummary | None, disk: DiskUsage | None
 ) -> list[str]:
+    unknown = []
     if history is None:
-        found = ["there has been no run yet: no job is measured, and there is no history to go by"]
-    else:
-        found = []
-        if history.growth is None:
-            found.append("growth and forecast need a storage history of three days")
-        elif now - history.trend[-1].at > _STALE:
-            found.append(
-                f"the storage history ends {human_age(now - history.trend[-1].at)} ago: no run since"
-            )
-        if missing := jobs.total.held.jobs - jobs.total.measured:
-            found.append(
-                f"{missing} jobs that are not cleaned have no measured size: they are live, have no files, "
-                "or no run has seen them since they ended"
-            )
+        unknown.append("There are no runs yet, so there are no measured jobs and no storage history.")
+    elif history.growth is None:
+        unknown.append("Growth and forecast need a storage history of three days.")
+    elif (age := now - history.trend[-1].at) > _STALE:
+        import humanize
+
+        unknown.append(f"The storage history ended {humanize.naturaldelta(age)} ago; no run has added to it.")
+    if history is not None and (unmeasured := jobs.total.held.jobs - jobs.total.measured):
+        unknown.append(
+            f"{unmeasured} jobs that are not cleaned have no measured size. They are live, have no files, "
+            "or have ended since the last run."
+        )
     if disk is None:
-        found.append("the results folder cannot be looked at, so how full its disk is")
-    return found
+        unknown.append("The results folder cannot be read, so the usage of its disk is unknown.")
+    return unknown

@@ -1,4 +1,4 @@
-"""A report as one HTML file: no script, nothing from elsewhere, so that it can be mailed and kept."""
+"""Render a report as one self-contained HTML file without scripts, for mail and archives."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _WIDTH, _HEIGHT = 720, 200
 
 
 @dataclass(frozen=True, slots=True)
-class TrendPicture:
-    """The trend as coordinates of an SVG; ``ahead`` and ``band`` are empty without a forecast."""
+class TrendChart:
+    """The storage trend as SVG coordinates; ``forecast`` and ``band`` are empty without a forecast."""
 
     width: int
     height: int
     held: str
     free: str
-    ahead: str
+    forecast: str
     band: str
     top_bytes: float
-    began: datetime
-    ends: datetime
+    start: datetime
+    end: datetime
 
 
 def as_html(report: Report) -> str:
@@ -41,10 +41,10 @@ def as_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["size"] = human_size
-    environment.filters["name"] = formats.name_words
-    environment.filters["held"] = formats.held_words
-    environment.filters["amount"] = formats.amount_words
-    environment.filters["work"] = formats.work_words
+    environment.filters["name"] = formats.display_name
+    environment.filters["group"] = formats.describe_group
+    environment.filters["usage"] = formats.describe_usage
+    environment.filters["runs"] = formats.describe_runs
     environment.filters["local"] = lambda moment, form="%a %Y-%m-%d %H:%M": f"{moment.astimezone():{form}}"
     history = report.history
     groups = (
@@ -58,43 +58,42 @@ def as_html(report: Report) -> str:
         groups=groups,
         largest=max((group.held.size_bytes for *_, rows in groups for _, group in rows), default=0) or 1,
         outlook=formats.outlook(report),
-        picture=_picture(report),
-        trash=None if history is None else formats.trash_words(history),
-        last_run=None if history is None else formats.run_words(history),
-        next_run=formats.next_words(report),
+        chart=_chart(report),
+        trash=None if history is None else formats.describe_trash(history),
+        last_run=None if history is None else formats.describe_last_run(history),
+        next_run=formats.describe_next_run(report),
         version=__version__,
     )
 
 
-def _picture(report: Report) -> TrendPicture | None:
+def _chart(report: Report) -> TrendChart | None:
     history = report.history
     if history is None or len(history.trend) < 2:
         return None
     trend = history.trend
-    ahead = [] if history.full is None else history.full.band(trend[0].at)
-    began, ends = trend[0].at, ahead[-1][0] if ahead else trend[-1].at
+    forecast = [] if history.disk_full is None else history.disk_full.band(trend[0].at)
+    start, end = trend[0].at, forecast[-1][0] if forecast else trend[-1].at
     top = max(max(point.used_bytes, point.free_bytes) for point in trend) or 1
-    span = (ends - began).total_seconds() or 1
+    span = (end - start).total_seconds() or 1
 
     def line(points: Iterable[tuple[datetime, float]]) -> str:
-        def across(moment: datetime) -> float:
-            return _WIDTH * (moment - began).total_seconds() / span
-
-        # A point a line: the report may be mailed, and mail has no lines of more than 998 characters.
+        # One point per line: the report can be mailed, and a line of a mail has at most 998 characters.
         return "\n".join(
-            f"{across(moment):.1f},{_HEIGHT * (1 - min(value, top) / top):.1f}" for moment, value in points
+            f"{_WIDTH * (moment - start).total_seconds() / span:.1f},"
+            f"{_HEIGHT * (1 - min(value, top) / top):.1f}"
+            for moment, value in points
         )
 
-    band = [(moment, low) for moment, low, _, _ in ahead]
-    band += [(moment, high) for moment, *_, high in reversed(ahead)]
-    return TrendPicture(
+    band = [(moment, low) for moment, low, _, _ in forecast]
+    band += [(moment, high) for moment, *_, high in reversed(forecast)]
+    return TrendChart(
         width=_WIDTH,
         height=_HEIGHT,
         held=line((point.at, point.used_bytes) for point in trend),
         free=line((point.at, point.free_bytes) for point in trend),
-        ahead=line((moment, middle) for moment, _, middle, _ in ahead),
+        forecast=line((moment, middle) for moment, _, middle, _ in forecast),
         band=line(band),
         top_bytes=top,
-        began=began,
-        ends=ends,
+        start=start,
+        end=end,
     )

@@ -1,7 +1,7 @@
-"""Pictures of the storage trend, drawn by matplotlib in a process of its own.
+"""Draw the storage trend with matplotlib in a separate process.
 
-The daemon would otherwise hold matplotlib's memory for the rest of its life.  Without the extra ``plots``
-there is no picture, and nothing else is missing.
+In the daemon's own process, matplotlib's memory would stay allocated until the daemon exits.  Without the
+extra ``plots`` no chart is drawn, and everything else works.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from eemtcleanupd.policy.forecast import CONFIDENCE_PERCENT, Forecast
 log = logging.getLogger(__name__)
 
 FORMS = ("png", "svg")
-"""The forms of a picture."""
+"""The image formats."""
 
-_SECONDS = 60
+_TIMEOUT_SECONDS = 60
 
 
 def can_draw() -> bool:
-    """Tell whether matplotlib is installed."""
+    """Return whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def trend_png(trend: Sequence[StoragePoint]) -> bytes | None:
-    """Return the picture of a trend as PNG; None with fewer than two points, or without matplotlib."""
+    """Return a trend chart as PNG, or None with fewer than two points or without matplotlib."""
     if len(trend) < 2 or not can_draw():
         return None
     try:
@@ -50,20 +50,20 @@ def picture(
     forecast: Forecast | None = None,
     budget: int | None = None,
 ) -> bytes:
-    """Return the picture of a trend.
+    """Return a trend chart as an image file.
 
     Args:
-        trend: at least two points, the oldest first.
+        trend: at least two points, oldest first.
         form: one of :data:`FORMS`.
-        forecast: of free space; it is drawn with its band.
-        budget: bytes that the jobs may hold, a line.
+        forecast: the forecast of free space, drawn with its interval.
+        budget: budget of the jobs in bytes, drawn as a line.
 
     Raises:
-        ReportError: there are too few points, or matplotlib could not draw it.
+        ReportError: there are too few points, or matplotlib failed.
     """
     if len(trend) < 2:
-        raise ReportError("there is no picture yet: the storage history has fewer than two days")
-    told = {
+        raise ReportError("The trend cannot be drawn: the storage history has fewer than two days.")
+    data = {
         "points": [[point.at.isoformat(), point.used_bytes, point.free_bytes] for point in trend],
         "band": []
         if forecast is None
@@ -73,48 +73,47 @@ def picture(
         "form": form,
     }
     try:
-        drawn = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "eemtcleanupd.report.plots"],
-            input=json.dumps(told).encode(),
+            input=json.dumps(data).encode(),
             capture_output=True,
-            timeout=_SECONDS,
+            timeout=_TIMEOUT_SECONDS,
             check=True,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise ReportError(f"the storage trend could not be drawn: {type(error).__name__}") from error
-    return drawn.stdout
+        raise ReportError(f"The trend could not be drawn: {type(error).__name__}.") from error
+    return process.stdout
 
 
-def draw(told: Mapping[str, Any], out: IO[bytes]) -> None:
-    """Draw what :func:`picture` was given, with times in ISO form, into a file."""
+def draw(data: Mapping[str, Any], out: IO[bytes]) -> None:
+    """Draw the data of :func:`picture`, with times in ISO 8601, into a file."""
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
 
-    times: Any = [datetime.fromisoformat(at) for at, _, _ in told["points"]]
+    times: Any = [datetime.fromisoformat(at) for at, _, _ in data["points"]]
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(times, [used / 2**30 for _, used, _ in told["points"]], label="used by jobs", color="#0969da")
-    free = [free / 2**30 for *_, free in told["points"]]
+    axes.plot(times, [used / 2**30 for _, used, _ in data["points"]], label="used by jobs", color="#0969da")
+    free = [free / 2**30 for *_, free in data["points"]]
     axes.plot(times, free, label="free", color="#1a7f37", linestyle="--")
-    if told["band"]:
-        ahead: Any = [datetime.fromisoformat(at) for at, *_ in told["band"]]
-        low, middle, high = ([row[at] / 2**30 for row in told["band"]] for at in (1, 2, 3))
-        axes.plot(ahead, middle, color="#1a7f37", linestyle=":")
-        day = told["full_at"][:10]
-        label = f"free, if it goes on so ({CONFIDENCE_PERCENT} %); full about {day}"
-        axes.fill_between(ahead, low, high, color="#1a7f37", alpha=0.15, linewidth=0, label=label)
-    top = max(max(used, free) for _, used, free in told["points"])
-    if told["budget"] and told["budget"] < 2 * top:  # a line far above would flatten the others
-        top = max(top, told["budget"])
-        axes.axhline(told["budget"] / 2**30, color="#cf222e", linewidth=1, label="budget of the jobs")
-    highest = 1.05 * top / 2**30 or None  # as a wide band would
+    if data["band"]:
+        days: Any = [datetime.fromisoformat(at) for at, *_ in data["band"]]
+        low, middle, high = ([row[column] / 2**30 for row in data["band"]] for column in (1, 2, 3))
+        axes.plot(days, middle, color="#1a7f37", linestyle=":")
+        label = f"free, forecast ({CONFIDENCE_PERCENT} %); full about {data['full_at'][:10]}"
+        axes.fill_between(days, low, high, color="#1a7f37", alpha=0.15, linewidth=0, label=label)
+    top = max(max(used, free) for _, used, free in data["points"])
+    if data["budget"] and data["budget"] < 2 * top:  # a line far above flattens the others
+        top = max(top, data["budget"])
+        axes.axhline(data["budget"] / 2**30, color="#cf222e", linewidth=1, label="budget")
+    highest = 1.05 * top / 2**30 or None  # a wide band would flatten the lines, too
     axes.set(title="EEMT Storage Usage Trend", ylabel="Storage (GB)", ylim=(0, highest))
     locator = AutoDateLocator()  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
     axes.grid(visible=True, alpha=0.3)
     axes.legend(fontsize="small")
-    figure.savefig(out, format=told["form"], dpi=100)
+    figure.savefig(out, format=data["form"], dpi=100)
 
 
 if __name__ == "__main__":

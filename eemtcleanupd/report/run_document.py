@@ -1,4 +1,4 @@
-"""A run as one JSON document: the answer that the user's document gives an example of, and more keys."""
+"""Collect the events of a run into one JSON document."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import timedelta
 from typing import IO, Any
 
 from eemtcleanupd.events import (
@@ -20,15 +21,16 @@ from eemtcleanupd.events import (
     Warned,
 )
 from eemtcleanupd.formatting import human_size
-from eemtcleanupd.model import Outcome
+from eemtcleanupd.model import Job, Outcome
 
-_IN_MEMORY_BYTES = 1 << 20
+MEMORY_LIMIT_BYTES = 1 << 20
+"""Size up to which a list of the document is kept in memory."""
 
 
 class RunDocument:
-    """Collects a run as the document's API answer; long lists wait in temporary files, not in memory.
+    """Collects a run's events; long lists are kept in temporary files instead of memory.
 
-    Where there is no room for these the run goes on, and its answer cannot be written.
+    If there is no space for these files, the run continues and :meth:`write` fails.
     """
 
     def __init__(self) -> None:
@@ -38,19 +40,16 @@ class RunDocument:
         self._report: RunReport | None = None
 
     def __call__(self, event: Event) -> None:
-        """Remember what this event says."""
+        """Add an event to the document."""
         match event:
             case JobPlanned():
-                parts = [part.found.label for part in event.artifacts]
-                detail = _job_entry(
-                    event.job.id, event.job.status, event.age.total_seconds(), event.size_bytes
-                )
-                self._lists["details"].add({**detail, "reason": event.reason, "artifacts": parts})
+                detail = _job_detail(event.job, event.age, event.size_bytes)
+                artifacts = [artifact.found.label for artifact in event.artifacts]
+                self._lists["details"].add({**detail, "reason": event.reason, "artifacts": artifacts})
             case JobCleaned():
-                parts = [part.found.label for part in event.artifacts]
-                age = None if event.age is None else event.age.total_seconds()
-                detail = _job_entry(event.job.id, event.job.status, age, event.bytes_freed)
-                self._lists["details"].add({**detail, "artifacts": parts, "in_trash": event.in_trash})
+                detail = _job_detail(event.job, event.age, event.bytes_freed)
+                artifacts = [artifact.found.label for artifact in event.artifacts]
+                self._lists["details"].add({**detail, "artifacts": artifacts, "in_trash": event.in_trash})
             case JobSkipped():
                 if event.notable:
                     self._lists["skipped"].add(
@@ -72,10 +71,10 @@ class RunDocument:
                 pass
 
     def write(self, stream: IO[str]) -> None:
-        """Write the document; nothing is written when the run did not end.
+        """Write the document, or nothing if the run did not finish.
 
         Raises:
-            OSError: it was not kept whole, then nothing is written; or ``stream`` cannot be written.
+            OSError: a list was lost, so nothing was written; or ``stream`` cannot be written.
         """
         report = self._report
         if report is None:
@@ -103,23 +102,23 @@ class RunDocument:
         stream.write(json.dumps(head, indent=2).removesuffix("\n}"))
         for name, spool in self._lists.items():
             stream.write(f',\n  "{name}": [')
-            for at, line in enumerate(spool):
-                stream.write(("," if at else "") + "\n    " + line)
+            for index, line in enumerate(spool):
+                stream.write(("," if index else "") + "\n    " + line)
             stream.write("\n  ]" if spool.count else "]")
         stream.write("\n}\n")
 
     def close(self) -> None:
-        """Let go of the temporary files."""
+        """Remove the temporary files."""
         for spool in self._lists.values():
             spool.close()
 
 
 class _SpooledList:
-    """JSON values in a file that stays in memory while it is small."""
+    """JSON values in a temporary file that stays in memory while it is small."""
 
     def __init__(self) -> None:
-        # Closed with the object; a run has exactly one document.
-        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES, mode="w+", encoding="ascii")  # noqa: SIM115
+        # Closed by close().
+        self._file = tempfile.SpooledTemporaryFile(max_size=MEMORY_LIMIT_BYTES, mode="w+", encoding="ascii")  # noqa: SIM115
         self._error: OSError | None = None
         self.count = 0
 
@@ -127,7 +126,7 @@ class _SpooledList:
         if self._error is None:
             try:
                 self._file.write(json.dumps(value) + "\n")
-            except OSError as error:  # a full disk is what the run is about to mend: it must go on
+            except OSError as error:  # the run frees a full disk, so it must continue
                 self._error = error
         self.count += 1
 
@@ -137,7 +136,7 @@ class _SpooledList:
         self._file.seek(0)
 
     def close(self) -> None:
-        with suppress(OSError):  # what is left to write has no room either
+        with suppress(OSError):  # buffered data does not fit on a full disk either
             self._file.close()
 
     def __iter__(self) -> Iterator[str]:
@@ -145,11 +144,11 @@ class _SpooledList:
             yield line.rstrip("\n")
 
 
-def _job_entry(job_id: str, status: str, age_seconds: float | None, size_bytes: int) -> dict[str, Any]:
+def _job_detail(job: Job, age: timedelta | None, size_bytes: int) -> dict[str, Any]:
     return {
-        "job_id": job_id,
-        "status": status,
-        "age_days": None if age_seconds is None else round(age_seconds / 86400, 1),
+        "job_id": job.id,
+        "status": job.status,
+        "age_days": None if age is None else round(age.total_seconds() / 86400, 1),
         "space_freed": human_size(size_bytes, fixed=True),
         "space_freed_bytes": size_bytes,
     }
