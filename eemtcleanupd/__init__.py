@@ -1,3 +1,3 @@
-"""eemtcleanupd: the retention daemon of an EEMT job store."""
+"""eemtcleanupd: a data retention daemon for EEMT job stores."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Sizes, ages and foreign names in words, as the user's document writes them."""
+"""Format sizes, ages and untrusted names for people; parse sizes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from datetime import datetime, timedelta
 
 BYTES_PER_MB = 1024 * 1024
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtpe]?)(?:i?b)?\s*", re.IGNORECASE)
-# Control characters, line and paragraph separators, and bidirectional overrides could forge a line
-# of a log or of a terminal; surrogates are bytes of a name that is not UTF-8.
+# Control characters, line and paragraph separators and bidirectional overrides can forge a line in a log
+# or on a terminal.  Surrogates are the bytes of a name that is not valid UTF-8.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def human_size(size_bytes: float, *, fixed: bool = False) -> str:
-    """Return a size in words in powers of 1024: ``15 GB``, ``45.5 GB``, ``250 MB``, ``300 B``.
+    """Return a size as text, in powers of 1024: ``15 GB``, ``45.5 GB``, ``250 MB``, ``300 B``.
 
-    With ``fixed`` there is always one decimal place (``45.0 GB``, as in the API's answer).
+    With ``fixed`` there is always one decimal place (``45.0 GB``, as in the API's response).
     """
     import humanize
 
@@ -25,19 +25,20 @@ def human_size(size_bytes: float, *, fixed: bool = False) -> str:
 
 
 def parse_size(text: str | int) -> int:
-    """Return the bytes meant by ``10G``, ``500 MB``, ``1.5GiB`` or a plain number; powers of 1024.
+    """Parse a size such as ``10G``, ``500 MB``, ``1.5GiB`` or a plain number into bytes; powers of 1024.
 
-    Raises ValueError with an example when the text is not a size.
+    Raises:
+        ValueError: the text is not a size.
     """
     match = _SIZE.fullmatch(str(text))
     if not match:
-        raise ValueError(f"{text!r} is not a size; write for example 10G, 500M or 1048576")
+        raise ValueError(f"{text!r} is not a size. Use a form such as 10G, 500M or 1048576.")
     exponent = " kmgtpe".index(match[2].lower() or " ")
     return int(float(match[1]) * 1024**exponent)
 
 
 def human_age(age: timedelta, *, precise: bool = True) -> str:
-    """Return an age in words: ``8.2 days`` (or ``8 days`` when not precise), ``11.0 hours`` below a day."""
+    """Return an age as text: ``8.2 days`` (``8 days`` if not precise), ``11.0 hours`` below a day."""
     seconds = age.total_seconds()
     number, unit = (seconds / 86400, "day") if abs(seconds) >= 86400 else (seconds / 3600, "hour")
     text = f"{number:.1f}" if precise else f"{int(number)}"
@@ -50,11 +51,11 @@ def local_time(moment: datetime | None) -> str:
 
 
 def printable(name: str) -> str:
-    """Return a foreign name fit for one line of a log or a terminal: what could forge a line is escaped."""
+    """Escape an untrusted name so that it fits on one line of a log or terminal and cannot forge another."""
 
     def escape(match: re.Match[str]) -> str:
         code = ord(match[0])
-        if 0xDC80 <= code <= 0xDCFF:  # a byte that surrogateescape carried in
+        if 0xDC80 <= code <= 0xDCFF:  # a byte decoded by surrogateescape
             return f"\\x{code - 0xDC00:02x}"
         return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}"
 
@@ -62,7 +63,7 @@ def printable(name: str) -> str:
 
 
 def shortened(text: str, limit: int = 200) -> str:
-    """Return the text cut in its middle to at most ``limit`` characters."""
+    """Return the text with its middle cut out if it is longer than ``limit`` characters."""
     if len(text) <= limit:
         return text
     half = (limit - 1) // 2

@@ -1,1 +1,1 @@
-"""The commands: the only place that parses arguments and prints."""
+"""The commands, one module each; only this package parses arguments and prints."""

@@ -1,27 +1,31 @@
-"""``eemtcleanupd backup``: the copies that were made before jobs went."""
+"""``eemtcleanupd backup``: list, verify and restore the backups made before jobs are deleted."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from eemtcleanupd.cli.common import config_option, load_config
-from eemtcleanupd.cli.trash import print_restored, restore_options, restoring
+from eemtcleanupd.cli.common import (
+    config_option,
+    json_option,
+    load_config,
+    load_store_config,
+    local_minute,
+    print_json,
+)
+from eemtcleanupd.cli.trash import print_restored, restore_options, restore_request
 from eemtcleanupd.errors import BackupError
 from eemtcleanupd.formatting import human_size, printable
 
 if TYPE_CHECKING:
     from eemtcleanupd.backup.folder import BackupFile, BackupFolder
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
 
 @click.group()
 def backup() -> None:
-    """List, verify or restore the backups of jobs (see backup.enabled)."""
+    """List, verify or restore backups of jobs (see backup.enabled)."""
 
 
 def _folder(config_file: Path | None) -> BackupFolder:
@@ -36,26 +40,28 @@ def _folder(config_file: Path | None) -> BackupFolder:
 @config_option
 @json_option
 def list_(job_id: str | None, config_file: Path | None, as_json: bool) -> None:
-    """List the backups, of JOB or all, the oldest first."""
+    """List all backups, or those of JOB, oldest first."""
     backups = _folder(config_file).all(job_id)
     if as_json:
-        click.echo(json.dumps([_document(each) for each in backups], indent=2))
+        print_json([_document(file) for file in backups])
         return
-    for each in backups:
-        click.echo(
-            f"{printable(each.job_id)} ({each.made_at.astimezone():%Y-%m-%d %H:%M}, "
-            f"{human_size(each.size_bytes)}): {each.path.name}"
-        )
+    for file in backups:
+        details = f"{local_minute(file.made_at)}, {human_size(file.size_bytes)}"
+        click.echo(f"{printable(file.job_id)} ({details}): {file.path.name}")
     if not backups:
-        click.echo("There are no backups" + (f" of job {printable(job_id)}." if job_id else "."))
+        _print_no_backups(job_id)
 
 
-def _document(each: BackupFile) -> dict[str, Any]:
+def _print_no_backups(job_id: str | None) -> None:
+    click.echo("There are no backups" + (f" of job {printable(job_id)}." if job_id else "."))
+
+
+def _document(file: BackupFile) -> dict[str, Any]:
     return {
-        "job_id": each.job_id,
-        "name": each.path.name,
-        "made_at": each.made_at.isoformat(),
-        "bytes": each.size_bytes,
+        "job_id": file.job_id,
+        "name": file.path.name,
+        "made_at": file.made_at.isoformat(),
+        "bytes": file.size_bytes,
     }
 
 
@@ -64,30 +70,31 @@ def _document(each: BackupFile) -> dict[str, Any]:
 @config_option
 @json_option
 def verify(job_id: str | None, config_file: Path | None, as_json: bool) -> int:
-    """Read the backups, of JOB or all, to their end and compare them with their manifests."""
+    """Read all backups, or those of JOB, completely and compare them with their manifests."""
     from eemtcleanupd.backup import archive
 
-    folder = _folder(config_file)
     results = []
-    for each in folder.all(job_id):
+    for file in _folder(config_file).all(job_id):
         try:
-            contents = archive.verify(each.path)
-            results.append({**_document(each), "ok": True, "files": contents.files})
-            words = f"ok, {contents.files} files, {human_size(contents.bytes)}"
+            contents = archive.verify(file.path)
+            results.append({**_document(file), "ok": True, "files": contents.files})
+            verdict = f"ok, {contents.files} files, {human_size(contents.bytes)}"
         except BackupError as error:
-            results.append({**_document(each), "ok": False, "error": str(error)})
-            words = f"NOT OK: {error}"
+            results.append({**_document(file), "ok": False, "error": str(error)})
+            verdict = f"NOT OK: {error}"
         if not as_json:
-            click.echo(f"{each.path.name}: {words}")
+            click.echo(f"{file.path.name}: {verdict}")
     if as_json:
-        click.echo(json.dumps(results, indent=2))
+        print_json(results)
     elif not results:
-        click.echo("There are no backups" + (f" of job {printable(job_id)}." if job_id else "."))
-    return 0 if all(each["ok"] for each in results) else 1
+        _print_no_backups(job_id)
+    return 0 if all(result["ok"] for result in results) else 1
 
 
 @backup.command()
-@click.option("--backup", "name", metavar="NAME", help="The backup, as list shows it; without: the newest.")
+@click.option(
+    "--backup", "name", metavar="NAME", help="Backup to restore, as printed by list (default: the newest)."
+)
 @restore_options
 def restore(  # noqa: PLR0917  (click passes them by name)
     job_id: str,
@@ -98,18 +105,21 @@ def restore(  # noqa: PLR0917  (click passes them by name)
     as_json: bool,
     name: str | None,
 ) -> None:
-    """Put the data of JOB back from its backup, never over something that is there now.
+    """Restore the data of JOB from its backup; existing files are never overwritten.
 
-    The job counts as not cleaned again, and is held for its retention once more, counted from now.
+    The job counts as not cleaned again.  It is held for one retention period from now.
     """
-    config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
+    config = load_store_config(config_file, db_path)
     from eemtcleanupd.backup.folder import BackupFolder
     from eemtcleanupd.cleanup.restore import restore_backup
 
     backups = BackupFolder(config.backup.path).all(job_id)
-    chosen = [each for each in backups if name is None or each.path.name == name]
-    if not chosen:
+    candidates = [file for file in backups if name is None or file.path.name == name]
+    if not candidates:
         which = "no backup" if name is None else f"no backup {printable(name)}"
-        raise BackupError(f"there is {which} of job {printable(job_id)} in {config.backup.path}")
-    request = restoring(config, job_id, only, hold=not no_hold)
-    print_restored(restore_backup(request, chosen[-1].path), as_json=as_json)
+        raise BackupError(
+            f"There is {which} of job {printable(job_id)} in {config.backup.path}. "
+            "List the backups with `eemtcleanupd backup list`."
+        )
+    request = restore_request(config, job_id, only, hold=not no_hold)
+    print_restored(restore_backup(request, candidates[-1].path), as_json=as_json)

@@ -1,4 +1,4 @@
-"""``eemtcleanupd check``: the effective configuration, explained."""
+"""``eemtcleanupd check``: show the effective configuration and where each value comes from."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eemtcleanupd.cli.common import config_option, load_config
+from eemtcleanupd.cli.common import config_option, json_option, load_config, print_json
 from eemtcleanupd.formatting import printable
 
 if TYPE_CHECKING:
     from eemtcleanupd.config import Loaded
 
-_WIDEST_VALUE = 44
+_MAX_VALUE_WIDTH = 44
 
 
 @click.command()
 @config_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @click.option(
-    "--schema", is_flag=True, help="Print the JSON Schema of the file, for editors, and look at none."
+    "--schema", is_flag=True, help="Print the JSON Schema of configuration files (for editors) and exit."
 )
 def check(config_file: Path | None, as_json: bool, schema: bool) -> None:
-    """Explain the effective configuration: every key, its value, and where that came from.
+    """Show every configuration key, its value and the origin of the value.
 
-    Ends with 2 and every problem, with its file and line, when something is wrong.  Touches nothing.
+    Exits with 2 and lists every problem with file and line if the configuration is invalid.
+    Changes nothing.
     """
     if schema:
         from eemtcleanupd.plugins import schema as all_keys
@@ -38,30 +39,28 @@ def check(config_file: Path | None, as_json: bool, schema: bool) -> None:
 
     policy = str(Policy.from_config(loaded.config.retention))
     if as_json:
-        click.echo(json.dumps(_document(loaded, policy), indent=2))
+        print_json(
+            {
+                "file": None if loaded.file is None else str(loaded.file),
+                "policy": policy,
+                "settings": [
+                    {"key": setting.key, "value": setting.value, "from": setting.origin}
+                    for setting in loaded.settings()
+                ],
+                "warnings": list(loaded.warnings),
+            }
+        )
     else:
-        _explain(loaded, policy)
+        _print_table(loaded, policy)
 
 
-def _document(loaded: Loaded, policy: str) -> dict[str, object]:
-    return {
-        "file": None if loaded.file is None else str(loaded.file),
-        "policy": policy,
-        "settings": [
-            {"key": setting.key, "value": setting.value, "from": setting.origin}
-            for setting in loaded.settings()
-        ],
-        "warnings": list(loaded.warnings),
-    }
-
-
-def _explain(loaded: Loaded, policy: str) -> None:
-    file = "none, the defaults count" if loaded.file is None else printable(str(loaded.file))
+def _print_table(loaded: Loaded, policy: str) -> None:
+    file = "none, defaults are used" if loaded.file is None else printable(str(loaded.file))
     click.echo(f"Configuration file: {file}\n")
     rows = [("key", "value", "from")]
     rows += [(setting.key, _text(setting.value), setting.origin) for setting in loaded.settings()]
     key_width = max(len(key) for key, _, _ in rows)
-    value_width = min(_WIDEST_VALUE, max(len(value) for _, value, _ in rows))
+    value_width = min(_MAX_VALUE_WIDTH, max(len(value) for _, value, _ in rows))
     for key, value, origin in rows:
         click.echo(f"{key:<{key_width}}  {value:<{value_width}}  {origin}")
     click.echo(f"\n{printable(policy)}")
@@ -71,9 +70,9 @@ def _explain(loaded: Loaded, policy: str) -> None:
 
 
 def _text(value: object) -> str:
-    """Return a value as one would write it into the file."""
+    """Return a value as it is written in a configuration file."""
     if isinstance(value, str):
         return printable(value)
-    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return printable(", ".join(value)) or "none"
     return "none" if value is None or value == [] else json.dumps(value)

@@ -1,9 +1,8 @@
-"""``eemtcleanupd clean``: one run, in the foreground."""
+"""``eemtcleanupd clean``: run one cleanup in the foreground."""
 
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import os
 import signal
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from eemtcleanupd.cancellation import StopFlag
-from eemtcleanupd.cli.common import caller, config_option, load_config
+from eemtcleanupd.cli.common import caller, config_option, load_config, print_json
 from eemtcleanupd.cli.stdio import SafeStdout
 from eemtcleanupd.errors import CleanupError, ReportError
 from eemtcleanupd.formatting import parse_size
@@ -49,22 +48,30 @@ class _Size(click.ParamType[int]):
 @click.option("--results-dir", metavar="DIR", help="Folder of job outputs (default ./results).")
 @click.option("--temp-dir", metavar="DIR", help="Folder of working files (default ./temp).")
 @click.option(
-    "--success-retention", type=float, metavar="HOURS", help="Keep data of successful jobs so long (168)."
+    "--success-retention",
+    type=float,
+    metavar="HOURS",
+    help="Hours to keep the data of successful jobs (default 168).",
 )
 @click.option(
-    "--failed-retention", type=float, metavar="HOURS", help="Keep data of failed jobs so long (12)."
+    "--failed-retention",
+    type=float,
+    metavar="HOURS",
+    help="Hours to keep the data of failed jobs (default 12).",
 )
-@click.option("--dry-run", is_flag=True, help="Show what would be deleted, change nothing.")
-@click.option("--verbose", is_flag=True, help="Tell about every job.")
-@click.option("--debug", is_flag=True, help="Tell about every SQL statement and file operation, with times.")
-@click.option("--parallel", is_flag=True, default=None, help="Delete in parallel (the default).")
-@click.option("--workers", type=int, metavar="N", help="Parallel workers (4).")
-@click.option("--batch-size", type=int, metavar="N", help="Jobs planned at a time (100).")
-@click.option("--skip-large", is_flag=True, help="Leave large jobs for another run.")
+@click.option("--dry-run", is_flag=True, help="Show what would be deleted without changing anything.")
+@click.option("--verbose", is_flag=True, help="Print every job, also the ones that are kept.")
+@click.option("--debug", is_flag=True, help="Print every SQL statement and file operation with its duration.")
+@click.option("--parallel", is_flag=True, default=None, help="Delete in parallel (default).")
+@click.option("--workers", type=int, metavar="N", help="Number of parallel workers (default 4).")
+@click.option("--batch-size", type=int, metavar="N", help="Number of jobs planned at a time (default 100).")
+@click.option("--skip-large", is_flag=True, help="Leave jobs above the size threshold for another run.")
 @click.option(
-    "--size-threshold", type=_Size(), metavar="SIZE", help="What is large, with --skip-large (10G)."
+    "--size-threshold", type=_Size(), metavar="SIZE", help="Size threshold for --skip-large (default 10G)."
 )
-@click.option("--force", is_flag=True, help="Override the breakers (clock, share of jobs); no other rule.")
+@click.option(
+    "--force", is_flag=True, help="Override the clock and job-fraction breakers; all other rules still apply."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the run as one JSON document.")
 def clean(  # noqa: PLR0917  (click passes them by name)
     config_file: Path | None,
@@ -85,9 +92,9 @@ def clean(  # noqa: PLR0917  (click passes them by name)
     force: bool,
     as_json: bool,
 ) -> int:
-    """Delete the data of expired jobs, once, now.  All job metadata stays."""
+    """Delete the data of expired jobs once, now.  All job metadata is kept."""
     if size_threshold is not None and not skip_large:
-        raise click.UsageError("--size-threshold says what --skip-large skips: give both")
+        raise click.UsageError("--size-threshold has no effect without --skip-large. Give both options.")
     try:
         loaded = load_config(
             config_file,
@@ -105,6 +112,7 @@ def clean(  # noqa: PLR0917  (click passes them by name)
         )
         from eemtcleanupd.cleanup import Progress, RunRequest, clean as run_clean
         from eemtcleanupd.cleanup.ballast import release_initial_ballast
+        from eemtcleanupd.events import Warned
         from eemtcleanupd.plugins import Plugins
 
         config = loaded.config
@@ -118,28 +126,30 @@ def clean(  # noqa: PLR0917  (click passes them by name)
         with ExitStack() as stack:
             if debug:
                 _debug_to_stderr()
-            emit, finish = _listeners(as_json=as_json, verbose=verbose or debug)
-            room = None
+            emit, finish = _output(as_json=as_json, verbose=verbose or debug)
+            warnings = list(loaded.warnings)
             if not request.dry_run:  # a dry run writes nothing at all
                 from eemtcleanupd.logs.events import write_event
                 from eemtcleanupd.logs.setup import log_to_file
 
-                room = release_initial_ballast(config)
+                if (warning := release_initial_ballast(config)) is not None:
+                    warnings.append(warning)
                 handler = log_to_file(
                     config.logging.file,
                     form=config.logging.format,
                     level=config.logging.level,
-                    tell=lambda told: click.echo(f"[WARNING] {told}", err=True),
+                    tell=lambda message: click.echo(f"[WARNING] {message}", err=True),
                 )
                 stack.callback(handler.close)
-                # A crontab that sends what is printed into the log gets each line once, in the log's form.
-                twice = not as_json and _stdout_is_log_file(handler)
-                emit = write_event if twice else _both(emit, write_event)
+                # If a crontab redirects stdout to the log file, write each line once, in the log's format.
+                is_redirected = not as_json and _stdout_is_log_file(handler)
+                emit = write_event if is_redirected else _both(emit, write_event)
             plugins = Plugins(config)
             emit = _both(emit, stack.enter_context(_notification_dispatcher(config, plugins, request)))
-            _emit_warnings(loaded.warnings if room is None else (*loaded.warnings, room), emit)
+            for warning in warnings:
+                emit(Warned(warning))
             stop = StopFlag()
-            interrupted = stack.enter_context(_stopping(stop))
+            received_signal = stack.enter_context(_stop_on_signals(stop))
             if request.dry_run:
                 emit = _both(emit, _stop_on_closed_stdout(stop))
             progress = Progress()
@@ -153,15 +163,13 @@ def clean(  # noqa: PLR0917  (click passes them by name)
         finish()
     except CleanupError as error:
         if as_json:
-            click.echo(
-                json.dumps({"success": False, "error": str(error), "exit_code": error.exit_code}, indent=2)
-            )
+            print_json({"success": False, "error": str(error), "exit_code": error.exit_code})
         raise
-    return _exit_code(report, interrupted())
+    return _exit_code(report, received_signal())
 
 
 def _exit_code(report: RunReport, signal_number: int | None) -> int:
-    """0 done, 1 done with errors, 128 + signal when stopped by one (DESIGN, Exit codes; signal(7))."""
+    """Return 0 (done), 1 (done with errors), or 128 + the signal that interrupted the run (signal(7))."""
     from eemtcleanupd.model import Outcome
 
     if report.outcome is Outcome.INTERRUPTED and signal_number is not None:
@@ -169,8 +177,8 @@ def _exit_code(report: RunReport, signal_number: int | None) -> int:
     return 1 if report.errors else 0
 
 
-def _listeners(*, as_json: bool, verbose: bool) -> tuple[Emit, Callable[[], None]]:
-    """Return who prints the events, and what prints the rest at the end."""
+def _output(*, as_json: bool, verbose: bool) -> tuple[Emit, Callable[[], None]]:
+    """Return the function that receives events for stdout, and the function to call at the end."""
     from eemtcleanupd.cli.console import ConsoleReporter
     from eemtcleanupd.report.run_document import RunDocument
 
@@ -182,8 +190,8 @@ def _listeners(*, as_json: bool, verbose: bool) -> tuple[Emit, Callable[[], None
                 document.write(sys.stdout)
             except OSError as error:
                 raise ReportError(
-                    f"the run is over and recorded, but its answer was not kept: {error.strerror}; "
-                    "see eemtcleanupd history"
+                    f"The run finished and was recorded, but its JSON output was lost: {error.strerror}. "
+                    "See `eemtcleanupd history`."
                 ) from error
             finally:
                 document.close()
@@ -208,7 +216,7 @@ def _both(first: Emit, second: Emit) -> Emit:
 
 
 def _stop_on_closed_stdout(stop: StopFlag) -> Emit:
-    """Return what ends a dry run, which only tells, once nobody reads it: ``clean --dry-run | head``."""
+    """Return a listener that stops a dry run once its output is lost (``clean --dry-run | head``)."""
     stdout = click.get_current_context().find_object(SafeStdout)
 
     def emit(_: Event) -> None:
@@ -220,37 +228,31 @@ def _stop_on_closed_stdout(stop: StopFlag) -> Emit:
 
 @contextmanager
 def _notification_dispatcher(config: Config, plugins: Plugins, request: RunRequest) -> Iterator[Emit]:
-    """Give who tells the notifiers; at the end they have a while, and what waits longer is told later."""
+    """Yield the dispatcher's listener; at the end, wait for pending notifications for a limited time."""
     from eemtcleanupd.clock import system_clock
     from eemtcleanupd.delivery import Dispatcher
     from eemtcleanupd.store.address import StoreAddress
 
-    delivery = Dispatcher(StoreAddress.of(config), system_clock)
-    delivery.configure(plugins, durable=not request.dry_run)
+    dispatcher = Dispatcher(StoreAddress.of(config), system_clock)
+    dispatcher.configure(plugins, durable=not request.dry_run)
     try:
-        yield delivery.publish
+        yield dispatcher.publish
     finally:
-        if not delivery.drain(_DRAIN_SECONDS):
+        if not dispatcher.drain(_DRAIN_SECONDS):
             click.echo(
-                "[WARNING] Not all notifiers were reached; the daemon or the next run tells them", err=True
+                "[WARNING] Some notifications are still pending. The daemon or the next run sends them.",
+                err=True,
             )
-        for name, answer in delivery.last_results().items():
-            if answer.error is not None:
-                click.echo(f"[WARNING] Notifier {name}: {answer.error}", err=True)
-        delivery.close()
-
-
-def _emit_warnings(warnings: tuple[str, ...], emit: Emit) -> None:
-    from eemtcleanupd.events import Warned
-
-    for warning in warnings:
-        emit(Warned(warning))
+        for name, result in dispatcher.last_results().items():
+            if result.error is not None:
+                click.echo(f"[WARNING] Notifier {name}: {result.error}", err=True)
+        dispatcher.close()
 
 
 def _debug_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("[%(levelname)s] %(message)s"))
-    # What the run tells goes to the console by itself; here comes only what lies below it.
+    # The console prints the run's events itself; this handler adds only the debug records.
     handler.addFilter(lambda record: record.levelno <= logging.DEBUG)
     logger = logging.getLogger("eemtcleanupd")
     logger.addHandler(handler)
@@ -258,17 +260,17 @@ def _debug_to_stderr() -> None:
 
 
 @contextmanager
-def _stopping(stop: StopFlag) -> Iterator[Callable[[], int | None]]:
-    """Let SIGINT and SIGTERM end the run in order; a second one ends the process at once."""
+def _stop_on_signals(stop: StopFlag) -> Iterator[Callable[[], int | None]]:
+    """Make SIGINT and SIGTERM stop the run gracefully; a second signal ends the process at once."""
     received: list[int] = []
 
-    def ask(number: int, _frame: FrameType | None) -> None:
+    def request_stop(number: int, _frame: FrameType | None) -> None:
         received.append(number)
         stop.set()
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
+        for stop_signal in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(stop_signal, signal.SIG_DFL)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: received[0] if received else None
     finally:

@@ -1,4 +1,4 @@
-"""``eemtcleanupd stop`` and ``reload``: what is said to the daemon of a job store."""
+"""``eemtcleanupd stop`` and ``reload``: send signals to the daemon of a job store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eemtcleanupd.cli.common import load_config, store_options, working_folder
+from eemtcleanupd.cli.common import load_store_config, store_options, working_folder
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.errors import CleanupError, ConfigError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from eemtcleanupd.store.address import StoreAddress
     from eemtcleanupd.store.lock import Holder
 
-_INTERVAL_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 
 
 @click.command()
@@ -30,20 +30,18 @@ _INTERVAL_SECONDS = 0.05
     type=click.IntRange(min=1),
     default=100,
     show_default=True,
-    help="Seconds to wait until it is gone.",
+    help="Seconds to wait for the daemon to exit.",
 )
 def stop(config_file: Path | None, db_path: str | None, timeout: int) -> None:
-    """Stop the daemon in order and wait until it is gone."""
-    location = _location(config_file, db_path)
-    daemon = _daemon_of(location)
+    """Stop the daemon gracefully and wait until it has exited."""
+    address = _store_address(config_file, db_path)
+    daemon = _find_daemon(address)
     if daemon is None:
-        click.echo("No daemon runs.")
+        click.echo("No daemon is running.")
         return
     _send(daemon, signal.SIGTERM)
-    if not _until(lambda: _daemon_of(location) != daemon, timeout):
-        raise CleanupError(
-            f"{daemon} has not ended within {timeout} seconds; it is told to, look into its log"
-        )
+    if not _wait_until(lambda: _find_daemon(address) != daemon, timeout):
+        raise CleanupError(f"The daemon ({daemon}) has not exited within {timeout} seconds. See its log.")
     click.echo(f"Stopped process {daemon.pid}.")
 
 
@@ -54,75 +52,83 @@ def stop(config_file: Path | None, db_path: str | None, timeout: int) -> None:
     type=click.IntRange(min=1),
     default=30,
     show_default=True,
-    help="Seconds to wait for an answer.",
+    help="Seconds to wait for the daemon to respond.",
 )
 def reload(config_file: Path | None, db_path: str | None, timeout: int) -> None:
-    """Let the daemon read its configuration again; exit 2 when it refuses the new one and keeps the old."""
+    """Make the daemon reload its configuration.
+
+    Exits with 2 if the daemon rejects the new configuration and keeps the previous one.
+    """
     from eemtcleanupd.daemon.status import read_status
 
     try:
-        location = _location(config_file, db_path)
+        address = _store_address(config_file, db_path)
     except ConfigError:
-        # systemd names the daemon to ExecReload=, so that it can tell of the bad file, too.
+        # systemd passes the daemon's pid to ExecReload=: the daemon must log the invalid file, too.
         if main_pid := os.environ.get("MAINPID"):
             os.kill(int(main_pid), signal.SIGHUP)
         raise
-    daemon = _daemon_of(location)
+    daemon = _find_daemon(address)
     if daemon is None:
         raise CleanupError(
-            "no daemon runs; start it with `systemctl start eemtcleanupd` or `eemtcleanupd run`"
+            "No daemon is running. Start it with `systemctl start eemtcleanupd` or `eemtcleanupd run`."
         )
-    before = read_status(location)
+    before = read_status(address)
     _send(daemon, signal.SIGHUP)
 
     def has_tried() -> bool:
-        now = read_status(location)
+        now = read_status(address)
         return now is not None and (before is None or now.config_attempts > before.config_attempts)
 
-    if not _until(has_tried, timeout):
-        raise CleanupError(f"{daemon} has not answered within {timeout} seconds; look into its log")
-    after = read_status(location)
+    if not _wait_until(has_tried, timeout):
+        raise CleanupError(f"The daemon ({daemon}) has not responded within {timeout} seconds. See its log.")
+    after = read_status(address)
     if after is not None and after.config_error is not None:
         raise ConfigError(
-            f"the new configuration was refused, the one before stays in force: {after.config_error}"
+            "The daemon rejected the new configuration; the previous one stays in effect. "
+            f"{after.config_error}"
         )
-    click.echo("The configuration was read and is in force.")
+    click.echo("The new configuration is in effect.")
 
 
-def _location(config_file: Path | None, db_path: str | None) -> StoreAddress:
-    """Return the job database; with ``--db-path`` a daemon is found though its configuration is broken."""
+def _store_address(config_file: Path | None, db_path: str | None) -> StoreAddress:
+    """Return the address of the job database; with ``--db-path`` the configuration is not read."""
     from eemtcleanupd.store.address import StoreAddress
 
     if db_path is not None and "://" not in db_path:
         path = Path(db_path)
         return StoreAddress.of_file(path if path.is_absolute() else working_folder() / path)
     try:
-        return StoreAddress.of(load_config(config_file, {"paths.database": (db_path, "--db-path")}).config)
+        return StoreAddress.of(load_store_config(config_file, db_path))
     except ConfigError as error:
-        raise ConfigError(f"{error}\n(with --db-path FILE the daemon is found all the same)") from error
+        raise ConfigError(f"{error}\n(With --db-path FILE the configuration is not needed.)") from error
 
 
-def _daemon_of(location: StoreAddress) -> Holder | None:
+def _find_daemon(address: StoreAddress) -> Holder | None:
     from eemtcleanupd.store.lock import find_daemon
 
-    return find_daemon(location)
+    return find_daemon(address)
 
 
 def _send(daemon: Holder, number: signal.Signals) -> None:
     if daemon.host != socket.gethostname():
-        raise CleanupError(f"the daemon is {daemon}: it can only be told so on its own host")
+        raise CleanupError(f"The daemon runs on another host ({daemon}). Run this command there.")
     try:
         os.kill(daemon.pid, number)
     except ProcessLookupError as error:
-        raise CleanupError(f"{daemon} is not visible from here (in a container of its own?)") from error
+        raise CleanupError(
+            f"The daemon ({daemon}) is not visible here. Run this command in the daemon's container."
+        ) from error
     except PermissionError as error:
-        raise CleanupError(f"{daemon} belongs to another user: use sudo, or systemctl") from error
+        raise CleanupError(
+            f"The daemon ({daemon}) belongs to another user. Use sudo or systemctl."
+        ) from error
 
 
-def _until(condition: Callable[[], bool], timeout_seconds: float) -> bool:
+def _wait_until(condition: Callable[[], bool], timeout_seconds: float) -> bool:
     deadline = monotonic_seconds() + timeout_seconds
     while not condition():
         if monotonic_seconds() > deadline:
             return False
-        time.sleep(_INTERVAL_SECONDS)
+        time.sleep(_POLL_SECONDS)
     return True

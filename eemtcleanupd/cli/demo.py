@@ -1,13 +1,13 @@
-"""``eemtcleanupd demo``: a job store to try things on."""
+"""``eemtcleanupd demo``: create a job store for trying out a cleanup."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 
 import click
 
+from eemtcleanupd.cli.common import json_option, print_json
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.demo import MIN_JOBS, build
 from eemtcleanupd.formatting import human_size
@@ -16,27 +16,30 @@ from eemtcleanupd.formatting import human_size
 @click.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
-    "--jobs", type=click.IntRange(min=MIN_JOBS), default=400, show_default=True, help="How many jobs."
+    "--jobs", type=click.IntRange(min=MIN_JOBS), default=400, show_default=True, help="Number of jobs."
 )
-@click.option("--seed", type=int, default=1, show_default=True, help="Another seed gives other jobs.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--seed", type=int, default=1, show_default=True, help="Random seed; equal seeds give equal stores."
+)
+@json_option
 def demo(directory: Path, jobs: int, seed: int, as_json: bool) -> None:
-    """Build a demo job store in DIR, which must be new or empty."""
+    """Create a demo job store in DIR, which must be new or empty."""
     summary = build(directory, jobs=jobs, seed=seed, now=system_clock())
     config = shlex.quote(str(directory / "cleanup_config.yaml"))
     commands = [f"eemtcleanupd clean --config {config} --dry-run", f"eemtcleanupd clean --config {config}"]
     if as_json:
-        answer = {
-            "directory": str(directory),
-            "jobs": dict(summary.jobs),
-            "files": summary.files,
-            "size_bytes": summary.size_bytes,
-            "next": commands,
-        }
-        click.echo(json.dumps(answer, indent=2))
+        print_json(
+            {
+                "directory": str(directory),
+                "jobs": dict(summary.jobs),
+                "files": summary.files,
+                "size_bytes": summary.size_bytes,
+                "next": commands,
+            }
+        )
         return
     by_status = ", ".join(f"{count} {status}" for status, count in sorted(summary.jobs.items()))
-    click.echo(f"Built a demo job store in {directory}: {sum(summary.jobs.values())} jobs ({by_status}),")
+    click.echo(f"Created a demo job store in {directory}: {sum(summary.jobs.values())} jobs ({by_status}),")
     click.echo(f"{summary.files} files, {human_size(summary.size_bytes)}.  Next:")
     for command in commands:
         click.echo(f"  {command}")

@@ -1,8 +1,7 @@
-"""``eemtcleanupd hold`` and ``release``: what a person says must stay."""
+"""``eemtcleanupd hold``, ``release`` and ``holds``: protect jobs from cleanup."""
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,9 +9,12 @@ import click
 
 from eemtcleanupd.cli.common import (
     caller,
-    load_config,
+    json_option,
+    load_store_config,
+    local_minute,
     open_audited,
     open_ledger,
+    print_json,
     store_options,
 )
 from eemtcleanupd.clock import system_clock
@@ -20,36 +22,38 @@ from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import Hold
 
 
-class _Moment(click.ParamType[datetime]):
+class _FutureTime(click.ParamType[datetime]):
     name = "time"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         try:
-            moment = datetime.fromisoformat(str(value))
+            moment = datetime.fromisoformat(str(value)).astimezone(UTC)
         except ValueError:
             self.fail(
-                f"{value!r} is not a time; write for example 2026-12-31 or 2026-12-31T18:00", param, ctx
+                f"{value!r} is not a valid time. Use a form such as 2026-12-31 or 2026-12-31T18:00.",
+                param,
+                ctx,
             )
-        moment = moment.astimezone(UTC)
         if moment <= system_clock():
-            self.fail(f"{value} has passed already", param, ctx)
+            self.fail(f"{value} is in the past. Give a future time.", param, ctx)
         return moment
 
 
 @click.command()
 @click.argument("job_id", metavar="JOB")
 @click.option(
-    "--until", type=_Moment(), metavar="TIME", help="When the hold ends (local time; default: never)."
+    "--until", type=_FutureTime(), metavar="TIME", help="End of the hold, in local time (default: no end)."
 )
-@click.option("--reason", default="", help="Why, for whoever meets the hold later.")
+@click.option("--reason", default="", help="Reason for the hold, shown by holds and in reports.")
 @store_options
 def hold(
     job_id: str, until: datetime | None, reason: str, config_file: Path | None, db_path: str | None
 ) -> None:
-    """Never clean JOB, until a time or for ever."""
+    """Protect JOB from cleanup, permanently or until a time."""
+    config = load_store_config(config_file, db_path)
     from eemtcleanupd.cleanup.session import hold_warning
 
-    with open_audited(config_file, db_path) as (ledger, audit):
+    with open_audited(config) as (ledger, audit):
         ledger.create_tables()
         audit(
             "hold",
@@ -58,51 +62,54 @@ def hold(
             reason=printable(reason),
         )
         ledger.hold(Hold(job_id, reason or "no reason given", caller(), until), system_clock())
-        config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
-        late = hold_warning(config, ledger, job_id)
-    end = "for ever" if until is None else f"until {until.astimezone():%Y-%m-%d %H:%M}"
-    click.echo(f"Job {printable(job_id)} is held {end}")
-    if late is not None:
-        click.echo(f"[WARNING] {late}", err=True)
+        warning = hold_warning(config, ledger, job_id)
+    click.echo(f"Job {printable(job_id)} is held {_duration(until)}.")
+    if warning is not None:
+        click.echo(f"[WARNING] {warning}", err=True)
 
 
 @click.command()
 @click.argument("job_id", metavar="JOB")
 @store_options
 def release(job_id: str, config_file: Path | None, db_path: str | None) -> int:
-    """Take the hold off JOB."""
-    with open_audited(config_file, db_path) as (ledger, audit):
-        released = ledger.exists() and any(each.job_id == job_id for each in ledger.all_holds())
-        if released:
+    """Remove the hold from JOB; exit with 1 if it is not held."""
+    with open_audited(load_store_config(config_file, db_path)) as (ledger, audit):
+        is_held = ledger.exists() and any(held.job_id == job_id for held in ledger.all_holds())
+        if is_held:
             audit("release", job_id=printable(job_id))
             ledger.release(job_id)
-    click.echo(f"Job {printable(job_id)} is " + ("released" if released else "not held"))
-    return 0 if released else 1
+    click.echo(f"Job {printable(job_id)} is " + ("no longer held." if is_held else "not held."))
+    return 0 if is_held else 1
 
 
 @click.command()
 @store_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def holds(config_file: Path | None, db_path: str | None, as_json: bool) -> None:
-    """List the jobs that are held, by whom, until when and why."""
-    with open_ledger(config_file, db_path) as ledger:
-        found = ledger.all_holds() if ledger.exists() else []
+    """List held jobs with the owner, the end and the reason of each hold."""
+    with open_ledger(load_store_config(config_file, db_path)) as ledger:
+        all_holds = ledger.all_holds() if ledger.exists() else []
     now = system_clock()
-    active = [each for each in found if each.is_active(now)]
+    active = [held for held in all_holds if held.is_active(now)]
     if as_json:
-        document = [
-            {
-                "job_id": each.job_id,
-                "reason": each.reason,
-                "owner": each.owner,
-                "until": None if each.until is None else each.until.isoformat(),
-            }
-            for each in active
-        ]
-        click.echo(json.dumps(document, indent=2))
+        print_json(
+            [
+                {
+                    "job_id": held.job_id,
+                    "reason": held.reason,
+                    "owner": held.owner,
+                    "until": None if held.until is None else held.until.isoformat(),
+                }
+                for held in active
+            ]
+        )
         return
-    for each in active:
-        end = "for ever" if each.until is None else f"until {each.until.astimezone():%Y-%m-%d %H:%M}"
-        click.echo(f"{printable(each.job_id)} {end}, by {printable(each.owner)}: {printable(each.reason)}")
+    for held in active:
+        owner, reason = printable(held.owner), printable(held.reason)
+        click.echo(f"{printable(held.job_id)} {_duration(held.until)}, by {owner}: {reason}")
     if not active:
         click.echo("No job is held.")
+
+
+def _duration(until: datetime | None) -> str:
+    return "permanently" if until is None else f"until {local_minute(until)}"

@@ -1,4 +1,4 @@
-"""The command group: loads a command's module only when it is used, and turns errors into exit codes."""
+"""Run the command line: import commands on demand and turn errors into exit codes."""
 
 from __future__ import annotations
 
@@ -13,47 +13,44 @@ from typing import Final, NoReturn
 import click
 
 from eemtcleanupd import __version__
-from eemtcleanupd.cli import stdio as output
+from eemtcleanupd.cli import stdio
 from eemtcleanupd.errors import CleanupError
 
 COMMANDS: Final = {
-    "audit": ("eemtcleanupd.cli.audit", "Look after the audit log."),
-    "backup": ("eemtcleanupd.cli.backup", "List, verify or restore the backups of jobs."),
-    "check": (
-        "eemtcleanupd.cli.check",
-        "Explain the effective configuration and where each value came from.",
-    ),
-    "clean": ("eemtcleanupd.cli.clean", "Delete the data of expired jobs, once, now."),
-    "demo": ("eemtcleanupd.cli.demo", "Build a demo job store in a folder."),
-    "doctor": ("eemtcleanupd.cli.doctor", "Say what keeps it from cleaning, and what to do."),
-    "history": ("eemtcleanupd.cli.history", "List past runs, or show one."),
-    "hold": ("eemtcleanupd.cli.hold", "Never clean a job, until a time or for ever."),
-    "notify-test": ("eemtcleanupd.cli.notify_test", "Send a test to the notifiers and show their answers."),
-    "reload": ("eemtcleanupd.cli.daemon_control", "Let the daemon read its configuration again."),
-    "report": ("eemtcleanupd.cli.report", "Report what was cleaned, what is held, when the disk is full."),
-    "rerun": ("eemtcleanupd.cli.rerun", "Submit a job again, from its preserved configuration."),
-    "reset": ("eemtcleanupd.cli.reset", "Forget which jobs were cleaned, after a copy of the database."),
+    "audit": ("eemtcleanupd.cli.audit", "Verify the audit log."),
+    "backup": ("eemtcleanupd.cli.backup", "List, verify or restore backups of jobs."),
+    "check": ("eemtcleanupd.cli.check", "Show the effective configuration and the origin of each value."),
+    "clean": ("eemtcleanupd.cli.clean", "Delete the data of expired jobs once, now."),
+    "demo": ("eemtcleanupd.cli.demo", "Create a demo job store in a folder."),
+    "doctor": ("eemtcleanupd.cli.doctor", "Find what prevents cleanup and how to fix it."),
+    "history": ("eemtcleanupd.cli.history", "List past runs, or show one run."),
+    "hold": ("eemtcleanupd.cli.hold", "Protect a job from cleanup, permanently or until a time."),
+    "holds": ("eemtcleanupd.cli.hold", "List held jobs."),
+    "notify-test": ("eemtcleanupd.cli.notify_test", "Send a test notification and show the responses."),
+    "release": ("eemtcleanupd.cli.hold", "Remove the hold from a job."),
+    "reload": ("eemtcleanupd.cli.daemon_control", "Make the daemon reload its configuration."),
+    "report": ("eemtcleanupd.cli.report", "Report cleaned data, storage usage and the disk-full forecast."),
+    "rerun": ("eemtcleanupd.cli.rerun", "Submit a job again with its stored parameters."),
+    "reset": ("eemtcleanupd.cli.reset", "Mark all jobs as not cleaned, after a copy of the database."),
     "roots": ("eemtcleanupd.cli.roots", "Show the folders of the last run, or accept new ones."),
-    "release": ("eemtcleanupd.cli.hold", "Take a hold off a job."),
     "run": ("eemtcleanupd.cli.run", "Run the daemon: clean on schedule until SIGTERM."),
-    "status": ("eemtcleanupd.cli.status", "Show how the daemon and the job store are."),
-    "token": ("eemtcleanupd.cli.token", "Add, list or revoke the tokens of the HTTP interface."),
-    "trash": ("eemtcleanupd.cli.trash", "List, restore or purge what waits in the trash."),
-    "holds": ("eemtcleanupd.cli.hold", "List the jobs that are held."),
-    "stop": ("eemtcleanupd.cli.daemon_control", "Stop the daemon in order."),
+    "status": ("eemtcleanupd.cli.status", "Show the status of the daemon and the job store."),
+    "stop": ("eemtcleanupd.cli.daemon_control", "Stop the daemon and wait until it has exited."),
+    "token": ("eemtcleanupd.cli.token", "Add, list or revoke tokens of the HTTP interface."),
+    "trash": ("eemtcleanupd.cli.trash", "List, restore or purge the trash."),
 }
-"""Command name to the module that defines a click command of that name, and its line in ``--help``."""
+"""Each command name with the module that defines its click command, and its line in ``--help``."""
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called (``--help`` needs none of them)."""
+    """A command group that imports a command's module only when the command is called."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        """Return the names of all commands, in order."""
+        """Return the names of all commands, sorted."""
         return sorted(COMMANDS)
 
     def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return a command, None when there is no such name."""
+        """Import and return a command, or None if there is no command of that name."""
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(COMMANDS[cmd_name][0])
@@ -69,22 +66,21 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="eemtcleanupd")
 def cli() -> None:
-    """Free disk space in an EEMT job store: delete what expired, keep all metadata, tell what was done."""
+    """Free disk space in an EEMT job store: delete expired job data, keep all metadata, report every step."""
 
 
 def main() -> None:
-    """Run the command line; every error of ours ends as one message and its exit code."""
-    gc.disable()  # collecting while libraries load is a tenth of the start-up; long commands enable it
-    # Of pydantic, not ours: they would see every value of the configuration, and looking for them takes time.
+    """Run the command line; print each :class:`CleanupError` as one message and exit with its code."""
+    gc.disable()  # collecting during imports takes a tenth of the start-up time; long commands enable it
+    # pydantic's own plugins would see every configuration value, and searching for them takes time.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     if os.environ.get("NO_COLOR"):  # https://no-color.org
         cli.context_settings["color"] = False
-    stdout = output.install()
-    _leave(stdout.end(_code(stdout)))
+    stdout = stdio.install()
+    _exit(stdout.end(_run_command(stdout)))
 
 
-def _code(stdout: output.SafeStdout) -> int:
-    """Run the command and return its exit code."""
+def _run_command(stdout: stdio.SafeStdout) -> int:
     try:
         code = cli.main(prog_name="eemtcleanupd", standalone_mode=False, obj=stdout)
     except click.exceptions.Abort:
@@ -100,8 +96,8 @@ def _code(stdout: output.SafeStdout) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _leave(code: int) -> NoReturn:
-    """End the process without taking its memory apart piece by piece, which takes longer than a small job."""
+def _exit(code: int) -> NoReturn:
+    """Exit without freeing memory object by object, which takes longer than cleaning a small job."""
     if threading.active_count() == 1:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The progress bar of a run on a terminal: jobs, bytes, rate, time left."""
+"""Draw a run's progress bar on a terminal: jobs, bytes, rate, remaining time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _INTERVAL_SECONDS = 0.2
 
 @contextmanager
 def bar(progress: Progress) -> Iterator[None]:
-    """Draw a bar on stderr while the body runs; lines printed meanwhile appear above it."""
+    """Draw a progress bar on stderr during the ``with`` block; printed lines appear above it."""
     display = RichProgress(
         TextColumn("Cleaning"),
         BarColumn(),
@@ -34,13 +34,13 @@ def bar(progress: Progress) -> Iterator[None]:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
-        # Only where stdout is the same terminal: a pipe must get its lines itself.
+        # Only if stdout is the terminal too: output into a pipe must not be redirected.
         redirect_stdout=sys.stdout.isatty(),
         redirect_stderr=False,
     )
     task = display.add_task("", total=None, freed="", rate="")
     started = monotonic_seconds()
-    ended = threading.Event()
+    finished = threading.Event()
 
     def draw() -> None:
         pool = progress.pool
@@ -55,7 +55,7 @@ def bar(progress: Progress) -> Iterator[None]:
         )
 
     def watch() -> None:
-        while not ended.wait(_INTERVAL_SECONDS):
+        while not finished.wait(_INTERVAL_SECONDS):
             draw()
 
     watcher = threading.Thread(target=watch, name="progress", daemon=True)
@@ -64,6 +64,6 @@ def bar(progress: Progress) -> Iterator[None]:
         try:
             yield
         finally:
-            ended.set()
+            finished.set()
             watcher.join()
             draw()

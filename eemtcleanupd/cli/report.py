@@ -1,4 +1,4 @@
-"""``eemtcleanupd report``: what was cleaned, what is held, and how long the disk will do."""
+"""``eemtcleanupd report``: report cleaned data, storage usage and the disk-full forecast."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eemtcleanupd.cli.common import load_config, store_options
+from eemtcleanupd.cli.common import load_store_config, store_options
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import ConfigError, ReportError
 from eemtcleanupd.files import write_atomic
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
     "--plot",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Draw the storage trend too (.png or .svg).",
+    help="Also draw the storage trend to this file (.png or .svg).",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; the same as --format json.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (same as --format json).")
 @click.option(
     "--format",
     "form",
     type=click.Choice(("text", "json", "html", "csv")),
-    help="The form of the report (text).",
+    help="Format of the report (default text).",
 )
 @click.option(
     "--output",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Write the report there instead of printing it.",
+    help="Write the report to this file instead of printing it.",
 )
 @click.option(
     "--biggest",
     type=click.IntRange(0, 1000),
     default=10,
     show_default=True,
-    help="How many of the biggest jobs to name.",
+    help="Number of the largest jobs to list.",
 )
 @store_options
 def report(  # noqa: PLR0917  (click passes them by name)
@@ -54,65 +54,66 @@ def report(  # noqa: PLR0917  (click passes them by name)
     config_file: Path | None,
     db_path: str | None,
 ) -> None:
-    """Report what was cleaned, what is held, and when the disk is full.  Changes nothing."""
+    """Report cleaned data, storage usage and the disk-full forecast.  Changes nothing."""
     if as_json and form not in {None, "json"}:
-        raise click.UsageError(f"--json and --format {form} contradict each other: give one of them")
-    drawn_as = None if plot is None else _form_of(plot)
-    config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
+        raise click.UsageError(f"--json and --format {form} contradict each other. Give only one of them.")
+    plot_format = None if plot is None else _plot_format(plot)
+    config = load_store_config(config_file, db_path)
     from eemtcleanupd.report.collect import gather
 
-    found = gather(config, system_clock, biggest=biggest)
+    document = gather(config, system_clock, biggest=biggest)
     for target in (plot, output):
-        if target is not None and target.exists() and target.samefile(found.database):
-            raise ConfigError(f"{target} is the job database: name another file")
-    text = _written(found, "json" if as_json else form or "text")
+        if target is not None and target.exists() and target.samefile(document.database):
+            raise ConfigError(f"{target} is the job database. Choose another file.")
+    text = _render(document, "json" if as_json else form or "text")
     if output is None:
         click.echo(text, nl=False)
     else:
         _write(output, text.encode())
-    if plot is not None and drawn_as is not None:
+    if plot is not None and plot_format is not None:
         from eemtcleanupd.report.plots import picture
 
-        history = found.history
-        budget = None if found.budget is None else found.budget.max_bytes
-        trend, full = ((), None) if history is None else (history.trend, history.full)
-        _write(plot, picture(trend, drawn_as, forecast=full, budget=budget))
+        history = document.history
+        budget = None if document.budget is None else document.budget.max_bytes
+        trend, disk_full = ((), None) if history is None else (history.trend, history.disk_full)
+        _write(plot, picture(trend, plot_format, forecast=disk_full, budget=budget))
 
 
-def _form_of(plot: Path) -> str:
-    """Return the form of a picture by its file's ending, when there is what draws it."""
+def _plot_format(plot: Path) -> str:
+    """Return the image format given by a file name's suffix, if it can be drawn."""
     from eemtcleanupd.report.plots import FORMS, can_draw
 
-    form = plot.suffix.removeprefix(".").lower()
-    if form not in FORMS:
-        endings = " or ".join(f".{each}" for each in FORMS)
-        raise click.UsageError(f"--plot {plot}: the ending says the form of the picture, {endings}")
+    suffix = plot.suffix.removeprefix(".").lower()
+    if suffix not in FORMS:
+        raise click.UsageError(
+            f"--plot {plot}: the suffix must be {' or '.join(f'.{form}' for form in FORMS)}."
+        )
     if not can_draw():
-        raise ConfigError("--plot needs matplotlib: pip install 'eemtcleanupd[plots]'")
-    return form
+        raise ConfigError("--plot needs matplotlib. Install it: pip install 'eemtcleanupd[plots]'")
+    return suffix
 
 
-def _written(found: Report, form: str) -> str:
+def _render(report: Report, form: str) -> str:
     from eemtcleanupd.report import formats
 
     match form:
         case "json":
-            return json.dumps(formats.as_document(found), indent=2) + "\n"
+            return json.dumps(formats.as_document(report), indent=2) + "\n"
         case "csv":
-            return formats.as_csv(found)
+            return formats.as_csv(report)
         case "html":
             from eemtcleanupd.report.html import as_html
 
-            return as_html(found)
+            return as_html(report)
         case _:
-            return formats.as_text(found)
+            return formats.as_text(report)
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; what is no regular file (a pipe, /dev/stdout) is written into.
+    """Write a regular file atomically; write directly to a link, pipe or device such as ``/dev/stdout``.
 
     Raises:
-        ReportError: it cannot be written.
+        ReportError: the file cannot be written.
     """
     try:
         if path.is_symlink() or (path.exists() and not path.is_file()):
@@ -120,4 +121,4 @@ def _write(path: Path, content: bytes) -> None:
             return
         write_atomic(path, content, mode=None)
     except OSError as error:
-        raise ReportError(f"{path} cannot be written: {error.strerror}") from error
+        raise ReportError(f"{path} cannot be written: {error.strerror}.") from error

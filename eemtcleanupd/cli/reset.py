@@ -1,35 +1,40 @@
-"""``eemtcleanupd reset``: forget what was cleaned, as the user's document does it in SQL."""
+"""``eemtcleanupd reset``: mark all jobs as not cleaned and clear the cleanup log."""
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
-from eemtcleanupd.cli.common import caller, load_config, store_options
+from eemtcleanupd.cli.common import (
+    caller,
+    json_option,
+    load_store_config,
+    print_json,
+    store_options,
+    write_audit,
+)
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import StoreError
 
 
 @click.command()
-@click.option("--yes", is_flag=True, help="Yes, forget it.")
+@click.option("--yes", is_flag=True, help="Confirm the reset.")
 @store_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def reset(yes: bool, config_file: Path | None, db_path: str | None, as_json: bool) -> None:
-    """Forget what was cleaned: every job counts as not cleaned, and cleanup_log is empty.
+    """Mark all jobs as not cleaned and clear cleanup_log.
 
-    A copy is made first: of a SQLite file beside it, on a server of what is forgotten in tables of its own.
-    No file of a job is touched, and holds, runs and the
-    audit trail stay.  The next run looks at all jobs anew and records those whose files are gone as cleaned.
+    A copy is made first: of a SQLite file beside it, on a database server in separate tables.  Job files,
+    holds, runs and the audit trail are kept.  The next run checks all jobs again; it records a job without
+    files as cleaned.
     """
     if not yes:
-        raise click.UsageError("reset forgets which jobs were cleaned and when; say --yes if you mean it")
-    config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
+        raise click.UsageError("A reset clears which jobs were cleaned and when. Confirm it with --yes.")
+    config = load_store_config(config_file, db_path)
     from sqlalchemy import Connection
 
-    from eemtcleanupd.events import AuditEntry
     from eemtcleanupd.plugins import Plugins
     from eemtcleanupd.policy.retention import Policy
     from eemtcleanupd.store.address import StoreAddress
@@ -45,27 +50,25 @@ def reset(yes: bool, config_file: Path | None, db_path: str | None, as_json: boo
         database = StoreAddress.of(config).open()
         stack.callback(database.close)
         stack.enter_context(run_lock(database, "reset", now))
-        policy = Policy.from_config(config.retention)
-        catalog = JobTable(database, policy, zone_named(config.database.timezone))
-        catalog.add_columns()
+        jobs = JobTable(database, Policy.from_config(config.retention), zone_named(config.database.timezone))
+        jobs.add_columns()
         ledger = Ledger(database)
         ledger.create_tables()
-        copy = database.snapshot_before_reset(catalog.id_column, now)
-        details = {"copy": copy}
+        copy = database.snapshot_before_reset(jobs.id_column, now)
 
         def work(connection: Connection) -> tuple[int, int]:
             ledger.add_audit(connection, [AuditLine("", "reset", 0)], caller(), system_clock())
-            done = catalog.mark_all_uncleaned(connection), ledger.clear_log(connection)
-            plugins.audit([AuditEntry(now, caller(), "reset", details)])  # if it fails, nothing is committed
-            return done
+            counts = jobs.mark_all_uncleaned(connection), ledger.clear_log(connection)
+            write_audit(plugins, "reset", {"copy": copy})  # if this fails, nothing is committed
+            return counts
 
-        jobs, lines = database.write(work)
+        job_count, log_lines = database.write(work)
         try:
             database.vacuum()
-        except StoreError as error:  # it only saves space, and the web interface goes first
+        except StoreError as error:  # it only saves space, and access by the web interface comes first
             click.echo(f"[WARNING] {error}", err=True)
     if as_json:
-        click.echo(json.dumps({"jobs": jobs, "log_lines": lines, "copy": copy}, indent=2))
+        print_json({"jobs": job_count, "log_lines": log_lines, "copy": copy})
     else:
-        click.echo(f"{jobs} jobs count as not cleaned again, {lines} lines of cleanup_log are gone")
-        click.echo(f"As it was before: {copy}")
+        click.echo(f"Marked {job_count} jobs as not cleaned and removed {log_lines} lines from cleanup_log.")
+        click.echo(f"Copy of the previous state: {copy}")

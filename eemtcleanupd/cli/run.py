@@ -1,4 +1,4 @@
-"""``eemtcleanupd run``: the daemon."""
+"""``eemtcleanupd run``: run the daemon in the foreground or in the background."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ _READY = b"ready"
 
 @click.command()
 @config_option
-@click.option("--detach", is_flag=True, help="Go into the background once it has started.")
+@click.option("--detach", is_flag=True, help="Move to the background once the daemon has started.")
 @click.option(
     "--pidfile",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write the process id there; the file is locked, so one that a crash left does no harm.",
+    help="Write the process id to this file and lock it; a file left by a crash is reused.",
 )
-@click.option("--debug", is_flag=True, help="Log every SQL statement and file operation, with times.")
+@click.option("--debug", is_flag=True, help="Log every SQL statement and file operation with its duration.")
 def run(config_file: Path | None, detach: bool, pidfile: Path | None, debug: bool) -> int:
     """Run the daemon: clean on schedule until SIGTERM.
 
-    SIGHUP reads the configuration again, SIGUSR1 starts a run, SIGUSR2 logs what every thread is doing.
-    A first SIGTERM or SIGINT ends the daemon in order, a second one at once.
+    SIGHUP reloads the configuration, SIGUSR1 starts a run, and SIGUSR2 logs the stack of every thread.
+    The first SIGTERM or SIGINT stops the daemon gracefully, a second one at once.
     """
     cwd = working_folder()
     if not detach:
         with _pidfile(pidfile and cwd / pidfile):
             _run_daemon(config_file, cwd, debug=debug)
         return 0
-    return _detached(config_file, cwd, pidfile and cwd / pidfile, debug=debug)
+    return _run_detached(config_file, cwd, pidfile and cwd / pidfile, debug=debug)
 
 
 def _run_daemon(
@@ -83,18 +83,18 @@ def _run_daemon(
 
 @contextmanager
 def _signals(put: Callable[..., None]) -> Iterator[None]:
-    """Turn signals into messages and nothing else; the handlers from before come back at the end."""
+    """Turn signals into messages and nothing else; restore the previous handlers at the end."""
     from eemtcleanupd.daemon.messages import DumpThreads, ReloadRequested, RunRequested, StopRequested, Wakeup
 
-    def end(number: int, _frame: FrameType | None) -> None:
+    def request_stop(number: int, _frame: FrameType | None) -> None:
         put(StopRequested(signal.Signals(number).name))
-        for each in (signal.SIGINT, signal.SIGTERM):  # a second one ends the process at once
-            signal.signal(each, signal.SIG_DFL)
+        for stop_signal in (signal.SIGINT, signal.SIGTERM):  # a second one ends the process at once
+            signal.signal(stop_signal, signal.SIG_DFL)
 
     user = caller()
     handlers = {
-        signal.SIGTERM: end,
-        signal.SIGINT: end,
+        signal.SIGTERM: request_stop,
+        signal.SIGINT: request_stop,
         signal.SIGHUP: lambda *_: put(ReloadRequested("SIGHUP")),
         signal.SIGUSR1: lambda *_: put(RunRequested(Trigger.SIGNAL, user)),
         signal.SIGUSR2: lambda *_: put(DumpThreads()),
@@ -104,23 +104,23 @@ def _signals(put: Callable[..., None]) -> Iterator[None]:
         with _signal_wakeup(lambda: put(Wakeup())):
             yield
     finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
-def _signal_wakeup(nudge: Callable[[], None]) -> Iterator[None]:
-    """Call something at once when a signal arrives, from a thread that only waits for that.
+def _signal_wakeup(wake: Callable[[], None]) -> Iterator[None]:
+    """Call ``wake`` from a thread as soon as a signal arrives.
 
-    Handlers run in the main thread between two of its bytecodes.  A signal that arrives in the moment before
-    it begins to wait for a message does not interrupt the wait, and would only be seen when that is over.
+    Python runs signal handlers in the main thread between two bytecodes.  A signal that arrives just before
+    the main thread waits for a message does not interrupt the wait, so its handler would run late.
     """
     reading, writing = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(writing, False)
 
     def watch() -> None:
         while os.read(reading, 64):
-            nudge()
+            wake()
 
     thread = threading.Thread(target=watch, name="signals", daemon=True)
     thread.start()
@@ -136,11 +136,11 @@ def _signal_wakeup(nudge: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def _pidfile(path: Path | None) -> Iterator[None]:
-    """Hold a locked file with our process id in it.
+    """Hold a locked file that contains the process id.
 
     Raises:
-        LockHeldError: another process holds it.
-        ConfigError: it cannot be written.
+        LockHeldError: another process holds the file.
+        ConfigError: the file cannot be opened.
     """
     if path is None:
         yield
@@ -148,12 +148,12 @@ def _pidfile(path: Path | None) -> Iterator[None]:
     try:
         file: IO[str] = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+")
     except OSError as error:
-        raise ConfigError(f"the pidfile {path} cannot be opened: {error.strerror}") from error
+        raise ConfigError(f"Pidfile {path} cannot be opened: {error.strerror}.") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise LockHeldError(f"the pidfile {path} is held by process {file.read(20).strip()}") from error
+            raise LockHeldError(f"Pidfile {path} is held by process {file.read(20).strip()}.") from error
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
@@ -163,8 +163,8 @@ def _pidfile(path: Path | None) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _detached(config_file: Path | None, cwd: Path, pidfile: Path | None, *, debug: bool) -> int:
-    """Start the daemon in the background and stay until it is ready, or has said why it cannot be."""
+def _run_detached(config_file: Path | None, cwd: Path, pidfile: Path | None, *, debug: bool) -> int:
+    """Start the daemon in the background; return once it is ready or has failed, with its exit code."""
     reading, writing = os.pipe()
     child = os.fork()
     if child:
@@ -175,7 +175,9 @@ def _detached(config_file: Path | None, cwd: Path, pidfile: Path | None, *, debu
         if answer == _READY:
             return 0
         code, _, message = answer.decode(errors="replace").partition(" ")
-        click.echo(f"eemtcleanupd: error: {message or 'the daemon ended before it was ready'}", err=True)
+        click.echo(
+            f"eemtcleanupd: error: {message or 'The daemon exited during start-up. See its log.'}", err=True
+        )
         return int(code or 1)
     from daemon import DaemonContext
 

@@ -1,7 +1,7 @@
-"""Standard output and error that may fail without ending what is being done.
+"""Keep a run going when standard output or error fails.
 
-A run prints while it deletes.  A pipe that was closed, or a disk that is full, must break off neither the run
-nor its record: what cannot be written is dropped, and told once at the end.
+A run prints while it deletes.  A closed pipe or a full disk must interrupt neither the run nor its record.
+Output that cannot be written is dropped and reported once at the end.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import click
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-_CLOSED_PIPE = 128 + signal.SIGPIPE  # what a shell says of a program that this signal ended
+_CLOSED_PIPE = 128 + signal.SIGPIPE  # the exit status that a shell reports for this signal
 
 
 class SafeStdout(io.FileIO):
-    """A file to write to: after the first write that fails it takes everything and keeps nothing.
+    """An output file that drops all data after the first failed write.
 
     Args:
-        descriptor: an open file, which stays open.
+        descriptor: an open file; it is not closed with this object.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -34,47 +34,45 @@ class SafeStdout(io.FileIO):
         self.error: OSError | None = None
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write all of some bytes, or drop them; returns how many these are."""
-        whole = rest = memoryview(data).cast("B")
+        """Write all of ``data`` or drop the rest; return its length in bytes."""
+        buffer = rest = memoryview(data).cast("B")
         while rest and self.error is None:
             try:
                 written = super().write(rest)
             except OSError as error:
                 self.error = error
             else:
-                if written is None:  # somebody else made it non-blocking: wait as a blocking one does
+                if written is None:  # another process made the file non-blocking: wait until it is writable
                     select.select([], [self], [])
                 rest = rest[written or 0 :]
-        return len(whole)
+        return len(buffer)
 
     def end(self, code: int) -> int:
-        """Tell what kept the output from being written; returns the exit code, given that of the command."""
+        """Report lost output on stderr; return the exit code of the process, given that of the command."""
         sys.stdout.flush()
         if self.error is None:
             return code
         if self.error.errno == errno.EPIPE:
             return code or _CLOSED_PIPE
-        click.echo(
-            f"eemtcleanupd: error: not all of the output could be written: {self.error.strerror}", err=True
-        )
+        click.echo(f"eemtcleanupd: error: Some output could not be written: {self.error.strerror}.", err=True)
         return code or 1
 
 
 def install() -> SafeStdout:
-    """Let no write to standard output or error raise from now on; returns standard output."""
-    output, sys.stdout = _forgiving(sys.stdout)
-    _, sys.stderr = _forgiving(sys.stderr)
+    """Replace ``sys.stdout`` and ``sys.stderr`` by streams whose writes never raise; return the former."""
+    output, sys.stdout = _safe_stream(sys.stdout)
+    _, sys.stderr = _safe_stream(sys.stderr)
     return output
 
 
-def _forgiving(stream: Any) -> tuple[SafeStdout, TextIO]:
-    """Return the same file, written to in the same way; nowhere for None."""
-    if stream is None:  # closed by the caller: else the next file that is opened takes its number
+def _safe_stream(stream: Any) -> tuple[SafeStdout, TextIO]:
+    """Wrap the file of a stream with the same settings; ``None`` (closed) becomes ``/dev/null``."""
+    if stream is None:  # occupy the closed descriptor: the next file opened would get its number
         output = SafeStdout(os.open(os.devnull, os.O_WRONLY))
         return output, io.TextIOWrapper(io.BufferedWriter(output), "utf-8", "backslashreplace")
     output = SafeStdout(stream.fileno())
     text = io.TextIOWrapper(
-        output if stream.write_through else io.BufferedWriter(output),  # as Python does it itself
+        output if stream.write_through else io.BufferedWriter(output),  # as Python itself does
         stream.encoding,
         stream.errors,
         line_buffering=stream.line_buffering,

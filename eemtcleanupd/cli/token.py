@@ -1,15 +1,14 @@
-"""``eemtcleanupd token``: who may use the HTTP interface."""
+"""``eemtcleanupd token``: manage access tokens of the HTTP interface."""
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
 
-from eemtcleanupd.cli.common import caller, config_option, load_config
+from eemtcleanupd.cli.common import config_option, json_option, load_config, print_json, write_audit
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.formatting import printable
@@ -24,58 +23,54 @@ SCOPES = click.Choice(["read", "clean"])
 
 @click.group()
 def token() -> None:
-    """Add, list or revoke the tokens of the HTTP interface (see api.tokens_file)."""
+    """Add, list or revoke tokens of the HTTP interface (see api.tokens_file)."""
 
 
 @contextmanager
 def _tokens(config_file: Path | None, action: str = "", **details: object) -> Iterator[TokenFile]:
-    """Give the file of the tokens; with an action, after it was written down."""
+    """Yield the token file; afterwards write the action, if any, to the audit log."""
     config = load_config(config_file).config
     if config.api.tokens_file is None:
-        raise ConfigError("api.tokens_file names no file: write one into the configuration first")
+        raise ConfigError("api.tokens_file is not set. Set it to the path of the token file.")
     from eemtcleanupd.web.tokens import TokenFile
 
     yield TokenFile(config.api.tokens_file)
     if action:
-        from eemtcleanupd.events import AuditEntry
         from eemtcleanupd.plugins import Plugins
 
-        Plugins(config).audit([AuditEntry(system_clock(), caller(), action, details)])
+        write_audit(Plugins(config), action, details)
 
 
 @token.command()
 @click.argument("name")
-@click.option("--scope", type=SCOPES, required=True, help="read: look at everything; clean: start runs too.")
-@click.option("--days", type=click.FloatRange(min=0), help="How long it is good for (default: for ever).")
+@click.option("--scope", type=SCOPES, required=True, help="read: view everything; clean: start runs as well.")
+@click.option("--days", type=click.FloatRange(min=0), help="Days until the token expires (default: never).")
 @config_option
 def add(name: str, scope: str, days: float | None, config_file: Path | None) -> None:
-    """Make a token for NAME and print it, this once."""
+    """Create a token for NAME and print it once."""
     with _tokens(config_file, "token_added", name=name, scope=scope, days=days) as tokens:
         secret = tokens.add(name, cast("Scope", scope), system_clock(), days)
-    click.echo("It is shown this once; send it as `Authorization: Bearer TOKEN`:", err=True)
+    click.echo("The token is shown only once. Send it as `Authorization: Bearer TOKEN`:", err=True)
     click.echo(secret)
 
 
 @token.command("list")
 @config_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def list_(config_file: Path | None, as_json: bool) -> None:
-    """List the tokens, without themselves."""
+    """List token names, scopes and expiry dates."""
     with _tokens(config_file) as tokens:
         known = tokens.all()
     if as_json:
-        shown = [
-            {"name": t.name, "scope": t.scope, "created_at": t.created_at, "expires_at": t.expires_at}
-            for t in known
-        ]
-        click.echo(json.dumps(shown, indent=2))
+        names = ("name", "scope", "created_at", "expires_at")
+        print_json([{name: getattr(entry, name) for name in names} for entry in known])
         return
     now = system_clock()
-    for each in known:
-        end = ""
-        if each.expires_at is not None:
-            end = f", {'expired' if each.is_expired(now) else 'good until'} {each.expires_at[:16]} UTC"
-        click.echo(f"{printable(each.name)} ({each.scope}, since {each.created_at[:10]}{end})")
+    for entry in known:
+        expiry = ""
+        if entry.expires_at is not None:
+            expiry = f", {'expired' if entry.is_expired(now) else 'expires'} {entry.expires_at[:16]} UTC"
+        click.echo(f"{printable(entry.name)} ({entry.scope}, since {entry.created_at[:10]}{expiry})")
     if not known:
         click.echo("There are no tokens.")
 
@@ -84,10 +79,10 @@ def list_(config_file: Path | None, as_json: bool) -> None:
 @click.argument("name")
 @config_option
 def revoke(name: str, config_file: Path | None) -> int:
-    """Take the token of NAME away, at once."""
+    """Revoke the token of NAME immediately."""
     with _tokens(config_file, "token_revoked", name=name) as tokens:
-        found = tokens.revoke(name)
-    if not found:
-        raise ConfigError(f"there is no token {printable(name)}; `token list` shows them all")
-    click.echo(f"The token {name} is no longer good")
+        was_revoked = tokens.revoke(name)
+    if not was_revoked:
+        raise ConfigError(f"There is no token {printable(name)}. List the tokens with `token list`.")
+    click.echo(f"Revoked token {name}.")
     return 0

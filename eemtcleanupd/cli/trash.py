@@ -1,8 +1,7 @@
-"""``eemtcleanupd trash``: what has been cleaned and is not gone yet."""
+"""``eemtcleanupd trash``: list, restore or purge cleaned data that is still in the trash."""
 
 from __future__ import annotations
 
-import json
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -10,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eemtcleanupd.cli.common import Command, caller, load_config, open_ledger, store_options
+from eemtcleanupd.cli.common import (
+    Command,
+    caller,
+    json_option,
+    load_store_config,
+    local_minute,
+    open_ledger,
+    print_json,
+    store_options,
+)
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.formatting import human_size, printable
 from eemtcleanupd.model import Trigger
@@ -26,26 +34,24 @@ if TYPE_CHECKING:
 
 @click.group()
 def trash() -> None:
-    """List, restore or purge what waits in the trash (see trash.grace_hours)."""
+    """List, restore or purge the trash (see trash.grace_hours)."""
 
 
 @trash.command("list")
 @store_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def list_(config_file: Path | None, db_path: str | None, as_json: bool) -> None:
-    """List what waits in the trash, the first to go first."""
-    with open_ledger(config_file, db_path) as ledger:
+    """List the items in the trash, in the order of their deletion."""
+    with open_ledger(load_store_config(config_file, db_path)) as ledger:
         intents = ledger.trashed() if ledger.exists() else []
     if as_json:
-        click.echo(json.dumps([_document(intent) for intent in intents], indent=2))
+        print_json([_document(intent) for intent in intents])
         return
     for intent in intents:
         labels = ", ".join(printable(found.label) for found, _ in intent.items)
-        goes = (
-            "" if intent.purge_after is None else f", goes {intent.purge_after.astimezone():%Y-%m-%d %H:%M}"
-        )
-        job = printable(intent.job_id) or "no job"
-        click.echo(f"{job} ({intent.status or 'orphan'}, {human_size(intent.size_bytes)}{goes}): {labels}")
+        deletion = "" if intent.purge_after is None else f", deleted after {local_minute(intent.purge_after)}"
+        job, size = printable(intent.job_id) or "no job", human_size(intent.size_bytes)
+        click.echo(f"{job} ({intent.status or 'orphan'}, {size}{deletion}): {labels}")
     if not intents:
         click.echo("The trash is empty.")
 
@@ -63,16 +69,16 @@ def _document(intent: Intent) -> dict[str, Any]:
 
 
 def restore_options(command: Command) -> Command:
-    """Add what restoring from the trash and from a backup have in common."""
+    """Add the argument and options that restoring from the trash and from a backup share."""
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        json_option,
         store_options,
-        click.option("--no-hold", is_flag=True, help="Let the next run take it again if it is due."),
+        click.option("--no-hold", is_flag=True, help="Do not hold the job; the next run can clean it again."),
         click.option(
             "--only",
             multiple=True,
             metavar="ARTIFACT",
-            help="Restore this one, as list shows it; repeatable.",
+            help="Restore only this artifact, as printed by list. Repeatable.",
         ),
         click.argument("job_id", metavar="JOB"),
     ):
@@ -80,8 +86,8 @@ def restore_options(command: Command) -> Command:
     return command
 
 
-def restoring(config: Config, job_id: str, only: Iterable[str], *, hold: bool) -> RestoreRequest:
-    """Return what is asked for by whoever calls."""
+def restore_request(config: Config, job_id: str, only: Iterable[str], *, hold: bool) -> RestoreRequest:
+    """Return a request of the calling user to restore a job."""
     from eemtcleanupd.cleanup.restore import RestoreRequest
     from eemtcleanupd.plugins import Plugins
 
@@ -90,18 +96,19 @@ def restoring(config: Config, job_id: str, only: Iterable[str], *, hold: bool) -
 
 
 def print_restored(restored: RestoreResult, *, as_json: bool) -> None:
-    """Print what came back."""
+    """Print the restored artifacts and the hold."""
     labels, until = [found.label for found in restored.artifacts], restored.held_until
     if as_json:
         held = None if until is None else until.isoformat()
-        document = {"job_id": restored.job_id, "restored": labels, "held_until": held}
-        click.echo(json.dumps(document, indent=2))
+        print_json({"job_id": restored.job_id, "restored": labels, "held_until": held})
         return
     for label in labels:
         click.echo(f"Restored {printable(label)}")
     if until is not None:
         job = printable(restored.job_id)
-        click.echo(f"Job {job} is held until {until.astimezone():%Y-%m-%d %H:%M} (see release)")
+        click.echo(
+            f"Job {job} is held until {local_minute(until)}. End the hold with `eemtcleanupd release`."
+        )
 
 
 @trash.command()
@@ -114,57 +121,61 @@ def restore(  # noqa: PLR0917  (click passes them by name)
     db_path: str | None,
     as_json: bool,
 ) -> None:
-    """Put the data of JOB back where it was, never over something that is there now.
+    """Move the data of JOB from the trash back to its place; existing files are never overwritten.
 
-    The job counts as not cleaned again, and is held for its retention once more, counted from now.  What
-    belonged to no job is named as list shows it.
+    The job counts as not cleaned again.  It is held for one retention period from now.  To restore an orphan,
+    give its path as printed by list.
     """
-    config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
-    from eemtcleanupd.cleanup.restore import restore as put_back
+    config = load_store_config(config_file, db_path)
+    from eemtcleanupd.cleanup.restore import restore as restore_trash
 
-    print_restored(put_back(restoring(config, job_id, only, hold=not no_hold)), as_json=as_json)
+    print_restored(restore_trash(restore_request(config, job_id, only, hold=not no_hold)), as_json=as_json)
 
 
 @trash.command()
-@click.option("--older-than", type=float, metavar="HOURS", help="Only what has been there for so long.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--older-than",
+    type=float,
+    metavar="HOURS",
+    help="Purge only items that have been in the trash for this long.",
+)
+@click.option("--yes", is_flag=True, help="Skip the confirmation prompt.")
 @store_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def purge(
     older_than: float | None, yes: bool, config_file: Path | None, db_path: str | None, as_json: bool
 ) -> int:
-    """Delete what is in the trash now, whether its grace has passed or not; held jobs stay."""
+    """Delete everything in the trash now, even before its grace period ends; held jobs are kept."""
     if older_than is not None and older_than < 0:
-        raise click.UsageError("--older-than is a number of hours, 0 or more")
-    config = load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
+        raise click.UsageError("--older-than must be 0 or more hours.")
+    config = load_store_config(config_file, db_path)
     from eemtcleanupd.cleanup import RunRequest, clean
     from eemtcleanupd.plugins import Plugins
 
     age = timedelta(hours=older_than or 0)
     if config.dry_run:
-        with open_ledger(config_file, db_path) as ledger:
+        with open_ledger(config) as ledger:
             _print_dry_purge(ledger, age, as_json=as_json)
         return 0
     if not yes and sys.stdin.isatty():
-        click.confirm("What is purged is gone for ever. Purge the trash?", abort=True)
+        click.confirm("Purged data cannot be restored. Purge the trash?", abort=True)
     request = RunRequest(user=caller(), trigger=Trigger.TRASH, only_trash=True, purge_older_than=age)
     report = clean(config, request, emit=lambda _: None, hooks=Plugins(config))
-    gone = report.trash_purged
+    purged = report.trash_purged
     if as_json:
-        document = {"purged": gone.jobs, "bytes_freed": gone.bytes_freed, "errors": report.errors}
-        click.echo(json.dumps(document, indent=2))
+        print_json({"purged": purged.jobs, "bytes_freed": purged.bytes_freed, "errors": report.errors})
     else:
-        items = "1 item" if gone.jobs == 1 else f"{gone.jobs} items"
-        click.echo(f"Purged {items}, {human_size(gone.bytes_freed)} freed, {report.errors} errors")
+        items = "1 item" if purged.jobs == 1 else f"{purged.jobs} items"
+        click.echo(f"Purged {items}, {human_size(purged.bytes_freed)} freed, {report.errors} errors")
     return 1 if report.errors else 0
 
 
 def _print_dry_purge(ledger: Ledger, age: timedelta, *, as_json: bool) -> None:
-    """Print what a purge would delete: dry_run counts for all that deletes."""
+    """Print what a purge would delete: the configuration's dry_run applies to every deletion."""
     now = system_clock()
-    there = ledger.expired(now, sys.maxsize, trashed_before=now - age) if ledger.exists() else []
-    size = sum(intent.size_bytes for intent in there)
+    intents = ledger.expired(now, sys.maxsize, trashed_before=now - age) if ledger.exists() else []
+    size = sum(intent.size_bytes for intent in intents)
     if as_json:
-        click.echo(json.dumps({"dry_run": True, "would_purge": len(there), "bytes": size}, indent=2))
+        print_json({"dry_run": True, "would_purge": len(intents), "bytes": size})
     else:
-        click.echo(f"[DRY RUN] Would purge {len(there)} items ({human_size(size)}): dry_run is true")
+        click.echo(f"[DRY RUN] Would purge {len(intents)} items ({human_size(size)}): dry_run is true")
