@@ -1,13 +1,11 @@
-"""What keeps it from cleaning: each check says what it saw, and what to do.
-
-Nothing here changes anything.
-"""
+"""Check what cleanup needs, and report problems and how to fix them, without changing anything."""
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,7 +15,7 @@ from pathlib import Path
 from eemtcleanupd.backup.folder import BackupFolder
 from eemtcleanupd.cleanup.ballast import ballast_bytes
 from eemtcleanupd.cleanup.session import open_roots
-from eemtcleanupd.config import Loaded
+from eemtcleanupd.config import Config, Loaded
 from eemtcleanupd.daemon.status import read_status, time_with_distance
 from eemtcleanupd.deletion.blockers import Blockers
 from eemtcleanupd.deletion.filesystem import disk_usage
@@ -37,14 +35,15 @@ from eemtcleanupd.store.mount_check import check_journal
 from eemtcleanupd.store.outbox import delivery_stats
 from eemtcleanupd.store.timestamps import zone_named
 
-_NEARLY_FULL = 0.95
-_LOOKED_AT = 10_000
-_NAMED = 5
-_LATE = timedelta(hours=48)
+_NEARLY_FULL_FRACTION = 0.95
+_MAX_ENTRIES = 10_000
+_MAX_NAMES = 5
+_MAX_HEARTBEAT_AGE = timedelta(minutes=2)
+_MAX_RUN_AGE = timedelta(hours=48)
 
 
 class FindingLevel(StrEnum):
-    """How a finding is: fine, worth a look, or in the way of cleaning."""
+    """The severity of a finding: all is well, needs attention, or prevents cleanup."""
 
     OK = "ok"
     WARNING = "warning"
@@ -53,7 +52,7 @@ class FindingLevel(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check saw; ``advice`` is what to do, empty where there is nothing."""
+    """The result of a check; ``advice`` tells how to fix it and is empty if nothing needs to be done."""
 
     check: str
     level: FindingLevel
@@ -61,354 +60,362 @@ class Finding:
     advice: str = ""
 
 
+Result = tuple[FindingLevel, str, str]
+"""What a check yields: the level, the message and the advice of a finding."""
+
+
+def _ok(message: str) -> Result:
+    return FindingLevel.OK, message, ""
+
+
+def _warning(message: str, advice: str = "") -> Result:
+    return FindingLevel.WARNING, message, advice
+
+
+def _problem(message: str, advice: str = "") -> Result:
+    return FindingLevel.PROBLEM, message, advice
+
+
 def examine(loaded: Loaded, now: datetime) -> Iterator[Finding]:
-    """Look at everything that cleaning needs, and yield what was seen, check by check.
+    """Yield the findings of all checks, as soon as each is known.
 
     Args:
         loaded: the configuration.
-        now: the present, aware.
+        now: the present time, aware.
     """
-    config = loaded.config
-    for warning in loaded.warnings:
-        yield Finding("configuration", FindingLevel.WARNING, warning)
-    if not loaded.warnings:
-        yield Finding("configuration", FindingLevel.OK, f"{loaded.file or 'defaults, no file was found'}")
-    if config.dry_run:
-        advice = "take dry_run out of the file (and EEMT_CLEANUP_DRY_RUN out of the environment)"
-        yield Finding(
-            "configuration", FindingLevel.WARNING, "dry_run is true: nothing is ever deleted", advice
-        )
+    for result in _check_configuration(loaded):
+        yield Finding("configuration", *result)
     try:
-        database = StoreAddress.of(config).open(1)
+        database = StoreAddress.of(loaded.config).open(1)
     except CleanupError as error:
-        yield Finding("database", FindingLevel.PROBLEM, str(error))
+        yield Finding("database", *_problem(str(error)))
         return
     with ExitStack() as stack:
         stack.callback(database.close)
-        examination = _Examination(loaded, database, now, stack)
+        store = _StoreChecks(loaded.config, database, now, stack)
         for name, check in (
-            ("database", examination.database),
-            ("folders", examination.folders),
-            ("logs", examination.logs),
-            ("capacity", examination.capacity),
-            ("schedule", examination.schedule),
-            ("runs", examination.runs),
-            ("delivery", examination.delivery),
-            ("backup", examination.backups),
+            ("database", store.check_database),
+            ("folders", store.check_folders),
+            ("disk", store.check_disk),
+            ("mounts", store.check_mounts),
+            ("open files", store.check_open_files),
+            ("logs", store.check_logs),
+            ("capacity", store.check_capacity),
+            ("schedule", store.check_schedule),
+            ("locks", store.check_locks),
+            ("runs", store.check_runs),
+            ("delivery", store.check_delivery),
+            ("backup", store.check_backups),
         ):
             try:
-                yield from check()
+                for result in check():
+                    yield Finding(name, *result)
             except CleanupError as error:
-                yield Finding(name, FindingLevel.PROBLEM, str(error))
+                yield Finding(name, *_problem(str(error)))
 
 
-class _Examination:
-    def __init__(self, loaded: Loaded, database: Database, now: datetime, stack: ExitStack) -> None:
-        self._config = loaded.config
+def _check_configuration(loaded: Loaded) -> Iterator[Result]:
+    for warning in loaded.warnings:
+        yield _warning(warning)
+    if not loaded.warnings:
+        yield _ok(f"Using {loaded.file}." if loaded.file else "No file was found. Using defaults.")
+    if loaded.config.dry_run:
+        yield _warning(
+            "dry_run is true, so nothing is ever deleted.",
+            "Remove dry_run from the file and EEMT_CLEANUP_DRY_RUN from the environment.",
+        )
+
+
+class _StoreChecks:
+    """The checks that need an open database; each yields its findings."""
+
+    def __init__(self, config: Config, database: Database, now: datetime, stack: ExitStack) -> None:
+        self._config = config
         self._database = database
         self._now = now
         self._stack = stack
         self._ledger = Ledger(database)
         self._has_ledger = self._ledger.is_current()
-        self._running = False
+        self._roots: dict[RootName, Root] = {}
+        self._has_daemon = False
 
-    # -- the database ------------------------------------------------------------------------------
-
-    def database(self) -> Iterator[Finding]:
-        """Is it whole, is it an EEMT job database, can it be written, who has it open?"""
+    def check_database(self) -> Iterator[Result]:
+        """Check integrity, table structure and write access; name the processes that use the database."""
         path = self._database.name
-        faults = self._database.integrity_errors()
-        if faults:
-            advice = (
-                f"stop all that uses it; `sqlite3 {path} .recover` saves what can be read, or restore a copy"
+        if errors := self._database.integrity_errors():
+            yield _problem(
+                f"{path} is damaged: {errors[0]}",
+                "Stop every program that uses it. Then restore a copy, or save the readable data with "
+                f"`sqlite3 {path} .recover`.",
             )
-            yield Finding("database", FindingLevel.PROBLEM, f"{path} is damaged: {faults[0]}", advice)
             return
         if warning := check_journal(self._database, to_write=True):
-            yield Finding("database", FindingLevel.WARNING, warning)
+            yield _warning(warning)
         zone = zone_named(self._config.database.timezone)
         JobTable(self._database, Policy.from_config(self._config.retention), zone)
         file = self._database.file
         users = self._database.sessions() if file is None else users_of(file)
-        named = ", ".join(users[:_NAMED]) or "nobody else"
-        state = "answers" if file is None else "is whole"
+        used_by = ", ".join(users[:_MAX_NAMES]) or "no other process"
         try:
             self._database.write(lambda _: None)
         except CleanupError as error:
-            advice = f"it is open in: {named}; end the one that hangs, or check the file's owner and mode"
-            yield Finding("database", FindingLevel.PROBLEM, str(error), advice)
+            yield _problem(
+                str(error),
+                f"It is in use by: {used_by}. End the process that hangs, or check its owner and mode.",
+            )
             return
-        yield Finding("database", FindingLevel.OK, f"{path} {state} and can be written; open in: {named}")
+        state = "responds and is" if file is None else "is intact and"
+        yield _ok(f"{path} {state} writable. It is in use by: {used_by}.")
 
-    # -- the folders -------------------------------------------------------------------------------
+    def check_folders(self) -> Iterator[Result]:
+        """Check that the folders are those of the last run, and that this user can delete in them."""
+        known = self._ledger.roots() if self._ledger.exists() else {}
+        self._roots = open_roots(self._config, known, self._stack)
+        for root in self._roots.values():
+            yield _check_permissions(root)
 
-    def folders(self) -> Iterator[Finding]:
-        """Are they the ones of the last run, may we delete in them, what is in the way?"""
-        roots = open_roots(self._config, self._ledger.roots() if self._ledger.exists() else {}, self._stack)
-        for root in roots.values():
-            yield from self._permissions(root)
-        usage = disk_usage(roots[RootName.RESULTS].fd)
-        held = human_size(ballast_bytes(self._config, roots.values()))
-        free = (
-            f"{human_size(usage.free_bytes)} of {human_size(usage.total_bytes)} are free; "
-            f"{held} are set aside for runs on a full disk"
+    def check_disk(self) -> Iterator[Result]:
+        """Check the free space of the results folder's disk."""
+        if not self._roots:
+            return
+        usage = disk_usage(self._roots[RootName.RESULTS].fd)
+        reserved = human_size(ballast_bytes(self._config, self._roots.values()))
+        space = (
+            f"{human_size(usage.free_bytes)} of {human_size(usage.total_bytes)} are free, "
+            f"and {reserved} are reserved for runs on a full disk."
         )
-        if usage.used_bytes > _NEARLY_FULL * usage.total_bytes:
-            advice = "shorten the retention, `trash purge`, or enable pressure (`clean --dry-run` shows more)"
-            yield Finding(
-                "disk", FindingLevel.WARNING, f"the disk of the results is nearly full: {free}", advice
+        if usage.used_bytes > _NEARLY_FULL_FRACTION * usage.total_bytes:
+            yield _warning(
+                f"The disk of the results folder is nearly full: {space}",
+                "Shorten the retention, run `trash purge`, or enable pressure. "
+                "`clean --dry-run` shows what a run would free.",
             )
         else:
-            yield Finding("disk", FindingLevel.OK, free)
-        obstacles = Blockers.snapshot(roots.values())
-        if obstacles.mounts:
-            named = ", ".join(printable(str(mount)) for mount in obstacles.mounts[:_NAMED])
-            advice = "unmount them; jobs in which something is mounted are left alone"
-            yield Finding("mounts", FindingLevel.WARNING, f"filesystems are mounted inside: {named}", advice)
-        else:
-            yield Finding("mounts", FindingLevel.OK, "nothing is mounted inside the folders")
-        yield from self._open_files(roots)
+            yield _ok(space)
 
-    def capacity(self) -> Iterator[Finding]:
-        """Do the jobs keep to their budget?"""
+    def check_mounts(self) -> Iterator[Result]:
+        """Check for filesystems mounted inside the folders."""
+        if not self._roots:
+            return
+        if mounts := Blockers.snapshot(self._roots.values()).mounts:
+            yield _warning(
+                f"Filesystems are mounted inside the folders: {_names(map(str, mounts))}.",
+                "Unmount them. A job that contains a mounted filesystem is not cleaned.",
+            )
+        else:
+            yield _ok("No filesystem is mounted inside the folders.")
+
+    def check_open_files(self) -> Iterator[Result]:
+        """Check for deleted files whose space is not freed because a process holds them open."""
+        if not self._roots:
+            return
+        held = list(deleted_but_open([root.path for root in self._roots.values()]))
+        if not held:
+            yield _ok("No visible process holds deleted files open.")
+            return
+        by_process: Counter[str] = Counter()
+        for file in held:
+            by_process[file.process] += file.size_bytes
+        processes = ", ".join(
+            f"{process} ({human_size(size)})" for process, size in by_process.most_common(_MAX_NAMES)
+        )
+        yield _warning(
+            f"{len(held)} deleted files ({human_size(by_process.total())}) still use space. "
+            f"Processes hold them open: {processes}.",
+            "The space is freed when these processes close the files or exit. Restart them if necessary.",
+        )
+
+    def check_logs(self) -> Iterator[Result]:
+        """Check that the log, the audit log and the folder for kept job logs are writable."""
+        config = self._config
+        paths = [config.logging.file, config.paths.logs / "jobs"]
+        if config.notifications.audit_log.enabled:
+            paths.append(config.notifications.audit_log.path)
+        refused = sorted({path for path in map(_nearest_existing, paths) if not os.access(path, os.W_OK)})
+        for path in refused:
+            yield _problem(
+                f"{path} is not writable for user {os.geteuid()}. Runs cannot start, or keep no logs.",
+                f"chown {os.geteuid()} {path}",
+            )
+        if not refused:
+            yield _ok(f"Logs are writable below {config.paths.logs}.")
+
+    def check_capacity(self) -> Iterator[Result]:
+        """Check the size of all jobs against the budget."""
         budget = Budget.of(self._config.capacity)
         if budget is None or not self._has_ledger:
             return
         held = sum(size for _, size in self._ledger.storage_by_class().values())
         percent = budget.used_percent(held)
-        words = f"jobs hold {human_size(held)}, {percent:.1f} % of capacity.max_bytes"
+        message = f"Jobs use {human_size(held)}, {percent:.1f} % of capacity.max_bytes."
         if percent < budget.warn_percent:
-            yield Finding("capacity", FindingLevel.OK, words)
+            yield _ok(message)
         else:
-            advice = "`report` names the biggest jobs; shorten the retention, or raise the budget"
-            yield Finding("capacity", FindingLevel.WARNING, words, advice)
+            advice = "Find the biggest jobs with `report`. Shorten the retention, or raise the budget."
+            yield _warning(message, advice)
 
-    def _permissions(self, root: Root) -> Iterator[Finding]:
-        place = f"{root.name} at {root.path}"
-        if os.fstatvfs(root.fd).f_flag & os.ST_RDONLY:
-            yield Finding(
-                "folders",
-                FindingLevel.PROBLEM,
-                f"{place} is mounted read-only",
-                f"mount -o remount,rw {root.path}",
-            )
-            return
-        if not os.access(root.path, os.R_OK | os.W_OK | os.X_OK):
-            owner = os.fstat(root.fd).st_uid
-            advice = f"give it to the user that cleans (chown), or clean as user {owner}"
-            yield Finding(
-                "folders", FindingLevel.PROBLEM, f"{place} may not be written by user {os.geteuid()}", advice
-            )
-            return
-        foreign = _not_ours(root) if os.geteuid() != 0 else []
-        if foreign:
-            named = ", ".join(printable(name) for name in foreign[:_NAMED])
-            advice = f"chown -R {os.geteuid()} {root.path}, or clean as their owner"
-            yield Finding(
-                "folders",
-                FindingLevel.PROBLEM,
-                f"{len(foreign)} entries of {place} cannot be emptied by user {os.geteuid()}: {named}",
-                advice,
-            )
-            return
-        if _is_foreign_trash(root):
-            trash = root.path / TRASH_NAME
-            yield Finding(
-                "folders",
-                FindingLevel.PROBLEM,
-                f"{trash} is not the own one of user {os.geteuid()}: who cleaned before?",
-                f"chown -R {os.geteuid()} {trash}; chmod 700 {trash}; or clean as its owner",
-            )
-            return
-        yield Finding("folders", FindingLevel.OK, f"{place} is what it was, and we may delete there")
-
-    def logs(self) -> Iterator[Finding]:
-        """Can be written what must be written: the log, the audit log, logs that are kept?"""
-        config = self._config
-        places = [config.logging.file, config.paths.logs / "jobs"]
-        if config.notifications.audit_log.enabled:
-            places.append(config.notifications.audit_log.path)
-        refused = {there for place in places if not os.access(there := _nearest(place), os.W_OK)}
-        for there in sorted(refused):
-            words = f"{there} may not be written by user {os.geteuid()}, so no run begins, or keeps no logs"
-            yield Finding("logs", FindingLevel.PROBLEM, words, f"chown {os.geteuid()} {there}")
-        if not refused:
-            yield Finding("logs", FindingLevel.OK, f"logs can be written below {config.paths.logs}")
-
-    def _open_files(self, roots: dict[RootName, Root]) -> Iterator[Finding]:
-        held = list(deleted_but_open([root.path for root in roots.values()]))
-        if not held:
-            yield Finding(
-                "open files", FindingLevel.OK, "no process that we can see holds deleted files open"
-            )
-            return
-        size = sum(each.size_bytes for each in held)
-        by_process: dict[str, int] = {}
-        for each in held:
-            by_process[each.process] = by_process.get(each.process, 0) + each.size_bytes
-        named = ", ".join(
-            f"{process} ({human_size(size)})"
-            for process, size in sorted(by_process.items(), key=lambda pair: -pair[1])[:_NAMED]
-        )
-        yield Finding(
-            "open files",
-            FindingLevel.WARNING,
-            f"{len(held)} deleted files of {human_size(size)} still take space, for they are open in {named}",
-            "their space comes back when these processes close them or end; restart those that will not",
-        )
-
-    # -- what should happen by itself --------------------------------------------------------------
-
-    def schedule(self) -> Iterator[Finding]:
-        """Does a daemon live, and when does it clean next?"""
-        location = StoreAddress.of(self._config)
-        holder, told = find_daemon(location), read_status(location)
-        self._running = holder is not None
+    def check_schedule(self) -> Iterator[Result]:
+        """Check that a daemon is running and responding, and when it cleans next."""
+        address = StoreAddress.of(self._config)
+        holder, status = find_daemon(address), read_status(address)
+        self._has_daemon = holder is not None
         if holder is None:
-            advice = (
-                "systemctl start eemtcleanupd (journalctl -u eemtcleanupd says why it ended); with cron or "
-            )
-            advice += "a timer there need be none: crontab -l, systemctl list-timers 'eemt*'"
-            yield Finding("schedule", FindingLevel.WARNING, "no daemon is running", advice)
-        elif told is None:
-            yield Finding("schedule", FindingLevel.WARNING, f"the daemon ({holder}) does not say how it is")
-        elif self._now - told.heartbeat_at > timedelta(minutes=2):
-            yield Finding(
-                "schedule",
-                FindingLevel.PROBLEM,
-                f"the daemon ({holder}) has not responded since "
-                f"{time_with_distance(told.heartbeat_at, self._now)}",
-                "is a network filesystem hanging (df -h)? Then restart it: systemctl restart eemtcleanupd",
-            )
-        elif told.next_run_at is None:
-            advice = "set schedule.enabled: true, or start runs by `clean`"
-            yield Finding(
-                "schedule", FindingLevel.WARNING, "the daemon runs, but the schedule is off", advice
-            )
-        else:
-            words = f"the daemon runs; next run {time_with_distance(told.next_run_at, self._now)}"
-            yield Finding("schedule", FindingLevel.OK, words)
-        if told is not None and holder is not None and told.config_error:
-            advice = "mend the file; `check` says what is wrong; the configuration before is still in force"
-            yield Finding(
-                "schedule",
-                FindingLevel.PROBLEM,
-                f"it refused its new configuration: {told.config_error}",
-                advice,
-            )
-        run = self._database.holder("run")
-        if run is not None:
-            yield Finding("locks", FindingLevel.OK, f"a run is going on: {run}")
-        else:
-            yield Finding("locks", FindingLevel.OK, "no run holds the lock")
-
-    def runs(self) -> Iterator[Finding]:
-        """How did the last run end, and what did it leave?"""
-        last = self._ledger.runs(1) if self._has_ledger else []
-        if not last:
-            yield Finding(
-                "runs", FindingLevel.WARNING, "there has been no run yet", "eemtcleanupd clean --dry-run"
+            yield _warning(
+                "No daemon is running.",
+                "Start it with `systemctl start eemtcleanupd`. `journalctl -u eemtcleanupd` shows its log. "
+                "With cron or a timer it is not needed: see `crontab -l`, `systemctl list-timers 'eemt*'`.",
             )
             return
-        run = last[0]
-        when = time_with_distance(run.started_at, self._now)
-        if run.outcome == Outcome.FAILED:
-            yield Finding("runs", FindingLevel.PROBLEM, f"the last run, {when}, broke off: {run.error}")
-        elif self._now - run.started_at > _LATE:
-            advice = "look at the schedule above"
-            yield Finding("runs", FindingLevel.WARNING, f"the last run was {when}", advice)
+        if status is None:
+            yield _warning(f"The daemon ({holder}) has not written its status yet.")
+            return
+        if self._now - status.heartbeat_at > _MAX_HEARTBEAT_AGE:
+            yield _problem(
+                f"The daemon ({holder}) has not responded since "
+                f"{time_with_distance(status.heartbeat_at, self._now)}.",
+                "Check with `df -h` whether a network filesystem hangs. "
+                "Then restart the daemon: `systemctl restart eemtcleanupd`.",
+            )
+        elif status.next_run_at is None:
+            yield _warning(
+                "The daemon is running, but its schedule is off.",
+                "Set schedule.enabled to true, or start runs with `clean`.",
+            )
         else:
-            yield Finding(
-                "runs", FindingLevel.OK, f"the last run was {when}: {run.outcome or 'not ended yet'}"
-            )
-        failed = [each for each in self._ledger.open_intents() if each.error]
-        if failed:
-            named = "; ".join(
-                f"{printable(each.job_id)}: {printable(each.error or '')}" for each in failed[:_NAMED]
-            )
-            advice = "remove the cause; every run tries them again"
-            yield Finding(
-                "runs",
-                FindingLevel.PROBLEM,
-                f"{len(failed)} jobs could not be deleted or put back whole: {named}",
-                advice,
+            next_run = time_with_distance(status.next_run_at, self._now)
+            yield _ok(f"The daemon is running. The next run is on {next_run}.")
+        if status.config_error:
+            yield _problem(
+                f"The daemon rejected its new configuration: {status.config_error}",
+                "Fix the file; `check` shows the errors. The previous configuration is still in effect.",
             )
 
-    def delivery(self) -> Iterator[Finding]:
-        """Do the notifiers reach whom they tell?"""
-        told = delivery_stats(self._database) if self._has_ledger else {}
-        silent = {
-            name: tally
-            for name, tally in told.items()
-            if tally.last_error_at is not None
-            and (tally.last_delivered_at is None or tally.last_error_at > tally.last_delivered_at)
+    def check_locks(self) -> Iterator[Result]:
+        """Name the run that holds the lock."""
+        run = self._database.holder("run")
+        yield _ok("No run holds the lock." if run is None else f"A run is in progress: {run}.")
+
+    def check_runs(self) -> Iterator[Result]:
+        """Check how the last run ended and which jobs it left incomplete."""
+        runs = self._ledger.runs(1) if self._has_ledger else []
+        if not runs:
+            yield _warning("There are no runs yet.", "eemtcleanupd clean --dry-run")
+            return
+        (run,) = runs
+        started = time_with_distance(run.started_at, self._now)
+        if run.outcome == Outcome.FAILED:
+            yield _problem(f"The last run, on {started}, failed: {run.error}")
+        elif self._now - run.started_at > _MAX_RUN_AGE:
+            yield _warning(f"The last run was on {started}.", "Check the schedule above.")
+        else:
+            yield _ok(f"The last run was on {started}: {run.outcome or 'not finished'}.")
+        if failed := [intent for intent in self._ledger.open_intents() if intent.error]:
+            jobs = "; ".join(
+                f"{printable(intent.job_id)}: {printable(intent.error or '')}"
+                for intent in failed[:_MAX_NAMES]
+            )
+            yield _problem(
+                f"{len(failed)} jobs could not be deleted or restored completely: {jobs}",
+                "Remove the cause. Every run tries these jobs again.",
+            )
+
+    def check_delivery(self) -> Iterator[Result]:
+        """Check that every notifier delivered its last message."""
+        stats_by_name = delivery_stats(self._database) if self._has_ledger else {}
+        failing = {
+            name: stats
+            for name, stats in stats_by_name.items()
+            if stats.last_error_at is not None
+            and (stats.last_delivered_at is None or stats.last_error_at > stats.last_delivered_at)
         }
-        for name, tally in silent.items():
-            words = f"{name} does not get through ({tally.waiting} messages wait): {tally.last_error}"
-            yield Finding(
-                "delivery", FindingLevel.PROBLEM, words, f"mend its settings; try: notify-test {name}"
+        for name, stats in failing.items():
+            yield _problem(
+                f"Notifier {name} fails ({stats.waiting} messages waiting): {stats.last_error}",
+                f"Fix its settings. Then test them: eemtcleanupd notify-test {name}",
             )
-        waiting = sum(tally.waiting for tally in told.values())
-        if waiting and not silent and not self._running:
-            yield Finding(
-                "delivery",
-                FindingLevel.WARNING,
-                f"{waiting} messages wait",
-                "the daemon or the next run sends them",
-            )
-        elif not silent:
-            yield Finding(
-                "delivery",
-                FindingLevel.OK,
-                "every notifier got through the last time, or had nothing to tell",
-            )
+        if failing:
+            return
+        waiting = sum(stats.waiting for stats in stats_by_name.values())
+        if waiting and not self._has_daemon:
+            advice = "The daemon or the next run sends them."
+            yield _warning(f"{waiting} messages are waiting.", advice)
+        else:
+            yield _ok("Every notifier delivered its last message, or had none to deliver.")
 
-    def backups(self) -> Iterator[Finding]:
-        """Can backups be written, where they are asked for?"""
+    def check_backups(self) -> Iterator[Result]:
+        """Check that backups can be written, if they are enabled."""
         settings = self._config.backup
         if not settings.enabled:
             return
-        folder = BackupFolder(settings.path)
-        if not settings.path.exists():
-            yield Finding("backup", FindingLevel.OK, f"{settings.path} is made by the first run")
+        path = settings.path
+        if not path.exists():
+            yield _ok(f"{path} does not exist yet. The first run creates it.")
             return
+        folder = BackupFolder(path)
         try:
-            folder.require_safe(settings.path)
-            number = len(folder.all())
+            folder.require_safe(path)
+            count = len(folder.all())
         except BackupError as error:
-            yield Finding("backup", FindingLevel.PROBLEM, str(error), f"chown and chmod 700 {settings.path}")
+            yield _problem(str(error), f"chown and chmod 700 {path}")
             return
-        if not os.access(settings.path, os.W_OK | os.X_OK):
-            words = f"{settings.path} may not be written by user {os.geteuid()}"
-            yield Finding("backup", FindingLevel.PROBLEM, words, f"chown {os.geteuid()} {settings.path}")
+        if not os.access(path, os.W_OK | os.X_OK):
+            uid = os.geteuid()
+            yield _problem(f"{path} is not writable for user {uid}.", f"chown {uid} {path}")
             return
-        yield Finding(
-            "backup", FindingLevel.OK, f"{number} backups in {settings.path} (`backup verify` reads them)"
+        yield _ok(f"{path} contains {count} backups. Verify them with `backup verify`.")
+
+
+def _check_permissions(root: Root) -> Result:
+    folder, uid = f"{root.name} at {root.path}", os.geteuid()
+    if os.fstatvfs(root.fd).f_flag & os.ST_RDONLY:
+        advice = f"mount -o remount,rw {root.path}"
+        return _problem(f"{folder} is mounted read-only.", advice)
+    if not os.access(root.path, os.R_OK | os.W_OK | os.X_OK):
+        return _problem(
+            f"{folder} is not writable for user {uid}.",
+            f"Change its owner (chown), or run cleanup as user {os.fstat(root.fd).st_uid}.",
         )
+    if undeletable := _undeletable_folders(root) if uid != 0 else []:
+        return _problem(
+            f"User {uid} cannot empty {len(undeletable)} folders of {folder}: {_names(undeletable)}.",
+            f"chown -R {uid} {root.path}, or run cleanup as their owner.",
+        )
+    if _is_foreign_trash(root):
+        trash = root.path / TRASH_NAME
+        return _problem(
+            f"{trash} belongs to another user or is writable by others. User {uid} cannot use it. "
+            "Was cleanup run as another user?",
+            f"chown -R {uid} {trash}; chmod 700 {trash}; or run cleanup as its owner.",
+        )
+    return _ok(f"{folder} is the expected folder and is writable.")
 
 
 def _is_foreign_trash(root: Root) -> bool:
-    """Tell whether a run of this user would refuse the trash of a root."""
+    """Return whether a run of this user would refuse the trash of a root."""
     try:
         status = os.stat(TRASH_NAME, dir_fd=root.fd, follow_symlinks=False)
     except FileNotFoundError:
         return False
-    is_ours = status.st_uid in {os.geteuid(), 0} and not status.st_mode & 0o022
-    return not is_ours or not os.access(TRASH_NAME, os.R_OK | os.W_OK | os.X_OK, dir_fd=root.fd)
+    is_own = status.st_uid in {os.geteuid(), 0} and not status.st_mode & 0o022
+    return not is_own or not os.access(TRASH_NAME, os.R_OK | os.W_OK | os.X_OK, dir_fd=root.fd)
 
 
-def _nearest(path: Path) -> Path:
-    """Return a path, or the nearest folder above it that is there."""
+def _nearest_existing(path: Path) -> Path:
+    """Return a path, or its nearest parent that exists."""
     return next(place for place in (path, *path.parents) if os.path.lexists(place))
 
 
-def _not_ours(root: Root) -> list[str]:
-    """Return entries of a root whose contents its user may not delete."""
+def _undeletable_folders(root: Root) -> list[str]:
+    """Return the names of folders in a root whose contents this user cannot delete."""
     with os.scandir(root.fd) as entries:
         return [
             entry.name
-            for entry in itertools.islice(entries, _LOOKED_AT)
+            for entry in itertools.islice(entries, _MAX_ENTRIES)
             if entry.name != TRASH_NAME
             and entry.is_dir(follow_symlinks=False)
             and not os.access(entry.name, os.W_OK | os.X_OK, dir_fd=root.fd)
         ]
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(printable(name) for name in itertools.islice(names, _MAX_NAMES))
