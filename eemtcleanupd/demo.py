@@ -1,8 +1,8 @@
-"""A demo job store: several hundred jobs of every kind, to try a cleanup on.
+"""Create a demo job store with several hundred jobs of every kind, for trying out a cleanup.
 
-Table, folders and forms of time are those of the EEMT web interface.  Besides ordinary jobs there is what
-makes a cleanup hard: uploads that live jobs share, hard links between results, a symlink out of the store,
-rows whose names point out of it, orphans, an undated job, a status nobody knows.
+The table, the folders and the time formats are those of the EEMT web interface.  The store also contains
+difficult cases: uploads shared with live jobs, hard links between results, a symlink and row names that point
+out of the store, orphans, an undated job, and an unknown status.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from eemtcleanupd.store.timestamps import local_timestamp, utc_timestamp
 
 MIN_JOBS = 40
 CANARY = "canary/keep-me.txt"
-"""A file outside all roots that rows and links point at; it must outlive every run."""
+"""A file outside all roots that rows and links point to; no run may delete it."""
 
-# Character by character what the web interface creates.
+# The exact statement of the web interface.
 SCHEMA = """CREATE TABLE jobs (
             id TEXT PRIMARY KEY,
             workflow_type TEXT NOT NULL,
@@ -42,7 +42,7 @@ SCHEMA = """CREATE TABLE jobs (
         )"""
 
 _CONFIG = """\
-# A demo job store: throw it away when you are done.  Paths are relative to this file.
+# A demo job store; delete it when you are done.  Paths are relative to this file.
 retention:
   successful_jobs:
     hours: 168  # 7 days
@@ -51,7 +51,7 @@ retention:
   failed_jobs:
     hours: 12
     keep_metadata: true
-    keep_error_logs: true  # *.log, *.err and *.out move to logs/jobs/<id>/ before the rest goes
+    keep_error_logs: true  # *.log, *.err and *.out are moved to logs/jobs/<id>/ before deletion
 
 paths:
   database: ./jobs.db
@@ -80,9 +80,9 @@ _NOISE_BYTES = 4 * _KIB * _KIB
 
 @dataclass(frozen=True, slots=True)
 class DemoSummary:
-    """What was built: jobs by status, files below the folder, and the sum of their sizes in bytes.
+    """The contents of a demo: jobs by status, number of files, and the sum of their sizes in bytes.
 
-    A file with two hard links counts once.
+    A file with several hard links counts once.
     """
 
     directory: Path
@@ -108,32 +108,32 @@ class _Row:
 
 
 def build(directory: Path, *, jobs: int, seed: int, now: datetime) -> DemoSummary:
-    """Build a demo job store; the same arguments give the same store, byte for byte.
+    """Create a demo job store; equal arguments give equal stores, byte for byte.
 
     Args:
-        directory: where; absent or an empty folder.
-        jobs: rows of table ``jobs``, at least ``MIN_JOBS``; some twenty files each.
-        seed: of everything that varies.
-        now: aware; the jobs ended minutes to four months before it.
+        directory: the folder of the store; it must be empty or not exist.
+        jobs: number of jobs, at least ``MIN_JOBS``; a job has about twenty files.
+        seed: seed of the random contents.
+        now: the present time, aware; jobs ended minutes to four months before it.
 
     Raises:
-        ConfigError: the folder holds something, or cannot be made; nothing was touched.
-        ValueError: fewer jobs than ``MIN_JOBS``.
+        ConfigError: the folder is not empty, or cannot be created; nothing was changed.
+        ValueError: ``jobs`` is less than ``MIN_JOBS``.
     """
     if jobs < MIN_JOBS:
-        raise ValueError(f"a demo has at least {MIN_JOBS} jobs, not {jobs}")
+        raise ValueError(f"A demo needs at least {MIN_JOBS} jobs, not {jobs}.")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         occupied = any(directory.iterdir())
     except OSError as error:
-        raise ConfigError(f"{directory} cannot be used for a demo ({error.strerror})") from error
+        raise ConfigError(f"{directory} cannot be used for a demo: {error.strerror}.") from error
     if occupied:
-        raise ConfigError(f"{directory} is not empty; a demo is built in a new or an empty folder")
+        raise ConfigError(f"{directory} is not empty. Choose a new or an empty folder.")
 
-    rng = random.Random(seed)  # noqa: S311  (a demo's variety, no secret)
+    rng = random.Random(seed)  # noqa: S311  (not used for secrets)
     rows = _rows(rng, jobs, now)
     files = _Files(directory, rng)
-    files.text(CANARY, "This file is outside the job store. No cleanup may ever remove it.\n")
+    files.text(CANARY, "This file is outside the job store. No cleanup may delete it.\n")
     files.text("cleanup_config.yaml", _CONFIG)
     for name in ("uploads", "results", "temp", "logs"):
         (directory / name).mkdir()
@@ -142,7 +142,7 @@ def build(directory: Path, *, jobs: int, seed: int, now: datetime) -> DemoSummar
             _write_job(files, rng, row)
     for upload in dict.fromkeys(row.dem_filename for row in rows if "/" not in row.dem_filename):
         files.noise(f"uploads/{upload}", rng.randint(64, 1536) * _KIB)
-    _write_oddities(files, rng, rows)
+    _write_difficult_cases(files, rng, rows)
     _write_database(directory / "jobs.db", rows)
     return DemoSummary(
         directory=directory,
@@ -162,7 +162,7 @@ class _Files:
         self._noise = memoryview(rng.randbytes(_NOISE_BYTES))
 
     def noise(self, name: str, size_bytes: int) -> None:
-        """Write a file of real blocks, as incompressible as a raster."""
+        """Write a file of random bytes, which are as incompressible as a raster."""
         self._write(name, self._noise[:size_bytes])
 
     def text(self, name: str, text: str) -> None:
@@ -189,7 +189,7 @@ def _rows(rng: random.Random, jobs: int, now: datetime) -> list[_Row]:
         _row(rng, _STATUSES[number % len(_STATUSES)], _age_days(rng), rng.choice(uploads), now)
         for number in range(ordinary)
     ]
-    # The oldest job's upload is the input of a live one, whatever the seed.
+    # For every seed, the oldest job shares its upload with a running job.
     first_running = next(number for number, row in enumerate(rows) if row.status == "running")
     rows[first_running] = replace(rows[first_running], dem_filename=uploads[0])
     rows[0] = _row(rng, "completed", _OLDEST_DAYS, uploads[0], now)
@@ -203,7 +203,7 @@ def _rows(rng: random.Random, jobs: int, now: datetime) -> list[_Row]:
 
 
 def _age_days(rng: random.Random) -> float:
-    # The cube crowds the young: a third of all jobs ended within the last week, some minutes ago.
+    # The cube favours young jobs: a third of them ended within the last week, some minutes ago.
     return max(_OLDEST_DAYS * rng.random() ** 3, 3 / 1440)
 
 
@@ -237,7 +237,7 @@ def _uuid(rng: random.Random) -> str:
 
 
 def _write_job(files: _Files, rng: random.Random, row: _Row) -> None:
-    """Write what a job of this status leaves: results, a downloaded archive, logs, working files."""
+    """Write the files that a job of this status has: results, an archive, logs, working files."""
     results, temp = f"results/{row.id}", f"temp/{row.id}"
     match row.status:
         case "pending":
@@ -269,10 +269,11 @@ def _write_rasters(files: _Files, rng: random.Random, row: _Row, *, days: int) -
         files.noise(f"{results}/{name}", rng.randint(1, 24) * _KIB)
 
 
-def _write_oddities(files: _Files, rng: random.Random, rows: list[_Row]) -> None:
-    """Add what a careless cleanup would trip over; the oldest jobs carry it, so that it is due."""
-    ended = (row for row in rows if row.status == "completed" and row.completed_at)
-    completed = [row.id for row in ended if "/" not in row.id]
+def _write_difficult_cases(files: _Files, rng: random.Random, rows: list[_Row]) -> None:
+    """Add the difficult cases to the oldest jobs, which are expired."""
+    completed = [
+        row.id for row in rows if row.status == "completed" and row.completed_at and "/" not in row.id
+    ]
     oldest, second, newest = completed[0], completed[1], completed[-1]
     files.noise(f"results/{oldest}/global/shared_dem.tif", 512 * _KIB)
     files.hard_link(f"results/{second}/global/shared_dem.tif", f"results/{oldest}/global/shared_dem.tif")
@@ -282,9 +283,9 @@ def _write_oddities(files: _Files, rng: random.Random, rows: list[_Row]) -> None
     files.noise(os.fsdecode(b"results/%s/total_sun_\xff\xfe.tif" % oldest.encode()), 4 * _KIB)
     files.noise(f"results/{second}/eemt/EEMT_stack.tif", _NOISE_BYTES)
 
-    forgotten = _uuid(rng)
-    files.noise(f"results/{forgotten}/global/daily/total_sun_day_001.tif", 64 * _KIB)
-    files.noise(f"temp/{forgotten}/dem_projected.tif", 64 * _KIB)
+    orphan = _uuid(rng)
+    files.noise(f"results/{orphan}/global/daily/total_sun_day_001.tif", 64 * _KIB)
+    files.noise(f"temp/{orphan}/dem_projected.tif", 64 * _KIB)
     files.noise(f"uploads/{_uuid(rng)}_forgotten.tif", 256 * _KIB)
 
 
