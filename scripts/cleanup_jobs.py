@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Clean a job store once: ``eemtcleanupd clean`` under the name that existing crontabs call.
+"""Clean a job store once: runs ``eemtcleanupd clean`` for crontabs that call this script.
 
-Takes the same options.  Runs with the package that is installed for this interpreter, or from the checkout
-that this script lies in.
+The options are the same.  The script uses the package installed for this interpreter, or else the checkout
+that contains the script.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ try:
     from eemtcleanupd.cli.main import main
 except ImportError as error:
     sys.exit(
-        f"cleanup_jobs.py: {error.name} is missing for {sys.executable}; install the package for this "
-        f"interpreter (pip install eemtcleanupd), or call the one that has it"
+        f"cleanup_jobs.py: error: Module {error.name} is missing for {sys.executable}. Install the package "
+        "(pip install eemtcleanupd), or use the interpreter that has it."
     )
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Lets cron, or the user's systemd, clean a job store once a day: `eemtcleanupd clean`, without the daemon.
-[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # for who calls it by sh
+# Install a daily `eemtcleanupd clean` in cron or in the user's systemd, without the daemon.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # in case it was started with sh
 set -euo pipefail
 
 readonly MARKER='# eemt-cleanup: managed by setup_cleanup_cron.sh'
@@ -14,21 +14,21 @@ usage() {
   cat <<TEXT
 Usage: $ME install|status|remove|install-systemd|remove-systemd [OPTIONS]
 
-  install          put one line into your crontab, or change the one that is there
-  remove           take it out again; all other lines stay as they are
-  install-systemd  the same as a timer of your own systemd (systemctl --user)
-  remove-systemd   take the timer away again
-  status           show what is installed; exit code 1 when nothing is
+  install          add one line to your crontab, or change the existing one
+  remove           remove this line; all other lines are kept
+  install-systemd  install a timer in your systemd user instance (systemctl --user)
+  remove-systemd   remove the timer
+  status           show what is installed; exit with 1 if nothing is
 
 Options of install and install-systemd:
-  --schedule WHEN   five fields as in crontab(5), or @daily and the like
-                    (else EEMT_CLEANUP_SCHEDULE, else "0 2 * * *": daily at 2:00)
-  --directory DIR   the folder of the job store, where the web interface runs (else the current one)
-  --config FILE     configuration file (else EEMT_CLEANUP_CONFIG, else as always: see docs/configuration.md)
-  --python FILE     a Python that has eemtcleanupd (else it is looked for)
+  --schedule WHEN   five fields as in crontab(5), or a name such as @daily
+                    (default: EEMT_CLEANUP_SCHEDULE, or "0 2 * * *": daily at 2:00)
+  --directory DIR   folder of the job store, where the web interface runs (default: the current folder)
+  --config FILE     configuration file (default: EEMT_CLEANUP_CONFIG, or see docs/configuration.md)
+  --python FILE     Python interpreter that has eemtcleanupd (default: search for one)
 
-The EEMT_... variables that are set now and change what is cleaned become part of what is installed.
-What is to be installed is tried by a dry run first, and not installed when that fails.
+EEMT_... variables that are set now and affect the cleanup are included in the installed command.
+The command is tested with a dry run first. If the dry run fails, nothing is installed.
 TEXT
 }
 
@@ -37,9 +37,9 @@ die() {
   exit "${2:-2}"
 }
 
-# --- what is to be run ----------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------------
 
-# A command with as little environment as cron gives.
+# Run a command with a minimal environment like that of cron.
 as_cron() { env -i HOME="$HOME" LOGNAME="$(id -un)" PATH=/usr/bin:/bin SHELL=/bin/sh "$@"; }
 
 has_package() { as_cron "$1" "$here/cleanup_jobs.py" --help >/dev/null 2>&1; }
@@ -51,14 +51,14 @@ find_python() {
   for candidate in "$here/../.venv/bin/python" "${VIRTUAL_ENV:-/nonexistent}/bin/python" "$command" \
     "$(command -v python3 || true)"; do
     if [[ -x $candidate ]] && has_package "$candidate"; then
-      # Not resolved to its end: a venv's python is a link, and must be called by its own name.
+      # Keep the last link: the python of a venv is a link and must be called by its own name.
       printf '%s/%s' "$(cd -- "$(dirname -- "$candidate")" && pwd -P)" "${candidate##*/}"
       return
     fi
   done
 }
 
-# NAME=VALUE of the variables that change what is cleaned, each ended by a NUL.
+# Print NAME=VALUE of the variables that affect the cleanup, each ended by a NUL.
 variables() {
   "$python" - "$here/.." <<'PYTHON'
 import os
@@ -80,19 +80,19 @@ shell_quoted() {
   if [[ $1 =~ ^[A-Za-z0-9_./:=@+-]+$ ]]; then printf '%s' "$1"; else printf "'%s'" "${1//\'/"$quote"}"; fi
 }
 
-# Sets `directory`, `environment`, `program` and `command`, and tries them.
+# Set `directory`, `environment`, `program` and `command`, and test the command.
 prepare() {
-  directory=$(cd -- "$directory" 2>/dev/null && pwd -P) || die "--directory $directory: there is no such folder"
+  directory=$(cd -- "$directory" 2>/dev/null && pwd -P) || die "--directory $directory: The folder does not exist."
   if [[ -n $config ]]; then
-    [[ -r $config ]] || die "--config $config: it cannot be read"
+    [[ -r $config ]] || die "--config $config: The file cannot be read."
     config=$(readlink -f -- "$config")
   fi
-  [[ -r $here/cleanup_jobs.py ]] || die "cleanup_jobs.py is not beside this script in $here, where it belongs"
+  [[ -r $here/cleanup_jobs.py ]] || die "cleanup_jobs.py is missing in $here. Keep both scripts in the same folder."
   if [[ -z $python ]]; then
     python=$(find_python)
-    [[ -n $python ]] || die "no Python here has eemtcleanupd; install it, or name its Python with --python"
+    [[ -n $python ]] || die "No Python interpreter with eemtcleanupd was found. Install it, or give --python FILE."
   elif ! has_package "$python"; then
-    die "--python $python: it cannot import eemtcleanupd"
+    die "--python $python: This interpreter cannot import eemtcleanupd."
   else
     python=$(cd -- "$(dirname -- "$(command -v -- "$python")")" && pwd -P)/${python##*/}
   fi
@@ -102,22 +102,22 @@ prepare() {
   if [[ -n $config ]]; then program+=(--config "$config"); fi
   local part
   for part in "$directory" "${program[@]}" "${environment[@]}"; do
-    # crontab(5) has no way to write them that all crons understand.
-    if [[ $part == *[$'\n\r\\']* ]]; then die "a path or value with a backslash or a line end: $part"; fi
+    # No notation for these characters works in every cron.
+    if [[ $part == *[$'\n\r\\']* ]]; then die "A path or value must not contain a backslash or a newline: $part"; fi
   done
   command="cd $(shell_quoted "$directory") &&"
   for part in "${environment[@]}"; do command+=" ${part%%=*}=$(shell_quoted "${part#*=}")"; done
   for part in "${program[@]}"; do command+=" $(shell_quoted "$part")"; done
 
-  echo "Trying it by a dry run ..."
-  local shown
-  if ! shown=$(as_cron /bin/sh -c "$command --dry-run" 2>&1); then
-    printf '%s\n' "$shown" | tail -n 5 >&2
-    die "this would not run in $directory, so it is not installed (is that the job store? see --directory)" 3
+  echo "Testing the command with a dry run ..."
+  local output
+  if ! output=$(as_cron /bin/sh -c "$command --dry-run" 2>&1); then
+    printf '%s\n' "$output" | tail -n 5 >&2
+    die "The dry run in $directory failed, so nothing was installed. Is this the job store? See --directory." 3
   fi
-  printf '%s\n' "$shown" | tail -n 1
+  printf '%s\n' "$output" | tail -n 1
   if [[ ! -O $directory ]]; then
-    printf 'Mind: %s belongs to %s, and it would run as %s; better install it as the owner.\n' \
+    printf 'Warning: %s belongs to %s, but the cleanup would run as %s. Install it as the owner instead.\n' \
       "$directory" "$(stat -c %U -- "$directory")" "$(id -un)"
   fi
   mkdir -p -- "$directory/logs"
@@ -125,13 +125,13 @@ prepare() {
 
 # --- cron -----------------------------------------------------------------------------------------------
 
-# The crontab on stdout.  Only "there is none" counts as an empty one: in doubt nothing is written over it.
+# Read the crontab into a file.  Only a missing crontab counts as empty; after any other error nothing is written.
 read_crontab() {
   local error
-  command -v crontab >/dev/null || die "there is no program crontab; install cron, or use install-systemd"
+  command -v crontab >/dev/null || die "The program crontab was not found. Install cron, or use install-systemd."
   if ! error=$(LC_ALL=C crontab -l 2>&1 >"$scratch/crontab"); then
     [[ $error == *"no crontab for"* || $error == *"can't open"*"No such file"* ]] \
-      || die "crontab -l fails: $error" 3
+      || die "crontab -l failed: $error" 3
     : >"$scratch/crontab"
   fi
 }
@@ -142,7 +142,7 @@ others() { LC_ALL=C grep -a -v -e "$MARKER\$" "$1" || true; }
 write_crontab() {
   if cmp -s -- "$scratch/crontab" "$scratch/new"; then return; fi
   if [[ -s $scratch/new ]]; then
-    crontab - <"$scratch/new" || die "crontab refused it; your crontab is as it was" 3
+    crontab - <"$scratch/new" || die "crontab rejected the change. Your crontab was not changed." 3
   else
     crontab -r
   fi
@@ -151,29 +151,29 @@ write_crontab() {
 install_cron() {
   read_crontab
   [[ $schedule =~ ^(@[a-z]+|([0-9A-Za-z*,/-]+[[:blank:]]+){4}[0-9A-Za-z*,/-]+)$ ]] \
-    || die "--schedule '$schedule': wanted are five fields as in crontab(5), such as '0 2 * * *'"
+    || die "--schedule '$schedule': Use five fields as in crontab(5), such as '0 2 * * *'."
   prepare
   local line="$schedule ${command//%/\\%} >> logs/cleanup.log 2>&1 $MARKER" before
   before=$(managed "$scratch/crontab")
   { others "$scratch/crontab" && printf '%s\n' "$line"; } >"$scratch/new"
   if [[ $before == "$line" ]]; then
-    echo "It is in your crontab already:"
+    echo "Your crontab already contains this line:"
   else
     write_crontab
-    if [[ -n $before ]]; then printf 'Taken out of the crontab of %s:\n%s\n' "$(id -un)" "$before"; fi
-    echo "In the crontab of $(id -un) now:"
+    if [[ -n $before ]]; then printf 'Removed from the crontab of %s:\n%s\n' "$(id -un)" "$before"; fi
+    echo "Added to the crontab of $(id -un):"
   fi
   echo "$line"
   warn_of_other_lines
-  echo "What it does is in $directory/logs/cleanup.log."
+  echo "Runs are logged to $directory/logs/cleanup.log."
 }
 
-# The line that the EEMT project's script, or a person, put there.
+# Show lines of other origin that clean as well, such as those of the EEMT project's script.
 warn_of_other_lines() {
   local more
   more=$(others "$scratch/crontab" | grep -a -e '^[^#]*\(cleanup_jobs\.py\|eemtcleanupd\)' || true)
   if [[ -n $more ]]; then
-    printf 'These lines clean as well, and may not be needed any more (crontab -e):\n%s\n' "$more"
+    printf 'These lines also run a cleanup. Remove them with crontab -e if they are obsolete:\n%s\n' "$more"
   fi
 }
 
@@ -182,12 +182,12 @@ remove_cron() {
   local before
   before=$(managed "$scratch/crontab")
   if [[ -z $before ]]; then
-    echo "There is no line of ours in the crontab of $(id -un)."
+    echo "The crontab of $(id -un) has no line from this script."
     return
   fi
   others "$scratch/crontab" >"$scratch/new"
   write_crontab
-  printf 'Taken out of the crontab of %s:\n%s\n' "$(id -un)" "$before"
+  printf 'Removed from the crontab of %s:\n%s\n' "$(id -un)" "$before"
 }
 
 # --- the user's systemd ---------------------------------------------------------------------------------
@@ -196,14 +196,14 @@ readonly units=${XDG_CONFIG_HOME:-$HOME/.config}/systemd/user
 
 need_systemd() {
   local answer
-  command -v systemctl >/dev/null || die "there is no systemd on this machine; use install, for cron"
+  command -v systemctl >/dev/null || die "systemd was not found on this machine. Use install, for cron."
   answer=$(systemctl --user show-environment 2>&1 >/dev/null) && return
-  die "your systemd does not answer (${answer%%$'\n'*}).
-Log in as $(id -un) (su and sudo do not start it), or as root: loginctl enable-linger $(id -un), and then
-XDG_RUNTIME_DIR=/run/user/$(id -u) $ME ...; or use install, for cron" 3
+  die "Your systemd user instance does not respond (${answer%%$'\n'*}).
+Log in as $(id -un); su and sudo do not start the instance. Or run as root: loginctl enable-linger $(id -un),
+then XDG_RUNTIME_DIR=/run/user/$(id -u) $ME ... Or use install, for cron." 3
 }
 
-# The unit files as they are shipped: beside this script, or where they were installed.
+# Print the folder of the unit files: in the checkout of this script, or where they are installed.
 shipped_units() {
   local folder
   for folder in "$here/../packaging/systemd" /usr/local/lib/systemd/user /usr/lib/systemd/user; do
@@ -212,10 +212,10 @@ shipped_units() {
       return
     fi
   done
-  die "$UNIT.service and .timer are neither in packaging/systemd beside this script nor installed" 3
+  die "$UNIT.service and $UNIT.timer were not found, neither in packaging/systemd nor installed." 3
 }
 
-# One field of crontab(5) as systemd.time(7) has it; $2 is where its counting begins.
+# Convert one field of crontab(5) for systemd.time(7); $2 is the lowest value of the field.
 calendar_field() {
   local field=$1
   if [[ $field == '*' ]]; then printf '*'; return; fi
@@ -223,7 +223,7 @@ calendar_field() {
   printf '%s' "${field//-/..}"
 }
 
-# Days of the week: numbers become names, and Sunday, which cron puts first, is 0 and 7.
+# Convert days of the week to names; in cron, both 0 and 7 are Sunday.
 calendar_weekdays() {
   local names=(Sun Mon Tue Wed Thu Fri Sat Sun) days=() part first last day
   local -a parts
@@ -241,8 +241,8 @@ calendar_weekdays() {
   (IFS=,; printf '%s' "${days[*]}")
 }
 
-# The lines OnCalendar= that say the schedule.  Where it names days of the month and days of the week,
-# crontab(5) means either, systemd.time(7) both.
+# Print the OnCalendar= lines of the schedule.  If days of the month and days of the week are both given,
+# cron runs when either matches, but one systemd line only when both match; so print two lines.
 calendar() {
   local minute hour day month weekday extra time date week=''
   read -r minute hour day month weekday extra <<<"$schedule"
@@ -269,7 +269,7 @@ systemd_knows() {
   systemd-analyze calendar "${lines[@]}" >/dev/null 2>&1
 }
 
-# A word of a unit file (systemd.service(5), Command Lines).
+# Quote a word for a unit file (systemd.service(5), Command Lines).
 unit_quoted() {
   local text=${1//%/%%}
   printf '"%s"' "${text//\"/\\\"}"
@@ -280,20 +280,20 @@ install_systemd() {
   local source times part execute='' settings=''
   source=$(shipped_units)
   if ! times=$(calendar) || ! systemd_knows "$times"; then
-    die "--schedule '$schedule': a timer cannot say this; wanted are five fields, such as '0 2 * * *'"
+    die "--schedule '$schedule': A timer cannot express this. Use five fields, such as '0 2 * * *'."
   fi
   prepare
   for part in "${program[@]}"; do execute+=" $(unit_quoted "$part")"; done
   for part in "${environment[@]}"; do settings+="Environment=$(unit_quoted "$part")"$'\n'; done
 
-  # The colon: dollar signs are just dollar signs.
+  # The colon turns off the expansion of dollar signs.
   fill "$source/$UNIT.service" "${settings}WorkingDirectory=${directory//%/%%}"$'\n'"ExecStart=:${execute# }" \
     '^(WorkingDirectory|ExecStart)=' >"$scratch/$UNIT.service"
   fill "$source/$UNIT.timer" "$times" '^OnCalendar=' >"$scratch/$UNIT.timer"
   mkdir -p -- "$units"
   local file
   for file in "$UNIT.service" "$UNIT.timer"; do
-    if cmp -s -- "$scratch/$file" "$units/$file"; then echo "$units/$file is as it should be"; continue; fi
+    if cmp -s -- "$scratch/$file" "$units/$file"; then echo "$units/$file is up to date"; continue; fi
     cp -- "$scratch/$file" "$units/$file"
     echo "Wrote $units/$file"
   done
@@ -302,30 +302,30 @@ install_systemd() {
   systemctl --user restart "$UNIT.timer"
   systemctl --user list-timers --no-pager "$UNIT.timer" | sed -n '1,2p'
   if [[ $(loginctl show-user "$(id -un)" --property=Linger --value 2>/dev/null) != yes ]]; then
-    echo "It runs only while you are logged in; for always, as root: loginctl enable-linger $(id -un)"
+    echo "The timer runs only while you are logged in. To run it always, as root: loginctl enable-linger $(id -un)"
   fi
 }
 
-# A shipped unit file with its own lines in place of those that match, and none of its head's advice.
+# Print a unit file without its leading comments; the given lines replace those that match the pattern.
 fill() {
   printf '%s\n' "$MARKER"
   REPLACEMENT=$2 PATTERN=$3 awk '
-    !begun && !/^\[/ { next }
-    { begun = 1 }
+    !started && !/^\[/ { next }
+    { started = 1 }
     $0 ~ ENVIRON["PATTERN"] { if (!done) print ENVIRON["REPLACEMENT"]; done = 1; next }
     { print }' "$1"
 }
 
 remove_systemd() {
   if [[ ! -e $units/$UNIT.timer && ! -e $units/$UNIT.service ]]; then
-    echo "There is no timer of ours in $units."
+    echo "There is no timer from this script in $units."
     return
   fi
   need_systemd
   systemctl --user disable --quiet --now "$UNIT.timer"
   rm -f -- "$units/$UNIT.timer" "$units/$UNIT.service"
   systemctl --user daemon-reload
-  echo "Took $UNIT.timer and $UNIT.service out of $units"
+  echo "Removed $UNIT.timer and $UNIT.service from $units"
 }
 
 # --- both -----------------------------------------------------------------------------------------------
@@ -339,7 +339,7 @@ show_status() {
   if [[ -n $line ]]; then
     printf 'cron: installed for %s\n%s\n' "$(id -un)" "$line"
     if command -v pgrep >/dev/null && ! pgrep -x 'cron|crond' >/dev/null; then
-      echo "cron: but no cron daemon runs here (systemctl enable --now cron)"
+      echo "cron: no cron daemon is running; start it with systemctl enable --now cron"
     fi
     found=0
   else
@@ -355,14 +355,14 @@ show_status() {
   return "$found"
 }
 
-if [[ ${BASH_SOURCE[0]} != "$0" ]]; then return 0; fi  # read for its functions only
+if [[ ${BASH_SOURCE[0]} != "$0" ]]; then return 0; fi  # sourced for its functions only
 
 action=${1:-}
 case $action in
   install | status | remove | install-systemd | remove-systemd) shift ;;
   -h | --help | help) usage; exit 0 ;;
   '') usage >&2; exit 2 ;;
-  *) die "there is no '$action'; wanted is install, status, remove, install-systemd or remove-systemd" ;;
+  *) die "Unknown action '$action'. Use install, status, remove, install-systemd or remove-systemd." ;;
 esac
 
 schedule=${EEMT_CLEANUP_SCHEDULE:-0 2 * * *}
@@ -373,15 +373,15 @@ while (($#)); do
   case $1 in
     -h | --help) usage; exit 0 ;;
     --schedule | --directory | --config | --python)
-      [[ $action == install* ]] || die "$1 is an option of install and install-systemd"
-      [[ -n ${2:-} ]] || die "$1 needs a value"
+      [[ $action == install* ]] || die "$1 is only an option of install and install-systemd."
+      [[ -n ${2:-} ]] || die "$1 needs a value."
       declare "${1#--}=$2"
       shift 2
       ;;
-    *) die "there is no option '$1'; --help shows all" ;;
+    *) die "Unknown option '$1'. See --help." ;;
   esac
 done
-# A compose file that says - EEMT_CLEANUP_SCHEDULE="0 2 * * *" hands the quotes along.
+# A compose file with - EEMT_CLEANUP_SCHEDULE="0 2 * * *" passes the quotes as part of the value.
 schedule=${schedule#[\"\']} schedule=${schedule%[\"\']}
 
 scratch=$(mktemp -d)
