@@ -1,4 +1,4 @@
-"""The demo job store: real in form, hard in content, the same for the same seed."""
+"""The demo job store: structure, difficult contents, reproducibility."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def ended(row: sqlite3.Row) -> datetime:
 
 
 def fingerprint(store: Path) -> dict[str, str]:
-    """Every entry of a store by name, with its content or the target of the link."""
+    """Return every entry of a store with a hash of its content or the target of its link."""
     return {
         str(path.relative_to(store)): (
             str(path.readlink())
@@ -54,11 +54,11 @@ def fingerprint(store: Path) -> dict[str, str]:
     }
 
 
-def test_its_table_is_the_one_that_the_web_interface_creates(built: DemoSummary) -> None:
+def test_the_table_equals_that_of_the_web_interface(built: DemoSummary) -> None:
     assert schema(built.directory) == schema(SAMPLE)
 
 
-def test_its_times_have_the_two_forms_of_the_web_interface(built: DemoSummary) -> None:
+def test_times_have_the_two_formats_of_the_web_interface(built: DemoSummary) -> None:
     for row in rows(built.directory):
         created = datetime.strptime(row["created_at"], "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
         for name in ("started_at", "completed_at"):
@@ -68,7 +68,7 @@ def test_its_times_have_the_two_forms_of_the_web_interface(built: DemoSummary) -
                 assert created <= moment.astimezone(UTC) <= NOW
 
 
-def test_it_has_jobs_of_every_status_from_minutes_to_months_old(built: DemoSummary) -> None:
+def test_jobs_have_every_status_and_ages_from_minutes_to_months(built: DemoSummary) -> None:
     assert set(built.jobs) == {"completed", "failed", "cancelled", "pending", "running", "archived"}
     ages = [NOW - ended(row) for row in rows(built.directory) if row["completed_at"]]
     assert min(ages) < timedelta(hours=1)
@@ -79,14 +79,14 @@ def test_it_has_jobs_of_every_status_from_minutes_to_months_old(built: DemoSumma
     assert len(undated) == 1
 
 
-def test_the_summary_counts_what_is_there(built: DemoSummary) -> None:
+def test_the_summary_counts_all_files_and_jobs(built: DemoSummary) -> None:
     files = [path for path in built.directory.rglob("*") if path.is_file() and not path.is_symlink()]
     inodes = {path.stat().st_ino: path.stat().st_size for path in files}
     assert (built.files, built.size_bytes) == (len(inodes), sum(inodes.values()))
     assert sum(built.jobs.values()) == len(rows(built.directory)) == 120
 
 
-def test_its_configuration_is_valid_and_names_its_own_folders(built: DemoSummary, tmp_path: Path) -> None:
+def test_the_configuration_is_valid_and_names_the_demo_folders(built: DemoSummary, tmp_path: Path) -> None:
     loaded = load(built.directory / "cleanup_config.yaml", environ={}, options={}, cwd=tmp_path)
     assert loaded.warnings == ()
     paths = loaded.config.paths
@@ -103,19 +103,19 @@ def test_an_expired_job_and_a_running_one_share_an_upload(built: DemoSummary) ->
     assert all((built.directory / "uploads" / name).is_file() for name in shared)
 
 
-def test_hard_links_join_results_of_expired_jobs_and_of_an_expired_with_a_young_one(
+def test_hard_links_connect_two_expired_jobs_and_an_expired_with_a_young_job(
     built: DemoSummary,
 ) -> None:
-    due = {row["id"]: ended(row) < WEEK_AGO for row in rows(built.directory) if row["completed_at"]}
+    expired = {row["id"]: ended(row) < WEEK_AGO for row in rows(built.directory) if row["completed_at"]}
     owners: dict[int, list[bool]] = {}
     for path in (built.directory / "results").rglob("*.tif"):
         if path.stat().st_nlink > 1:
             job = path.relative_to(built.directory / "results").parts[0]
-            owners.setdefault(path.stat().st_ino, []).append(due[job])
+            owners.setdefault(path.stat().st_ino, []).append(expired[job])
     assert sorted(map(sorted, owners.values())) == [[False, True], [True, True]]
 
 
-def test_expired_rows_and_a_link_point_at_the_canary_outside_the_roots(built: DemoSummary) -> None:
+def test_expired_rows_and_a_link_point_to_the_canary_outside_the_roots(built: DemoSummary) -> None:
     expired = [row for row in rows(built.directory) if row["completed_at"] and ended(row) < WEEK_AGO]
     assert "../canary" in {row["id"] for row in expired}
     assert f"../{CANARY}" in {row["dem_filename"] for row in expired}
@@ -124,7 +124,7 @@ def test_expired_rows_and_a_link_point_at_the_canary_outside_the_roots(built: De
     assert links[0].relative_to(built.directory / "results").parts[0] in {row["id"] for row in expired}
 
 
-def test_each_root_holds_something_that_no_row_names(built: DemoSummary) -> None:
+def test_each_root_contains_an_orphan(built: DemoSummary) -> None:
     ids = {row["id"] for row in rows(built.directory)}
     uploads = {row["dem_filename"] for row in rows(built.directory)}
     known = {"results": ids | {f"{i}_results.zip" for i in ids}, "temp": ids, "uploads": uploads}
@@ -132,7 +132,7 @@ def test_each_root_holds_something_that_no_row_names(built: DemoSummary) -> None
         assert len({path.name for path in (built.directory / root).iterdir()} - names) == 1
 
 
-def test_failed_jobs_leave_logs_and_working_files_and_one_name_is_not_utf8(built: DemoSummary) -> None:
+def test_failed_jobs_have_logs_and_working_files_and_one_name_is_not_utf8(built: DemoSummary) -> None:
     failed = {row["id"] for row in rows(built.directory) if row["status"] == "failed"}
     logs = {path.parts[-2] for path in (built.directory / "results").glob("*/*.log")}
     assert logs & failed
@@ -143,7 +143,7 @@ def test_failed_jobs_leave_logs_and_working_files_and_one_name_is_not_utf8(built
     )
 
 
-def test_the_same_seed_builds_the_same_store_and_another_one_another(tmp_path: Path) -> None:
+def test_equal_seeds_create_equal_stores(tmp_path: Path) -> None:
     first, again, other = tmp_path / "first", tmp_path / "again", tmp_path / "other"
     for directory, seed in ((first, 1), (again, 1), (other, 2)):
         build(directory, jobs=MIN_JOBS, seed=seed, now=NOW)
@@ -151,8 +151,8 @@ def test_the_same_seed_builds_the_same_store_and_another_one_another(tmp_path: P
     assert fingerprint(first)["jobs.db"] != fingerprint(other)["jobs.db"]
 
 
-@pytest.mark.parametrize("occupant", ["", "mine.txt"], ids=["a file", "a folder with something in it"])
-def test_a_place_that_is_taken_is_refused_and_left_alone(tmp_path: Path, occupant: str) -> None:
+@pytest.mark.parametrize("occupant", ["", "mine.txt"], ids=["a file", "a folder with a file"])
+def test_an_occupied_path_is_refused_and_not_changed(tmp_path: Path, occupant: str) -> None:
     place = tmp_path / "place"
     (place / occupant).parent.mkdir(exist_ok=True)
     (place / occupant).write_text("mine")

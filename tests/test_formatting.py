@@ -1,4 +1,4 @@
-"""Sizes, ages and names in words."""
+"""Format and parse sizes, ages and untrusted names."""
 
 from datetime import timedelta
 
@@ -11,7 +11,7 @@ GB = 1024**3
 
 
 @pytest.mark.parametrize(
-    ("size", "words", "fixed"),
+    ("size", "text", "fixed"),
     [
         (0, "0 B", "0 B"),
         (1, "1 B", "1 B"),
@@ -23,21 +23,21 @@ GB = 1024**3
         (2 * 1024**4, "2 TB", "2.0 TB"),
     ],
 )
-def test_a_size_is_written_as_the_document_writes_it(size: int, words: str, fixed: str) -> None:
-    assert (human_size(size), human_size(size, fixed=True)) == (words, fixed)
+def test_a_size_is_formatted_in_powers_of_1024(size: int, text: str, fixed: str) -> None:
+    assert (human_size(size), human_size(size, fixed=True)) == (text, fixed)
 
 
 @pytest.mark.parametrize(
     ("text", "size"),
     [("10G", 10 * GB), ("1.5 GiB", 3 * GB // 2), ("500 MB", 500 * 1024**2), ("7", 7), ("2k", 2048), ("0", 0)],
 )
-def test_a_size_is_read_in_powers_of_1024(text: str, size: int) -> None:
+def test_a_size_is_parsed_in_powers_of_1024(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "G", "-1G", "ten", "10X", "1e3", "10 G B", "inf"])
-def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(ValueError, match="write for example 10G"):
+def test_an_invalid_size_is_an_error_with_an_example(text: str) -> None:
+    with pytest.raises(ValueError, match="10G"):
         parse_size(text)
 
 
@@ -50,19 +50,19 @@ def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
         (timedelta(hours=23.9), "23.9 hours", "23 hours"),
     ],
 )
-def test_an_age_is_written_in_days_or_hours(age: timedelta, precise: str, rough: str) -> None:
+def test_an_age_is_formatted_in_days_or_hours(age: timedelta, precise: str, rough: str) -> None:
     assert (human_age(age), human_age(age, precise=False)) == (precise, rough)
 
 
 @given(st.text(st.characters(codec=None, categories=["Cc", "Cs", "Zl", "Zp", "Cf", "L"])))
-def test_a_foreign_name_never_breaks_out_of_its_line(name: str) -> None:
+def test_an_untrusted_name_stays_on_its_line(name: str) -> None:
     line = printable(name)
     assert len(line.splitlines()) <= 1
     assert "\x1b" not in line
     line.encode("utf-8")
 
 
-def test_different_names_stay_different_and_bytes_are_shown() -> None:
+def test_different_names_stay_different_and_bytes_are_escaped() -> None:
     assert printable("a\nb") == "a\\x0ab"
     assert printable("a\\x0ab") != printable("a\nb")
     assert printable("caf\udce9") == "caf\\xe9"

@@ -1,4 +1,4 @@
-"""The scripts that existing crontabs call."""
+"""The scripts that crontabs call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.conftest import Aged
 SCRIPT = Path(__file__).parents[1] / "scripts/cleanup_jobs.py"
 
 
-def test_cleanup_jobs_takes_the_documents_options(sample_store: Path, aged: Aged) -> None:
+def test_cleanup_jobs_accepts_the_documented_options(sample_store: Path, aged: Aged) -> None:
     store = aged(sample_store, 10)
     arguments = [
         "--db-path", f"{store}/jobs.db", "--uploads-dir", f"{store}/uploads", "--results-dir",
@@ -32,12 +32,12 @@ def test_cleanup_jobs_takes_the_documents_options(sample_store: Path, aged: Aged
         assert done.stdout.splitlines()[-1] == last
 
 
-def test_without_the_package_it_says_what_to_do(tmp_path: Path) -> None:
-    lonely = tmp_path / "cleanup_jobs.py"
-    lonely.write_bytes(SCRIPT.read_bytes())
+def test_without_the_package_the_script_exits_with_advice(tmp_path: Path) -> None:
+    script = tmp_path / "cleanup_jobs.py"
+    script.write_bytes(SCRIPT.read_bytes())
     done = subprocess.run(
-        [sys.executable, "-I", "-S", str(lonely)], capture_output=True, text=True, check=False
+        [sys.executable, "-I", "-S", str(script)], capture_output=True, text=True, check=False
     )
     assert done.returncode != 0
-    assert "install the package for this interpreter" in done.stderr
+    assert "pip install eemtcleanupd" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,6 +1,6 @@
-"""scripts/setup_cleanup_cron.sh: what it does with a crontab, and what it refuses.
+"""scripts/setup_cleanup_cron.sh: changes of the crontab, and refused input.
 
-The crontab program here is a stand-in that keeps one file; tests/system/test_schedulers.py has the real one.
+The crontab program here is a fake that keeps one file; tests/system/test_schedulers.py uses the real one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.conftest import Aged
 
 SCRIPT = Path(__file__).parents[1] / "scripts/setup_cleanup_cron.sh"
 MARKER = "# eemt-cleanup: managed by setup_cleanup_cron.sh"
-# As Debian's: `-l` fails where there is none, `-` takes only whole lines.
+# Like Debian's: `-l` fails without a crontab, and `-` accepts only complete lines.
 CRONTAB = """#!/bin/sh
 case $1 in
   -l) [ -z "$CRONTAB_FAILS" ] || { echo "$CRONTAB_FAILS" >&2; exit 1; }
@@ -38,14 +38,14 @@ Setup = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def store(sample_store: Path, aged: Aged) -> Path:
-    """A job store whose path needs quotes in the shell, and a backslash in a crontab."""
+    """A job store whose path needs quotes in the shell and a backslash in a crontab."""
     place = sample_store.with_name("it's 100% EEMT & more")
     return aged(sample_store, 10).rename(place)
 
 
 @pytest.fixture
 def setup(tmp_path: Path, store: Path) -> Setup:
-    """Run the script in the store, with a crontab of its own."""
+    """Run the script in the store with a fake crontab."""
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "crontab").write_text(CRONTAB)
@@ -74,7 +74,7 @@ def setup(tmp_path: Path, store: Path) -> Setup:
     return run
 
 
-def test_it_puts_one_line_there_that_cleans_and_takes_it_out_again(
+def test_install_adds_one_working_line_and_remove_deletes_it(
     tmp_path: Path, store: Path, setup: Setup
 ) -> None:
     crontab = tmp_path / "crontab"
@@ -88,7 +88,7 @@ def test_it_puts_one_line_there_that_cleans_and_takes_it_out_again(
     shown = setup("status")
     assert shown.returncode == 0
     assert first in shown.stdout
-    # What cron makes of it: the part after the five fields, without the backslashes (crontab(5)).
+    # cron runs the part after the five fields, without the backslashes (crontab(5)).
     assert "100\\%" in first
     command = first.split(maxsplit=5)[5].replace("\\%", "%")
     subprocess.run(["/bin/sh", "-c", command], env={"PATH": "/usr/bin:/bin"}, check=True, timeout=60)
@@ -101,7 +101,7 @@ def test_it_puts_one_line_there_that_cleans_and_takes_it_out_again(
     assert setup("remove").returncode == 0
 
 
-def test_it_may_be_called_by_a_link_by_sh_and_for_a_store_of_somebody_else(
+def test_the_script_works_through_a_link_with_sh_and_for_a_store_of_another_user(
     tmp_path: Path, store: Path, setup: Setup
 ) -> None:
     link = tmp_path / "bin/cron-setup"
@@ -117,34 +117,36 @@ def test_it_may_be_called_by_a_link_by_sh_and_for_a_store_of_somebody_else(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "it would run as" not in done.stdout
+    assert "owner" not in done.stdout
     assert str(SCRIPT.with_name("cleanup_jobs.py")) in (tmp_path / "crontab").read_text()
     if os.geteuid() == 0:
         os.chown(store, 4711, 4711)
-        assert "it would run as root; better install it as the owner" in setup("install").stdout
+        assert "owner" in setup("install").stdout
 
 
-def test_other_lines_stay_as_they_are_byte_for_byte(tmp_path: Path, setup: Setup) -> None:
+def test_other_crontab_lines_are_not_changed(tmp_path: Path, setup: Setup) -> None:
     crontab = tmp_path / "crontab"
-    crontab.write_bytes(FOREIGN)  # a comment like ours, bytes that are no UTF-8, no last line end
+    crontab.write_bytes(FOREIGN)  # a similar comment, bytes that are not UTF-8, no newline at the end
     setup("install", "--schedule", "*/5 1-3 * * mon,fri")
     assert crontab.read_bytes().startswith(FOREIGN + b"\n*/5 1-3 * * mon,fri cd ")
     changed = setup("install", EEMT_CLEANUP_SCHEDULE='"@daily"')
     assert crontab.read_bytes().startswith(FOREIGN + b"\n@daily cd ")
-    assert "Taken out of the crontab" in changed.stdout
+    assert "*/5 1-3 * * mon,fri cd " in changed.stdout
     assert crontab.read_bytes().count(MARKER.encode()) == 1
     setup("remove")
     assert crontab.read_bytes() == FOREIGN + b"\n"
 
 
-def test_it_tells_of_a_line_that_cleans_as_well(tmp_path: Path, setup: Setup) -> None:
+def test_install_shows_other_lines_that_clean(tmp_path: Path, setup: Setup) -> None:
     old = "0 2 * * * cd /eemt && /usr/bin/python3 scripts/cleanup_jobs.py >> logs/cleanup.log 2>&1\n"
     (tmp_path / "crontab").write_text(f"#{old}{old}")
     assert setup("install").stdout.count(old) == 1
 
 
-def test_what_is_set_now_is_part_of_what_is_installed(tmp_path: Path, store: Path, setup: Setup) -> None:
-    """A retention that cron does not know of would be the default, and delete what must stay."""
+def test_environment_variables_and_configuration_are_installed(
+    tmp_path: Path, store: Path, setup: Setup
+) -> None:
+    """Without the variables cron would use the default retention and delete data too early."""
     (store / "my config.yaml").write_text("performance: {batch_size: 7}\n")
     (store / "uploads").rename(store / "a 'b'")
     variables = {"EEMT_SUCCESS_RETENTION_HOURS": "336", "EEMT_UPLOADS_DIR": "a 'b'", "EEMT_WEB_SECRET": "x"}
@@ -157,28 +159,28 @@ def test_what_is_set_now_is_part_of_what_is_installed(tmp_path: Path, store: Pat
 
 
 @pytest.mark.parametrize(
-    ("arguments", "variables", "code", "words"),
+    ("arguments", "variables", "code", "noun"),
     [
-        (["install", "--schedule", "0 2 * *"], {}, 2, "--schedule '0 2 * *': wanted are five fields"),
-        (["install", "--schedule", "0 2 * * *\n* * * * * rm x"], {}, 2, "wanted are five fields"),
-        (["install", "--schedule"], {}, 2, "--schedule needs a value"),
-        (["install", "--directory", "nowhere"], {}, 2, "there is no such folder"),
-        (["install", "--directory", "/usr"], {}, 3, "this would not run in /usr"),
-        (["install", "--config", "none.yaml"], {}, 2, "--config none.yaml: it cannot be read"),
-        (["install", "--python", "/bin/true\\"], {}, 2, "it cannot import eemtcleanupd"),
-        (["install"], {"EEMT_UPLOADS_DIR": "a\nb"}, 2, "a backslash or a line end"),
+        (["install", "--schedule", "0 2 * *"], {}, 2, "--schedule '0 2 * *'"),
+        (["install", "--schedule", "0 2 * * *\n* * * * * rm x"], {}, 2, "--schedule"),
+        (["install", "--schedule"], {}, 2, "--schedule"),
+        (["install", "--directory", "nowhere"], {}, 2, "nowhere"),
+        (["install", "--directory", "/usr"], {}, 3, "/usr"),
+        (["install", "--config", "none.yaml"], {}, 2, "--config none.yaml"),
+        (["install", "--python", "/bin/true\\"], {}, 2, "--python /bin/true"),
+        (["install"], {"EEMT_UPLOADS_DIR": "a\nb"}, 2, "EEMT_UPLOADS_DIR"),
         (["install"], {"EEMT_FAILED_RETENTION_HOURS": "soon"}, 3, "EEMT_FAILED_RETENTION_HOURS"),
         (["install"], {"CRONTAB_FAILS": "You (alice) are not allowed"}, 3, "You (alice) are not allowed"),
-        (["install"], {"PATH": "NO_CRONTAB"}, 2, "there is no program crontab"),
-        (["install-systemd"], {"PATH": "NO_SYSTEMD"}, 2, "there is no systemd on this machine"),
-        (["install-systemd"], {}, 3, "your systemd does not answer"),
-        (["remove", "--schedule", "@daily"], {}, 2, "--schedule is an option of install"),
-        (["instal"], {}, 2, "there is no 'instal'"),
-        (["install", "--verbose"], {}, 2, "there is no option '--verbose'"),
+        (["install"], {"PATH": "NO_CRONTAB"}, 2, "crontab"),
+        (["install-systemd"], {"PATH": "NO_SYSTEMD"}, 2, "systemd"),
+        (["install-systemd"], {}, 3, "loginctl enable-linger"),
+        (["remove", "--schedule", "@daily"], {}, 2, "--schedule"),
+        (["instal"], {}, 2, "'instal'"),
+        (["install", "--verbose"], {}, 2, "'--verbose'"),
     ],
 )
-def test_what_would_not_work_is_refused_and_changes_nothing(
-    tmp_path: Path, setup: Setup, arguments: list[str], variables: dict[str, str], code: int, words: str
+def test_invalid_input_is_refused_and_changes_nothing(
+    tmp_path: Path, setup: Setup, arguments: list[str], variables: dict[str, str], code: int, noun: str
 ) -> None:
     crontab = tmp_path / "crontab"
     crontab.write_bytes(FOREIGN)
@@ -189,13 +191,13 @@ def test_what_would_not_work_is_refused_and_changes_nothing(
             (few / name).symlink_to(shutil.which(name) or name)
         variables = {"PATH": str(few)}
     done = setup(*arguments, **variables)
-    assert (done.returncode, words in done.stderr) == (code, True), done.stderr
+    assert (done.returncode, noun in done.stderr) == (code, True), done.stderr
     assert crontab.read_bytes() == FOREIGN
     assert not (tmp_path / ".config").exists()
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
-def test_the_linter_finds_nothing_in_our_scripts() -> None:
+def test_shellcheck_finds_no_problem() -> None:
     done = subprocess.run(
         ["shellcheck", SCRIPT, SCRIPT.parents[1] / ".ci/run"], capture_output=True, text=True, check=False
     )
@@ -211,7 +213,7 @@ def test_help_names_every_action_and_option() -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
-def test_a_timer_elapses_when_cron_would_run() -> None:
+def test_a_timer_elapses_at_the_times_of_the_cron_schedule() -> None:
     now = datetime(2026, 11, 25, 17, 3, tzinfo=UTC)
     expressions = [
         "0 2 * * *", "0 */6 * * *", "0 3 * * 0", "0 3 * * 7", "*/7 * * * *", "15,45 1-5/2 */2 1-6 1-5",
@@ -237,7 +239,7 @@ def test_a_timer_elapses_when_cron_would_run() -> None:
             for each in re.findall(r"(?:elapse|Iter\. #\d+|Iteration #\d+): \w{3} (\S+ \S+) UTC", shown)
         }
         names = {"@hourly": "0 * * * *", "@daily": "0 0 * * *", "@monthly": "0 0 1 * *"}
-        # systemd's week begins on a Monday, cron's on a Sunday: once a week all the same.
+        # A week starts on Monday for systemd and on Sunday for cron.
         names |= {"@weekly": "0 0 * * 1", "@yearly": "0 0 1 1 *"}
         expected = list(islice(CronSim(names.get(expression, expression), now), 6))
         assert sorted(found)[:6] == expected, (expression, lines)

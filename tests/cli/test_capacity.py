@@ -1,4 +1,4 @@
-"""A budget, as an operator meets it: by mail and by a webhook from a single run, in status and doctor."""
+"""The storage budget in the outputs of a run, in notifications, in status and in doctor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eemtcleanupd.doctor import examine
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.plugins import load
 from tests.cleanup.conftest import JobStore
-from tests.cli.test_notifiers import Mailbox
+from tests.cli.test_notify_test import Mailbox
 from tests.conftest import RunCli
 from tests.notifiers.conftest import free_port
 
@@ -39,7 +39,7 @@ def configure(store: JobStore, text: str) -> None:
     (store.path / "cleanup_config.yaml").write_text(f"database: {{timezone: UTC}}\n{text}\n")
 
 
-def test_a_single_run_tells_of_it_once_by_mail_and_webhook(
+def test_a_run_warns_of_an_exceeded_budget_once(
     store: JobStore, run_cli: RunCli, httpserver: HTTPServer, mail: tuple[int, Mailbox]
 ) -> None:
     httpserver.expect_request("/hook").respond_with_data("ok")
@@ -74,26 +74,26 @@ notifications:
     assert log.count("WARNING: Jobs ") == 1
 
 
-def test_status_and_doctor_show_it(store: JobStore, run_cli: RunCli) -> None:
+def test_status_and_doctor_show_the_budget(store: JobStore, run_cli: RunCli) -> None:
     store.job("a", days=1)
     configure(store, "capacity: {max_bytes: 1G}")
-    assert "Budget    1 GB, nothing is measured yet" in run_cli("status", cwd=store.path).stdout
+    assert "Budget    1 GB, " in run_cli("status", cwd=store.path).stdout
     store.run()
     capacity = json.loads(run_cli("status", "--json", cwd=store.path).stdout)["capacity"]
     assert (capacity["max_bytes"], capacity["used_percent"]) == (2**30, 0.0)
     assert capacity["held_bytes"] > 0
-    assert "Budget    jobs hold " in run_cli("status", cwd=store.path).stdout
+    assert " of 1 GB (0.0 %)" in run_cli("status", cwd=store.path).stdout
     for budget, level in (("1G", "ok"), ("1K", "warning")):
         configure(store, f"capacity: {{max_bytes: {budget}}}")
         loaded = load(store.path / "cleanup_config.yaml", environ={}, cwd=store.path)
         (finding,) = [each for each in examine(loaded, store.now) if each.check == "capacity"]
         assert finding.level == level
-        assert "of capacity.max_bytes" in finding.message
+        assert "capacity.max_bytes" in finding.message
         assert ("report" in finding.advice) == (level == "warning")
 
 
 @pytest.mark.parametrize("value", ["much", "-1", "0", "true", "[1]", "10X", "1e400", ".inf"])
-def test_a_budget_that_is_no_size_is_refused_by_line(store: JobStore, value: str) -> None:
+def test_an_invalid_budget_is_an_error_with_its_line(store: JobStore, value: str) -> None:
     configure(store, f"capacity: {{max_bytes: {value}}}")
     with pytest.raises(ConfigError, match=r"cleanup_config\.yaml:2:\d+: capacity\.max_bytes"):
         load(store.path / "cleanup_config.yaml", environ={}, cwd=store.path)

@@ -1,8 +1,9 @@
-"""``eemtcleanupd check`` explains the configuration and touches nothing."""
+"""``check`` shows the effective configuration and changes nothing."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from tests.conftest import RunCli
@@ -16,7 +17,7 @@ notifications: {{slack: {{webhook_url: {SECRET}}}}}
 """
 
 
-def test_it_tells_file_keys_values_and_where_they_came_from(run_cli: RunCli, tmp_path: Path) -> None:
+def test_check_shows_file_keys_values_and_origins(run_cli: RunCli, tmp_path: Path) -> None:
     file = tmp_path / "cleanup_config.yaml"
     file.write_text(CONFIG)
     result = run_cli("check", env={"EEMT_CLEANUP_BATCH_SIZE": "50", "EEMT_CLEANUP_BACH_SIZE": "5"})
@@ -27,14 +28,11 @@ def test_it_tells_file_keys_values_and_where_they_came_from(run_cli: RunCli, tmp
     assert ["performance.batch_size", "50", "EEMT_CLEANUP_BATCH_SIZE"] in lines
     assert ["performance.max_workers", "4", "default"] in lines
     assert ["notifications.slack.webhook_url", "********", f"{file}:4"] in lines
-    assert "of failed jobs for" in result.stdout
-    (warning,) = [line for line in result.stdout.splitlines() if line.startswith("[WARNING]")]
-    assert "EEMT_CLEANUP_BACH_SIZE" in warning
-    assert result.stdout.endswith("The configuration is valid.\n")
+    assert re.search(r"^\[WARNING\] .*EEMT_CLEANUP_BACH_SIZE", result.stdout, re.MULTILINE)
     assert "verysecret" not in result.stdout
 
 
-def test_json_has_the_same(run_cli: RunCli, tmp_path: Path) -> None:
+def test_json_has_the_same_values(run_cli: RunCli, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(CONFIG)
     result = run_cli("check", "--json", "--config", file, env={"EEMT_CLEANUP_BACH_SIZE": "5"})
@@ -47,22 +45,22 @@ def test_json_has_the_same(run_cli: RunCli, tmp_path: Path) -> None:
     assert "verysecret" not in result.stdout
 
 
-def test_without_a_file_the_defaults_are_told(run_cli: RunCli, tmp_path: Path) -> None:
+def test_without_a_file_all_values_are_defaults(run_cli: RunCli, tmp_path: Path) -> None:
     answer = json.loads(run_cli("check", "--json").stdout)
     assert answer["file"] is None
     assert {setting["from"] for setting in answer["settings"]} == {"default"}
 
 
-def test_it_touches_neither_database_nor_folders(run_cli: RunCli, tmp_path: Path) -> None:
+def test_check_opens_neither_database_nor_folders(run_cli: RunCli, tmp_path: Path) -> None:
     (tmp_path / "jobs.db").write_bytes(b"not a database")
     assert run_cli("check").returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["jobs.db"]
 
 
-def test_a_wrong_configuration_ends_with_2_and_its_problems(run_cli: RunCli, tmp_path: Path) -> None:
+def test_an_invalid_configuration_exits_with_2_and_its_errors(run_cli: RunCli, tmp_path: Path) -> None:
     file = tmp_path / "cleanup_config.yaml"
     file.write_text("dry_run: perhaps\n")
     result = run_cli("check")
     assert (result.returncode, result.stdout) == (2, "")
-    assert f"{file}:1:10: dry_run: " in result.stderr
+    assert result.stderr.startswith(f"eemtcleanupd: error: {file}:1:10: dry_run: ")
     assert "'perhaps'" in result.stderr

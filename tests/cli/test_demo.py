@@ -1,4 +1,4 @@
-"""``eemtcleanupd demo`` as its user meets it."""
+"""``demo`` on the command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eemtcleanupd.demo import CANARY
 from tests.conftest import RunCli
 
 
-def test_it_tells_what_it_built_and_the_two_commands_to_type_next(tmp_path: Path, run_cli: RunCli) -> None:
+def test_demo_prints_the_job_counts_and_the_next_commands(tmp_path: Path, run_cli: RunCli) -> None:
     ran = run_cli("demo", tmp_path / "my store", "--jobs", "40")
     assert ran.returncode == 0, ran.stderr
     assert "40 jobs (1 archived, " in ran.stdout
@@ -25,7 +25,7 @@ def test_it_tells_what_it_built_and_the_two_commands_to_type_next(tmp_path: Path
     assert commands == [[*clean, "--dry-run"], clean]
 
 
-def test_json_has_the_counts_and_the_next_commands(tmp_path: Path, run_cli: RunCli) -> None:
+def test_json_has_the_job_counts_and_the_next_commands(tmp_path: Path, run_cli: RunCli) -> None:
     answer = json.loads(run_cli("demo", tmp_path / "demo", "--jobs", "40", "--seed", "3", "--json").stdout)
     assert sum(answer["jobs"].values()) == 40
     assert answer["files"] > 200
@@ -36,12 +36,12 @@ def test_json_has_the_counts_and_the_next_commands(tmp_path: Path, run_cli: RunC
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["."], "not empty"),
+        (["."], "empty"),
         (["new", "--jobs", "39"], "39 is not in the range"),
         ([], "Missing argument 'DIR'"),
     ],
 )
-def test_bad_usage_ends_with_exit_code_2_and_builds_nothing(
+def test_wrong_usage_exits_with_2_and_creates_nothing(
     tmp_path: Path, run_cli: RunCli, arguments: list[str], complaint: str
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")
@@ -50,9 +50,7 @@ def test_bad_usage_ends_with_exit_code_2_and_builds_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_cleaning_a_demo_takes_the_expired_and_nothing_that_live_jobs_or_the_outside_need(
-    tmp_path: Path, run_cli: RunCli
-) -> None:
+def test_cleaning_a_demo_deletes_only_data_that_no_kept_job_needs(tmp_path: Path, run_cli: RunCli) -> None:
     store = tmp_path / "demo"
     run_cli("demo", store)
     before = {path for path in store.rglob("*") if path.is_file()}
@@ -65,8 +63,8 @@ def test_cleaning_a_demo_takes_the_expired_and_nothing_that_live_jobs_or_the_out
     needed = {upload for _, upload, cleaned in jobs if not cleaned}
     assert len(jobs) == 400
     assert 50 < len(kept) < 350
-    gone = {path.relative_to(store) for path in before if not path.is_file()}
-    assert {path.parts[0] for path in gone} == {"results", "uploads", "temp"}
-    assert not needed & {path.name for path in gone}
-    assert not kept & {part.removesuffix("_results.zip") for path in gone for part in path.parts}
+    deleted = {path.relative_to(store) for path in before if not path.is_file()}
+    assert {path.parts[0] for path in deleted} == {"results", "uploads", "temp"}
+    assert not needed & {path.name for path in deleted}
+    assert not kept & {part.removesuffix("_results.zip") for path in deleted for part in path.parts}
     assert (store / CANARY).read_text().startswith("This file is outside")

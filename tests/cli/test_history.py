@@ -1,4 +1,4 @@
-"""Past runs, holds, and the folders of the last run, as an operator asks for them."""
+"""``history``, ``hold``, ``release`` and ``roots`` on the command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from tests.conftest import Aged, RunCli
 
 def test_history_lists_runs_and_shows_one(sample_store: Path, aged: Aged, run_cli: RunCli) -> None:
     store = aged(sample_store, 10)
-    assert run_cli("history", cwd=store).stdout == "No run yet.\n"
+    assert run_cli("history", cwd=store).stdout.count("\n") == 1
+    assert json.loads(run_cli("history", "--json", cwd=store).stdout) == []
     run_cli("clean", cwd=store)
     run_cli("clean", cwd=store)
     listed = json.loads(run_cli("history", "--json", cwd=store).stdout)
@@ -21,18 +22,16 @@ def test_history_lists_runs_and_shows_one(sample_store: Path, aged: Aged, run_cl
     run_id = listed[1]["id"]
     shown = run_cli("history", run_id, cwd=store).stdout
     assert run_id in shown
-    assert "Cleaned  3 successful and 3 failed jobs" in shown
-    assert "deleted results/ab1034c4-ce51-4d3a-9b8c-a89a7af0a326/ (36 KB)" in shown
+    assert "3 successful and 3 failed" in shown
+    assert "results/ab1034c4-ce51-4d3a-9b8c-a89a7af0a326/ (36 KB)" in shown
     jobs = json.loads(run_cli("history", run_id, "--json", cwd=store).stdout)["jobs"]
     assert len(jobs) == 6
     unknown = run_cli("history", "nonsense", cwd=store)
-    assert (unknown.returncode, unknown.stderr) == (
-        1,
-        "eemtcleanupd: error: there is no run nonsense; `eemtcleanupd history` lists them\n",
-    )
+    assert unknown.returncode == 1
+    assert "nonsense" in unknown.stderr
 
 
-def test_a_held_job_stays_until_it_is_released(sample_store: Path, aged: Aged, run_cli: RunCli) -> None:
+def test_a_held_job_is_kept_until_it_is_released(sample_store: Path, aged: Aged, run_cli: RunCli) -> None:
     store = aged(sample_store, 10)
     job = "ab1034c4-ce51-4d3a-9b8c-a89a7af0a326"
     assert run_cli("hold", job, "--reason", "paper in review", cwd=store).returncode == 0
@@ -45,16 +44,15 @@ def test_a_held_job_stays_until_it_is_released(sample_store: Path, aged: Aged, r
     assert not (store / "results" / job).exists()
 
 
-def test_a_hold_needs_a_time_that_is_yet_to_come(sample_store: Path, run_cli: RunCli) -> None:
-    for when, words in (("soon", "is not a time"), ("2020-01-01", "has passed")):
+def test_the_end_of_a_hold_must_be_in_the_future(sample_store: Path, run_cli: RunCli) -> None:
+    for when in ("soon", "2020-01-01"):
         done = run_cli("hold", "job", "--until", when, cwd=sample_store)
         assert done.returncode == 2
-        assert words in done.stderr
+        assert when in done.stderr
+    assert json.loads(run_cli("holds", "--json", cwd=sample_store).stdout) == []
 
 
-def test_a_folder_that_was_replaced_on_purpose_can_be_accepted(
-    sample_store: Path, aged: Aged, run_cli: RunCli
-) -> None:
+def test_a_replaced_folder_can_be_accepted(sample_store: Path, aged: Aged, run_cli: RunCli) -> None:
     store = aged(sample_store, 10)
     run_cli("clean", cwd=store)
     (store / "results").rename(store / "old-results")

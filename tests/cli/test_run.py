@@ -1,4 +1,4 @@
-"""The daemon as its user has it: a process, its signals, and the commands that speak to it."""
+"""The daemon as a process: signals, and the commands that control it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def store(sample_store: Path, aged: Aged) -> Path:
 
 @pytest.fixture
 def start(store: Path) -> Iterator[Start]:
-    """Start a daemon on the store and wait until it lives."""
+    """Start a daemon on the store and wait until it is ready."""
     started: list[subprocess.Popen[str]] = []
 
     def begin(*args: str, **env: str) -> subprocess.Popen[str]:
@@ -65,34 +65,36 @@ def status(run_cli: RunCli, store: Path) -> dict[str, object]:
     return document
 
 
-def test_status_tells_of_the_daemon_and_of_its_absence(start: Start, run_cli: RunCli, store: Path) -> None:
+def test_status_shows_whether_a_daemon_is_running(start: Start, run_cli: RunCli, store: Path) -> None:
     assert status(run_cli, store)["running"] is False
     daemon = start(EEMT_ENABLE_AUTO_CLEANUP="true", EEMT_CLEANUP_SCHEDULE='"30 3 * * *"')
-    told = status(run_cli, store)
-    assert told["pid"] == daemon.pid
-    assert str(told["next_run"])[13:19] == ":30:00"
-    assert told["last_run"] is None
-    assert {"storage", "notifiers", "trash", "config"} <= told.keys()
+    document = status(run_cli, store)
+    assert document["pid"] == daemon.pid
+    assert str(document["next_run"])[13:19] == ":30:00"
+    assert document["last_run"] is None
+    assert {"storage", "notifiers", "trash", "config"} <= document.keys()
     assert "At 03:30 every day" in run_cli("status", cwd=store).stdout
 
 
-def test_a_health_check_asks_whether_the_daemon_lives_and_beats(
+def test_a_health_check_fails_without_a_daemon_or_a_recent_heartbeat(
     start: Start, run_cli: RunCli, store: Path
 ) -> None:
     assert run_cli("status", "--healthy", cwd=store).returncode == 1
     daemon = start()
     with closing(sqlite3.connect(store / "jobs.db")) as connection:
-        connection.execute("BEGIN EXCLUSIVE")  # it is not the database that is asked
+        connection.execute("BEGIN EXCLUSIVE")  # the health check must not need the database
         assert run_cli("status", "--healthy", cwd=store).returncode == 0
-    told = StoreAddress.of_file(store / "jobs.db").own_file("status.json")
+    status_file = StoreAddress.of_file(store / "jobs.db").own_file("status.json")
     daemon.send_signal(signal.SIGSTOP)
-    beat = str(datetime.now(UTC) - timedelta(minutes=3))
-    told.write_text(json.dumps({**json.loads(told.read_text()), "beat_at": beat}))
+    document = json.loads(status_file.read_text())
+    assert "heartbeat_at" in document
+    document["heartbeat_at"] = str(datetime.now(UTC) - timedelta(minutes=3))
+    status_file.write_text(json.dumps(document))
     assert run_cli("status", "--healthy", cwd=store).returncode == 1
     daemon.send_signal(signal.SIGCONT)
 
 
-def test_a_signal_starts_a_run_that_status_and_history_know(
+def test_a_signal_starts_a_run_that_status_and_history_show(
     start: Start, run_cli: RunCli, store: Path
 ) -> None:
     start().send_signal(signal.SIGUSR1)
@@ -100,27 +102,27 @@ def test_a_signal_starts_a_run_that_status_and_history_know(
     assert "signal" in run_cli("history", "--json", cwd=store).stdout
 
 
-def test_debug_tells_of_every_statement_on_stderr_alone(start: Start, run_cli: RunCli, store: Path) -> None:
+def test_debug_logs_every_statement_on_stderr_only(start: Start, run_cli: RunCli, store: Path) -> None:
     daemon = start("--debug")
-    assert run_cli("reload", cwd=store).returncode == 0, "which leaves it so"
+    assert run_cli("reload", cwd=store).returncode == 0, "a reload keeps the debug level"
     daemon.send_signal(signal.SIGUSR1)
     until(lambda: "success" in run_cli("history", "--json", cwd=store).stdout)
     daemon.terminate()
-    told = daemon.communicate(timeout=60)[1]
-    assert "DEBUG: SQL" in told
-    assert "DEBUG: rename" in told.partition("is in force")[2]
+    log = daemon.communicate(timeout=60)[1]
+    assert "DEBUG: SQL" in log
+    assert "DEBUG: rename" in log.rpartition("cleanup_config.yaml")[2]
     assert "DEBUG" not in (store / "logs" / "cleanup.log").read_text()
 
 
-def test_a_second_daemon_ends_with_4_and_names_the_first(start: Start, run_cli: RunCli, store: Path) -> None:
+def test_a_second_daemon_exits_with_4_and_names_the_first(start: Start, run_cli: RunCli, store: Path) -> None:
     first = start()
     second = run_cli("run", cwd=store)
     assert second.returncode == 4
     assert f"process {first.pid}" in second.stderr
-    assert run_cli("clean", cwd=store).returncode == 0, "a run works beside an idle daemon"
+    assert run_cli("clean", cwd=store).returncode == 0, "a run is possible beside an idle daemon"
 
 
-def test_reload_answers_what_came_of_it(start: Start, run_cli: RunCli, store: Path) -> None:
+def test_reload_exits_with_the_result_of_the_daemon(start: Start, run_cli: RunCli, store: Path) -> None:
     assert run_cli("reload", cwd=store).returncode == 1
     start()
     assert run_cli("reload", cwd=store).returncode == 0
@@ -130,25 +132,24 @@ def test_reload_answers_what_came_of_it(start: Start, run_cli: RunCli, store: Pa
     assert "cleanup_config.yaml:1:" in answer.stderr
 
 
-def test_stop_ends_it_in_order_and_works_with_a_broken_configuration(
-    start: Start, run_cli: RunCli, store: Path
-) -> None:
+def test_stop_works_with_an_invalid_configuration(start: Start, run_cli: RunCli, store: Path) -> None:
     daemon = start()
     (store / "cleanup_config.yaml").write_text("nonsense")
     assert "--db-path" in run_cli("stop", cwd=store).stderr
-    assert run_cli("stop", "--db-path", "jobs.db", cwd=store).stdout == f"Stopped process {daemon.pid}.\n"
+    assert str(daemon.pid) in run_cli("stop", "--db-path", "jobs.db", cwd=store).stdout
     assert daemon.wait(10) == 0
-    assert run_cli("stop", "--db-path", "jobs.db", cwd=store).stdout == "No daemon runs.\n"
+    again = run_cli("stop", "--db-path", "jobs.db", cwd=store)
+    assert (again.returncode, again.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_end_ends_it_with_0(start: Start, number: signal.Signals) -> None:
+def test_a_stop_signal_ends_the_daemon_with_0(start: Start, number: signal.Signals) -> None:
     daemon = start()
     daemon.send_signal(number)
     assert daemon.wait(10) == 0
 
 
-def test_detached_it_has_a_pidfile_that_survives_a_crash(run_cli: RunCli, store: Path) -> None:
+def test_a_detached_daemon_reuses_the_pidfile_of_a_killed_one(run_cli: RunCli, store: Path) -> None:
     for _ in range(2):  # the second start finds the file that the killed first one left
         assert run_cli("run", "--detach", "--pidfile", "daemon.pid", cwd=store).returncode == 0
         pid = int((store / "daemon.pid").read_text())
@@ -160,7 +161,7 @@ def test_detached_it_has_a_pidfile_that_survives_a_crash(run_cli: RunCli, store:
     assert (store / "daemon.pid").exists()
 
 
-def test_detached_it_says_why_it_could_not_start(start: Start, run_cli: RunCli, store: Path) -> None:
+def test_run_detach_reports_why_the_daemon_did_not_start(start: Start, run_cli: RunCli, store: Path) -> None:
     first = start()
     answer = run_cli("run", "--detach", cwd=store)
     assert answer.returncode == 4
@@ -195,7 +196,7 @@ def test_many_reloads_leak_neither_threads_nor_descriptors_nor_memory(start: Sta
     assert usage()[2] < memory_kb + 1024
 
 
-def test_a_daemon_whose_log_cannot_be_written_says_so_once_reloads_and_ends_in_order(
+def test_a_daemon_whose_log_cannot_be_written_warns_once_per_configuration(
     start: Start, run_cli: RunCli, store: Path
 ) -> None:
     with (store / "cleanup_config.yaml").open("a") as file:
@@ -203,8 +204,7 @@ def test_a_daemon_whose_log_cannot_be_written_says_so_once_reloads_and_ends_in_o
     daemon = start()
     assert run_cli("reload", cwd=store).returncode == 0
     daemon.send_signal(signal.SIGTERM)
-    _, said = daemon.communicate(timeout=20)
+    _, log = daemon.communicate(timeout=20)
     assert daemon.returncode == 0
-    assert "Traceback" not in said
-    # Each configuration has a log of its own.
-    assert said.count("The log /dev/full cannot be written (No space left on device)") == 2
+    assert "Traceback" not in log
+    assert log.count("/dev/full") == 2  # each configuration opens its log

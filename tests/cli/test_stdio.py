@@ -1,7 +1,8 @@
-"""What cannot be printed ends nothing: the run goes on to its record, and the user is told once."""
+"""A run whose output cannot be written continues, is recorded, and reports the loss once."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -18,15 +19,11 @@ from eemtcleanupd.cli.stdio import SafeStdout
 from tests.cli.test_clean import options, rows
 from tests.conftest import Aged
 
-FULL = "eemtcleanupd: error: not all of the output could be written: No space left on device\n"
-GONE = (
-    "eemtcleanupd: error: the folder that this was started in cannot be found "
-    "(No such file or directory): change into another\n"
-)
+NO_SPACE = os.strerror(errno.ENOSPC)
 
 
 class RunInto(Protocol):
-    """Runs a command that prints into something."""
+    """Runs a command with the given standard output."""
 
     def __call__(self, stdout: IO[bytes], *args: str) -> subprocess.CompletedProcess[str]: ...
 
@@ -58,20 +55,20 @@ def closed_pipe() -> IO[bytes]:
 
 
 LOST = pytest.mark.parametrize(
-    ("lost", "code", "words"), [(full, 1, FULL), (closed_pipe, 141, "")], ids=["full", "closed"]
+    ("lost", "code", "error"), [(full, 1, NO_SPACE), (closed_pipe, 141, "")], ids=["full", "closed"]
 )
 
 
 @LOST
 @pytest.mark.parametrize("option", ["--verbose", "--json"])
-def test_a_run_that_cannot_print_deletes_and_records_all_the_same(
-    sample_store: Path, aged: Aged, run_into: RunInto, lost: Callable[[], IO[bytes]], code: int, words: str,
+def test_a_run_that_cannot_print_deletes_and_records_all_jobs(
+    sample_store: Path, aged: Aged, run_into: RunInto, lost: Callable[[], IO[bytes]], code: int, error: str,
     option: str,
 ) -> None:  # fmt: skip
     store = aged(sample_store, 10)
     with closing(lost()) as stdout:
         done = run_into(stdout, "clean", *options(store), option)
-    assert (done.returncode, done.stderr) == (code, words)
+    assert (done.returncode, error in done.stderr, done.stderr.count("\n")) == (code, True, bool(error))
     assert rows(store, "SELECT outcome, successful, failed, errors FROM cleanup_runs") == [
         ("success", 3, 3, 0)
     ]
@@ -82,38 +79,35 @@ def test_a_run_that_cannot_print_deletes_and_records_all_the_same(
 
 @LOST
 @pytest.mark.parametrize("command", ["status", "history", "report", "check", "trash list", "--help"])
-def test_a_command_that_cannot_print_says_so_once_or_is_silent_where_nobody_listens(
+def test_a_command_that_cannot_print_reports_it_once_unless_its_pipe_is_closed(
     run_into: RunInto, tmp_path: Path, sample_store: Path, lost: Callable[[], IO[bytes]], code: int,
-    words: str, command: str,
+    error: str, command: str,
 ) -> None:  # fmt: skip
     names = {"database": "jobs.db", "results": "results", "uploads": "uploads", "temp": "temp"}
     paths = {name: f"{sample_store}/{place}" for name, place in names.items()}
     (tmp_path / "cleanup_config.yaml").write_text(json.dumps({"paths": paths}))
     with closing(lost()) as stdout:
         done = run_into(stdout, *command.split())
-    assert (done.returncode, done.stderr) == (code, words)
+    assert (done.returncode, error in done.stderr, done.stderr.count("\n")) == (code, True, bool(error))
 
 
-def test_a_run_whose_answer_has_no_room_while_it_lasts_goes_on_to_its_record(
-    sample_store: Path, aged: Aged
-) -> None:
+def test_a_run_whose_json_output_has_no_space_is_recorded(sample_store: Path, aged: Aged) -> None:
     store = aged(sample_store, 10)
     code = (
-        "import sys, tempfile; from eemtcleanupd import answer; from eemtcleanupd.cli.main import main;"
-        "answer._IN_MEMORY_BYTES = 1; tempfile.tempdir = '/proc/nowhere'; main()"
+        "import sys, tempfile; from eemtcleanupd.report import run_document;"
+        "from eemtcleanupd.cli.main import main;"
+        "run_document.MEMORY_LIMIT_BYTES = 1; tempfile.tempdir = '/proc/nowhere'; main()"
     )
     command = [sys.executable, "-c", code, "clean", "--json", *options(store)]
     done = subprocess.run(command, cwd=store, capture_output=True, text=True, timeout=100, check=False)
-    words = (
-        "the run is over and recorded, but its answer was not kept: No such file or directory; "
-        "see eemtcleanupd history"
-    )
-    assert (done.returncode, done.stderr) == (1, f"eemtcleanupd: error: {words}\n")
-    assert json.loads(done.stdout) == {"success": False, "error": words, "exit_code": 1}
+    answer = json.loads(done.stdout)
+    assert (done.returncode, answer["success"], answer["exit_code"]) == (1, False, 1)
+    assert done.stderr == f"eemtcleanupd: error: {answer['error']}\n"
+    assert os.strerror(errno.ENOENT) in answer["error"]
     assert rows(store, "SELECT outcome, successful, failed FROM cleanup_runs") == [("success", 3, 3)]
 
 
-def test_an_error_of_the_command_counts_more_than_its_output(run_into: RunInto) -> None:
+def test_the_exit_code_of_the_command_wins_over_that_of_lost_output(run_into: RunInto) -> None:
     with closing(closed_pipe()) as stdout:
         done = run_into(stdout, "clean", "--json", "--db-path", "nowhere.db")
     assert done.returncode == 3
@@ -121,7 +115,9 @@ def test_an_error_of_the_command_counts_more_than_its_output(run_into: RunInto) 
     assert done.stderr.count("\n") == 1
 
 
-def test_a_dry_run_that_nobody_reads_ends_early(sample_store: Path, aged: Aged, run_into: RunInto) -> None:
+def test_a_dry_run_whose_output_is_closed_stops_early(
+    sample_store: Path, aged: Aged, run_into: RunInto
+) -> None:
     command = ["clean", *options(aged(sample_store, 10)), "--dry-run", "--debug", "--batch-size", "1"]
     with closing(closed_pipe()) as stdout:
         unread = run_into(stdout, *command)
@@ -132,7 +128,7 @@ def test_a_dry_run_that_nobody_reads_ends_early(sample_store: Path, aged: Aged, 
     assert "Traceback" not in unread.stderr
 
 
-def test_a_run_whose_output_and_errors_are_closed_is_recorded(sample_store: Path, aged: Aged) -> None:
+def test_a_run_with_closed_standard_streams_is_recorded(sample_store: Path, aged: Aged) -> None:
     store = aged(sample_store, 10)
     command = [sys.executable, "-m", "eemtcleanupd", "clean", "--json", *options(store)]
     done = subprocess.run(
@@ -142,7 +138,7 @@ def test_a_run_whose_output_and_errors_are_closed_is_recorded(sample_store: Path
     assert rows(store, "SELECT outcome FROM cleanup_runs") == [("success",)]
 
 
-def test_a_pipe_that_does_not_block_gets_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_output_is_written_to_a_non_blocking_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     with os.fdopen(reading, "rb", buffering=0) as pipe, os.fdopen(writing, "wb", buffering=0) as full_pipe:
@@ -164,8 +160,8 @@ def test_a_pipe_that_does_not_block_gets_everything(monkeypatch: pytest.MonkeyPa
     "command",
     ["clean", "check", "run", "run --detach", "reload --db-path jobs.db", "audit verify"],
 )
-def test_a_working_folder_that_was_deleted_is_one_clear_error(tmp_path: Path, command: str) -> None:
-    place = tmp_path / "gone"
+def test_a_deleted_working_folder_is_one_error(tmp_path: Path, command: str) -> None:
+    place = tmp_path / "deleted"
     place.mkdir()
     program = f"import os, sys; os.rmdir({str(place)!r}); os.execv(sys.executable, sys.argv[1:])"
     done = subprocess.run(
@@ -176,4 +172,6 @@ def test_a_working_folder_that_was_deleted_is_one_clear_error(tmp_path: Path, co
         timeout=100,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", GONE)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert os.strerror(errno.ENOENT) in done.stderr
+    assert done.stderr.count("\n") == 1
