@@ -6,8 +6,8 @@ set -euo pipefail
 readonly MARKER='# eemt-cleanup: managed by setup_cleanup_cron.sh'
 readonly UNIT=eemt-cleanup
 readonly ME=${0##*/}
-here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
-readonly here
+script_dir=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
+readonly script_dir
 HOME=${HOME:-~}
 
 usage() {
@@ -42,13 +42,13 @@ die() {
 # Run a command with a minimal environment like that of cron.
 as_cron() { env -i HOME="$HOME" LOGNAME="$(id -un)" PATH=/usr/bin:/bin SHELL=/bin/sh "$@"; }
 
-has_package() { as_cron "$1" "$here/cleanup_jobs.py" --help >/dev/null 2>&1; }
+has_package() { as_cron "$1" "$script_dir/cleanup_jobs.py" --help >/dev/null 2>&1; }
 
 find_python() {
   local command candidate
   command=$(command -v eemtcleanupd || true)
   if [[ -n $command ]]; then command=$(dirname -- "$(readlink -f -- "$command")")/python; fi
-  for candidate in "$here/../.venv/bin/python" "${VIRTUAL_ENV:-/nonexistent}/bin/python" "$command" \
+  for candidate in "$script_dir/../.venv/bin/python" "${VIRTUAL_ENV:-/nonexistent}/bin/python" "$command" \
     "$(command -v python3 || true)"; do
     if [[ -x $candidate ]] && has_package "$candidate"; then
       # Keep the last link: the python of a venv is a link and must be called by its own name.
@@ -60,14 +60,14 @@ find_python() {
 
 # Print NAME=VALUE of the variables that affect the cleanup, each ended by a NUL.
 variables() {
-  "$python" - "$here/.." <<'PYTHON'
+  "$python" - "$script_dir/.." <<'PYTHON'
 import os
 import sys
 
 sys.path.append(sys.argv[1])
 from eemtcleanupd.config.environment import BASE_DIR, VARIABLES, variable
 
-names = [BASE_DIR, *(each.name for each in VARIABLES if not each.key.startswith("schedule."))]
+names = [BASE_DIR, *(entry.name for entry in VARIABLES if not entry.key.startswith("schedule."))]
 for name in names:
     value = variable(os.environ, name)
     if value is not None:
@@ -87,7 +87,7 @@ prepare() {
     [[ -r $config ]] || die "--config $config: The file cannot be read."
     config=$(readlink -f -- "$config")
   fi
-  [[ -r $here/cleanup_jobs.py ]] || die "cleanup_jobs.py is missing in $here. Keep both scripts in the same folder."
+  [[ -r $script_dir/cleanup_jobs.py ]] || die "cleanup_jobs.py is missing in $script_dir. Keep both scripts in the same folder."
   if [[ -z $python ]]; then
     python=$(find_python)
     [[ -n $python ]] || die "No Python interpreter with eemtcleanupd was found. Install it, or give --python FILE."
@@ -98,7 +98,7 @@ prepare() {
   fi
   variables >"$scratch/variables"
   mapfile -d '' environment <"$scratch/variables"
-  program=("$python" "$here/cleanup_jobs.py")
+  program=("$python" "$script_dir/cleanup_jobs.py")
   if [[ -n $config ]]; then program+=(--config "$config"); fi
   local part
   for part in "$directory" "${program[@]}" "${environment[@]}"; do
@@ -206,7 +206,7 @@ then XDG_RUNTIME_DIR=/run/user/$(id -u) $ME ... Or use install, for cron." 3
 # Print the folder of the unit files: in the checkout of this script, or where they are installed.
 shipped_units() {
   local folder
-  for folder in "$here/../packaging/systemd" /usr/local/lib/systemd/user /usr/lib/systemd/user; do
+  for folder in "$script_dir/../packaging/systemd" /usr/local/lib/systemd/user /usr/lib/systemd/user; do
     if [[ -r $folder/$UNIT.service && -r $folder/$UNIT.timer ]]; then
       printf '%s' "$folder"
       return
@@ -331,7 +331,7 @@ remove_systemd() {
 # --- both -----------------------------------------------------------------------------------------------
 
 show_status() {
-  local found=1 line=''
+  local code=1 line=''
   if command -v crontab >/dev/null; then
     read_crontab
     line=$(managed "$scratch/crontab")
@@ -341,18 +341,18 @@ show_status() {
     if command -v pgrep >/dev/null && ! pgrep -x 'cron|crond' >/dev/null; then
       echo "cron: no cron daemon is running; start it with systemctl enable --now cron"
     fi
-    found=0
+    code=0
   else
     echo "cron: not installed"
   fi
   if [[ -e $units/$UNIT.timer ]]; then
     echo "systemd: installed in $units"
     systemctl --user list-timers --all --no-pager "$UNIT.timer" 2>&1 | sed -n '1,2p'
-    found=0
+    code=0
   else
     echo "systemd: not installed"
   fi
-  return "$found"
+  return "$code"
 }
 
 if [[ ${BASH_SOURCE[0]} != "$0" ]]; then return 0; fi  # sourced for its functions only

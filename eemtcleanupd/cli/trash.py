@@ -48,7 +48,7 @@ def list_(config_file: Path | None, db_path: str | None, as_json: bool) -> None:
         print_json([_document(intent) for intent in intents])
         return
     for intent in intents:
-        labels = ", ".join(printable(found.label) for found, _ in intent.items)
+        labels = ", ".join(printable(artifact.label) for artifact, _ in intent.items)
         deletion = "" if intent.purge_after is None else f", deleted after {local_minute(intent.purge_after)}"
         job, size = printable(intent.job_id) or "no job", human_size(intent.size_bytes)
         click.echo(f"{job} ({intent.status or 'orphan'}, {size}{deletion}): {labels}")
@@ -64,7 +64,7 @@ def _document(intent: Intent) -> dict[str, Any]:
         "run_id": intent.run_id,
         "trashed_at": None if intent.created_at is None else intent.created_at.isoformat(),
         "purge_after": None if intent.purge_after is None else intent.purge_after.isoformat(),
-        "artifacts": [found.label for found, _ in intent.items],
+        "artifacts": [artifact.label for artifact, _ in intent.items],
     }
 
 
@@ -97,7 +97,7 @@ def restore_request(config: Config, job_id: str, only: Iterable[str], *, hold: b
 
 def print_restored(restored: RestoreResult, *, as_json: bool) -> None:
     """Print the restored artifacts and the hold."""
-    labels, until = [found.label for found in restored.artifacts], restored.held_until
+    labels, until = [artifact.label for artifact in restored.artifacts], restored.held_until
     if as_json:
         held = None if until is None else until.isoformat()
         print_json({"job_id": restored.job_id, "restored": labels, "held_until": held})
