@@ -55,11 +55,7 @@ class ReloadState:
 
 
 class ConfigManager:
-    """Holds the configuration in force.
-
-    Args:
-        read: loads the configuration from file, environment and options.
-        clock: returns the time.
+    """Holds the configuration in force, which ``read`` loads from file, environment and options.
 
     Raises:
         ConfigError: the first attempt to load failed.
@@ -153,12 +149,7 @@ def _require_same_database(before: Loaded, new: Loaded) -> None:
 
 
 class Debouncer:
-    """Delays a reload until the file has not changed for a moment, since a save can take several writes.
-
-    Args:
-        config_manager: reads the file's content.
-        elapsed: returns monotonic seconds.
-    """
+    """Delays a reload until the file has not changed for a moment, since a save can take several writes."""
 
     def __init__(self, config_manager: ConfigManager, elapsed: Callable[[], float]) -> None:
         self._config_manager = config_manager

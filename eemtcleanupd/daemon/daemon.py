@@ -20,23 +20,10 @@ from eemtcleanupd.cleanup.ballast import release_initial_ballast
 from eemtcleanupd.cleanup.session import check_store
 from eemtcleanupd.clock import Clock, elapsed_seconds, system_clock
 from eemtcleanupd.config import Config, Loaded
+from eemtcleanupd.daemon import messages
 from eemtcleanupd.daemon.config_reload import ConfigManager, Debouncer, FileWatch
 from eemtcleanupd.daemon.leader_election import LeaderElection
-from eemtcleanupd.daemon.messages import (
-    CheckConfigFile,
-    CheckPressure,
-    CheckTrash,
-    ConfigFileChanged,
-    DumpThreads,
-    Message,
-    ReloadRequested,
-    RoleChanged,
-    RunEnded,
-    RunRequested,
-    StopRequested,
-    TakeStorageSample,
-    Wakeup,
-)
+from eemtcleanupd.daemon.messages import Message
 from eemtcleanupd.daemon.runner import ActiveRun, Runner
 from eemtcleanupd.daemon.scheduler import USER, RunScheduler
 from eemtcleanupd.daemon.status import BEAT_SECONDS, DaemonStatus, StatusFile
@@ -82,13 +69,8 @@ class Interface(Protocol):
 class Daemon:
     """A daemon for one job store.
 
-    Args:
-        config_manager: has the configuration in force.
-        emit: receives every event of the daemon and of its runs, in the thread where it occurs.
-        systemd: the service manager to notify.
-        interface: serves clients over the network, if any.
-        clock: returns the time of day.
-        elapsed: returns monotonic seconds.
+    ``emit`` receives every event of the daemon and of its runs, in the thread where it occurs.  ``clock``
+    returns the time of day, ``elapsed`` monotonic seconds.
     """
 
     def __init__(
@@ -162,11 +144,7 @@ class Daemon:
     # -- life ----------------------------------------------------------------------------------------
 
     def run_forever(self, on_ready: Callable[[], None] = lambda: None) -> None:
-        """Start, handle messages until asked to stop, and stop in order.
-
-        Raises:
-            ConfigError, StoreError, RootError, LockHeldError, AuditError: it could not start.
-        """
+        """Start (see ``start``), handle messages until asked to stop, and stop in order."""
         with ExitStack() as stack:
             self.start(stack)
             on_ready()
@@ -180,12 +158,16 @@ class Daemon:
             ConfigError, StoreError, RootError, LockHeldError, AuditError: it could not start.
         """
         self._open_log(stack)
-        self._claim_store(stack)
-        self._join_election(stack)
+        stack.enter_context(daemon_lock(self._address, self._clock()))
+        check_store(self.config)
+        stack.callback(self._election.close)
+        self._election.begin()
         self._audit("daemon_started", pid=os.getpid(), host=socket.gethostname())
-        self._start_notifiers(stack)
+        stack.callback(self._stop_notifiers)
+        self._dispatcher.configure(self._plugins, durable=not self.config.dry_run)
         self._start_interface(stack)
-        self._create_status_file(stack)
+        self._status_file = StatusFile(self._address)
+        stack.callback(self._status_file.remove)
         self._watch_config_file(stack)
         self._start_timers()
         self._resume_work()
@@ -231,27 +213,11 @@ class Daemon:
         if ballast_message:
             log.warning("%s", ballast_message)
 
-    def _claim_store(self, stack: ExitStack) -> None:
-        stack.enter_context(daemon_lock(self._address, self._clock()))
-        check_store(self.config)
-
-    def _join_election(self, stack: ExitStack) -> None:
-        stack.callback(self._election.close)
-        self._election.begin()
-
-    def _start_notifiers(self, stack: ExitStack) -> None:
-        stack.callback(self._stop_notifiers)
-        self._dispatcher.configure(self._plugins, durable=not self.config.dry_run)
-
     def _start_interface(self, stack: ExitStack) -> None:
         if self._interface is not None:
             listen = self._interface.prepare(self, self.loaded)
             stack.callback(self._interface.close)
             listen()
-
-    def _create_status_file(self, stack: ExitStack) -> None:
-        self._status_file = StatusFile(self._address)
-        stack.callback(self._status_file.remove)
 
     def _watch_config_file(self, stack: ExitStack) -> None:
         if self._config_manager.file is not None:
@@ -259,10 +225,10 @@ class Daemon:
 
     def _start_timers(self) -> None:
         put, add = self.inbox.put, self._timers.add
-        add(interval_schedule(timedelta(seconds=BEAT_SECONDS)), lambda: put(CheckConfigFile()))
-        add(interval_schedule(timedelta(minutes=1)), lambda: put(CheckPressure()))
-        add(interval_schedule(timedelta(minutes=5)), lambda: put(CheckTrash()))
-        add(interval_schedule(timedelta(hours=1)), lambda: put(TakeStorageSample()))
+        add(interval_schedule(timedelta(seconds=BEAT_SECONDS)), lambda: put(messages.CheckConfigFile()))
+        add(interval_schedule(timedelta(minutes=1)), lambda: put(messages.CheckPressure()))
+        add(interval_schedule(timedelta(minutes=5)), lambda: put(messages.CheckTrash()))
+        add(interval_schedule(timedelta(hours=1)), lambda: put(messages.TakeStorageSample()))
         self._scheduler.apply_schedule()
 
     def _resume_work(self) -> None:
@@ -284,37 +250,37 @@ class Daemon:
     def _handle(self, message: Message) -> None:  # noqa: C901  (one case for each message)
         is_active = self._election.is_active
         match message:
-            case StopRequested():
+            case messages.StopRequested():
                 self._request_stop(message.reason)
-            case RunEnded():
+            case messages.RunEnded():
                 self._scheduler.run_ended(message)
-            case DumpThreads():
+            case messages.DumpThreads():
                 log_threads()
-            case Wakeup():
+            case messages.Wakeup():
                 pass  # the message that it announces is in the inbox
             case _ if self._stop_reason is not None:
                 self._refuse(message)
-            case ReloadRequested():  # SIGHUP, among others
+            case messages.ReloadRequested():  # SIGHUP, among others
                 self._reload(message.reason)
-            case ConfigFileChanged():
+            case messages.ConfigFileChanged():
                 self._debouncer.begin()
-            case CheckConfigFile():
+            case messages.CheckConfigFile():
                 if self._config_manager.has_changed():
                     self._debouncer.begin()
-            case RoleChanged():
+            case messages.RoleChanged():
                 self._change_role(message)
-            case RunRequested():
+            case messages.RunRequested():
                 self._scheduler.request_run(message)
-            case CheckTrash() if is_active:
+            case messages.CheckTrash() if is_active:
                 self._scheduler.check_trash()
-            case CheckPressure() if is_active:
+            case messages.CheckPressure() if is_active:
                 self._scheduler.check_pressure()
-            case TakeStorageSample() if is_active:
+            case messages.TakeStorageSample() if is_active:
                 self._take_storage_sample()
 
     def _refuse(self, message: Message) -> None:
         """Ignore a message that came after the request to stop; tell a client that waits for a run."""
-        if isinstance(message, RunRequested) and message.callbacks is not None:
+        if isinstance(message, messages.RunRequested) and message.callbacks is not None:
             message.callbacks.done(LockHeldError("The daemon is stopping. Try again when it has restarted."))
 
     def _take_storage_sample(self) -> None:
@@ -322,7 +288,7 @@ class Daemon:
         if warning is not None:
             self._emit(warning)
 
-    def _change_role(self, change: RoleChanged) -> None:
+    def _change_role(self, change: messages.RoleChanged) -> None:
         if change.is_active:
             log.warning("This daemon is now the active one: %s", change.reason)
             self._scheduler.become_active()

@@ -23,13 +23,9 @@ _CHECKS_PER_TAKEOVER = 6
 
 
 class LeaderElection:
-    """The lock of the active daemon.
+    """The lock of the active daemon; ``put`` receives ``RoleChanged``.
 
-    Args:
-        address: the job store.
-        takeover_seconds: how soon a standby takes over (``ha.takeover_seconds``); 0 allows no standby.
-        put: receives ``RoleChanged`` when this daemon becomes active or standby.
-        clock: returns the time.
+    A standby takes over within ``takeover_seconds`` (``ha.takeover_seconds``); 0 allows no standby.
     """
 
     def __init__(self, address: StoreAddress, takeover_seconds: float, put: Enqueue, clock: Clock) -> None:

@@ -49,13 +49,7 @@ class ActiveRun:
 
 
 class Runner:
-    """Starts runs and reports their end to the inbox.
-
-    Args:
-        put: puts a message into the inbox.
-        emit: receives every event, in the run's thread.
-        clock: returns the time.
-    """
+    """Starts runs and puts ``RunEnded`` into the inbox; ``emit`` receives their events, in their thread."""
 
     def __init__(self, put: Enqueue, emit: Emit, clock: Clock) -> None:
         self._put = put

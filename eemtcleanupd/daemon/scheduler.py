@@ -28,19 +28,7 @@ _PRESSURE_PAUSE = timedelta(hours=1)
 
 
 class RunScheduler:
-    """Keeps the pending run, at most one, and the error of the last one.
-
-    Args:
-        config_manager: has the configuration in force.
-        election: tells whether this daemon is the active one.
-        runner: starts runs.
-        queries: reads disk usage, trash and the last run.
-        timers: follow the schedule.
-        put: puts a message into the inbox.
-        emit: receives ``DiskPressure``.
-        clock: returns the time of day.
-        elapsed: returns monotonic seconds.
-    """
+    """Keeps the pending run (at most one) and the error of the last; ``emit`` receives ``DiskPressure``."""
 
     def __init__(
         self,

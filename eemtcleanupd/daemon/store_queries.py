@@ -40,11 +40,7 @@ class LastCleanup:
 
 
 class StoreQueries:
-    """Queries the ledger and the results filesystem.
-
-    Args:
-        clock: returns the time.
-    """
+    """Queries the ledger and the results filesystem."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

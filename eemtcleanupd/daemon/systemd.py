@@ -14,11 +14,7 @@ _SEND_TIMEOUT_SECONDS = 2.0
 
 
 class SystemdNotifier:
-    """The notification socket of a service manager; without ``NOTIFY_SOCKET`` every method is a no-op.
-
-    Args:
-        environ: has ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID``.
-    """
+    """The notification socket of a service manager; without ``NOTIFY_SOCKET`` every method is a no-op."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         address = environ.get("NOTIFY_SOCKET", "")

@@ -111,12 +111,7 @@ class Timer(schedule.Job):
 
 
 class Timers:
-    """All timers of the daemon.
-
-    Args:
-        clock: returns the time of day.
-        elapsed: returns monotonic seconds.
-    """
+    """All timers of the daemon; ``clock`` returns the time of day, ``elapsed`` monotonic seconds."""
 
     def __init__(self, clock: Clock, elapsed: Callable[[], float] = elapsed_seconds) -> None:
         self._clock = clock

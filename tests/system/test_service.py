@@ -81,8 +81,8 @@ def test_a_valid_file_is_reloaded_and_an_invalid_one_fails_the_reload(machine: M
     machine.sh("systemctl start eemtcleanupd")
     configure(machine, "s/^    hours: 12$/    hours: 99/")
     machine.sh("systemctl reload eemtcleanupd")
-    after = status(machine)
-    assert (after["config_attempts"], after["config_error"]) == (2, None)
+    assert status(machine)["config_attempts"] >= 2  # the file watch can reload it as well
+    assert status(machine)["config_error"] is None
     configure(machine, "s/^    hours: 99$/    hours: -99/")
     output = machine.sh("systemctl reload eemtcleanupd; echo code $?", check=False)
     assert "code 1" in output
