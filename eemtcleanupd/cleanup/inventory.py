@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -138,16 +138,23 @@ class Inventory:
                 with_files += len(terminal)
                 new = [job for job in terminal if job.id not in known]
                 if is_recording and new:
-                    sizes = dict(zip(new, executor.map(self._size, new), strict=True))
+                    artifacts = self._artifacts(new)
+                    sizes = dict(zip(new, executor.map(self._size, artifacts), strict=True))
                     self._record_sizes(sizes, upload_bytes)
         return with_files
 
     def _is_waiting(self, row: Row) -> bool:
         return not row.cleaned and self._run.policy.classify(row.job.status) in TERMINAL
 
-    def _size(self, job: Job) -> int:
-        without_upload = Job(job.id, job.status)  # other jobs can share the upload
-        artifacts = find_artifacts(self._session.roots, [without_upload])[job.id]
+    def _artifacts(self, jobs: Sequence[Job]) -> list[list[Found]]:
+        """Return the artifacts of each job, without the upload that its row names: others can share it.
+
+        One call for all, in one thread: threads that list the same open folder share its position.
+        """
+        found = find_artifacts(self._session.roots, [Job(job.id, job.status) for job in jobs])
+        return [found[job.id] for job in jobs]
+
+    def _size(self, artifacts: Iterable[Found]) -> int:
         return sum(self._measure(found.artifact).bytes for found in artifacts)
 
     def _record_sizes(self, sizes: Mapping[Job, int], upload_bytes: Mapping[str, int]) -> None:
