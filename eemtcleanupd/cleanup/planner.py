@@ -80,7 +80,7 @@ class Planner:
         if not decision.clean:
             return decision
         if any(artifact in self._reserved for artifact in owned_artifacts(job)):
-            reason = "one of its names is a folder of eemtcleanupd (logs, backup or database)"
+            reason = "invalid job: one of its names is a folder of eemtcleanupd (logs, backup or database)"
             return replace(decision, clean=False, reason=reason, notable=True)
         marker = keep_marker_reason(self._session.roots[RootName.RESULTS].fd, job.id)
         if marker is not None:
