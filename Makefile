@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := demo-store
 CONFIG := $(DEMO)/cleanup_config.yaml
+# What the prose checks read; the long documents are not yet in plain English.
+PROSE := eemtcleanupd etc packaging scripts ARCHITECTURE.md CONTRIBUTING.md
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 STRESS_ARGS ?=
@@ -62,11 +64,13 @@ test: check ## run all checks, and all tests but the slow ones
 test-all: check ## run all checks and all tests
 	$(BIN)/pytest -n auto --dist loadgroup $(PYTEST_ARGS)
 
-check: $(READY) ## run the linters, the type checker and the import contracts
+check: $(READY) ## run the linters, the type checker, the import contracts and the prose checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell -D tools/plain_english.txt $(PROSE)
+	$(BIN)/python -m tools.prose
 
 docs: $(READY) ## build the documentation site in site/
 	$(BIN)/python -m tools.site site

@@ -18,7 +18,7 @@ Usage: $ME install|status|remove|install-systemd|remove-systemd [OPTIONS]
   remove           remove this line; all other lines are kept
   install-systemd  install a timer in your systemd user instance (systemctl --user)
   remove-systemd   remove the timer
-  status           show what is installed; exit with 1 if nothing is
+  status           show installed entries; exit with 1 if nothing is
 
 Options of install and install-systemd:
   --schedule WHEN   five fields as in crontab(5), or a name such as @daily

@@ -231,7 +231,7 @@ def test_make_run_shows_a_demo_and_cleans_it(tmp_path: Path) -> None:
     assert "make run" in PAGES["README.md"]
     venv = Path(sys.executable).parents[1]
     done = subprocess.run(
-        # -o: the environment that runs this is never made anew, however old it is.
+        # -o: the environment that runs this is never rebuilt, however old it is.
         ["make", "run", "-o", f"{venv}/.ready", f"VENV={venv}", f"DEMO={tmp_path / 'demo'}"],
         cwd=ROOT,
         capture_output=True,

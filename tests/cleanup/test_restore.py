@@ -216,9 +216,9 @@ def test_an_upload_that_went_with_another_job_comes_back_too(trashed: JobStore) 
 def test_an_upload_that_came_anew_meanwhile_stays_and_is_no_reason_to_refuse(trashed: JobStore) -> None:
     trashed.job("b", dem="dem.tif")
     trashed.run(**GRACE)
-    trashed.upload("dem.tif").write_text("anew")
+    trashed.upload("dem.tif").write_text("new")
     assert [found.label for found in put_back(trashed, "a").artifacts] == ["results/a/"]
-    assert (trashed.path / "uploads/dem.tif").read_text() == "anew"
+    assert (trashed.path / "uploads/dem.tif").read_text() == "new"
     (trashed.path / "uploads/dem.tif").unlink()
     assert [found.label for found in put_back(trashed, "a").artifacts] == ["uploads/dem.tif"]
 

@@ -68,10 +68,10 @@ def test_young_live_unknown_undated_and_held_jobs_keep_everything(store: JobStor
     assert report.bytes_freed == 0
     assert store.cleaned() == set()
     assert before.items() <= store.snapshot().items()
-    told = {event.job.id: event.reason for event in store.of(JobSkipped) if isinstance(event, JobSkipped)}
-    assert told["held"] == "held by anna: paper"
-    assert "completed_at" in told["undated"]
-    assert "'archived'" in told["odd"]
+    reasons = {event.job.id: event.reason for event in store.of(JobSkipped) if isinstance(event, JobSkipped)}
+    assert reasons["held"] == "held by anna: paper"
+    assert "completed_at" in reasons["undated"]
+    assert "'archived'" in reasons["odd"]
 
 
 def with_ledger(store: JobStore) -> Ledger:
@@ -154,8 +154,10 @@ def test_hostile_ids_and_uploads_harm_nothing_and_are_named(store: JobStore, nam
     store.job(name, files=0)
     store.job("victim", dem=name)
     report = store.run()
-    told = [event.job.id for event in store.of(JobSkipped) if isinstance(event, JobSkipped) and event.notable]
-    assert sorted(told) == sorted([name, "victim"])
+    reasons = [
+        event.job.id for event in store.of(JobSkipped) if isinstance(event, JobSkipped) and event.notable
+    ]
+    assert sorted(reasons) == sorted([name, "victim"])
     assert report.skipped == 2
     assert store.cleaned() == set()
     assert (canary / "keep").exists()
@@ -558,7 +560,9 @@ def test_an_upload_that_a_new_job_names_while_it_is_staged_comes_back(
 def test_a_run_that_is_stopped_leaves_the_rest_to_the_next(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eemtcleanupd.cleanup.pipeline.RECORD_SECONDS", 0)  # told as soon as it is gone
+    monkeypatch.setattr(
+        "eemtcleanupd.cleanup.pipeline.RECORD_SECONDS", 0
+    )  # recorded as soon as it is deleted
     for number in range(40):
         store.job(f"job-{number:02}", days=10 + number)
     stop = StopFlag()

@@ -121,7 +121,7 @@ class Container:
 
 
 def compose_options(service: Mapping[str, Any], folder: Path) -> list[str]:
-    """Return how podman is told what a compose file says of a service.
+    """Return the options of podman for a service of a compose file.
 
     Args:
         service: the service, variables replaced.
@@ -150,7 +150,7 @@ def compose_options(service: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def pod_options(pod: Mapping[str, Any], volumes: Mapping[str, Path]) -> list[str]:
-    """Return how podman is told what Kubernetes is told of a pod with one container.
+    """Return the options of podman for a Kubernetes pod with one container.
 
     Args:
         pod: the pod's spec.

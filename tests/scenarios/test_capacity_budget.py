@@ -1,4 +1,4 @@
-"""A budget for what the jobs hold: told of once for each crossing, run after run."""
+"""A budget for what the jobs hold: one warning for each crossing, run after run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def shrink(store: JobStore, name: str) -> None:
     store.sql("UPDATE jobs SET completed_at = '2026-01-01T00:00:00' WHERE id = ?", name)
 
 
-def told(store: JobStore, max_bytes: int | str = "10M", **options: Any) -> list[str]:
+def warnings(store: JobStore, max_bytes: int | str = "10M", **options: Any) -> list[str]:
     """Run once, and return what there is to tell."""
     store.run(capacity__max_bytes=max_bytes, **options)
     found = []
@@ -35,54 +35,54 @@ def told(store: JobStore, max_bytes: int | str = "10M", **options: Any) -> list[
     return found
 
 
-def test_each_crossing_is_told_once_on_the_way_up_and_again_after_the_way_down(store: JobStore) -> None:
+def test_each_crossing_is_reported_once_on_the_way_up_and_again_after_the_way_down(store: JobStore) -> None:
     grow(store, "a", 5000)
-    assert told(store) == []
+    assert warnings(store) == []
     grow(store, "b", 4000)
-    assert told(store) == ["warning"]
-    assert told(store) == []
+    assert warnings(store) == ["warning"]
+    assert warnings(store) == []
     grow(store, "c", 2000)
-    assert told(store) == ["over"]
-    assert told(store) == []
+    assert warnings(store) == ["over"]
+    assert warnings(store) == []
     shrink(store, "c")
-    assert told(store) == []  # down to the warning, which is no news
+    assert warnings(store) == []  # down to the warning, which is no news
     shrink(store, "b")
-    assert told(store) == []
+    assert warnings(store) == []
     grow(store, "d", 9000)
-    assert told(store) == ["over"]
+    assert warnings(store) == ["over"]
 
 
-def test_usage_just_below_a_mark_is_not_told_of_again_when_it_comes_back(store: JobStore) -> None:
+def test_usage_just_below_a_mark_is_not_reported_again_when_it_comes_back(store: JobStore) -> None:
     grow(store, "a", 7900)
     grow(store, "b", 350)
-    assert told(store) == ["warning"]
+    assert warnings(store) == ["warning"]
     shrink(store, "b")
-    assert told(store) == []
+    assert warnings(store) == []
     grow(store, "c", 350)
-    assert told(store) == []
+    assert warnings(store) == []
 
 
-def test_a_budget_that_is_set_or_lowered_below_usage_is_told_of(store: JobStore) -> None:
+def test_a_budget_that_is_set_or_lowered_below_usage_is_reported(store: JobStore) -> None:
     grow(store, "a", 5000)
     store.run()
-    assert told(store, "10M") == []
-    assert told(store, "6M") == ["warning"]
-    assert told(store, 1_000_000) == ["over"]
-    assert told(store, "10M") == []
+    assert warnings(store, "10M") == []
+    assert warnings(store, "6M") == ["warning"]
+    assert warnings(store, 1_000_000) == ["over"]
+    assert warnings(store, "10M") == []
     store.run()
-    assert told(store, "1M") == ["over"]
+    assert warnings(store, "1M") == ["over"]
 
 
-def test_without_a_budget_and_in_a_dry_run_nothing_is_told(store: JobStore) -> None:
+def test_without_a_budget_and_in_a_dry_run_nothing_is_reported(store: JobStore) -> None:
     grow(store, "a", 5000)
     store.run()
     assert store.of(CapacityWarning) == []
     store.run(dry_run=True, capacity__max_bytes=1)
     assert store.of(CapacityWarning) == []
-    assert told(store, 1) == ["over"]
+    assert warnings(store, 1) == ["over"]
 
 
-def test_what_is_told_are_the_measured_bytes(store: JobStore) -> None:
+def test_what_is_reported_are_the_measured_bytes(store: JobStore) -> None:
     grow(store, "a", 5000)
     report = store.run(capacity__max_bytes="5M", capacity__warn_percent=90)
     (event,) = store.of(CapacityWarning)
@@ -96,11 +96,11 @@ def test_a_level_that_makes_no_sense_counts_as_none(store: JobStore, damage: str
     grow(store, "a", 5000)
     store.run()
     store.sql(f"UPDATE cleanup_storage SET capacity_level = {damage}")
-    assert told(store, "1M") == ["over"]
+    assert warnings(store, "1M") == ["over"]
 
 
 def test_a_ledger_of_an_earlier_version_gets_the_column(store: JobStore) -> None:
     grow(store, "a", 5000)
     store.run()
     store.sql("ALTER TABLE cleanup_storage DROP COLUMN capacity_level")
-    assert told(store, "1M") == ["over"]
+    assert warnings(store, "1M") == ["over"]

@@ -80,7 +80,7 @@ def test_a_job_that_is_run_again_while_it_is_deleted_does_not_count_as_cleaned(s
     assert (store.results("a") / "new.tif").exists()
     assert store.cleaned() == set()
     assert (report.successful.jobs, report.skipped) == (0, 1)
-    assert report.bytes_freed > 0, "what was deleted is told"
+    assert report.bytes_freed > 0, "the report counts what was deleted"
     assert store.sql("SELECT * FROM cleanup_intents") == []
 
 

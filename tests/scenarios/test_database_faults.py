@@ -215,7 +215,7 @@ def test_a_schema_with_extra_columns_works_and_one_without_a_needed_one_is_named
 
 
 def test_what_a_run_asks_of_a_file_is_remembered_for_the_next_run(tmp_path: Path) -> None:
-    """Else each would work out its SQL anew, which costs more than to execute it, and memory would grow."""
+    """Otherwise each run compiles its SQL again, which costs more than its execution, and memory grows."""
     store = JobStore(tmp_path / "store")
     database = store.open()
     assert isinstance(database, SqliteDatabase)

@@ -112,12 +112,12 @@ def test_what_was_staged_when_the_lock_was_lost_is_put_back(
 
 
 class Losing(NullHooks):
-    """Loses the lock to another, at a moment, and notes what the audit log is told."""
+    """Loses the lock to another, at a moment, and remembers the actions in the audit log."""
 
     def __init__(self, store: JobStore, server: Server) -> None:
         self._store = store
         self._server = server
-        self.told: list[str] = []
+        self.actions: list[str] = []
 
     def lose(self) -> None:
         self._server.disconnect(str(self._store.url))
@@ -125,17 +125,17 @@ class Losing(NullHooks):
             pass
 
     def audit(self, entries: Sequence[AuditEntry]) -> None:
-        self.told += [entry.action for entry in entries]
+        self.actions += [entry.action for entry in entries]
 
 
-def run_and_lose(store: JobStore, guards: Losing, **options: object) -> None:
+def run_and_lose(store: JobStore, hooks: Losing, **options: object) -> None:
     with pytest.raises(LockHeldError):
         clean(
             store.config(**options),
             RunRequest(user="tester"),
             emit=store.events.append,
             clock=lambda: store.now,
-            hooks=guards,
+            hooks=hooks,
         )
 
 
@@ -167,17 +167,17 @@ def test_no_further_job_moves_when_the_lock_was_lost_as_one_moved(
     fill(store)
     moved: set[str] = set()
     stage = Trash.stage
-    guards = Losing(store, postgres)
+    hooks = Losing(store, postgres)
 
     def stage_and_lose(self: Trash, item: str, names: Sequence[str]) -> tuple[str, ...]:
         moved.add(item.rpartition(".")[0])
         staged = stage(self, item, names)
         if not store.opened:
-            guards.lose()
+            hooks.lose()
         return staged
 
     monkeypatch.setattr(Trash, "stage", stage_and_lose)
-    run_and_lose(store, guards)
+    run_and_lose(store, hooks)
     assert len(moved) == 1
     assert store.trash() == []
 
@@ -189,15 +189,15 @@ def test_an_orphan_that_was_staged_when_the_lock_was_lost_is_put_back(
     place.mkdir()
     os.utime(place, (0, 0))
     stage = Trash.stage
-    guards = Losing(store, postgres)
+    hooks = Losing(store, postgres)
 
     def stage_and_lose(self: Trash, item: str, names: Sequence[str]) -> tuple[str, ...]:
         staged = stage(self, item, names)
-        guards.lose()
+        hooks.lose()
         return staged
 
     monkeypatch.setattr(Trash, "stage", stage_and_lose)
-    run_and_lose(store, guards, orphans__delete_after_hours=1)
+    run_and_lose(store, hooks, orphans__delete_after_hours=1)
     assert place.is_dir()
     assert store.trash() == []
 
@@ -208,16 +208,16 @@ def test_the_audit_log_is_told_nothing_of_jobs_that_are_another_runs_by_now(
 ) -> None:
     fill(store)
     record = Recording.record
-    guards = Losing(store, postgres)
+    hooks = Losing(store, postgres)
 
     def lose_and_record(self: Recording, jobs: Sequence[object]) -> None:
-        guards.lose()
+        hooks.lose()
         record(self, jobs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Recording, "record", lose_and_record)
-    run_and_lose(store, guards, trash__grace_hours=grace_hours)
-    assert "cleaning" in guards.told
-    assert not {"cleaned", "trashed"} & set(guards.told)
+    run_and_lose(store, hooks, trash__grace_hours=grace_hours)
+    assert "cleaning" in hooks.actions
+    assert not {"cleaned", "trashed"} & set(hooks.actions)
 
 
 def test_a_job_that_is_run_again_amid_the_record_is_not_marked(

@@ -133,7 +133,7 @@ class Store(RuleBasedStateMachine):
         try:
             restored = restore(request)
         except TrashError:
-            # Only where nothing of it is there, or its upload came anew.
+            # Only where nothing of it is there, or there is a new upload.
             assert truth.state != TRASH or truth.dem is not None
             return
         assert truth.state == TRASH

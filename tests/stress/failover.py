@@ -100,8 +100,8 @@ class Pair:
 
     def status(self, name: str) -> DaemonStatus | None:
         """Return what one of them says of itself, None while it does not live."""
-        told, running = read_status(self._locations[name]), self._running[name]
-        return told if running.poll() is None and told is not None and told.pid == running.pid else None
+        status, running = read_status(self._locations[name]), self._running[name]
+        return status if running.poll() is None and status is not None and status.pid == running.pid else None
 
     def nudge(self) -> None:
         """Ask for a run; the one that stands by does not start it."""

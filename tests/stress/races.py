@@ -163,7 +163,7 @@ def folders_become_links(store: Path, canary: Path, until: float, report: Report
 
 
 def people_download_and_delete(store: Path, seed: int, until: float, report: Report) -> None:
-    """Make archives of results, read them, delete jobs with their files, upload anew."""
+    """Make archives of results, read them, delete jobs with their files, upload again."""
     random.seed(seed)
     done = Counter[str]()
     while time.time() < until:
@@ -181,7 +181,7 @@ def people_download_and_delete(store: Path, seed: int, until: float, report: Rep
                     _write(store, "DELETE FROM jobs WHERE id = ? AND status != 'running'", name)
                     done["jobs deleted"] += 1
             upload = store / "uploads" / f"dem{random.randrange(5)}.tif"
-            upload.write_text("anew")
+            upload.write_text("new")
             done["uploads"] += 1
         time.sleep(random.uniform(0, 0.03))
     report.put((done, []))
