@@ -82,7 +82,8 @@ shell_quoted() {
 
 # Set `directory`, `environment`, `program` and `command`, and test the command.
 prepare() {
-  directory=$(cd -- "$directory" 2>/dev/null && pwd -P) || die "--directory $directory: The folder does not exist."
+  local given=$directory
+  directory=$(cd -- "$given" 2>/dev/null && pwd -P) || die "--directory $given: The folder does not exist."
   if [[ -n $config ]]; then
     [[ -r $config ]] || die "--config $config: The file cannot be read."
     config=$(readlink -f -- "$config")

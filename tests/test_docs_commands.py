@@ -67,7 +67,7 @@ ELSEWHERE = (
     Elsewhere("*", "systemctl ", "tests/system/test_service.py", "needs a booted machine"),
     Elsewhere("docs/api.md", "# Trigger cleanup", "tests/web/test_docs_api.py", "the answers are looked at"),
     Elsewhere(
-        "docs/notifications.md", "eemtcleanupd notify-test", "tests/cli/test_notifiers.py", "needs servers"
+        "docs/notifications.md", "eemtcleanupd notify-test", "tests/cli/test_notify_test.py", "needs servers"
     ),
     Elsewhere("docs/capacity.md", "eemtcleanupd report --plot", "tests/cli/test_report.py", "a history"),
     Elsewhere("docs/scaling.md", "dask ", "tests/deletion/test_dask_executor.py", "needs certificates"),

@@ -403,7 +403,7 @@ def test_output_is_atomic_and_never_replaces_the_job_database(store: JobStore, r
     link = store.path / "link.html"
     link.symlink_to(store.path / "jobs.db")
     for option in (["--output", "jobs.db"], ["--output", "./results/../jobs.db"], ["--output", "link.html"]):
-        assert option[1] in report(*option, code=2).stderr
+        assert Path(option[1]).name in report(*option, code=2).stderr
     assert (store.path / "jobs.db").read_bytes() == before
     assert os.strerror(errno.ENOENT) in report("--output", "no/where", code=1).stderr
     assert "results" in report("--output", "results", code=1).stderr

@@ -236,7 +236,8 @@ def test_audit_verify_prints_text_and_json(run_cli: RunCli, store: JobStore) -> 
     store.job("a")
     run(store)
     good = run_cli("audit", "verify", cwd=store.path)
-    assert (good.returncode, good.stdout) == (0, "The audit log of 4 lines in 1 file is intact\n")
+    assert good.returncode == 0
+    assert "4 lines in 1 file" in good.stdout
     edit(store.path / "logs" / "cleanup_audit.jsonl", lambda lines: [*lines[:1], *lines[2:]])
     bad = run_cli("audit", "verify", "--json", cwd=store.path)
     assert bad.returncode == 1
