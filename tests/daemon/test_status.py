@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from eemtcleanupd import __version__
 from eemtcleanupd.daemon.status import (
     BEAT_SECONDS,
     DaemonStatus,
@@ -23,7 +24,7 @@ from eemtcleanupd.store.address import StoreAddress
 NOW = datetime(2026, 6, 15, 12, 0, 0, 123456, tzinfo=UTC)
 STATUS = DaemonStatus(
     pid=1,
-    version="0.1.0",
+    version=__version__,
     state="running",
     started_at=NOW,
     heartbeat_at=NOW,
