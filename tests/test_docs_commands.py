@@ -227,6 +227,7 @@ def test_every_block_is_known_to_have_commands_or_none() -> None:
             assert begins_with_prompt if language in SESSIONS else not has_prompt, where
 
 
+@pytest.mark.slow
 def test_make_run_shows_a_demo_and_cleans_it(tmp_path: Path) -> None:
     assert "make run" in PAGES["README.md"]
     venv = Path(sys.executable).parents[1]

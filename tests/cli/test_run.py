@@ -170,6 +170,7 @@ def test_run_detach_reports_why_the_daemon_did_not_start(start: Start, run_cli: 
     assert run_cli("run", "--detach", cwd=store).returncode == 2
 
 
+@pytest.mark.slow
 def test_many_reloads_leak_neither_threads_nor_descriptors_nor_memory(start: Start, store: Path) -> None:
     daemon = start()
     proc = Path(f"/proc/{daemon.pid}")

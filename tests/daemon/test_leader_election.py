@@ -72,6 +72,7 @@ def third_store(tmp_path: Path, name: str) -> Path:
     return tmp_path / "store"
 
 
+@pytest.mark.slow
 def test_every_expired_job_is_cleaned_once_while_active_daemons_are_killed_frozen_and_cut_off() -> None:
     outcome = failover.run(10, backlog=60)
     assert outcome.faults == []

@@ -242,6 +242,7 @@ with DeletionPool(2, StopFlag()) as pool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_helpers_ignore_signals_and_end_when_the_run_is_killed(
     tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -201,6 +202,7 @@ class Store(RuleBasedStateMachine):
 
 
 TestStore = Store.TestCase
+TestStore.pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # type: ignore[attr-defined]
 TestStore.settings = settings(
     max_examples=int(os.environ.get("STRESS_EXAMPLES", "25")),
     stateful_step_count=25,

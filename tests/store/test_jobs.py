@@ -101,6 +101,7 @@ def written(moment: datetime, zone: str, form: str) -> str:
         max_size=40,
     ),
 )
+@pytest.mark.slow
 def test_the_scan_misses_no_expired_job(
     jobs: Jobs,
     zone: str,

@@ -12,6 +12,8 @@ import pytest
 
 from tests.web.conftest import RunningDaemon
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
 _EXAMPLES = int(os.environ.get("STRESS_EXAMPLES", "25"))
 
 
