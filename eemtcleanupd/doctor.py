@@ -6,7 +6,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from eemtcleanupd.backup.folder import BackupFolder
 from eemtcleanupd.cleanup.ballast import ballast_bytes
-from eemtcleanupd.cleanup.session import open_roots
+from eemtcleanupd.cleanup.session import job_table, open_roots
 from eemtcleanupd.config import Config, Loaded
 from eemtcleanupd.daemon.status import read_status, time_with_distance
 from eemtcleanupd.deletion.blockers import Blockers
@@ -25,15 +25,12 @@ from eemtcleanupd.formatting import human_size, printable
 from eemtcleanupd.model import TRASH_NAME, Outcome, RootName
 from eemtcleanupd.open_files import deleted_but_open, users_of
 from eemtcleanupd.policy.capacity import Budget
-from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.lock import find_daemon
 from eemtcleanupd.store.mount_check import check_journal
 from eemtcleanupd.store.outbox import delivery_stats
-from eemtcleanupd.store.timestamps import zone_named
 
 _NEARLY_FULL_FRACTION = 0.95
 _MAX_ENTRIES = 10_000
@@ -90,8 +87,7 @@ def examine(loaded: Loaded, now: datetime) -> Iterator[Finding]:
     except CleanupError as error:
         yield Finding("database", *_problem(str(error)))
         return
-    with ExitStack() as stack:
-        stack.callback(database.close)
+    with closing(database), ExitStack() as stack:
         store = _StoreChecks(loaded.config, database, now, stack)
         for name, check in (
             ("database", store.check_database),
@@ -140,7 +136,6 @@ class _StoreChecks:
         self._has_daemon = False
 
     def check_database(self) -> Iterator[Result]:
-        """Check integrity, table structure and write access; name the processes that use the database."""
         path = self._database.name
         if errors := self._database.integrity_errors():
             yield _problem(
@@ -151,8 +146,7 @@ class _StoreChecks:
             return
         if warning := check_journal(self._database, to_write=True):
             yield _warning(warning)
-        zone = zone_named(self._config.database.timezone)
-        JobTable(self._database, Policy.from_config(self._config.retention), zone)
+        job_table(self._database, self._config)
         file = self._database.file
         users = self._database.sessions() if file is None else users_of(file)
         used_by = ", ".join(users[:_MAX_NAMES]) or "no other process"
@@ -168,14 +162,12 @@ class _StoreChecks:
         yield _ok(f"{path} {state} writable. It is in use by: {used_by}.")
 
     def check_folders(self) -> Iterator[Result]:
-        """Check that the folders are those of the last run, and that this user can delete in them."""
         known = self._ledger.roots() if self._ledger.exists() else {}
         self._roots = open_roots(self._config, known, self._stack)
         for root in self._roots.values():
             yield _check_permissions(root)
 
     def check_disk(self) -> Iterator[Result]:
-        """Check the free space of the results folder's disk."""
         if not self._roots:
             return
         usage = disk_usage(self._roots[RootName.RESULTS].fd)
@@ -194,7 +186,6 @@ class _StoreChecks:
             yield _ok(space)
 
     def check_mounts(self) -> Iterator[Result]:
-        """Check for filesystems mounted inside the folders."""
         if not self._roots:
             return
         if mounts := Blockers.snapshot(self._roots.values()).mounts:
@@ -206,7 +197,6 @@ class _StoreChecks:
             yield _ok("No filesystem is mounted inside the folders.")
 
     def check_open_files(self) -> Iterator[Result]:
-        """Check for deleted files whose space is not freed because a process holds them open."""
         if not self._roots:
             return
         held = list(deleted_but_open([root.path for root in self._roots.values()]))
@@ -226,7 +216,6 @@ class _StoreChecks:
         )
 
     def check_logs(self) -> Iterator[Result]:
-        """Check that the log, the audit log and the folder for kept job logs are writable."""
         config = self._config
         paths = [config.logging.file, config.paths.logs / "jobs"]
         if config.notifications.audit_log.enabled:
@@ -241,7 +230,6 @@ class _StoreChecks:
             yield _ok(f"Logs are writable below {config.paths.logs}.")
 
     def check_capacity(self) -> Iterator[Result]:
-        """Check the size of all jobs against the budget."""
         budget = Budget.of(self._config.capacity)
         if budget is None or not self._has_ledger:
             return
@@ -251,11 +239,11 @@ class _StoreChecks:
         if percent < budget.warn_percent:
             yield _ok(message)
         else:
-            advice = "Find the biggest jobs with `report`. Shorten the retention, or raise the budget."
-            yield _warning(message, advice)
+            yield _warning(
+                message, "Find the biggest jobs with `report`. Shorten the retention, or raise the budget."
+            )
 
     def check_schedule(self) -> Iterator[Result]:
-        """Check that a daemon is running and responding, and when it cleans next."""
         address = StoreAddress.of(self._config)
         holder, status = find_daemon(address), read_status(address)
         self._has_daemon = holder is not None
@@ -291,12 +279,10 @@ class _StoreChecks:
             )
 
     def check_locks(self) -> Iterator[Result]:
-        """Name the run that holds the lock."""
         run = self._database.holder("run")
         yield _ok("No run holds the lock." if run is None else f"A run is in progress: {run}.")
 
     def check_runs(self) -> Iterator[Result]:
-        """Check how the last run ended and which jobs it left incomplete."""
         runs = self._ledger.runs(1) if self._has_ledger else []
         if not runs:
             yield _warning("There are no runs yet.", "eemtcleanupd clean --dry-run")
@@ -320,7 +306,6 @@ class _StoreChecks:
             )
 
     def check_delivery(self) -> Iterator[Result]:
-        """Check that every notifier delivered its last message."""
         stats_by_name = delivery_stats(self._database) if self._has_ledger else {}
         failing = {
             name: stats
@@ -337,13 +322,11 @@ class _StoreChecks:
             return
         waiting = sum(stats.waiting for stats in stats_by_name.values())
         if waiting and not self._has_daemon:
-            advice = "The daemon or the next run sends them."
-            yield _warning(f"{waiting} messages are waiting.", advice)
+            yield _warning(f"{waiting} messages are waiting.", "The daemon or the next run sends them.")
         else:
             yield _ok("Every notifier delivered its last message, or had none to deliver.")
 
     def check_backups(self) -> Iterator[Result]:
-        """Check that backups can be written, if they are enabled."""
         settings = self._config.backup
         if not settings.enabled:
             return
@@ -358,18 +341,17 @@ class _StoreChecks:
         except BackupError as error:
             yield _problem(str(error), f"chown and chmod 700 {path}")
             return
-        if not os.access(path, os.W_OK | os.X_OK):
+        if os.access(path, os.W_OK | os.X_OK):
+            yield _ok(f"{path} contains {count} backups. Verify them with `backup verify`.")
+        else:
             uid = os.geteuid()
             yield _problem(f"{path} is not writable for user {uid}.", f"chown {uid} {path}")
-            return
-        yield _ok(f"{path} contains {count} backups. Verify them with `backup verify`.")
 
 
 def _check_permissions(root: Root) -> Result:
     folder, uid = f"{root.name} at {root.path}", os.geteuid()
     if os.fstatvfs(root.fd).f_flag & os.ST_RDONLY:
-        advice = f"mount -o remount,rw {root.path}"
-        return _problem(f"{folder} is mounted read-only.", advice)
+        return _problem(f"{folder} is mounted read-only.", f"mount -o remount,rw {root.path}")
     if not os.access(root.path, os.R_OK | os.W_OK | os.X_OK):
         return _problem(
             f"{folder} is not writable for user {uid}.",

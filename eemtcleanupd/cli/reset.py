@@ -35,22 +35,18 @@ def reset(yes: bool, config_file: Path | None, db_path: str | None, as_json: boo
     config = load_store_config(config_file, db_path)
     from sqlalchemy import Connection
 
+    from eemtcleanupd.cleanup.session import job_table, open_database
     from eemtcleanupd.plugins import Plugins
-    from eemtcleanupd.policy.retention import Policy
-    from eemtcleanupd.store.address import StoreAddress
     from eemtcleanupd.store.history import AuditLine
-    from eemtcleanupd.store.jobs import JobTable
     from eemtcleanupd.store.ledger import Ledger
     from eemtcleanupd.store.lock import run_lock
-    from eemtcleanupd.store.timestamps import zone_named
 
     now = system_clock()
     plugins = Plugins(config)
     with ExitStack() as stack:
-        database = StoreAddress.of(config).open()
-        stack.callback(database.close)
+        database = open_database(config, stack)
         stack.enter_context(run_lock(database, "reset", now))
-        jobs = JobTable(database, Policy.from_config(config.retention), zone_named(config.database.timezone))
+        jobs = job_table(database, config)
         jobs.add_columns()
         ledger = Ledger(database)
         ledger.create_tables()

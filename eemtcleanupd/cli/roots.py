@@ -22,17 +22,15 @@ def roots(config_file: Path | None, db_path: str | None, accept: bool, as_json: 
     folder.  Use --accept after you moved or replaced a folder.
     """
     config = load_store_config(config_file, db_path)
-    from eemtcleanupd.cleanup.session import open_roots, record_root
+    from eemtcleanupd.cleanup.session import open_database, open_roots, record_root
     from eemtcleanupd.clock import system_clock
     from eemtcleanupd.deletion.trash import Trash
     from eemtcleanupd.plugins import Plugins
-    from eemtcleanupd.store.address import StoreAddress
     from eemtcleanupd.store.ledger import Ledger
     from eemtcleanupd.store.lock import run_lock
 
     with ExitStack() as stack:
-        database = StoreAddress.of(config).open()
-        stack.callback(database.close)
+        database = open_database(config, stack)
         ledger = Ledger(database)
         if accept:
             stack.enter_context(run_lock(database, "roots --accept", system_clock()))

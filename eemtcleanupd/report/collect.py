@@ -6,23 +6,21 @@ unknown.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from eemtcleanupd.cleanup.session import job_table
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.daemon.status import read_status
 from eemtcleanupd.daemon.store_queries import StoreQueries
-from eemtcleanupd.errors import StoreError
 from eemtcleanupd.events import StoragePoint
-from eemtcleanupd.formatting import printable
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.forecast import Forecast, TrendLine, fit_line, forecast
 from eemtcleanupd.policy.pressure import DiskUsage
-from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.address import StoreAddress
+from eemtcleanupd.store.base import corruption_guard
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.ledger import Ledger
@@ -104,18 +102,13 @@ def gather(config: Config, clock: Clock, *, biggest: int) -> Report:
     """
     address, now, budget = StoreAddress.of(config), clock(), Budget.of(config.capacity)
     zone = zone_named(config.database.timezone)
-    database = address.open()
-    try:
-        job_table = JobTable(database, Policy.from_config(config.retention), zone)
+    with closing(address.open()) as database:
+        table, ledger, history = job_table(database, config), Ledger(database), None
         since = (local_timestamp(now - span, zone) for span in (_DAY, _MONTH))
-        jobs = count_jobs(database, job_table, *since)
-        ledger = Ledger(database)
-        history = None
+        jobs = count_jobs(database, table, *since)
         if ledger.exists():
-            with _corruption_guard(str(address)):
-                history = _ledger_summary(database, job_table, ledger, now, budget, biggest=biggest)
-    finally:
-        database.close()
+            with corruption_guard("the ledger"):
+                history = _ledger_summary(database, table, ledger, now, budget, biggest=biggest)
     disk = StoreQueries(clock).usage(config)
     daemon = find_daemon(address)
     status = None if daemon is None else read_status(address)
@@ -133,20 +126,14 @@ def gather(config: Config, clock: Clock, *, biggest: int) -> Report:
 
 
 def _ledger_summary(
-    database: Database,
-    job_table: JobTable,
-    ledger: Ledger,
-    now: datetime,
-    budget: Budget | None,
-    *,
-    biggest: int,
+    database: Database, jobs: JobTable, ledger: Ledger, now: datetime, budget: Budget | None, *, biggest: int
 ) -> LedgerSummary:
     trend = ledger.trend(now)
     unused = [] if budget is None else [(point.at, budget.max_bytes - point.used_bytes) for point in trend]
     return LedgerSummary(
         runs_24h=run_totals_since(database, now - _DAY),
         runs_30d=run_totals_since(database, now - _MONTH),
-        biggest=largest_jobs(database, job_table, biggest),
+        biggest=largest_jobs(database, jobs, biggest),
         held_bytes=sum(int(size) for _, size in ledger.storage_by_class().values()),
         trash=ledger.trash_summary(),
         last_run=next((_sanitized_run(run) for run in ledger.runs(1)), None),
@@ -155,18 +142,6 @@ def _ledger_summary(
         disk_full=forecast([(point.at, point.free_bytes) for point in trend]),
         budget_exceeded=forecast(unused),
     )
-
-
-@contextmanager
-def _corruption_guard(database: str) -> Iterator[None]:
-    """Turn errors from invalid ledger rows into a StoreError, as the ledger itself does."""
-    try:
-        yield
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise StoreError(
-            f"Invalid row in the ledger of {database} ({printable(str(error))}). "
-            "Fix the row, or restore the database."
-        ) from error
 
 
 def _sanitized_run(run: RunRecord) -> RunRecord:
