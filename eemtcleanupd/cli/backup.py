@@ -60,7 +60,7 @@ def _document(file: BackupFile) -> dict[str, Any]:
     return {
         "job_id": file.job_id,
         "name": file.path.name,
-        "made_at": file.made_at.isoformat(),
+        "made_at": file.made_at,
         "bytes": file.size_bytes,
     }
 

@@ -6,7 +6,8 @@ import getpass
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,8 +17,6 @@ from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import ConfigError
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from eemtcleanupd.config import Config, Loaded
     from eemtcleanupd.plugins import Plugins
     from eemtcleanupd.store.ledger import Ledger
@@ -44,8 +43,8 @@ def store_options(command: Command) -> Command:
 
 
 def print_json(document: object) -> None:
-    """Print a document as indented JSON."""
-    click.echo(json.dumps(document, indent=2))
+    """Print a document as indented JSON, with times in ISO 8601."""
+    click.echo(json.dumps(document, indent=2, default=datetime.isoformat))
 
 
 def local_minute(moment: datetime) -> str:
@@ -100,11 +99,8 @@ def open_ledger(config: Config) -> Iterator[Ledger]:
     from eemtcleanupd.store.address import StoreAddress
     from eemtcleanupd.store.ledger import Ledger
 
-    database = StoreAddress.of(config).open()
-    try:
+    with closing(StoreAddress.of(config).open()) as database:
         yield Ledger(database)
-    finally:
-        database.close()
 
 
 def write_audit(plugins: Plugins, action: str, details: Mapping[str, object]) -> None:

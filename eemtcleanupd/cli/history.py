@@ -83,7 +83,4 @@ def _show(ledger: Ledger, run: RunRecord, *, as_json: bool) -> None:
 
 
 def _document(run: RunRecord) -> dict[str, object]:
-    values = asdict(run)
-    for name in ("started_at", "finished_at"):
-        values[name] = values[name].isoformat() if values[name] else None
-    return {**values, "space_freed": human_size(run.bytes_freed, fixed=True)}
+    return {**asdict(run), "space_freed": human_size(run.bytes_freed, fixed=True)}

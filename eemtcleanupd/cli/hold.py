@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -92,17 +93,7 @@ def holds(config_file: Path | None, db_path: str | None, as_json: bool) -> None:
     now = system_clock()
     active = [held for held in all_holds if held.is_active(now)]
     if as_json:
-        print_json(
-            [
-                {
-                    "job_id": held.job_id,
-                    "reason": held.reason,
-                    "owner": held.owner,
-                    "until": None if held.until is None else held.until.isoformat(),
-                }
-                for held in active
-            ]
-        )
+        print_json([asdict(held) for held in active])
         return
     for held in active:
         owner, reason = printable(held.owner), printable(held.reason)

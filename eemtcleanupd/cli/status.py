@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eemtcleanupd.cli.common import json_option, load_store_config, store_options
+from eemtcleanupd.cli.common import json_option, load_store_config, print_json, store_options
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.formatting import human_size, printable
 
@@ -45,7 +44,7 @@ def status(config_file: Path | None, db_path: str | None, as_json: bool, healthy
         return _print_health(daemon)
     document = overview(config, holder, daemon)
     if as_json:
-        click.echo(json.dumps(document, indent=2, default=str))
+        print_json(document)
         return 0
     now = system_clock()
     for title, text in (

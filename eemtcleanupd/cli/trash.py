@@ -62,8 +62,8 @@ def _document(intent: Intent) -> dict[str, Any]:
         "status": intent.status,
         "bytes": intent.size_bytes,
         "run_id": intent.run_id,
-        "trashed_at": None if intent.created_at is None else intent.created_at.isoformat(),
-        "purge_after": None if intent.purge_after is None else intent.purge_after.isoformat(),
+        "trashed_at": intent.created_at,
+        "purge_after": intent.purge_after,
         "artifacts": [artifact.label for artifact, _ in intent.items],
     }
 
@@ -99,8 +99,7 @@ def print_restored(restored: RestoreResult, *, as_json: bool) -> None:
     """Print the restored artifacts and the hold."""
     labels, until = [artifact.label for artifact in restored.artifacts], restored.held_until
     if as_json:
-        held = None if until is None else until.isoformat()
-        print_json({"job_id": restored.job_id, "restored": labels, "held_until": held})
+        print_json({"job_id": restored.job_id, "restored": labels, "held_until": until})
         return
     for label in labels:
         click.echo(f"Restored {printable(label)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -30,8 +31,7 @@ def overview(config: Config, holder: Holder | None, status: DaemonStatus | None)
     Raises:
         StoreError: the job database cannot be read.
     """
-    database = StoreAddress.of(config).open()
-    try:
+    with closing(StoreAddress.of(config).open()) as database:
         ledger = Ledger(database)
         has_ledger = ledger.is_current()
         last = ledger.runs(1)[:1] if has_ledger else []
@@ -39,8 +39,6 @@ def overview(config: Config, holder: Holder | None, status: DaemonStatus | None)
         trash_jobs, trash_bytes, next_purge = ledger.trash_summary() if has_ledger else (0, 0, None)
         deliveries = delivery_stats(database) if has_ledger else {}
         active = holder if database.file is not None else database.holder("daemon")
-    finally:
-        database.close()
     run = None if status is None else status.run
     return {
         "running": holder is not None,

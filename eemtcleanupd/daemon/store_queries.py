@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
@@ -97,12 +98,9 @@ class StoreQueries:
 def _ask(config: Config, query: Callable[[Ledger], _Result]) -> _Result | None:
     """Return the result of a query; None before the first run, or when the query fails."""
     try:
-        database = StoreAddress.of(config).open(_BUSY_TIMEOUT_SECONDS)
-        try:
+        with closing(StoreAddress.of(config).open(_BUSY_TIMEOUT_SECONDS)) as database:
             ledger = Ledger(database)
             return query(ledger) if ledger.exists() else None
-        finally:
-            database.close()
     except CleanupError as error:
         log.warning("Cannot query the ledger: %s", error)
         return None

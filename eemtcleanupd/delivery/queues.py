@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Final
 
 from eemtcleanupd.clock import Clock
@@ -70,12 +70,8 @@ class MessageQueues:
     def _open_ledger(self) -> Iterator[LedgerOutbox]:
         if self._location is None:
             raise StoreError("there is no ledger")
-        with self._lock:
-            database = self._location.open(_BUSY_TIMEOUT_SECONDS)
-            try:
-                yield LedgerOutbox(database, self._max_waiting)
-            finally:
-                database.close()
+        with self._lock, closing(self._location.open(_BUSY_TIMEOUT_SECONDS)) as database:
+            yield LedgerOutbox(database, self._max_waiting)
 
     def _hold_sender_lock(self) -> bool:
         """Acquire or verify the outbox's lock; a later call tries again if another process holds it."""

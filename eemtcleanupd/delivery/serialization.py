@@ -14,7 +14,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 def encode(event: Event) -> str:
     """Return an event as JSON; bytes of names that are not UTF-8 are escaped."""
-    text = json.dumps(asdict(event), default=_encode_value, ensure_ascii=False)
+    text = json.dumps(asdict(event), default=datetime.isoformat, ensure_ascii=False)
     return _SURROGATE.sub(lambda match: f"\\\\u{ord(match[0]):04x}", text)
 
 
@@ -32,9 +32,3 @@ def decode(hook: str, payload: object) -> Event:
     if event_class is None or not isinstance(payload, str):
         raise ValueError(f"unknown event {hook}")
     return TypeAdapter(event_class).validate_json(payload)
-
-
-def _encode_value(value: object) -> object:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    raise TypeError(f"{type(value).__name__} is not serializable")

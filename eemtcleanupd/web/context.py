@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from fastapi import Request, Response
@@ -55,11 +55,8 @@ class ApiContext:
 @contextmanager
 def open_ledger(config: Config, *, create: bool = False) -> Iterator[Ledger | None]:
     """Open the ledger for a short query; yield None if it does not exist and ``create`` is false."""
-    database = StoreAddress.of(config).open()
-    try:
+    with closing(StoreAddress.of(config).open()) as database:
         ledger = Ledger(database)
         if create:
             ledger.create_tables()
         yield ledger if ledger.is_current() else None
-    finally:
-        database.close()

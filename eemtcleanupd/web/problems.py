@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Coroutine
+from datetime import datetime
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -38,13 +39,13 @@ class Problem(BaseModel):
 
 
 class AsciiJsonResponse(Response):
-    """JSON in ASCII, so that names that are not UTF-8 pass as escaped surrogates."""
+    """JSON in ASCII, so that names that are not UTF-8 pass as escaped surrogates; times in ISO 8601."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
         """Return the content as JSON."""
-        return json.dumps(content, separators=(",", ":")).encode("ascii")
+        return json.dumps(content, separators=(",", ":"), default=datetime.isoformat).encode("ascii")
 
 
 def error_responses(*codes: int) -> dict[int | str, dict[str, Any]]:

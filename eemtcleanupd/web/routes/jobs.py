@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import timedelta
 
 from fastapi import APIRouter, Depends, Response
@@ -14,7 +15,6 @@ from eemtcleanupd.model import Hold
 from eemtcleanupd.web.auth import Caller
 from eemtcleanupd.web.context import ApiContext, open_ledger
 from eemtcleanupd.web.problems import COMMON_ERRORS, AsciiJsonResponse, error_responses, http_error
-from eemtcleanupd.web.routes.queries import hold_document
 from eemtcleanupd.web.schemas import HoldBody, ReleaseBody, RestoreBody
 
 
@@ -34,7 +34,7 @@ def add_job_routes(router: APIRouter, context: ApiContext) -> None:
             ledger.hold(new, now)
             warning = hold_warning(backend.config, ledger, body.job_id)
         cache.clear()
-        return AsciiJsonResponse({**hold_document(new), "warning": warning}, 201)
+        return AsciiJsonResponse({**asdict(new), "warning": warning}, 201)
 
     @router.post("/holds/release", responses={**COMMON_ERRORS, **error_responses(404)})
     def release(body: ReleaseBody, caller: Caller = Depends(context.may_clean)) -> Response:
@@ -57,11 +57,10 @@ def add_job_routes(router: APIRouter, context: ApiContext) -> None:
             )
         )
         cache.clear()
-        until = result.held_until
         return AsciiJsonResponse(
             {
                 "job_id": body.job_id,
                 "restored": [artifact.label for artifact in result.artifacts],
-                "held_until": None if until is None else until.isoformat(),
+                "held_until": result.held_until,
             }
         )

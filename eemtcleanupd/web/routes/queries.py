@@ -6,6 +6,8 @@ import asyncio
 import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Hashable
+from dataclasses import asdict
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -13,7 +15,6 @@ from fastapi.responses import StreamingResponse
 
 from eemtcleanupd.daemon.status_document import run_document
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.model import Hold
 from eemtcleanupd.store.intents import Intent
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.web.auth import Caller
@@ -36,7 +37,7 @@ def add_query_routes(router: APIRouter, context: ApiContext) -> None:
     async def answer(request: Request, key: Hashable, query: Callable[[Ledger | None], object]) -> Response:
         def compute() -> bytes:
             with open_ledger(backend.config) as ledger:
-                return json.dumps(query(ledger), default=str).encode("ascii")
+                return json.dumps(query(ledger), default=datetime.isoformat).encode("ascii")
 
         return await context.answer(request, key, compute)
 
@@ -91,7 +92,7 @@ def add_query_routes(router: APIRouter, context: ApiContext) -> None:
         return await answer(
             request,
             "holds",
-            lambda ledger: {"holds": [hold_document(hold) for hold in ledger.all_holds()] if ledger else []},
+            lambda ledger: {"holds": [asdict(hold) for hold in ledger.all_holds()] if ledger else []},
         )
 
     @router.get("/trash", dependencies=may_read, responses=COMMON_ERRORS)
@@ -150,27 +151,8 @@ def run_with_details(ledger: Ledger | None, run_id: str, limit: int) -> dict[str
     run = next((run for run in ledger.runs(2, run_id) if run.id == run_id), None) if ledger else None
     if run is None or ledger is None:
         raise http_error(404, f"There is no run {printable(run_id)}.")
-    details = [
-        {
-            "job_id": entry.job_id,
-            "status": entry.status,
-            "action": entry.action,
-            "bytes_freed": entry.bytes_freed,
-            "message": entry.message,
-        }
-        for entry in itertools.islice(ledger.log_entries(run_id), limit)
-    ]
+    details = [asdict(entry) for entry in itertools.islice(ledger.log_entries(run_id), limit)]
     return {**run_document(run), "details": details}
-
-
-def hold_document(hold: Hold) -> dict[str, Any]:
-    """Return a hold as JSON values."""
-    return {
-        "job_id": hold.job_id,
-        "reason": hold.reason,
-        "owner": hold.owner,
-        "until": None if hold.until is None else hold.until.isoformat(),
-    }
 
 
 def _trash_document(intent: Intent) -> dict[str, Any]:
@@ -178,6 +160,6 @@ def _trash_document(intent: Intent) -> dict[str, Any]:
         "job_id": intent.job_id or None,
         "status": intent.status,
         "bytes": intent.size_bytes,
-        "purge_after": None if intent.purge_after is None else intent.purge_after.isoformat(),
+        "purge_after": intent.purge_after,
         "artifacts": [artifact.label for artifact, _ in intent.items],
     }
