@@ -37,9 +37,7 @@ _BUILTIN: Final = {
 }
 BLOCKS: Final = {"backup": "backup", "prometheus": "metrics"}
 """Built-in plugins whose settings are not below ``notifications:``, with the block of each."""
-
-
-_PROGRAM: Final = "eemtcleanupd"
+_PROGRAM, _PACKAGE = "eemtcleanupd", "an installed package"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,13 @@ def load(
     _installed.cache_clear()  # packages can be installed meanwhile
     folder = None if file is None else str((cwd / file).parent)
     with _importable(folder):
-        return _load_with_plugins(file, environ=environ, options=options, cwd=cwd)
+        return loading.load(
+            file,
+            environ=environ,
+            options=options,
+            cwd=cwd,
+            notifiers_of=lambda modules, blocked: _settings_models(discover(modules, blocked)),
+        )
 
 
 @contextmanager
@@ -81,22 +85,6 @@ def _importable(folder: str | None) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(folder)
-
-
-def _load_with_plugins(
-    file: Path | None,
-    *,
-    environ: Mapping[str, str],
-    options: Mapping[str, tuple[object, str]] | None,
-    cwd: Path,
-) -> Loaded:
-    return loading.load(
-        file,
-        environ=environ,
-        options=options,
-        cwd=cwd,
-        notifiers_of=lambda modules, blocked: _settings_models(discover(modules, blocked)),
-    )
 
 
 def schema() -> Schema:
@@ -190,17 +178,9 @@ def _installed() -> list[tuple[str, str, str]]:
     from importlib.metadata import entry_points
 
     return [
-        (
-            entry.name,
-            f"the installed package {entry.dist.name}" if entry.dist else "an installed package",
-            entry.value,
-        )
+        (entry.name, f"the installed package {entry.dist.name}" if entry.dist else _PACKAGE, entry.value)
         for entry in entry_points(group=PROJECT)
     ]
-
-
-def _load_plugin(name: str, origin: str, target: str) -> FoundPlugin:
-    return _inspect(name, origin, _import(target, origin))
 
 
 def _import(target: str, origin: str) -> Any:
@@ -209,14 +189,16 @@ def _import(target: str, origin: str) -> Any:
         loaded = importlib.import_module(module)
         return getattr(loaded, attribute) if attribute else loaded
     except Exception as error:  # importing a plugin can raise anything
-        is_installed = origin.startswith(("the installed package", "an installed package"))
+        is_installed = origin.startswith(("the installed package", _PACKAGE))
         hint = " To leave it out, add its name to blocked_plugins." if is_installed else ""
         raise ConfigError(
             f"{origin}: Cannot load the plugin {printable(target)} ({describe_exception(error)}).{hint}"
         ) from error
 
 
-def _inspect(name: str, origin: str, target: Any) -> FoundPlugin:
+def _load_plugin(name: str, origin: str, path: str) -> FoundPlugin:
+    target = _import(path, origin)
+    invalid = f"{origin}: The plugin {printable(name)} is invalid:"
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(Hooks)
     try:
@@ -226,9 +208,7 @@ def _inspect(name: str, origin: str, target: Any) -> FoundPlugin:
         implementations = [impl for hook in vars(manager.hook).values() for impl in hook.get_hookimpls()]
         models = [impl.function() for impl in implementations if _hook(impl) == "register_settings"]
     except Exception as error:
-        raise ConfigError(
-            f"{origin}: The plugin {printable(name)} is invalid: {describe_exception(error)}"
-        ) from error
+        raise ConfigError(f"{invalid} {describe_exception(error)}") from error
     if not implementations:
         raise ConfigError(
             f"{origin}: {printable(name)} is not a plugin, because it has no function with @hookimpl."
@@ -238,29 +218,17 @@ def _inspect(name: str, origin: str, target: Any) -> FoundPlugin:
             f"{origin}: The plugin {printable(name)} uses hook wrappers, which are not supported."
         )
     hooks = {_hook(impl) for impl in implementations}
-    model = _settings_model(name, origin, models[0] if models else None, hooks)
-    return FoundPlugin(name, origin, target, model)
+    if name in BLOCKS:
+        return FoundPlugin(name, origin, target, None)
+    base = NotifierSettings if hooks & set(EVENT_HOOKS) else PluginSettings
+    model = models[0] if models and models[0] is not None else base
+    if not (inspect.isclass(model) and issubclass(model, BaseModel)):
+        raise ConfigError(f"{invalid} register_settings must return a pydantic model.")
+    return FoundPlugin(name, origin, target, model if issubclass(model, base) else _combined(model, base))
 
 
 def _hook(implementation: Any) -> str:
     return str(implementation.opts.get("specname") or implementation.function.__name__)
-
-
-def _settings_model(name: str, origin: str, model: Any, hooks: set[str]) -> type[PluginSettings] | None:
-    """Return the model of a plugin's block: its own, with the keys of all plugins or of all notifiers."""
-    if name in BLOCKS:
-        return None
-    base = NotifierSettings if hooks & set(EVENT_HOOKS) else PluginSettings
-    if model is None:
-        return base
-    if not (inspect.isclass(model) and issubclass(model, BaseModel)):
-        raise ConfigError(
-            f"{origin}: The plugin {printable(name)} is invalid: "
-            "register_settings must return a pydantic model."
-        )
-    if issubclass(model, base):
-        return model
-    return _combined(model, base)
 
 
 @lru_cache(maxsize=64)
