@@ -84,7 +84,7 @@ def _run_daemon(
 @contextmanager
 def _signals(put: Callable[..., None]) -> Iterator[None]:
     """Turn signals into messages and nothing else; restore the previous handlers at the end."""
-    from eemtcleanupd.daemon.messages import DumpThreads, ReloadRequested, RunRequested, StopRequested, Wakeup
+    from eemtcleanupd.daemon.messages import Notice, ReloadRequested, RunRequested, StopRequested
 
     def request_stop(number: int, _frame: FrameType | None) -> None:
         put(StopRequested(signal.Signals(number).name))
@@ -97,11 +97,11 @@ def _signals(put: Callable[..., None]) -> Iterator[None]:
         signal.SIGINT: request_stop,
         signal.SIGHUP: lambda *_: put(ReloadRequested("SIGHUP")),
         signal.SIGUSR1: lambda *_: put(RunRequested(Trigger.SIGNAL, user)),
-        signal.SIGUSR2: lambda *_: put(DumpThreads()),
+        signal.SIGUSR2: lambda *_: put(Notice.DUMP_THREADS),
     }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        with _signal_wakeup(lambda: put(Wakeup())):
+        with _signal_wakeup(lambda: put(Notice.WAKEUP)):
             yield
     finally:
         for number, handler in before.items():

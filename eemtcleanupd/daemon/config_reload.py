@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ from watchdog.observers.api import BaseObserver
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config, Loaded
 from eemtcleanupd.config.types import DatabaseAddress
-from eemtcleanupd.daemon.messages import ConfigFileChanged, Enqueue
+from eemtcleanupd.daemon.messages import Enqueue, Notice
 from eemtcleanupd.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -74,19 +75,12 @@ class ConfigManager:
         """The configuration in force."""
         return self.loaded.config
 
-    @property
-    def file(self) -> Path | None:
-        """The absolute path of the file; None without a file, where the defaults apply."""
-        return self.loaded.file
-
     def digest(self) -> str | None:
         """Return a hash of the file's current content, None when it cannot be read."""
-        if self.loaded.file is None:
-            return None
-        try:
-            return hashlib.sha256(self.loaded.file.read_bytes()).hexdigest()
-        except OSError:
-            return None
+        with suppress(OSError):
+            if self.loaded.file is not None:
+                return hashlib.sha256(self.loaded.file.read_bytes()).hexdigest()
+        return None
 
     def has_changed(self) -> bool:
         """Tell whether the file has changed since the last attempt to load it."""
@@ -104,8 +98,7 @@ class ConfigManager:
         Raises:
             ConfigError: it is invalid; the previous one stays in force, and ``state`` has the error.
         """
-        now = self._clock()
-        before = self.loaded
+        now, attempts, before = self._clock(), self.state.attempts + 1, self.loaded
         self._attempted_digest = self.digest()
         try:
             new = self._read()
@@ -113,13 +106,11 @@ class ConfigManager:
             _require_same_database(before, new)
             prepare(new)
         except ConfigError as error:
-            self.state = replace(
-                self.state, attempts=self.state.attempts + 1, attempted_at=now, error=str(error)
-            )
+            self.state = replace(self.state, attempts=attempts, attempted_at=now, error=str(error))
             raise
         # From here on nothing can fail.
         self.loaded = new
-        self.state = ReloadState(self.state.attempts + 1, now, now)
+        self.state = ReloadState(attempts, now, now)
         return new
 
 
@@ -178,7 +169,7 @@ class Debouncer:
 
 
 class FileWatch:
-    """Puts ``ConfigFileChanged`` into the inbox when a file might have changed.
+    """Puts ``CONFIG_FILE_CHANGED`` into the inbox when a file might have changed.
 
     It watches the folder, since editors replace the file by renaming.  Where watching fails (too many
     watches, a network filesystem), the daemon still compares the content regularly.
@@ -208,4 +199,4 @@ class _ChangeHandler(FileSystemEventHandler):
     def on_any_event(self, event: FileSystemEvent) -> None:
         paths = (str(event.src_path), str(event.dest_path))
         if any(path.rpartition("/")[2] in self._names for path in paths):
-            self._put(ConfigFileChanged())
+            self._put(Notice.CONFIG_FILE_CHANGED)

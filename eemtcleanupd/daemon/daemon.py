@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Protocol
 
 from eemtcleanupd import __version__
@@ -23,7 +24,7 @@ from eemtcleanupd.config import Config, Loaded
 from eemtcleanupd.daemon import messages
 from eemtcleanupd.daemon.config_reload import ConfigManager, Debouncer, FileWatch
 from eemtcleanupd.daemon.leader_election import LeaderElection
-from eemtcleanupd.daemon.messages import Message
+from eemtcleanupd.daemon.messages import Message, Notice
 from eemtcleanupd.daemon.runner import ActiveRun, Runner
 from eemtcleanupd.daemon.scheduler import USER, RunScheduler
 from eemtcleanupd.daemon.status import BEAT_SECONDS, DaemonStatus, StatusFile
@@ -165,10 +166,14 @@ class Daemon:
         self._audit("daemon_started", pid=os.getpid(), host=socket.gethostname())
         stack.callback(self._stop_notifiers)
         self._dispatcher.configure(self._plugins, durable=not self.config.dry_run)
-        self._start_interface(stack)
+        if self._interface is not None:
+            listen = self._interface.prepare(self, self.loaded)
+            stack.callback(self._interface.close)
+            listen()
         self._status_file = StatusFile(self._address)
         stack.callback(self._status_file.remove)
-        self._watch_config_file(stack)
+        if self.loaded.file is not None:
+            stack.callback(FileWatch(self.loaded.file, self.inbox.put).close)
         self._start_timers()
         self._resume_work()
         self._log_warnings(self.loaded)
@@ -213,22 +218,14 @@ class Daemon:
         if ballast_message:
             log.warning("%s", ballast_message)
 
-    def _start_interface(self, stack: ExitStack) -> None:
-        if self._interface is not None:
-            listen = self._interface.prepare(self, self.loaded)
-            stack.callback(self._interface.close)
-            listen()
-
-    def _watch_config_file(self, stack: ExitStack) -> None:
-        if self._config_manager.file is not None:
-            stack.callback(FileWatch(self._config_manager.file, self.inbox.put).close)
-
     def _start_timers(self) -> None:
-        put, add = self.inbox.put, self._timers.add
-        add(interval_schedule(timedelta(seconds=BEAT_SECONDS)), lambda: put(messages.CheckConfigFile()))
-        add(interval_schedule(timedelta(minutes=1)), lambda: put(messages.CheckPressure()))
-        add(interval_schedule(timedelta(minutes=5)), lambda: put(messages.CheckTrash()))
-        add(interval_schedule(timedelta(hours=1)), lambda: put(messages.TakeStorageSample()))
+        for notice, interval in (
+            (Notice.CHECK_CONFIG_FILE, timedelta(seconds=BEAT_SECONDS)),
+            (Notice.CHECK_PRESSURE, timedelta(minutes=1)),
+            (Notice.CHECK_TRASH, timedelta(minutes=5)),
+            (Notice.TAKE_STORAGE_SAMPLE, timedelta(hours=1)),
+        ):
+            self._timers.add(interval_schedule(interval), partial(self.inbox.put, notice))
         self._scheduler.apply_schedule()
 
     def _resume_work(self) -> None:
@@ -254,39 +251,35 @@ class Daemon:
                 self._request_stop(message.reason)
             case messages.RunEnded():
                 self._scheduler.run_ended(message)
-            case messages.DumpThreads():
+            case Notice.DUMP_THREADS:
                 log_threads()
-            case messages.Wakeup():
+            case Notice.WAKEUP:
                 pass  # the message that it announces is in the inbox
             case _ if self._stop_reason is not None:
                 self._refuse(message)
             case messages.ReloadRequested():  # SIGHUP, among others
                 self._reload(message.reason)
-            case messages.ConfigFileChanged():
+            case Notice.CONFIG_FILE_CHANGED:
                 self._debouncer.begin()
-            case messages.CheckConfigFile():
+            case Notice.CHECK_CONFIG_FILE:
                 if self._config_manager.has_changed():
                     self._debouncer.begin()
             case messages.RoleChanged():
                 self._change_role(message)
             case messages.RunRequested():
                 self._scheduler.request_run(message)
-            case messages.CheckTrash() if is_active:
+            case Notice.CHECK_TRASH if is_active:
                 self._scheduler.check_trash()
-            case messages.CheckPressure() if is_active:
+            case Notice.CHECK_PRESSURE if is_active:
                 self._scheduler.check_pressure()
-            case messages.TakeStorageSample() if is_active:
-                self._take_storage_sample()
+            case Notice.TAKE_STORAGE_SAMPLE if is_active:
+                if (warning := self._queries.sample(self.config)) is not None:
+                    self._emit(warning)
 
     def _refuse(self, message: Message) -> None:
         """Ignore a message that came after the request to stop; tell a client that waits for a run."""
         if isinstance(message, messages.RunRequested) and message.callbacks is not None:
             message.callbacks.done(LockHeldError("The daemon is stopping. Try again when it has restarted."))
-
-    def _take_storage_sample(self) -> None:
-        warning = self._queries.sample(self.config)
-        if warning is not None:
-            self._emit(warning)
 
     def _change_role(self, change: messages.RoleChanged) -> None:
         if change.is_active:
@@ -302,7 +295,7 @@ class Daemon:
 
     def _reload(self, reason: str) -> None:
         self._systemd.reloading()
-        file = str(self._config_manager.file or "none")
+        file = str(self.loaded.file or "none")
         try:
             loaded = self._config_manager.reload(self._prepare)
         except ConfigError as error:
@@ -376,11 +369,12 @@ class Daemon:
     def status(self) -> DaemonStatus:
         """Return the daemon's state."""
         run, election, config = self.active_run, self._election, self.config
-        file, reload = self._config_manager.file, self._config_manager.state
+        file, reload = self.loaded.file, self._config_manager.state
+        idle_state = "idle" if election.is_active else "standby"
         return DaemonStatus(
             pid=os.getpid(),
             version=__version__,
-            state=self._state(is_running=run is not None),
+            state="stopping" if self._stop_reason else "running" if run is not None else idle_state,
             started_at=self._started_at,
             heartbeat_at=self._clock(),
             next_run_at=self._timers.next_cleanup(),
@@ -397,10 +391,3 @@ class Daemon:
             role="active" if election.is_active else "standby",
             active=None if election.active_daemon is None else str(election.active_daemon),
         )
-
-    def _state(self, *, is_running: bool) -> str:
-        if self._stop_reason:
-            return "stopping"
-        if is_running:
-            return "running"
-        return "idle" if self._election.is_active else "standby"

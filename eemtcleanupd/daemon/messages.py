@@ -7,10 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.events import Emit, RunReport
 from eemtcleanupd.model import Trigger
+
+
+class Notice(Enum):
+    """Messages without data."""
+
+    CONFIG_FILE_CHANGED = auto()
+    """Something happened in the folder of the configuration file. Its content might be the same."""
+    CHECK_CONFIG_FILE = auto()
+    """Check whether the configuration file has changed, in case the file watch missed it."""
+    CHECK_TRASH = auto()
+    """Check whether the grace of something in the trash has passed."""
+    CHECK_PRESSURE = auto()
+    """Check how full the disk is."""
+    TAKE_STORAGE_SAMPLE = auto()
+    """Add a point to the storage history."""
+    DUMP_THREADS = auto()
+    """Log the stack of every thread."""
+    WAKEUP = auto()
+    """A signal arrived; its handler, which runs now, puts the message that it stands for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +45,6 @@ class ReloadRequested:
     """Reload the configuration, even when its file has not changed."""
 
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigFileChanged:
-    """Something happened in the folder of the configuration file. Its content might be the same."""
-
-
-@dataclass(frozen=True, slots=True)
-class CheckConfigFile:
-    """Check whether the configuration file has changed, in case the file watch missed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +80,6 @@ class RunEnded:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckTrash:
-    """Check whether the grace of something in the trash has passed."""
-
-
-@dataclass(frozen=True, slots=True)
-class CheckPressure:
-    """Check how full the disk is."""
-
-
-@dataclass(frozen=True, slots=True)
-class TakeStorageSample:
-    """Add a point to the storage history."""
-
-
-@dataclass(frozen=True, slots=True)
 class RoleChanged:
     """This daemon became the active one, or the standby."""
 
@@ -92,29 +87,6 @@ class RoleChanged:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class DumpThreads:
-    """Log the stack of every thread."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wakeup:
-    """A signal arrived; its handler, which runs now, puts the message that it stands for."""
-
-
-Message = (
-    StopRequested
-    | ReloadRequested
-    | ConfigFileChanged
-    | CheckConfigFile
-    | RunRequested
-    | RunEnded
-    | CheckTrash
-    | CheckPressure
-    | TakeStorageSample
-    | RoleChanged
-    | DumpThreads
-    | Wakeup
-)
+Message = Notice | StopRequested | ReloadRequested | RunRequested | RunEnded | RoleChanged
 Enqueue = Callable[[Message], None]
 """Puts a message into the inbox."""

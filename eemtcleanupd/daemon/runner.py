@@ -38,14 +38,7 @@ class ActiveRun:
 
     def status(self) -> RunStatus:
         """Return its progress."""
-        progress = self.progress
-        return RunStatus(
-            self.request.trigger,
-            self.started_at,
-            progress.jobs_done,
-            progress.jobs_total,
-            0 if progress.pool is None else progress.pool.bytes_freed,
-        )
+        return RunStatus.of(self.request.trigger, self.started_at, self.progress)
 
 
 class Runner:

@@ -7,13 +7,16 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AwareDatetime, PlainSerializer, TypeAdapter
 
 from eemtcleanupd.files import write_atomic
 from eemtcleanupd.formatting import human_size
 from eemtcleanupd.store.address import StoreAddress
+
+if TYPE_CHECKING:
+    from eemtcleanupd.cleanup import Progress
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,12 @@ class RunStatus:
     jobs_done: int
     jobs_total: int
     bytes_freed: int
+
+    @classmethod
+    def of(cls, trigger: str, started_at: datetime, progress: Progress) -> RunStatus:
+        """Return the status of a run that has this progress."""
+        freed = 0 if progress.pool is None else progress.pool.bytes_freed
+        return cls(trigger, started_at, progress.jobs_done, progress.jobs_total, freed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import partial
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -115,15 +116,15 @@ class Timers:
 
     def __init__(self, clock: Clock, elapsed: Callable[[], float] = elapsed_seconds) -> None:
         self._clock = clock
-        self._elapsed = elapsed
         self._scheduler = schedule.Scheduler()
+        self._timer = partial(Timer, self._scheduler, clock=clock, elapsed=elapsed)
         self._checked_at = clock()
         self._cron: Timer | None = None
         self._cron_config: ScheduleConfig | None = None
 
     def add(self, next_occurrence: Schedule, call: Callable[[], None]) -> None:
         """Call a function at each occurrence from now on."""
-        self._timer(next_occurrence, call, self._clock())
+        self._timer(next_occurrence, call, since=self._clock())
 
     def follow_cron(
         self, config: ScheduleConfig, call: Callable[[], None], *, since: datetime | None = None
@@ -148,19 +149,6 @@ class Timers:
                 since=since or self._checked_at,
                 jitter_seconds=config.jitter_seconds,
             )
-
-    def _timer(
-        self, next_occurrence: Schedule, call: Callable[[], None], since: datetime, jitter_seconds: float = 0
-    ) -> Timer:
-        return Timer(
-            self._scheduler,
-            next_occurrence,
-            call,
-            since=since,
-            clock=self._clock,
-            elapsed=self._elapsed,
-            jitter_seconds=jitter_seconds,
-        )
 
     def run_pending(self) -> None:
         """Call the function of each timer that is due, once."""

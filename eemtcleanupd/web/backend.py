@@ -10,7 +10,6 @@ import itertools
 import threading
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import asdict
 from datetime import datetime
 from io import BytesIO
 from os import fdopen
@@ -141,10 +140,9 @@ class DaemonBackend:
         reply: MetricsReply = self._request("metrics").result(self._timeout_seconds)
         return reply.text.encode()
 
-    async def progress(self) -> dict[str, Any] | None:
+    async def progress(self) -> RunStatus | None:
         """Return the progress of the daemon's run."""
-        run = (await self._await_state()).status.run
-        return None if run is None else _progress_document(run)
+        return (await self._await_state()).status.run
 
     async def is_alive(self) -> bool:
         """Return whether the daemon's loop has run recently."""
@@ -167,7 +165,7 @@ class LocalBackend:
         self._file = file
         self._environ = environ
         self._lock = threading.Lock()
-        self._running: tuple[Progress, datetime] | None = None
+        self._running: tuple[datetime, Progress] | None = None
         self._read()
 
     def _read(self) -> None:
@@ -196,7 +194,7 @@ class LocalBackend:
                 run.on_finished(LockHeldError("Another run is in progress. Try again when it has finished."))
                 return
             progress = Progress()
-            self._running = (progress, system_clock())
+            self._running = (system_clock(), progress)
         threading.Thread(target=self._run, args=(run, progress), name="run (api)").start()
 
     def _run(self, run: ApiRun, progress: Progress) -> None:
@@ -238,16 +236,9 @@ class LocalBackend:
         """Return empty metrics: only a daemon has them."""
         return b""
 
-    async def progress(self) -> dict[str, Any] | None:
+    async def progress(self) -> RunStatus | None:
         """Return the progress of this backend's run."""
-        running = self._running
-        if running is None:
-            return None
-        progress, started_at = running
-        bytes_freed = 0 if progress.pool is None else progress.pool.bytes_freed
-        return _progress_document(
-            RunStatus(Trigger.API, started_at, progress.jobs_done, progress.jobs_total, bytes_freed)
-        )
+        return None if self._running is None else RunStatus.of(Trigger.API, *self._running)
 
     async def is_alive(self) -> bool:
         """Return true: there is no scheduler."""
@@ -255,7 +246,3 @@ class LocalBackend:
 
 
 Backend = DaemonBackend | LocalBackend
-
-
-def _progress_document(run: RunStatus) -> dict[str, Any]:
-    return {**asdict(run), "started_at": run.started_at.isoformat()}

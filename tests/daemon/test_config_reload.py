@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from eemtcleanupd.daemon.config_reload import FileWatch
-from eemtcleanupd.daemon.messages import ConfigFileChanged, Message
+from eemtcleanupd.daemon.messages import Message, Notice
 from tests.daemon.conftest import HEAD, DaemonHarness
 
 
@@ -69,7 +69,7 @@ def test_every_kind_of_change_of_the_file_is_noticed(folder: Path, change: Calla
     watch = FileWatch(file, inbox.put)
     try:
         change(file)
-        assert inbox.get(timeout=10) == ConfigFileChanged()
+        assert inbox.get(timeout=10) is Notice.CONFIG_FILE_CHANGED
     finally:
         watch.close()
 

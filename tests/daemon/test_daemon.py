@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.daemon.messages import DumpThreads, RunRequested, StopRequested
+from eemtcleanupd.daemon.messages import Notice, RunRequested, StopRequested
 from eemtcleanupd.errors import ConfigError, LockHeldError, RootError, StoreError
 from eemtcleanupd.events import (
     ConfigRejected,
@@ -411,7 +411,7 @@ def test_the_stacks_of_all_threads_are_logged_on_request(
     daemon: DaemonHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     daemon.start()
-    daemon.put(DumpThreads())
+    daemon.put(Notice.DUMP_THREADS)
     with caplog.at_level(logging.INFO):
         daemon.step()
     assert "MainThread" in caplog.text

@@ -132,7 +132,8 @@ async def progress_events(
         silent_polls += 1
         if progress != last:
             kind = "idle" if progress is None else "progress"
-            yield f"event: {kind}\ndata: {json.dumps(progress)}\n\n"
+            data = json.dumps(progress and asdict(progress), default=datetime.isoformat)
+            yield f"event: {kind}\ndata: {data}\n\n"
             last, silent_polls = progress, 0
             if once:
                 return
