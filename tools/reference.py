@@ -153,7 +153,7 @@ def _last(key: str) -> str:
 def metrics() -> str:
     """Return every metric."""
     rows = []
-    for family in Prometheus().metrics():
+    for family in Prometheus().collect():
         name = family.name + ("_total" if family.type == "counter" else "")
         labels = ", ".join(f"`{label}`" for label in getattr(family, "_labelnames", ()))
         rows.append((f"`{name}`", family.type, labels, family.documentation))

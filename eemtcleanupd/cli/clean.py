@@ -138,7 +138,7 @@ def clean(  # noqa: PLR0917  (click passes them by name)
                     config.logging.file,
                     form=config.logging.format,
                     level=config.logging.level,
-                    tell=lambda message: click.echo(f"[WARNING] {message}", err=True),
+                    on_error=lambda message: click.echo(f"[WARNING] {message}", err=True),
                 )
                 stack.callback(handler.close)
                 # If a crontab redirects stdout to the log file, write each line once, in the log's format.

@@ -96,7 +96,7 @@ class _RotatingFile(logging.handlers.RotatingFileHandler):
 
 
 def log_to_file(
-    path: Path, *, form: str, level: str, tell: Callable[[str], None] = log.error
+    path: Path, *, form: str, level: str, on_error: Callable[[str], None] = log.error
 ) -> logging.FileHandler:
     """Send the log to a file that is rotated at 10 MB, with five old files kept.
 
@@ -104,14 +104,14 @@ def log_to_file(
         path: the file; its folder is created.
         form: ``text`` or ``json`` (``logging.format``).
         level: the lowest level that is written (``logging.level``).
-        tell: receives a message when the file is no longer writable.
+        on_error: receives a message when the file is no longer writable.
 
     Raises:
         ConfigError: the file cannot be opened.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = _RotatingFile(path, tell)
+        handler = _RotatingFile(path, on_error)
     except OSError as error:
         raise ConfigError(
             f"Cannot write the log {path} ({error.strerror}). Set logging.file to a writable path."

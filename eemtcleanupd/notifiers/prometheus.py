@@ -9,17 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eemtcleanupd.config.schema import MetricsConfig
-from eemtcleanupd.events import (
-    DURATION_BUCKETS,
-    DaemonStarted,
-    RunFinished,
-    StorageState,
-    Total,
-)
+from eemtcleanupd.events import DURATION_BUCKETS, DaemonStarted, RunFinished, StorageState, Total
 from eemtcleanupd.files import write_atomic
 from eemtcleanupd.hookspecs import hookimpl
 from eemtcleanupd.model import Outcome, Trigger
@@ -91,7 +84,8 @@ class Prometheus:
     def _write(self, settings: MetricsConfig) -> str:
         if settings.textfile is None:
             return "available at /metrics"
-        write_textfile(settings.textfile, self.exposition())
+        settings.textfile.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(settings.textfile, self.exposition(), mode=0o644)  # node_exporter is another user
         return f"written to {settings.textfile}"
 
     def exposition(self) -> bytes:
@@ -99,16 +93,12 @@ class Prometheus:
         from prometheus_client import CollectorRegistry, generate_latest
 
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Collector(self))
+        registry.register(self)
         return generate_latest(registry)
 
-    def metrics(self) -> Iterator[Metric]:
-        """Yield every metric with its current value."""
-        from prometheus_client.core import (
-            CounterMetricFamily,
-            GaugeMetricFamily,
-            HistogramMetricFamily,
-        )
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric with its current value, as collectors of prometheus-client do."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
         def counter(name: str, help_text: str, values: Mapping[str, float], label: str = "") -> Metric:
             family = CounterMetricFamily(name, help_text, labels=[label] if label else None)
@@ -152,25 +142,22 @@ class Prometheus:
             yield gauge(name, help_text, None if storage is None else getattr(storage, attribute))
         if storage is not None and storage.capacity_max_bytes is not None:
             yield gauge("eemt_capacity_max_bytes", "Storage budget of all jobs", storage.capacity_max_bytes)
-        yield gauge(
-            "eemt_cleanup_last_success_timestamp_seconds",
-            "End of the last successful run",
-            self._last_success,
-        )
-        yield gauge(
-            "eemt_cleanup_next_run_timestamp_seconds", "Time of the next scheduled run", self._next_run
-        )
-        reload = self._reload
-        yield gauge(
-            "eemt_cleanup_config_last_reload_successful",
-            "Whether the configuration file was accepted at the last reload",
-            None if reload is None else float(reload[0]),
-        )
-        yield gauge(
-            "eemt_cleanup_config_last_reload_success_timestamp_seconds",
-            "Time of the last successful reload",
-            None if reload is None else reload[1],
-        )
+        is_accepted, accepted_at = self._reload or (None, None)
+        for name, help_text, value in (
+            ("last_success_timestamp_seconds", "End of the last successful run", self._last_success),
+            ("next_run_timestamp_seconds", "Time of the next scheduled run", self._next_run),
+            (
+                "config_last_reload_successful",
+                "Whether the configuration file was accepted at the last reload",
+                is_accepted,
+            ),
+            (
+                "config_last_reload_success_timestamp_seconds",
+                "Time of the last successful reload",
+                accepted_at,
+            ),
+        ):
+            yield gauge(f"eemt_cleanup_{name}", help_text, value)
         yield counter("eemt_cleanup_config_reloads", "Reloads by outcome", dict(self._reloads), "outcome")
         yield counter("eemt_cleanup_disk_pressure", "Disk pressure events", {"": self._pressure})
         deliveries = CounterMetricFamily(
@@ -185,29 +172,6 @@ class Prometheus:
 
     def _sum(self, name: str) -> float:
         return sum(self._by_label(name).values())
-
-
-class _Collector:
-    """A collector for the registry of prometheus-client."""
-
-    def __init__(self, source: Prometheus) -> None:
-        self._source = source
-
-    def collect(self) -> Iterator[Metric]:
-        return self._source.metrics()
-
-    def describe(self) -> list[Any]:
-        return []
-
-
-def write_textfile(path: Path, text: bytes) -> None:
-    """Write a file for the textfile collector of node_exporter, readable by every user.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, text, mode=0o644)
 
 
 def _seconds(moment: datetime | None) -> float | None:

@@ -143,12 +143,6 @@ def forecast(points: Sequence[tuple[datetime, int]]) -> Forecast | None:
     return Forecast(at, min(near or at, at), None if far is None else max(far, at), line)
 
 
-def full_at(points: Sequence[tuple[datetime, int]]) -> datetime | None:
-    """Return when free space reaches 0 by the straight line alone.  See :func:`forecast`."""
-    result = forecast(points)
-    return None if result is None else result.at
-
-
 def _moment(line: TrendLine, days: float) -> datetime | None:
     """Return the time ``days`` after the middle, at least the last point, or None beyond ten years."""
     if days > ((line.last - line.middle) + _MAX_HORIZON) / _DAY:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import jinja2
 
@@ -14,21 +14,6 @@ from eemtcleanupd.report import formats
 from eemtcleanupd.report.collect import Report
 
 _WIDTH, _HEIGHT = 720, 200
-
-
-@dataclass(frozen=True, slots=True)
-class TrendChart:
-    """The storage trend as SVG coordinates; ``forecast`` and ``band`` are empty without a forecast."""
-
-    width: int
-    height: int
-    held: str
-    free: str
-    forecast: str
-    band: str
-    top_bytes: float
-    start: datetime
-    end: datetime
 
 
 def as_html(report: Report) -> str:
@@ -66,7 +51,8 @@ def as_html(report: Report) -> str:
     )
 
 
-def _chart(report: Report) -> TrendChart | None:
+def _chart(report: Report) -> dict[str, Any] | None:
+    """Return the storage trend as SVG coordinates; ``forecast`` and ``band`` are empty without a forecast."""
     history = report.history
     if history is None or len(history.trend) < 2:
         return None
@@ -86,14 +72,14 @@ def _chart(report: Report) -> TrendChart | None:
 
     band = [(moment, low) for moment, low, _, _ in forecast]
     band += [(moment, high) for moment, *_, high in reversed(forecast)]
-    return TrendChart(
-        width=_WIDTH,
-        height=_HEIGHT,
-        held=line((point.at, point.used_bytes) for point in trend),
-        free=line((point.at, point.free_bytes) for point in trend),
-        forecast=line((moment, middle) for moment, _, middle, _ in forecast),
-        band=line(band),
-        top_bytes=top,
-        start=start,
-        end=end,
-    )
+    return {
+        "width": _WIDTH,
+        "height": _HEIGHT,
+        "held": line((point.at, point.used_bytes) for point in trend),
+        "free": line((point.at, point.free_bytes) for point in trend),
+        "forecast": line((moment, middle) for moment, _, middle, _ in forecast),
+        "band": line(band),
+        "top_bytes": top,
+        "start": start,
+        "end": end,
+    }

@@ -14,7 +14,7 @@ from eemtcleanupd.clock import system_clock
 from eemtcleanupd.config import Config, Loaded
 from eemtcleanupd.daemon.status_document import run_document
 from eemtcleanupd.events import StoragePoint
-from eemtcleanupd.policy.forecast import full_at
+from eemtcleanupd.policy.forecast import forecast
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.history import LogEntry
 from eemtcleanupd.store.ledger import Ledger
@@ -74,7 +74,8 @@ class DashboardData:
                     trend = state.trend
                     values["free_chart"] = _chart(trend, [point.free_bytes for point in trend])
                     values["used_chart"] = _chart(trend, [point.used_bytes for point in trend])
-                    values["full_at"] = full_at([(point.at, point.free_bytes) for point in trend])
+                    full = forecast([(point.at, point.free_bytes) for point in trend])
+                    values["full_at"] = full and full.at
         return values
 
     def _errors_of(self, ledger: Ledger, run: RunRecord) -> list[LogEntry]:

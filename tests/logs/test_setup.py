@@ -33,7 +33,7 @@ def reports() -> list[str]:
 
 @pytest.fixture
 def handler(tmp_path: Path, reports: list[str]) -> Iterator[logging.FileHandler]:
-    handler = log_to_file(tmp_path / "log", form="text", level="INFO", tell=reports.append)
+    handler = log_to_file(tmp_path / "log", form="text", level="INFO", on_error=reports.append)
     yield handler
     log.removeHandler(handler)
     handler.close()

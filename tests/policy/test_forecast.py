@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import assume, given, strategies as st
 
-from eemtcleanupd.policy.forecast import CONFIDENCE_PERCENT, Forecast, forecast, full_at
+from eemtcleanupd.policy.forecast import CONFIDENCE_PERCENT, Forecast, forecast
 
 NOW = datetime(2026, 6, 15, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -39,12 +39,12 @@ def forecast_of(free: list[int]) -> Forecast:
     ],
 )
 def test_the_day_of_a_full_disk_is_on_the_straight_line(free: list[int], days: int | None) -> None:
-    day = full_at(daily(free))
+    result = forecast(daily(free))
     if days is None:
-        assert day is None
+        assert result is None
     else:
-        assert day is not None
-        assert abs(day - (NOW + days * DAY)) < timedelta(minutes=1)
+        assert result is not None
+        assert abs(result.at - (NOW + days * DAY)) < timedelta(minutes=1)
 
 
 @given(
