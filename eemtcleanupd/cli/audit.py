@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from eemtcleanupd.cli.common import config_option, json_option, load_config, print_json
@@ -19,12 +17,12 @@ def audit() -> None:
 @audit.command()
 @config_option
 @json_option
-def verify(config_file: Path | None, as_json: bool) -> int:
+def verify(as_json: bool) -> int:
     """Find lines of the audit log that were changed, removed, inserted or reordered.
 
     Exits with 0 if the log is intact, with 1 if it is not, and with 3 if it cannot be read.
     """
-    settings = getattr(load_config(config_file).config.notifications, "audit_log", None)
+    settings = getattr(load_config().config.notifications, "audit_log", None)
     if settings is None or not settings.enabled:
         raise ConfigError("The audit log is disabled. Set notifications.audit_log.enabled to true.")
     from eemtcleanupd.notifiers.audit_log import verify as verify_log

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +10,6 @@ from eemtcleanupd.cli.common import (
     config_option,
     json_option,
     load_config,
-    load_store_config,
     local_minute,
     print_json,
 )
@@ -28,8 +26,8 @@ def backup() -> None:
     """List, verify or restore backups of jobs (see backup.enabled)."""
 
 
-def _folder(config_file: Path | None) -> BackupFolder:
-    config = load_config(config_file).config
+def _folder() -> BackupFolder:
+    config = load_config().config
     from eemtcleanupd.backup.folder import BackupFolder
 
     return BackupFolder(config.backup.path)
@@ -39,9 +37,9 @@ def _folder(config_file: Path | None) -> BackupFolder:
 @click.argument("job_id", metavar="[JOB]", required=False)
 @config_option
 @json_option
-def list_(job_id: str | None, config_file: Path | None, as_json: bool) -> None:
+def list_(job_id: str | None, as_json: bool) -> None:
     """List all backups, or those of JOB, oldest first."""
-    backups = _folder(config_file).all(job_id)
+    backups = _folder().all(job_id)
     if as_json:
         print_json([_document(file) for file in backups])
         return
@@ -69,12 +67,12 @@ def _document(file: BackupFile) -> dict[str, Any]:
 @click.argument("job_id", metavar="[JOB]", required=False)
 @config_option
 @json_option
-def verify(job_id: str | None, config_file: Path | None, as_json: bool) -> int:
+def verify(job_id: str | None, as_json: bool) -> int:
     """Read all backups, or those of JOB, completely and compare them with their manifests."""
     from eemtcleanupd.backup import archive
 
     results = []
-    for file in _folder(config_file).all(job_id):
+    for file in _folder().all(job_id):
         try:
             contents = archive.verify(file.path)
             results.append({**_document(file), "ok": True, "files": contents.files})
@@ -96,20 +94,12 @@ def verify(job_id: str | None, config_file: Path | None, as_json: bool) -> int:
     "--backup", "name", metavar="NAME", help="Backup to restore, as printed by list (default: the newest)."
 )
 @restore_options
-def restore(  # noqa: PLR0917  (click passes them by name)
-    job_id: str,
-    only: tuple[str, ...],
-    no_hold: bool,
-    config_file: Path | None,
-    db_path: str | None,
-    as_json: bool,
-    name: str | None,
-) -> None:
+def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool, name: str | None) -> None:
     """Restore the data of JOB from its backup; existing files are never overwritten.
 
     The job counts as not cleaned again.  It is held for one retention period from now.
     """
-    config = load_store_config(config_file, db_path)
+    config = load_config().config
     from eemtcleanupd.backup.folder import BackupFolder
     from eemtcleanupd.cleanup.restore import restore_backup
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -23,7 +22,7 @@ _MAX_VALUE_WIDTH = 44
 @click.option(
     "--schema", is_flag=True, help="Print the JSON Schema of configuration files (for editors) and exit."
 )
-def check(config_file: Path | None, as_json: bool, schema: bool) -> None:
+def check(as_json: bool, schema: bool) -> None:
     """Show every configuration key, its value and the origin of the value.
 
     Exits with 2 and lists every problem with file and line if the configuration is invalid.
@@ -34,7 +33,7 @@ def check(config_file: Path | None, as_json: bool, schema: bool) -> None:
 
         click.echo(json.dumps(all_keys().json_schema(), indent=2, ensure_ascii=False))
         return
-    loaded = load_config(config_file)
+    loaded = load_config()
     from eemtcleanupd.policy.retention import Policy
 
     policy = str(Policy.from_config(loaded.config.retention))

@@ -9,14 +9,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 
 from eemtcleanupd.cancellation import StopFlag
-from eemtcleanupd.cli.common import caller, config_option, load_config, print_json
+from eemtcleanupd.cli.common import DATABASE, caller, config_option, load_config, print_json, setting_option
 from eemtcleanupd.cli.stdio import SafeStdout
 from eemtcleanupd.errors import CleanupError, ReportError
 from eemtcleanupd.formatting import parse_size
@@ -43,28 +42,41 @@ class _Size(click.ParamType[int]):
 
 @click.command()
 @config_option
-@click.option("--db-path", metavar="FILE", help="Path of the job database (default ./jobs.db).")
-@click.option("--uploads-dir", metavar="DIR", help="Folder of uploaded DEMs (default ./uploads).")
-@click.option("--results-dir", metavar="DIR", help="Folder of job outputs (default ./results).")
-@click.option("--temp-dir", metavar="DIR", help="Folder of working files (default ./temp).")
-@click.option(
+@setting_option(DATABASE, "--db-path", "FILE", "Path of the job database (default ./jobs.db).")
+@setting_option("paths.uploads", "--uploads-dir", "DIR", "Folder of uploaded DEMs (default ./uploads).")
+@setting_option("paths.results", "--results-dir", "DIR", "Folder of job outputs (default ./results).")
+@setting_option("paths.temp", "--temp-dir", "DIR", "Folder of working files (default ./temp).")
+@setting_option(
+    "retention.successful_jobs.hours",
     "--success-retention",
+    "HOURS",
+    "Hours to keep the data of successful jobs (default 168).",
     type=float,
-    metavar="HOURS",
-    help="Hours to keep the data of successful jobs (default 168).",
 )
-@click.option(
+@setting_option(
+    "retention.failed_jobs.hours",
     "--failed-retention",
+    "HOURS",
+    "Hours to keep the data of failed jobs (default 12).",
     type=float,
-    metavar="HOURS",
-    help="Hours to keep the data of failed jobs (default 12).",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be deleted without changing anything.")
 @click.option("--verbose", is_flag=True, help="Print every job, also the ones that are kept.")
 @click.option("--debug", is_flag=True, help="Print every SQL statement and file operation with its duration.")
-@click.option("--parallel", is_flag=True, default=None, help="Delete in parallel (default).")
-@click.option("--workers", type=int, metavar="N", help="Number of parallel workers (default 4).")
-@click.option("--batch-size", type=int, metavar="N", help="Number of jobs planned at a time (default 100).")
+@setting_option(
+    "performance.parallel_delete",
+    "--parallel",
+    None,
+    "Delete in parallel (default).",
+    is_flag=True,
+    default=None,
+)
+@setting_option(
+    "performance.max_workers", "--workers", "N", "Number of parallel workers (default 4).", type=int
+)
+@setting_option(
+    "performance.batch_size", "--batch-size", "N", "Number of jobs planned at a time (default 100).", type=int
+)
 @click.option("--skip-large", is_flag=True, help="Leave jobs above the size threshold for another run.")
 @click.option(
     "--size-threshold", type=_Size(), metavar="SIZE", help="Size threshold for --skip-large (default 10G)."
@@ -74,19 +86,9 @@ class _Size(click.ParamType[int]):
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the run as one JSON document.")
 def clean(  # noqa: PLR0917  (click passes them by name)
-    config_file: Path | None,
-    db_path: str | None,
-    uploads_dir: str | None,
-    results_dir: str | None,
-    temp_dir: str | None,
-    success_retention: float | None,
-    failed_retention: float | None,
     dry_run: bool,
     verbose: bool,
     debug: bool,
-    parallel: bool | None,
-    workers: int | None,
-    batch_size: int | None,
     skip_large: bool,
     size_threshold: int | None,
     force: bool,
@@ -96,20 +98,7 @@ def clean(  # noqa: PLR0917  (click passes them by name)
     if size_threshold is not None and not skip_large:
         raise click.UsageError("--size-threshold has no effect without --skip-large. Give both options.")
     try:
-        loaded = load_config(
-            config_file,
-            {
-                "paths.database": (db_path, "--db-path"),
-                "paths.uploads": (uploads_dir, "--uploads-dir"),
-                "paths.results": (results_dir, "--results-dir"),
-                "paths.temp": (temp_dir, "--temp-dir"),
-                "retention.successful_jobs.hours": (success_retention, "--success-retention"),
-                "retention.failed_jobs.hours": (failed_retention, "--failed-retention"),
-                "performance.parallel_delete": (parallel, "--parallel"),
-                "performance.max_workers": (workers, "--workers"),
-                "performance.batch_size": (batch_size, "--batch-size"),
-            },
-        )
+        loaded = load_config()
         from eemtcleanupd.cleanup import Progress, RunRequest, clean as run_clean
         from eemtcleanupd.cleanup.ballast import release_initial_ballast
         from eemtcleanupd.events import Warned

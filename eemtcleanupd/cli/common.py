@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -25,15 +25,42 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Audit = Callable[..., None]
 """Writes an action and its details to the audit log."""
 
+CONFIG_FILE: Final = "--config"
+DATABASE: Final = "paths.database"
+_GIVEN = f"{__name__}.given"
+
+
+def setting_option(
+    key: str, name: str, metavar: str | None, text: str, **attributes: Any
+) -> Callable[[Command], Command]:
+    """Return an option whose value :func:`load_config` uses for a key of the configuration."""
+
+    def keep(context: click.Context, _: click.Parameter, value: object) -> None:
+        if value is not None:
+            context.meta.setdefault(_GIVEN, {})[key] = (value, name)
+
+    return click.option(name, callback=keep, expose_value=False, metavar=metavar, help=text, **attributes)
+
+
+def given(key: str) -> Any:
+    """Return the value of an option of :func:`setting_option`, None if it was not given."""
+    return _given().get(key, (None, ""))[0]
+
+
+def _given() -> dict[str, tuple[Any, str]]:
+    options: dict[str, tuple[Any, str]] = click.get_current_context().meta.get(_GIVEN, {})
+    return options
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-db_path_option = click.option("--db-path", metavar="FILE", help="Path of the job database.")
-config_option = click.option(
+db_path_option = setting_option(DATABASE, "--db-path", "FILE", "Path of the job database.")
+config_option = setting_option(
+    CONFIG_FILE,
     "--config",
-    "config_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Configuration file (default: EEMT_CLEANUP_CONFIG, ./cleanup_config.yaml, "
+    "FILE",
+    "Configuration file (default: EEMT_CLEANUP_CONFIG, ./cleanup_config.yaml, "
     "/etc/eemtcleanupd/cleanup_config.yaml or built-in defaults).",
+    type=click.Path(path_type=Path),
 )
 
 
@@ -52,8 +79,8 @@ def local_minute(moment: datetime) -> str:
     return f"{moment.astimezone():%Y-%m-%d %H:%M}"
 
 
-def load_config(config_file: Path | None, options: Mapping[str, tuple[object, str]] | None = None) -> Loaded:
-    """Load the effective configuration; an option whose value is None was not given.
+def load_config() -> Loaded:
+    """Load the effective configuration, with the options of the command.
 
     Raises:
         ConfigError: the configuration is invalid.
@@ -62,17 +89,9 @@ def load_config(config_file: Path | None, options: Mapping[str, tuple[object, st
     from eemtcleanupd.plugins import load
 
     cwd = working_folder()
-    given = {key: pair for key, pair in (options or {}).items() if pair[0] is not None}
-    return load(find_file(config_file, os.environ, cwd), environ=os.environ, options=given, cwd=cwd)
-
-
-def load_store_config(config_file: Path | None, db_path: str | None) -> Config:
-    """Load the configuration for a command that takes :func:`store_options`.
-
-    Raises:
-        ConfigError: the configuration is invalid.
-    """
-    return load_config(config_file, {"paths.database": (db_path, "--db-path")}).config
+    options = {key: value for key, value in _given().items() if key != CONFIG_FILE}
+    file = find_file(given(CONFIG_FILE), os.environ, cwd)
+    return load(file, environ=os.environ, options=options, cwd=cwd)
 
 
 def working_folder() -> Path:

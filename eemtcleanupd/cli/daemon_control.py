@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eemtcleanupd.cli.common import load_store_config, store_options, working_folder
+from eemtcleanupd.cli.common import DATABASE, given, load_config, store_options, working_folder
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.errors import CleanupError, ConfigError
 
@@ -32,9 +32,9 @@ _POLL_SECONDS = 0.05
     show_default=True,
     help="Seconds to wait for the daemon to exit.",
 )
-def stop(config_file: Path | None, db_path: str | None, timeout: int) -> None:
+def stop(timeout: int) -> None:
     """Stop the daemon gracefully and wait until it has exited."""
-    address = _store_address(config_file, db_path)
+    address = _store_address()
     daemon = _find_daemon(address)
     if daemon is None:
         click.echo("No daemon is running.")
@@ -54,7 +54,7 @@ def stop(config_file: Path | None, db_path: str | None, timeout: int) -> None:
     show_default=True,
     help="Seconds to wait for the daemon to respond.",
 )
-def reload(config_file: Path | None, db_path: str | None, timeout: int) -> None:
+def reload(timeout: int) -> None:
     """Make the daemon reload its configuration.
 
     Exits with 2 if the daemon rejects the new configuration and keeps the previous one.
@@ -62,7 +62,7 @@ def reload(config_file: Path | None, db_path: str | None, timeout: int) -> None:
     from eemtcleanupd.daemon.status import read_status
 
     try:
-        address = _store_address(config_file, db_path)
+        address = _store_address()
     except ConfigError:
         # systemd passes the daemon's pid to ExecReload=: the daemon must log the invalid file, too.
         if main_pid := os.environ.get("MAINPID"):
@@ -91,15 +91,16 @@ def reload(config_file: Path | None, db_path: str | None, timeout: int) -> None:
     click.echo("The new configuration is in effect.")
 
 
-def _store_address(config_file: Path | None, db_path: str | None) -> StoreAddress:
+def _store_address() -> StoreAddress:
     """Return the address of the job database; with ``--db-path`` the configuration is not read."""
     from eemtcleanupd.store.address import StoreAddress
 
+    db_path = given(DATABASE)
     if db_path is not None and "://" not in db_path:
         path = Path(db_path)
         return StoreAddress.of_file(path if path.is_absolute() else working_folder() / path)
     try:
-        return StoreAddress.of(load_store_config(config_file, db_path))
+        return StoreAddress.of(load_config().config)
     except ConfigError as error:
         raise ConfigError(f"{error}\n(With --db-path FILE the configuration is not needed.)") from error
 

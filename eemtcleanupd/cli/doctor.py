@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
@@ -14,9 +13,9 @@ from eemtcleanupd.clock import system_clock
 @click.command()
 @store_options
 @json_option
-def doctor(config_file: Path | None, db_path: str | None, as_json: bool) -> int:
+def doctor(as_json: bool) -> int:
     """Check everything that cleanup needs; report problems and how to fix them.  Changes nothing."""
-    loaded = load_config(config_file, {"paths.database": (db_path, "--db-path")})
+    loaded = load_config()
     from eemtcleanupd.doctor import FindingLevel, examine
 
     marks = {

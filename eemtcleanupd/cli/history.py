@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from eemtcleanupd.cli.common import (
-    json_option,
-    load_store_config,
-    open_ledger,
-    print_json,
-    store_options,
-)
+from eemtcleanupd.cli.common import json_option, load_config, open_ledger, print_json, store_options
 from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.formatting import human_size, printable, shortened
 
@@ -30,11 +23,9 @@ if TYPE_CHECKING:
 )
 @json_option
 @store_options
-def history(
-    run_id: str | None, limit: int, as_json: bool, config_file: Path | None, db_path: str | None
-) -> None:
+def history(run_id: str | None, limit: int, as_json: bool) -> None:
     """List past runs, newest first, or show what RUN did (an id or the start of one)."""
-    with open_ledger(load_store_config(config_file, db_path)) as ledger:
+    with open_ledger(load_config().config) as ledger:
         if run_id is None:
             _list(ledger.runs(limit) if ledger.exists() else [], as_json=as_json)
             return

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 
 import click
 
 from eemtcleanupd.cli.common import (
     caller,
     json_option,
-    load_store_config,
+    load_config,
     local_minute,
     open_audited,
     open_ledger,
@@ -47,11 +46,9 @@ class _FutureTime(click.ParamType[datetime]):
 )
 @click.option("--reason", default="", help="Reason for the hold, shown by holds and in reports.")
 @store_options
-def hold(
-    job_id: str, until: datetime | None, reason: str, config_file: Path | None, db_path: str | None
-) -> None:
+def hold(job_id: str, until: datetime | None, reason: str) -> None:
     """Protect JOB from cleanup, permanently or until a time."""
-    config = load_store_config(config_file, db_path)
+    config = load_config().config
     from eemtcleanupd.cleanup.session import hold_warning
 
     with open_audited(config) as (ledger, audit):
@@ -72,9 +69,9 @@ def hold(
 @click.command()
 @click.argument("job_id", metavar="JOB")
 @store_options
-def release(job_id: str, config_file: Path | None, db_path: str | None) -> int:
+def release(job_id: str) -> int:
     """Remove the hold from JOB; exit with 1 if it is not held."""
-    with open_audited(load_store_config(config_file, db_path)) as (ledger, audit):
+    with open_audited(load_config().config) as (ledger, audit):
         is_held = ledger.exists() and any(held.job_id == job_id for held in ledger.all_holds())
         if is_held:
             audit("release", job_id=printable(job_id))
@@ -86,9 +83,9 @@ def release(job_id: str, config_file: Path | None, db_path: str | None) -> int:
 @click.command()
 @store_options
 @json_option
-def holds(config_file: Path | None, db_path: str | None, as_json: bool) -> None:
+def holds(as_json: bool) -> None:
     """List held jobs with the owner, the end and the reason of each hold."""
-    with open_ledger(load_store_config(config_file, db_path)) as ledger:
+    with open_ledger(load_config().config) as ledger:
         all_holds = ledger.all_holds() if ledger.exists() else []
     now = system_clock()
     active = [held for held in all_holds if held.is_active(now)]

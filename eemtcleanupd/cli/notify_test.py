@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -34,12 +33,12 @@ _TIMEOUT_SECONDS = 120.0
 @click.argument("name", required=False)
 @config_option
 @json_option
-def notify_test(name: str | None, config_file: Path | None, as_json: bool) -> int:
+def notify_test(name: str | None, as_json: bool) -> int:
     """Send a test notification to the notifier NAME, or to all, and show the responses.
 
     The message is marked as a test and is sent once, like a real report.  Exits with 1 if a notifier fails.
     """
-    config = load_config(config_file).config
+    config = load_config().config
     from eemtcleanupd.delivery import Dispatcher
     from eemtcleanupd.plugins import Plugins
 

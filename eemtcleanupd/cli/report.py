@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eemtcleanupd.cli.common import load_store_config, store_options
+from eemtcleanupd.cli.common import load_config, store_options
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import ConfigError, ReportError
 from eemtcleanupd.files import write_atomic
@@ -45,20 +45,12 @@ if TYPE_CHECKING:
     help="Number of the largest jobs to list.",
 )
 @store_options
-def report(  # noqa: PLR0917  (click passes them by name)
-    plot: Path | None,
-    as_json: bool,
-    form: str | None,
-    output: Path | None,
-    biggest: int,
-    config_file: Path | None,
-    db_path: str | None,
-) -> None:
+def report(plot: Path | None, as_json: bool, form: str | None, output: Path | None, biggest: int) -> None:
     """Report cleaned data, storage usage and the disk-full forecast.  Changes nothing."""
     if as_json and form not in {None, "json"}:
         raise click.UsageError(f"--json and --format {form} contradict each other. Give only one of them.")
     plot_format = None if plot is None else _plot_format(plot)
-    config = load_store_config(config_file, db_path)
+    config = load_config().config
     from eemtcleanupd.report.collect import gather
 
     document = gather(config, system_clock, biggest=biggest)

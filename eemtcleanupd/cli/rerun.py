@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eemtcleanupd.cli.common import (
-    json_option,
-    load_store_config,
-    print_json,
-    store_options,
-    write_audit,
-)
+from eemtcleanupd.cli.common import json_option, load_config, print_json, store_options, write_audit
 from eemtcleanupd.errors import RerunError
 from eemtcleanupd.formatting import printable, shortened
 
@@ -41,22 +35,14 @@ _TIMEOUT_SECONDS = 600
 )
 @store_options
 @json_option
-def rerun(  # noqa: PLR0917  (click passes them by name)
-    job: str | None,
-    job_id: str | None,
-    dem: Path | None,
-    url: str,
-    config_file: Path | None,
-    db_path: str | None,
-    as_json: bool,
-) -> None:
+def rerun(job: str | None, job_id: str | None, dem: Path | None, url: str, as_json: bool) -> None:
     """Submit JOB again to the EEMT web interface with the parameters stored in its row."""
     wanted = job or job_id
     if wanted is None or (job and job_id and job != job_id):
         raise click.UsageError("Give exactly one job: eemtcleanupd rerun JOB")
     from eemtcleanupd.cleanup.session import find_row
 
-    config = load_store_config(config_file, db_path)
+    config = load_config().config
     row = find_row(config, wanted)
     if row is None:
         raise RerunError(f"Job {printable(wanted)} is not in the job database.")

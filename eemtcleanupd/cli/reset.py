@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
 
 import click
 
-from eemtcleanupd.cli.common import (
-    caller,
-    json_option,
-    load_store_config,
-    print_json,
-    store_options,
-    write_audit,
-)
+from eemtcleanupd.cli.common import caller, json_option, load_config, print_json, store_options, write_audit
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import StoreError
 
@@ -23,7 +15,7 @@ from eemtcleanupd.errors import StoreError
 @click.option("--yes", is_flag=True, help="Confirm the reset.")
 @store_options
 @json_option
-def reset(yes: bool, config_file: Path | None, db_path: str | None, as_json: bool) -> None:
+def reset(yes: bool, as_json: bool) -> None:
     """Mark all jobs as not cleaned and clear cleanup_log.
 
     A copy is made first: of a SQLite file beside it, on a database server in separate tables.  Job files,
@@ -32,7 +24,7 @@ def reset(yes: bool, config_file: Path | None, db_path: str | None, as_json: boo
     """
     if not yes:
         raise click.UsageError("A reset clears which jobs were cleaned and when. Confirm it with --yes.")
-    config = load_store_config(config_file, db_path)
+    config = load_config().config
     from sqlalchemy import Connection
 
     from eemtcleanupd.cleanup.session import job_table, open_database

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
 
 import click
 
-from eemtcleanupd.cli.common import json_option, load_store_config, print_json, store_options, write_audit
+from eemtcleanupd.cli.common import json_option, load_config, print_json, store_options, write_audit
 from eemtcleanupd.formatting import printable
 
 
@@ -15,13 +14,13 @@ from eemtcleanupd.formatting import printable
 @store_options
 @click.option("--accept", is_flag=True, help="Accept the present folders as the right ones.")
 @json_option
-def roots(config_file: Path | None, db_path: str | None, accept: bool, as_json: bool) -> None:
+def roots(accept: bool, as_json: bool) -> None:
     """Show the job store's folders as the last run recorded them, or accept the present ones.
 
     A run refuses a folder that differs from the last run's folder: an unmounted disk looks like an empty
     folder.  Use --accept after you moved or replaced a folder.
     """
-    config = load_store_config(config_file, db_path)
+    config = load_config().config
     from eemtcleanupd.cleanup.session import open_database, open_roots, record_root
     from eemtcleanupd.clock import system_clock
     from eemtcleanupd.deletion.trash import Trash

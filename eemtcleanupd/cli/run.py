@@ -17,7 +17,7 @@ from typing import IO
 
 import click
 
-from eemtcleanupd.cli.common import caller, config_option, working_folder
+from eemtcleanupd.cli.common import CONFIG_FILE, caller, config_option, given, working_folder
 from eemtcleanupd.errors import CleanupError, ConfigError, LockHeldError
 from eemtcleanupd.model import Trigger
 
@@ -34,13 +34,13 @@ _READY = b"ready"
     help="Write the process id to this file and lock it; a file left by a crash is reused.",
 )
 @click.option("--debug", is_flag=True, help="Log every SQL statement and file operation with its duration.")
-def run(config_file: Path | None, detach: bool, pidfile: Path | None, debug: bool) -> int:
+def run(detach: bool, pidfile: Path | None, debug: bool) -> int:
     """Run the daemon: clean on schedule until SIGTERM.
 
     SIGHUP reloads the configuration, SIGUSR1 starts a run, and SIGUSR2 logs the stack of every thread.
     The first SIGTERM or SIGINT stops the daemon gracefully, a second one at once.
     """
-    cwd = working_folder()
+    cwd, config_file = working_folder(), given(CONFIG_FILE)
     if not detach:
         with _pidfile(pidfile and cwd / pidfile):
             _run_daemon(config_file, cwd, debug=debug)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from eemtcleanupd.cli.common import json_option, load_store_config, print_json, store_options
+from eemtcleanupd.cli.common import json_option, load_config, print_json, store_options
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.formatting import human_size, printable
 
@@ -29,9 +28,9 @@ Row = tuple[str, str]
     is_flag=True,
     help="Check only the daemon: exit with 1 unless it runs on this host and its scheduler responds.",
 )
-def status(config_file: Path | None, db_path: str | None, as_json: bool, healthy: bool) -> int:
+def status(as_json: bool, healthy: bool) -> int:
     """Show the daemon, the next and the last run, storage, trash, notifiers and configuration."""
-    config = load_store_config(config_file, db_path)
+    config = load_config().config
     from eemtcleanupd.daemon.status import read_status
     from eemtcleanupd.daemon.status_document import overview
     from eemtcleanupd.store.address import StoreAddress

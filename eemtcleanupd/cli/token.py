@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
@@ -27,9 +26,9 @@ def token() -> None:
 
 
 @contextmanager
-def _tokens(config_file: Path | None, action: str = "", **details: object) -> Iterator[TokenFile]:
+def _tokens(action: str = "", **details: object) -> Iterator[TokenFile]:
     """Yield the token file; afterwards write the action, if any, to the audit log."""
-    config = load_config(config_file).config
+    config = load_config().config
     if config.api.tokens_file is None:
         raise ConfigError("api.tokens_file is not set. Set it to the path of the token file.")
     from eemtcleanupd.web.tokens import TokenFile
@@ -46,9 +45,9 @@ def _tokens(config_file: Path | None, action: str = "", **details: object) -> It
 @click.option("--scope", type=SCOPES, required=True, help="read: view everything; clean: start runs as well.")
 @click.option("--days", type=click.FloatRange(min=0), help="Days until the token expires (default: never).")
 @config_option
-def add(name: str, scope: str, days: float | None, config_file: Path | None) -> None:
+def add(name: str, scope: str, days: float | None) -> None:
     """Create a token for NAME and print it once."""
-    with _tokens(config_file, "token_added", name=name, scope=scope, days=days) as tokens:
+    with _tokens("token_added", name=name, scope=scope, days=days) as tokens:
         secret = tokens.add(name, cast("Scope", scope), system_clock(), days)
     click.echo("The token is shown only once. Send it as `Authorization: Bearer TOKEN`:", err=True)
     click.echo(secret)
@@ -57,9 +56,9 @@ def add(name: str, scope: str, days: float | None, config_file: Path | None) -> 
 @token.command("list")
 @config_option
 @json_option
-def list_(config_file: Path | None, as_json: bool) -> None:
+def list_(as_json: bool) -> None:
     """List token names, scopes and expiry dates."""
-    with _tokens(config_file) as tokens:
+    with _tokens() as tokens:
         known = tokens.all()
     if as_json:
         names = ("name", "scope", "created_at", "expires_at")
@@ -78,9 +77,9 @@ def list_(config_file: Path | None, as_json: bool) -> None:
 @token.command()
 @click.argument("name")
 @config_option
-def revoke(name: str, config_file: Path | None) -> int:
+def revoke(name: str) -> int:
     """Revoke the token of NAME immediately."""
-    with _tokens(config_file, "token_revoked", name=name) as tokens:
+    with _tokens("token_revoked", name=name) as tokens:
         was_revoked = tokens.revoke(name)
     if not was_revoked:
         raise ConfigError(f"There is no token {printable(name)}. List the tokens with `token list`.")

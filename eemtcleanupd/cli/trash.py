@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +12,7 @@ from eemtcleanupd.cli.common import (
     Command,
     caller,
     json_option,
-    load_store_config,
+    load_config,
     local_minute,
     open_ledger,
     print_json,
@@ -40,9 +39,9 @@ def trash() -> None:
 @trash.command("list")
 @store_options
 @json_option
-def list_(config_file: Path | None, db_path: str | None, as_json: bool) -> None:
+def list_(as_json: bool) -> None:
     """List the items in the trash, in the order of their deletion."""
-    with open_ledger(load_store_config(config_file, db_path)) as ledger:
+    with open_ledger(load_config().config) as ledger:
         intents = ledger.trashed() if ledger.exists() else []
     if as_json:
         print_json([_document(intent) for intent in intents])
@@ -112,20 +111,13 @@ def print_restored(restored: RestoreResult, *, as_json: bool) -> None:
 
 @trash.command()
 @restore_options
-def restore(  # noqa: PLR0917  (click passes them by name)
-    job_id: str,
-    only: tuple[str, ...],
-    no_hold: bool,
-    config_file: Path | None,
-    db_path: str | None,
-    as_json: bool,
-) -> None:
+def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool) -> None:
     """Move the data of JOB from the trash back to its place; existing files are never overwritten.
 
     The job counts as not cleaned again.  It is held for one retention period from now.  To restore an orphan,
     give its path as printed by list.
     """
-    config = load_store_config(config_file, db_path)
+    config = load_config().config
     from eemtcleanupd.cleanup.restore import restore as restore_trash
 
     print_restored(restore_trash(restore_request(config, job_id, only, hold=not no_hold)), as_json=as_json)
@@ -141,13 +133,11 @@ def restore(  # noqa: PLR0917  (click passes them by name)
 @click.option("--yes", is_flag=True, help="Skip the confirmation prompt.")
 @store_options
 @json_option
-def purge(
-    older_than: float | None, yes: bool, config_file: Path | None, db_path: str | None, as_json: bool
-) -> int:
+def purge(older_than: float | None, yes: bool, as_json: bool) -> int:
     """Delete everything in the trash now, even before its grace period ends; held jobs are kept."""
     if older_than is not None and older_than < 0:
         raise click.UsageError("--older-than must be 0 or more hours.")
-    config = load_store_config(config_file, db_path)
+    config = load_config().config
     from eemtcleanupd.cleanup import RunRequest, clean
     from eemtcleanupd.plugins import Plugins
 
