@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
-from eemtcleanupd.formatting import human_age, human_size, local_time, printable, shortened
+from eemtcleanupd.formatting import human_age, human_size, local_time, printable, short_name
 from eemtcleanupd.model import Found, Job, JobClass, Outcome, Trigger
 
 Occasion = Literal[
@@ -269,7 +269,7 @@ class JobPlanned(Event):
         return sum(artifact.size_bytes for artifact in self.artifacts)
 
     def log_line(self) -> str:
-        return f"[DRY RUN] Would clean job {_name(self.job.id)}: {self.reason}"
+        return f"[DRY RUN] Would clean job {short_name(self.job.id)}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,14 +295,14 @@ class JobCleaned(Event):
     ahead_of_retention: str | None = None
 
     def log_lines(self) -> Iterator[tuple[int, str]]:
-        name = _name(self.job.id)
+        name = short_name(self.job.id)
         age = "left by an earlier run" if self.age is None else f"{human_age(self.age)} old"
         if self.ahead_of_retention:
             yield logging.WARNING, f"Cleaning job {name} before its retention: it {self.ahead_of_retention}"
         yield logging.INFO, f"Cleaning job {name} ({printable(self.job.status)}, {age})"
         verb = "Moved to the trash" if self.in_trash else "Deleted"
         for part in self.artifacts:
-            yield logging.INFO, f"{verb} {_name(part.found.label)} ({human_size(part.size_bytes)})"
+            yield logging.INFO, f"{verb} {short_name(part.found.label)} ({human_size(part.size_bytes)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +326,7 @@ class JobSkipped(Event):
         return logging.WARNING if self.notable else logging.DEBUG
 
     def log_line(self) -> str:
-        return f"Kept job {_name(self.job.id)}: {self.reason}"
+        return f"Kept job {short_name(self.job.id)}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +341,7 @@ class JobFailed(Event):
     error: str
 
     def log_line(self) -> str:
-        return f"Job {_name(self.job_id)} could not be cleaned: {printable(self.error)}"
+        return f"Job {short_name(self.job_id)} could not be cleaned: {printable(self.error)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +354,7 @@ class OrphanFound(Event):
 
     def log_line(self) -> str:
         verb = "Removed" if self.removed else "Found"
-        return f"{verb} orphan {_name(self.found.label)} ({human_size(self.size_bytes)})"
+        return f"{verb} orphan {short_name(self.found.label)} ({human_size(self.size_bytes)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -602,10 +602,6 @@ class CapacityWarning(Event):
             ("Budget", f"{human_size(self.max_bytes)}, {self.used_percent:.1f} % used"),
             ("Warning from", f"{self.warn_percent:g} %"),
         )
-
-
-def _name(text: str) -> str:
-    return shortened(printable(text))
 
 
 # `slots=True` makes a second class, and the first stays a subclass: of each hook, the last class counts.

@@ -62,6 +62,16 @@ def printable(name: str) -> str:
     return _UNPRINTABLE.sub(escape, name.replace("\\", "\\\\"))
 
 
+def short_name(name: str) -> str:
+    """Return an untrusted name, printable and of a limited length."""
+    return shortened(printable(name))
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a number with its noun: ``1 job``, ``2 jobs``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def shortened(text: str, limit: int = 200) -> str:
     """Return the text with its middle cut out if it is longer than ``limit`` characters."""
     if len(text) <= limit:

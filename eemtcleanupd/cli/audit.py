@@ -6,7 +6,7 @@ import click
 
 from eemtcleanupd.cli.common import config_option, json_option, load_config, print_json
 from eemtcleanupd.errors import AuditError, ConfigError
-from eemtcleanupd.formatting import printable
+from eemtcleanupd.formatting import plural, printable
 
 
 @click.group()
@@ -38,7 +38,6 @@ def verify(as_json: bool) -> int:
     else:
         for finding in result.errors:
             click.echo(f"{printable(str(finding.file))}:{finding.line}: {finding.message}")
-        files = f"{len(result.files)} file{'' if len(result.files) == 1 else 's'}"
         verdict = "is not intact" if result.errors else "is intact"
-        click.echo(f"The audit log ({result.lines} lines in {files}) {verdict}.")
+        click.echo(f"The audit log ({result.lines} lines in {plural(len(result.files), 'file')}) {verdict}.")
     return 1 if result.errors else 0

@@ -17,7 +17,7 @@ from eemtcleanupd.events import (
     RunReport,
     RunStarted,
 )
-from eemtcleanupd.formatting import human_age, human_size, printable, shortened
+from eemtcleanupd.formatting import human_age, human_size, plural, printable, short_name
 from eemtcleanupd.model import Outcome
 
 _COLORS = {"INFO": None, "WARNING": "yellow", "ERROR": "red", "DRY RUN": "cyan"}
@@ -44,9 +44,9 @@ class ConsoleReporter:
                 self._cleaned(event)
             case JobSkipped():
                 if event.notable:
-                    _say("WARNING", f"Kept job {_short(event.job.id)}: {event.reason}")
+                    _say("WARNING", f"Kept job {short_name(event.job.id)}: {event.reason}")
                 else:
-                    self._detail(f"Keeping job {_short(event.job.id)}: {event.reason}")
+                    self._detail(f"Keeping job {short_name(event.job.id)}: {event.reason}")
             case OrphanFound():
                 self._orphan(event)
             case RunFinished(report):
@@ -62,65 +62,59 @@ class ConsoleReporter:
 
     def _planned(self, event: JobPlanned) -> None:
         age = human_age(event.age)
-        _say("DRY RUN", f"Would clean job {_short(event.job.id)} (status: {event.job.status}, age: {age})")
+        _say(
+            "DRY RUN", f"Would clean job {short_name(event.job.id)} (status: {event.job.status}, age: {age})"
+        )
         for artifact in event.artifacts:
             size = human_size(artifact.size_bytes)
-            _say("DRY RUN", f"Would delete: {_short(artifact.found.label)} ({size})")
+            _say("DRY RUN", f"Would delete: {short_name(artifact.found.label)} ({size})")
         if self._verbose:
             for label in event.shared:
-                _say("DRY RUN", f"Would keep: {_short(label)} (another job needs it)")
+                _say("DRY RUN", f"Would keep: {short_name(label)} (another job needs it)")
 
     def _cleaned(self, event: JobCleaned) -> None:
         age = "left by an earlier run" if event.age is None else f"{human_age(event.age, precise=False)} old"
-        self._detail(f"Checking job {_short(event.job.id)} ({printable(event.job.status)}, {age})")
+        self._detail(f"Checking job {short_name(event.job.id)} ({printable(event.job.status)}, {age})")
         verb = "Moving to the trash" if event.in_trash else "Deleting"
         for artifact in event.artifacts:
-            self._detail(f"{verb} {_short(artifact.found.label)} ({human_size(artifact.size_bytes)})")
+            self._detail(f"{verb} {short_name(artifact.found.label)} ({human_size(artifact.size_bytes)})")
         self._detail("Updated database: marked job as cleaned")
 
     def _orphan(self, event: OrphanFound) -> None:
         if event.removed:
-            self._detail(f"Deleted orphan {_short(event.found.label)} ({human_size(event.size_bytes)})")
+            self._detail(f"Deleted orphan {short_name(event.found.label)} ({human_size(event.size_bytes)})")
             return
         self._orphans += 1
         self._orphan_bytes += event.size_bytes
-        self._detail(f"Found orphan {_short(event.found.label)} ({human_size(event.size_bytes)})")
+        self._detail(f"Found orphan {short_name(event.found.label)} ({human_size(event.size_bytes)})")
 
     def _finished(self, report: RunReport) -> None:
         if self._orphans:
             size = human_size(self._orphan_bytes)
             hint = "" if self._verbose else ". List them with --verbose."
-            _say("WARNING", f"Found {_plural(self._orphans, 'orphan')} ({size}) that belong to no job{hint}")
+            _say("WARNING", f"Found {plural(self._orphans, 'orphan')} ({size}) that belong to no job{hint}")
         if report.missing:
-            _say("INFO", f"Found {_plural(report.missing, 'uncleaned job')} without any files")
+            _say("INFO", f"Found {plural(report.missing, 'uncleaned job')} without any files")
         if report.remaining:
-            _say("INFO", f"Left {_plural(report.remaining, 'expired job')} for another run")
+            _say("INFO", f"Left {plural(report.remaining, 'expired job')} for another run")
         if report.dry_run:
             jobs = report.successful.jobs + report.failed.jobs
             freeing = f"freeing ~{human_size(report.bytes_freed)}"
-            _say("DRY RUN", f"Summary: Would clean {_plural(jobs, 'job')}, {freeing}")
+            _say("DRY RUN", f"Summary: Would clean {plural(jobs, 'job')}, {freeing}")
             return
         for name, tally in (("successful", report.successful), ("failed", report.failed)):
             freed = human_size(tally.bytes_freed)
-            _say("INFO", f"Cleaned {_plural(tally.jobs, f'{name} job')} (freed {freed})")
+            _say("INFO", f"Cleaned {plural(tally.jobs, f'{name} job')} (freed {freed})")
         for noun, tally in (("orphan", report.orphans), ("expired trash item", report.trash_purged)):
             if tally.jobs:
-                _say("INFO", f"Removed {_plural(tally.jobs, noun)} (freed {human_size(tally.bytes_freed)})")
+                _say("INFO", f"Removed {plural(tally.jobs, noun)} (freed {human_size(tally.bytes_freed)})")
         if report.outcome is Outcome.SUCCESS:
             _say("INFO", "Cleanup completed successfully")
         elif report.outcome is Outcome.ERRORS:
-            _say("ERROR", f"Cleanup completed with errors on {_plural(report.errors, 'job')}")
+            _say("ERROR", f"Cleanup completed with errors on {plural(report.errors, 'job')}")
         else:
             _say("WARNING", "Cleanup was interrupted; the next run continues")
 
 
 def _say(level: str, message: str) -> None:
     click.echo(click.style(f"[{level}]", fg=_COLORS[level]) + f" {message}")
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _short(name: str) -> str:
-    return shortened(printable(name))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eemtcleanupd.cli.common import DATABASE, given, load_config, store_options, working_folder
+from eemtcleanupd.cli.common import DATABASE, Command, given, load_config, store_options, working_folder
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.errors import CleanupError, ConfigError
 
@@ -23,43 +23,39 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.05
 
 
+def _timeout_option(seconds: int, action: str) -> Callable[[Command], Command]:
+    text = f"Seconds to wait for the daemon to {action}."
+    return click.option("--timeout", type=click.IntRange(1), default=seconds, show_default=True, help=text)
+
+
 @click.command()
 @store_options
-@click.option(
-    "--timeout",
-    type=click.IntRange(min=1),
-    default=100,
-    show_default=True,
-    help="Seconds to wait for the daemon to exit.",
-)
+@_timeout_option(100, "exit")
 def stop(timeout: int) -> None:
     """Stop the daemon gracefully and wait until it has exited."""
+    from eemtcleanupd.store.lock import find_daemon
+
     address = _store_address()
-    daemon = _find_daemon(address)
+    daemon = find_daemon(address)
     if daemon is None:
         click.echo("No daemon is running.")
         return
     _send(daemon, signal.SIGTERM)
-    if not _wait_until(lambda: _find_daemon(address) != daemon, timeout):
+    if not _wait_until(lambda: find_daemon(address) != daemon, timeout):
         raise CleanupError(f"The daemon ({daemon}) has not exited within {timeout} seconds. See its log.")
     click.echo(f"Stopped process {daemon.pid}.")
 
 
 @click.command()
 @store_options
-@click.option(
-    "--timeout",
-    type=click.IntRange(min=1),
-    default=30,
-    show_default=True,
-    help="Seconds to wait for the daemon to respond.",
-)
+@_timeout_option(30, "respond")
 def reload(timeout: int) -> None:
     """Make the daemon reload its configuration.
 
     Exits with 2 if the daemon rejects the new configuration and keeps the previous one.
     """
     from eemtcleanupd.daemon.status import read_status
+    from eemtcleanupd.store.lock import find_daemon
 
     try:
         address = _store_address()
@@ -68,7 +64,7 @@ def reload(timeout: int) -> None:
         if main_pid := os.environ.get("MAINPID"):
             os.kill(int(main_pid), signal.SIGHUP)
         raise
-    daemon = _find_daemon(address)
+    daemon = find_daemon(address)
     if daemon is None:
         raise CleanupError(
             "No daemon is running. Start it with `systemctl start eemtcleanupd` or `eemtcleanupd run`."
@@ -103,12 +99,6 @@ def _store_address() -> StoreAddress:
         return StoreAddress.of(load_config().config)
     except ConfigError as error:
         raise ConfigError(f"{error}\n(With --db-path FILE the configuration is not needed.)") from error
-
-
-def _find_daemon(address: StoreAddress) -> Holder | None:
-    from eemtcleanupd.store.lock import find_daemon
-
-    return find_daemon(address)
 
 
 def _send(daemon: Holder, number: signal.Signals) -> None:

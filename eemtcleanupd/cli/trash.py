@@ -19,7 +19,7 @@ from eemtcleanupd.cli.common import (
     store_options,
 )
 from eemtcleanupd.clock import system_clock
-from eemtcleanupd.formatting import human_size, printable
+from eemtcleanupd.formatting import human_size, plural, printable
 from eemtcleanupd.model import Trigger
 
 if TYPE_CHECKING:
@@ -154,8 +154,8 @@ def purge(older_than: float | None, yes: bool, as_json: bool) -> int:
     if as_json:
         print_json({"purged": purged.jobs, "bytes_freed": purged.bytes_freed, "errors": report.errors})
     else:
-        items = "1 item" if purged.jobs == 1 else f"{purged.jobs} items"
-        click.echo(f"Purged {items}, {human_size(purged.bytes_freed)} freed, {report.errors} errors")
+        items, freed = plural(purged.jobs, "item"), human_size(purged.bytes_freed)
+        click.echo(f"Purged {items}, {freed} freed, {report.errors} errors")
     return 1 if report.errors else 0
 
 

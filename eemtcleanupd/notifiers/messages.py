@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from eemtcleanupd.events import Event, JobNote, RunFinished, RunReport, Severity, StorageState
-from eemtcleanupd.formatting import human_size, local_time, printable, shortened
+from eemtcleanupd.formatting import human_size, local_time, plural, printable, shortened
 from eemtcleanupd.hookspecs import Digest
 from eemtcleanupd.model import Outcome
 
@@ -49,17 +49,17 @@ def _report_message(event: RunFinished) -> Message:
     report = event.report
     jobs = report.successful.jobs + report.failed.jobs
     freed = human_size(report.bytes_freed)
+    cleaned = f"{plural(jobs, 'job')} cleaned, {freed} freed"
     host = f" on {_line(report.host)}" if report.host else ""
     test = "[TEST] " if report.is_test else ""
     if report.outcome is Outcome.ERRORS:
-        headline = f"{test}FAILED for {_jobs(report.errors)}: EEMT cleanup{host}, "
-        headline += f"{_jobs(jobs)} cleaned, {freed} freed"
+        headline = f"{test}FAILED for {plural(report.errors, 'job')}: EEMT cleanup{host}, {cleaned}"
     elif report.outcome is Outcome.INTERRUPTED:
-        headline = f"{test}Interrupted: EEMT cleanup{host}, {_jobs(jobs)} cleaned, {freed} freed"
+        headline = f"{test}Interrupted: EEMT cleanup{host}, {cleaned}"
     elif report.dry_run:
-        headline = f"{test}EEMT cleanup{host}: {_jobs(jobs)} would be cleaned, about {freed}"
+        headline = f"{test}EEMT cleanup{host}: {plural(jobs, 'job')} would be cleaned, about {freed}"
     else:
-        headline = f"{test}EEMT cleanup{host}: {_jobs(jobs)} cleaned, {freed} freed"
+        headline = f"{test}EEMT cleanup{host}: {cleaned}"
     facts = [
         ("Jobs Cleaned", f"{jobs} ({report.successful.jobs} successful, {report.failed.jobs} failed)"),
         ("Space Freed", freed),
@@ -71,7 +71,7 @@ def _report_message(event: RunFinished) -> Message:
     if report.errors:
         facts.append(("Errors", str(report.errors)))
     if report.remaining:
-        facts.append(("Left for another run", _jobs(report.remaining)))
+        facts.append(("Left for another run", plural(report.remaining, "job")))
     if report.pressure:
         facts.append(("Disk pressure", _line(report.pressure)))
     lists = _lists(
@@ -95,7 +95,7 @@ def _digest_message(digest: Digest) -> Message:
     freed = human_size(sum(report.bytes_freed for report in reports))
     errors = sum(report.errors for report in reports) + len(digest.failed)
     host = next((f" on {_line(report.host)}" for report in reports if report.host), "")
-    headline = f"EEMT Daily Cleanup Report{host}: {_jobs(jobs)} cleaned, {freed} freed"
+    headline = f"EEMT Daily Cleanup Report{host}: {plural(jobs, 'job')} cleaned, {freed} freed"
     storage = reports[-1].storage if reports else None
     facts = [
         ("Jobs Cleaned", str(jobs)),
@@ -139,10 +139,6 @@ def _failures(report: RunReport) -> list[str]:
 
 def _sizes(notes: Iterable[JobNote]) -> list[str]:
     return [f"{_line(note.job_id)}: {human_size(note.bytes_freed)}" for note in notes]
-
-
-def _jobs(count: int) -> str:
-    return f"{count} job" if count == 1 else f"{count} jobs"
 
 
 def _line(text: str) -> str:

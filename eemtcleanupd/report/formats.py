@@ -11,7 +11,7 @@ from typing import Any
 
 from eemtcleanupd.daemon.status import time_with_distance
 from eemtcleanupd.daemon.status_document import iso, run_document
-from eemtcleanupd.formatting import human_size, printable, shortened
+from eemtcleanupd.formatting import human_size, plural, printable, shortened
 from eemtcleanupd.policy.forecast import CONFIDENCE_PERCENT, Forecast
 from eemtcleanupd.report.collect import LedgerSummary, Report
 from eemtcleanupd.store.report_queries import RunTotals, Usage, UsageGroup
@@ -215,27 +215,28 @@ def describe_forecast(forecast: Forecast) -> str:
 
 def describe_usage(usage: Usage) -> str:
     """Return a number of jobs and their size as text."""
-    return f"{_jobs(usage.jobs)}, {human_size(usage.size_bytes)}"
+    return f"{plural(usage.jobs, 'job')}, {human_size(usage.size_bytes)}"
 
 
 def describe_group(group: UsageGroup) -> str:
     """Return the jobs with data in a group, their size, and how many are not measured, as text."""
     if group.measured == 0:
-        return f"{_jobs(group.held.jobs)}{', not measured' if group.held.jobs else ''}"
+        return f"{plural(group.held.jobs, 'job')}{', not measured' if group.held.jobs else ''}"
     unmeasured = group.held.jobs - group.measured
     return describe_usage(group.held) + (f" ({unmeasured} not measured)" if unmeasured else "")
 
 
 def describe_runs(totals: RunTotals) -> str:
     """Return the space freed by runs as text."""
-    runs = f"{totals.runs} run{'' if totals.runs == 1 else 's'}"
-    return f"{human_size(totals.bytes_freed)} by {runs} with {totals.errors} errors"
+    return f"{human_size(totals.bytes_freed)} by {plural(totals.runs, 'run')} with {totals.errors} errors"
 
 
 def describe_trash(history: LedgerSummary) -> str:
     """Return the contents of the trash as text."""
     jobs, size_bytes, _ = history.trash
-    return f"{_jobs(jobs)} ({human_size(size_bytes)}) until their grace period ends" if jobs else "empty"
+    return (
+        f"{plural(jobs, 'job')} ({human_size(size_bytes)}) until their grace period ends" if jobs else "empty"
+    )
 
 
 def describe_last_run(history: LedgerSummary) -> str:
@@ -260,10 +261,6 @@ def describe_next_run(report: Report) -> str:
 def display_name(name: str | None) -> str:
     """Return an untrusted name, made printable and short; ``(none)`` if it is empty."""
     return shortened(printable(name), 80) if name else "(none)"
-
-
-def _jobs(count: int) -> str:
-    return f"{count} job" if count == 1 else f"{count} jobs"
 
 
 def _date(moment: datetime) -> str:
