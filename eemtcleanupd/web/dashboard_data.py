@@ -35,10 +35,7 @@ class DashboardData:
         self._errors: dict[str, list[LogEntry]] = {}
 
     def dashboard(self, plan: bytes | None) -> dict[str, Any]:
-        """Return all values of the page.
-
-        Args:
-            plan: the next run's dry run as JSON, None if it is not known yet.
+        """Return all values of the page; ``plan`` is the next run's dry run as JSON, None if not known yet.
 
         Raises:
             StoreError: the job database cannot be read.
@@ -53,6 +50,7 @@ class DashboardData:
             "runs": [],
             "holds": [],
             "trash": [],
+            "successful": config.retention.statuses.successful,
             "free_chart": None,
             "used_chart": None,
             "full_at": None,
