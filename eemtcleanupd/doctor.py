@@ -74,12 +74,7 @@ def _problem(message: str, advice: str = "") -> Result:
 
 
 def examine(loaded: Loaded, now: datetime) -> Iterator[Finding]:
-    """Yield the findings of all checks, as soon as each is known.
-
-    Args:
-        loaded: the configuration.
-        now: the present time, aware.
-    """
+    """Yield the findings of all checks, as soon as each is known; ``now`` is aware."""
     for result in _check_configuration(loaded):
         yield Finding("configuration", *result)
     try:

@@ -36,8 +36,8 @@ plugins.
 
 # Keys whose default is in the folder paths.logs.
 _IN_LOGS = ("logging.file", "notifications.audit_log.path")
-# Deprecated key, current key, and the factor between them.
-_DEPRECATED = (("retention.successful_jobs.days", "retention.successful_jobs.hours", 24),)
+# The deprecated key and the current one.
+_DAYS, _HOURS = "retention.successful_jobs.days", "retention.successful_jobs.hours"
 _SQLITE_URL = re.compile(r"sqlite(?:\+\w+)?:///(?P<path>[^?]+)", re.IGNORECASE)
 _REFERENCE = re.compile(r"\$\{(\w+)\}")
 _MAX_SECRET_BYTES = 64 * 1024
@@ -137,7 +137,7 @@ def load(
     return Loaded(
         config,
         document.file,
-        MappingProxyType({key: builder.origins.get(key, DEFAULT) for key in _shown_keys(schema)}),
+        MappingProxyType({key: builder.origins.get(key, DEFAULT) for key in schema.fields if key != _DAYS}),
         (*environment.warnings, *builder.warnings),
         is_empty=not document.data,
         values=values,
@@ -174,13 +174,12 @@ class _ConfigBuilder:
                 section = section.get(block) if isinstance(section, dict) else None
             if isinstance(section, dict) and name in section:
                 self.put(key, section[name], self._document.line(_loc(key)))
-        for deprecated, key, factor in _DEPRECATED:
-            value, origin = self._values.pop(deprecated, None), self.origins.pop(deprecated, "")
-            if value is not None and key in self._values:
-                line = self._document.line(_loc(key))
-                self._problem(deprecated, f"{key} in {line} has the same meaning. Remove one of the two.")
-            elif isinstance(value, int | float):
-                self.put(key, value * factor, origin)
+        days, origin = self._values.pop(_DAYS, None), self.origins.pop(_DAYS, "")
+        if days is not None and _HOURS in self._values:
+            line = self._document.line(_loc(_HOURS))
+            self._problem(_DAYS, f"{_HOURS} in {line} has the same meaning. Remove one of the two.")
+        elif isinstance(days, int | float):
+            self.put(_HOURS, days * 24, origin)
 
     def put(self, key: str, value: object, origin: str) -> None:
         """Set a value, overriding earlier sources."""
@@ -272,11 +271,7 @@ class _ConfigBuilder:
         return nested
 
     def validated(self, values: Mapping[str, Any]) -> Config:
-        """Return the validated configuration.
-
-        Raises:
-            ConfigError: lists every problem.
-        """
+        """Return the validated configuration, or raise a ConfigError that lists every problem."""
         try:
             config = self._schema.model.model_validate(values)
         except ValidationError as error:
@@ -346,11 +341,6 @@ def _texts(document: YamlDocument, key: str) -> list[tuple[str, str]]:
         for index, entry in enumerate(value if isinstance(value, list) else [])
         if isinstance(entry, str) and entry
     ]
-
-
-def _shown_keys(schema: Schema) -> Iterator[str]:
-    deprecated = {key for key, _, _ in _DEPRECATED}
-    return (key for key in schema.fields if key not in deprecated)
 
 
 def _shown(value: Any) -> Any:

@@ -489,11 +489,7 @@ class Config(Section):
 
 
 class Schema:
-    """All keys of the configuration, including the settings of plugins.
-
-    Args:
-        notifiers: the settings model of each block under ``notifications:``, by name.
-    """
+    """All keys of the configuration, with a settings model for each block under ``notifications:``."""
 
     def __init__(self, notifiers: Mapping[str, type[PluginSettings]]) -> None:
         blocks: dict[str, Any] = {name: _plugin_block(model) for name, model in notifiers.items()}

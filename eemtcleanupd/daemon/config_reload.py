@@ -87,13 +87,9 @@ class ConfigManager:
         return self.digest() != self._attempted_digest
 
     def reload(self, prepare: Callable[[Loaded], None]) -> Loaded:
-        """Load the configuration and put it in force.
+        """Load the configuration, call ``prepare`` with it, put it in force and return it.
 
-        Args:
-            prepare: does everything else that can fail; called before the new configuration is in force.
-
-        Returns:
-            The new configuration.
+        ``prepare`` does everything else that can fail.
 
         Raises:
             ConfigError: it is invalid; the previous one stays in force, and ``state`` has the error.

@@ -23,10 +23,7 @@ from eemtcleanupd.store.runs import RunRecord
 def overview(config: Config, holder: Holder | None, status: DaemonStatus | None) -> dict[str, Any]:
     """Return the status document; times are aware UTC in ISO 8601, sizes are bytes.
 
-    Args:
-        config: the configuration in force.
-        holder: the daemon that runs, if any.
-        status: its status, where it can be read.
+    ``holder`` is the daemon that runs, if any; ``status`` is its status, where it can be read.
 
     Raises:
         StoreError: the job database cannot be read.

@@ -47,9 +47,7 @@ class Dispatcher:
     def configure(self, plugins: Plugins, *, durable: bool = True) -> None:
         """Send to the notifiers among these plugins, and no longer to any other.
 
-        Args:
-            plugins: the plugins of the configuration in force.
-            durable: whether the ledger is writable; False if the configuration allows only dry runs.
+        The ledger keeps no message unless ``durable``, as when the configuration allows only dry runs.
         """
         self._plugins = plugins
         self._queues.is_durable = durable and self._location is not None

@@ -100,11 +100,7 @@ def log_to_file(
 ) -> logging.FileHandler:
     """Send the log to a file that is rotated at 10 MB, with five old files kept.
 
-    Args:
-        path: the file; its folder is created.
-        form: ``text`` or ``json`` (``logging.format``).
-        level: the lowest level that is written (``logging.level``).
-        on_error: receives a message when the file is no longer writable.
+    ``form`` is ``text`` or ``json``.  ``on_error`` receives a message when the file is no longer writable.
 
     Raises:
         ConfigError: the file cannot be opened.

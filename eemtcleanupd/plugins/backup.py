@@ -19,11 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class BackupPlugin:
-    """Copies jobs.
-
-    Args:
-        clock: the time of day.
-    """
+    """Copies jobs before their deletion."""
 
     def __init__(self, clock: Clock = system_clock) -> None:
         self._clock = clock

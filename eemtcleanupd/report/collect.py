@@ -90,12 +90,7 @@ class Report:
 
 
 def gather(config: Config, clock: Clock, *, biggest: int) -> Report:
-    """Collect a report in several short reads.
-
-    Args:
-        config: the effective configuration.
-        clock: returns the present time.
-        biggest: number of the largest jobs to list.
+    """Collect a report in several short reads; ``biggest`` is the number of the largest jobs to list.
 
     Raises:
         StoreError: the job database cannot be read, or is not an EEMT job database.
@@ -145,11 +140,7 @@ def _ledger_summary(
 
 
 def _sanitized_run(run: RunRecord) -> RunRecord:
-    """Return a run whose numbers are integers and whose texts are strings.
-
-    Raises:
-        ValueError, TypeError: a number is invalid.
-    """
+    """Return a run with integers and strings, or raise what the guard of corrupt rows expects."""
     return replace(
         run,
         trigger=str(run.trigger),

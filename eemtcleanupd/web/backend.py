@@ -152,12 +152,7 @@ class DaemonBackend:
 
 
 class LocalBackend:
-    """Works on the job store without a daemon; each run has its own thread.
-
-    Args:
-        file: the configuration file, read again when it changes.
-        environ: the environment.
-    """
+    """Works on the job store without a daemon; each run has its own thread, and a changed file is read."""
 
     is_stopping = False  # the application that includes the routes stops them
 

@@ -21,8 +21,7 @@ _SECURITY_HEADERS = (
         b"content-security-policy",
         (
             b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-            b"connect-src 'self'; "
-            b"form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+            b"connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
         ),
     ),
     (b"x-content-type-options", b"nosniff"),
@@ -34,17 +33,11 @@ _SECURITY_HEADERS = (
     (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
 )
 RecordRefusal = Callable[[str, str, str, str | None], bool]
+"""Records a refused request (method, path, reason, address); returns whether its client is throttled."""
 
 
 class SecurityMiddleware:
-    """The outermost ASGI layer.
-
-    Args:
-        app: the application behind it.
-        settings: returns the ``api`` block in force.
-        record_refusal: records a refused request (method, path, reason, address) and returns whether its
-            client is throttled.
-    """
+    """The outermost ASGI layer; ``settings`` returns the ``api`` block in force."""
 
     def __init__(
         self, app: ASGIApp, settings: Callable[[], ApiConfig], record_refusal: RecordRefusal
@@ -122,12 +115,9 @@ def _refusal(method: str, headers: dict[bytes, str], settings: ApiConfig) -> tup
     if not _is_allowed_host(host, settings):
         return 421, f'Host header "{host[:100]}" is not allowed. Add the name to api.allowed_hosts.'
     origin = headers.get(b"origin")
-    if (
-        origin is not None
-        and method not in {"GET", "HEAD", "OPTIONS"}
-        and origin not in {f"http://{host}", f"https://{host}"}
-    ):
-        return 403, f"A page of another site sent this request: {origin[:100]}."
+    is_foreign = origin is not None and origin not in {f"http://{host}", f"https://{host}"}
+    if is_foreign and method not in {"GET", "HEAD", "OPTIONS"}:
+        return 403, f"A page of another site sent this request: {str(origin)[:100]}."
     length = headers.get(b"content-length", "0")
     if not (length.isascii() and length.isdigit()) or len(length) > 9 or int(length) > MAX_BODY_BYTES:
         return 413, _BODY_TOO_LARGE
@@ -143,16 +133,11 @@ def _is_allowed_host(host: str, settings: ApiConfig) -> bool:
     else:
         allowed |= {"localhost", "127.0.0.1", "[::1]", settings.listen.rpartition(":")[0]}
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-    # DNS rebinding needs a name, so any address is safe (a probe by a pod's address, for example).
-    return name.lower() in allowed or _is_address(name)
-
-
-def _is_address(name: str) -> bool:
-    try:
+    with suppress(ValueError):
+        # DNS rebinding needs a name, so any address is safe (a probe by a pod's address, for example).
         ipaddress.ip_address(name.strip("[]"))
-    except ValueError:
-        return False
-    return True
+        return True
+    return name.lower() in allowed
 
 
 def _apply_proxy_headers(scope: Any, headers: dict[bytes, str], proxies: tuple[str, ...]) -> None:

@@ -63,11 +63,7 @@ WORKER_CODE: Final = (
 
 
 class HttpInterface:
-    """The HTTP interface of a daemon.  A reload opens a new address before it closes the old one.
-
-    Args:
-        worker_code: the Python code of the worker process.
-    """
+    """The HTTP interface of a daemon.  A reload opens a new address before it closes the old one."""
 
     def __init__(self, worker_code: str = WORKER_CODE) -> None:
         self._worker_code = worker_code
@@ -91,8 +87,10 @@ class HttpInterface:
             require_tokens(loaded.config)
         tls_context(api)
         previous = self._worker
-        if previous is None or previous.api.listen != api.listen or _is_removed(api.listen):
-            listening = open_address(api.listen, _mode(api))
+        path = _unix_path(api.listen)
+        is_removed = path is not None and not path.exists()
+        if previous is None or previous.api.listen != api.listen or is_removed:
+            listening = open_address(api.listen, int(api.socket_mode, 8))
         elif (previous.api.tls_cert_file is None) == (api.tls_cert_file is None):
             return lambda: previous.reload(loaded)
         else:
@@ -185,15 +183,6 @@ def _unix_path(listen: str) -> Path | None:
     return Path(listen.removeprefix(UNIX)) if listen.startswith(UNIX) else None
 
 
-def _is_removed(listen: str) -> bool:
-    path = _unix_path(listen)
-    return path is not None and not path.exists()
-
-
-def _mode(api: ApiConfig) -> int:
-    return int(api.socket_mode, 8)
-
-
 class _WorkerProcess:
     """A worker process at an address; it is restarted if it exits without being stopped."""
 
@@ -210,17 +199,15 @@ class _WorkerProcess:
 
     @property
     def api(self) -> ApiConfig:
-        """The ``api`` block in force."""
         return self._loaded.config.api
 
     def start(self) -> None:
-        """Start the process."""
         self._thread.start()
 
     def reload(self, loaded: Loaded) -> None:
         """Put another configuration in force, with a renewed certificate if there is one."""
         if (path := _unix_path(self.api.listen)) is not None:
-            path.chmod(_mode(loaded.config.api))
+            path.chmod(int(loaded.config.api.socket_mode, 8))
         with self._lock:
             self._loaded = loaded
             self._reloaded.clear()
@@ -306,11 +293,7 @@ class _WorkerProcess:
         process.kill()
 
     def _handle(self, channel: DaemonChannel, message: dict[str, Any]) -> None:
-        """Do what a message of the worker requests.
-
-        Raises:
-            ValueError: the message is invalid.
-        """
+        """Do what a message of the worker requests, or raise ValueError if it is invalid."""
         match message:
             case {"log": {"logger": str(name), "level": int(level), "text": str(text), "trace": str(trace)}}:
                 _relay_log(name, level, text, trace)
@@ -330,9 +313,8 @@ class _WorkerProcess:
 
     def _request_run(self, channel: DaemonChannel, number: int, user: str, body: CleanupBody) -> None:
         if not self._run_slots.acquire(blocking=False):
-            channel.send(
-                ApiRunFinished(number, LockHeldError("Too many runs are requested. Try again later."))
-            )
+            error = LockHeldError("Too many runs are requested. Try again later.")
+            channel.send(ApiRunFinished(number, error))
             return
 
         def on_finished(outcome: Outcome) -> None:

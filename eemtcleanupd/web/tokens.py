@@ -46,19 +46,12 @@ class Token:
 def find_token(tokens: Iterable[Token], secret: str) -> Token | None:
     """Return the token with this secret; the time that it takes does not depend on the hashes."""
     digest = _digest(secret)
-    match = None
-    for token in tokens:
-        if hmac.compare_digest(token.sha256, digest):
-            match = token
-    return match
+    matches = [token for token in tokens if hmac.compare_digest(token.sha256, digest)]
+    return matches[-1] if matches else None
 
 
 class TokenFile:
-    """The token file, read again when it changes.
-
-    Args:
-        path: its path; the file need not exist.
-    """
+    """The token file, which need not exist; it is read again when it changes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -115,10 +108,9 @@ class TokenFile:
     def revoke(self, name: str) -> bool:
         """Remove a token; return whether it existed."""
         with self._locked_tokens() as tokens:
-            others = [token for token in tokens if token.name != name]
-            existed = len(others) < len(tokens)
-            tokens[:] = others
-        return existed
+            count = len(tokens)
+            tokens[:] = [token for token in tokens if token.name != name]
+        return len(tokens) < count
 
     @contextmanager
     def _locked_tokens(self) -> Iterator[list[Token]]:
