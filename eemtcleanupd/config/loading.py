@@ -15,8 +15,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from eemtcleanupd.config.environment import BASE_DIR, CONFIG_FILE, read_environment, variable
 from eemtcleanupd.config.error_messages import describe
-from eemtcleanupd.config.plugin_settings import PluginSettings
-from eemtcleanupd.config.schema import Config, Schema
+from eemtcleanupd.config.schema import Config, Notifiers, Schema
 from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.config.yaml_reader import Loc, YamlDocument, dotted, read_document
 from eemtcleanupd.errors import ConfigError
@@ -27,7 +26,7 @@ SYSTEM_FILE: Final = Path("/etc/eemtcleanupd") / FILE_NAME
 DEFAULT: Final = "default"
 """The origin of a value that no source sets."""
 
-NotifiersOf = Callable[[Sequence[tuple[str, str]], Sequence[str]], Mapping[str, type[PluginSettings]]]
+NotifiersOf = Callable[[Sequence[tuple[str, str]], Sequence[str]], Notifiers]
 """A function that returns the settings models of all plugins, by name.
 
 Its arguments are the plugin modules to load, each with its place in the file, and the names of blocked
@@ -182,7 +181,6 @@ class _ConfigBuilder:
             self.put(_HOURS, days * 24, origin)
 
     def put(self, key: str, value: object, origin: str) -> None:
-        """Set a value, overriding earlier sources."""
         self._values[key] = value
         self.origins[key] = origin
 
@@ -260,7 +258,6 @@ class _ConfigBuilder:
         return None
 
     def nested(self) -> dict[str, Any]:
-        """Return the values as nested blocks, like in the file."""
         nested: dict[str, Any] = {}
         for key, value in self._values.items():
             *blocks, name = key.split(".")
@@ -287,7 +284,6 @@ class _ConfigBuilder:
         return config
 
     def _add_problems(self, error: ValidationError) -> set[str]:
-        """Add the problems of a validation and return their keys."""
         invalid = set()
         for detail in error.errors(include_url=False):
             loc = detail["loc"]

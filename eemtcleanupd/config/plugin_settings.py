@@ -5,24 +5,23 @@ from __future__ import annotations
 import re
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, Strict
+from pydantic import BeforeValidator, Field, Strict
 
 from eemtcleanupd.config.base import Section
-from eemtcleanupd.config.types import not_empty, one_or_more
+from eemtcleanupd.config.types import not_empty, one_or_more, require
 from eemtcleanupd.events import Occasion
 
-
-def _time_of_day(value: str) -> str:
-    if re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", value) is None:
-        raise ValueError("Write a time of day in quotes, such as '07:00'.")
-    return value
-
-
-TimeOfDay = Annotated[str, AfterValidator(_time_of_day)]
+TimeOfDay = Annotated[
+    str,
+    require(
+        re.compile(r"([01]\d|2[0-3]):[0-5]\d").fullmatch,
+        "Write a time of day in quotes, such as '07:00'.",
+    ),
+]
 Occasions = Annotated[
     tuple[Occasion, ...],
     Strict(False),
-    AfterValidator(not_empty),
+    not_empty,
     BeforeValidator(one_or_more, json_schema_input_type=Occasion | list[Occasion]),
 ]
 

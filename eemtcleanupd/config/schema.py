@@ -9,21 +9,11 @@ The models are strict: a value that YAML reads as another type (`no` as false, `
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    SecretStr,
-    Strict,
-    ValidationInfo,
-    create_model,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, SecretStr, Strict, ValidationInfo, create_model, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from eemtcleanupd.config.base import Section, holds, is_optional_block, leaves
@@ -49,6 +39,7 @@ from eemtcleanupd.config.types import (
     Workers,
     Zone,
     no_small_chunk,
+    require,
 )
 
 
@@ -209,18 +200,18 @@ class DatabaseConfig(Section):
 class HaConfig(Section):
     """High availability: two daemons on one job store. It needs a database on a PostgreSQL server."""
 
-    takeover_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
+    takeover_seconds: Annotated[
+        int,
+        Field(ge=0, le=3600),
+        require(
+            lambda seconds: seconds not in {1, 2},
+            "Use 0, or 3 or more: a daemon on a busy machine needs time to respond.",
+        ),
+    ] = Field(
         30,
         description="Seconds until the standby takes over from an active daemon that does not respond, at "
         "least 3. 0 means that a second daemon does not start.",
     )
-
-    @field_validator("takeover_seconds")
-    @classmethod
-    def _time_to_respond(cls, value: int) -> int:
-        if value in {1, 2}:
-            raise ValueError("Use 0, or 3 or more: a daemon on a busy machine needs time to respond.")
-        return value
 
 
 class DaskConfig(Section):
@@ -274,7 +265,7 @@ class PerformanceConfig(Section):
     max_bytes_per_second: SizeOrZero = Field(
         0, description="Maximum bytes freed per second, such as 200M. 0 means no limit."
     )
-    truncate_chunk: Annotated[SizeOrZero, AfterValidator(no_small_chunk)] = Field(
+    truncate_chunk: Annotated[SizeOrZero, no_small_chunk] = Field(
         0,
         description="Free files larger than this in steps of this many bytes, such as 1G, for filesystems "
         "that are slow at it. At least 1M. 0 frees each file at once.",
@@ -477,27 +468,25 @@ class Config(Section):
 
     def with_retention(self, successful_hours: float | None, failed_hours: float | None) -> Self:
         """Return a copy with other hours for successful and failed jobs; None keeps a value."""
-        retention = self.retention
-        changes: dict[str, Any] = {}
-        if successful_hours is not None:
-            changes["successful_jobs"] = retention.successful_jobs.model_copy(
-                update={"hours": successful_hours}
-            )
-        if failed_hours is not None:
-            changes["failed_jobs"] = retention.failed_jobs.model_copy(update={"hours": failed_hours})
-        return self.model_copy(update={"retention": retention.model_copy(update=changes)})
+        changes = {
+            name: getattr(self.retention, name).model_copy(update={"hours": hours})
+            for name, hours in (("successful_jobs", successful_hours), ("failed_jobs", failed_hours))
+            if hours is not None
+        }
+        return self.model_copy(update={"retention": self.retention.model_copy(update=changes)})
+
+
+Notifiers = tuple[tuple[str, type[PluginSettings]], ...]
+"""The name and the settings model of each block under ``notifications:``."""
 
 
 class Schema:
     """All keys of the configuration, with a settings model for each block under ``notifications:``."""
 
-    def __init__(self, notifiers: Mapping[str, type[PluginSettings]]) -> None:
-        blocks: dict[str, Any] = {name: _plugin_block(model) for name, model in notifiers.items()}
+    def __init__(self, notifiers: Notifiers) -> None:
+        blocks: dict[str, Any] = {name: _plugin_block(model) for name, model in notifiers}
         notifications = create_model(
-            "NotificationsConfig",
-            __base__=NotificationsConfig,
-            __doc__=NotificationsConfig.__doc__,
-            **blocks,
+            "NotificationsConfig", __base__=NotificationsConfig, __doc__=NotificationsConfig.__doc__, **blocks
         )
         self.model: type[Config] = create_model(
             "Config",
@@ -507,12 +496,13 @@ class Schema:
         )
 
     @staticmethod
-    def of(notifiers: Mapping[str, type[PluginSettings]]) -> Schema:
+    @lru_cache(maxsize=8)
+    def of(notifiers: Notifiers) -> Schema:
         """Return the schema for these notifiers, and the same object again for the same models.
 
         A daemon loads its file often, and pydantic never frees a model.
         """
-        return _schema_of(tuple(notifiers.items()))
+        return Schema(notifiers)
 
     @cached_property
     def fields(self) -> dict[str, FieldInfo]:
@@ -547,11 +537,6 @@ class Schema:
                 if "$ref" in field:  # an empty block is allowed
                     field["anyOf"] = [{"$ref": field.pop("$ref")}, {"type": "null"}]
         return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-@lru_cache(maxsize=8)
-def _schema_of(notifiers: tuple[tuple[str, type[PluginSettings]], ...]) -> Schema:
-    return Schema(dict(notifiers))
 
 
 def _plugin_block(model: type[PluginSettings]) -> tuple[Any, Any]:

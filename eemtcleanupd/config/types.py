@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, TypeAdapter, WrapValidator
 
@@ -24,8 +25,6 @@ CRON_NAMES = {
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _LISTEN = re.compile(r"unix:/.+|(\[[0-9a-f:.]+\]|[a-z0-9._-]+):(?P<port>\d{1,5})", re.IGNORECASE)
-
-_CLUSTER = re.compile(r"tls://(\[[0-9a-f:.]+\]|[a-z0-9._-]+):\d{1,5}", re.IGNORECASE)
 
 
 class DatabaseAddress(str):
@@ -55,6 +54,23 @@ class DatabaseAddress(str):
         return repr(self.redacted)
 
 
+def require(test: Callable[[Any], object], message: str) -> AfterValidator:
+    """Return a validator that refuses the values for which ``test`` is not true."""
+
+    def check(value: Any) -> Any:
+        if not test(value):
+            raise ValueError(message)
+        return value
+
+    return AfterValidator(check)
+
+
+not_empty = require(len, "The list needs at least one entry.")
+no_small_chunk = require(
+    lambda size: size == 0 or size >= 1 << 20, "Use a step of at least 1M, or 0 for no steps."
+)
+
+
 def _path_text(value: object) -> object:
     if isinstance(value, str) and (not value.strip() or "\0" in value):
         raise ValueError("A path must not be empty and must not contain NUL.")
@@ -68,12 +84,6 @@ def _upper(value: object) -> object:
 def one_or_more(value: object) -> object:
     """Turn a single text into a list of one."""
     return [value] if isinstance(value, str) else value
-
-
-def _file_name_pattern(value: str) -> str:
-    if "/" in value:
-        raise ValueError("Patterns match file names, so they must not contain a slash.")
-    return value
 
 
 def _zone(value: str) -> str:
@@ -121,20 +131,6 @@ def _size(value: object) -> object:
     return value
 
 
-def _cluster(value: str) -> str:
-    # A client that can reach a scheduler can run code on its workers, so TLS is required.
-    if not _CLUSTER.fullmatch(value):
-        raise ValueError("Write tls://HOST:PORT, such as tls://cluster.example.org:8786. TLS is required.")
-    return value
-
-
-def no_small_chunk(value: int) -> int:
-    """Refuse steps that are too small to be useful."""
-    if 0 < value < 1 << 20:
-        raise ValueError("Use a step of at least 1M, or 0 for no steps.")
-    return value
-
-
 def _number_or_auto(value: object, _handler: object) -> object:
     if isinstance(value, str) and value != "auto":
         raise ValueError("Write a whole number without quotes, or auto.")
@@ -144,19 +140,6 @@ def _number_or_auto(value: object, _handler: object) -> object:
 @cache
 def _number_of_workers() -> TypeAdapter[int]:
     return TypeAdapter(Annotated[int, Field(ge=1, le=256), Strict()])
-
-
-def _metadata(value: bool) -> bool:
-    if not value:
-        raise ValueError("The only allowed value is true: the metadata of jobs is never deleted.")
-    return value
-
-
-def not_empty(value: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse an empty list."""
-    if not value:
-        raise ValueError("The list needs at least one entry.")
-    return value
 
 
 Hours = Annotated[float, Field(ge=0, le=1_000_000)]
@@ -170,10 +153,17 @@ Size = Annotated[
 ]
 SizeOrZero = Annotated[int, Field(ge=0, le=2**60), BeforeValidator(_size, json_schema_input_type=int | str)]
 Workers = Annotated[Annotated[int, Field(ge=1, le=256)] | Literal["auto"], WrapValidator(_number_or_auto)]
-Cluster = Annotated[str, AfterValidator(_cluster)]
+# A client that can reach a scheduler can run code on its workers, so TLS is required.
+Cluster = Annotated[
+    str,
+    require(
+        re.compile(r"tls://(\[[0-9a-f:.]+\]|[a-z0-9._-]+):\d{1,5}", re.IGNORECASE).fullmatch,
+        "Write tls://HOST:PORT, such as tls://cluster.example.org:8786. TLS is required.",
+    ),
+]
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[Text, ...], Strict(False)]
-SomeTexts = Annotated[Texts, AfterValidator(not_empty)]
+SomeTexts = Annotated[Texts, not_empty]
 Level = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)]
 Listen = Annotated[str, AfterValidator(_listen)]
 FilePath = Annotated[Path, Strict(False), BeforeValidator(_path_text)]
@@ -181,9 +171,15 @@ Zone = Annotated[str, AfterValidator(_zone)]
 Crons = Annotated[
     tuple[Annotated[str, AfterValidator(_cron)], ...],
     Strict(False),
-    AfterValidator(not_empty),
+    not_empty,
     BeforeValidator(one_or_more, json_schema_input_type=str | list[str]),
 ]
-Patterns = Annotated[tuple[Annotated[Text, AfterValidator(_file_name_pattern)], ...], Strict(False)]
+Pattern = Annotated[
+    Text,
+    require(lambda text: "/" not in text, "Patterns match file names, so they must not contain a slash."),
+]
+Patterns = Annotated[tuple[Pattern, ...], Strict(False)]
 Database = Annotated[Text, BeforeValidator(_path_text), AfterValidator(DatabaseAddress)]
-Metadata = Annotated[bool, AfterValidator(_metadata)]
+Metadata = Annotated[
+    bool, require(bool, "The only allowed value is true: the metadata of jobs is never deleted.")
+]

@@ -19,7 +19,7 @@ from pydantic import BaseModel, create_model
 
 from eemtcleanupd.config import Loaded, loading
 from eemtcleanupd.config.plugin_settings import NotifierSettings, PluginSettings
-from eemtcleanupd.config.schema import Schema
+from eemtcleanupd.config.schema import Notifiers, Schema
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.hookspecs import EVENT_HOOKS, PROJECT, Hooks
@@ -131,8 +131,8 @@ def from_dict(document: Mapping[str, Any]) -> Loaded:
     )
 
 
-def _settings_models(plugins: Sequence[FoundPlugin]) -> dict[str, type[PluginSettings]]:
-    return {plugin.name: plugin.model for plugin in plugins if plugin.model is not None}
+def _settings_models(plugins: Sequence[FoundPlugin]) -> Notifiers:
+    return tuple((plugin.name, plugin.model) for plugin in plugins if plugin.model is not None)
 
 
 def discover(modules: Sequence[tuple[str, str]], blocked: Sequence[str]) -> list[FoundPlugin]:
