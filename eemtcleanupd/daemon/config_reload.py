@@ -164,7 +164,7 @@ class Debouncer:
         return self._config_manager.has_changed()
 
 
-class FileWatch:
+class FileWatch(FileSystemEventHandler):
     """Puts ``CONFIG_FILE_CHANGED`` into the inbox when a file might have changed.
 
     It watches the folder, since editors replace the file by renaming.  Where watching fails (too many
@@ -172,9 +172,11 @@ class FileWatch:
     """
 
     def __init__(self, file: Path, put: Enqueue) -> None:
+        self._names = {file.name, _CONFIG_MAP_LINK}
+        self._put = put
         self._observer: BaseObserver | None = Observer()
         try:
-            self._observer.schedule(_ChangeHandler(file.name, put), str(file.parent), event_filter=_EVENTS)
+            self._observer.schedule(self, str(file.parent), event_filter=_EVENTS)
             self._observer.start()
         except OSError as error:
             self._observer = None
@@ -186,13 +188,8 @@ class FileWatch:
             self._observer.stop()
             self._observer.join()
 
-
-class _ChangeHandler(FileSystemEventHandler):
-    def __init__(self, name: str, put: Enqueue) -> None:
-        self._names = {name, _CONFIG_MAP_LINK}
-        self._put = put
-
     def on_any_event(self, event: FileSystemEvent) -> None:
+        """Put the message if the event is about the file or the link of a ConfigMap."""
         paths = (str(event.src_path), str(event.dest_path))
         if any(path.rpartition("/")[2] in self._names for path in paths):
             self._put(Notice.CONFIG_FILE_CHANGED)

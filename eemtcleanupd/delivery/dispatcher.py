@@ -89,7 +89,8 @@ class Dispatcher:
         if durable and not self._queues.put(durable):
             transient += [replace(message, payload=event) for message in durable]
         if transient:
-            self._queues.memory_put(transient)
+            with self._queues.memory() as outbox:
+                outbox.put(transient)
         for name in {message.notifier for message in (*durable, *transient)}:
             self._workers[name].wake(batch=event.is_frequent)
 

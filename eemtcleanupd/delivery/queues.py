@@ -44,14 +44,9 @@ class MessageQueues:
             return False
         return True
 
-    def memory_put(self, messages: Sequence[Message]) -> None:
-        """Add messages that need not survive the process."""
-        with self._lock:
-            self._memory.put(messages)
-
     @contextmanager
     def memory(self) -> Iterator[Outbox]:
-        """Yield the queue in memory."""
+        """Yield the queue in memory, for messages that need not survive the process."""
         with self._lock:
             yield self._memory
 
@@ -81,11 +76,9 @@ class MessageQueues:
             if self._sender_lock is None:
                 self._sender_lock = StoreLock(self._location, "outbox", self._clock())
             self._sender_lock.verify()
-        except LockHeldError:
-            self.close()
-            return False
-        except StoreError as error:
-            log.warning("Messages in the outbox are not sent: %s", error)
+        except (LockHeldError, StoreError) as error:
+            if isinstance(error, StoreError):
+                log.warning("Messages in the outbox are not sent: %s", error)
             self.close()
             return False
         return True

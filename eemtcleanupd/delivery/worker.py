@@ -266,7 +266,6 @@ class _CallThread:
             return None
 
     def finish(self) -> None:
-        """Let the thread end after its current call."""
         self._calls.put(None)
 
     def join(self, seconds: float) -> None:

@@ -85,9 +85,11 @@ def append(path: Path, entries: Sequence[AuditEntry], *, max_bytes: int) -> None
                     "Nothing is deleted without an audit log."
                 )
             os.fsync(descriptor)
-            _write_head(path, tail)
+            head = json.dumps({"seq": tail.seq, "hash": tail.hash})
+            write_atomic(_head_path(path), f"{head}\n".encode("ascii"), mode=None)
             if size + written > max_bytes:
-                _rotate(path, tail.seq)
+                path.rename(path.with_name(f"{path.name}.{tail.seq:09d}"))
+                _sync_folder(path.parent)
     except OSError as error:
         raise AuditError(
             f"Cannot write the audit log {path} ({error.strerror}). Nothing is deleted without an audit log. "
@@ -183,11 +185,6 @@ def _head_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.head")
 
 
-def _write_head(path: Path, tail: _Tail) -> None:
-    head = json.dumps({"seq": tail.seq, "hash": tail.hash})
-    write_atomic(_head_path(path), f"{head}\n".encode("ascii"), mode=None)
-
-
 def _read_head(path: Path) -> tuple[int, str] | None:
     try:
         head = json.loads(_head_path(path).read_bytes())
@@ -202,11 +199,6 @@ def _rotated(path: Path) -> list[Path]:
         (file for file in path.parent.glob(f"{path.name}.*") if file.suffix[1:].isdigit()),
         key=lambda file: int(file.suffix[1:]),
     )
-
-
-def _rotate(path: Path, seq: int) -> None:
-    path.rename(path.with_name(f"{path.name}.{seq:09d}"))
-    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -261,18 +253,11 @@ def verify(path: Path) -> Verification:
                     errors.append(ChainError(file, number, message))
     head = _read_head(path)
     if head is None and count:
-        errors.append(
-            ChainError(
-                _head_path(path), 1, "this file is missing, so lines might be missing at the end of the log"
-            )
-        )
+        message = "this file is missing, so lines might be missing at the end of the log"
+        errors.append(ChainError(_head_path(path), 1, message))
     elif head is not None and head[0] > seq:
-        missing = (
-            f"line {seq + 1} of the chain"
-            if head[0] == seq + 1
-            else f"lines {seq + 1} to {head[0]} of the chain"
-        )
-        errors.append(ChainError(file, number + 1, f"missing at the end: {missing}"))
+        missing = _lines(seq + 1, head[0])
+        errors.append(ChainError(file, number + 1, f"missing at the end: {missing} of the chain"))
     elif head is not None and head[0] == seq and head[1] != previous_hash:
         errors.append(ChainError(file, number, f"line {seq} of the chain was replaced"))
     return Verification(count, tuple(files), tuple(errors))
@@ -294,12 +279,12 @@ def _check_line(raw: bytes, seq: int, previous_hash: str) -> tuple[str, int, str
     if number == seq + 1 and prev == previous_hash:
         return "", number, own
     if number > seq + 1:
-        missing = f"line {seq + 1}" if number == seq + 2 else f"lines {seq + 1} to {number - 1}"
-        return f"missing here: {missing} of the chain", number, own
+        return f"missing here: {_lines(seq + 1, number - 1)} of the chain", number, own
     if number <= seq:
         return f"line {number} of the chain was inserted or moved here", seq, previous_hash
-    return (
-        f"line {number} of the chain does not match the previous line: one of them was replaced",
-        number,
-        own,
-    )
+    message = f"line {number} of the chain does not match the previous line: one of them was replaced"
+    return message, number, own
+
+
+def _lines(first: int, last: int) -> str:
+    return f"line {first}" if first == last else f"lines {first} to {last}"
