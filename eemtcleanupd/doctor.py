@@ -378,12 +378,10 @@ def _is_foreign_trash(root: Root) -> bool:
 
 
 def _nearest_existing(path: Path) -> Path:
-    """Return a path, or its nearest parent that exists."""
     return next(place for place in (path, *path.parents) if os.path.lexists(place))
 
 
 def _undeletable_folders(root: Root) -> list[str]:
-    """Return the names of folders in a root whose contents this user cannot delete."""
     with os.scandir(root.fd) as entries:
         return [
             entry.name

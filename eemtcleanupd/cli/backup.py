@@ -6,13 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eemtcleanupd.cli.common import (
-    config_option,
-    json_option,
-    load_config,
-    local_minute,
-    print_json,
-)
+from eemtcleanupd.cli.common import config_option, json_option, load_config, local_minute, print_json
 from eemtcleanupd.cli.trash import print_restored, restore_options, restore_request
 from eemtcleanupd.errors import BackupError
 from eemtcleanupd.formatting import human_size, printable
@@ -55,12 +49,7 @@ def _print_no_backups(job_id: str | None) -> None:
 
 
 def _document(file: BackupFile) -> dict[str, Any]:
-    return {
-        "job_id": file.job_id,
-        "name": file.path.name,
-        "made_at": file.made_at,
-        "bytes": file.size_bytes,
-    }
+    return {"job_id": file.job_id, "name": file.path.name, "made_at": file.made_at, "bytes": file.size_bytes}
 
 
 @backup.command()

@@ -69,7 +69,6 @@ def _print_table(loaded: Loaded, policy: str) -> None:
 
 
 def _text(value: object) -> str:
-    """Return a value as it is written in a configuration file."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, list) and all(isinstance(item, str) for item in value):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import getpass
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -80,11 +81,7 @@ def local_minute(moment: datetime) -> str:
 
 
 def load_config() -> Loaded:
-    """Load the effective configuration, with the options of the command.
-
-    Raises:
-        ConfigError: the configuration is invalid.
-    """
+    """Load the effective configuration, with the options of the command."""
     from eemtcleanupd.config import find_file
     from eemtcleanupd.plugins import load
 
@@ -95,11 +92,7 @@ def load_config() -> Loaded:
 
 
 def working_folder() -> Path:
-    """Return the folder that relative paths start from.
-
-    Raises:
-        ConfigError: the folder was deleted.
-    """
+    """Return the folder that relative paths start from."""
     try:
         return Path.cwd()
     except OSError as error:
@@ -110,11 +103,7 @@ def working_folder() -> Path:
 
 @contextmanager
 def open_ledger(config: Config) -> Iterator[Ledger]:
-    """Open the ledger of the configured job store.
-
-    Raises:
-        StoreError: the database cannot be used.
-    """
+    """Open the ledger of the configured job store."""
     from eemtcleanupd.store.address import StoreAddress
     from eemtcleanupd.store.ledger import Ledger
 
@@ -122,12 +111,8 @@ def open_ledger(config: Config) -> Iterator[Ledger]:
         yield Ledger(database)
 
 
-def write_audit(plugins: Plugins, action: str, details: Mapping[str, object]) -> None:
-    """Write an action of the calling user to the audit log.
-
-    Raises:
-        AuditError: the log cannot be written.
-    """
+def write_audit(plugins: Plugins, action: str, **details: object) -> None:
+    """Write an action of the calling user to the audit log, or raise an AuditError."""
     from eemtcleanupd.events import AuditEntry
 
     plugins.audit([AuditEntry(system_clock(), caller(), action, details)])
@@ -135,21 +120,11 @@ def write_audit(plugins: Plugins, action: str, details: Mapping[str, object]) ->
 
 @contextmanager
 def open_audited(config: Config) -> Iterator[tuple[Ledger, Audit]]:
-    """Open the ledger for a change by a person, with a function that writes the audit log beforehand.
-
-    Raises:
-        StoreError: the database cannot be used.
-        AuditError: the audit log cannot be written.
-    """
+    """Open the ledger for a change by a person, with a function that writes the audit log beforehand."""
     from eemtcleanupd.plugins import Plugins
 
-    plugins = Plugins(config)
-
-    def audit(action: str, **details: object) -> None:
-        write_audit(plugins, action, details)
-
     with open_ledger(config) as ledger:
-        yield ledger, audit
+        yield ledger, partial(write_audit, Plugins(config))
 
 
 def caller() -> str:

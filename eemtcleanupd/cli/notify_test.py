@@ -80,7 +80,7 @@ def _result(plugins: Plugins, name: str, delivery: DeliveryResult | None) -> tup
     if plugins.hook_for(name, "run_finished") is not None:
         return False, "no response in time"
     try:
-        write_audit(plugins.subset([name]), "notify_test", {})
+        write_audit(plugins.subset([name]), "notify_test")
     except AuditError as error:
         return False, plugins.redact(name, str(error))
     return True, "written"

@@ -102,15 +102,11 @@ def _render(report: Report, form: str) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a regular file atomically; write directly to a link, pipe or device such as ``/dev/stdout``.
-
-    Raises:
-        ReportError: the file cannot be written.
-    """
+    """Write a regular file atomically; write directly to a link, pipe or device such as ``/dev/stdout``."""
     try:
         if path.is_symlink() or (path.exists() and not path.is_file()):
             path.write_bytes(content)
-            return
-        write_atomic(path, content, mode=None)
+        else:
+            write_atomic(path, content, mode=None)
     except OSError as error:
         raise ReportError(f"{path} cannot be written: {error.strerror}.") from error

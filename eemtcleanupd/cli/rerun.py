@@ -58,12 +58,12 @@ def rerun(job: str | None, job_id: str | None, dem: Path | None, url: str, as_js
 
     details = {"job_id": printable(wanted), "url": url, "dem": None if dem is None else printable(str(dem))}
     plugins = Plugins(config)
-    write_audit(plugins, "rerun_requested", details)
+    write_audit(plugins, "rerun_requested", **details)
     base = url.rstrip("/")
     uploaded_filename = upload if dem is None else _upload(base, dem)
     answer = _post(f"{base}/api/submit-job", data={**form, "uploaded_filename": uploaded_filename})
     new_id = answer.get("job_id") or answer.get("id")
-    write_audit(plugins, "rerun", {**details, "new_job_id": printable(str(new_id))})
+    write_audit(plugins, "rerun", **details, new_job_id=printable(str(new_id)))
     if as_json:
         print_json({"job_id": wanted, "new_job_id": new_id, "answer": answer})
     else:

@@ -47,7 +47,7 @@ def reset(yes: bool, as_json: bool) -> None:
         def work(connection: Connection) -> tuple[int, int]:
             ledger.add_audit(connection, [AuditLine("", "reset", 0)], caller(), system_clock())
             counts = jobs.mark_all_uncleaned(connection), ledger.clear_log(connection)
-            write_audit(plugins, "reset", {"copy": copy})  # if this fails, nothing is committed
+            write_audit(plugins, "reset", copy=copy)  # if this fails, nothing is committed
             return counts
 
         job_count, log_lines = database.write(work)

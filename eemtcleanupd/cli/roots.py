@@ -40,7 +40,7 @@ def roots(accept: bool, as_json: bool) -> None:
                 stack.callback(trash.close)
                 records.append(record_root(root, trash))
             paths = {str(record.name): printable(record.path) for record in records}
-            write_audit(Plugins(config), "roots_accepted", paths)
+            write_audit(Plugins(config), "roots_accepted", **paths)
             ledger.save_roots(records)
         known = ledger.roots() if ledger.exists() else {}
     if as_json:

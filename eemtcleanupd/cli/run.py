@@ -136,12 +136,7 @@ def _signal_wakeup(wake: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def _pidfile(path: Path | None) -> Iterator[None]:
-    """Hold a locked file that contains the process id.
-
-    Raises:
-        LockHeldError: another process holds the file.
-        ConfigError: the file cannot be opened.
-    """
+    """Hold a locked file that contains the process id."""
     if path is None:
         yield
         return

@@ -37,7 +37,7 @@ def _tokens(action: str = "", **details: object) -> Iterator[TokenFile]:
     if action:
         from eemtcleanupd.plugins import Plugins
 
-        write_audit(Plugins(config), action, details)
+        write_audit(Plugins(config), action, **details)
 
 
 @token.command()

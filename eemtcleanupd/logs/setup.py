@@ -64,7 +64,6 @@ class _RotatingFile(logging.handlers.RotatingFileHandler):
             self._is_reported = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (of logging)
-        """Report that a record could not be written."""
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
             self._handle_oserror(error)

@@ -128,7 +128,6 @@ def _storage_facts(storage: StorageState | None) -> Facts:
 
 
 def _lists(*lists: tuple[str, Iterable[str]]) -> Lists:
-    """Return the lists that have lines."""
     return tuple((title, lines) for title, given in lists if (lines := tuple(given)))
 
 

@@ -191,7 +191,6 @@ class Plugins:
 def _call(
     function: Callable[..., Any], names: Sequence[str], settings: Mapping[str, Any], **arguments: Any
 ) -> Any:
-    """Call a hook with the arguments that it declares."""
     values = {**settings, **arguments}
     return function(**{name: values[name] for name in names})
 

@@ -147,7 +147,6 @@ class Authenticator:
             raise http_error(503, "The token file is unusable. See the daemon's log.") from error
 
     def _refuse(self, request: Request, refusal: _Refusal) -> NoReturn:
-        """Record a refusal and raise it."""
         path, address = request.url.path, client_address(request)
         if self.record_refusal(request.method, path, refusal.detail, address, user=refusal.user):
             raise http_error(429, THROTTLED, Retry_After="60")

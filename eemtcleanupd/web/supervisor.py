@@ -250,7 +250,6 @@ class _WorkerProcess:
             self._stopping.wait(pause)
 
     def _run_once(self) -> None:
-        """Start the process and answer its requests until it exits."""
         own_end, worker_end = Pipe()
         channel = DaemonChannel(own_end)
         try:

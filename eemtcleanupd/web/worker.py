@@ -142,7 +142,6 @@ class _DaemonLogHandler(logging.Handler):
         self._formatter = logging.Formatter()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send a record, with its traceback if it has one."""
         traceback = self._formatter.formatException(record.exc_info) if record.exc_info else ""
         document = {
             "logger": record.name,
