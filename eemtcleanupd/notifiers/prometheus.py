@@ -100,27 +100,23 @@ class Prometheus:
         """Yield every metric with its current value, as collectors of prometheus-client do."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-        def counter(name: str, help_text: str, values: Mapping[str, float], label: str = "") -> Metric:
-            family = CounterMetricFamily(name, help_text, labels=[label] if label else None)
-            for key, value in values.items():
-                family.add_metric([key] if label else [], value)
-            return family
-
-        def gauge(name: str, help_text: str, value: float | None) -> Metric:
-            family = GaugeMetricFamily(name, help_text)
-            if value is not None:
-                family.add_metric([], value)
+        def counter(name: str, help_text: str, value: float | Mapping[str, float], label: str = "") -> Metric:
+            if not isinstance(value, Mapping):
+                return CounterMetricFamily(name, help_text, value=value)
+            family = CounterMetricFamily(name, help_text, labels=[label])
+            for key, number in value.items():
+                family.add_metric([key], number)
             return family
 
         runs = self._by_label("runs")
-        yield counter("eemt_cleanup_runs", "Total cleanup runs", {"": sum(runs.values())})
+        yield counter("eemt_cleanup_runs", "Total cleanup runs", sum(runs.values()))
         yield counter("eemt_cleanup_outcomes", "Cleanup runs by outcome", {"success": 0, **runs}, "outcome")
-        yield counter("eemt_cleanup_refused_runs", "Runs that were refused or failed", {"": self._refused})
+        yield counter("eemt_cleanup_refused_runs", "Runs that were refused or failed", self._refused)
         cleaned = {"completed": 0.0, "failed": 0.0, **self._by_label("jobs_cleaned")}
         yield counter("eemt_jobs_cleaned", "Total jobs cleaned", cleaned, "status")
-        yield counter("eemt_space_freed_bytes", "Total space freed", {"": self._sum("bytes_freed")})
-        yield counter("eemt_cleanup_errors", "Jobs that could not be cleaned", {"": self._sum("errors")})
-        yield counter("eemt_jobs_skipped", "Jobs skipped that need attention", {"": self._sum("skipped")})
+        yield counter("eemt_space_freed_bytes", "Total space freed", self._sum("bytes_freed"))
+        yield counter("eemt_cleanup_errors", "Jobs that could not be cleaned", self._sum("errors"))
+        yield counter("eemt_jobs_skipped", "Jobs skipped that need attention", self._sum("skipped"))
         buckets = self._by_label("run_seconds_bucket")
         yield HistogramMetricFamily(
             "eemt_cleanup_duration_seconds",
@@ -139,9 +135,11 @@ class Prometheus:
             ("eemt_trash_bytes", "Size of the data in the trash", "trash_bytes"),
             ("eemt_trash_jobs", "Jobs with data in the trash", "trash_jobs"),
         ):
-            yield gauge(name, help_text, None if storage is None else getattr(storage, attribute))
+            yield GaugeMetricFamily(name, help_text, None if storage is None else getattr(storage, attribute))
         if storage is not None and storage.capacity_max_bytes is not None:
-            yield gauge("eemt_capacity_max_bytes", "Storage budget of all jobs", storage.capacity_max_bytes)
+            yield GaugeMetricFamily(
+                "eemt_capacity_max_bytes", "Storage budget of all jobs", storage.capacity_max_bytes
+            )
         is_accepted, accepted_at = self._reload or (None, None)
         for name, help_text, value in (
             ("last_success_timestamp_seconds", "End of the last successful run", self._last_success),
@@ -157,9 +155,9 @@ class Prometheus:
                 accepted_at,
             ),
         ):
-            yield gauge(f"eemt_cleanup_{name}", help_text, value)
+            yield GaugeMetricFamily(f"eemt_cleanup_{name}", help_text, value)
         yield counter("eemt_cleanup_config_reloads", "Reloads by outcome", dict(self._reloads), "outcome")
-        yield counter("eemt_cleanup_disk_pressure", "Disk pressure events", {"": self._pressure})
+        yield counter("eemt_cleanup_disk_pressure", "Disk pressure events", self._pressure)
         deliveries = CounterMetricFamily(
             "eemt_cleanup_deliveries", "Messages to notifiers", labels=["notifier", "outcome"]
         )
