@@ -35,10 +35,7 @@ _NUMBERS = {"int_type", "int_from_float", "float_type"}
 def describe(detail: ErrorDetails, written: Scalar | None, schema: Schema) -> str:
     """Return a message for a validation error. It never contains a secret.
 
-    Args:
-        detail: the error of pydantic.
-        written: the value as written in the file, None for a value from another source.
-        schema: the schema of the configuration.
+    ``written`` is the value as written in the file, None for a value from another source.
     """
     loc, kind, value = detail["loc"], detail["type"], detail["input"]
     if kind == "extra_forbidden":

@@ -131,10 +131,8 @@ class Timers:
     ) -> None:
         """Call a function at each occurrence of the configured schedule, which replaces the previous one.
 
-        Args:
-            config: the block ``schedule``; an unchanged one has no effect, unless ``since`` is given.
-            call: the function.
-            since: occurrences after this time count; default: those after the last check.
+        An unchanged one has no effect, unless ``since`` is given.  Occurrences after this time count, by
+        default those after the last check.
         """
         if config == self._cron_config and since is None:
             return

@@ -11,13 +11,7 @@ BACKWARDS_TOLERANCE = timedelta(minutes=5)
 
 
 def clock_problem(now: datetime, last_run: datetime | None, max_leap_days: float) -> str | None:
-    """Return why the clock cannot be trusted, or None if it can.
-
-    Args:
-        now: the current time, aware.
-        last_run: time of the last run, aware, or None before the first.
-        max_leap_days: ``safety.max_clock_leap_days``.
-    """
+    """Return why the clock cannot be trusted, or None if it can.  The times are aware."""
     if last_run is None:
         return None
     elapsed = now - last_run
@@ -35,12 +29,8 @@ def clock_problem(now: datetime, last_run: datetime | None, max_leap_days: float
 
 
 def is_too_many(would_clean: int, uncleaned: int, max_fraction: float, min_jobs: int) -> bool:
-    """Return whether a run would clean a suspiciously large share of the jobs.
+    """Return whether a run would clean a suspiciously large share of the uncleaned terminal jobs.
 
-    Args:
-        would_clean: number of jobs that the run would clean.
-        uncleaned: number of terminal jobs whose data has not been cleaned.
-        max_fraction: ``safety.max_fraction``, 0 to 1.
-        min_jobs: ``safety.max_fraction_min_jobs``.  Up to this many uncleaned jobs the breaker is off.
+    Up to ``min_jobs`` uncleaned jobs (``safety.max_fraction_min_jobs``) the breaker is off.
     """
     return uncleaned > min_jobs and would_clean > max_fraction * uncleaned

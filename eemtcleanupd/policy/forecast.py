@@ -84,13 +84,9 @@ class Forecast:
 
 
 def fit_line(points: Sequence[tuple[datetime, int]]) -> TrendLine | None:
-    """Return the straight line through the points.
+    """Return the straight line through the points: times (aware) and bytes, oldest first.
 
-    Args:
-        points: times (aware) and bytes, oldest first.
-
-    Returns:
-        None if there are fewer than three points, or they span less than two days.
+    It is None if there are fewer than three points, or they span less than two days.
     """
     if len(points) < _MIN_POINTS or points[-1][0] - points[0][0] < _MIN_SPAN:
         return None
@@ -116,13 +112,9 @@ def fit_line(points: Sequence[tuple[datetime, int]]) -> TrendLine | None:
 
 
 def forecast(points: Sequence[tuple[datetime, int]]) -> Forecast | None:
-    """Return when free space reaches 0, with its interval.
+    """Return when free space reaches 0, with its interval, from the points of :func:`fit_line`.
 
-    Args:
-        points: times (aware) and free bytes, oldest first.
-
-    Returns:
-        None if there is no line, free space does not shrink, or it lasts for ten years.
+    It is None if there is no line, free space does not shrink, or it lasts for ten years.
     """
     line = fit_line(points)
     if line is None or line.bytes_per_day >= 0:

@@ -30,9 +30,7 @@ class Claimant:
 def invalid_name_reason(name: str, *, suffix: str = "") -> str | None:
     """Return why a name from the database is not a valid entry of a root, or None if it is valid.
 
-    Args:
-        name: the name, with bytes that are not UTF-8 escaped by surrogateescape.
-        suffix: the longest suffix that is appended to form the name of another entry.
+    ``suffix`` is the longest suffix that is appended to form the name of another entry.
     """
     if name == "":
         return "is empty"
@@ -79,10 +77,7 @@ def blocking_claimant(claimants: Iterable[Claimant], being_cleaned: Set[str]) ->
 
     A live, held or unknown job always protects the artifact.  Any other job protects it until the job was
     cleaned or is being cleaned.  So a shared upload is deleted with the last job that names it.
-
-    Args:
-        claimants: all jobs that could own the artifact.
-        being_cleaned: ids of the jobs that this run is cleaning.
+    ``being_cleaned`` has the ids of the jobs that this run is cleaning.
     """
     for claimant in claimants:
         if claimant.job.id in being_cleaned:

@@ -29,12 +29,7 @@ class DiskUsage:
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """Limits of a run under disk pressure.
-
-    Attributes:
-        low_watermark_percent: the run stops when at most this much is used.
-        minimum_age: a job that ended more recently is kept, however full the disk is.
-    """
+    """Limits of a run under disk pressure: it stops at the low watermark, and keeps younger jobs."""
 
     low_watermark_percent: float
     minimum_age: timedelta

@@ -100,12 +100,8 @@ def decide(
 ) -> Decision:
     """Decide whether to clean a job that has not been cleaned yet.  In doubt, keep it.
 
-    Args:
-        job: the job, with ``completed_at`` aware and in UTC.
-        policy: the retention policy.
-        now: the current time, aware, in UTC.
-        hold: the job's hold, active or not, if there is one.
-        among_last: whether the job is one of the ``keep_last`` newest successful jobs.
+    ``hold`` is the job's hold, active or not.  ``among_last`` says whether the job is one of the
+    ``keep_last`` newest successful jobs.  Times are aware, in UTC.
     """
     job_class = policy.classify(job.status)
 

@@ -44,17 +44,9 @@ _STALE = timedelta(days=2)
 class LedgerSummary:
     """The ledger's part of a report.
 
-    Attributes:
-        runs_24h: totals of the runs in the last 24 hours.
-        runs_30d: totals of the runs in the last 30 days.
-        biggest: the largest jobs that still have their data.
-        held_bytes: size of all measured jobs that still have their data.
-        trash: jobs and bytes in the trash, and the time of the next purge.
-        last_run: the last run, None if there is none.
-        trend: the storage history, oldest first.
-        growth: a line through the history, None if it is too short.
-        disk_full: when the disk will be full, None if not within ten years.
-        budget_exceeded: when the budget will be used up, None if not within ten years.
+    ``biggest`` and ``held_bytes`` are about measured jobs that still have their data.  ``trash`` has jobs,
+    bytes and the time of the next purge.  ``trend`` starts with the oldest point; ``growth`` is a line
+    through it, None if it is too short.  A forecast is None if it lies beyond ten years.
     """
 
     runs_24h: RunTotals

@@ -50,13 +50,7 @@ def picture(
     forecast: Forecast | None = None,
     budget: int | None = None,
 ) -> bytes:
-    """Return a trend chart as an image file.
-
-    Args:
-        trend: at least two points, oldest first.
-        form: one of :data:`FORMS`.
-        forecast: the forecast of free space, drawn with its interval.
-        budget: budget of the jobs in bytes, drawn as a line.
+    """Return a trend chart as an image file in one of the :data:`FORMS`, with forecast and budget in bytes.
 
     Raises:
         ReportError: there are too few points, or matplotlib failed.

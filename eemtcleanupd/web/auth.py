@@ -60,10 +60,8 @@ class _Refusal:
 class Authenticator:
     """Decides which requests are allowed.
 
-    Args:
-        backend: has the configuration with the token file, and the audit log.
-        open_to_all: without a token file every client has all rights (a Unix socket, protected by its mode).
-        clock: the current time.
+    With ``open_to_all`` and without a token file every client has all rights: on a Unix socket, which its
+    mode protects.
     """
 
     def __init__(self, backend: Backend, *, open_to_all: bool = False, clock: Clock = system_clock) -> None:
@@ -157,10 +155,7 @@ class Authenticator:
     ) -> bool:
         """Write a refused request into the audit log.
 
-        Requests of a throttled address are not written, except for the first.
-
-        Returns:
-            Whether the address is throttled.
+        Requests of a throttled address are not written, except for the first.  Return whether it is one.
         """
         failures = self._count_failure(address or "")
         if failures <= _MAX_FAILURES + 1:

@@ -46,11 +46,8 @@ _DRAIN_SECONDS = 30.0
 class DaemonBackend:
     """Sends requests to the daemon that started this process.
 
-    Args:
-        channel: to the daemon; its reader passes the daemon's replies to :meth:`receive`.
-        loaded: the configuration in force.
-        timeout_seconds: how long to wait for a reply.
-        state_lifetime_seconds: how long a reply about the daemon's state is used again.
+    The reader of the channel passes the daemon's replies to :meth:`receive`.  A reply about the daemon's
+    state is used again for ``state_lifetime_seconds``.
     """
 
     def __init__(

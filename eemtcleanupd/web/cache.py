@@ -50,11 +50,7 @@ class ResponseCache:
     ) -> bytes:
         """Return an answer, computed in a thread unless a fresh one is cached.
 
-        Args:
-            key: identifies the answer.
-            compute: computes the answer.
-            seconds: how long the answer stays fresh.
-            stale_seconds: how much longer it is returned while a new one is computed.
+        It is fresh for ``seconds``, and is returned for ``stale_seconds`` more while a new one is computed.
         """
         answer, now = self._answers.get(key), self._elapsed()
         if answer is not None and now < answer.fresh_until:
