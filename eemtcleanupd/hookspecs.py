@@ -69,7 +69,7 @@ class Digest:
 
 
 class Hooks:
-    """All hooks; each class in ``events.py`` with a hook name adds one."""
+    """All hooks; each event class with a hook name adds one."""
 
     @hookspec
     def register_settings(self) -> type[Any]:  # type: ignore[empty-body]

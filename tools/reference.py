@@ -198,8 +198,7 @@ def _hook_argument_types() -> list[type]:
         if dataclasses.is_dataclass(annotation) and annotation not in types:
             value_type = cast("type", annotation)
             types[value_type] = None
-            namespace = {**vars(inspect.getmodule(value_type)), **names}
-            for inner in typing.get_type_hints(value_type, namespace).values():
+            for inner in typing.get_type_hints(value_type, localns=names).values():
                 visit(inner)
 
     for name, hook in vars(hookspecs.Hooks).items():

@@ -1,0 +1,220 @@
+"""Events of a run and of its jobs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from eemtcleanupd.events.base import Event, Occasion, Severity
+from eemtcleanupd.events.values import ArtifactSize, RunReport
+from eemtcleanupd.formatting import human_age, human_size, printable, short_name
+from eemtcleanupd.model import Found, Job, JobClass, Outcome, Trigger
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted(Event):
+    """A run started; ``jobs_to_check`` counts the terminal jobs whose data was not cleaned yet."""
+
+    hook = "run_started"
+    is_ephemeral = True
+
+    run_id: str
+    dry_run: bool
+    trigger: Trigger
+    policy: str
+    jobs_to_check: int
+    candidates: int
+
+    def log_lines(self) -> Iterator[tuple[int, str]]:
+        yield logging.INFO, "Starting job cleanup process"
+        yield logging.INFO, f"Run {self.run_id}: {self.policy}"
+        yield logging.INFO, f"Found {self.jobs_to_check} jobs to check"
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlanned(Event):
+    """A dry run would clean this job."""
+
+    job: Job
+    job_class: JobClass
+    age: timedelta
+    reason: str
+    artifacts: tuple[ArtifactSize, ...]
+    shared: tuple[str, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all artifacts."""
+        return sum(artifact.size_bytes for artifact in self.artifacts)
+
+    def log_line(self) -> str:
+        return f"[DRY RUN] Would clean job {short_name(self.job.id)}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class JobCleaned(Event):
+    """A job's data was deleted, or moved to the trash for its grace, and the job was recorded as cleaned.
+
+    ``bytes_freed`` includes earlier, interrupted attempts.  ``age`` is None for a job that an earlier run
+    started to clean.  ``ahead_of_retention`` says why a job was cleaned before its retention passed, None
+    for an expired job.
+    """
+
+    hook = "job_cleaned"
+    is_ephemeral = True
+    is_frequent = True
+
+    run_id: str
+    job: Job
+    job_class: JobClass
+    age: timedelta | None
+    artifacts: tuple[ArtifactSize, ...]
+    bytes_freed: int
+    in_trash: bool = False
+    ahead_of_retention: str | None = None
+
+    def log_lines(self) -> Iterator[tuple[int, str]]:
+        name = short_name(self.job.id)
+        age = "left by an earlier run" if self.age is None else f"{human_age(self.age)} old"
+        if self.ahead_of_retention:
+            yield logging.WARNING, f"Cleaning job {name} before its retention: it {self.ahead_of_retention}"
+        yield logging.INFO, f"Cleaning job {name} ({printable(self.job.status)}, {age})"
+        verb = "Moved to the trash" if self.in_trash else "Deleted"
+        for part in self.artifacts:
+            yield logging.INFO, f"{verb} {short_name(part.found.label)} ({human_size(part.size_bytes)})"
+
+
+@dataclass(frozen=True, slots=True)
+class JobSkipped(Event):
+    """A run kept a job; ``notable`` reasons need an operator's attention and are logged as warnings.
+
+    ``vetoed`` marks jobs that a plugin keeps.
+    """
+
+    job: Job
+    reason: str
+    notable: bool
+    vetoed: bool = False
+
+    @property
+    def severity(self) -> Severity:
+        return Severity.WARNING if self.notable else Severity.GOOD
+
+    @property
+    def log_level(self) -> int:
+        return logging.WARNING if self.notable else logging.DEBUG
+
+    def log_line(self) -> str:
+        return f"Kept job {short_name(self.job.id)}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class JobFailed(Event):
+    """A job could not be cleaned completely; it stays uncleaned and the next run tries again."""
+
+    severity = Severity.DANGER
+
+    run_id: str
+    job_id: str
+    status: str
+    error: str
+
+    def log_line(self) -> str:
+        return f"Job {short_name(self.job_id)} could not be cleaned: {printable(self.error)}"
+
+
+@dataclass(frozen=True, slots=True)
+class OrphanFound(Event):
+    """An entry of a root that no row names; ``removed`` if ``orphans.delete_after_hours`` had passed."""
+
+    found: Found
+    size_bytes: int
+    removed: bool
+
+    def log_line(self) -> str:
+        verb = "Removed" if self.removed else "Found"
+        return f"{verb} orphan {short_name(self.found.label)} ({human_size(self.size_bytes)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Warned(Event):
+    """A problem that an operator should check; the run continues."""
+
+    severity = Severity.WARNING
+
+    message: str
+
+    def log_line(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished(Event):
+    """A run ended by itself or was asked to stop; its report has the details."""
+
+    hook = "run_finished"
+
+    report: RunReport
+
+    @property
+    def occasion(self) -> Occasion:
+        report = self.report
+        if report.dry_run:
+            return "dry_run"
+        if report.outcome is Outcome.SUCCESS:
+            return "trash" if report.trigger is Trigger.TRASH else "success"
+        return "interrupted" if report.outcome is Outcome.INTERRUPTED else "failure"
+
+    @property
+    def severity(self) -> Severity:
+        if self.report.outcome is Outcome.SUCCESS:
+            return Severity.GOOD
+        return Severity.WARNING if self.report.outcome is Outcome.INTERRUPTED else Severity.DANGER
+
+    @property
+    def is_test(self) -> bool:
+        return self.report.is_test
+
+    def log_lines(self) -> Iterator[tuple[int, str]]:
+        report = self.report
+        jobs = f"{report.successful.jobs} successful, {report.failed.jobs} failed"
+        yield logging.INFO, f"Cleanup summary: {jobs}, {human_size(report.bytes_freed)} freed"
+        if report.pressure:
+            early = f"{report.early.jobs} jobs before their retention"
+            freed = human_size(report.early.bytes_freed)
+            yield logging.WARNING, f"Cleaned {early} ({freed}): {report.pressure}"
+        yield self.log_level, self.log_line()
+
+    def log_line(self) -> str:
+        if self.report.outcome is Outcome.SUCCESS:
+            return "Cleanup completed successfully"
+        if self.report.outcome is Outcome.ERRORS:
+            return f"Cleanup completed with errors on {self.report.errors} jobs"
+        return "Cleanup was interrupted; the next run continues"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFailed(Event):
+    """A run was refused or failed, and did nothing more.  ``failed_at`` is aware UTC."""
+
+    hook = "run_failed"
+    occasion = "failure"
+    severity = Severity.DANGER
+
+    run_id: str
+    error: str
+    trigger: Trigger | None = None
+    host: str = ""
+    failed_at: datetime | None = None
+
+    def log_line(self) -> str:
+        return f"Cleanup failed: {self.error}"
+
+    def headline(self) -> str:
+        return f"FAILED: EEMT cleanup{f' on {self.host}' if self.host else ''} did not run"
+
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        run = f"{self.run_id} ({self.trigger or ''})"
+        return ("Status", "Failed"), ("Error", self.error), ("Run", run)

@@ -1,0 +1,136 @@
+"""Values inside events: the report of a run, sizes of jobs and of the store, totals and audit entries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from eemtcleanupd.model import Found, Outcome, Trigger
+
+DURATION_BUCKETS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0)
+"""Upper bounds, in seconds, of the histogram of run durations."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactSize:
+    """An artifact with its allocated bytes: measured in a plan, freed in a report."""
+
+    found: Found
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobTally:
+    """Number of jobs of one kind, and their bytes."""
+
+    jobs: int = 0
+    bytes_freed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobNote:
+    """One job in a report: its id in printable form, and why it was kept or what failed."""
+
+    job_id: str
+    status: str
+    bytes_freed: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoragePoint:
+    """Bytes that the jobs used, and free bytes, at one time (aware UTC)."""
+
+    at: datetime
+    used_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StorageState:
+    """The job store after a run: bytes of measured jobs, the results filesystem, the trend of 90 days.
+
+    ``capacity_max_bytes`` is the budget of all jobs (``capacity.max_bytes``), None without a budget.
+    """
+
+    successful_bytes: int
+    failed_bytes: int
+    free_bytes: int
+    total_bytes: int
+    trash_jobs: int = 0
+    trash_bytes: int = 0
+    trend: tuple[StoragePoint, ...] = ()
+    capacity_max_bytes: int | None = None
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all measured jobs."""
+        return self.successful_bytes + self.failed_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """A counter since the ledger was created, such as ``jobs_cleaned`` with the label ``completed``."""
+
+    name: str
+    label: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One line of the audit log: who did what, when (aware UTC), and from which network address."""
+
+    timestamp: datetime
+    user: str
+    action: str
+    details: Mapping[str, Any]
+    ip_address: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What one run did, or would do when ``dry_run``; times are aware UTC.
+
+    ``outcome`` is ``success``, ``errors`` (on some jobs) or ``interrupted``.
+    ``remaining`` counts expired jobs that a cap or a size limit left to another run.
+    ``missing`` counts uncleaned terminal jobs none of whose files exist.
+    ``early`` counts the cleaned jobs whose retention had not passed.  ``pressure`` says why as text; it is
+    None unless disk pressure started the run.
+    ``biggest``, ``failures`` and ``vetoed`` name some of the jobs.  ``storage`` and ``totals`` are empty in a
+    dry run.  Only the daemon sets ``next_run_at``.  ``is_test`` marks a report that ``notify-test`` made up.
+    """
+
+    run_id: str
+    dry_run: bool
+    trigger: Trigger
+    user: str
+    started_at: datetime
+    finished_at: datetime
+    outcome: Outcome
+    successful: JobTally = field(default_factory=JobTally)
+    failed: JobTally = field(default_factory=JobTally)
+    orphans: JobTally = field(default_factory=JobTally)
+    trash_purged: JobTally = field(default_factory=JobTally)
+    orphans_found: int = 0
+    missing: int = 0
+    skipped: int = 0
+    errors: int = 0
+    remaining: int = 0
+    early: JobTally = field(default_factory=JobTally)
+    pressure: str | None = None
+    host: str = ""
+    biggest: tuple[JobNote, ...] = ()
+    failures: tuple[JobNote, ...] = ()
+    vetoed: tuple[JobNote, ...] = ()
+    storage: StorageState | None = None
+    totals: tuple[Total, ...] = ()
+    next_run_at: datetime | None = None
+    is_test: bool = False
+
+    @property
+    def bytes_freed(self) -> int:
+        """Bytes freed from jobs, orphans and the trash."""
+        return sum(t.bytes_freed for t in (self.successful, self.failed, self.orphans, self.trash_purged))
