@@ -12,6 +12,7 @@ from eemtcleanupd.daemon.messages import RunCallbacks
 from eemtcleanupd.errors import CleanupError, ReportError
 from eemtcleanupd.events import Event, RunReport, RunStarted
 from eemtcleanupd.report.run_document import RunDocument
+from eemtcleanupd.web.schemas import CleanupBody
 
 IN_MEMORY_BYTES: Final = 1 << 20
 """Larger documents are stored in a temporary file."""
@@ -22,15 +23,14 @@ Outcome = IO[str] | IO[bytes] | CleanupError | None
 
 @dataclass(frozen=True, slots=True)
 class ApiRun:
-    """The user that requests a run, its options (as in :class:`RunCallbacks`), and two callbacks.
+    """The user that requests a run, its options, and two callbacks.
 
     ``on_started`` gets the run's id, ``on_finished`` its outcome.  Both can be called in any thread;
     ``on_finished`` is called exactly once.
     """
 
     user: str
-    retention: tuple[float | None, float | None]
-    force: bool
+    options: CleanupBody
     on_started: Callable[[str], None]
     on_finished: Callable[[Outcome], None]
 
@@ -47,7 +47,7 @@ class ApiRun:
             with closing(document):
                 self.on_finished(run_document(document) if isinstance(result, RunReport) else result)
 
-        return RunCallbacks(emit, done, self.retention, self.force)
+        return RunCallbacks(emit, done, self.options.retention, self.options.force)
 
 
 def run_document(document: RunDocument) -> IO[str] | CleanupError:

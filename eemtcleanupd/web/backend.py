@@ -119,11 +119,7 @@ class DaemonBackend:
         """Start a run."""
         number = next(self._numbers)
         self._runs[number] = run
-        body = {
-            "success_retention_hours": run.retention[0],
-            "failed_retention_hours": run.retention[1],
-            "force": run.force,
-        }
+        body = run.options.model_dump()
         self._channel.send({"request": "run", "number": number, "user": run.user, "body": body})
 
     def overview(self) -> dict[str, Any]:
@@ -193,7 +189,7 @@ class LocalBackend:
         callbacks = run.callbacks()
         result: RunReport | CleanupError | None = None
         try:
-            config = self.config.with_retention(*run.retention)
+            config = self.config.with_retention(*run.options.retention)
             dispatcher = Dispatcher(StoreAddress.of(config), system_clock)
             dispatcher.configure(self.plugins, durable=not config.dry_run)
 
@@ -205,7 +201,9 @@ class LocalBackend:
             try:
                 result = clean(
                     config,
-                    RunRequest(user=run.user, trigger=Trigger.API, dry_run=config.dry_run, force=run.force),
+                    RunRequest(
+                        user=run.user, trigger=Trigger.API, dry_run=config.dry_run, force=run.options.force
+                    ),
                     emit=emit,
                     progress=progress,
                     hooks=self.plugins,

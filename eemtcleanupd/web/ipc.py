@@ -116,11 +116,9 @@ def _to_json(value: object) -> dict[str, Any]:
 
 
 class DaemonChannel:
-    """The daemon's end of the socket pair.  Any thread can send.
+    """The daemon's end of the socket pair (a ``multiprocessing.Pipe``).  Any thread can send.
 
-    Args:
-        connection: the end of a ``multiprocessing.Pipe``.
-        send_timeout_seconds: how long a worker that does not read can delay the daemon.
+    A worker that does not read can delay the daemon for ``send_timeout_seconds``.
     """
 
     def __init__(self, connection: Connection, send_timeout_seconds: int = 5) -> None:

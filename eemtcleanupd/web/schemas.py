@@ -59,6 +59,11 @@ class CleanupBody(_Body):
     )
     force: bool = Field(False, description="Override the breakers for the clock and the share of jobs only.")
 
+    @property
+    def retention(self) -> tuple[float | None, float | None]:
+        """Hours for successful and for failed jobs, None for the configured ones."""
+        return self.success_retention_hours, self.failed_retention_hours
+
 
 class JobCounts(BaseModel):
     """Numbers of jobs."""

@@ -320,13 +320,7 @@ class _WorkerProcess:
             self._run_slots.release()
             send_outcome(channel, number, outcome)
 
-        run = ApiRun(
-            user,
-            (body.success_retention_hours, body.failed_retention_hours),
-            body.force,
-            lambda run_id: _send(channel, ApiRunStarted(number, run_id)),
-            on_finished,
-        )
+        run = ApiRun(user, body, lambda run_id: _send(channel, ApiRunStarted(number, run_id)), on_finished)
         self._daemon.inbox.put(RunRequested(Trigger.API, user, run.callbacks()))
 
 

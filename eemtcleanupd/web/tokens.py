@@ -66,24 +66,18 @@ class TokenFile:
         """
         try:
             status = self.path.stat()
+            if status.st_mode & 0o022 or status.st_uid not in {os.geteuid(), 0}:
+                raise ConfigError(
+                    f"Other users can change the token file {self.path}. Make it your own, with mode 600 "
+                    "(chown, chmod 600)."
+                )
+            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if stamp != self._stamp:
+                entries = json.loads(self.path.read_text(encoding="utf-8"))
+                self._tokens, self._stamp = tuple(Token(**entry) for entry in entries), stamp
+            return self._tokens
         except FileNotFoundError:
             return ()
-        except OSError as error:
-            raise ConfigError(f"Cannot read the token file {self.path}: {error.strerror}.") from error
-        if status.st_mode & 0o022 or status.st_uid not in {os.geteuid(), 0}:
-            raise ConfigError(
-                f"Other users can change the token file {self.path}. Make it your own, with mode 600 "
-                "(chown, chmod 600)."
-            )
-        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-        if stamp != self._stamp:
-            self._tokens = self._read()
-            self._stamp = stamp
-        return self._tokens
-
-    def _read(self) -> tuple[Token, ...]:
-        try:
-            return tuple(Token(**entry) for entry in json.loads(self.path.read_text(encoding="utf-8")))
         except OSError as error:
             raise ConfigError(f"Cannot read the token file {self.path}: {error.strerror}.") from error
         except (ValueError, TypeError) as error:

@@ -33,6 +33,7 @@ from eemtcleanupd.web.ipc import (
     decode,
     encode,
 )
+from eemtcleanupd.web.schemas import CleanupBody
 from eemtcleanupd.web.supervisor import send_outcome
 from tests.notifiers import samples
 
@@ -95,7 +96,7 @@ def test_the_secrets_of_settings_are_not_in_their_repr() -> None:
 def test_a_document_of_any_length_arrives(warnings: int) -> None:
     daemon_end, worker_end = Pipe()
     with closing(DaemonChannel(daemon_end)) as channel, worker_end:
-        run = ApiRun("x", (None, None), False, print, lambda outcome: send_outcome(channel, 1, outcome))
+        run = ApiRun("x", CleanupBody(), print, lambda outcome: send_outcome(channel, 1, outcome))
         thread = Thread(target=finish, args=(run, warnings))
         thread.start()
         finished, file = WorkerChannel(os.dup(worker_end.fileno())).receive()
@@ -120,7 +121,7 @@ def test_without_space_for_its_document_a_run_reports_an_error(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     outcomes: list[Outcome] = []
-    finish(ApiRun("x", (None, None), False, print, outcomes.append), 30)
+    finish(ApiRun("x", CleanupBody(), print, outcomes.append), 30)
     (outcome,) = outcomes
     assert isinstance(outcome, ReportError)
 

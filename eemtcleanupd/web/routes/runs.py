@@ -55,9 +55,8 @@ def add_run_routes(router: APIRouter, context: ApiContext) -> None:
                 422, message, [FieldProblem(field=name, message=message) for name in request.query_params]
             )
         options = body or CleanupBody()
-        retention = (options.success_retention_hours, options.failed_retention_hours)
         if options.dry_run or backend.config.dry_run:
-            config = backend.config.with_retention(*retention)
+            config = backend.config.with_retention(*options.retention)
             async with dry_run_lock:
                 return _answer(await asyncio.to_thread(dry_run, backend, config, caller.name, options.force))
         await asyncio.to_thread(_audit_run, context, caller, options)
@@ -72,7 +71,7 @@ def add_run_routes(router: APIRouter, context: ApiContext) -> None:
         def on_started(run_id: str) -> None:
             _set_result(loop, started, run_id)
 
-        backend.run(ApiRun(caller.name, retention, options.force, on_started, on_finished))
+        backend.run(ApiRun(caller.name, options, on_started, on_finished))
         if "respond-async" in prefer.lower():
             await asyncio.wait((started, finished), return_when=asyncio.FIRST_COMPLETED)
             if started.done():
