@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, Strict
+from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from eemtcleanupd.config.base import Section
 from eemtcleanupd.config.types import not_empty, one_or_more, require
@@ -33,6 +33,17 @@ class PluginSettings(Section, strict=False):
     """
 
     enabled: bool = Field(True, description="Use this plugin.")
+
+
+def needs_secret(channel: str, key: str) -> Any:
+    """Return a validator of an enabled block: it needs a secret, or the file that contains it."""
+
+    def check(settings: Any) -> Any:
+        if settings.enabled and getattr(settings, key) in {None, ()} and not getattr(settings, f"{key}_file"):
+            raise ValueError(f"{channel} is enabled, so it needs {key} or {key}_file")
+        return settings
+
+    return model_validator(mode="after")(check)
 
 
 class NotifierSettings(PluginSettings):

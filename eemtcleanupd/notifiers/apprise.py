@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, Strict, model_validator
 
+from eemtcleanupd.config.plugin_settings import needs_secret
 from eemtcleanupd.config.types import FilePath
 from eemtcleanupd.events import Event, Severity
 from eemtcleanupd.hookspecs import Digest, NotifierSettings, RetryLater, hookimpl
@@ -30,13 +31,12 @@ class AppriseSettings(NotifierSettings, strict=True):
         None, description="File that contains the URLs, one per line, or the name of a systemd credential."
     )
 
+    _has_urls = needs_secret("Apprise", "urls")
+
     @model_validator(mode="after")
     def _has_good_urls(self) -> Self:
-        if not self.enabled:
-            return self
-        if not self.urls and self.urls_file is None:
-            raise ValueError("Apprise is enabled, so it needs urls or urls_file")
-        _service(self.urls)
+        if self.enabled:
+            _service(self.urls)
         return self
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Self
+from pydantic import Field, SecretStr
 
-from pydantic import Field, SecretStr, model_validator
-
+from eemtcleanupd.config.plugin_settings import needs_secret
 from eemtcleanupd.config.types import FilePath
 from eemtcleanupd.events import RunFailed, RunFinished, RunStarted
 from eemtcleanupd.hookspecs import NotifierSettings, hookimpl
@@ -27,11 +26,7 @@ class PingSettings(NotifierSettings, strict=True):
         None, description="File that contains the URL, or the name of a systemd credential."
     )
 
-    @model_validator(mode="after")
-    def _has_a_url(self) -> Self:
-        if self.enabled and self.url is None and self.url_file is None:
-            raise ValueError("the ping is enabled, so it needs url or url_file")
-        return self
+    _has_a_url = needs_secret("the ping", "url")
 
 
 @hookimpl

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr
 
+from eemtcleanupd.config.plugin_settings import needs_secret
 from eemtcleanupd.config.types import FilePath
 from eemtcleanupd.events import Event
 from eemtcleanupd.hookspecs import Digest, NotifierSettings, hookimpl
@@ -29,11 +29,7 @@ class SlackSettings(NotifierSettings, strict=True):
         None, description="File that contains the webhook URL, or the name of a systemd credential."
     )
 
-    @model_validator(mode="after")
-    def _has_a_webhook(self) -> Self:
-        if self.enabled and self.webhook_url is None and self.webhook_url_file is None:
-            raise ValueError("Slack is enabled, so it needs webhook_url or webhook_url_file")
-        return self
+    _has_a_webhook = needs_secret("Slack", "webhook_url")
 
 
 @hookimpl

@@ -7,10 +7,10 @@ import hmac
 import json
 import time
 from dataclasses import asdict
-from typing import Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr
 
+from eemtcleanupd.config.plugin_settings import needs_secret
 from eemtcleanupd.config.types import FilePath
 from eemtcleanupd.events import Event
 from eemtcleanupd.hookspecs import Digest, NotifierSettings, hookimpl
@@ -31,11 +31,7 @@ class WebhookSettings(NotifierSettings, strict=True):
         None, description="File that contains the key, or the name of a systemd credential."
     )
 
-    @model_validator(mode="after")
-    def _has_a_url(self) -> Self:
-        if self.enabled and self.url is None and self.url_file is None:
-            raise ValueError("the webhook is enabled, so it needs url or url_file")
-        return self
+    _has_a_url = needs_secret("the webhook", "url")
 
 
 @hookimpl
