@@ -94,7 +94,7 @@ class Daemon:
         put = self.inbox.put
         self._address = StoreAddress.of(self.config)  # stays the same for the daemon's life
         self._log_file = LogFile()
-        self._plugins = Plugins(self.config)
+        self.plugins = Plugins(self.config)
         self._dispatcher = Dispatcher(self._address, clock)
         self._election = LeaderElection(self._address, self.config.ha.takeover_seconds, put, clock)
         self._runner = Runner(put, self._emit, clock)
@@ -129,11 +129,6 @@ class Daemon:
         return self._config_manager.config
 
     @property
-    def plugins(self) -> Plugins:
-        """The plugins in force."""
-        return self._plugins
-
-    @property
     def active_run(self) -> ActiveRun | None:
         """The run in progress, if any."""
         return self._runner.active_run
@@ -165,7 +160,7 @@ class Daemon:
         self._election.begin()
         self._audit("daemon_started", pid=os.getpid(), host=socket.gethostname())
         stack.callback(self._stop_notifiers)
-        self._dispatcher.configure(self._plugins, durable=not self.config.dry_run)
+        self._dispatcher.configure(self.plugins, durable=not self.config.dry_run)
         if self._interface is not None:
             listen = self._interface.prepare(self, self.loaded)
             stack.callback(self._interface.close)
@@ -191,7 +186,7 @@ class Daemon:
             self._timers.run_pending()
             if self._debouncer.is_over():
                 self._reload("its file changed")
-            self._scheduler.start_pending_run(self._plugins)
+            self._scheduler.start_pending_run(self.plugins)
         self._systemd.watchdog()
         self._heartbeat_at = self._elapsed()
         self._publish_status()
@@ -305,18 +300,18 @@ class Daemon:
             self._runner.apply_limits(loaded.config)
             self._scheduler.apply_schedule()
             self._log_warnings(loaded)
-            self._dispatcher.configure(self._plugins, durable=not loaded.config.dry_run)
+            self._dispatcher.configure(self.plugins, durable=not loaded.config.dry_run)
             self._emit(ConfigReloaded(file, reason))
             self._try_audit("config_reloaded", file=file, reason=reason)
         self._systemd.ready()
 
     def _prepare(self, loaded: Loaded) -> None:
         """Do everything that can fail with a new configuration: find its plugins, listen, open its log."""
-        plugins = Plugins(loaded.config, before=self._plugins)
+        plugins = Plugins(loaded.config, before=self.plugins)
         listen = None if self._interface is None else self._interface.prepare(self, loaded)
         self._log_file.open(loaded.config)
         # From here on nothing can fail.
-        self._plugins = plugins
+        self.plugins = plugins
         if listen is not None:
             listen()
 
@@ -353,7 +348,7 @@ class Daemon:
 
     def _audit(self, action: str, **details: object) -> None:
         if not self.config.dry_run:
-            self._plugins.audit([AuditEntry(self._clock(), USER, action, details)])
+            self.plugins.audit([AuditEntry(self._clock(), USER, action, details)])
 
     def _try_audit(self, action: str, **details: object) -> None:
         try:

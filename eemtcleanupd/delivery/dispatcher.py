@@ -20,13 +20,10 @@ log = logging.getLogger(__name__)
 
 
 class Dispatcher:
-    """Sends events to notifiers.
+    """Sends events to notifiers; without a location, all messages are kept in memory.
 
-    Args:
-        location: the job database, whose ledger has the outbox; None keeps all messages in memory.
-        clock: the time of day.
-        single_attempt: never retry a message (``notify-test``).
-        max_waiting: number of messages in the ledger, for each notifier, above which the oldest are dropped.
+    With ``single_attempt`` it never retries a message (``notify-test``).  Above ``max_waiting`` messages of
+    a notifier in the ledger the oldest are dropped.
     """
 
     def __init__(
@@ -58,7 +55,7 @@ class Dispatcher:
             self._workers.pop(name).close()
         for name in notifiers:
             if name in self._workers:
-                self._workers[name].configure(plugins)
+                self._workers[name].plugins = plugins
             else:
                 self._workers[name] = NotifierWorker(
                     name, plugins, self._queues, self._clock, single_attempt=self._single_attempt

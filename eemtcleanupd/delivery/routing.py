@@ -17,16 +17,11 @@ def wants(settings: NotifierSettings, event: Event) -> bool:
     occasion = event.occasion
     if event.is_test or occasion is None:
         return True
-    if occasion == "success" and settings.only_if_cleaned and _cleaned_nothing(event):
-        return False
+    if occasion == "success" and settings.only_if_cleaned and isinstance(event, RunFinished):
+        report = event.report
+        if not (report.bytes_freed or report.successful.jobs or report.failed.jobs):
+            return False
     return occasion in settings.on
-
-
-def _cleaned_nothing(event: Event) -> bool:
-    if not isinstance(event, RunFinished):
-        return False
-    report = event.report
-    return not (report.bytes_freed or report.successful.jobs or report.failed.jobs)
 
 
 def next_digest(time_of_day: str, now: datetime) -> datetime:

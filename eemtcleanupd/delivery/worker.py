@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.delivery.queues import MessageQueues
@@ -52,7 +53,7 @@ class NotifierWorker:
         self, name: str, plugins: Plugins, queues: MessageQueues, clock: Clock, *, single_attempt: bool
     ) -> None:
         self._name = name
-        self._plugins = plugins
+        self.plugins = plugins
         self._queues = queues
         self._clock = clock
         self._single_attempt = single_attempt
@@ -66,10 +67,6 @@ class NotifierWorker:
         self.last: DeliveryResult | None = None
         self._thread = threading.Thread(target=self._run, name=f"notifier ({name})", daemon=True)
         self._thread.start()
-
-    def configure(self, plugins: Plugins) -> None:
-        """Use these plugins and their settings for the next message."""
-        self._plugins = plugins
 
     def wake(self, *, batch: bool = False) -> None:
         """Check the queues for new messages; ``batch`` waits a moment to send many together."""
@@ -102,7 +99,7 @@ class NotifierWorker:
         return seconds if seconds is not None and seconds > self._timeout() else None
 
     def _timeout(self) -> float:
-        return self._plugins.settings(self._name).timeout_seconds
+        return self.plugins.settings(self._name).timeout_seconds
 
     # -- the thread --------------------------------------------------------------------------------
 
@@ -145,7 +142,7 @@ class NotifierWorker:
     def _process_batch(self) -> float:
         """Send due messages of one queue; return the seconds until more can be due, 0 for immediately."""
         waits = [_POLL_SECONDS]
-        settings = self._plugins.settings(self._name)
+        settings = self.plugins.settings(self._name)
         durable = (self._queues.ledger,) if settings.outlives_restarts else ()
         for open_queue in (self._queues.memory, *durable):
             now = self._clock()
@@ -167,7 +164,7 @@ class NotifierWorker:
 
     def _batch(self, due: list[Message]) -> list[Message]:
         """Return the messages to send in one call: all of a digest, otherwise the first."""
-        if due and self._plugins.settings(self._name).digest and due[0].event in DIGEST_HOOKS:
+        if due and self.plugins.settings(self._name).digest and due[0].event in DIGEST_HOOKS:
             return [message for message in due if message.event in DIGEST_HOOKS]
         return due[:1]
 
@@ -178,7 +175,7 @@ class NotifierWorker:
             return DeliveryResult(
                 "", error="the message was written by another version of eemtcleanupd and is not readable"
             )
-        call = self._plugins.hook_for(self._name, hook)
+        call = self.plugins.hook_for(self._name, hook)
         if call is None:
             return DeliveryResult("nothing to do")
         self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
@@ -191,7 +188,7 @@ class NotifierWorker:
             self._sending_since = None
 
     def _event(self, batch: Sequence[Message]) -> tuple[str, object]:
-        settings = self._plugins.settings(self._name)
+        settings = self.plugins.settings(self._name)
         events = [decode(message.event, message.payload) for message in batch]
         if not settings.digest or batch[0].event not in DIGEST_HOOKS or events[0].is_test:
             return batch[0].event, events[0]
@@ -212,16 +209,14 @@ class NotifierWorker:
         return result
 
     def _result(self, call: Callable[[object], object], event: object) -> DeliveryResult:
+        redact = partial(self.plugins.redact, self._name)
         try:
-            return DeliveryResult(self._redact(str(call(event) or "delivered")))
+            return DeliveryResult(redact(str(call(event) or "delivered")))
         except RetryLater as error:
-            reason = self._redact(str(error))
+            reason = redact(str(error))
             return DeliveryResult("", error=reason, retry=True, after_seconds=error.after_seconds)
         except Exception as error:
-            return DeliveryResult("", error=self._redact(f"{type(error).__name__}: {error}"))
-
-    def _redact(self, text: str) -> str:
-        return self._plugins.redact(self._name, text)
+            return DeliveryResult("", error=redact(f"{type(error).__name__}: {error}"))
 
     def _record_result(self, outbox: Outbox, batch: Sequence[Message], result: DeliveryResult) -> None:
         now = self._clock()
