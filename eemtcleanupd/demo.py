@@ -110,11 +110,8 @@ class _Row:
 def build(directory: Path, *, jobs: int, seed: int, now: datetime) -> DemoSummary:
     """Create a demo job store; equal arguments give equal stores, byte for byte.
 
-    Args:
-        directory: the folder of the store; it must be empty or not exist.
-        jobs: number of jobs, at least ``MIN_JOBS``; a job has about twenty files.
-        seed: seed of the random contents.
-        now: the present time, aware; jobs ended minutes to four months before it.
+    The folder must be empty or not exist.  A job has about twenty files, and ended minutes to four months
+    before ``now``.
 
     Raises:
         ConfigError: the folder is not empty, or cannot be created; nothing was changed.

@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 from eemtcleanupd.backup.folder import BackupFolder
@@ -61,16 +62,13 @@ Result = tuple[FindingLevel, str, str]
 """What a check yields: the level, the message and the advice of a finding."""
 
 
-def _ok(message: str) -> Result:
-    return FindingLevel.OK, message, ""
+def _result(level: FindingLevel, message: str, advice: str = "") -> Result:
+    return level, message, advice
 
 
-def _warning(message: str, advice: str = "") -> Result:
-    return FindingLevel.WARNING, message, advice
-
-
-def _problem(message: str, advice: str = "") -> Result:
-    return FindingLevel.PROBLEM, message, advice
+_ok = partial(_result, FindingLevel.OK)
+_warning = partial(_result, FindingLevel.WARNING)
+_problem = partial(_result, FindingLevel.PROBLEM)
 
 
 def examine(loaded: Loaded, now: datetime) -> Iterator[Finding]:
@@ -278,11 +276,10 @@ class _StoreChecks:
         yield _ok("No run holds the lock." if run is None else f"A run is in progress: {run}.")
 
     def check_runs(self) -> Iterator[Result]:
-        runs = self._ledger.runs(1) if self._has_ledger else []
-        if not runs:
+        run = next(iter(self._ledger.runs(1)), None) if self._has_ledger else None
+        if run is None:
             yield _warning("There are no runs yet.", "eemtcleanupd clean --dry-run")
             return
-        (run,) = runs
         started = time_with_distance(run.started_at, self._now)
         if run.outcome == Outcome.FAILED:
             yield _problem(f"The last run, on {started}, failed: {run.error}")

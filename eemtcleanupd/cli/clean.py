@@ -115,8 +115,8 @@ def clean(  # noqa: PLR0917  (click passes them by name)
         with ExitStack() as stack:
             if debug:
                 _debug_to_stderr()
-            emit, finish = _output(as_json=as_json, verbose=verbose or debug)
-            warnings = list(loaded.warnings)
+            listener, finish = _output(as_json=as_json, verbose=verbose or debug)
+            listeners, warnings = [listener], list(loaded.warnings)
             if not request.dry_run:  # a dry run writes nothing at all
                 from eemtcleanupd.logs.events import write_event
                 from eemtcleanupd.logs.setup import log_to_file
@@ -132,15 +132,20 @@ def clean(  # noqa: PLR0917  (click passes them by name)
                 stack.callback(handler.close)
                 # If a crontab redirects stdout to the log file, write each line once, in the log's format.
                 is_redirected = not as_json and _stdout_is_log_file(handler)
-                emit = write_event if is_redirected else _both(emit, write_event)
+                listeners = [write_event] if is_redirected else [*listeners, write_event]
             plugins = Plugins(config)
-            emit = _both(emit, stack.enter_context(_notification_dispatcher(config, plugins, request)))
+            listeners.append(stack.enter_context(_notification_dispatcher(config, plugins, request)))
+
+            def emit(event: Event) -> None:
+                for listener in listeners:
+                    listener(event)
+
             for warning in warnings:
                 emit(Warned(warning))
             stop = StopFlag()
             received_signal = stack.enter_context(_stop_on_signals(stop))
             if request.dry_run:
-                emit = _both(emit, _stop_on_closed_stdout(stop))
+                listeners.append(_stop_on_closed_stdout(stop))
             progress = Progress()
             if not as_json and not debug and sys.stderr.isatty():
                 from eemtcleanupd.cli.progress import bar
@@ -194,14 +199,6 @@ def _stdout_is_log_file(handler: logging.FileHandler) -> bool:
         return os.path.samestat(os.fstat(sys.stdout.fileno()), os.stat(handler.baseFilename))  # noqa: PTH116
     except (OSError, ValueError):
         return False
-
-
-def _both(first: Emit, second: Emit) -> Emit:
-    def emit(event: Event) -> None:
-        first(event)
-        second(event)
-
-    return emit
 
 
 def _stop_on_closed_stdout(stop: StopFlag) -> Emit:

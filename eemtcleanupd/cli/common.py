@@ -54,7 +54,6 @@ def _given() -> dict[str, tuple[Any, str]]:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-db_path_option = setting_option(DATABASE, "--db-path", "FILE", "Path of the job database.")
 config_option = setting_option(
     CONFIG_FILE,
     "--config",
@@ -67,7 +66,7 @@ config_option = setting_option(
 
 def store_options(command: Command) -> Command:
     """Add ``--config FILE`` and ``--db-path FILE`` to a command that needs only the database."""
-    return config_option(db_path_option(command))
+    return config_option(setting_option(DATABASE, "--db-path", "FILE", "Path of the job database.")(command))
 
 
 def print_json(document: object) -> None:

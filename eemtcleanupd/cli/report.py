@@ -88,17 +88,13 @@ def _plot_format(plot: Path) -> str:
 def _render(report: Report, form: str) -> str:
     from eemtcleanupd.report import formats
 
-    match form:
-        case "json":
-            return json.dumps(formats.as_document(report), indent=2) + "\n"
-        case "csv":
-            return formats.as_csv(report)
-        case "html":
-            from eemtcleanupd.report.html import as_html
+    if form == "json":
+        return json.dumps(formats.as_document(report), indent=2) + "\n"
+    if form == "html":
+        from eemtcleanupd.report.html import as_html
 
-            return as_html(report)
-        case _:
-            return formats.as_text(report)
+        return as_html(report)
+    return formats.as_csv(report) if form == "csv" else formats.as_text(report)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -35,11 +35,7 @@ class Severity(StrEnum):
     DANGER = "danger"
 
 
-_LOG_LEVELS = {
-    Severity.GOOD: logging.INFO,
-    Severity.WARNING: logging.WARNING,
-    Severity.DANGER: logging.ERROR,
-}
+_LOG_LEVELS = {Severity.GOOD: logging.INFO, Severity.WARNING: logging.WARNING, Severity.DANGER: logging.ERROR}
 
 
 @dataclass(frozen=True, slots=True)

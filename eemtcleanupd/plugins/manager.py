@@ -7,7 +7,6 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import pluggy
@@ -34,12 +33,7 @@ class _Unfiltered(NotifierSettings):
 
 
 class Plugins:
-    """The plugins of one configuration.
-
-    Args:
-        config: the configuration.
-        before: the plugins of the previous configuration; a class that is still in use keeps its instance.
-        veto_seconds: how long to wait for an answer of ``veto_cleanup``.
+    """The plugins of one configuration; a class that was in use ``before`` keeps its instance.
 
     Raises:
         ConfigError: a plugin cannot be loaded, or does not support its settings.
@@ -154,11 +148,9 @@ class Plugins:
         implementations = self._implementations("before_stage")
         if not implementations:
             return None
-        roots: dict[str, Path] = {
-            name: getattr(self._config.paths, name) for name in ("results", "uploads", "temp")
-        }
         paths = tuple(
-            ArtifactPath(found, roots[found.artifact.root] / found.artifact.name) for found in artifacts
+            ArtifactPath(found, getattr(self._config.paths, found.artifact.root) / found.artifact.name)
+            for found in artifacts
         )
         for name, prepare in implementations:
             # No limit for backups: otherwise a job whose copy takes more than an hour would never be cleaned.

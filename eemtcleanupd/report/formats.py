@@ -301,9 +301,8 @@ def _cells(report: Report) -> Iterator[tuple[str, str, object, str]]:
             yield section, name, group.measured, "measured jobs"
             yield section, name, group.held.size_bytes, "bytes"
     if disk is not None:
-        yield "disk", "total", disk.total_bytes, "bytes"
-        yield "disk", "used", disk.used_bytes, "bytes"
-        yield "disk", "free", disk.free_bytes, "bytes"
+        for name, size_bytes in asdict(disk).items():
+            yield "disk", name.removesuffix("_bytes"), size_bytes, "bytes"
     if budget is not None:
         yield "capacity", "max", budget.max_bytes, "bytes"
     yield "runs", "next", iso(report.next_run_at), "time"
