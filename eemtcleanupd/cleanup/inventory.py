@@ -138,7 +138,7 @@ class Inventory:
                 with_files += len(terminal)
                 new = [job for job in terminal if job.id not in known]
                 if is_recording and new:
-                    artifacts = self._artifacts(new)
+                    artifacts = self._artifacts(new, tables)
                     sizes = dict(zip(new, executor.map(self._size, artifacts), strict=True))
                     self._record_sizes(sizes, upload_bytes)
         return with_files
@@ -146,13 +146,22 @@ class Inventory:
     def _is_waiting(self, row: Row) -> bool:
         return not row.cleaned and self._run.policy.classify(row.job.status) in TERMINAL
 
-    def _artifacts(self, jobs: Sequence[Job]) -> list[list[Found]]:
-        """Return the artifacts of each job, without the upload that its row names: others can share it.
+    def _artifacts(self, jobs: Sequence[Job], tables: InventoryTables) -> list[list[Found]]:
+        """Return the artifacts of each job, without the uploads that rows name: these are counted there.
+
+        An upload can be named by a row and be called ``<id>_*`` too, and others can share it.
 
         One call for all, in one thread: threads that list the same open folder share its position.
         """
         found = find_artifacts(self._session.roots, [Job(job.id, job.status) for job in jobs])
-        return [found[job.id] for job in jobs]
+        uploads = {
+            each.artifact.name
+            for artifacts in found.values()
+            for each in artifacts
+            if each.artifact.root is RootName.UPLOADS
+        }
+        named = {Artifact(RootName.UPLOADS, name) for name in tables.named_by_uncleaned(sorted(uploads))}
+        return [[each for each in found[job.id] if each.artifact not in named] for job in jobs]
 
     def _size(self, artifacts: Iterable[Found]) -> int:
         return sum(self._measure(found.artifact).bytes for found in artifacts)

@@ -24,6 +24,7 @@ from sqlalchemy import (
     text,
 )
 
+from eemtcleanupd.store.base import MOST_VALUES
 from eemtcleanupd.store.column_types import RawName, RawText
 from eemtcleanupd.store.database import SCRATCH, Database
 from eemtcleanupd.store.jobs import JobTable
@@ -105,6 +106,16 @@ class InventoryTables:
         for rows in self._pages(select(_NAMED), _NAMED.c.name, 500):
             for row in rows:
                 yield row.name, row.uncleaned, row.job_id
+
+    def named_by_uncleaned(self, names: Sequence[str]) -> set[str]:
+        """Return those uploads that uncleaned rows name.  Read :meth:`named_uploads` first."""
+        statement = select(_NAMED.c.name).where(_NAMED.c.uncleaned > 0)
+        named: set[str] = set()
+        for start in range(0, len(names), MOST_VALUES):
+            page = statement.where(_NAMED.c.name.in_(names[start : start + MOST_VALUES]))
+            with self._database.scratch(self._session) as connection:
+                named |= {row.name for row in connection.execute(page)}
+        return named
 
     def unnamed_uploads(self) -> Iterator[list[str]]:
         """Yield, in pages, the uploads that no row names.  Read :meth:`named_uploads` first."""
