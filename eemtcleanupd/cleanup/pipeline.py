@@ -19,8 +19,8 @@ from eemtcleanupd.cleanup.session import StoreSession
 from eemtcleanupd.cleanup.staging import ClaimedJob, Staging, describe_oserror
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.deletion.pool import DeletionPool, RemovalResult
-from eemtcleanupd.model import Found
-from eemtcleanupd.store.intents import with_error
+from eemtcleanupd.model import Found, Job
+from eemtcleanupd.store.intents import Intent, with_error
 
 # A group that is staged in less time than this was quick: the next can be twice as large.
 _QUICK_GROUP_SECONDS = 0.25
@@ -78,6 +78,10 @@ class Pipeline:
         """
         smallest = 2 * self.run.workers
         self._group_size = 2 * self._group_size if seconds < _QUICK_GROUP_SECONDS else smallest
+
+    def mark_trashed(self, jobs: Sequence[tuple[Job, Intent]]) -> None:
+        """Mark jobs as cleaned again whose rows were reset while their data is in the trash."""
+        self._recording.mark_trashed(jobs)
 
     def process_orphan(self, found: Found) -> bool:
         """Remove an entry that no row names, through the same stages; False when a row names it now."""

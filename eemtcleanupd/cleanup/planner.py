@@ -28,6 +28,7 @@ from eemtcleanupd.policy.ownership import (
     possible_owner_ids,
 )
 from eemtcleanupd.policy.retention import Policy, decide
+from eemtcleanupd.store.intents import Intent
 from eemtcleanupd.store.jobs import JobTable, Row
 
 if TYPE_CHECKING:
@@ -36,11 +37,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PlannedJob:
-    """An expired job, the artifacts that go with it, and the labels of those that other jobs still need."""
+    """An expired job, the artifacts that go with it, and the labels of those that other jobs still need.
+
+    ``trashed`` is set when all of its data is in the trash already, so that only its row lacks the record.
+    """
 
     decision: Decision
     artifacts: tuple[Found, ...]
     shared: tuple[str, ...] = ()
+    trashed: Intent | None = None
 
     @property
     def job(self) -> Job:
@@ -123,7 +128,15 @@ class Planner:
                 else:
                     own.append(found)
             plans.append(PlannedJob(decision, tuple(own), tuple(shared)))
-        return plans
+        return self._with_trashed(plans)
+
+    def _with_trashed(self, plans: list[PlannedJob]) -> list[PlannedJob]:
+        """Add what is in the trash of jobs that have no data in place: their rows were reset since."""
+        without_data = [plan.job.id for plan in plans if not plan.artifacts]
+        if not without_data or not self._session.has_ledger:
+            return plans
+        trashed = self._session.ledger.trashed_jobs(without_data)
+        return [plan if plan.artifacts else replace(plan, trashed=trashed.get(plan.job.id)) for plan in plans]
 
     def claimants(
         self, connection: Connection, artifacts: Iterable[Artifact]
@@ -210,6 +223,10 @@ class Selection:
             batch: the jobs and their artifacts.
             sizes: sizes in bytes measured earlier, by job id.
         """
+        trashed = [(plan.job, plan.trashed) for plan in batch if plan.trashed is not None]
+        if trashed:
+            pipeline.mark_trashed(trashed)
+            batch = [plan for plan in batch if plan.trashed is None]
         if self._run.request.skip_larger_than_bytes is not None:
             batch = [plan for plan in batch if not self.is_too_large(plan, self._size(plan, sizes))]
         cap = self._run.config.safety.max_jobs_per_run

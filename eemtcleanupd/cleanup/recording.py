@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -14,8 +14,9 @@ from eemtcleanupd.cleanup.planner import has_files_in_place
 from eemtcleanupd.cleanup.report import RunStats
 from eemtcleanupd.cleanup.session import StoreSession
 from eemtcleanupd.cleanup.staging import ClaimedJob, Staging
+from eemtcleanupd.deletion.trash import deleting_name
 from eemtcleanupd.formatting import human_size, printable
-from eemtcleanupd.model import Found
+from eemtcleanupd.model import Found, Job, JobClass
 from eemtcleanupd.store.history import AuditLine, LogEntry
 from eemtcleanupd.store.intents import Intent, IntentState
 
@@ -48,6 +49,55 @@ class Recording:
         now = run.clock()
         for start in range(0, len(jobs), _JOBS_PER_TRANSACTION):
             self._record_batch(jobs[start : start + _JOBS_PER_TRANSACTION], now)
+
+    def mark_trashed(self, jobs: Sequence[tuple[Job, Intent]]) -> None:
+        """Mark jobs as cleaned again whose rows were reset while their data is in the trash.
+
+        An earlier run has counted and logged them, so the rows get back what that run wrote, and no more.
+        """
+        session, ledger = self._session, self._session.ledger
+        session.database.verify_lock()
+        in_trash = []
+        for job, intent in jobs:
+            if all(
+                session.in_trash(found.artifact.root, item)
+                or session.in_trash(found.artifact.root, deleting_name(item))  # a purge has started
+                for found, item in intent.items
+            ):
+                in_trash.append((job, intent))
+            else:
+                self._stats.skipped(job, "its row was reset, and its item is missing from the trash")
+        if not in_trash:
+            return
+        self._run.audit_all(
+            (
+                "marked_cleaned",
+                ClaimedJob(intent, job, JobClass.UNKNOWN, None, list(intent.items)).audit_details(),
+            )
+            for job, intent in in_trash
+        )
+        now = self._run.clock()
+
+        def work(connection: Connection) -> list[Job]:
+            rows = session.jobs.rows(connection, [job.id for job, _ in in_trash], lock=True)
+            same = [
+                (job, intent)
+                for job, intent in in_trash
+                if (row := rows.get(job.id)) is not None and not row.cleaned and row.job == job
+            ]
+            by_time: dict[datetime, list[tuple[str, int, str]]] = defaultdict(list)
+            for job, intent in same:
+                summary = _summary([(found, None) for found, _ in intent.items], trashed=True)
+                by_time[intent.created_at or now].append((job.id, intent.size_bytes, summary))
+            for trashed_at, rows_of_time in by_time.items():
+                session.jobs.mark_cleaned(connection, rows_of_time, trashed_at)
+            lines = [AuditLine(job.id, "marked_cleaned", 0) for job, _ in same]
+            ledger.add_audit(connection, lines, self._run.request.user, now)
+            ledger.forget_measured(connection, [job.id for job, _ in same])
+            return [job for job, _ in same]
+
+        for job in session.database.write(work):
+            self._stats.already_trashed(job)
 
     def _record_batch(self, jobs: Sequence[tuple[ClaimedJob, RemovedArtifacts]], now: datetime) -> None:
         """Record some jobs, report their outcome, and put back what must not stay in the trash."""

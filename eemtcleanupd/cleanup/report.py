@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 NAMED_JOBS_LIMIT = 10
 """How many jobs of a kind a report names."""
+ALREADY_TRASHED = "its data is in the trash already"
+"""Why a run does not clean a job whose row was reset after its data was moved."""
 
 
 @dataclass(slots=True)
@@ -51,6 +53,7 @@ class RunCounts:
     purged_bytes: int = 0
     early: int = 0
     early_bytes: int = 0
+    already_trashed: int = 0
     skipped: int = 0
     errors: int = 0
     by_status: Counter[str] = field(default_factory=Counter)
@@ -131,6 +134,11 @@ class RunStats:
         self.counts.skipped += 1
         self._run.emit(JobSkipped(job, reason, notable=True))
 
+    def already_trashed(self, job: Job) -> None:
+        """Count a job whose data an earlier run has moved to the trash, and counted as cleaned."""
+        self.counts.already_trashed += 1
+        self._run.emit(JobSkipped(job, ALREADY_TRASHED, notable=False))
+
     def failed(self, job: ClaimedJob, error: str) -> None:
         """Record and report that a job could not be cleaned, and why."""
         run, session = self._run, self._session
@@ -179,6 +187,7 @@ def build_report(
     interrupted = run.stop.is_set()
     # A dry run cleans nothing, so every uncleaned job still is.
     uncleaned = backlog.uncleaned - (0 if run.request.dry_run else sum(counts.cleaned.values()))
+    uncleaned -= counts.already_trashed
     # An interrupted run, or one of the trash alone, has not looked at all roots.
     looked = not interrupted and not run.request.only_trash
     return RunReport(

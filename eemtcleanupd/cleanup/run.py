@@ -19,6 +19,7 @@ from eemtcleanupd.cleanup.planner import Planner, Selection
 from eemtcleanupd.cleanup.pressure import PressureTarget, clean_early, empty_trash
 from eemtcleanupd.cleanup.recovery import purge_expired, recover_intents
 from eemtcleanupd.cleanup.report import (
+    ALREADY_TRASHED,
     RunCounts,
     audit_summary,
     build_report,
@@ -38,7 +39,16 @@ from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.filesystem import disk_usage
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.errors import AuditError, BreakerError, CleanupError
-from eemtcleanupd.events import ArtifactSize, Emit, JobPlanned, RunFailed, RunFinished, RunReport, Warned
+from eemtcleanupd.events import (
+    ArtifactSize,
+    Emit,
+    JobPlanned,
+    JobSkipped,
+    RunFailed,
+    RunFinished,
+    RunReport,
+    Warned,
+)
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import Outcome, RootName
 from eemtcleanupd.policy.breakers import clock_problem, is_too_many
@@ -193,6 +203,10 @@ class _Run:
             for plan in plans:
                 if run.stop.is_set():
                     break
+                if plan.trashed is not None:
+                    counts.already_trashed += 1
+                    run.emit(JobSkipped(plan.job, ALREADY_TRASHED, notable=False))
+                    continue
                 artifacts = tuple(ArtifactSize(found, selection.measure(found)) for found in plan.artifacts)
                 size = sum(artifact.size_bytes for artifact in artifacts)
                 if selection.is_too_large(plan, size):

@@ -89,6 +89,18 @@ class Intents(Repository):
             statement = statement.where(INTENTS.c.job_id == job_id)
         return self._intents(statement.order_by(INTENTS.c.purge_after, INTENTS.c.id).limit(limit))
 
+    def trashed_jobs(self, job_ids: Sequence[str]) -> dict[str, Intent]:
+        """Return what is in the trash of these jobs, by job id; of several items of a job the newest."""
+        intents: dict[str, Intent] = {}
+        for start in range(0, len(job_ids), MOST_VALUES):
+            statement = select(INTENTS).where(
+                INTENTS.c.state == IntentState.TRASHED,
+                INTENTS.c.job_id.in_(job_ids[start : start + MOST_VALUES]),
+            )
+            found = self._intents(statement.order_by(INTENTS.c.created_at, INTENTS.c.id))
+            intents |= {intent.job_id: intent for intent in found}
+        return intents
+
     def expired(
         self, now: datetime, limit: int, *, early: bool = False, trashed_before: datetime | None = None
     ) -> list[Intent]:

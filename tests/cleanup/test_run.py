@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -742,3 +743,53 @@ def test_a_hold_that_was_set_in_sql_without_owner_and_reason_keeps_its_job(store
     assert store.run().outcome == "success"
     (skipped,) = [event for event in store.of(JobSkipped) if isinstance(event, JobSkipped)]
     assert skipped.reason.startswith("held by")
+
+
+# -- the row is reset while the data is in the trash ---------------------------------------------------------
+
+_RESET = "UPDATE jobs SET data_cleaned_at = NULL, data_size_mb = NULL, cleanup_summary = NULL"
+_RECORD = "SELECT data_cleaned_at, data_size_mb, cleanup_summary FROM jobs WHERE id = 'a'"
+
+
+def test_a_job_in_the_trash_whose_row_was_reset_gets_its_record_back_and_counts_once(store: JobStore) -> None:
+    store.job("a", dem="a_dem.tif")
+    store.upload("a_dem.tif")
+    first = store.run(trash__grace_hours=24)
+    assert first.successful.jobs == 1
+    record = store.sql(_RECORD)
+    assert "in the trash" in str(record[0][2])
+    history = store.sql("SELECT job_id, action FROM cleanup_log")
+    totals = "SELECT value FROM cleanup_totals WHERE name = 'jobs_cleaned'"
+    total = store.sql(totals)
+    store.sql(_RESET)
+    store.now += timedelta(hours=1)
+    assert store.run(dry_run=True, trash__grace_hours=24).successful.jobs == 0
+    again = store.run(trash__grace_hours=24)
+    assert (again.successful.jobs, again.bytes_freed, again.missing, again.skipped) == (0, 0, 0, 0)
+    assert store.of(JobCleaned) == []
+    assert store.sql(_RECORD) == record
+    assert store.sql("SELECT job_id, action FROM cleanup_log") == history
+    assert store.sql(totals) == total
+    assert len(store.sql("SELECT * FROM cleanup_intents")) == 1
+
+
+def test_a_job_with_files_in_place_and_in_the_trash_is_cleaned_like_any_other(store: JobStore) -> None:
+    store.job("a")
+    store.run(trash__grace_hours=24)
+    store.sql(_RESET)
+    store.results("a").mkdir()
+    (store.results("a") / "new.tif").write_bytes(b"x" * 5000)
+    assert store.run(trash__grace_hours=24).successful.jobs == 1
+    assert not store.results("a").exists()
+    assert len(store.sql("SELECT * FROM cleanup_intents")) == 2
+
+
+def test_a_reset_job_whose_trash_is_gone_is_not_marked_as_if_it_were_there(store: JobStore) -> None:
+    store.job("a")
+    store.run(trash__grace_hours=24)
+    store.sql(_RESET)
+    (item,) = store.trash()
+    shutil.rmtree(store.path / "results/.eemtcleanupd-trash" / item)
+    report = store.run(trash__grace_hours=24)
+    assert report.skipped == 1
+    assert store.cleaned() == set()
