@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ from eemtcleanupd.cleanup.recovery import purge
 from eemtcleanupd.cleanup.session import StoreSession, job_table
 from eemtcleanupd.deletion.filesystem import disk_usage
 from eemtcleanupd.events import Warned
-from eemtcleanupd.formatting import human_age
+from eemtcleanupd.formatting import human_age, human_size
 from eemtcleanupd.model import Decision, RootName
 from eemtcleanupd.policy.breakers import is_too_many
 from eemtcleanupd.policy.pressure import DiskUsage, Pressure, early_policy
@@ -40,9 +41,12 @@ class PressureTarget:
 
     def missing_bytes(self, pipeline: Pipeline) -> int:
         """Return how much space must still be freed, 0 when the target is reached."""
+        return max(0, min(self.bytes_above(pipeline), self.needed_bytes - pipeline.stats.counts.bytes_freed))
+
+    def bytes_above(self, pipeline: Pipeline) -> int:
+        """Return how far the filesystem is above the low watermark now."""
         usage = disk_usage(pipeline.session.roots[RootName.RESULTS].fd)
-        above = usage.bytes_above(self.pressure.low_watermark_percent)
-        return max(0, min(above, self.needed_bytes - pipeline.stats.counts.bytes_freed))
+        return usage.bytes_above(self.pressure.low_watermark_percent)
 
     def summary(self, session: StoreSession) -> str:
         """Return the usage before the run and now, as text."""
@@ -53,77 +57,185 @@ class PressureTarget:
         )
 
 
-def empty_trash(pipeline: Pipeline, target: PressureTarget) -> None:
-    """Delete trash before its grace is over, oldest first, until the target is reached."""
-    run, ledger = pipeline.run, pipeline.session.ledger
-    tried: set[str] = set()
-    while target.missing_bytes(pipeline) and not run.stop.is_set():
-        oldest = ledger.expired(run.clock(), len(tried) + _PAGE, early=True)
-        waiting = [intent for intent in oldest if intent.id not in tried]
-        if not waiting:
-            return
-        for intent in waiting:
-            if not target.missing_bytes(pipeline) or run.stop.is_set():
-                return
-            tried.add(intent.id)
-            purge(pipeline, [intent])
-            pipeline.finish()
+class EarlyCleaning:
+    """What a run takes early: first trash before its grace is over, then jobs ahead of their retention.
 
-
-def clean_early(
-    pipeline: Pipeline,
-    selection: Selection,
-    target: PressureTarget,
-    uncleaned: int,
-    in_progress: Collection[str],
-) -> None:
-    """Clean jobs ahead of their retention until the target is reached: failed ones first, then oldest first.
+    It takes nothing when everything that it could take would not bring the disk to the low watermark: then
+    other data fills the disk, and the jobs would be lost for nothing.
 
     Args:
-        pipeline: cleans the jobs.
+        pipeline: cleans the jobs; it has finished the expired ones.
         selection: applies the limits of the run.
         target: says when enough space is free.
         uncleaned: how many terminal jobs were not cleaned when the run started.
         in_progress: ids of jobs that an unfinished intent of an earlier run still has.
     """
-    run, session = pipeline.run, pipeline.session
-    policy = early_policy(run.policy, target.pressure.minimum_age)
-    jobs = job_table(session.database, run.config, policy)
-    jobs.gather_candidates(run.started_at, failed_first=True)
-    planner = Planner(run, session, policy, jobs)
-    full = f"the disk is {target.before.used_percent:.1f} % full"
-    for decisions in planner.decisions(2 * run.workers):
-        expired = [_as_early(decision, run.policy, full) for decision in decisions if decision.clean]
-        plans = [
-            plan for plan in planner.plan(expired, pipeline.in_flight()) if plan.job.id not in in_progress
-        ]
-        with session.database.read() as connection:
-            sizes = session.ledger.measured(connection, [plan.job.id for plan in plans])
-        while plans:
-            missing = target.missing_bytes(pipeline)
-            if not missing or run.stop.is_set():
-                return
-            batch = _enough(plans, sizes, missing)
-            plans = plans[len(batch) :]
-            if _is_limit_reached(pipeline, selection, uncleaned) or not selection.process(
-                pipeline, batch, sizes
-            ):
-                return
-            pipeline.finish()
 
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        selection: Selection,
+        target: PressureTarget,
+        uncleaned: int,
+        in_progress: Collection[str],
+    ) -> None:
+        run, session = pipeline.run, pipeline.session
+        self._pipeline = pipeline
+        self._selection = selection
+        self._target = target
+        self._uncleaned = uncleaned
+        self._in_progress = in_progress
+        policy = early_policy(run.policy, target.pressure.minimum_age)
+        self._jobs = job_table(session.database, run.config, policy)
+        self._planner = Planner(run, session, policy, self._jobs)
+        self._available_bytes = 0
+        self._lag_bytes = 0
+        self._has_taken = False
+        self._hopeless: str | None = None
 
-def _is_limit_reached(pipeline: Pipeline, selection: Selection, uncleaned: int) -> bool:
-    """Return whether one more job is too many for the breaker; warn then."""
-    safety = pipeline.run.config.safety
-    if not is_too_many(selection.claimed + 1, uncleaned, safety.max_fraction, safety.max_fraction_min_jobs):
-        return False
-    pipeline.run.emit(
-        Warned(
-            f"The disk is still full. The run has cleaned {selection.claimed} of {uncleaned} ended jobs, and "
-            f"safety.max_fraction ({safety.max_fraction:g}) allows no more in one run."
+    def run(self) -> None:
+        """Take as much as is needed, if that can be enough."""
+        run = self._pipeline.run
+        missing = self._target.missing_bytes(self._pipeline)
+        if not missing or run.stop.is_set():
+            return
+        self._lag_bytes = self._target.bytes_above(self._pipeline) - missing
+        self._jobs.gather_candidates(run.started_at, failed_first=True)
+        self._available_bytes = self._trash_bytes() + self._job_bytes()
+        if run.stop.is_set():  # the measurement is incomplete
+            return
+        self._empty_trash()
+        self._clean_jobs()
+
+    def summary(self) -> str:
+        """Return the usage before the run and now, and why nothing more was taken early, as text."""
+        summary = self._target.summary(self._pipeline.session)
+        return f"{summary}; {self._hopeless}" if self._hopeless else summary
+
+    # -- whether it can be enough ------------------------------------------------------------------
+
+    def _trash_bytes(self) -> int:
+        intents = self._pipeline.session.ledger.expired(self._pipeline.run.clock(), sys.maxsize, early=True)
+        return sum(intent.size_bytes for intent in intents)
+
+    def _job_bytes(self) -> int:
+        """Return the bytes of the jobs that the run's limits allow to clean early; measure unknown ones."""
+        run, session = self._pipeline.run, self._pipeline.session
+        allowed = self._jobs_allowed()
+        total = 0
+        for decisions in self._planner.decisions(_PAGE):
+            expired = [d for d in decisions if d.clean and d.job.id not in self._in_progress][:allowed]
+            allowed -= len(expired)
+            with session.database.read() as connection:
+                sizes = session.ledger.measured(connection, [decision.job.id for decision in expired])
+            total += sum(sizes.values())
+            unknown = [decision for decision in expired if decision.job.id not in sizes]
+            for plan in self._planner.plan(unknown, ()) if unknown else ():
+                total += sum(self._selection.measure(found) for found in plan.artifacts)
+            if not allowed or run.stop.is_set():
+                break
+        return total
+
+    def _jobs_allowed(self) -> int:
+        """Return how many more jobs the breaker and the cap of the run allow."""
+        safety, claimed = self._pipeline.run.config.safety, self._selection.claimed
+        allowed = max(0, self._uncleaned - claimed)
+        if is_too_many(claimed + allowed, self._uncleaned, safety.max_fraction, safety.max_fraction_min_jobs):
+            allowed = max(0, int(safety.max_fraction * self._uncleaned) - claimed)
+        return min(allowed, max(0, safety.max_jobs_per_run - claimed)) if safety.max_jobs_per_run else allowed
+
+    def _can_be_enough(self) -> bool:
+        """Return whether what is left can still bring the disk to the low watermark; warn once if not.
+
+        The filesystem's figure can lag behind the last deletion, so that is not held against it.
+        """
+        if self._hopeless is not None:
+            return False
+        needed = self._target.bytes_above(self._pipeline) - self._lag_bytes
+        if needed <= self._available_bytes:
+            return True
+        low, left = self._target.pressure.low_watermark_percent, max(0, self._available_bytes)
+        taken = "nothing more" if self._has_taken else "nothing"
+        self._hopeless = (
+            f"{human_size(needed)} must be freed to reach {low:g} %, but the trash and the jobs that this "
+            f"run can clean early hold only {human_size(left)}, so {taken} was deleted early"
         )
-    )
-    return True
+        message = (
+            f"Early cleaning cannot reach the low watermark: {self._hopeless}. "
+            "The rest of the disk is data that this run must not delete. Free space elsewhere."
+        )
+        self._pipeline.run.emit(Warned(message))
+        return False
+
+    def _taken(self, bytes_expected: int, freed_before: int) -> None:
+        self._has_taken = True
+        self._available_bytes -= bytes_expected
+        self._lag_bytes = self._pipeline.stats.counts.bytes_freed - freed_before
+
+    # -- take --------------------------------------------------------------------------------------
+
+    def _must_go_on(self) -> bool:
+        if not self._target.missing_bytes(self._pipeline) or self._pipeline.run.stop.is_set():
+            return False
+        return self._can_be_enough()
+
+    def _empty_trash(self) -> None:
+        """Delete trash before its grace is over, oldest first, until the target is reached."""
+        pipeline = self._pipeline
+        tried: set[str] = set()
+        while self._must_go_on():
+            oldest = pipeline.session.ledger.expired(pipeline.run.clock(), len(tried) + _PAGE, early=True)
+            waiting = [intent for intent in oldest if intent.id not in tried]
+            if not waiting:
+                return
+            for intent in waiting:
+                if not self._must_go_on():
+                    return
+                tried.add(intent.id)
+                freed = pipeline.stats.counts.bytes_freed
+                purge(pipeline, [intent])
+                pipeline.finish()
+                self._taken(intent.size_bytes, freed)
+
+    def _clean_jobs(self) -> None:
+        """Clean jobs ahead of their retention until the target is reached: failed ones first, then oldest."""
+        pipeline = self._pipeline
+        run, session = pipeline.run, pipeline.session
+        full = f"the disk is {self._target.before.used_percent:.1f} % full"
+        for decisions in self._planner.decisions(2 * run.workers):
+            expired = [_as_early(decision, run.policy, full) for decision in decisions if decision.clean]
+            plans = [
+                plan
+                for plan in self._planner.plan(expired, pipeline.in_flight())
+                if plan.job.id not in self._in_progress and plan.trashed is None
+            ]
+            with session.database.read() as connection:
+                sizes = session.ledger.measured(connection, [plan.job.id for plan in plans])
+            while plans:
+                if not self._must_go_on():
+                    return
+                batch = _enough(plans, sizes, self._target.missing_bytes(pipeline))
+                plans = plans[len(batch) :]
+                freed = pipeline.stats.counts.bytes_freed
+                if self._is_limit_reached() or not self._selection.process(pipeline, batch, sizes):
+                    return
+                pipeline.finish()
+                done = pipeline.stats.counts.bytes_freed - freed
+                self._taken(max(done, sum(sizes.get(plan.job.id, 0) for plan in batch)), freed)
+
+    def _is_limit_reached(self) -> bool:
+        """Return whether one more job is too many for the breaker; warn then."""
+        run, claimed, uncleaned = self._pipeline.run, self._selection.claimed, self._uncleaned
+        safety = run.config.safety
+        if not is_too_many(claimed + 1, uncleaned, safety.max_fraction, safety.max_fraction_min_jobs):
+            return False
+        run.emit(
+            Warned(
+                f"The disk is still full. The run has cleaned {claimed} of {uncleaned} ended jobs, and "
+                f"safety.max_fraction ({safety.max_fraction:g}) allows no more in one run."
+            )
+        )
+        return True
 
 
 def _as_early(decision: Decision, policy: Policy, full: str) -> Decision:

@@ -16,7 +16,7 @@ from eemtcleanupd.cleanup.context import NullHooks, Progress, RunContext, RunHoo
 from eemtcleanupd.cleanup.inventory import Inventory, InventoryResult
 from eemtcleanupd.cleanup.pipeline import Pipeline
 from eemtcleanupd.cleanup.planner import Planner, Selection
-from eemtcleanupd.cleanup.pressure import PressureTarget, clean_early, empty_trash
+from eemtcleanupd.cleanup.pressure import EarlyCleaning, PressureTarget
 from eemtcleanupd.cleanup.recovery import purge_expired, recover_intents
 from eemtcleanupd.cleanup.report import (
     ALREADY_TRASHED,
@@ -317,10 +317,7 @@ class _Run:
         if request.only_trash:
             return InventoryResult(0, 0), None
         self._warn_of_unowned_items()
-        target = None
-        if request.pressure is not None:
-            target = PressureTarget.of(request.pressure, session)
-            empty_trash(pipeline, target)
+        target = None if request.pressure is None else PressureTarget.of(request.pressure, session)
         for plans in self._selection.pages(self._planner, pipeline.in_flight):
             batch = [plan for plan in plans if plan.job.id not in in_progress]
             with session.database.read() as connection:
@@ -329,8 +326,9 @@ class _Run:
         pipeline.finish()
         pressure = None
         if target is not None:
-            clean_early(pipeline, self._selection, target, self._backlog.uncleaned, in_progress)
-            pressure = target.summary(session)
+            early = EarlyCleaning(pipeline, self._selection, target, self._backlog.uncleaned, in_progress)
+            early.run()
+            pressure = early.summary()
         inventory = Inventory(run, session, pipeline.process_orphan).scan()
         pipeline.finish()
         return inventory, pressure

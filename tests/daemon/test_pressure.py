@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.events import DiskPressure, JobCleaned, RunFinished
+from eemtcleanupd.events import DiskPressure, Event, JobCleaned, RunFinished, RunReport, Warned
 from eemtcleanupd.policy.pressure import DiskUsage
 from tests.cleanup.conftest import JobStore
 from tests.daemon.conftest import DaemonHarness
@@ -111,3 +111,74 @@ def test_a_full_disk_changes_nothing_when_pressure_is_off_or_in_a_dry_run(
     small_disk.pass_time(minutes=5)
     assert Path(small_disk.store.results("young")).exists()
     assert small_disk.events_of(RunFinished) == []
+
+
+def report_of(daemon: DaemonHarness) -> RunReport:
+    (event,) = daemon.events_of(RunFinished)
+    assert isinstance(event, RunFinished)
+    return event.report
+
+
+def pressure_warnings(daemon: DaemonHarness) -> list[str]:
+    return [e.message for e in daemon.events_of(Warned) if isinstance(e, Warned) and "watermark" in e.message]
+
+
+@pytest.mark.root
+def test_on_a_disk_full_of_other_data_nothing_is_taken_early_and_expired_jobs_are_cleaned(
+    small_disk: DaemonHarness,
+) -> None:
+    store = small_disk.store
+    job(store, "in-trash", "failed", 2, mb=1)
+    store.run(trash__grace_hours=100)
+    items = store.trash()
+    job(store, "expired", "failed", 2, mb=1)
+    job(store, "young", "completed", 2, mb=1)
+    job(store, "failed-young", "failed", 0.2, mb=1)
+    (store.results("other-data")).write_bytes(b"x" * 13 * MB)
+    small_disk.start(f"{PRESSURE}\ntrash: {{grace_hours: 100}}")
+    small_disk.pass_time(minutes=1)
+    assert cleaned_jobs(small_disk) == [("expired", False)]
+    assert store.results("young").exists()
+    assert store.trash() == items
+    report = report_of(small_disk)
+    assert report.outcome == "success"
+    assert report.early.jobs == 0
+    (warning,) = pressure_warnings(small_disk)
+    assert "3 MB" in warning, "the trash and two jobs"
+    assert "3 MB" in str(report.pressure)
+
+
+@pytest.mark.root
+def test_the_limits_of_a_run_count_when_it_is_asked_whether_early_cleaning_can_be_enough(
+    small_disk: DaemonHarness,
+) -> None:
+    for number in range(8):
+        job(small_disk.store, f"young-{number}", "completed", 2, mb=2)
+    small_disk.start(f"{PRESSURE}\nsafety: {{max_jobs_per_run: 2}}")
+    small_disk.pass_time(minutes=1)
+    assert cleaned_jobs(small_disk) == []
+    assert len(pressure_warnings(small_disk)) == 1
+
+
+@pytest.mark.root
+def test_early_cleaning_ends_when_others_write_more_than_it_can_still_free(small_disk: DaemonHarness) -> None:
+    store = small_disk.store
+    other = store.results("other-data")
+    other.write_bytes(b"x" * 5 * MB)
+    for number in range(5):
+        job(store, f"young-{number}", "completed", 3 - number / 10, mb=2)
+
+    class Writing(list[Event]):
+        """Others write as soon as a job is cleaned."""
+
+        def append(self, event: Event) -> None:
+            if isinstance(event, JobCleaned):
+                other.write_bytes(b"x" * 11 * MB)
+            super().append(event)
+
+    small_disk.events = Writing()
+    small_disk.start("pressure: {enabled: true, high_watermark_percent: 70, low_watermark_percent: 30}")
+    small_disk.pass_time(minutes=1)
+    assert cleaned_jobs(small_disk) == [("young-0", True)]
+    assert len(pressure_warnings(small_disk)) == 1
+    assert report_of(small_disk).early.jobs == 1
