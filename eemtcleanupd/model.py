@@ -38,6 +38,14 @@ class Trigger(StrEnum):
         """Whether the daemon starts such a cleanup itself, so that it can be delayed and retried."""
         return self in {Trigger.SCHEDULE, Trigger.START, Trigger.RECOVERY}
 
+    @property
+    def plans_jobs(self) -> bool:
+        """Whether such a run considers all jobs.
+
+        A run of the trash only empties it.  A recovery run only finishes or undoes what an earlier run left.
+        """
+        return self not in {Trigger.TRASH, Trigger.RECOVERY}
+
 
 class Outcome(StrEnum):
     """How a run ended: without errors, with errors on some jobs, stopped on request, failed, or killed."""

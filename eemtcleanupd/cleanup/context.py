@@ -52,10 +52,10 @@ class NullHooks:
 class RunRequest:
     """What a person or a schedule asks of one run.
 
-    ``skip_larger_than_bytes`` leaves larger jobs to another run.  ``only_trash`` cleans no job: the run only
-    empties the trash of items whose grace has passed, or that are there for ``purge_older_than``.
-    ``pressure`` lets the run clean jobs ahead of their retention until the disk is no longer full, and
-    without a grace.
+    ``trigger`` also says what the run considers: see :attr:`Trigger.plans_jobs`.
+    ``skip_larger_than_bytes`` leaves larger jobs to another run.  ``purge_older_than`` also deletes trash
+    that is older, before the end of its grace.  ``pressure`` lets the run clean jobs ahead of their retention
+    until the disk is no longer full, and without a grace.
     """
 
     user: str
@@ -63,7 +63,6 @@ class RunRequest:
     dry_run: bool = False
     force: bool = False
     skip_larger_than_bytes: int | None = None
-    only_trash: bool = False
     purge_older_than: timedelta | None = None
     pressure: Pressure | None = None
 

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from eemtcleanupd.cleanup.pipeline import Pipeline
 from eemtcleanupd.cleanup.planner import has_files_in_place
+from eemtcleanupd.cleanup.session import StoreSession
 from eemtcleanupd.cleanup.staging import ClaimedJob
 from eemtcleanupd.deletion.trash import deleting_name
 from eemtcleanupd.formatting import printable
@@ -38,7 +39,7 @@ def _recover(pipeline: Pipeline, intent: Intent) -> None:
     deleting = [pair for pair in items if session.in_trash(pair[0].artifact.root, deleting_name(pair[1]))]
     staged = [pair for pair in items if session.in_trash(pair[0].artifact.root, pair[1])]
     job = _claimed_job(pipeline, intent)
-    if not deleting:
+    if not deleting and not (job.marks_job_cleaned and _is_deleted(session, intent)):
         pipeline.staging.put_back(job, staged)
         return
     with session.database.read() as connection:
@@ -53,6 +54,21 @@ def _recover(pipeline: Pipeline, intent: Intent) -> None:
     pipeline.staging.restore(needed)
     job.items = deleting + [pair for pair in staged if pair not in needed]
     pipeline.submit(job)
+
+
+def _is_deleted(session: StoreSession, intent: Intent) -> bool:
+    """Return whether an item of a job was deleted, and the run died before it could record that.
+
+    All items are staged before the first one is deleted, so a job with an entry in its place was not staged.
+    """
+    if intent.kind is IntentKind.ORPHAN or any(
+        found.artifact.root not in session.trashes for found, _ in intent.items
+    ):
+        return False
+    artifacts = [found.artifact for found, _ in intent.items]
+    if any(session.roots[artifact.root].has(artifact.name) for artifact in artifacts):
+        return False
+    return not all(session.in_trash(found.artifact.root, item) for found, item in intent.items)
 
 
 def purge_expired(pipeline: Pipeline, trashed_before: datetime | None = None) -> None:

@@ -188,8 +188,8 @@ def build_report(
     # A dry run cleans nothing, so every uncleaned job still is.
     uncleaned = backlog.uncleaned - (0 if run.request.dry_run else sum(counts.cleaned.values()))
     uncleaned -= counts.already_trashed
-    # An interrupted run, or one of the trash alone, has not looked at all roots.
-    looked = not interrupted and not run.request.only_trash
+    # An interrupted run, or one that plans no jobs, has not looked at all roots.
+    looked = not interrupted and run.request.trigger.plans_jobs
     return RunReport(
         run_id=run.id,
         dry_run=run.request.dry_run,

@@ -50,7 +50,7 @@ from eemtcleanupd.events import (
     Warned,
 )
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.model import Outcome, RootName
+from eemtcleanupd.model import Outcome, RootName, Trigger
 from eemtcleanupd.policy.breakers import clock_problem, is_too_many
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.retention import Policy
@@ -146,7 +146,7 @@ class _Run:
         if not run.request.dry_run:
             self._stack.enter_context(run_lock(database, run.id, run.started_at))
         session = open_session(run.config, database, jobs, run.policy, self._stack)
-        backlog = Backlog(0, 0) if run.request.only_trash else jobs.backlog(run.started_at)
+        backlog = jobs.backlog(run.started_at) if run.request.trigger.plans_jobs else Backlog(0, 0)
         if backlog.candidates:
             jobs.gather_candidates(run.started_at)
         run.progress.jobs_total = backlog.candidates
@@ -312,9 +312,11 @@ class _Run:
         in_progress: frozenset[str] = frozenset()
         if session.ledger.has_intents():
             in_progress = recover_intents(pipeline)
-            older_than = request.purge_older_than
-            purge_expired(pipeline, None if older_than is None else run.started_at - older_than)
-        if request.only_trash:
+            # Nobody asked for a recovery run, so it deletes nothing whose deletion had not started.
+            if request.trigger is not Trigger.RECOVERY:
+                older_than = request.purge_older_than
+                purge_expired(pipeline, None if older_than is None else run.started_at - older_than)
+        if not request.trigger.plans_jobs:
             return InventoryResult(0, 0), None
         self._warn_of_unowned_items()
         target = None if request.pressure is None else PressureTarget.of(request.pressure, session)

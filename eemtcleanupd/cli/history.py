@@ -45,12 +45,14 @@ def _list(runs: list[RunRecord], *, as_json: bool) -> None:
         click.echo("There are no runs yet.")
         return
     click.echo(
-        f"{'RUN':<21}  {'STARTED (UTC)':<19}  {'OUTCOME':<11}  {'OK':>6}  {'FAILED':>6}  {'ERRORS':>6}  FREED"
+        f"{'RUN':<21}  {'STARTED (UTC)':<19}  {'TRIGGER':<8}  {'OUTCOME':<11}  "
+        f"{'OK':>6}  {'FAILED':>6}  {'ERRORS':>6}  FREED"
     )
     for run in runs:
         click.echo(
-            f"{run.id:<21}  {run.started_at:%Y-%m-%d %H:%M:%S}  {run.outcome or 'unfinished':<11}  "
-            f"{run.successful:>6}  {run.failed:>6}  {run.errors:>6}  {human_size(run.bytes_freed)}"
+            f"{run.id:<21}  {run.started_at:%Y-%m-%d %H:%M:%S}  {run.trigger:<8}  "
+            f"{run.outcome or 'unfinished':<11}  {run.successful:>6}  {run.failed:>6}  "
+            f"{run.errors:>6}  {human_size(run.bytes_freed)}"
         )
 
 

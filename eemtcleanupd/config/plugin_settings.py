@@ -56,9 +56,10 @@ class NotifierSettings(PluginSettings):
     outlives_restarts: ClassVar[bool] = True
 
     on: Occasions = Field(
-        ("success", "failure", "interrupted", "pressure", "capacity", "config_rejected"),
+        ("success", "failure", "interrupted", "recovery", "pressure", "capacity", "config_rejected"),
         description="Events to report. failure is a run that failed, was refused or had errors. trash is a "
-        "run that only emptied the trash. daemon is the start and the stop of the daemon.",
+        "run that only emptied the trash. recovery is a run that only finished what an interrupted run had "
+        "started. daemon is the start and the stop of the daemon.",
     )
     only_if_cleaned: bool = Field(False, description="Report a successful run only if it deleted something.")
     digest: TimeOfDay | None = Field(

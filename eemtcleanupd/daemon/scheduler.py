@@ -78,17 +78,20 @@ class RunScheduler:
         self._runner.stop()
 
     def resume(self) -> None:
-        """Catch up on missed runs, and continue a run that a daemon left incomplete."""
+        """Catch up on missed runs, and finish the deletions that an interrupted run had started.
+
+        The jobs that the interrupted run had not claimed wait for the schedule or for a person.
+        """
         config = self._config_manager.config
         schedule = config.schedule
         last = self._queries.last_cleanup(config)
         catch_up = schedule.enabled and schedule.catch_up and not config.dry_run
         if catch_up and last is not None and last.began_at is not None:
             self.apply_schedule(since=last.began_at)
-        if last is not None and (last.was_killed or (last.was_interrupted and schedule.catch_up)):
+        if schedule.run_on_start:
+            self._put(RunRequested(Trigger.START, USER))  # like every run, it recovers first
+        elif last is not None and last.needs_recovery and not config.dry_run:
             self._put(RunRequested(Trigger.RECOVERY, USER))
-        elif schedule.run_on_start:
-            self._put(RunRequested(Trigger.START, USER))
 
     # -- pending run -------------------------------------------------------------------------------
 
@@ -100,7 +103,7 @@ class RunScheduler:
                 self._refuse(request, f"This daemon is the standby. Request the run from {active}.")
             return
         running, pending = self._runner.active_run, self._pending
-        is_busy = running is not None and not running.request.only_trash
+        is_busy = running is not None and running.request.trigger.plans_jobs
         if request.callbacks is not None and (
             is_busy or (pending is not None and pending.callbacks is not None)
         ):
@@ -108,7 +111,7 @@ class RunScheduler:
         elif running is not None and is_busy:
             started_at = f"{running.started_at:%H:%M:%S} UTC"
             self._refuse(request, f"Another run, started at {started_at}, is in progress.")
-        elif pending is None or pending.trigger is Trigger.TRASH or request.callbacks is not None:
+        elif pending is None or not pending.trigger.plans_jobs or request.callbacks is not None:
             self._pending = request
 
     @staticmethod
@@ -175,7 +178,6 @@ class RunScheduler:
                 trigger=request.trigger,
                 dry_run=config.dry_run,
                 force=callbacks is not None and callbacks.force,
-                only_trash=request.trigger is Trigger.TRASH,
                 pressure=Pressure(pressure.low_watermark_percent, timedelta(hours=pressure.minimum_age_hours))
                 if request.trigger is Trigger.PRESSURE
                 else None,

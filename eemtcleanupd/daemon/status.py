@@ -13,6 +13,7 @@ from pydantic import AwareDatetime, PlainSerializer, TypeAdapter
 
 from eemtcleanupd.files import write_atomic
 from eemtcleanupd.formatting import human_size
+from eemtcleanupd.model import Trigger
 from eemtcleanupd.store.address import StoreAddress
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ class DaemonStatus:
         if self.run is not None:
             freed = f", {human_size(self.run.bytes_freed)} freed" if self.run.bytes_freed else ""
             done = f"{self.run.jobs_done} of {self.run.jobs_total} jobs processed"
+            if self.run.trigger == Trigger.RECOVERY:
+                done = "finishing what an interrupted run left"
             parts.append(f"Run ({self.run.trigger}): {done}{freed}")
         elif self.next_run_at is None:
             parts.append("The schedule is off (schedule.enabled)")

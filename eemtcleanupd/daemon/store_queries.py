@@ -33,11 +33,14 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, slots=True)
 class LastCleanup:
-    """The newest run in the ledger; ``began_at`` is the start of the last run that considered all jobs."""
+    """The last cleanup in the ledger.
+
+    ``began_at`` is the start of the last run that considered all jobs.  ``needs_recovery`` says whether the
+    newest run was killed, or ended early and left deletions that it had started.
+    """
 
     began_at: datetime | None
-    was_killed: bool
-    was_interrupted: bool
+    needs_recovery: bool
 
 
 class StoreQueries:
@@ -54,7 +57,9 @@ class StoreQueries:
             if not newest:
                 return None
             outcome = newest[0].outcome
-            return LastCleanup(ledger.last_cleanup_at(), outcome is None, outcome == Outcome.INTERRUPTED)
+            ended_early = outcome not in {None, Outcome.SUCCESS, Outcome.ERRORS}
+            needs_recovery = outcome is None or (ended_early and bool(ledger.open_intents()))
+            return LastCleanup(ledger.last_cleanup_at(), needs_recovery)
 
         return _ask(config, query)
 

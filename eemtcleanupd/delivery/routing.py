@@ -17,7 +17,8 @@ def wants(settings: NotifierSettings, event: Event) -> bool:
     occasion = event.occasion
     if event.is_test or occasion is None:
         return True
-    if occasion == "success" and settings.only_if_cleaned and isinstance(event, RunFinished):
+    is_success = occasion in {"success", "recovery"}
+    if is_success and settings.only_if_cleaned and isinstance(event, RunFinished):
         report = event.report
         if not (report.bytes_freed or report.successful.jobs or report.failed.jobs):
             return False

@@ -13,6 +13,7 @@ Occasion = Literal[
     "failure",
     "interrupted",
     "trash",
+    "recovery",
     "dry_run",
     "pressure",
     "capacity",
@@ -22,8 +23,9 @@ Occasion = Literal[
 ]
 """What ``on:`` in a notifier's settings can name.
 
-The first five are results of runs.  ``failure`` is a run with errors, or one that was refused or failed;
-``trash`` is a successful run that only emptied the trash.
+The first six are results of runs.  ``failure`` is a run with errors, or one that was refused or failed;
+``trash`` is a successful run that only emptied the trash, ``recovery`` one that only finished or undid what
+an interrupted run had started.
 """
 
 

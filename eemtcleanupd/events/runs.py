@@ -28,6 +28,10 @@ class RunStarted(Event):
     candidates: int
 
     def log_lines(self) -> Iterator[tuple[int, str]]:
+        if self.trigger is Trigger.RECOVERY:
+            text = f"Run {self.run_id}: finishing what an interrupted run left. No job is planned."
+            yield logging.INFO, text
+            return
         yield logging.INFO, "Starting job cleanup process"
         yield logging.INFO, f"Run {self.run_id}: {self.policy}"
         yield logging.INFO, f"Found {self.jobs_to_check} jobs to check"
@@ -150,6 +154,9 @@ class Warned(Event):
         return self.message
 
 
+_OCCASIONS: dict[Trigger, Occasion] = {Trigger.TRASH: "trash", Trigger.RECOVERY: "recovery"}
+
+
 @dataclass(frozen=True, slots=True)
 class RunFinished(Event):
     """A run ended by itself or was asked to stop; its report has the details."""
@@ -164,7 +171,7 @@ class RunFinished(Event):
         if report.dry_run:
             return "dry_run"
         if report.outcome is Outcome.SUCCESS:
-            return "trash" if report.trigger is Trigger.TRASH else "success"
+            return _OCCASIONS.get(report.trigger, "success")
         return "interrupted" if report.outcome is Outcome.INTERRUPTED else "failure"
 
     @property
@@ -180,7 +187,7 @@ class RunFinished(Event):
     def log_lines(self) -> Iterator[tuple[int, str]]:
         report = self.report
         jobs = f"{report.successful.jobs} successful, {report.failed.jobs} failed"
-        yield logging.INFO, f"Cleanup summary: {jobs}, {human_size(report.bytes_freed)} freed"
+        yield logging.INFO, f"{self._noun} summary: {jobs}, {human_size(report.bytes_freed)} freed"
         if report.pressure:
             early = f"{report.early.jobs} jobs before their retention"
             freed = human_size(report.early.bytes_freed)
@@ -189,10 +196,15 @@ class RunFinished(Event):
 
     def log_line(self) -> str:
         if self.report.outcome is Outcome.SUCCESS:
-            return "Cleanup completed successfully"
+            return f"{self._noun} completed successfully"
         if self.report.outcome is Outcome.ERRORS:
-            return f"Cleanup completed with errors on {self.report.errors} jobs"
-        return "Cleanup was interrupted; the next run continues"
+            return f"{self._noun} completed with errors on {self.report.errors} jobs"
+        return f"{self._noun} was interrupted; the next run continues"
+
+    @property
+    def _noun(self) -> str:
+        is_recovery = self.report.trigger is Trigger.RECOVERY
+        return "Recovery of an interrupted run" if is_recovery else "Cleanup"
 
 
 @dataclass(frozen=True, slots=True)

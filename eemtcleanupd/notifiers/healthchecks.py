@@ -36,14 +36,17 @@ def register_settings() -> type[PingSettings]:
 
 @hookimpl
 def run_started(event: RunStarted, settings: PingSettings) -> str:
-    if event.dry_run or event.trigger is Trigger.TRASH:
+    if event.dry_run or not event.trigger.plans_jobs:
         return ""
     return _ping(settings, "/start", f"run {event.run_id}")
 
 
 @hookimpl
 def run_finished(event: RunFinished, settings: PingSettings) -> str:
-    suffix = "/fail" if event.report.outcome is Outcome.ERRORS else ""
+    report = event.report
+    if report.trigger is Trigger.RECOVERY and report.outcome is not Outcome.ERRORS:
+        return ""  # to the monitor, a success means that a cleanup was run
+    suffix = "/fail" if report.outcome is Outcome.ERRORS else ""
     return _ping(settings, suffix, render(event).text())
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from eemtcleanupd.events import Event, JobNote, RunFinished, RunReport, Severity, StorageState
 from eemtcleanupd.formatting import human_size, local_time, plural, printable, shortened
 from eemtcleanupd.hookspecs import Digest
-from eemtcleanupd.model import Outcome
+from eemtcleanupd.model import Outcome, Trigger
 
 Facts = list[tuple[str, str]]
 Lists = tuple[tuple[str, tuple[str, ...]], ...]
@@ -52,14 +52,15 @@ def _report_message(event: RunFinished) -> Message:
     cleaned = f"{plural(jobs, 'job')} cleaned, {freed} freed"
     host = f" on {_line(report.host)}" if report.host else ""
     test = "[TEST] " if report.is_test else ""
+    what = "EEMT recovery of an interrupted run" if report.trigger is Trigger.RECOVERY else "EEMT cleanup"
     if report.outcome is Outcome.ERRORS:
-        headline = f"{test}FAILED for {plural(report.errors, 'job')}: EEMT cleanup{host}, {cleaned}"
+        headline = f"{test}FAILED for {plural(report.errors, 'job')}: {what}{host}, {cleaned}"
     elif report.outcome is Outcome.INTERRUPTED:
-        headline = f"{test}Interrupted: EEMT cleanup{host}, {cleaned}"
+        headline = f"{test}Interrupted: {what}{host}, {cleaned}"
     elif report.dry_run:
-        headline = f"{test}EEMT cleanup{host}: {plural(jobs, 'job')} would be cleaned, about {freed}"
+        headline = f"{test}{what}{host}: {plural(jobs, 'job')} would be cleaned, about {freed}"
     else:
-        headline = f"{test}EEMT cleanup{host}: {cleaned}"
+        headline = f"{test}{what}{host}: {cleaned}"
     facts = [
         ("Jobs Cleaned", f"{jobs} ({report.successful.jobs} successful, {report.failed.jobs} failed)"),
         ("Space Freed", freed),

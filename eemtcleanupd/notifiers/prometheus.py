@@ -15,7 +15,7 @@ from eemtcleanupd.config.schema import MetricsConfig
 from eemtcleanupd.events import DURATION_BUCKETS, DaemonStarted, RunFinished, StorageState, Total
 from eemtcleanupd.files import write_atomic
 from eemtcleanupd.hookspecs import hookimpl
-from eemtcleanupd.model import Outcome, Trigger
+from eemtcleanupd.model import Outcome
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -77,7 +77,7 @@ class Prometheus:
         self._totals = report.totals
         self._storage = report.storage
         self._next_run = _seconds(report.next_run_at)
-        if report.outcome is Outcome.SUCCESS and report.trigger is not Trigger.TRASH:
+        if report.outcome is Outcome.SUCCESS and report.trigger.plans_jobs:
             self._last_success = report.finished_at.timestamp()
         return self._write(settings)
 

@@ -13,7 +13,7 @@ from eemtcleanupd.deletion.roots import open_root
 from eemtcleanupd.events import RunFinished
 from eemtcleanupd.formatting import human_size, printable
 from eemtcleanupd.hookspecs import ArtifactPath, hookimpl
-from eemtcleanupd.model import Job
+from eemtcleanupd.model import Job, Trigger
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,8 @@ class BackupPlugin:
     @hookimpl
     def run_finished(self, event: RunFinished, settings: BackupConfig) -> str:
         """Delete expired backups."""
-        if event.report.dry_run or event.report.is_test:
+        report = event.report
+        if report.dry_run or report.is_test or report.trigger is Trigger.RECOVERY:
             return "nothing to do"
         from eemtcleanupd.backup.folder import BackupFolder
 

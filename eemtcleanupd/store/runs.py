@@ -41,6 +41,9 @@ class RunRecord:
     error: str | None = None
 
 
+_PLANNED_JOBS = RUNS.c.trigger.not_in([trigger for trigger in Trigger if not trigger.plans_jobs])
+
+
 class Runs(Repository):
     """``cleanup_runs`` and ``cleanup_totals``."""
 
@@ -50,17 +53,17 @@ class Runs(Repository):
 
     def has_whole_run(self) -> bool:
         """Return whether any run has checked all jobs and finished."""
-        complete = RUNS.c.outcome.in_((Outcome.SUCCESS, Outcome.ERRORS)) & (RUNS.c.trigger != Trigger.TRASH)
+        complete = RUNS.c.outcome.in_((Outcome.SUCCESS, Outcome.ERRORS)) & _PLANNED_JOBS
         with self._database.read() as connection:
             return bool(connection.execute(select(func.count()).where(complete)).scalar_one())
 
     def last_cleanup_at(self) -> datetime | None:
         """Return when the last run that checked all jobs started, or None before the first."""
-        return self._time(select(func.max(RUNS.c.started_at)).where(RUNS.c.trigger != Trigger.TRASH))
+        return self._time(select(func.max(RUNS.c.started_at)).where(_PLANNED_JOBS))
 
     def last_success_at(self) -> datetime | None:
         """Return when the last run that checked all jobs without errors finished."""
-        successful = (RUNS.c.outcome == Outcome.SUCCESS) & (RUNS.c.trigger != Trigger.TRASH)
+        successful = (RUNS.c.outcome == Outcome.SUCCESS) & _PLANNED_JOBS
         return self._time(select(func.max(RUNS.c.finished_at)).where(successful))
 
     def _time(self, statement: Select[Any]) -> datetime | None:

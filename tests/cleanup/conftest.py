@@ -16,6 +16,7 @@ from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.config import Config
 from eemtcleanupd.events import Event, RunReport
+from eemtcleanupd.model import Trigger
 from eemtcleanupd.plugins import load
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
@@ -116,6 +117,7 @@ class JobStore:
         *,
         dry_run: bool = False,
         force: bool = False,
+        trigger: Trigger = Trigger.MANUAL,
         skip_larger_than_bytes: int | None = None,
         stop: StopFlag | None = None,
         on_event: Callable[[Event], None] | None = None,
@@ -130,7 +132,11 @@ class JobStore:
                 on_event(event)
 
         request = RunRequest(
-            user="tester", dry_run=dry_run, force=force, skip_larger_than_bytes=skip_larger_than_bytes
+            user="tester",
+            trigger=trigger,
+            dry_run=dry_run,
+            force=force,
+            skip_larger_than_bytes=skip_larger_than_bytes,
         )
         return clean(self.config(**options), request, emit=emit, stop=stop, clock=lambda: self.now)
 

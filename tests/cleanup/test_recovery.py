@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.events import Warned
+from eemtcleanupd.events import OrphanFound, RunFinished, Warned
+from eemtcleanupd.model import Trigger
+from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.cleanup.conftest import JobStore
 
@@ -214,3 +216,81 @@ def test_what_deletion_had_not_reached_comes_back_when_its_job_is_needed_again(
     assert (again / "new.tif").exists()
     assert "done" not in store.cleaned()
     assert store.sql("SELECT * FROM cleanup_intents") == []
+
+
+# -- a run that only recovers --------------------------------------------------------------------------------
+
+
+def test_a_recovery_run_finishes_what_was_being_deleted_and_takes_nothing_else(tmp_path: Path) -> None:
+    store = _killed_between_two_deletions(tmp_path)
+    store.job("later", days=30)
+    orphan = store.upload("of-nobody.tif")
+    os.utime(orphan, (0, 0))
+    planned = Ledger(store.open()).last_cleanup_at()
+    store.now += timedelta(days=2)  # the orphan is old too, whichever time of it counts
+    report = store.run(trigger=Trigger.RECOVERY, orphans__delete_after_hours=1)
+    assert store.cleaned() == {"done"}
+    assert not (store.path / "uploads/single.tif").exists()
+    assert store.trash() == []
+    assert store.results("later").exists()
+    assert store.results("broken").exists()
+    assert orphan.exists()
+    assert store.of(OrphanFound) == []
+    assert (report.successful.jobs, report.failed.jobs, report.missing) == (1, 0, 0)
+    (finished,) = store.of(RunFinished)
+    assert finished.occasion == "recovery"
+    assert store.sql("SELECT trigger, outcome FROM cleanup_runs ORDER BY number")[-1] == (
+        "recovery",
+        "success",
+    )
+    ledger = Ledger(store.open())
+    assert not ledger.has_whole_run()
+    assert ledger.last_success_at() is None
+    assert ledger.last_cleanup_at() == planned
+    store.run(orphans__delete_after_hours=1)
+    assert store.cleaned() == {"done", "broken", "later"}
+
+
+def test_a_recovery_run_puts_back_what_was_only_staged(tmp_path: Path) -> None:
+    for at in range(20, 200):
+        store = fill(tmp_path / f"{at}")
+        assert run_and_die(store, at)
+        trash = store.path / "results/.eemtcleanupd-trash"
+        if list(trash.glob("*/done")) and not list(trash.glob("*.deleting")):
+            break
+    report = store.run(trigger=Trigger.RECOVERY)
+    assert store.cleaned() == set()
+    assert (store.results("done") / "global/day_0.tif").exists()
+    assert (store.path / "uploads/single.tif").exists()
+    assert store.trash() == []
+    assert report.bytes_freed == 0
+
+
+def test_a_recovery_run_records_a_job_whose_deletion_had_ended(tmp_path: Path) -> None:
+    def is_gone(store: JobStore) -> bool:
+        left = [*store.trash(), *os.listdir(store.path / "uploads"), *os.listdir(store.path / "results")]
+        return not any(name in left for name in ("done", "single.tif")) and store.cleaned() == set()
+
+    for at in range(30, 200):
+        store = fill(tmp_path / f"{at}")
+        assert run_and_die(store, at)
+        open_jobs = {row[0] for row in store.sql("SELECT job_id FROM cleanup_intents")}
+        if (
+            "done" in open_jobs
+            and is_gone(store)
+            and not list(store.path.glob("*/.eemtcleanupd-trash/*/done"))
+        ):
+            break
+    store.run(trigger=Trigger.RECOVERY)
+    assert "done" in store.cleaned()
+    assert store.sql("SELECT * FROM cleanup_intents") == []
+
+
+def test_a_recovery_run_purges_no_trash(store: JobStore) -> None:
+    store.job("old")
+    store.run(trash__grace_hours=1)
+    items = store.trash()
+    store.now += timedelta(hours=2)
+    assert store.run(trigger=Trigger.RECOVERY, trash__grace_hours=1).trash_purged.jobs == 0
+    assert store.trash() == items
+    assert store.run(trash__grace_hours=1).trash_purged.jobs == 1

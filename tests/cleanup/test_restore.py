@@ -162,9 +162,7 @@ def test_a_purge_takes_what_is_old_enough_and_no_held_job(store: JobStore) -> No
     from eemtcleanupd.cleanup import RunRequest, clean
 
     def purge(hours: float) -> int:
-        request = RunRequest(
-            user="ann", trigger=Trigger.TRASH, only_trash=True, purge_older_than=timedelta(hours=hours)
-        )
+        request = RunRequest(user="ann", trigger=Trigger.TRASH, purge_older_than=timedelta(hours=hours))
         done = clean(store.config(**GRACE), request, emit=lambda _: None, clock=lambda: store.now)
         return done.trash_purged.jobs
 

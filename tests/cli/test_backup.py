@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from eemtcleanupd.config.schema import BackupConfig
+from eemtcleanupd.events import RunFinished
+from eemtcleanupd.model import Trigger
+from eemtcleanupd.plugins.backup import BackupPlugin
 from tests.cleanup.conftest import JobStore
 from tests.conftest import RunCli
+from tests.notifiers.samples import report
 
 CONFIG = "backup: {enabled: true}\ndatabase: {timezone: UTC}\n"
 
@@ -121,6 +126,18 @@ def test_a_run_deletes_expired_backups(store: JobStore, run_cli: RunCli) -> None
     assert len(list((store.path / "backup").iterdir())) == 2
     assert run_cli("clean", cwd=store.path).returncode == 0
     assert [path.name[:2] for path in (store.path / "backup").iterdir()] == ["b@"]
+
+
+def test_a_recovery_run_deletes_no_backup(store: JobStore, run_cli: RunCli) -> None:
+    assert run_cli("clean", cwd=store.path).returncode == 0
+    (archive,) = (store.path / "backup").glob("a@*")
+    old = store.now - timedelta(days=31)
+    archive = archive.rename(archive.with_name(f"a@{old:%Y%m%dT%H%M%S%f}Z.tar.zst"))
+    settings = BackupConfig(path=store.path / "backup")
+    BackupPlugin().run_finished(RunFinished(report(trigger=Trigger.RECOVERY)), settings)
+    assert archive.exists()
+    BackupPlugin().run_finished(RunFinished(report()), settings)
+    assert not archive.exists()
 
 
 def test_old_foreign_files_in_the_backup_folder_are_kept(store: JobStore, run_cli: RunCli) -> None:

@@ -132,7 +132,6 @@ def test_recovery_is_retried_until_the_other_process_releases_the_trash(
     """For example a frozen daemon, which has lost its other locks already."""
     daemon.store.job("old")
     daemon.store.run()
-    daemon.store.job("older", days=20)
     daemon.store.sql("UPDATE cleanup_runs SET outcome = NULL, finished_at = NULL")
     trash = os.open(daemon.store.path / "results/.eemtcleanupd-trash", os.O_RDONLY)
     fcntl.flock(trash, fcntl.LOCK_EX)
@@ -142,21 +141,58 @@ def test_recovery_is_retried_until_the_other_process_releases_the_trash(
         daemon.pass_time(minutes=10)
     failed_runs = len(daemon.events_of(RunFailed))
     assert failed_runs > 1
-    assert "older" not in daemon.store.cleaned()
+    assert triggers(daemon) == []
     os.close(trash)
     daemon.pass_time(minutes=10)
-    assert "older" in daemon.store.cleaned()
+    assert triggers(daemon) == ["recovery"]
     assert len(daemon.events_of(RunFailed)) == failed_runs
 
 
-def test_a_killed_run_is_continued_at_the_next_start(daemon: DaemonHarness) -> None:
+def test_the_rest_of_a_killed_run_waits_for_the_schedule(daemon: DaemonHarness) -> None:
     daemon.store.job("old")
     daemon.store.run()
     daemon.store.job("older", days=20)
     daemon.store.sql("UPDATE cleanup_runs SET outcome = NULL, finished_at = NULL")
-    daemon.start()
+    daemon.start(DAILY)
     daemon.settle()
     assert triggers(daemon) == ["recovery"]
+    assert daemon.store.results("older").exists()
+    daemon.pass_time(hours=14)
+    assert triggers(daemon) == ["recovery", "schedule"]
+    assert "older" in daemon.store.cleaned()
+
+
+def test_after_a_killed_run_the_missed_ones_are_still_made_up(daemon: DaemonHarness) -> None:
+    daemon.store.run()
+    daemon.store.sql("UPDATE cleanup_runs SET outcome = NULL, finished_at = NULL")
+    daemon.store.job("older", days=20)
+    daemon.now += timedelta(days=3)
+    daemon.start(DAILY)
+    daemon.settle()
+    daemon.settle()
+    assert "schedule" in triggers(daemon)
+    assert "older" in daemon.store.cleaned()
+
+
+@pytest.mark.parametrize("setting", ["schedule: {run_on_start: true}", "dry_run: true"])
+def test_no_recovery_run_starts_where_another_run_recovers_or_nothing_may_change(
+    daemon: DaemonHarness, setting: str
+) -> None:
+    daemon.store.run()
+    daemon.store.sql("UPDATE cleanup_runs SET outcome = NULL, finished_at = NULL")
+    daemon.start(setting)
+    daemon.settle()
+    assert "recovery" not in triggers(daemon)
+
+
+def test_a_requested_run_starts_after_the_recovery_that_is_pending(daemon: DaemonHarness) -> None:
+    daemon.store.run()
+    daemon.store.sql("UPDATE cleanup_runs SET outcome = NULL, finished_at = NULL")
+    daemon.store.job("older", days=20)
+    daemon.start()
+    daemon.put(RunRequested(Trigger.SIGNAL, "tester"))
+    daemon.settle()
+    assert triggers(daemon)[-1] == "signal"
     assert "older" in daemon.store.cleaned()
 
 
@@ -361,13 +397,35 @@ def test_a_request_to_stop_interrupts_the_run_in_order_and_ends_the_daemon(daemo
     assert len(daemon.store.cleaned()) == 200
 
 
-def test_an_interrupted_run_is_continued_at_the_next_start(daemon: DaemonHarness) -> None:
+@pytest.mark.parametrize("outcome", ["interrupted", "failed"])
+def test_what_a_run_that_ended_early_was_deleting_is_finished_at_the_next_start(
+    daemon: DaemonHarness, outcome: str
+) -> None:
     daemon.store.job("old")
     daemon.store.run()
-    daemon.store.sql("UPDATE cleanup_runs SET outcome = 'interrupted'")
+    daemon.store.sql("UPDATE cleanup_runs SET outcome = ?", outcome)
+    daemon.store.sql(
+        "INSERT INTO cleanup_intents"
+        " (id, run_id, kind, state, job_id, status, artifacts, bytes_freed, size_bytes, created_at)"
+        " VALUES ('x.1', 'x', 'job', 'open', 'young', 'completed', '[]', 0, 0, '2026-06-15 00:00:00')"
+    )
+    daemon.store.job("young", days=1)
     daemon.start()
     daemon.settle()
     assert triggers(daemon) == ["recovery"]
+    assert daemon.store.sql("SELECT * FROM cleanup_intents") == []
+    assert daemon.store.results("young").exists()
+
+
+def test_a_run_that_was_interrupted_in_order_needs_no_recovery(daemon: DaemonHarness) -> None:
+    daemon.store.job("old")
+    daemon.store.run()
+    daemon.store.sql("UPDATE cleanup_runs SET outcome = 'interrupted'")
+    daemon.store.job("older", days=20)
+    daemon.start()
+    daemon.settle()
+    assert triggers(daemon) == []
+    assert daemon.store.results("older").exists()
 
 
 def test_a_run_requested_after_the_stop_does_not_start(daemon: DaemonHarness) -> None:

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from eemtcleanupd.config.schema import MetricsConfig
 from eemtcleanupd.events import DaemonStarted, RunFinished, Total
+from eemtcleanupd.model import Trigger
 from eemtcleanupd.notifiers.prometheus import Prometheus
 from tests.cleanup.conftest import JobStore
 from tests.conftest import RunCli
@@ -92,6 +93,13 @@ def test_reloads_and_refused_runs_are_counted() -> None:
 def test_a_run_with_errors_is_not_the_last_success() -> None:
     prometheus = Prometheus()
     prometheus.run_finished(RunFinished(report("errors", errors=1)), OFF)
+    assert "eemt_cleanup_last_success_timestamp_seconds" not in samples(prometheus.exposition())
+
+
+@pytest.mark.parametrize("trigger", [Trigger.TRASH, Trigger.RECOVERY])
+def test_a_run_that_plans_no_jobs_is_not_the_last_success(trigger: Trigger) -> None:
+    prometheus = Prometheus()
+    prometheus.run_finished(RunFinished(report(trigger=trigger)), OFF)
     assert "eemt_cleanup_last_success_timestamp_seconds" not in samples(prometheus.exposition())
 
 

@@ -1,0 +1,31 @@
+"""Which runs a monitor of the kind of healthchecks.io hears of."""
+
+from __future__ import annotations
+
+import pytest
+from pytest_httpserver import HTTPServer
+
+from eemtcleanupd.events import RunFinished, RunStarted
+from eemtcleanupd.model import Outcome, Trigger
+from eemtcleanupd.notifiers.healthchecks import PingSettings, run_finished, run_started
+from tests.notifiers.samples import report
+
+
+@pytest.fixture
+def settings(httpserver: HTTPServer) -> PingSettings:
+    for path in ("/hook", "/hook/start", "/hook/fail"):
+        httpserver.expect_request(path).respond_with_data("ok")
+    return PingSettings.model_validate({"enabled": True, "url": httpserver.url_for("/hook")})
+
+
+def test_a_recovery_run_does_not_count_as_the_expected_cleanup(
+    settings: PingSettings, httpserver: HTTPServer
+) -> None:
+    run_started(RunStarted("r", False, Trigger.RECOVERY, "policy", 0, 0), settings)
+    run_finished(RunFinished(report(trigger=Trigger.RECOVERY)), settings)
+    assert httpserver.log == []
+
+
+def test_a_recovery_run_with_errors_is_a_failure(settings: PingSettings, httpserver: HTTPServer) -> None:
+    run_finished(RunFinished(report(Outcome.ERRORS, errors=1, trigger=Trigger.RECOVERY)), settings)
+    assert [request.path for request, _ in httpserver.log] == ["/hook/fail"]
