@@ -131,9 +131,10 @@ class StatusFile:
                 text = "Cannot write %s (%s); 'eemtcleanupd status' will be incomplete."
                 log.warning(text, self._path, error)
             self._has_failed = True
+            self._written = None  # the next step tries again
         else:
             self._has_failed = False
-        self._written = status
+            self._written = status
 
     def remove(self) -> None:
         """Remove the file when the daemon ends."""

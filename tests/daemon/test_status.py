@@ -88,3 +88,21 @@ def test_an_unchanged_status_is_written_again_only_when_the_file_is_old(address:
 )
 def test_a_time_is_shown_with_its_distance(distance: timedelta, text: str) -> None:
     assert text in time_with_distance(NOW + distance, NOW)
+
+
+def test_a_status_that_could_not_be_written_is_written_as_soon_as_that_is_possible(
+    address: StoreAddress,
+) -> None:
+    path = address.own_file("status.json")
+    path.mkdir()
+    file = StatusFile(address)
+    file.write(STATUS)
+    path.rmdir()
+    file.write(STATUS)
+    assert read_status(address) == STATUS
+
+
+def test_the_summary_of_a_recovery_run_counts_no_jobs() -> None:
+    status = replace(STATUS, run=RunStatus(Trigger.RECOVERY, NOW, 0, 0, 0))
+    assert "recovery" in status.summary()
+    assert "0 of 0" not in status.summary()
