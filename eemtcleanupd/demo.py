@@ -140,6 +140,9 @@ def build(directory: Path, *, jobs: int, seed: int, now: datetime) -> DemoSummar
     for upload in dict.fromkeys(row.dem_filename for row in rows if "/" not in row.dem_filename):
         files.noise(f"uploads/{upload}", rng.randint(64, 1536) * _KIB)
     _write_difficult_cases(files, rng, rows)
+    for row in rows:
+        if row.completed_at is not None and "/" not in row.id:
+            _date_artifacts(directory, row.id, datetime.fromisoformat(row.completed_at))
     _write_database(directory / "jobs.db", rows)
     return DemoSummary(
         directory=directory,
@@ -284,6 +287,15 @@ def _write_difficult_cases(files: _Files, rng: random.Random, rows: list[_Row]) 
     files.noise(f"results/{orphan}/global/daily/total_sun_day_001.tif", 64 * _KIB)
     files.noise(f"temp/{orphan}/dem_projected.tif", 64 * _KIB)
     files.noise(f"uploads/{_uuid(rng)}_forgotten.tif", 256 * _KIB)
+
+
+def _date_artifacts(directory: Path, job_id: str, ended: datetime) -> None:
+    """Give the folders and the zip of a job the time of its end, as if it had written them."""
+    places = [directory / "results" / job_id, directory / "temp" / job_id]
+    folders = [folder for place in places for folder, _, _ in os.walk(place)]
+    archive = directory / "results" / f"{job_id}{ARCHIVE_SUFFIX}"
+    for path in (*map(Path, folders), *([archive] if archive.exists() else [])):
+        os.utime(path, (ended.timestamp(), ended.timestamp()))
 
 
 def _write_database(path: Path, rows: list[_Row]) -> None:

@@ -20,11 +20,11 @@ from eemtcleanupd.config import Config, Loaded
 from eemtcleanupd.daemon.status import read_status, time_with_distance
 from eemtcleanupd.deletion.blockers import Blockers
 from eemtcleanupd.deletion.filesystem import disk_usage
+from eemtcleanupd.deletion.open_files import deleted_but_open, users_of
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.errors import BackupError, CleanupError
 from eemtcleanupd.formatting import human_size, printable
 from eemtcleanupd.model import TRASH_NAME, Outcome, RootName
-from eemtcleanupd.open_files import deleted_but_open, users_of
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
@@ -155,8 +155,7 @@ class _StoreChecks:
         yield _ok(f"{path} {state} writable. It is in use by: {used_by}.")
 
     def check_folders(self) -> Iterator[Result]:
-        known = self._ledger.roots() if self._ledger.exists() else {}
-        self._roots = open_roots(self._config, known, self._stack)
+        self._roots = open_roots(self._config, self._ledger, self._stack)
         for root in self._roots.values():
             yield _check_permissions(root)
 

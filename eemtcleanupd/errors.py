@@ -24,6 +24,10 @@ class StoreError(CleanupError):
     exit_code = 3
 
 
+class RowError(StoreError):
+    """A trigger, a constraint or a rule of the database refuses a change of one row."""
+
+
 class RootError(CleanupError):
     """A folder of the job store is missing, was replaced, or is not safe to delete in."""
 

@@ -102,6 +102,11 @@ class Artifact:
     root: RootName
     name: str
 
+    @property
+    def label(self) -> str:
+        """The entry as output shows it, without knowing whether it is a folder."""
+        return f"{self.root}/{self.name}"
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -113,7 +118,7 @@ class Found:
     @property
     def label(self) -> str:
         """The artifact as output shows it: ``results/<id>/``, ``uploads/<name>``."""
-        return f"{self.artifact.root}/{self.artifact.name}{'/' if self.is_folder else ''}"
+        return f"{self.artifact.label}{'/' if self.is_folder else ''}"
 
 
 @dataclass(frozen=True, slots=True)

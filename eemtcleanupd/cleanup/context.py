@@ -10,8 +10,10 @@ from typing import Protocol
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
+from eemtcleanupd.deletion.blockers import Blockers
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.rate_limit import RateLimits
+from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.events import AuditEntry, Emit
 from eemtcleanupd.model import Found, Job, Trigger
 from eemtcleanupd.policy.pressure import Pressure
@@ -54,16 +56,20 @@ class RunRequest:
 
     ``trigger`` also says what the run considers: see :attr:`Trigger.plans_jobs`.
     ``skip_larger_than_bytes`` leaves larger jobs to another run.  ``purge_older_than`` also deletes trash
-    that is older, before the end of its grace.  ``pressure`` lets the run clean jobs ahead of their retention
-    until the disk is no longer full, and without a grace.
+    that is older, before the end of its grace, and ``forget_missing`` gives up what the trash should contain
+    and does not.  ``allow_orphans`` lets the run delete any number of orphans
+    (``safety.max_orphan_fraction``).  ``pressure`` lets the run clean jobs ahead of their retention until the
+    disk is no longer full, and without a grace.
     """
 
     user: str
     trigger: Trigger = Trigger.MANUAL
     dry_run: bool = False
     force: bool = False
+    allow_orphans: bool = False
     skip_larger_than_bytes: int | None = None
     purge_older_than: timedelta | None = None
+    forget_missing: bool = False
     pressure: Pressure | None = None
 
 
@@ -131,6 +137,11 @@ class RunContext:
     def grace(self) -> timedelta:
         """How long cleaned data waits in the trash."""
         return timedelta(hours=0 if self.request.pressure else self.config.trash.grace_hours)
+
+    def blockers(self, roots: Iterable[Root]) -> Blockers:
+        """Return what keeps entries of the roots in place now."""
+        idle = timedelta(minutes=self.config.safety.min_idle_minutes)
+        return Blockers.snapshot(roots, (self.clock() - idle).timestamp() if idle else None)
 
     def audit(self, action: str, **details: object) -> None:
         """Record one action in the audit log; see :meth:`audit_all`."""

@@ -5,18 +5,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 
 from sqlalchemy import Connection
 
 from eemtcleanupd.cleanup.context import RunContext
-from eemtcleanupd.cleanup.planner import find_artifacts
+from eemtcleanupd.cleanup.planner import Planner, find_artifacts
 from eemtcleanupd.cleanup.session import StoreSession, root_entries
 from eemtcleanupd.deletion.walk import Measured, measure
-from eemtcleanupd.events import OrphanFound
+from eemtcleanupd.errors import RowError
+from eemtcleanupd.events import Warned
+from eemtcleanupd.formatting import printable, shortened
 from eemtcleanupd.model import Artifact, Found, Job, RootName
-from eemtcleanupd.policy.ownership import possible_owner_ids
+from eemtcleanupd.policy.ownership import is_leftover, is_system_entry, possible_owner_ids
 from eemtcleanupd.policy.retention import TERMINAL
 from eemtcleanupd.store.database import TempTablesLostError
 from eemtcleanupd.store.inventory import InventoryTables
@@ -25,32 +28,63 @@ from eemtcleanupd.store.jobs import Row
 _PAGE = 500
 
 
+class EntryKind(StrEnum):
+    """What the inventory found besides the artifacts of jobs."""
+
+    ORPHAN = "orphan"
+    """No row names it."""
+    DUE = "due"
+    """An orphan that nothing changed for ``orphans.delete_after_hours``."""
+    LEFTOVER = "leftover"
+    """All jobs that own it are cleaned; an interrupted run left it behind."""
+
+
+@dataclass(slots=True)
+class RootCensus:
+    """The number of entries in a root, and the number and bytes of the orphans that are due."""
+
+    entries: int = 0
+    due: int = 0
+    due_bytes: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class InventoryResult:
-    """How many entries no row names, and how many uncleaned terminal jobs have files."""
+    """The number of orphans and of uncleaned terminal jobs with files, and the census of each root."""
 
     orphans: int
     jobs_with_files: int
+    census: Mapping[RootName, RootCensus] = field(default_factory=dict)
+
+
+OnEntry = Callable[[Found, int, EntryKind], bool]
+"""Receives an entry with its bytes, and returns whether it removed the entry."""
 
 
 class Inventory:
     """Compares the roots with the job table.
 
-    ``remove_orphan`` is called for an orphan that nothing changed for ``orphans.delete_after_hours``, and
-    returns whether it removed the orphan.  Without it (a dry run) nothing is removed and no size recorded.
+    ``on_entry`` is called for each orphan and leftover.  Sizes of jobs that were never measured are recorded
+    if ``is_recording``.
     """
 
     def __init__(
         self,
         run: RunContext,
         session: StoreSession,
-        remove_orphan: Callable[[Found], bool] | None = None,
+        planner: Planner,
+        on_entry: OnEntry,
+        *,
+        is_recording: bool,
     ) -> None:
         self._run = run
         self._session = session
-        self._remove_orphan = remove_orphan
+        self._planner = planner
+        self._on_entry = on_entry
+        self._is_recording = is_recording
         self._reserved = session.reserved_entries()
         self._now = run.clock()
+        self._census: dict[RootName, RootCensus] = {}
 
     def scan(self) -> InventoryResult:
         """Walk all roots once, or again when the connection that has the temporary tables was lost."""
@@ -62,6 +96,7 @@ class Inventory:
 
     def _scan_once(self) -> InventoryResult:
         tables = InventoryTables(self._session.database, self._session.jobs)
+        self._census = {name: RootCensus() for name in self._session.roots}
         orphans = 0
         for name in (RootName.RESULTS, RootName.TEMP):
             if name in self._session.roots:
@@ -69,7 +104,7 @@ class Inventory:
                     orphans += self._classify(page, tables)
         if RootName.UPLOADS in self._session.roots:
             orphans += self._classify_uploads(tables)
-        return InventoryResult(orphans, self._measure_seen(tables))
+        return InventoryResult(orphans, self._measure_seen(tables), self._census)
 
     def _entries(self, name: RootName) -> Iterable[Found]:
         for entry, is_folder in root_entries(self._session.roots[name]):
@@ -77,18 +112,23 @@ class Inventory:
                 return
             artifact = Artifact(name, entry)
             if artifact not in self._reserved:
+                self._census[name].entries += 1
                 yield Found(artifact, is_folder)
 
     def _classify(self, page: list[Found], tables: InventoryTables) -> int:
-        """Remember the jobs that own these entries, and report the orphans; return how many there are."""
+        """Remember the jobs that own these entries, handle the others, and return the number of orphans."""
         owners = {found: possible_owner_ids(found.artifact) for found in page}
         with self._session.database.read() as connection:
             rows = self._session.jobs.rows(connection, set(itertools.chain.from_iterable(owners.values())))
         tables.add_seen(rows)
-        orphans = [found for found, ids in owners.items() if not any(owner in rows for owner in ids)]
-        for orphan in orphans:
-            self._report_orphan(orphan)
-        return len(orphans)
+        orphans = 0
+        for found, ids in owners.items():
+            owning = [rows[owner] for owner in ids if owner in rows]
+            if not owning:
+                orphans += self._handle_orphan(found)
+            elif all(row.cleaned for row in owning):
+                self._handle_leftover(found)
+        return orphans
 
     def _classify_uploads(self, tables: InventoryTables) -> int:
         is_empty = True
@@ -98,26 +138,51 @@ class Inventory:
         if is_empty:  # then the scans of the table are not needed
             return 0
         for name, uncleaned, job_id in tables.named_uploads():
+            artifact = Artifact(RootName.UPLOADS, name)
             if uncleaned == 1 and job_id is not None:
-                tables.add_seen([job_id], self._measure(Artifact(RootName.UPLOADS, name)).bytes)
+                tables.add_seen([job_id], self._measure(artifact).bytes)
+            elif uncleaned == 0:
+                self._handle_leftover(Found(artifact, is_folder=False))
         orphans = 0
         for names in tables.unnamed_uploads():
             page = [Found(Artifact(RootName.UPLOADS, name), is_folder=False) for name in names]
             orphans += self._classify(page, tables)
         return orphans
 
-    def _report_orphan(self, orphan: Found) -> None:
-        size = self._measure(orphan.artifact)
-        if self._remove_orphan is not None and self._is_old(size) and self._remove_orphan(orphan):
-            return
-        self._run.emit(OrphanFound(orphan, size.bytes, removed=False))
+    def _handle_orphan(self, found: Found) -> bool:
+        """Report an entry that no row names, or pass it on for removal; return whether it is an orphan."""
+        artifact = found.artifact
+        if is_system_entry(artifact.name):
+            return False
+        size = self._measure(artifact)
+        is_due = self._is_due(size)
+        if is_due and (spelling := self._planner.other_spelling(artifact)) is not None:
+            label = shortened(printable(found.label))
+            self._run.emit(Warned(f"Kept {label}: the job table has it as {shortened(printable(spelling))}"))
+            return False
+        if is_due:
+            census = self._census[artifact.root]
+            census.due += 1
+            census.due_bytes += size.bytes
+        self._on_entry(found, size.bytes, EntryKind.DUE if is_due else EntryKind.ORPHAN)
+        return True
 
-    def _is_old(self, size: Measured) -> bool:
-        """Return whether nothing in an orphan was modified lately; an unreadable one is never old."""
+    def _is_due(self, size: Measured) -> bool:
+        """Return whether nothing in an orphan changed lately; one that is not readable is never due."""
         hours = self._run.config.orphans.delete_after_hours
         if hours is None or size.errors or self._run.stop.is_set():
             return False
-        return self._now - datetime.fromtimestamp(size.newest_mtime, UTC) >= timedelta(hours=hours)
+        return self._now - datetime.fromtimestamp(size.changed_at, UTC) >= timedelta(hours=hours)
+
+    def _handle_leftover(self, found: Found) -> None:
+        """Pass on an entry that an interrupted run left: its jobs are all cleaned, it is older."""
+        size = self._measure(found.artifact)
+        if size.errors or self._run.stop.is_set():
+            return
+        with self._session.database.read() as connection:
+            claimants = self._planner.claimants(connection, [found.artifact])[found.artifact]
+        if is_leftover(claimants, datetime.fromtimestamp(size.changed_at, UTC)):
+            self._on_entry(found, size.bytes, EntryKind.LEFTOVER)
 
     def _measure(self, artifact: Artifact) -> Measured:
         return measure(self._session.roots[artifact.root], artifact.name, self._run.stop)
@@ -125,7 +190,6 @@ class Inventory:
     def _measure_seen(self, tables: InventoryTables) -> int:
         """Count the uncleaned terminal jobs that have files; measure those that were never measured."""
         with_files = 0
-        is_recording = self._remove_orphan is not None
         with ThreadPoolExecutor(self._run.workers, "measure") as executor:
             for page in tables.seen():
                 if self._run.stop.is_set():
@@ -133,11 +197,13 @@ class Inventory:
                 upload_bytes = dict(page)
                 with self._session.database.read() as connection:
                     rows = self._session.jobs.rows(connection, upload_bytes)
-                    known = self._session.ledger.measured(connection, list(rows)) if is_recording else {}
+                    known = (
+                        self._session.ledger.measured(connection, list(rows)) if self._is_recording else {}
+                    )
                 terminal = [row.job for row in rows.values() if self._is_waiting(row)]
                 with_files += len(terminal)
                 new = [job for job in terminal if job.id not in known]
-                if is_recording and new:
+                if self._is_recording and new:
                     artifacts = self._artifacts(new, tables)
                     sizes = dict(zip(new, executor.map(self._size, artifacts), strict=True))
                     self._record_sizes(sizes, upload_bytes)
@@ -177,7 +243,15 @@ class Inventory:
                 self._session.jobs.set_size(connection, job.id, size)
                 self._session.ledger.set_measured(connection, job.id, job_class, size, self._now)
 
-        self._session.database.write(work)
+        try:
+            self._session.database.write(work)
+        except RowError as error:
+            job = next(iter(sizes))
+            if len(sizes) == 1:
+                self._run.emit(Warned(f"Cannot record the size of job {printable(job.id)}. {error}"))
+                return
+            for job, size in sizes.items():
+                self._record_sizes({job: size}, upload_bytes)
 
 
 def _pages(found: Iterable[Found]) -> Iterable[list[Found]]:

@@ -83,13 +83,18 @@ class Pipeline:
         """Mark jobs as cleaned again whose rows were reset while their data is in the trash."""
         self._recording.mark_trashed(jobs)
 
-    def process_orphan(self, found: Found) -> bool:
-        """Remove an entry that no row names, through the same stages; False when a row names it now."""
-        orphan = self.staging.claim_orphan(found)
+    def process_orphan(self, found: Found, *, is_leftover: bool) -> bool:
+        """Remove an entry that no row names, or whose jobs are all cleaned, through the same stages.
+
+        Returns:
+            False if it must stay: a row names it now, say.
+        """
+        orphan = self.staging.claim_orphan(found, is_leftover=is_leftover)
         if orphan is None:
             return False
-        self._delete(self.staging.stage_and_confirm([orphan], self.in_flight()))
-        return True
+        confirmed = self.staging.stage_and_confirm([orphan], self.in_flight())
+        self._delete(confirmed)
+        return bool(confirmed)
 
     # -- delete ------------------------------------------------------------------------------------
 
@@ -167,4 +172,4 @@ class Pipeline:
         self.staging.save_intent(with_error(job.intent, errors[0] if errors else "interrupted", freed))
         if errors:
             more = sum(result.error_count for result in results) - 1
-            self.stats.failed(job, errors[0] + (f" (and {more} more)" if more else ""))
+            self.stats.failed(job.job, errors[0] + (f" (and {more} more)" if more else ""))

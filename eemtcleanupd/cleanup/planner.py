@@ -18,11 +18,12 @@ from eemtcleanupd.deletion.blockers import keep_marker_reason
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.walk import measure
 from eemtcleanupd.events import JobNote, JobSkipped
-from eemtcleanupd.formatting import human_size, printable
+from eemtcleanupd.formatting import human_size, printable, shortened
 from eemtcleanupd.model import Artifact, Decision, Found, Hold, Job, JobClass, RootName
 from eemtcleanupd.policy.ownership import (
     Claimant,
     blocking_claimant,
+    folded,
     invalid_name_reason,
     owned_artifacts,
     possible_owner_ids,
@@ -40,12 +41,14 @@ class PlannedJob:
     """An expired job, the artifacts that go with it, and the labels of those that other jobs still need.
 
     ``trashed`` is set when all of its data is in the trash already, so that only its row lacks the record.
+    ``problem`` says why the job must stay although it expired: the folders do not say clearly what it owns.
     """
 
     decision: Decision
     artifacts: tuple[Found, ...]
     shared: tuple[str, ...] = ()
     trashed: Intent | None = None
+    problem: str | None = None
 
     @property
     def job(self) -> Job:
@@ -108,10 +111,10 @@ class Planner:
         Of several jobs of the batch that share an artifact, it goes with the last one.
         """
         artifacts = find_artifacts(self._session.roots, [decision.job for decision in expired])
+        everything = {found.artifact for entries in artifacts.values() for found in entries}
         with self._session.database.read() as connection:
-            claimants = self.claimants(
-                connection, {found.artifact for entries in artifacts.values() for found in entries}
-            )
+            claimants = self.claimants(connection, everything)
+            problems = self._spelling_problems(connection, everything)
         being_cleaned = {decision.job.id for decision in expired} | set(in_flight)
         last_owner = {found.artifact: job_id for job_id, entries in artifacts.items() for found in entries}
         plans = []
@@ -127,7 +130,8 @@ class Planner:
                     shared.append(found.label)
                 else:
                     own.append(found)
-            plans.append(PlannedJob(decision, tuple(own), tuple(shared)))
+            problem = next(filter(None, (problems.get(found.artifact) for found in own)), None)
+            plans.append(PlannedJob(decision, tuple(own), tuple(shared), problem=problem))
         return self._with_trashed(plans)
 
     def _with_trashed(self, plans: list[PlannedJob]) -> list[PlannedJob]:
@@ -137,6 +141,35 @@ class Planner:
             return plans
         trashed = self._session.ledger.trashed_jobs(without_data)
         return [plan if plan.artifacts else replace(plan, trashed=trashed.get(plan.job.id)) for plan in plans]
+
+    def _spelling_problems(
+        self, connection: Connection, artifacts: Iterable[Artifact]
+    ) -> dict[Artifact, str]:
+        """Return the artifacts that a filesystem might have found under the name of another entry or job.
+
+        A filesystem that ignores case, or the composition of characters, finds one entry under several names.
+        """
+        problems = {}
+        for root, names in _ambiguous_names(self._session.roots, artifacts).items():
+            listed = self._session.roots[root].listed(names)
+            alike = self._jobs.spelled_alike(connection, names)
+            for name in names:
+                label = shortened(printable(f"{root}/{name}"))
+                if name not in listed:
+                    problems[Artifact(root, name)] = f"{label} has another spelling on the disk"
+                elif others := alike.get(folded(name)):
+                    other = shortened(printable(others[0]))
+                    problems[Artifact(root, name)] = f"{label} and {other} differ only in spelling"
+        return problems
+
+    def other_spelling(self, artifact: Artifact) -> str | None:
+        """Return how the job table spells an entry that no row names byte for byte, None if it does not."""
+        if not _ambiguous_names(self._session.roots, [artifact]):
+            return None
+        names = {artifact.name, *possible_owner_ids(artifact)}
+        with self._session.database.read() as connection:
+            alike = self._jobs.spelled_alike(connection, names)
+        return next((spelling for spellings in alike.values() for spelling in spellings), None)
 
     def claimants(
         self, connection: Connection, artifacts: Iterable[Artifact]
@@ -160,8 +193,8 @@ class Planner:
             for artifact in by_owner[row.job.id]:
                 result[artifact].append(self._claimant(row, holds))
         for row in naming:
-            if row.job.dem_filename is not None:
-                result[by_upload[row.job.dem_filename]].append(self._claimant(row, holds))
+            for artifact in _named_by(row.job.dem_filename, by_upload):
+                result[artifact].append(self._claimant(row, holds))
         for owner in by_owner.keys() & holds.keys() - rows.keys():
             for artifact in by_owner[owner]:
                 result[artifact].append(self._claimant(Row(Job(owner, "held"), cleaned=True), holds))
@@ -170,7 +203,8 @@ class Planner:
     def _claimant(self, row: Row, holds: Mapping[str, Hold]) -> Claimant:
         hold = holds.get(row.job.id)
         held = hold is not None and hold.is_active(self._run.started_at)
-        return Claimant(row.job, self._policy.classify(row.job.status), row.cleaned, held)
+        job_class = self._policy.classify(row.job.status)
+        return Claimant(row.job, job_class, row.cleaned, held, row.cleaned_at)
 
 
 class Selection:
@@ -202,7 +236,11 @@ class Selection:
             for decision in decisions:
                 if not decision.clean and decision.job_class is not JobClass.LIVE:
                     self._keep(decision)
-            yield planner.plan([decision for decision in decisions if decision.clean], in_flight())
+            plans = planner.plan([decision for decision in decisions if decision.clean], in_flight())
+            for plan in plans:
+                if plan.problem is not None:
+                    self._keep(replace(plan.decision, clean=False, reason=plan.problem, notable=True))
+            yield [plan for plan in plans if plan.problem is None]
             run.progress.jobs_done += len(decisions)
 
     def _keep(self, decision: Decision) -> None:
@@ -254,6 +292,35 @@ class Selection:
     def measure(self, found: Found) -> int:
         """Return the bytes of an artifact."""
         return measure(self._roots[found.artifact.root], found.artifact.name, self._run.stop).bytes
+
+
+def _ambiguous_names(
+    roots: Mapping[RootName, Root], artifacts: Iterable[Artifact]
+) -> dict[RootName, set[str]]:
+    """Return the names that a filesystem can find under another spelling, by root.
+
+    Few filesystems compare characters instead of bytes, and only for names that are not ASCII.
+    """
+    ambiguous: dict[RootName, set[str]] = defaultdict(set)
+    ignores_case: dict[RootName, bool] = {}
+    for artifact in artifacts:
+        root = artifact.root
+        if root not in ignores_case:
+            ignores_case[root] = roots[root].ignores_case()
+        if ignores_case[root] or not artifact.name.isascii():
+            ambiguous[root].add(artifact.name)
+    return ambiguous
+
+
+def _named_by(dem_filename: str | None, uploads: Mapping[str, Artifact]) -> Iterable[Artifact]:
+    """Return which of some uploads a row names: one, or in doubt all that its column could mean."""
+    if dem_filename is None:
+        return ()
+    if dem_filename in uploads:
+        return (uploads[dem_filename],)
+    # The column has another idea of equality than bytes (NOCASE, RTRIM, citext), and it protects more.
+    key = folded(dem_filename).strip()
+    return [artifact for name, artifact in uploads.items() if folded(name).strip() == key] or uploads.values()
 
 
 def find_artifacts(roots: Mapping[RootName, Root], jobs: Sequence[Job]) -> dict[str, list[Found]]:

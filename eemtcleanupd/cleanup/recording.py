@@ -13,15 +13,13 @@ from eemtcleanupd.cleanup.context import RunContext
 from eemtcleanupd.cleanup.planner import has_files_in_place
 from eemtcleanupd.cleanup.report import RunStats
 from eemtcleanupd.cleanup.session import StoreSession
-from eemtcleanupd.cleanup.staging import ClaimedJob, Staging
+from eemtcleanupd.cleanup.staging import JOBS_PER_TRANSACTION, ClaimedJob, Staging
 from eemtcleanupd.deletion.trash import deleting_name
+from eemtcleanupd.errors import RowError
 from eemtcleanupd.formatting import human_size, printable
 from eemtcleanupd.model import Found, Job, JobClass
 from eemtcleanupd.store.history import AuditLine, LogEntry
-from eemtcleanupd.store.intents import Intent, IntentState
-
-# In one transaction, which then lasts some 7 ms.  Meanwhile the web application cannot write.
-_JOBS_PER_TRANSACTION = 25
+from eemtcleanupd.store.intents import Intent, IntentState, with_error
 
 RemovedArtifacts = Sequence[tuple[Found, int | None]]
 """The artifacts of a job that were removed, with the bytes that each freed: None while it is in the trash."""
@@ -47,8 +45,8 @@ class Recording:
             session.trashes[root].sync()
         run.audit_all((self._action(job), self._details(job, removed)) for job, removed in jobs)
         now = run.clock()
-        for start in range(0, len(jobs), _JOBS_PER_TRANSACTION):
-            self._record_batch(jobs[start : start + _JOBS_PER_TRANSACTION], now)
+        for start in range(0, len(jobs), JOBS_PER_TRANSACTION):
+            self._record_batch(jobs[start : start + JOBS_PER_TRANSACTION], now)
 
     def mark_trashed(self, jobs: Sequence[tuple[Job, Intent]]) -> None:
         """Mark jobs as cleaned again whose rows were reset while their data is in the trash.
@@ -104,7 +102,15 @@ class Recording:
         for job, _ in jobs:
             if not job.is_orphan and has_files_in_place(self._session.roots, job.job):
                 job.marks_job_cleaned = False  # somebody copied it back: the next run plans it again
-        changed = self._session.database.write(lambda connection: self.write(connection, jobs, now))
+        try:
+            changed = self._session.database.write(lambda connection: self.write(connection, jobs, now))
+        except RowError as error:
+            if len(jobs) > 1:
+                for pair in jobs:
+                    self._record_batch([pair], now)
+            else:
+                self._record_failure(*jobs[0], str(error))
+            return
         undone = [job for job, _ in jobs if job.intent.id in changed and self._moves_to_trash(job)]
         self._run.audit_all(("put_back", job.audit_details()) for job in undone)
         for job, removed in jobs:
@@ -114,6 +120,13 @@ class Recording:
                 self._stats.skipped(job.job, "its row changed while it was staged")
             else:
                 self._stats.recorded(job, removed)
+
+    def _record_failure(self, job: ClaimedJob, removed: RemovedArtifacts, reason: str) -> None:
+        """Report a job whose row the database refuses to update; its intent stays for the next run."""
+        freed = sum(size or 0 for _, size in removed)
+        self._stats.freed(job, freed)
+        self._staging.save_intent(with_error(job.intent, reason, freed))
+        self._stats.failed(job.job, f"Its row cannot be updated. {reason}")
 
     def write(
         self, connection: Connection, jobs: Sequence[tuple[ClaimedJob, RemovedArtifacts]], now: datetime

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from datetime import datetime
 
+from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup.pipeline import Pipeline
-from eemtcleanupd.cleanup.planner import has_files_in_place
+from eemtcleanupd.cleanup.planner import Planner, has_files_in_place
 from eemtcleanupd.cleanup.session import StoreSession
 from eemtcleanupd.cleanup.staging import ClaimedJob
 from eemtcleanupd.deletion.trash import deleting_name
+from eemtcleanupd.deletion.walk import measure
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.model import Job
+from eemtcleanupd.model import TRASH_NAME, Found, Job
 from eemtcleanupd.policy.ownership import blocking_claimant
 from eemtcleanupd.store.intents import Intent, IntentKind
 
@@ -25,15 +27,26 @@ def recover_intents(pipeline: Pipeline) -> frozenset[str]:
         The ids of jobs that an open intent still has; the plan leaves them alone.
     """
     ledger = pipeline.session.ledger
-    for intent in ledger.open_intents():
+    unfinished = ledger.open_intents()
+    # Of several jobs that are finished here, none needs a shared upload any more.
+    finished = {intent.job_id for intent in unfinished if _has_begun(pipeline, intent)}
+    for intent in unfinished:
         if pipeline.run.stop.is_set():
             break
-        _recover(pipeline, intent)
+        _recover(pipeline, intent, finished)
     pipeline.finish()
     return frozenset(intent.job_id for intent in ledger.open_intents() if intent.job_id)
 
 
-def _recover(pipeline: Pipeline, intent: Intent) -> None:
+def _has_begun(pipeline: Pipeline, intent: Intent) -> bool:
+    """Return whether the deletion of a job had begun, and nothing speaks against finishing it."""
+    is_deleting = any(
+        pipeline.session.in_trash(found.artifact.root, deleting_name(item)) for found, item in intent.items
+    )
+    return is_deleting and _claimed_job(pipeline, intent).marks_job_cleaned
+
+
+def _recover(pipeline: Pipeline, intent: Intent, finished: Set[str]) -> None:
     session = pipeline.session
     items = [(found, item) for found, item in intent.items if found.artifact.root in session.trashes]
     deleting = [pair for pair in items if session.in_trash(pair[0].artifact.root, deleting_name(pair[1]))]
@@ -45,7 +58,7 @@ def _recover(pipeline: Pipeline, intent: Intent) -> None:
     with session.database.read() as connection:
         claimants = pipeline.planner.claimants(connection, [found.artifact for found, _ in staged])
     # A job that was held or ran again since the claim needs the rest, like any other job.
-    being_cleaned = {intent.job_id} if job.marks_job_cleaned else frozenset[str]()
+    being_cleaned = finished if job.marks_job_cleaned else frozenset[str]()
     needed = [
         pair
         for pair in staged
@@ -95,20 +108,12 @@ def purge(pipeline: Pipeline, intents: Sequence[Intent]) -> None:
     say.
     """
     session = pipeline.session
-    with session.database.read() as connection:
-        claimants = pipeline.planner.claimants(
-            connection, {found.artifact for intent in intents for found, _ in intent.items}
-        )
+    needed = _needed(session, pipeline.planner, intents)
     jobs = []
     for intent in intents:
         job = _claimed_job(pipeline, intent)
-        needed = [
-            found.label
-            for found, _ in intent.items
-            if blocking_claimant(claimants[found.artifact], {intent.job_id})
-        ]
-        if needed:
-            reason = f"{printable(needed[0])} stays in the trash: another job needs it"
+        if intent.id in needed:
+            reason = f"{printable(needed[intent.id])} stays in the trash: another job needs it"
             pipeline.stats.skipped(job.job, reason)
             continue
         job.items = [
@@ -117,10 +122,52 @@ def purge(pipeline: Pipeline, intents: Sequence[Intent]) -> None:
             if session.in_trash(found.artifact.root, item)
             or session.in_trash(found.artifact.root, deleting_name(item))
         ]
+        if len(job.items) < len(intent.items) and not intent.is_purging:
+            missing = next(found.label for found, item in intent.items if (found, item) not in job.items)
+            pipeline.stats.failed(job.job, _missing_message(missing))
+            if not pipeline.run.request.forget_missing:
+                continue
         jobs.append(job)
+    session.database.write(
+        lambda connection: session.ledger.begin_purge(connection, [job.intent.id for job in jobs])
+    )
     pipeline.run.audit_all(("purging", job.audit_details()) for job in jobs)
     for job in jobs:
         pipeline.submit(job)
+
+
+def _missing_message(label: str) -> str:
+    return (
+        f"{printable(label)} is not in the trash any more, and no run has deleted it. If it is lost, "
+        "`eemtcleanupd trash purge` removes its entry."
+    )
+
+
+def purgeable(session: StoreSession, planner: Planner, intents: Sequence[Intent]) -> list[Intent]:
+    """Return those intents whose trash no other job needs."""
+    needed = _needed(session, planner, intents)
+    return [intent for intent in intents if intent.id not in needed]
+
+
+def _needed(session: StoreSession, planner: Planner, intents: Sequence[Intent]) -> dict[str, str]:
+    """Return the intents with an item that another job needs, and the label of that item."""
+    with session.database.read() as connection:
+        claimants = planner.claimants(
+            connection, {found.artifact for intent in intents for found, _ in intent.items}
+        )
+    return {
+        intent.id: found.label
+        for intent in intents
+        for found, _ in intent.items
+        if blocking_claimant(claimants[found.artifact], {intent.job_id}) is not None
+    }
+
+
+def trash_bytes(session: StoreSession, found: Found, item: str, stop: StopFlag) -> int:
+    """Return the size of an item in the trash of a root, whatever its state, 0 if it is not there."""
+    root = session.roots.get(found.artifact.root)
+    names = () if root is None else (item, deleting_name(item))
+    return sum(measure(root, f"{TRASH_NAME}/{name}", stop).bytes for name in names if root is not None)
 
 
 def _claimed_job(pipeline: Pipeline, intent: Intent) -> ClaimedJob:

@@ -139,18 +139,18 @@ class RunStats:
         self.counts.already_trashed += 1
         self._run.emit(JobSkipped(job, ALREADY_TRASHED, notable=False))
 
-    def failed(self, job: ClaimedJob, error: str) -> None:
+    def failed(self, job: Job, error: str) -> None:
         """Record and report that a job could not be cleaned, and why."""
         run, session = self._run, self._session
-        job_id, status = printable(job.job.id), printable(job.job.status)
+        job_id, status = printable(job.id), printable(job.status)
         self.counts.errors += 1
         if len(self.counts.failures) < NAMED_JOBS_LIMIT:
             self.counts.failures.append(JobNote(job_id, status, message=printable(error)))
         now = run.clock()
         run.audit("failed", job_id=job_id, status=status, error=printable(error))
-        entry = LogEntry(job.job.id, job.job.status, "failed", 0, error)
+        entry = LogEntry(job.id, job.status, "failed", 0, error)
         session.database.write(lambda connection: session.ledger.add_log(connection, run.id, [entry], now))
-        run.emit(JobFailed(run.id, job.job.id, job.job.status, error))
+        run.emit(JobFailed(run.id, job.id, job.status, error))
 
 
 def run_started_event(run: RunContext, backlog: Backlog) -> RunStarted:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import sys
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from sqlalchemy import Connection
+
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup.ballast import allocate_ballast, release_ballast, release_initial_ballast
 from eemtcleanupd.cleanup.context import NullHooks, Progress, RunContext, RunHooks, RunRequest, rate_limits
-from eemtcleanupd.cleanup.inventory import Inventory, InventoryResult
+from eemtcleanupd.cleanup.inventory import EntryKind, Inventory, InventoryResult
 from eemtcleanupd.cleanup.pipeline import Pipeline
 from eemtcleanupd.cleanup.planner import Planner, Selection
 from eemtcleanupd.cleanup.pressure import EarlyCleaning, PressureTarget
-from eemtcleanupd.cleanup.recovery import purge_expired, recover_intents
+from eemtcleanupd.cleanup.recovery import purge_expired, purgeable, recover_intents, trash_bytes
 from eemtcleanupd.cleanup.report import (
     ALREADY_TRASHED,
     RunCounts,
@@ -32,8 +35,9 @@ from eemtcleanupd.cleanup.session import (
     job_table,
     open_database,
     open_session,
-    record_root,
+    record_roots,
 )
+from eemtcleanupd.cleanup.staging import stay_reason
 from eemtcleanupd.clock import Clock, system_clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.filesystem import disk_usage
@@ -44,16 +48,19 @@ from eemtcleanupd.events import (
     Emit,
     JobPlanned,
     JobSkipped,
+    OrphanFound,
+    PurgePlanned,
     RunFailed,
     RunFinished,
     RunReport,
     Warned,
 )
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.model import Outcome, RootName, Trigger
-from eemtcleanupd.policy.breakers import clock_problem, is_too_many
+from eemtcleanupd.model import Found, Outcome, RootName, Trigger
+from eemtcleanupd.policy.breakers import clock_problem, is_too_many, orphans_problem, table_problem
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.retention import Policy
+from eemtcleanupd.store.history import AuditLine, LogEntry
 from eemtcleanupd.store.jobs import Backlog
 from eemtcleanupd.store.lock import run_lock
 from eemtcleanupd.store.mount_check import check_journal
@@ -126,6 +133,7 @@ class _Run:
         self._run = run
         self._stack = stack
         self._session, self._backlog = self._open()
+        self._job_rows: int | None = None
         self._planner = Planner(run, self._session)
         self._selection = Selection(run, self._session)
 
@@ -167,6 +175,35 @@ class _Run:
         if problem is not None:
             # Until a first run has looked at all jobs, the next one is the first.
             self._trip(problem, is_first=not has_ledger or not ledger.has_whole_run())
+        if run.request.trigger.plans_jobs:
+            self._check_job_table()
+
+    def _check_job_table(self) -> None:
+        """Refuse a job table that lost its rows: their files would look like orphans.
+
+        ``--force`` does not override this.
+        """
+        run, session = self._run, self._session
+        self._job_rows = session.jobs.count()
+        known = session.ledger.roots().values() if session.has_ledger else ()
+        problem = table_problem(self._job_rows, max((record.job_rows or 0 for record in known), default=0))
+        if problem is not None:
+            raise BreakerError(
+                f"Refused, nothing was changed: {problem} If that is intended, run "
+                "`eemtcleanupd roots --accept`."
+            )
+        if run.config.orphans.delete_after_hours is None or run.request.allow_orphans:
+            return
+        census = Inventory(run, session, self._planner, lambda *_: False, is_recording=False).scan().census
+        held_bytes = (
+            sum(size for _, size in session.ledger.storage_by_class().values()) if session.has_ledger else 0
+        )
+        problem = orphans_problem(census, held_bytes, run.config.safety.max_orphan_fraction)
+        if problem is not None:
+            raise BreakerError(
+                f"Refused, nothing was changed: {problem} Is this the right job database? "
+                "`clean --dry-run --allow-orphans` lists them, `clean --allow-orphans` deletes them."
+            )
 
     def _fraction_problem(self) -> str | None:
         """Return why the run would clean too many of the ended jobs, None when it would not."""
@@ -195,17 +232,26 @@ class _Run:
 
     def _dry_run(self) -> RunReport:
         """Report each expired job with its size; write nothing."""
-        run, selection = self._run, self._selection
+        run, session, selection = self._run, self._session, self._selection
         run.emit(run_started_event(run, self._backlog))
         counts = RunCounts()
+        unfinished = self._plan_trash(counts)
+        blockers = run.blockers(session.roots.values())
         sharing: set[str] = set()
         for plans in selection.pages(self._planner, lambda: sharing):
             for plan in plans:
                 if run.stop.is_set():
                     break
+                if plan.job.id in unfinished:
+                    continue
                 if plan.trashed is not None:
                     counts.already_trashed += 1
                     run.emit(JobSkipped(plan.job, ALREADY_TRASHED, notable=False))
+                    continue
+                reason = stay_reason(session, blockers, plan.job.id, plan.artifacts)
+                if reason is not None:
+                    counts.skipped += 1
+                    run.emit(JobSkipped(plan.job, reason, notable=True))
                     continue
                 artifacts = tuple(ArtifactSize(found, selection.measure(found)) for found in plan.artifacts)
                 size = sum(artifact.size_bytes for artifact in artifacts)
@@ -220,10 +266,34 @@ class _Run:
                 run.emit(
                     JobPlanned(plan.job, decision.job_class, age, decision.reason, artifacts, plan.shared)
                 )
-        inventory = Inventory(run, self._session).scan()
+
+        def plan_entry(found: Found, size_bytes: int, kind: EntryKind) -> bool:
+            is_planned = kind is not EntryKind.ORPHAN
+            counts.orphans += is_planned
+            counts.orphan_bytes += size_bytes if is_planned else 0
+            run.emit(OrphanFound(found, size_bytes, removed=False, planned=is_planned))
+            return False
+
+        inventory = Inventory(run, session, self._planner, plan_entry, is_recording=False).scan()
         report = build_report(run, self._backlog, counts, selection, inventory)
         run.emit(RunFinished(report))
         return report
+
+    def _plan_trash(self, counts: RunCounts) -> frozenset[str]:
+        """Report what a run would delete from the trash; return the jobs that an interrupted run left."""
+        run, session = self._run, self._session
+        if not session.has_ledger or not session.ledger.has_intents():
+            return frozenset()
+        unfinished = session.ledger.open_intents()
+        expired = session.ledger.expired(run.clock(), sys.maxsize)
+        for intent in (*unfinished, *purgeable(session, self._planner, expired)):
+            sizes = (trash_bytes(session, found, item, run.stop) for found, item in intent.items)
+            size = intent.size_bytes or sum(sizes)
+            counts.purged += 1
+            counts.purged_bytes += size
+            labels = tuple(found.label for found, _ in intent.items)
+            run.emit(PurgePlanned(intent.job_id, labels, size))
+        return frozenset(intent.job_id for intent in unfinished)
 
     # -- clean -------------------------------------------------------------------------------------
 
@@ -247,12 +317,11 @@ class _Run:
             pid=os.getpid(),
             policy=str(run.policy),
         )
+        _require_writable_log(session, run)
         ledger.begin_run(record)
         try:
             session.lock_trashes(trashes)
-            ledger.save_roots(
-                record_root(root, session.trashes[name]) for name, root in session.roots.items()
-            )
+            record_roots(ledger, session.roots, session.trashes, self._job_rows)
             run.progress.attach(pool)
             run.emit(run_started_event(run, self._backlog))
             pipeline = Pipeline(run, session, self._planner, pool)
@@ -331,7 +400,16 @@ class _Run:
             early = EarlyCleaning(pipeline, self._selection, target, self._backlog.uncleaned, in_progress)
             early.run()
             pressure = early.summary()
-        inventory = Inventory(run, session, pipeline.process_orphan).scan()
+
+        def handle(found: Found, size_bytes: int, kind: EntryKind) -> bool:
+            is_leftover = kind is EntryKind.LEFTOVER
+            if kind is not EntryKind.ORPHAN and pipeline.process_orphan(found, is_leftover=is_leftover):
+                return True
+            if not is_leftover:
+                run.emit(OrphanFound(found, size_bytes, removed=False))
+            return False
+
+        inventory = Inventory(run, session, self._planner, handle, is_recording=True).scan()
         pipeline.finish()
         return inventory, pressure
 
@@ -340,6 +418,21 @@ class _Run:
         if unowned:
             named = ", ".join(unowned[:_UNOWNED_NAMED]) + (" …" if len(unowned) > _UNOWNED_NAMED else "")
             self._run.emit(Warned(f"The trash contains {len(unowned)} items that no run owns: {named}."))
+
+
+def _require_writable_log(session: StoreSession, run: RunContext) -> None:
+    """Check that the tables of the log accept an entry: other programs can have altered them.
+
+    Raises:
+        StoreError: they do not.
+    """
+    entry, line = LogEntry("", "", "rehearsal", 0, ""), AuditLine("", "rehearsal", 0)
+
+    def rehearse(connection: Connection) -> None:
+        session.ledger.add_log(connection, run.id, [entry], run.started_at)
+        session.ledger.add_audit(connection, [line], run.request.user, run.started_at)
+
+    session.database.rehearse(rehearse)
 
 
 def _dask_executor(run: RunContext) -> DaskExecutor | None:

@@ -7,11 +7,13 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-from eemtcleanupd.config import Config
-from eemtcleanupd.deletion.roots import Root, check_roots, open_root
-from eemtcleanupd.deletion.trash import MARKER_NAME, Trash, read_marker
+from eemtcleanupd.config import Config, configured_paths
+from eemtcleanupd.deletion.filesystem import locate, mounts
+from eemtcleanupd.deletion.roots import Root, check_roots, identity, open_root
+from eemtcleanupd.deletion.trash import MARKER_NAME, Trash, read_marker, write_marker
 from eemtcleanupd.errors import RootError, StoreError
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import TRASH_NAME, Artifact, RootName
@@ -25,7 +27,7 @@ from eemtcleanupd.store.roots import RootRecord
 from eemtcleanupd.store.timestamps import zone_named
 
 
-@dataclass(slots=True)
+@dataclass
 class StoreSession:
     """What is open of one job store.
 
@@ -64,16 +66,29 @@ class StoreSession:
             stack.callback(self.trashes[name].close)
 
     def reserved_entries(self) -> frozenset[Artifact]:
-        """Return entries of roots that contain files of eemtcleanupd (logs, say): no job can own them."""
-        config = self.config
-        own = [config.paths.logs, config.logging.file, config.backup.path, StoreAddress.of(config).file]
+        """Return entries of roots that contain paths of the configuration: no job can own them.
+
+        A path is compared by its place on its filesystem, so that a bind mount hides nothing.
+        """
+        all_mounts = mounts()
+        places = {name: locate(root.path, all_mounts) for name, root in self.roots.items()}
         reserved = set()
-        for name, root in self.roots.items():
-            for path in filter(None, own):
-                resolved = path.resolve()
-                if root.path in resolved.parents:
-                    reserved.add(Artifact(name, resolved.relative_to(root.path).parts[0]))
+        for path in {*configured_paths(self.config)}:
+            for own in {path.parent.resolve() / path.name, path.resolve()}:
+                for name, place in places.items():
+                    if parts := locate(own, all_mounts).inside(place):
+                        reserved.add(Artifact(name, parts[0]))
         return frozenset(reserved)
+
+    @cached_property
+    def protected_inodes(self) -> frozenset[tuple[int, int]]:
+        """Device and inode of each root, of each path of the configuration, and of all folders above them."""
+        paths = {root.path for root in self.roots.values()}
+        for path in configured_paths(self.config):
+            paths |= {path.parent.resolve() / path.name, path.resolve()}
+        return frozenset(
+            filter(None, map(identity, {place for path in paths for place in (path, *path.parents)}))
+        )
 
     def unowned_items(self) -> list[str]:
         """Return the items in the trashes that no intent owns, as labels."""
@@ -122,20 +137,24 @@ def open_session(
     """
     ledger = Ledger(database)
     has_ledger = ledger.exists()
-    roots = open_roots(config, ledger.roots() if has_ledger else {}, stack)
+    roots = open_roots(config, ledger, stack)
     return StoreSession(config, policy, database, jobs, ledger, has_ledger, roots)
 
 
-def open_roots(
-    config: Config, known: Mapping[RootName, RootRecord], stack: ExitStack
-) -> dict[RootName, Root]:
+def open_roots(config: Config, ledger: Ledger | None, stack: ExitStack) -> dict[RootName, Root]:
     """Open the roots of a job store and verify that they are the folders of the last run.
 
     ``temp`` may be absent as long as no run has seen it: the web application creates it for its first job.
 
+    Args:
+        config: the effective configuration.
+        ledger: knows the folders of the last run; None accepts any folders.
+        stack: closes the roots.
+
     Raises:
-        RootError: a root is missing, replaced, or not safe to delete in.
+        RootError: a root is missing, replaced, belongs to another job database, or is not safe to delete in.
     """
+    known = ledger.roots() if ledger is not None and ledger.exists() else {}
     roots: dict[RootName, Root] = {}
     for name in RootName:
         path: Path = getattr(config.paths, name)
@@ -144,9 +163,11 @@ def open_roots(
         roots[name] = open_root(name, path)
         stack.callback(roots[name].close)
     check_roots(list(roots.values()), StoreAddress.of(config).file)
-    for name, record in known.items():
-        if name in roots:
-            _require_same_folder(roots[name], record)
+    if ledger is not None:
+        for name, root in roots.items():
+            if name in known:
+                _require_same_folder(root, known[name])
+            _require_own_trash(root, known.get(name), ledger)
     return roots
 
 
@@ -166,23 +187,69 @@ def _require_same_folder(root: Root, record: RootRecord) -> None:
     )
 
 
-def record_root(root: Root, trash: Trash) -> RootRecord:
-    """Write a marker into the root's trash, unless it has one, and return the root's record.
+def _require_own_trash(root: Root, record: RootRecord | None, ledger: Ledger) -> None:
+    """Refuse a trash that belongs to another ledger, or that is gone although the ledger has jobs in it.
+
+    To a job database that is new, empty or another store's, every file here looks like an orphan.
+    """
+    marker, trash = read_marker(root), root.path / TRASH_NAME
+    if marker and (record is None or marker != record.marker):
+        raise RootError(
+            f"The trash {trash} belongs to another job database than {ledger.database_name}, so its jobs own "
+            f"these files. Correct paths.database. If this database has taken over the folder, run "
+            f"`eemtcleanupd roots --accept`."
+        )
+    if not marker and record is not None and (lost := _items_of(root.name, ledger)):
+        raise RootError(
+            f"The trash {trash} was removed or replaced, but {lost} items of cleaned jobs are in it. Put it "
+            f"back. If they are lost, run `eemtcleanupd roots --accept`."
+        )
+
+
+def _items_of(name: RootName, ledger: Ledger) -> int:
+    """Return how many items the ledger has in the trash of a root."""
+    intents = [*ledger.open_intents(), *ledger.trashed()]
+    return sum(found.artifact.root is name for intent in intents for found, _ in intent.items)
+
+
+def record_roots(
+    ledger: Ledger,
+    roots: Mapping[RootName, Root],
+    trashes: Mapping[RootName, Trash],
+    job_rows: int | None,
+) -> list[RootRecord]:
+    """Save the identity of the roots, and mark their trashes as those of this ledger.
+
+    ``job_rows`` is how many rows the job table has, None to keep the number of the last run.
+
+    The ledger comes first, so that a kill in between leaves no trash that seems to belong to another one.
 
     Raises:
-        RootError: the marker is not writable.
+        RootError: a marker is not writable.
+        StoreError: the database cannot be written.
     """
-    marker = read_marker(root)
-    if not marker:
-        marker = secrets.token_hex(16)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        try:
-            with os.fdopen(os.open(MARKER_NAME, flags, 0o600, dir_fd=trash.fd), "w") as file:
-                file.write(marker)
-        except OSError as error:
-            path = root.path / TRASH_NAME / MARKER_NAME
-            raise RootError(f"Cannot write the marker {path}: {error.strerror}. Remove it.") from error
-    return RootRecord(root.name, str(root.path), root.device, root.inode, marker)
+    known = ledger.roots()
+    records = [
+        RootRecord(
+            name,
+            str(root.path),
+            root.device,
+            root.inode,
+            known[name].marker if name in known else secrets.token_hex(16),
+            known[name].job_rows if job_rows is None and name in known else job_rows,
+        )
+        for name, root in roots.items()
+    ]
+    ledger.save_roots(records)
+    for record in records:
+        root = roots[record.name]
+        if read_marker(root) != record.marker:
+            try:
+                write_marker(trashes[record.name], record.marker)
+            except OSError as error:
+                path = root.path / TRASH_NAME / MARKER_NAME
+                raise RootError(f"Cannot write the marker {path}: {error.strerror}. Remove it.") from error
+    return records
 
 
 def check_store(config: Config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -19,14 +20,17 @@ from eemtcleanupd.deletion.blockers import Blockers, keep_marker_reason
 from eemtcleanupd.deletion.job_logs import keep_logs
 from eemtcleanupd.deletion.pool import RemovalResult
 from eemtcleanupd.deletion.walk import measure
-from eemtcleanupd.errors import LockHeldError, StoreError
+from eemtcleanupd.errors import LockHeldError, RowError, StoreError
 from eemtcleanupd.events import Warned
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import Found, Job, JobClass, RootName
-from eemtcleanupd.policy.ownership import blocking_claimant
+from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, blocking_claimant
 from eemtcleanupd.store.intents import Intent, IntentKind, with_error
 
 log = logging.getLogger(__name__)
+
+JOBS_PER_TRANSACTION = 25
+"""How many jobs one transaction records.  It takes 7 ms, in which the web application cannot write."""
 
 Item = tuple[Found, str]
 """An artifact, and the name of its item in the trash of its root."""
@@ -86,6 +90,7 @@ class Staging:
             planned: the jobs and their artifacts.
             sizes: sizes in bytes measured earlier, by job id.
         """
+        planned = self._recordable(planned, sizes)
         intents = {
             plan.job.id: self._intent(IntentKind.JOB, plan.job.id, plan.job.status, plan.artifacts)
             for plan in planned
@@ -121,13 +126,43 @@ class Staging:
             )
         return claimed
 
-    def claim_orphan(self, found: Found) -> ClaimedJob | None:
-        """Write the intent of an entry that no row names; return None when a row names it now."""
+    def _recordable(self, planned: Sequence[PlannedJob], sizes: Mapping[str, int]) -> list[PlannedJob]:
+        """Return the jobs whose rows can be updated; the others fail here, before anything of them moves."""
+        recordable: list[PlannedJob] = []
+        for start in range(0, len(planned), JOBS_PER_TRANSACTION):
+            batch = planned[start : start + JOBS_PER_TRANSACTION]
+            refused = self._refused_rows(batch, sizes)
+            for plan in batch:
+                if plan.job.id in refused:
+                    self._stats.failed(plan.job, refused[plan.job.id])
+                else:
+                    recordable.append(plan)
+        return recordable
+
+    def _refused_rows(self, batch: Sequence[PlannedJob], sizes: Mapping[str, int]) -> dict[str, str]:
+        """Rehearse the record of jobs; return why the database refuses some of them, by id."""
+        session, now = self._session, self._run.clock()
+        rows = [(plan.job.id, sizes.get(plan.job.id, 0), "rehearsal") for plan in batch]
+        try:
+            session.database.rehearse(lambda connection: session.jobs.mark_cleaned(connection, rows, now))
+        except RowError as error:
+            if len(batch) == 1:
+                return {batch[0].job.id: f"Its row cannot be updated, so nothing was deleted. {error}"}
+            return {
+                job_id: reason
+                for plan in batch
+                for job_id, reason in self._refused_rows([plan], sizes).items()
+            }
+        return {}
+
+    def claim_orphan(self, found: Found, *, is_leftover: bool) -> ClaimedJob | None:
+        """Write the intent of an orphan or leftover; return None when it is none any more."""
         artifact = found.artifact
         intent = self._intent(IntentKind.ORPHAN, "", "", [found])
 
         def work(connection: Connection) -> bool:
-            if self._planner.claimants(connection, [artifact]).get(artifact):
+            claimants = self._planner.claimants(connection, [artifact]).get(artifact, [])
+            if blocking_claimant(claimants, set()) is not None or (claimants and not is_leftover):
                 return False
             self._session.ledger.add_intents(connection, [intent], self._run.clock())
             return True
@@ -179,31 +214,28 @@ class Staging:
 
     def stage(self, group: Sequence[ClaimedJob]) -> list[ClaimedJob]:
         """Keep the logs that are to be kept, then move every artifact of each job into the trash."""
-        blockers = Blockers.snapshot(self._session.roots.values())
+        blockers = self._run.blockers(self._session.roots.values())
         ready = [job for job in group if self._can_stage(job, blockers)]
         # Before the first file moves: a full disk must not cause deletions that the audit log does not have.
         self._run.audit_all(("cleaning", job.audit_details()) for job in ready if job.items)
         return [job for job in ready if self._stage_job(job)]
 
     def _can_stage(self, job: ClaimedJob, blockers: Blockers) -> bool:
+        found = [found for found, _ in job.items]
         try:
-            for found, _ in job.items:
-                root = self._session.roots[found.artifact.root]
-                reason = blockers.reason(root, found.artifact.name)
-                if reason is None and found.artifact.root is RootName.RESULTS:
-                    reason = keep_marker_reason(root.fd, found.artifact.name)
-                if reason is not None:
-                    self.put_back(job, [])
-                    self._stats.skipped(job.job, reason)
-                    return False
+            reason = stay_reason(self._session, blockers, None if job.is_orphan else job.job.id, found)
         except OSError as error:
-            self._stats.failed(job, describe_oserror(error))
+            self._stats.failed(job.job, describe_oserror(error))
+            return False
+        if reason is not None:
+            self.put_back(job, [])
+            self._stats.skipped(job.job, reason)
             return False
         if not job.is_orphan and job.items:
-            reason = self._run.hooks.before_stage(job.job, [found for found, _ in job.items])
+            reason = self._run.hooks.before_stage(job.job, found)
             if reason is not None:
                 self.put_back(job, [])
-                self._stats.failed(job, reason)
+                self._stats.failed(job.job, reason)
                 return False
         return True
 
@@ -229,7 +261,7 @@ class Staging:
                 raise
             job.items = staged
         except OSError as error:
-            self._stats.failed(job, describe_oserror(error))
+            self._stats.failed(job.job, describe_oserror(error))
             return False
         return True
 
@@ -334,6 +366,36 @@ class Staging:
             self._session.database.write(
                 lambda connection: self._session.ledger.delete_intents(connection, withdrawn)
             )
+
+
+def stay_reason(
+    session: StoreSession, blockers: Blockers, job_id: str | None, artifacts: Iterable[Found]
+) -> str | None:
+    """Return why the artifacts of a job must stay where they are for now; None when they can go.
+
+    Args:
+        session: the job store.
+        blockers: what blocks entries at present.
+        job_id: the job, or None for an orphan.
+        artifacts: what would go.
+
+    Raises:
+        OSError: an artifact cannot be checked.
+    """
+    for found in artifacts:
+        root, name = session.roots[found.artifact.root], found.artifact.name
+        status = os.stat(name, dir_fd=root.fd, follow_symlinks=False) if root.has(name) else None
+        if status is not None and (status.st_dev, status.st_ino) in session.protected_inodes:
+            return f"{printable(found.label)} is a folder of eemtcleanupd's configuration"
+        reason = blockers.reason(root, name)
+        if reason is None and found.artifact.root is RootName.RESULTS:
+            reason = keep_marker_reason(root.fd, name)
+        if reason is not None:
+            return reason
+    if job_id is None:
+        return None
+    # Also one that did not exist when the artifacts were listed: it might be under construction.
+    return blockers.download_reason(session.roots[RootName.RESULTS], job_id + ARCHIVE_SUFFIX)
 
 
 def describe_oserror(error: OSError) -> str:

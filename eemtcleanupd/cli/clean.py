@@ -84,6 +84,11 @@ class _Size(click.ParamType[int]):
 @click.option(
     "--force", is_flag=True, help="Override the clock and job-fraction breakers; all other rules still apply."
 )
+@click.option(
+    "--allow-orphans",
+    is_flag=True,
+    help="Delete orphans even if they are more than safety.max_orphan_fraction of a folder.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the run as one JSON document.")
 def clean(  # noqa: PLR0917  (click passes them by name)
     dry_run: bool,
@@ -92,6 +97,7 @@ def clean(  # noqa: PLR0917  (click passes them by name)
     skip_large: bool,
     size_threshold: int | None,
     force: bool,
+    allow_orphans: bool,
     as_json: bool,
 ) -> int:
     """Delete the data of expired jobs once, now.  All job metadata is kept."""
@@ -110,6 +116,7 @@ def clean(  # noqa: PLR0917  (click passes them by name)
             user=caller(),
             dry_run=dry_run or config.dry_run,
             force=force,
+            allow_orphans=allow_orphans,
             skip_larger_than_bytes=threshold if skip_large else None,
         )
         with ExitStack() as stack:

@@ -12,6 +12,7 @@ from eemtcleanupd.events import (
     JobPlanned,
     JobSkipped,
     OrphanFound,
+    PurgePlanned,
     RunFailed,
     RunFinished,
     RunReport,
@@ -49,6 +50,9 @@ class ConsoleReporter:
                     self._detail(f"Keeping job {short_name(event.job.id)}: {event.reason}")
             case OrphanFound():
                 self._orphan(event)
+            case PurgePlanned():
+                labels = ", ".join(map(short_name, event.artifacts))
+                _say("DRY RUN", f"Would delete from the trash: {labels} ({human_size(event.size_bytes)})")
             case RunFinished(report):
                 self._finished(report)
             case RunFailed():
@@ -81,6 +85,10 @@ class ConsoleReporter:
         self._detail("Updated database: marked job as cleaned")
 
     def _orphan(self, event: OrphanFound) -> None:
+        if event.planned:
+            size = human_size(event.size_bytes)
+            _say("DRY RUN", f"Would delete: {short_name(event.found.label)} ({size}, owned by no job)")
+            return
         if event.removed:
             self._detail(f"Deleted orphan {short_name(event.found.label)} ({human_size(event.size_bytes)})")
             return
@@ -100,6 +108,10 @@ class ConsoleReporter:
         if report.dry_run:
             jobs = report.successful.jobs + report.failed.jobs
             freeing = f"freeing ~{human_size(report.bytes_freed)}"
+            for noun, tally in (("orphan", report.orphans), ("trash item", report.trash_purged)):
+                if tally.jobs:
+                    size = human_size(tally.bytes_freed)
+                    _say("DRY RUN", f"Would remove {plural(tally.jobs, noun)} ({size})")
             _say("DRY RUN", f"Summary: Would clean {plural(jobs, 'job')}, {freeing}")
             return
         for name, tally in (("successful", report.successful), ("failed", report.failed)):

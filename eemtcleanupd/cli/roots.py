@@ -18,10 +18,11 @@ def roots(accept: bool, as_json: bool) -> None:
     """Show the job store's folders as the last run recorded them, or accept the present ones.
 
     A run refuses a folder that differs from the last run's folder: an unmounted disk looks like an empty
-    folder.  Use --accept after you moved or replaced a folder.
+    folder.  It also refuses folders that belong to another job database, and a job table that lost more than
+    half of its rows: every file looks like an orphan then.  Use --accept after such a change was intended.
     """
     config = load_config().config
-    from eemtcleanupd.cleanup.session import open_database, open_roots, record_root
+    from eemtcleanupd.cleanup.session import job_table, open_database, open_roots, record_roots
     from eemtcleanupd.clock import system_clock
     from eemtcleanupd.deletion.trash import Trash
     from eemtcleanupd.plugins import Plugins
@@ -34,14 +35,14 @@ def roots(accept: bool, as_json: bool) -> None:
         if accept:
             stack.enter_context(run_lock(database, "roots --accept", system_clock()))
             ledger.create_tables()
-            records = []
-            for root in open_roots(config, {}, stack).values():
-                trash = Trash(root)
+            opened = open_roots(config, None, stack)
+            trashes = {name: Trash(root) for name, root in opened.items()}
+            for trash in trashes.values():
                 stack.callback(trash.close)
-                records.append(record_root(root, trash))
-            paths = {str(record.name): printable(record.path) for record in records}
+            paths = {str(name): printable(str(root.path)) for name, root in opened.items()}
             write_audit(Plugins(config), "roots_accepted", **paths)
-            ledger.save_roots(records)
+            ledger.forget_roots()  # the trashes get new markers, so that no other ledger owns them too
+            record_roots(ledger, opened, trashes, job_table(database, config).count())
         known = ledger.roots() if ledger.exists() else {}
     if as_json:
         names = ("name", "path", "device", "inode")

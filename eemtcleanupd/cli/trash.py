@@ -148,7 +148,7 @@ def purge(older_than: float | None, yes: bool, as_json: bool) -> int:
         return 0
     if not yes and sys.stdin.isatty():
         click.confirm("Purged data cannot be restored. Purge the trash?", abort=True)
-    request = RunRequest(user=caller(), trigger=Trigger.TRASH, purge_older_than=age)
+    request = RunRequest(caller(), Trigger.TRASH, purge_older_than=age, forget_missing=True)
     report = clean(config, request, emit=lambda _: None, hooks=Plugins(config))
     purged = report.trash_purged
     if as_json:

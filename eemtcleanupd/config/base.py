@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic.fields import FieldInfo
+
+from eemtcleanupd.config.types import DatabaseAddress
 
 
 class Section(BaseModel):
@@ -53,6 +56,20 @@ def leaves(model: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldI
             yield prefix + name, field
         else:
             yield from leaves(section, f"{prefix}{name}.")
+
+
+def configured_paths(section: BaseModel) -> Iterator[Path]:
+    """Yield every path that a configuration names, files of secrets and Unix sockets included."""
+    for _, value in section:
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, BaseModel):
+                yield from configured_paths(item)
+            elif isinstance(item, Path):
+                yield item
+            elif isinstance(item, DatabaseAddress) and item.file is not None:
+                yield item.file
+            elif isinstance(item, str) and item.startswith("unix:/"):
+                yield Path(item.removeprefix("unix:"))
 
 
 def is_block(field: FieldInfo) -> bool:

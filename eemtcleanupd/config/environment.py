@@ -46,6 +46,7 @@ VARIABLES = (
     Variable("EEMT_CLEANUP_LOG_LEVEL", "logging.level"),
     Variable("EEMT_CLEANUP_BATCH_SIZE", "performance.batch_size", int),
     Variable("EEMT_CLEANUP_DRY_RUN", "dry_run", _switch),
+    Variable("EEMT_CLEANUP_MIN_IDLE_MINUTES", "safety.min_idle_minutes", float),
     Variable("EEMT_RESULTS_DIR", "paths.results"),
     Variable("EEMT_UPLOADS_DIR", "paths.uploads"),
     Variable("EEMT_SUCCESS_RETENTION_DAYS", "retention.successful_jobs.hours", _days),

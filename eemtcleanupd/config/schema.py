@@ -311,6 +311,17 @@ class SafetyConfig(Section):
     max_clock_leap_days: Annotated[float, Field(gt=0, le=40_000)] = Field(
         90, description="Refuse if the last run was more than this many days ago, or is in the future."
     )
+    max_orphan_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.2,
+        description="Refuse to delete orphans that are more than this fraction of the entries or bytes of a "
+        "folder with more than 20 entries. The job table is probably wrong then. --force does not override "
+        "this.",
+    )
+    min_idle_minutes: Annotated[float, Field(ge=0, le=1_000_000)] = Field(
+        60,
+        description="Keep a job until the next run while another process has one of its files open, or if "
+        "one of its folders or its zip changed less than this many minutes ago. 0 disables this rule.",
+    )
     max_jobs_per_run: Count = Field(
         0, description="Maximum number of jobs cleaned in one run, oldest first. 0 means no limit."
     )

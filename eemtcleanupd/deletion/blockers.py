@@ -1,21 +1,23 @@
-"""Blockers that keep an artifact in place: mounts inside it, and locks that other processes hold on it."""
+"""Blockers that keep an artifact in place: mounts inside it, locks, open files and recent changes."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from eemtcleanupd.cancellation import StopFlag
-from eemtcleanupd.deletion.filesystem import Mount, mounts
+from eemtcleanupd.deletion.filesystem import Mount, locate, mounts, views
+from eemtcleanupd.deletion.open_files import open_processes
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.walk import Folder, walk
 from eemtcleanupd.formatting import printable, shortened
-from eemtcleanupd.model import KEEP_NAME
+from eemtcleanupd.model import KEEP_NAME, RootName
 
 # In the initial PID namespace, /proc/locks shows every lock of this machine.  In other namespaces it shows
 # only locks whose holder lives there (proc(5), pid_namespaces(7); the number is PROC_PID_INIT_INO).
@@ -27,26 +29,40 @@ _LOCAL_FILESYSTEMS = {"ext2", "ext3", "ext4", "xfs", "tmpfs", "f2fs", "zfs", "jf
 
 @dataclass(frozen=True, slots=True)
 class Blockers:
-    """A snapshot of mounts and locks.
+    """A snapshot of mounts, locks and open files.
 
     Attributes:
         mounts: the mount points below a root.
         locked: device and inode of each file that another process holds an flock on.  None when the kernel
             does not list all locks; then every file has to be tried.
+        opened: the entries of the roots in which other processes have a file open, with one such process.
+        counted: the roots whose filesystem counts the links of subfolders, so that leaves need no reading.
+        quiet_since: a folder that changed after this time (seconds since the epoch) is in use.  None turns
+            the rule off, and ``opened`` is empty then.
     """
 
     mounts: tuple[Path, ...]
     locked: frozenset[tuple[int, int]] | None
+    opened: Mapping[tuple[RootName, str], str]
+    counted: frozenset[RootName]
+    quiet_since: float | None
 
     @classmethod
-    def snapshot(cls, roots: Iterable[Root]) -> Blockers:
-        """Read the mounts and the locks of this machine (proc(5): mountinfo, locks)."""
+    def snapshot(cls, roots: Iterable[Root], quiet_since: float | None = None) -> Blockers:
+        """Read the mounts, locks and open files of this machine (proc(5): mountinfo, locks, fd)."""
         opened = list(roots)
-        all_mounts = list(mounts())
+        all_mounts = mounts()
         inside = tuple(
             mount.path for mount in all_mounts if any(root.path in mount.path.parents for root in opened)
         )
-        return cls(inside, _locked_inodes(all_mounts, opened))
+        local = {mount.device for mount in all_mounts if mount.filesystem in _LOCAL_FILESYSTEMS}
+        return cls(
+            inside,
+            _locked_inodes(local, opened),
+            {} if quiet_since is None else _opened_entries(opened, all_mounts),
+            frozenset(root.name for root in opened if _device_number(root) in local),
+            quiet_since,
+        )
 
     def reason(self, root: Root, name: str) -> str | None:
         """Return why an entry of a root cannot be moved now; None when nothing blocks it."""
@@ -54,6 +70,46 @@ class Blockers:
         for mount in self.mounts:
             if mount == path or path in mount.parents:
                 return f"a filesystem is mounted at {printable(str(mount))}"
+        if process := self.opened.get((root.name, name)):
+            return f"{process} has a file of {root.name}/{shortened(printable(name))} open"
+        return self._folder_reason(root, name) or self._lock_reason(root, name)
+
+    def download_reason(self, root: Root, name: str) -> str | None:
+        """Return why the zip of a job's results shows that the job is in use; None when it does not."""
+        if process := self.opened.get((root.name, name)):
+            return f"{process} has {root.name}/{shortened(printable(name))} open"
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(name, dir_fd=root.fd, follow_symlinks=False)
+            return self._change_reason(f"{root.name}/{name}", status.st_mtime)
+        return None
+
+    def _change_reason(self, label: str, mtime: float) -> str | None:
+        if self.quiet_since is None or mtime <= self.quiet_since:
+            return None
+        return f"{shortened(printable(label))} changed less than safety.min_idle_minutes ago"
+
+    def _folder_reason(self, root: Root, name: str) -> str | None:
+        """Look at every folder of an entry: for recent changes, and for other filesystems and subvolumes."""
+        reasons: list[str] = []
+        stop = StopFlag()
+
+        def report(reason: str) -> None:
+            reasons.append(reason)
+            stop.set()
+
+        def enter(folder: Folder) -> None:
+            label = f"{root.name}/{folder.path}"
+            if reason := self._change_reason(label, folder.status.st_mtime):
+                report(reason)
+
+        def foreign(folder: Folder) -> None:
+            path = printable(str(root.path / folder.path))
+            report(f"{shortened(path)} is another filesystem or subvolume")
+
+        walk(root, name, None, stop=stop, enter=enter, foreign=foreign, skip_leaves=root.name in self.counted)
+        return reasons[0] if reasons else None
+
+    def _lock_reason(self, root: Root, name: str) -> str | None:
         inodes = None
         if self.locked is not None:
             inodes = frozenset(inode for device, inode in self.locked if device == root.device)
@@ -83,10 +139,34 @@ def keep_marker_reason(folder_fd: int, name: str) -> str | None:
     return f"held by the file {KEEP_NAME} in its results"
 
 
-def _locked_inodes(all_mounts: Iterable[Mount], roots: list[Root]) -> frozenset[tuple[int, int]] | None:
+def _device_number(root: Root) -> str:
+    return f"{os.major(root.device)}:{os.minor(root.device)}"
+
+
+def _opened_entries(roots: list[Root], all_mounts: list[Mount]) -> dict[tuple[RootName, str], str]:
+    """Return the entries of the roots in which other processes have files open, with one process each."""
+    places = {root.name: locate(root.path, all_mounts) for root in roots}
+    prefixes: dict[str, list[tuple[RootName, str, tuple[str, ...]]]] = {}
+    found: dict[tuple[RootName, str], str] = {}
+    for process in open_processes():
+        if process.namespace not in prefixes:
+            prefixes[process.namespace] = [
+                (name, prefix.rstrip("/"), below)
+                for name, place in places.items()
+                for prefix, below in views(place, process.mounts())
+            ]
+        for name, prefix, below in prefixes[process.namespace]:
+            for target in process.targets:
+                if target.startswith(prefix) and target[len(prefix) :][:1] in {"", "/"}:
+                    parts = (*below, *target[len(prefix) :].split("/")[1:])
+                    if parts:
+                        found[name, parts[0]] = process.label
+    return found
+
+
+def _locked_inodes(local: Set[str], roots: list[Root]) -> frozenset[tuple[int, int]] | None:
     """Return device and inode of files under an flock of other processes; None when that is unknown."""
-    local = {mount.device for mount in all_mounts if mount.filesystem in _LOCAL_FILESYSTEMS}
-    devices = {f"{os.major(root.device)}:{os.minor(root.device)}" for root in roots}
+    devices = {_device_number(root) for root in roots}
     try:
         in_initial_namespace = os.stat("/proc/self/ns/pid").st_ino == _INITIAL_PID_NAMESPACE  # noqa: PTH116
         if not in_initial_namespace or not devices <= local:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from eemtcleanupd.deletion.filesystem import locate, mounts
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.errors import RootError
 from eemtcleanupd.model import RootName
@@ -30,6 +31,23 @@ class Root:
         except FileNotFoundError:
             return False
         return True
+
+    def listed(self, names: Set[str]) -> set[str]:
+        """Return those names that the listing of the folder has, byte for byte."""
+        with os.scandir(self.fd) as listing:
+            return {entry.name for entry in listing if entry.name in names}
+
+    def ignores_case(self) -> bool:
+        """Tell whether an entry can be opened under a name in another case (ext4 casefold, NTFS, APFS)."""
+        with os.scandir(self.fd) as listing:
+            for entry in listing:
+                if (other := entry.name.swapcase()) != entry.name and other.isascii():
+                    try:
+                        status = os.stat(other, dir_fd=self.fd, follow_symlinks=False)
+                    except OSError:
+                        return False
+                    return status.st_ino == entry.inode()
+        return False
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -69,8 +87,9 @@ def check_roots(roots: Sequence[Root], database: Path | None) -> None:
         RootError: a root is ``/``, a home folder, another root or its parent, or holds the database.
     """
     # Some system accounts have a folder such as /var/www as their home.  Refusing it too is safe.
-    homes = {identity for entry in pwd.getpwall() if (identity := _identity(Path(entry.pw_dir))) is not None}
+    homes = {home for entry in pwd.getpwall() if (home := identity(Path(entry.pw_dir))) is not None}
     database_parents = [] if database is None else _chain(database.resolve().parent)
+    all_mounts = mounts()
     for root in roots:
         own = (root.device, root.inode)
         chain = _chain(root.path)
@@ -84,7 +103,10 @@ def check_roots(roots: Sequence[Root], database: Path | None) -> None:
                 f"paths.{root.name} is {root.path}, which holds the job database {database}. {advice}"
             )
         for other in roots:
-            if other is not root and (other.device, other.inode) in chain:
+            if other is root:
+                continue
+            below = locate(root.path, all_mounts).inside(locate(other.path, all_mounts))
+            if below is not None or (other.device, other.inode) in chain:
                 relation = "the same folder as" if other.inode == root.inode else "inside"
                 raise RootError(
                     f"paths.{root.name} ({root.path}) is {relation} paths.{other.name} ({other.path}). "
@@ -92,7 +114,8 @@ def check_roots(roots: Sequence[Root], database: Path | None) -> None:
                 )
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return device and inode of a path, None if it cannot be read."""
     try:
         status = path.stat()
     except OSError:
@@ -102,4 +125,4 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _chain(path: Path) -> list[tuple[int, int] | None]:
     """Return the identities of a folder and of all its parents."""
-    return [_identity(folder) for folder in (path, *path.parents)]
+    return [identity(folder) for folder in (path, *path.parents)]

@@ -45,6 +45,17 @@ def read_marker(root: Root) -> str | None:
         return None
 
 
+def write_marker(trash: Trash, marker: str) -> None:
+    """Write the marker that identifies a root into its trash, in place of any other.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with os.fdopen(os.open(MARKER_NAME, flags, 0o600, dir_fd=trash.fd), "w") as file:
+        file.write(marker)
+
+
 class Trash:
     """The trash of one root, locked for one run.
 

@@ -26,11 +26,15 @@ _NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Allocated bytes, number of files, newest mtime (seconds since the epoch) and error count of a tree."""
+    """Allocated bytes, number of files, last change (seconds since the epoch) and error count of a tree.
+
+    ``changed_at`` is the newest of all ``mtime`` and ``ctime``: a copy that keeps an old ``mtime`` has a new
+    ``ctime``.
+    """
 
     bytes: int = 0
     files: int = 0
-    newest_mtime: float = 0.0
+    changed_at: float = 0.0
     errors: int = 0
 
 
@@ -84,10 +88,12 @@ Visit = Callable[[Folder, os.DirEntry[str]], None]
 def walk(
     root: Root,
     name: str,
-    visit: Visit,
+    visit: Visit | None,
     *,
     stop: StopFlag | None = None,
     enter: Callable[[Folder], None] | None = None,
+    foreign: Callable[[Folder], None] | None = None,
+    skip_leaves: bool = False,
 ) -> int:
     """Visit every entry below a folder of a root.
 
@@ -98,21 +104,33 @@ def walk(
             walk.
         stop: ends the walk early.
         enter: called for each folder, including the first one, after it was opened.
+        foreign: called for each folder of another filesystem or subvolume, which is not entered.
+        skip_leaves: do not read folders without subfolders.  They have a link count of 2 on the filesystems
+            that count the links of subfolders (find(1), -noleaf).
 
     Returns:
         How many folders could not be read completely; the walk continues without them.
     """
-    return _Walk(root, visit, stop or StopFlag(), enter).run(name)
+    return _Walk(root, visit, stop or StopFlag(), enter, foreign, skip_leaves=skip_leaves).run(name)
 
 
 class _Walk:
     def __init__(
-        self, root: Root, visit: Visit, stop: StopFlag, enter: Callable[[Folder], None] | None
+        self,
+        root: Root,
+        visit: Visit | None,
+        stop: StopFlag,
+        enter: Callable[[Folder], None] | None,
+        foreign: Callable[[Folder], None] | None,
+        *,
+        skip_leaves: bool,
     ) -> None:
         self._root = root
         self._visit = visit
         self._stop = stop
         self._enter = enter
+        self._foreign = foreign
+        self._skip_leaves = skip_leaves
         self._folders: list[Folder] = []
         self._errors = 0
 
@@ -145,15 +163,18 @@ class _Walk:
             return
         folder = Folder(name, parent, fd, os.fstat(fd))
         if folder.status.st_dev != self._root.device:
+            if self._foreign is not None:
+                self._foreign(folder)
             _close(folder)
             return
         self._folders.append(folder)
         if self._enter is not None:
             self._enter(folder)
-        try:
-            folder.listing = os.scandir(fd)
-        except OSError:
-            self._errors += 1
+        if not self._skip_leaves or folder.status.st_nlink != 2:
+            try:
+                folder.listing = os.scandir(fd)
+            except OSError:
+                self._errors += 1
         if len(self._folders) > _MAX_OPEN_FOLDERS:
             self._read_and_close(self._folders[-_MAX_OPEN_FOLDERS - 1])
 
@@ -178,7 +199,7 @@ class _Walk:
                 _close_listing(folder)
             elif is_folder:
                 return entry.name
-            else:
+            elif self._visit is not None:
                 self._visit(folder, entry)
         return folder.unentered.pop() if folder.unentered else None
 
@@ -222,7 +243,7 @@ def measure(root: Root, name: str, stop: StopFlag) -> Measured:
     except OSError:
         return Measured(errors=1)
     if not stat.S_ISDIR(status.st_mode):
-        return Measured(_share(status), 1, status.st_mtime)
+        return Measured(_share(status), 1, _changed_at(status))
     total, files, newest, failed = 0, 0, 0.0, 0
 
     def visit(_folder: Folder, entry: os.DirEntry[str]) -> None:
@@ -236,15 +257,23 @@ def measure(root: Root, name: str, stop: StopFlag) -> Measured:
             return
         total += _share(status)
         files += 1
-        newest = max(newest, status.st_mtime)
+        newest = max(newest, _changed_at(status))
 
     def enter(folder: Folder) -> None:
         nonlocal total, newest
         total += folder.status.st_blocks * BLOCK_BYTES
-        newest = max(newest, folder.status.st_mtime)
+        newest = max(newest, _changed_at(folder.status))
 
-    failed += walk(root, name, visit, stop=stop, enter=enter)
+    def foreign(_folder: Folder) -> None:
+        nonlocal failed
+        failed += 1
+
+    failed += walk(root, name, visit, stop=stop, enter=enter, foreign=foreign)
     return Measured(total, files, newest, failed)
+
+
+def _changed_at(status: os.stat_result) -> float:
+    return max(status.st_mtime, status.st_ctime)
 
 
 def _share(status: os.stat_result) -> int:

@@ -7,6 +7,7 @@ from eemtcleanupd.events.runs import (
     JobPlanned as JobPlanned,
     JobSkipped as JobSkipped,
     OrphanFound as OrphanFound,
+    PurgePlanned as PurgePlanned,
     RunFailed as RunFailed,
     RunFinished as RunFinished,
     RunStarted as RunStarted,

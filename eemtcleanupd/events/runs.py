@@ -131,15 +131,32 @@ class JobFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class OrphanFound(Event):
-    """An entry of a root that no row names; ``removed`` if ``orphans.delete_after_hours`` had passed."""
+    """An entry of a root that no row names, or that an interrupted run left behind.
+
+    ``removed`` if ``orphans.delete_after_hours`` had passed.  ``planned`` if a run would remove it.
+    """
 
     found: Found
     size_bytes: int
     removed: bool
+    planned: bool = False
 
     def log_line(self) -> str:
-        verb = "Removed" if self.removed else "Found"
+        verb = "[DRY RUN] Would remove" if self.planned else "Removed" if self.removed else "Found"
         return f"{verb} orphan {short_name(self.found.label)} ({human_size(self.size_bytes)})"
+
+
+@dataclass(frozen=True, slots=True)
+class PurgePlanned(Event):
+    """A dry run found something in the trash that a run would delete; ``job_id`` is empty for an orphan."""
+
+    job_id: str
+    artifacts: tuple[str, ...]
+    size_bytes: int
+
+    def log_line(self) -> str:
+        labels = ", ".join(map(short_name, self.artifacts))
+        return f"[DRY RUN] Would delete from the trash: {labels} ({human_size(self.size_bytes)})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
+from typing import Protocol
 
-from eemtcleanupd.formatting import human_age
+from eemtcleanupd.formatting import human_age, human_size
+from eemtcleanupd.model import RootName
 
 # Time services occasionally step a clock back by seconds, which is harmless.
 BACKWARDS_TOLERANCE = timedelta(minutes=5)
+MIN_ENTRIES = 20
+"""Up to so many rows or entries, a fraction says little, and the breakers for orphans are off."""
 
 
 def clock_problem(now: datetime, last_run: datetime | None, max_leap_days: float) -> str | None:
@@ -25,6 +30,52 @@ def clock_problem(now: datetime, last_run: datetime | None, max_leap_days: float
             f"the clock is {human_age(elapsed)} after the last run ({last_run:%Y-%m-%d %H:%M} UTC), more "
             f"than safety.max_clock_leap_days ({max_leap_days:g})"
         )
+    return None
+
+
+def table_problem(rows: int, rows_before: int) -> str | None:
+    """Return why the job table cannot be trusted, or None if it can.
+
+    Args:
+        rows: how many rows it has.
+        rows_before: how many it had at the last run, 0 before the first.
+    """
+    if rows_before <= MIN_ENTRIES or 2 * rows >= rows_before:
+        return None
+    return (
+        f"the job table has {rows} rows, and it had {rows_before} at the last run. The files of the missing "
+        "jobs would look like orphans."
+    )
+
+
+class Census(Protocol):
+    """The entries of a root, and the orphans that are due for deletion."""
+
+    entries: int
+    due: int
+    due_bytes: int
+
+
+def orphans_problem(census: Mapping[RootName, Census], held_bytes: int, max_fraction: float) -> str | None:
+    """Return why so many orphans cannot be right, or None if they can.
+
+    Args:
+        census: the entries of each root.
+        held_bytes: the measured size of all jobs, 0 if it is unknown.
+        max_fraction: ``safety.max_orphan_fraction``, 0 to 1.
+    """
+    for name, root in census.items():
+        if root.entries > MIN_ENTRIES and root.due > max_fraction * root.entries:
+            return f"{root.due} of {root.entries} entries in {name} are orphans."
+        if (
+            held_bytes
+            and root.entries > MIN_ENTRIES
+            and root.due_bytes > max_fraction * (held_bytes + root.due_bytes)
+        ):
+            return (
+                f"the orphans in {name} have {human_size(root.due_bytes)}, and all jobs together "
+                f"{human_size(held_bytes)}."
+            )
     return None
 
 

@@ -8,12 +8,23 @@ might own it before it is deleted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+import unicodedata
+from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass
+from datetime import datetime
 
 from eemtcleanupd.model import TRASH_NAME, Artifact, Job, JobClass, RootName
 
 ARCHIVE_SUFFIX = "_results.zip"
+_SYSTEM_ENTRIES = {
+    "lost+found",  # mkfs(8) of ext
+    "aquota.user",  # quotacheck(8)
+    "aquota.group",
+    "aquota.project",
+    "quota.user",
+    "quota.group",
+    "System Volume Information",  # NTFS
+}
 _NAME_MAX_BYTES = 255  # NAME_MAX of every Linux filesystem (limits.h)
 
 
@@ -25,6 +36,7 @@ class Claimant:
     job_class: JobClass
     cleaned: bool
     held: bool
+    cleaned_at: datetime | None = None
 
 
 def invalid_name_reason(name: str, *, suffix: str = "") -> str | None:
@@ -50,6 +62,19 @@ def invalid_name_reason(name: str, *, suffix: str = "") -> str | None:
     if len(encoded) + len(suffix) > _NAME_MAX_BYTES:
         return f"is too long for a file name ({len(encoded)} bytes)"
     return None
+
+
+def folded(name: str) -> str:
+    """Return what is equal for names that differ only in case or in the composition of their characters."""
+    return name.casefold() if name.isascii() else unicodedata.normalize("NFC", name.casefold())
+
+
+def is_system_entry(name: str) -> bool:
+    """Return whether an entry of a root belongs to its filesystem or a service, so that it is no orphan.
+
+    These are hidden entries (snapshots, ``.nfs…``), recycle bins, ``lost+found`` and quota files.
+    """
+    return name.startswith((".", "$")) or name in _SYSTEM_ENTRIES
 
 
 def owned_artifacts(job: Job) -> tuple[Artifact, ...]:
@@ -79,9 +104,20 @@ def blocking_claimant(claimants: Iterable[Claimant], being_cleaned: Set[str]) ->
     cleaned or is being cleaned.  So a shared upload is deleted with the last job that names it.
     ``being_cleaned`` has the ids of the jobs that this run is cleaning.
     """
-    for claimant in claimants:
-        if claimant.job.id in being_cleaned:
-            continue
-        if claimant.held or not claimant.cleaned or claimant.job_class in {JobClass.LIVE, JobClass.UNKNOWN}:
-            return claimant
-    return None
+    return next(filter(_protects, (other for other in claimants if other.job.id not in being_cleaned)), None)
+
+
+def is_leftover(claimants: Collection[Claimant], changed_at: datetime) -> bool:
+    """Return whether an interrupted run left an artifact behind: its jobs are all cleaned, and it is older.
+
+    Args:
+        claimants: all jobs that could own the artifact.
+        changed_at: when anything in it changed last.  What is newer than the cleanup came back on purpose.
+    """
+    cleaned = [claimant.cleaned_at for claimant in claimants if claimant.cleaned_at is not None]
+    return bool(cleaned) and changed_at < max(cleaned) and not any(map(_protects, claimants))
+
+
+def _protects(claimant: Claimant) -> bool:
+    is_finished = claimant.cleaned and claimant.job_class not in {JobClass.LIVE, JobClass.UNKNOWN}
+    return claimant.held or not is_finished

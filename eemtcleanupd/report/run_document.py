@@ -16,6 +16,7 @@ from eemtcleanupd.events import (
     JobPlanned,
     JobSkipped,
     OrphanFound,
+    PurgePlanned,
     RunFinished,
     RunReport,
     Warned,
@@ -35,7 +36,7 @@ class RunDocument:
 
     def __init__(self) -> None:
         self._lists = {
-            name: _SpooledList() for name in ("details", "skipped", "errors", "orphans", "warnings")
+            name: _SpooledList() for name in ("details", "skipped", "errors", "orphans", "trash", "warnings")
         }
         self._report: RunReport | None = None
 
@@ -61,7 +62,20 @@ class RunDocument:
                 )
             case OrphanFound():
                 self._lists["orphans"].add(
-                    {"path": event.found.label, "bytes": event.size_bytes, "removed": event.removed}
+                    {
+                        "path": event.found.label,
+                        "bytes": event.size_bytes,
+                        "removed": event.removed,
+                        "planned": event.planned,
+                    }
+                )
+            case PurgePlanned():
+                self._lists["trash"].add(
+                    {
+                        "job_id": event.job_id or None,
+                        "artifacts": list(event.artifacts),
+                        "bytes": event.size_bytes,
+                    }
                 )
             case Warned():
                 self._lists["warnings"].add(event.message)

@@ -20,6 +20,11 @@ class Repository:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @property
+    def database_name(self) -> str:
+        """The name of the database in messages."""
+        return self._database.name
+
 
 @contextmanager
 def corruption_guard(table: str) -> Iterator[None]:

@@ -16,10 +16,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from sqlalchemy import Connection, Engine, event, exc
+from sqlalchemy import BindParameter, Connection, Engine, event, exc
+from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import TypeEngine
 
-from eemtcleanupd.errors import CleanupError, StoreError
+from eemtcleanupd.errors import CleanupError, RowError, StoreError
 
 if TYPE_CHECKING:
     from eemtcleanupd.store.lock import Holder
@@ -33,6 +34,13 @@ SCRATCH = "scratch"
 
 class TempTablesLostError(StoreError):
     """The connection was lost, and its temporary tables with it."""
+
+
+class _RehearsedError(Exception):
+    """Ends a rehearsal, with its result."""
+
+    def __init__(self, result: Any) -> None:
+        self.result = result
 
 
 class Database(ABC):
@@ -104,6 +112,23 @@ class Database(ABC):
             result: Result = retrying(self._write_once, work)
             return result
 
+    def rehearse(self, work: Callable[[Connection], Result]) -> Result:
+        """Run ``work`` in a write transaction that is always rolled back.
+
+        Raises:
+            RowError, StoreError: the database would refuse it.
+        """
+
+        def attempt(connection: Connection) -> None:
+            raise _RehearsedError(work(connection))
+
+        try:
+            self.write(attempt)
+        except _RehearsedError as end:
+            result: Result = end.result
+            return result
+        raise AssertionError
+
     @abstractmethod
     def _reading(self) -> AbstractContextManager[Connection]:
         """Provide a connection for reading."""
@@ -150,6 +175,10 @@ class Database(ABC):
         """Return SQL for a column of ``jobs`` in the form of a ``RawName``."""
 
     @abstractmethod
+    def is_not_ascii(self, column: str) -> ColumnElement[bool]:
+        """Return SQL that is true where a column of ``jobs`` has other characters than ASCII."""
+
+    @abstractmethod
     def ledger_columns(self, connection: Connection) -> set[tuple[str, str]]:
         """Return the table and name of each column of all tables ``cleanup_*``."""
 
@@ -159,6 +188,10 @@ class Database(ABC):
 
         Text that the column cannot contain is equal to no row.
         """
+
+    @abstractmethod
+    def is_exactly(self, column: ColumnElement[Any], key: BindParameter[Any]) -> ColumnElement[bool]:
+        """Return SQL that is true where an id is byte for byte equal to a key, whatever its collation."""
 
     @abstractmethod
     def added_column(self, form: str, completed_at: TypeEngine[Any]) -> str:
@@ -209,7 +242,12 @@ class Database(ABC):
     def _error(self, error: BaseException | None) -> StoreError:
         reason = str(error).strip()
         advice = next((advice for pattern, advice in self._advice.items() if pattern in reason), "")
-        return StoreError(f"Job database {self.name}: {reason.removesuffix('.')}. {advice}".rstrip())
+        kind = RowError if error is not None and self._concerns_row(error) else StoreError
+        return kind(f"Job database {self.name}: {reason.removesuffix('.')}. {advice}".rstrip())
+
+    @abstractmethod
+    def _concerns_row(self, error: BaseException) -> bool:
+        """Return whether the database refused the values of a row: another row can be written."""
 
     @abstractmethod
     def close(self) -> None:

@@ -49,6 +49,7 @@ class Intent:
         purge_after: end of the grace in the trash, aware UTC.
         bytes_freed: what earlier, interrupted attempts freed.
         size_bytes: what is in the trash.
+        is_purging: a run has begun to delete it from the trash, so its items can be missing there.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Intent:
     error: str | None = None
     size_bytes: int = 0
     created_at: datetime | None = None
+    is_purging: bool = False
 
 
 def with_error(intent: Intent, error: str | None, freed_bytes: int) -> Intent:
@@ -165,6 +167,12 @@ class Intents(Repository):
                     "recorded twice."
                 )
 
+    def begin_purge(self, connection: Connection, ids: Sequence[str]) -> None:
+        """Write down that these are about to be deleted from the trash."""
+        for start in range(0, len(ids), MOST_VALUES):
+            page = ids[start : start + MOST_VALUES]
+            connection.execute(update(INTENTS).where(INTENTS.c.id.in_(page)).values(is_purging=1))
+
     def save_intent(self, connection: Connection, intent: Intent) -> None:
         """Save the progress of an intent."""
         connection.execute(update(INTENTS).where(INTENTS.c.id == intent.id).values(_intent_values(intent)))
@@ -190,6 +198,7 @@ class Intents(Repository):
                     error=row.error,
                     size_bytes=int(row.size_bytes),
                     created_at=read_utc(row.created_at),
+                    is_purging=bool(row.is_purging),
                 )
                 for row in rows
             ]

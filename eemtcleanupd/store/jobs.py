@@ -7,13 +7,15 @@ table of this connection, and they are read back in pages.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, tzinfo
 from functools import cached_property
 from typing import Any
 
 from sqlalchemy import (
+    BindParameter,
     Column,
     Connection,
     Float,
@@ -23,10 +25,13 @@ from sqlalchemy import (
     String,
     Table,
     Update,
+    and_,
     bindparam,
     column,
     inspect,
     literal_column,
+    not_,
+    or_,
     select,
     table,
     text,
@@ -35,10 +40,11 @@ from sqlalchemy import (
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import Integer, NullType, TypeEngine
 
-from eemtcleanupd.errors import StoreError
-from eemtcleanupd.formatting import BYTES_PER_MB
+from eemtcleanupd.errors import RowError, StoreError
+from eemtcleanupd.formatting import BYTES_PER_MB, printable
 from eemtcleanupd.model import Job, JobClass
-from eemtcleanupd.policy.retention import Policy
+from eemtcleanupd.policy.ownership import folded
+from eemtcleanupd.policy.retention import TERMINAL, Policy
 from eemtcleanupd.store.base import MOST_VALUES
 from eemtcleanupd.store.column_types import RawText
 from eemtcleanupd.store.database import SCRATCH, Database, TempTablesLostError
@@ -64,10 +70,11 @@ _CANDIDATES = Table(
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of ``jobs``: the job, and whether its data was cleaned."""
+    """A row of ``jobs``: the job, and whether and when its data was cleaned."""
 
     job: Job
     cleaned: bool
+    cleaned_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +133,7 @@ class JobTable:
         self._ended = f"coalesce(replace({database.as_text('completed_at')}, 'T', ' '), '')"
         types: dict[str, TypeEngine[Any]] = {
             self._id: database.key_type(columns[self._id]),
-            "dem_filename": database.key_type(String()),
+            "dem_filename": database.key_type(columns.get("dem_filename", String())),
             "data_size_mb": Float(),
             "cleanup_summary": String(),
         }
@@ -147,6 +154,11 @@ class JobTable:
 
         self._database.write(alter)
         self._reflect()
+
+    def count(self) -> int:
+        """Return how many rows the table has."""
+        with self._database.read() as connection:
+            return int(connection.exec_driver_sql("SELECT count(*) FROM jobs").scalar_one())
 
     # -- candidates --------------------------------------------------------------------------------
 
@@ -248,22 +260,54 @@ class JobTable:
         rows: dict[str, Row] = {}
         values = list(ids)
         for start in range(0, len(values), MOST_VALUES):
-            statement = self._select().where(self._jobs.c[self._id].in_(values[start : start + MOST_VALUES]))
+            page = values[start : start + MOST_VALUES]
+            # A collation or type of the column can find other spellings too; they are other jobs.
+            wanted = set(page)
+            statement = self._select().where(self._jobs.c[self._id].in_(page))
             if lock:  # on a server; a write transaction locks a SQLite file completely
                 statement = statement.with_for_update(key_share=True)
             for mapping in connection.execute(statement).mappings():
                 row = self._row(mapping)
+                if row.job.id not in wanted:
+                    continue
                 if row.job.id in rows:  # a column job_id might not be unique: in doubt, keep
                     row = Row(replace(row.job, status=_DUPLICATE_ID), cleaned=False)
                 rows[row.job.id] = row
         return rows
 
     def naming(self, connection: Connection, dem_filenames: Sequence[str]) -> list[Row]:
-        """Return all rows that name one of these uploads (a scan: the column has no index)."""
+        """Return all rows that name one of these uploads (a scan: the column has no index).
+
+        The comparison is the column's own: with a collation or type that ignores case, say, rows with another
+        spelling are among them.
+        """
         if "dem_filename" not in self._jobs.c or not dem_filenames:
             return []
         statement = self._select().where(self._jobs.c.dem_filename.in_(dem_filenames))
         return [self._row(row) for row in connection.execute(statement).mappings()]
+
+    def spelled_alike(self, connection: Connection, names: Collection[str]) -> dict[str, list[str]]:
+        """Return, by folded name, the ids and uploads in the table that differ from a name only in spelling.
+
+        Where a name is ASCII, only other cases are found, and the caller must ask only where the filesystem
+        ignores them: this reads the whole table.
+        """
+        wanted = {folded(name) for name in names}
+        columns = [self._id, *(["dem_filename"] if self.has_uploads else [])]
+        texts = [literal_column(self._database.as_text(name), RawText()) for name in columns]
+        # A live job protects its files even if it was cleaned before.
+        status = literal_column(self._database.as_text("status"), RawText())
+        is_terminal = status.in_([name for kind in TERMINAL for name in self._filter.statuses(kind)])
+        statement = select(*texts).select_from(self._jobs).where(or_(text(self.uncleaned), not_(is_terminal)))
+        if not any(name.isascii() for name in names):
+            statement = statement.where(or_(*(self._database.is_not_ascii(name) for name in columns)))
+        found: dict[str, list[str]] = defaultdict(list)
+        for page in connection.execution_options(yield_per=1000).execute(statement).partitions():
+            for value in (value for row in page for value in row if value is not None):
+                spelling = _as_text(value)
+                if (key := folded(spelling)) in wanted and spelling not in names:
+                    found[key].append(spelling)
+        return found
 
     def mark_cleaned(
         self, connection: Connection, jobs: Sequence[tuple[str, int, str]], now: datetime
@@ -279,20 +323,43 @@ class JobTable:
             }
             for job_id, size_bytes, summary in jobs
         ]
-        if rows:
-            connection.execute(self._update_by_id, rows)
+        if not rows:
+            return
+        connection.execute(self._update_by_id, rows)
+        if refused := self._still_uncleaned(connection, [job_id for job_id, _, _ in jobs]):
+            names = ", ".join(printable(job_id) for job_id in refused[:5])
+            raise RowError(
+                f"Job database {self._database.name}: a trigger or rule ignores the update of {names}."
+            )
+
+    def _still_uncleaned(self, connection: Connection, ids: Sequence[str]) -> list[str]:
+        """Return those of these jobs whose rows are there and do not say that their data was cleaned."""
+        refused = []
+        for start in range(0, len(ids), MOST_VALUES):
+            page = ids[start : start + MOST_VALUES]
+            column = self._jobs.c[self._id]
+            statement = select(column).where(column.in_(page), self._jobs.c.data_cleaned_at.is_(None))
+            refused += [key for row in connection.execute(statement) if (key := _as_text(row[0])) in page]
+        return refused
 
     @cached_property
     def _update_by_id(self) -> Update:
         # Cached because building the statement takes longer than executing it.
+        return update(self._jobs).where(self._is_row(self._key()))
+
+    def _is_row(self, job_id: BindParameter[Any]) -> ColumnElement[bool]:
+        """Return SQL that is true for the row of this id: by the column's own index, and byte for byte."""
         column = self._jobs.c[self._id]
-        return update(self._jobs).where(column == bindparam("key", type_=column.type))
+        return and_(column == job_id, self._database.is_exactly(column, job_id))
+
+    def _key(self, job_id: str | None = None) -> BindParameter[Any]:
+        return bindparam("key", job_id, type_=self._jobs.c[self._id].type)
 
     def mark_uncleaned(self, connection: Connection, job_id: str) -> None:
         """Record in the job's row that its data was restored.  The measured size stays."""
         connection.execute(
             update(self._jobs)
-            .where(self._jobs.c[self._id] == job_id)
+            .where(self._is_row(self._key(job_id)))
             .values(data_cleaned_at=None, cleanup_summary=None)
         )
 
@@ -306,7 +373,7 @@ class JobTable:
         """Record the measured size of a job that still has its data."""
         connection.execute(
             update(self._jobs)
-            .where(self._jobs.c[self._id] == job_id, text(self.uncleaned))
+            .where(self._is_row(self._key(job_id)), text(self.uncleaned))
             .values(data_size_mb=size_bytes / BYTES_PER_MB)
         )
 
@@ -363,7 +430,8 @@ class JobTable:
             dem_filename=optional_text("dem_filename"),
             parameters=optional_text("parameters"),
         )
-        return Row(job, cleaned=row.get("data_cleaned_at") is not None)
+        cleaned_at = row.get("data_cleaned_at")
+        return Row(job, cleaned_at is not None, read_timestamp(cleaned_at, self._zone))
 
 
 def _as_text(value: object) -> str:
@@ -376,6 +444,11 @@ def _as_text(value: object) -> str:
 
 def _columns(connection: Connection, database: Database) -> dict[str, TypeEngine[Any]]:
     inspector = inspect(connection)
-    if not inspector.has_table("jobs"):
+    if "jobs" not in inspector.get_table_names():
+        if "jobs" in inspector.get_view_names():
+            raise StoreError(
+                f"jobs in {database.name} is a view. It can hide rows, whose files would look unused. "
+                "Use the database and schema of the table itself."
+            )
         raise StoreError(f"{database.name} has no table jobs. This is not an EEMT job database.")
     return {column["name"]: column["type"] for column in inspector.get_columns("jobs")}

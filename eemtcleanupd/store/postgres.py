@@ -15,10 +15,27 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, DateTime, Integer, Numeric, Uuid, create_engine, event, exc, make_url
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    DateTime,
+    Integer,
+    Numeric,
+    String,
+    Uuid,
+    cast,
+    create_engine,
+    event,
+    exc,
+    literal_column,
+    make_url,
+    true,
+)
+from sqlalchemy.dialects.postgresql import CITEXT
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.pool import StaticPool
+from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import NullType, TypeEngine
 
 from eemtcleanupd.config.types import DatabaseAddress
@@ -38,6 +55,19 @@ _ATTEMPTS: Final = 3
 # Serialization failures, deadlocks, lock timeouts, a server that is starting, and two programs that create
 # the same table, column or row.
 _TRANSIENT_SQLSTATES: Final = frozenset({"40001", "40P01", "55P03", "57P03", "23505", "42P07", "42701"})
+
+# Data exceptions, integrity constraints, check options, and exceptions of triggers.
+_ROW_SQLSTATE_CLASSES: Final = frozenset({"22", "23", "44", "P0"})
+
+
+class _CitextKey(TextKey):
+    """A ``citext`` column, compared as it compares itself: another case is equal."""
+
+    cache_ok = True
+
+    def bind_expression(self, bindparam: BindParameter[str]) -> ColumnElement[str]:
+        """Cast the bound value to ``citext``."""
+        return cast(bindparam, CITEXT)
 
 
 class _ReconnectingConnection(Connection):
@@ -83,6 +113,8 @@ class PostgresDatabase(Database):
         "timeout expired": "Check that the server is running and that no firewall blocks it.",
         "must be owner of table jobs": "Its owner can append the columns once. See docs/postgresql.md.",
         "permission denied": "Grant the permission. See docs/postgresql.md.",
+        "row-level security": "A policy hides rows of jobs from this role, so their files would look "
+        "unused. Grant it BYPASSRLS, or make it the owner of the table. See docs/postgresql.md.",
         "read-only transaction": "This is a read-only replica. Use the primary server in paths.database.",
         "lock timeout": "Another program locked a row or table for longer than "
         "database.busy_timeout_seconds. pg_locks names it.",
@@ -160,8 +192,8 @@ class PostgresDatabase(Database):
         keepalive_seconds = max(1, int(self._lease_seconds / 3))
         raw.execute(
             "SELECT set_config(name, value, false) FROM (VALUES ('TimeZone', 'UTC'),"
-            " ('DateStyle', 'ISO, YMD'), ('lock_timeout', %s), ('tcp_keepalives_idle', %s),"
-            " ('tcp_keepalives_interval', %s),"
+            " ('DateStyle', 'ISO, YMD'), ('row_security', 'off'), ('lock_timeout', %s),"
+            " ('tcp_keepalives_idle', %s), ('tcp_keepalives_interval', %s),"
             " ('tcp_keepalives_count', '2'), ('tcp_user_timeout', %s)) AS settings (name, value)",
             (
                 _LOCK_TIMEOUT,
@@ -244,7 +276,10 @@ class PostgresDatabase(Database):
 
     def _error(self, error: BaseException | None) -> StoreError:
         result = super()._error(error)
-        return StoreError(str(result).replace(self._password, "***")) if self._password else result
+        return type(result)(str(result).replace(self._password, "***")) if self._password else result
+
+    def _concerns_row(self, error: BaseException) -> bool:
+        return (getattr(error, "sqlstate", None) or "")[:2] in _ROW_SQLSTATE_CLASSES
 
     # -- locks -------------------------------------------------------------------------------------
 
@@ -327,6 +362,10 @@ class PostgresDatabase(Database):
         """Return SQL for a column's bytes in hexadecimal."""
         return f"encode(convert_to({column}, 'UTF8'), 'hex')"
 
+    def is_not_ascii(self, column: str) -> ColumnElement[bool]:
+        """Return the comparison with a pattern."""
+        return literal_column(f"{self.as_text(column)} ~ '[^ -~]'")
+
     def ledger_columns(self, connection: Connection) -> set[tuple[str, str]]:
         """Return the table and name of each column of all tables ``cleanup_*``."""
         rows = connection.exec_driver_sql(
@@ -340,7 +379,15 @@ class PostgresDatabase(Database):
         """Return the type that compares a column of ``jobs`` with text from this program."""
         if isinstance(reflected, Integer | Numeric):
             return IntegerKey()
-        return UuidKey() if isinstance(reflected, Uuid) else TextKey()
+        if isinstance(reflected, Uuid):
+            return UuidKey()
+        return _CitextKey() if isinstance(reflected, CITEXT) else TextKey()
+
+    def is_exactly(self, column: ColumnElement[Any], key: BindParameter[Any]) -> ColumnElement[bool]:
+        """Return the comparison as text with collation "C"; numbers and UUIDs have one spelling."""
+        if not isinstance(column.type, TextKey):
+            return true()
+        return cast(column, String).collate("C") == key
 
     def added_column(self, form: str, completed_at: TypeEngine[Any]) -> str:
         """Return the SQL type of an added column.  A time has the type of ``completed_at``."""

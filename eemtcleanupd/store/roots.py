@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, insert
 
 from eemtcleanupd.model import RootName
 from eemtcleanupd.store.base import Repository, corruption_guard
@@ -14,13 +14,14 @@ from eemtcleanupd.store.tables import ROOTS
 
 @dataclass(frozen=True, slots=True)
 class RootRecord:
-    """The identity of a root.  ``marker`` is a random name in its trash."""
+    """The identity of a root.  ``marker`` is a random name in its trash, ``job_rows`` counts the jobs."""
 
     name: RootName
     path: str
     device: int
     inode: int
     marker: str
+    job_rows: int | None = None
 
 
 class Roots(Repository):
@@ -29,14 +30,24 @@ class Roots(Repository):
     def roots(self) -> dict[RootName, RootRecord]:
         """Return the roots as they were at the last run."""
         with self._database.read() as connection:
-            rows = connection.execute(select(ROOTS)).all()
+            # Every column that is there: a dry run does not add those that an earlier version did not have.
+            rows = connection.exec_driver_sql("SELECT * FROM cleanup_roots").mappings().all()
         with corruption_guard("cleanup_roots"):
             return {
-                RootName(row.name): RootRecord(
-                    RootName(row.name), str(row.path), row.device, row.inode, row.marker
+                RootName(row["name"]): RootRecord(
+                    RootName(row["name"]),
+                    str(row["path"]),
+                    row["device"],
+                    row["inode"],
+                    row["marker"],
+                    row.get("job_rows"),
                 )
                 for row in rows
             }
+
+    def forget_roots(self) -> None:
+        """Forget all roots."""
+        self._database.write(lambda connection: connection.execute(delete(ROOTS)))
 
     def save_roots(self, roots: Iterable[RootRecord]) -> None:
         """Save the identity of these roots."""

@@ -16,8 +16,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, exc
+from sqlalchemy import BindParameter, Connection, Engine, create_engine, event, exc, literal_column
 from sqlalchemy.pool import NullPool
+from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import TypeEngine
 
 from eemtcleanupd.errors import StoreError
@@ -115,6 +116,9 @@ class SqliteDatabase(Database):
             message in str(error.orig) for message in _BUSY_MESSAGES
         )
 
+    def _concerns_row(self, error: BaseException) -> bool:
+        return isinstance(error, sqlite3.IntegrityError)
+
     def _require_same_file(self) -> None:
         """Refuse to continue after the file was replaced, for example by a restored backup.
 
@@ -150,6 +154,10 @@ class SqliteDatabase(Database):
         """Return the column."""
         return column
 
+    def is_not_ascii(self, column: str) -> ColumnElement[bool]:
+        """Return the comparison with a pattern (GLOB)."""
+        return literal_column(f"{column} GLOB '*[^ -~]*'")
+
     def ledger_columns(self, connection: Connection) -> set[tuple[str, str]]:
         """Return the table and name of each column of all tables ``cleanup_*``."""
         rows = connection.exec_driver_sql(
@@ -162,6 +170,10 @@ class SqliteDatabase(Database):
         """Return text, which the column's affinity converts."""
         del reflected
         return RawText()
+
+    def is_exactly(self, column: ColumnElement[Any], key: BindParameter[Any]) -> ColumnElement[bool]:
+        """Return the comparison with collation BINARY."""
+        return column.collate("BINARY") == key
 
     def added_column(self, form: str, completed_at: TypeEngine[Any]) -> str:
         """Return the SQL type of an added column."""

@@ -43,6 +43,7 @@ INTENTS = Table(
     Column("size_bytes", BigInteger, nullable=False, server_default=text("0")),
     Column("error", Text),
     Column("created_at", String, nullable=False),
+    Column("is_purging", Integer, nullable=False, server_default=text("0")),
 )
 LOG = Table(
     "cleanup_log",
@@ -103,6 +104,7 @@ ROOTS = Table(
     Column("device", BigInteger),
     Column("inode", BigInteger),
     Column("marker", String),
+    Column("job_rows", Integer),
 )
 TOTALS = Table(
     "cleanup_totals",

@@ -49,7 +49,7 @@ class UsageTables(Repository):
             SIZES.c.status_class
         )
         with self._database.read() as connection:
-            return {row[0]: (row[1], row[2] or 0) for row in connection.execute(grouped)}
+            return {row[0]: (row[1], int(row[2] or 0)) for row in connection.execute(grouped)}
 
     def add_storage_sample(
         self,

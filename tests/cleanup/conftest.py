@@ -20,6 +20,7 @@ from eemtcleanupd.model import Trigger
 from eemtcleanupd.plugins import load
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
+from tests.conftest import settle
 
 NOW = datetime(2026, 6, 15, 12, tzinfo=UTC)
 SCHEMA = """
@@ -50,11 +51,12 @@ class JobStore:
     events: list[Event] = field(default_factory=list)
     url: str | None = None
     opened: list[Database] = field(default_factory=list)
+    schema: str = SCHEMA
 
     def __post_init__(self) -> None:
         for name in ("results", "uploads", "temp"):
             (self.path / name).mkdir(parents=True)
-        self.sql(SCHEMA)
+        self.sql(self.schema)
 
     def sql(self, statement: str, *values: object) -> list[tuple[object, ...]]:
         if self.url is not None:
@@ -96,6 +98,11 @@ class JobStore:
             folder.mkdir(parents=True)
             for number in range(files):
                 (folder / f"day_{number}.tif").write_bytes(b"x" * 5000)
+            settle(self.results(str(job_id)), self.now - timedelta(days=days or 0, minutes=1))
+
+    def wait(self, **span: float) -> None:
+        """Move the clock on, from the time at which the filesystem noted the latest changes."""
+        self.now = datetime.now(UTC) + timedelta(**span)
 
     def upload(self, name: str) -> Path:
         file = self.path / "uploads" / name
@@ -108,6 +115,7 @@ class JobStore:
     def config(self, **options: object) -> Config:
         given = {key.replace("__", "."): (value, key) for key, value in options.items()}
         given.setdefault("database.timezone", ("UTC", "test"))
+        given.setdefault("safety.min_idle_minutes", (0, "test"))  # the tests' clock is not the filesystem's
         if self.url is not None:
             given.setdefault("paths.database", (self.url, "test"))
         return load(None, environ={}, options=given, cwd=self.path).config
@@ -140,6 +148,13 @@ class JobStore:
         )
         return clean(self.config(**options), request, emit=emit, stop=stop, clock=lambda: self.now)
 
+    def request(
+        self, trigger: Trigger = Trigger.MANUAL, *, allow_orphans: bool = False, **options: object
+    ) -> RunReport:
+        """Clean the store on a special request."""
+        request = RunRequest("tester", trigger, allow_orphans=allow_orphans)
+        return clean(self.config(**options), request, emit=self.events.append, clock=lambda: self.now)
+
     def open(self) -> Database:
         """Open the database, until the test is over."""
         self.opened.append(StoreAddress.of(self.config()).open(5))
@@ -149,8 +164,12 @@ class JobStore:
         """Return all that the database holds, for comparing; whose turn it was last is not in it."""
         if self.url is None:
             return (self.path / "jobs.db").read_bytes()
+        return {name: sorted(map(str, self.sql(f"SELECT * FROM {name}"))) for name in self.tables()}
+
+    def tables(self) -> list[object]:
+        """Return the names of all tables of a database on a server but that of the locks."""
         named = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'cleanup_locks'"
-        return {name: sorted(map(str, self.sql(f"SELECT * FROM {name}"))) for (name,) in self.sql(named)}
+        return [name for (name,) in self.sql(named)]
 
     def columns(self) -> list[object]:
         """Return the names of the columns of table jobs, in order."""
@@ -185,7 +204,12 @@ class JobStore:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the tests of some modules on both databases, unless they are about SQLite."""
-    of_both = metafunc.module.__name__.rpartition(".")[2] in {"test_run", "test_restore"}
+    of_both = metafunc.module.__name__.rpartition(".")[2] in {
+        "test_run",
+        "test_restore",
+        "test_orphans",
+        "test_refused_records",
+    }
     if of_both and "backend" in metafunc.fixturenames:
         is_sqlite = metafunc.definition.get_closest_marker("sqlite") is not None
         metafunc.parametrize("backend", ["sqlite"] if is_sqlite else ["sqlite", "postgres"], indirect=True)

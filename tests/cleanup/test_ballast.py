@@ -163,7 +163,7 @@ def shell(store: JobStore, script: str) -> str:
         come_due() {{
             sqlite3 jobs.db \\
                 "ATTACH '../jobs.db' AS o; INSERT INTO jobs SELECT *, NULL, NULL, NULL FROM o.jobs"
-            cp -r ../results/. results
+            cp -rp ../results/. results
         }}
         # What ext4 kept back for what was not on the disk yet.
         fill_blocks() {{ sync; at=0; while mkdir $1/full$at 2>/dev/null; do at=$((at + 1)); done; }}
@@ -294,7 +294,7 @@ def test_a_folder_of_temp_on_a_full_disk_of_its_own_can_be_emptied(tmp_path: Pat
         f"""
         mkdir aside; mv results/* aside; {image}; mount -o loop image temp; rmdir temp/lost+found
         cli clean >/dev/null; sqlite3 jobs.db 'UPDATE jobs SET data_cleaned_at = NULL'
-        mv aside/* results; mkdir temp/due0; fill temp; fill_blocks temp
+        mv aside/* results; mkdir temp/due0; fill temp; fill_blocks temp; touch -d yesterday temp/due0
         cli clean 2>&1; ls temp results
         """,
     )

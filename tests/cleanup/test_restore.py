@@ -225,14 +225,13 @@ def test_an_entry_of_no_job_comes_back_by_its_label_and_is_young_again(store: Jo
     stranger = store.path / "results/stranger"
     stranger.mkdir()
     (stranger / "data").write_text("data")
-    old = (store.now - timedelta(days=9)).timestamp()
-    for path in (stranger / "data", stranger):
-        os.utime(path, (old, old))
+    store.wait(days=9)
     options = {**GRACE, "orphans__delete_after_hours": 24}
     store.run(**options)
     assert not stranger.exists()
     assert put_back(store, "results/stranger/", hold=True).held_until is None
     assert (stranger / "data").read_text() == "data"
+    os.utime(stranger / "data", (store.now.timestamp(), store.now.timestamp()))
     store.run(**options)
     assert stranger.exists()
     assert store.trash() == []

@@ -445,13 +445,13 @@ def test_orphans_and_lost_files_are_reported(store: JobStore) -> None:
 
 
 def test_old_orphans_go_the_same_way_when_that_is_asked_for(store: JobStore) -> None:
-    for name, hours in (("old", 49), ("young", 47)):
+    store.wait(hours=49)
+    for name in ("old", "young"):
         folder = store.path / "results" / name
         folder.mkdir()
         (folder / "file").write_bytes(b"x")
-        moment = (store.now - timedelta(hours=hours)).timestamp()
-        for path in (folder / "file", folder):
-            os.utime(path, (moment, moment))
+    moment = (store.now - timedelta(hours=47)).timestamp()
+    os.utime(store.results("young") / "file", (moment, moment))
     report = store.run(orphans__delete_after_hours=48)
     assert report.orphans.jobs == 1
     assert not store.results("old").exists()
@@ -721,14 +721,14 @@ def test_an_upload_stays_with_a_job_that_changed_after_the_claim(
 
 
 def test_what_a_deleted_row_left_stays_while_its_id_is_held(store: JobStore) -> None:
+    store.wait(hours=0)
     store.job("a")
     store.run(retention__successful_jobs__hours=100_000)
     for name in ("a_notes.tif", "stranger_notes.tif"):
         store.upload(name)
     store.sql("INSERT INTO cleanup_holds (job_id) VALUES ('a')")
     store.sql("DELETE FROM jobs")
-    for path in store.path.rglob("*"):
-        os.utime(path, (0, 0))
+    store.wait(hours=2)
     report = store.run(orphans__delete_after_hours=1)
     assert store.results("a").exists()
     assert (store.path / "uploads/a_notes.tif").exists()

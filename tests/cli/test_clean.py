@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 import eemtcleanupd
-from tests.conftest import Aged, RunCli
+from tests.conftest import Aged, RunCli, settle
 
 A2E = "a2e927ff-30e3-4752-92b5-69b5b10d59df_VCaldera_0939_DEM_025m.tif"
 EB6 = "eb6a0141-e36c-44fb-931a-a13fc0894f84_topo.tif"
@@ -240,6 +241,7 @@ def test_a_busy_web_interface_never_waits_too_long_for_the_database(tmp_path: Pa
         connection.execute("INSERT INTO jobs VALUES ('live', 'sol', 'running', NULL, 0, NULL)")
     for number in range(2000):
         (store / f"results/job-{number}").mkdir()
+    settle(store / "results", datetime.now(UTC) - timedelta(days=1))
     writer = subprocess.Popen(
         [sys.executable, "-c", _WRITER, str(store / "jobs.db")],
         stdout=subprocess.PIPE,
@@ -374,6 +376,7 @@ def test_jobs_with_mounts_are_kept_and_unusual_entries_are_deleted(tmp_path: Pat
     script = (
         f'cd "{store}" && mount --bind "{canary}" results/bound/sub'
         ' && mount -t tmpfs none "results/other fs/sub" && touch "results/other fs/sub/inside"'
+        f" && export EEMT_CLEANUP_MIN_IDLE_MINUTES=0"
         f' && "{sys.executable}" -m eemtcleanupd clean --json && test -e "results/other fs/sub/inside"'
     )
     done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=True)

@@ -22,6 +22,7 @@ TABLE = [
     ("EEMT_CLEANUP_LOG_LEVEL", "debug", "logging.level", "DEBUG"),
     ("EEMT_CLEANUP_BATCH_SIZE", "50", "performance.batch_size", 50),
     ("EEMT_CLEANUP_DRY_RUN", "true", "dry_run", True),
+    ("EEMT_CLEANUP_MIN_IDLE_MINUTES", "15", "safety.min_idle_minutes", 15.0),
     ("EEMT_SUCCESS_RETENTION_DAYS", "7.5", "retention.successful_jobs.hours", 180),
     ("EEMT_DRY_RUN", "1", "dry_run", True),
     ("EEMT_CLEANUP_ENABLED", "on", "schedule.enabled", True),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def method(request: pytest.FixtureRequest) -> str:
 def _reason(root: Root, name: str, method: str) -> str | None:
     blockers = Blockers.snapshot([root])
     if method != "the kernel's list":
-        blockers = Blockers(blockers.mounts, None)
+        blockers = replace(blockers, locked=None)
     return blockers.reason(root, name)
 
 

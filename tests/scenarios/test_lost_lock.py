@@ -187,7 +187,7 @@ def test_an_orphan_that_was_staged_when_the_lock_was_lost_is_put_back(
 ) -> None:
     place = store.path / "results/nobody"
     place.mkdir()
-    os.utime(place, (0, 0))
+    store.wait(hours=2)
     stage = Trash.stage
     hooks = Losing(store, postgres)
 
@@ -227,6 +227,9 @@ def test_a_job_that_is_run_again_amid_the_record_is_not_marked(
     mark = JobTable.mark_cleaned
 
     def run_again_and_mark(self: JobTable, connection: Connection, *rest: object) -> None:
+        if store.results("a").exists():  # the rehearsal before anything moves
+            mark(self, connection, *rest)  # type: ignore[arg-type]
+            return
         with (
             psycopg.connect(str(store.url), autocommit=True, options="-c lock_timeout=100ms") as web,
             suppress(psycopg.errors.LockNotAvailable),  # then it has to wait until this is over
@@ -243,7 +246,7 @@ def test_orphans_whose_names_no_text_can_hold_are_counted_removed_and_told(store
     for root in ("results", "uploads"):
         place = os.path.join(os.fsencode(store.path), root.encode(), b"caf\xe9")
         os.mkdir(place) if root == "results" else open(place, "wb").close()
-        os.utime(place, (0, 0))
+    store.wait(hours=2)
     assert store.run().orphans_found == 2
     report = store.run(orphans__delete_after_hours=1)
     assert report.orphans.jobs == 2
