@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -13,6 +14,72 @@ from eemtcleanupd.model import RootName
 BACKWARDS_TOLERANCE = timedelta(minutes=5)
 MIN_ENTRIES = 20
 """Up to so many rows or entries, a fraction says little, and the breakers for orphans are off."""
+_ZONE_TOLERANCE = timedelta(minutes=1)
+_ZONE_STEP = timedelta(minutes=15)  # all offsets of zones are multiples of it
+_ROWS_OF_PROOF = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedStart:
+    """A job's start, which shows the zone of the application that wrote it.
+
+    Attributes:
+        difference: ``started_at`` (local) minus ``created_at`` (UTC): the application's UTC offset and the
+            time that the job waited.
+        our_offset: the UTC offset of the zone in which we read local times, at that time.
+    """
+
+    difference: timedelta
+    our_offset: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class ZoneEvidence:
+    """The row that limits the application's UTC offset most, and how many rows were compared.
+
+    Attributes:
+        rows: the number of rows.
+        start: the start that limits it most.
+    """
+
+    rows: int
+    start: ObservedStart
+
+    @classmethod
+    def of(cls, starts: Sequence[ObservedStart]) -> ZoneEvidence | None:
+        """Return the evidence of these rows, or None if there are none."""
+        if not starts:
+            return None
+        shortest = min(starts, key=lambda start: start.difference - start.our_offset)
+        return cls(len(starts), shortest)
+
+    @property
+    def application_offset(self) -> timedelta:
+        """The application's UTC offset is this or further west."""
+        return (self.start.difference + _ZONE_TOLERANCE) // _ZONE_STEP * _ZONE_STEP
+
+    @property
+    def problem(self) -> str | None:
+        """Why our zone is wrong: it is further east, so jobs seem older than they are.  Otherwise None."""
+        ours, theirs = self.start.our_offset, self.application_offset
+        if ours <= self.start.difference + _ZONE_TOLERANCE:
+            return None
+        return (
+            f"times of jobs are read as UTC{format_offset(ours)}, but the web interface wrote them at "
+            f"UTC{format_offset(theirs)} or further west (started_at and created_at of {self.rows} jobs). "
+            f"Jobs seem {human_age(ours - theirs)} older than they are"
+        )
+
+    @property
+    def is_proof(self) -> bool:
+        """Whether there are enough rows to refuse a run."""
+        return self.rows >= _ROWS_OF_PROOF
+
+
+def format_offset(offset: timedelta) -> str:
+    """Return a UTC offset as ``+05:30``."""
+    minutes = round(offset.total_seconds() / 60)
+    return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}"
 
 
 def clock_problem(now: datetime, last_run: datetime | None, max_leap_days: float) -> str | None:
