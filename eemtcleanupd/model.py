@@ -70,7 +70,8 @@ class JobClass(StrEnum):
 class Job:
     """A row of table ``jobs``.
 
-    ``completed_at`` is aware and in UTC, or None if it is absent or unreadable.
+    Its times are aware and in UTC, or None if absent or unreadable.  Of an ambiguous time (a clock change),
+    ``completed_at`` is the latest interpretation, ``started_at`` and ``created_at`` are the earliest.
     """
 
     id: str
@@ -79,6 +80,8 @@ class Job:
     completed_at: datetime | None = None
     dem_filename: str | None = None
     parameters: str | None = None
+    started_at: datetime | None = None
+    created_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

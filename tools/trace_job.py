@@ -111,8 +111,8 @@ def _build_store(folder: Path, jobs: int) -> None:
         for number in range(jobs):
             job, upload = f"job{number}", f"dem{number}.tif"
             database.execute(
-                "INSERT INTO jobs (id, workflow_type, status, completed_at, dem_filename)"
-                " VALUES (?, 'eemt', 'completed', '2024-01-01T01:00:00', ?)",
+                "INSERT INTO jobs (id, workflow_type, status, created_at, completed_at, dem_filename)"
+                " VALUES (?, 'eemt', 'completed', '2024-01-01 00:00:00', '2024-01-01T01:00:00', ?)",
                 (job, upload),
             )
             (folder / "results" / job).mkdir()

@@ -74,7 +74,7 @@ class Planner:
         self._policy = policy or run.policy
         self._jobs = jobs or session.jobs
         self._reserved = session.reserved_entries()
-        self._last = self._jobs.newest_successful(self._policy.keep_last)
+        self._last = self._jobs.newest_successful(self._policy.keep_last, run.started_at)
 
     def decisions(self, page_size: int) -> Iterator[list[Decision]]:
         """Yield the decisions on all gathered candidates, in pages, oldest first."""

@@ -13,6 +13,10 @@ from eemtcleanupd.model import Decision, Hold, Job, JobClass
 from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, invalid_name_reason
 
 TERMINAL = (JobClass.SUCCESSFUL, JobClass.FAILED)
+FIRST_YEAR = 2000
+"""Jobs did not exist before this year, so an earlier end is a number or a placeholder."""
+FUTURE_TOLERANCE = timedelta(minutes=5)
+"""How far the clocks of two machines can differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,26 @@ class Policy:
         return ". ".join(sentences) + "."
 
 
+def end_problem(job: Job, now: datetime) -> str | None:
+    """Return why the end of a job that is over cannot be trusted, or None if it can.
+
+    Args:
+        job: the job, with its times aware and in UTC.
+        now: the current time, aware.
+    """
+    end = job.completed_at
+    if end is None:
+        return "end time unknown: completed_at is empty or not a valid time"
+    if end.year < FIRST_YEAR:
+        return f"its end ({_format_moment(end)}) is before the year {FIRST_YEAR}"
+    for name, earlier in (("started_at", job.started_at), ("created_at", job.created_at)):
+        if earlier is not None and end < earlier:
+            return f"its end ({_format_moment(end)}) is before {name} ({_format_moment(earlier)})"
+    if end > now + FUTURE_TOLERANCE:
+        return f"its end ({_format_moment(end)}) lies in the future. Is database.timezone right?"
+    return None
+
+
 def decide(
     job: Job, policy: Policy, now: datetime, *, hold: Hold | None = None, among_last: bool = False
 ) -> Decision:
@@ -116,8 +140,9 @@ def decide(
         return keep(f"invalid job: its dem_filename {problem}", notable=True)
     if job_class is JobClass.UNKNOWN:
         return keep(f"status '{printable(job.status)}' is not in retention.statuses", notable=True)
-    if job.completed_at is None:
-        return keep("end time unknown: completed_at is empty or not a valid time", notable=True)
+    problem = end_problem(job, now)
+    if problem is not None or job.completed_at is None:
+        return keep(problem or "", notable=True)
     age = now - job.completed_at
     retention = policy.retention(job_class, job.workflow_type)
     if age < retention:
@@ -131,6 +156,10 @@ def decide(
         return keep(f"one of the {policy.keep_last} newest successful jobs (keep_last)", age=age)
     reason = f"{job_class}, ended {human_age(age)} ago, retention {_format_retention(retention)}"
     return Decision(job, job_class, clean=True, reason=reason, age=age)
+
+
+def _format_moment(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
 def _format_retention(retention: timedelta) -> str:

@@ -6,21 +6,24 @@ The filter compares times as text and is deliberately wide.  ``policy`` then dec
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta, tzinfo
+from datetime import datetime, tzinfo
 
 from eemtcleanupd.model import JobClass
-from eemtcleanupd.policy.retention import TERMINAL, Policy
+from eemtcleanupd.policy.retention import FIRST_YEAR, FUTURE_TOLERANCE, TERMINAL, Policy
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.timestamps import local_timestamp
+from eemtcleanupd.store.timestamps import ANY_ZONE, CLOCK_CHANGE, local_timestamp
 
 NEEDS_DECISION = 2**32
 """Added to the verdict of a row that needs a decision."""
 
-# A time with its own zone can differ from the local time by up to 26 hours, the distance of the farthest
-# zones.  Without a zone only a clock change can make a difference.
-_ANY_ZONE = timedelta(hours=27)
-_CLOCK_CHANGE = timedelta(hours=2)
-_LENGTHS_WITHOUT_ZONE = "(19, 23, 26)"  # seconds, milliseconds, microseconds
+
+def is_zoneless(ended: str) -> str:
+    """Return SQL that is true if a time as text has no zone: after the date, only digits, ``:`` and ``.``.
+
+    Only a clock change can make a difference between such a time and our local time.  A time with its own
+    zone can differ by ``ANY_ZONE``.
+    """
+    return f"rtrim(substr({ended}, 12), '0123456789:.') = ''"
 
 
 class ExpiryFilter:
@@ -37,9 +40,10 @@ class ExpiryFilter:
         ended = f"coalesce({self._database.as_text('completed_at')}, '')"
         cases = " ".join(
             f"WHEN {self.status_is(job_class)} THEN CASE"
-            f" WHEN {ended} BETWEEN :surely_{job_class} AND :latest THEN 1"
-            f" WHEN {ended} BETWEEN :young_{job_class} AND :latest"
-            f" AND length({ended}) IN {_LENGTHS_WITHOUT_ZONE} THEN 1 ELSE {NEEDS_DECISION + 1} END"
+            f" WHEN {ended} BETWEEN :surely_{job_class} AND :surely_past THEN 1"
+            f" WHEN {ended} BETWEEN :young_{job_class} AND :past"
+            f" AND ({ended} < :past_with_space OR substr({ended}, 11, 1) = 'T')"
+            f" AND {is_zoneless(ended)} THEN 1 ELSE {NEEDS_DECISION + 1} END"
             for job_class in TERMINAL
         )
         return f"CASE {cases} WHEN {self.status_is(JobClass.LIVE)} THEN 0 ELSE {NEEDS_DECISION} END"
@@ -52,17 +56,27 @@ class ExpiryFilter:
         return f"({' OR '.join(names)})" if names else "false"
 
     def parameters(self, now: datetime) -> Mapping[str, object]:
-        """Return the parameters of all expressions.  A job that ended after these times is not expired.
+        """Return the parameters of all expressions.
 
-        The times contain a ``T``.  A time of the same day with a space orders before them, so it gets a
-        decision.
+        A job that ended after ``young`` (``surely``: whatever its zone) is not expired.  One that ended after
+        ``past`` (``surely_past``) might have ended in the future, and gets a decision that reports it.  Text
+        beyond that ("23/11/2026") is no time and gets one too.
+
+        The first two contain a ``T``.  A time of the same day with a space orders before them, so it gets a
+        decision.  The upper limits must be compared in the form of the time, or contain a space.
         """
-        # No job can have ended 50 years ahead, and text beyond that ("23/11/2026") is not an ISO time.
-        values: dict[str, object] = {"latest": str(now.year + 50)}
+        past = local_timestamp(now + FUTURE_TOLERANCE, self._zone)[:19]
+        values: dict[str, object] = {
+            "past": past,
+            "past_with_space": past.replace("T", " "),
+            "surely_past": local_timestamp(now - ANY_ZONE, self._zone)[:19].replace("T", " "),
+        }
         for job_class in TERMINAL:
             due = now - self._policy.shortest(job_class)
-            values[f"young_{job_class}"] = local_timestamp(due + _CLOCK_CHANGE, self._zone)[:19]
-            values[f"surely_{job_class}"] = local_timestamp(due + _ANY_ZONE, self._zone)[:19]
+            # A long retention does not make an impossible end young.  Day 3 is 2000 in every zone.
+            first = f"{FIRST_YEAR}-01-03"
+            values[f"young_{job_class}"] = max(first, local_timestamp(due + CLOCK_CHANGE, self._zone)[:19])
+            values[f"surely_{job_class}"] = max(first, local_timestamp(due + ANY_ZONE, self._zone)[:19])
         for job_class in (*TERMINAL, JobClass.LIVE):
             values |= {f"{job_class}{index}": name for index, name in enumerate(self.statuses(job_class))}
         return values

@@ -43,19 +43,30 @@ from sqlalchemy.types import Integer, NullType, TypeEngine
 from eemtcleanupd.errors import RowError, StoreError
 from eemtcleanupd.formatting import BYTES_PER_MB, printable
 from eemtcleanupd.model import Job, JobClass
+from eemtcleanupd.policy.breakers import ObservedStart
 from eemtcleanupd.policy.ownership import folded
 from eemtcleanupd.policy.retention import TERMINAL, Policy
 from eemtcleanupd.store.base import MOST_VALUES
 from eemtcleanupd.store.column_types import RawText
 from eemtcleanupd.store.database import SCRATCH, Database, TempTablesLostError
 from eemtcleanupd.store.expiry_filter import NEEDS_DECISION, ExpiryFilter
-from eemtcleanupd.store.timestamps import local_timestamp, read_timestamp
+from eemtcleanupd.store.newest_jobs import NewestJobs
+from eemtcleanupd.store.timestamps import (
+    local_timestamp,
+    read_creation,
+    read_observed_start,
+    read_start,
+    read_timestamp,
+)
 
 _ADDED_COLUMNS = {
     "data_cleaned_at": "time",
     "data_size_mb": "megabytes",
     "cleanup_summary": "text",
 }
+_TIMES = ("status", "completed_at", "started_at", "created_at")
+_COLUMNS = (*_TIMES, "workflow_type", "dem_filename", "parameters")
+_OBSERVED_ROWS = 50
 _DUPLICATE_ID = "several rows with one id"
 _CANDIDATES = Table(
     "cleanup_candidates",
@@ -235,20 +246,41 @@ class JobTable:
                 rows = self.rows(connection, ids)
             yield [rows[job_id].job for job_id in ids if job_id in rows and not rows[job_id].cleaned]
 
-    def newest_successful(self, count: int) -> frozenset[str]:
-        """Return the ids of the ``count`` newest uncleaned successful jobs (``keep_last``)."""
+    def newest_successful(self, count: int, now: datetime, page_size: int = 500) -> frozenset[str]:
+        """Return the ids of the ``count`` newest uncleaned successful jobs (``keep_last``).
+
+        They are compared by the moment of their end.  A job whose end cannot be trusted at ``now`` is none of
+        them.  The table is read in pages, so memory grows with ``count`` only.
+        """
         if count == 0:
             return frozenset()
         status = literal_column(self._database.as_text("status"), RawText())
-        successful = self._filter.statuses(JobClass.SUCCESSFUL)
-        statement = (
-            self._select()
-            .where(status.in_(successful), self._jobs.c.completed_at.is_not(None), text(self.uncleaned))
-            .order_by(text(f"{self._ended} DESC"))
-            .limit(count)
+        newest = NewestJobs(
+            count, page_size, now, self._zone, ended=self._ended, key=self._database.as_text(self._id)
+        )
+        statement = self._select(_TIMES).where(
+            status.in_(self._filter.statuses(JobClass.SUCCESSFUL)), text(self.uncleaned)
+        )
+        while not newest.is_complete:
+            with self._database.read() as connection:
+                page = connection.execute(newest.next_page(statement)).mappings().all()
+            newest.add(page, [self._row(row).job for row in page])
+        return newest.ids
+
+    def observed_starts(self) -> list[ObservedStart]:
+        """Return what the newest jobs of the web interface show about its zone, none if they show nothing."""
+        if not {"created_at", "started_at"} <= set(self._jobs.c.keys()):
+            return []
+        created, started = map(self._database.as_text, ("created_at", "started_at"))
+        statement = text(
+            f"SELECT {created} AS created, {started} AS started FROM jobs"
+            " WHERE created_at IS NOT NULL AND started_at IS NOT NULL"
+            f" ORDER BY created DESC LIMIT {_OBSERVED_ROWS}"
         )
         with self._database.read() as connection:
-            return frozenset(self._row(row).job.id for row in connection.execute(statement).mappings())
+            rows = connection.execute(statement).all()
+        observed = (read_observed_start(created, started, self._zone) for created, started in rows)
+        return [start for start in observed if start is not None]
 
     # -- single rows -------------------------------------------------------------------------------
 
@@ -399,16 +431,8 @@ class JobTable:
         """SQL that is true for a row whose data has not been cleaned."""
         return "true" if "data_cleaned_at" in self.missing_columns else "data_cleaned_at IS NULL"
 
-    def _select(self) -> Select[Any]:
-        wanted = (
-            self._id,
-            "status",
-            "workflow_type",
-            "completed_at",
-            "dem_filename",
-            "parameters",
-            "data_cleaned_at",
-        )
+    def _select(self, names: Sequence[str] = _COLUMNS) -> Select[Any]:
+        wanted = (self._id, *names, "data_cleaned_at")
         # As text: in a server's database the columns can be times, JSON or enumerations.
         columns: list[ColumnElement[Any]] = [
             literal_column(self._database.as_text(name)).label(name)
@@ -429,6 +453,8 @@ class JobTable:
             completed_at=read_timestamp(row["completed_at"], self._zone),
             dem_filename=optional_text("dem_filename"),
             parameters=optional_text("parameters"),
+            started_at=read_start(row.get("started_at"), self._zone),
+            created_at=read_creation(row.get("created_at"), self._zone),
         )
         cleaned_at = row.get("data_cleaned_at")
         return Row(job, cleaned_at is not None, read_timestamp(cleaned_at, self._zone))

@@ -36,7 +36,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.sql.elements import ColumnElement
-from sqlalchemy.types import NullType, TypeEngine
+from sqlalchemy.types import TypeEngine
 
 from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.errors import CleanupError, StoreError
@@ -390,8 +390,11 @@ class PostgresDatabase(Database):
         return cast(column, String).collate("C") == key
 
     def added_column(self, form: str, completed_at: TypeEngine[Any]) -> str:
-        """Return the SQL type of an added column.  A time has the type of ``completed_at``."""
-        if form == "time" and not isinstance(completed_at, NullType):
+        """Return the SQL type of an added column.
+
+        A time has the type of ``completed_at``, or is text if that type cannot contain a time.
+        """
+        if form == "time" and isinstance(completed_at, DateTime | String):
             return completed_at.compile(self._engine.dialect)
         return {"megabytes": "DOUBLE PRECISION DEFAULT 0"}.get(form, "TEXT")
 

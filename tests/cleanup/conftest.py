@@ -83,13 +83,16 @@ class JobStore:
         files: int = 2,
         workflow: str = "sol",
     ) -> None:
-        """Add a job that ended some days ago, with so many files in its results."""
+        """Add a job that ended some days ago (and took an hour), with so many files in its results."""
         ended = None if days is None else (self.now - timedelta(days=days)).replace(tzinfo=None).isoformat()
+        created = self.now - timedelta(days=days or 0, hours=1)
         self.sql(
-            "INSERT INTO jobs (id, workflow_type, status, completed_at, dem_filename) VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO jobs (id, workflow_type, status, created_at, completed_at, dem_filename)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
             job_id,
             workflow,
             status,
+            f"{created:%Y-%m-%d %H:%M:%S}",
             ended,
             dem,
         )

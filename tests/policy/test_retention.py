@@ -1,19 +1,21 @@
 """Retention decisions and their reasons."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
 from eemtcleanupd.config import RetentionConfig
 from eemtcleanupd.model import Hold, Job, JobClass
-from eemtcleanupd.policy.retention import Policy, decide
+from eemtcleanupd.policy.retention import Policy, decide, end_problem
 
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
+MAY = datetime(2025, 5, 1, 12, tzinfo=UTC)
 POLICY = Policy.from_config(RetentionConfig())
 
 
-def job(status: str = "completed", hours: float | None = 200, **fields: str) -> Job:
+def job(status: str = "completed", hours: float | None = 200, **fields: Any) -> Job:
     completed_at = None if hours is None else NOW - timedelta(hours=hours)
     return Job(id=fields.pop("id", "job-1"), status=status, completed_at=completed_at, **fields)
 
@@ -33,7 +35,7 @@ def job(status: str = "completed", hours: float | None = 200, **fields: str) -> 
         ("Completed", 9999.0, False, "'Completed'"),
         ("", 9999.0, False, "''"),
         ("completed", None, False, "completed_at"),
-        ("completed", -5.0, False, "7 days"),
+        ("completed", -5.0, False, "future"),
     ],
 )
 def test_a_job_is_cleaned_only_when_its_retention_has_passed(
@@ -42,6 +44,50 @@ def test_a_job_is_cleaned_only_when_its_retention_has_passed(
     decision = decide(job(status, hours), POLICY, NOW)
     assert decision.clean is clean
     assert reason_part in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("end", "earlier", "reason_part"),
+    [
+        (None, {}, "end time unknown"),
+        (datetime(1, 1, 1, tzinfo=UTC), {}, "2000"),
+        (datetime(1970, 1, 1, tzinfo=UTC), {}, "2000"),
+        (datetime(1999, 12, 31, 23, 59, 59, tzinfo=UTC), {}, "2000"),
+        (
+            datetime(2026, 1, 1, 12, tzinfo=UTC),
+            {"started_at": datetime(2026, 1, 1, 12, 1, tzinfo=UTC)},
+            "started",
+        ),
+        (
+            datetime(2026, 1, 1, 12, tzinfo=UTC),
+            {"created_at": datetime(2026, 1, 1, 13, tzinfo=UTC)},
+            "created",
+        ),
+        (NOW + timedelta(minutes=6), {}, "future"),
+        (NOW + timedelta(days=20_000), {}, "future"),
+    ],
+)
+@pytest.mark.parametrize("status", ["completed", "failed"])
+def test_a_job_whose_end_cannot_be_trusted_is_kept_and_notable(
+    status: str, end: datetime | None, earlier: dict[str, Any], reason_part: str
+) -> None:
+    impossible = Job("job-1", status, completed_at=end, **earlier)
+    for now in (NOW, NOW if reason_part == "future" else NOW + timedelta(days=3650)):
+        decision = decide(impossible, POLICY, now)
+        assert (decision.clean, decision.notable) == (False, True)
+        assert reason_part in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("end", "earlier"),
+    [
+        (datetime(2000, 1, 1, tzinfo=UTC), {}),
+        (NOW, {"started_at": NOW, "created_at": NOW}),
+        (NOW + timedelta(minutes=5), {}),
+    ],
+)
+def test_a_possible_end_is_trusted(end: datetime, earlier: dict[str, Any]) -> None:
+    assert end_problem(Job("job-1", "completed", completed_at=end, **earlier), NOW) is None
 
 
 @pytest.mark.parametrize(

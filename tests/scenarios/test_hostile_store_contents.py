@@ -49,11 +49,13 @@ VALUES = st.one_of(
             "2026-01-01T00:00:00",
             "9999-12-31T23:59:59",
             "0000-00-00",
+            "1795010112345",
+            "0001-01-01 00:00:00",
             "now",
         ]
     ),
 )
-ROWS = st.lists(st.tuples(VALUES, VALUES, VALUES, VALUES, VALUES), min_size=1, max_size=6)
+ROWS = st.lists(st.tuples(*[VALUES] * 7), min_size=1, max_size=6)
 
 
 @contextmanager
@@ -89,8 +91,9 @@ def test_any_rows_in_the_job_table(rows: list[tuple[object, ...]]) -> None:
         with connection:
             for row in rows:
                 connection.execute(
-                    "INSERT OR IGNORE INTO jobs (id, workflow_type, status, completed_at, dem_filename)"
-                    " VALUES (?, ifnull(?, ''), ifnull(?, ''), ?, ?)",
+                    "INSERT OR IGNORE INTO jobs"
+                    " (id, workflow_type, status, completed_at, dem_filename, created_at, started_at)"
+                    " VALUES (?, ifnull(?, ''), ifnull(?, ''), ?, ?, ?, ?)",
                     row,
                 )
         assert connection.execute("SELECT count(*) FROM jobs").fetchone()[0] >= before

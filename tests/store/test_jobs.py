@@ -15,7 +15,8 @@ from hypothesis import given, settings, strategies as st
 from eemtcleanupd.config import RetentionConfig
 from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.errors import StoreError
-from eemtcleanupd.policy.retention import Policy, decide
+from eemtcleanupd.model import Decision, Job
+from eemtcleanupd.policy.retention import Policy, decide, end_problem
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.jobs import JobTable
@@ -64,6 +65,21 @@ class Jobs:
             return ids
         finally:
             database.close()
+
+    def decisions(self, zone: str, policy: Policy) -> list[Decision]:
+        with closing(self.open()) as database:
+            table = JobTable(database, policy, ZoneInfo(zone))
+            table.gather_candidates(NOW)
+            return [decide(job, policy, NOW) for page in table.candidates(7) for job in page]
+
+    def read(self, zone: str, ids: list[str]) -> list[Job]:
+        with closing(self.open()) as database, database.read() as connection:
+            rows = JobTable(database, POLICY, ZoneInfo(zone)).rows(connection, ids)
+        return [row.job for row in rows.values()]
+
+    def newest(self, zone: str, count: int, page_size: int) -> frozenset[str]:
+        with closing(self.open()) as database:
+            return JobTable(database, POLICY, ZoneInfo(zone)).newest_successful(count, NOW, page_size)
 
 
 @pytest.fixture(scope="module", params=["sqlite", "TEXT", "TIMESTAMP", "TIMESTAMPTZ"])
@@ -160,6 +176,124 @@ def test_candidates_come_oldest_first_in_pages(jobs: Jobs) -> None:
         "job-15",
         "job-10",
     ]
+
+
+IMPOSSIBLE = {
+    "future": NOW + timedelta(hours=3),
+    "far-future": NOW + timedelta(days=365 * 60),
+    "before-2000": datetime(1999, 12, 31, 12, tzinfo=UTC),
+    "epoch": datetime(1970, 1, 1, tzinfo=UTC),
+    "windows": datetime(1601, 1, 1, tzinfo=UTC),
+}
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/St_Johns", "Pacific/Kiritimati", "Pacific/Pago_Pago"])
+@pytest.mark.parametrize("hours", [0, 168, 24 * 365 * 40])
+def test_every_job_with_an_impossible_end_gets_a_decision_that_reports_it(
+    jobs: Jobs, zone: str, hours: float
+) -> None:
+    """Whatever the retention: a long one does not make such an end young."""
+    rows = [
+        (f"{name}-{form}-{foreign}", "completed", written(moment, foreign if form == "zone" else zone, form))
+        for name, moment in IMPOSSIBLE.items()
+        for form in jobs.forms
+        for foreign in ("Pacific/Kiritimati", "Pacific/Pago_Pago")
+    ]
+    jobs.fill(list(rows))
+    policy = Policy.from_config(RetentionConfig.model_validate({"successful_jobs": {"hours": hours}}))
+    decisions = {decision.job.id: decision for decision in jobs.decisions(zone, policy)}
+    assert decisions.keys() == {job_id for job_id, *_ in rows}
+    assert {(decision.clean, decision.notable) for decision in decisions.values()} == {(False, True)}
+
+
+@pytest.mark.parametrize("ended", ["1795010112345", "20250101T000000", "0001-01-01T00:00:00Z", "2025-01-01"])
+def test_text_that_is_no_date_with_separators_and_a_time_is_no_end(tmp_path: Path, ended: str) -> None:
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as connection, connection:
+        connection.execute("CREATE TABLE jobs (id TEXT, status TEXT, completed_at TEXT)")
+        connection.execute("INSERT INTO jobs VALUES ('a', 'failed', ?)", (ended,))
+    (decision,) = Jobs("sqlite", tmp_path, None).decisions("UTC", POLICY)
+    assert (decision.clean, decision.notable) == (False, True)
+
+
+@pytest.fixture(params=["sqlite", "TEXT"])
+def text_jobs(request: pytest.FixtureRequest, tmp_path: Path) -> Jobs:
+    return Jobs(
+        request.param, tmp_path, None if request.param == "sqlite" else request.getfixturevalue("postgres")
+    )
+
+
+def test_the_newest_jobs_are_those_with_the_latest_moments(text_jobs: Jobs) -> None:
+    text_jobs.fill(
+        [
+            ("newest", "completed", "2026-03-20T10:00:00-08:00"),
+            ("second", "completed", "2026-03-20T12:00:00Z"),
+            ("third", "completed", "2026-03-20 11:30:00"),
+            ("fourth", "completed", "2026-03-20T11:00:00.5"),
+            ("failed", "failed", "2026-03-21T00:00:00"),
+            ("undated", "completed", "n/a"),
+            ("number", "completed", "20260321000000"),
+            ("future", "completed", "2026-04-01T00:00:00"),
+            ("early", "completed", "1970-01-01T00:00:00"),
+            ("empty", "completed", None),
+        ]
+    )
+    ranking = ["newest", "second", "third", "fourth"]
+    for page_size in (1, 2, 500):
+        for count in (0, 1, 2, 3, 4, 5):
+            assert text_jobs.newest("UTC", count, page_size) == set(ranking[:count])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    zone=st.sampled_from(["UTC", "Europe/Berlin", "Asia/Tokyo", "Pacific/Kiritimati", "Pacific/Pago_Pago"]),
+    ends=st.lists(
+        st.tuples(
+            st.integers(-2 * 86_400, 5 * 86_400),
+            st.sampled_from(["UTC", "Pacific/Kiritimati", "Pacific/Pago_Pago"]),
+            st.integers(0, 2),
+            st.sampled_from([0, 1, 10, 123, 123_456]),
+        ),
+        max_size=40,
+    ),
+    count=st.integers(1, 6),
+    page_size=st.integers(1, 10),
+)
+def test_no_page_hides_a_newer_job(
+    jobs: Jobs, zone: str, ends: list[tuple[int, str, int, int]], count: int, page_size: int
+) -> None:
+    rows = []
+    for number, (seconds, foreign, form_index, milliseconds) in enumerate(ends):
+        form = jobs.forms[form_index % len(jobs.forms)]
+        moment = NOW - timedelta(seconds=seconds, milliseconds=milliseconds)
+        rows.append(
+            (f"job-{number}", "completed", written(moment, foreign if form == "zone" else zone, form))
+        )
+    jobs.fill(list(rows))
+    possible = [job for job in jobs.read(zone, [row[0] for row in rows]) if end_problem(job, NOW) is None]
+    ranking = sorted(possible, key=lambda job: (job.completed_at, job.id), reverse=True)
+    assert jobs.newest(zone, count, page_size) == {job.id for job in ranking[:count]}
+
+
+def test_the_newest_jobs_of_a_big_table_are_found_in_few_pages(sqlite_jobs: Jobs) -> None:
+    ends = [NOW - timedelta(minutes=number) for number in range(3000)]
+    sqlite_jobs.fill(
+        [(f"job-{number}", "completed", written(end, "UTC", "T")) for number, end in enumerate(ends)]
+    )
+    reads = 0
+
+    def count_reads(statement: str) -> None:
+        nonlocal reads
+        reads += "ended_key" in statement
+
+    database = sqlite_jobs.open()
+    with database.read() as connection:
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        driver.set_trace_callback(count_reads)
+    table = JobTable(database, POLICY, UTC)
+    assert table.newest_successful(3, NOW, 200) == {"job-0", "job-1", "job-2"}
+    database.close()
+    assert reads <= 2
 
 
 @pytest.mark.parametrize(

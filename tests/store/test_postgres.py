@@ -123,6 +123,25 @@ def test_a_job_with_an_invalid_end_needs_a_decision_and_is_kept(opener: Opener, 
     assert (decision.clean, decision.notable) == (False, True)
 
 
+@pytest.mark.parametrize("time_type", ["BIGINT", "DATE", "DOUBLE PRECISION"])
+def test_a_job_is_undated_if_its_end_is_no_time_and_the_columns_can_be_added(
+    opener: Opener, time_type: str
+) -> None:
+    opener.sql(f"CREATE TABLE jobs (id TEXT PRIMARY KEY, status TEXT, completed_at {time_type})")
+    value = "2026-01-01" if time_type == "DATE" else 1_767_225_600_000
+    opener.sql("INSERT INTO jobs VALUES ('odd', 'completed', %s)", value)
+    database = opener()
+    jobs = JobTable(database, POLICY, UTC)
+    jobs.add_columns()
+    jobs.gather_candidates(NOW)
+    (job,) = [job for page in jobs.candidates(10) for job in page]
+    decision = decide(job, POLICY, NOW)
+    assert (decision.clean, decision.notable) == (False, True)
+    assert jobs.newest_successful(5, NOW) == set()
+    database.write(lambda connection: jobs.mark_cleaned(connection, [("odd", 0, "")], NOW))
+    assert opener.sql("SELECT data_cleaned_at FROM jobs") == [("2026-06-15T12:00:00",)]
+
+
 # -- errors ----------------------------------------------------------------------------------------
 
 

@@ -56,11 +56,14 @@ def _add(store: Path, name: str, status: str, dem: str | None, *, days: float | 
     ended = None
     if days is not None:
         ended = (datetime.now(UTC) - timedelta(days=days)).replace(tzinfo=None).isoformat()
+    created = datetime.now(UTC) - timedelta(days=days or 0, hours=1)
     _write(
         store,
-        "INSERT INTO jobs (id, workflow_type, status, completed_at, dem_filename) VALUES (?, 'sol', ?, ?, ?)",
+        "INSERT INTO jobs (id, workflow_type, status, created_at, completed_at, dem_filename)"
+        " VALUES (?, 'sol', ?, ?, ?, ?)",
         name,
         status,
+        f"{created:%Y-%m-%d %H:%M:%S}",
         ended,
         dem,
     )

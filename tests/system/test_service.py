@@ -20,8 +20,9 @@ for folder in range(60):
 db = sqlite3.connect("/srv/eemt/jobs.db")
 columns = [row[1] for row in db.execute("PRAGMA table_info(jobs)")]
 key = "id" if "id" in columns else "job_id"
-db.execute(f"INSERT INTO jobs ({key}, workflow_type, status, parameters, dem_filename, completed_at)"
-           " VALUES ('big', 'sol', 'completed', '{}', 'big.tif', '2026-01-01T00:00:00')")
+db.execute(f"INSERT INTO jobs ({key}, workflow_type, status, parameters, dem_filename, created_at,"
+           " completed_at) VALUES ('big', 'sol', 'completed', '{}', 'big.tif', '2025-12-31 23:00:00',"
+           " '2026-01-01T00:00:00')")
 db.commit()
 PYTHON
 chown -R eemt: /srv/eemt/results/big
