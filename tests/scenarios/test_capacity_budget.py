@@ -22,7 +22,11 @@ def grow(store: JobStore, name: str, kb: int) -> None:
 
 def shrink(store: JobStore, name: str) -> None:
     """Make a job due."""
-    store.sql("UPDATE jobs SET completed_at = '2026-01-01T00:00:00' WHERE id = ?", name)
+    store.sql(
+        "UPDATE jobs SET created_at = '2025-12-31 23:00:00', completed_at = '2026-01-01T00:00:00'"
+        " WHERE id = ?",
+        name,
+    )
 
 
 def warnings(store: JobStore, max_bytes: int | str = "10M", **options: Any) -> list[str]:

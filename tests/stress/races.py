@@ -56,7 +56,7 @@ def _add(store: Path, name: str, status: str, dem: str | None, *, days: float | 
     ended = None
     if days is not None:
         ended = (datetime.now(UTC) - timedelta(days=days)).replace(tzinfo=None).isoformat()
-    created = datetime.now(UTC) - timedelta(days=days or 0, hours=1)
+    created = datetime.now(UTC) - timedelta(days=days or 30, hours=1)  # a live job will end 30 days ago
     _write(
         store,
         "INSERT INTO jobs (id, workflow_type, status, created_at, completed_at, dem_filename)"
