@@ -25,13 +25,16 @@ from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.errors import BackupError, CleanupError
 from eemtcleanupd.formatting import human_size, printable
 from eemtcleanupd.model import TRASH_NAME, Outcome, RootName
+from eemtcleanupd.policy.breakers import ZoneEvidence, format_offset
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
+from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.lock import find_daemon
 from eemtcleanupd.store.mount_check import check_journal
 from eemtcleanupd.store.outbox import delivery_stats
+from eemtcleanupd.store.timestamps import utc_offset, zone_named
 
 _NEARLY_FULL_FRACTION = 0.95
 _MAX_ENTRIES = 10_000
@@ -139,7 +142,8 @@ class _StoreChecks:
             return
         if warning := check_journal(self._database, to_write=True):
             yield _warning(warning)
-        job_table(self._database, self._config)
+        zone = zone_named(self._config.database.timezone)
+        jobs = job_table(self._database, self._config)
         file = self._database.file
         users = self._database.sessions() if file is None else users_of(file)
         used_by = ", ".join(users[:_MAX_NAMES]) or "no other process"
@@ -153,6 +157,23 @@ class _StoreChecks:
             return
         state = "responds and is" if file is None else "is intact and"
         yield _ok(f"{path} {state} writable. It is in use by: {used_by}.")
+        yield self._check_zone(jobs, utc_offset(self._now, zone))
+
+    def _check_zone(self, jobs: JobTable, our_offset: timedelta) -> Result:
+        """Compare the zone of times without one with the zone that the web interface shows in its rows."""
+        name = self._config.database.timezone
+        zone = "the zone of this machine" if name == "local" else name
+        ours = f"Times without a zone are read in {zone} (now UTC{format_offset(our_offset)})."
+        evidence = ZoneEvidence.of(jobs.observed_starts())
+        if evidence is None:
+            return _ok(f"{ours} The UTC offset of the web interface is unknown.")
+        if evidence.problem is not None:
+            return _problem(
+                f"{ours} But {evidence.problem}.",
+                "Set database.timezone to the zone of the web interface, for example UTC.",
+            )
+        theirs = f"UTC{format_offset(evidence.application_offset)} or further west"
+        return _ok(f"{ours} The newest {evidence.rows} jobs show that the web interface uses {theirs}.")
 
     def check_folders(self) -> Iterator[Result]:
         self._roots = open_roots(self._config, self._ledger, self._stack)

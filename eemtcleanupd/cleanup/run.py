@@ -57,7 +57,13 @@ from eemtcleanupd.events import (
 )
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import Found, Outcome, RootName, Trigger
-from eemtcleanupd.policy.breakers import clock_problem, is_too_many, orphans_problem, table_problem
+from eemtcleanupd.policy.breakers import (
+    ZoneEvidence,
+    clock_problem,
+    is_too_many,
+    orphans_problem,
+    table_problem,
+)
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.history import AuditLine, LogEntry
@@ -65,6 +71,7 @@ from eemtcleanupd.store.jobs import Backlog
 from eemtcleanupd.store.lock import run_lock
 from eemtcleanupd.store.mount_check import check_journal
 from eemtcleanupd.store.runs import RunRecord
+from eemtcleanupd.store.timestamps import reload_zones
 
 if TYPE_CHECKING:
     from eemtcleanupd.deletion.dask_executor import DaskExecutor
@@ -100,6 +107,7 @@ def clean(
         LockHeldError, StoreError, RootError, BreakerError, AuditError: the run did not start, or failed; the
             next run finishes what it had started.
     """
+    reload_zones()
     started = clock()
     run = RunContext(
         id=f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(2)}",
@@ -161,11 +169,13 @@ class _Run:
         return session, backlog
 
     def _check_breakers(self) -> None:
-        """Refuse a clock that is probably wrong, and a run that would clean nearly all jobs.
+        """Refuse a wrong zone, a clock that is probably wrong, and a run that would clean nearly all jobs.
 
         Raises:
             BreakerError: nothing was changed.
         """
+        if not self._run.request.only_trash:
+            self._check_zone()
         run, ledger, has_ledger = self._run, self._session.ledger, self._session.has_ledger
         last_run = ledger.last_run_at() if has_ledger else None
         problem = clock_problem(run.started_at, last_run, run.config.safety.max_clock_leap_days)
@@ -204,6 +214,22 @@ class _Run:
                 f"Refused, nothing was changed: {problem} Is this the right job database? "
                 "`clean --dry-run --allow-orphans` lists them, `clean --allow-orphans` deletes them."
             )
+
+    def _check_zone(self) -> None:
+        """Refuse a default zone in which jobs seem older than they are; only warn of a configured one.
+
+        Raises:
+            BreakerError: nothing was changed.
+        """
+        evidence = ZoneEvidence.of(self._session.jobs.observed_starts())
+        if evidence is None or (problem := evidence.problem) is None:
+            return
+        advice = "Set database.timezone to the zone of the web interface, for example UTC."
+        if evidence.is_proof and self._run.config.database.timezone == "local":
+            raise BreakerError(
+                f"Refused, nothing was changed: {problem}. {advice} (--force does not override this.)"
+            )
+        self._run.emit(Warned(f"The time zone might be wrong: {problem}. {advice}"))
 
     def _fraction_problem(self) -> str | None:
         """Return why the run would clean too many of the ended jobs, None when it would not."""

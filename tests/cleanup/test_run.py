@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from eemtcleanupd.events import Event, JobCleaned, JobFailed, JobPlanned, JobSki
 from eemtcleanupd.model import Hold
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.lock import run_lock
+from eemtcleanupd.store.timestamps import reload_zones
 from tests.cleanup.conftest import JobStore
 
 
@@ -177,8 +178,9 @@ def test_odd_but_honest_ids_are_cleaned(store: JobStore, name: str) -> None:
 def test_names_that_are_not_utf8_are_cleaned(store: JobStore) -> None:
     name = b"caf\xe9"
     store.sql(
-        "INSERT INTO jobs (id, workflow_type, status, completed_at, dem_filename)"
-        " VALUES (CAST(? AS TEXT), 'sol', 'completed', '2026-01-01T00:00:00', CAST(? AS TEXT))",
+        "INSERT INTO jobs (id, workflow_type, status, created_at, completed_at, dem_filename)"
+        " VALUES (CAST(? AS TEXT), 'sol', 'completed', '2025-12-31 23:00:00', '2026-01-01T00:00:00',"
+        " CAST(? AS TEXT))",
         name,
         name + b".tif",
     )
@@ -381,6 +383,120 @@ def test_the_newest_successful_jobs_are_kept(store: JobStore) -> None:
         store.job(f"job-{number}", days=10 + number)
     store.run(retention__successful_jobs__keep_last=2)
     assert store.cleaned() == {"job-2", "job-3"}
+
+
+def test_a_job_whose_end_is_impossible_is_kept_and_named(store: JobStore) -> None:
+    text_times(store)
+    for job_id, ended in (
+        ("milliseconds", "1795010112345"),
+        ("year-1", "0001-01-01T00:00:00Z"),
+        ("windows", "1601-01-01T00:00:00"),
+        ("epoch", "1970-01-01T00:00:00"),
+        ("future", "2026-06-15T21:00:00"),
+        ("before-start", "2026-06-01T11:59:00"),
+        ("before-creation", "2026-06-01T10:59:00"),
+    ):
+        started = None if job_id == "before-creation" else "2026-06-01T12:00:00"
+        store.job(job_id)
+        store.sql(
+            "UPDATE jobs SET created_at = '2026-06-01 11:00:00', started_at = ?, completed_at = ?"
+            " WHERE id = ?",
+            started,
+            ended,
+            job_id,
+        )
+    store.job("due")
+    report = store.run()
+    assert store.cleaned() == {"due"}
+    notable = {
+        event.job.id for event in store.of(JobSkipped) if isinstance(event, JobSkipped) and event.notable
+    }
+    assert len(notable) == report.skipped == 7
+
+
+def test_jobs_with_an_impossible_end_displace_none_of_the_newest(store: JobStore) -> None:
+    text_times(store)
+    for job_id, ended in (
+        ("newest", "2026-06-01T10:00:00-08:00"),
+        ("second", "2026-06-01T12:00:00Z"),
+        ("third", "2026-06-01T11:00:00"),
+        ("undated", "n/a"),
+        ("future", "2027-01-01T00:00:00"),
+    ):
+        store.job(job_id)
+        store.sql("UPDATE jobs SET created_at = NULL, completed_at = ? WHERE id = ?", ended, job_id)
+    store.run(retention__successful_jobs__keep_last=2)
+    assert store.cleaned() == {"third"}
+
+
+def text_times(store: JobStore) -> None:
+    """Recreate the table with text columns, as a migration from SQLite to a server makes them."""
+    store.sql("DROP TABLE jobs")
+    store.sql(
+        "CREATE TABLE jobs (id TEXT PRIMARY KEY, workflow_type TEXT, status TEXT, created_at TEXT,"
+        " started_at TEXT, completed_at TEXT, dem_filename TEXT)"
+    )
+
+
+@pytest.fixture
+def tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Set the machine's zone to Tokyo's; the run notices it by itself."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    yield
+    monkeypatch.undo()
+    reload_zones()
+
+
+def failed_in_utc(store: JobStore, jobs: int) -> None:
+    """Add jobs of a web interface in UTC that failed four hours ago and waited up to a minute."""
+    text_times(store)
+    for number in range(jobs):
+        store.job(f"job-{number}", "failed", days=4 / 24)
+        store.sql(
+            "UPDATE jobs SET started_at = ? WHERE id = ?",
+            (store.now - timedelta(hours=5, seconds=-20 * number)).replace(tzinfo=None).isoformat(),
+            f"job-{number}",
+        )
+
+
+@pytest.mark.usefixtures("tokyo")
+@pytest.mark.parametrize("how", [{}, {"force": True}, {"dry_run": True}])
+def test_a_zone_in_which_jobs_seem_older_than_they_are_refuses_the_run(
+    store: JobStore, how: dict[str, bool]
+) -> None:
+    """Also the first run, and with --force."""
+    failed_in_utc(store, 3)
+    before = store.snapshot()
+    with pytest.raises(BreakerError, match=r"database\.timezone"):
+        store.run(database__timezone="local", **how)  # type: ignore[arg-type]  # booleans, not options
+    assert store.snapshot() == before
+    store.run(database__timezone="UTC")
+    assert store.cleaned() == set()
+    assert not store.of(Warned)
+
+
+@pytest.mark.usefixtures("tokyo")
+@pytest.mark.parametrize(("jobs", "zone"), [(2, "local"), (3, "Asia/Tokyo")])
+def test_a_configured_zone_and_few_jobs_are_only_warned_of(store: JobStore, jobs: int, zone: str) -> None:
+    failed_in_utc(store, jobs)
+    store.run(database__timezone=zone, dry_run=True)
+    (warning,) = store.of(Warned)
+    assert isinstance(warning, Warned)
+    assert "UTC+09:00" in warning.message
+
+
+@pytest.mark.usefixtures("tokyo")
+def test_a_zone_that_changes_under_the_daemon_reaches_its_next_run(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.job("failed", "failed", days=11 / 24)
+    local = (store.now - timedelta(hours=11 - 9)).replace(tzinfo=None)
+    store.sql("UPDATE jobs SET completed_at = ?", local.isoformat())
+    store.run(database__timezone="local")
+    assert store.cleaned() == set()
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")  # five hours further east
+    store.run(database__timezone="local")
+    assert store.cleaned() == {"failed"}
 
 
 def test_one_undeletable_file_leaves_its_job_uncleaned_and_the_next_run_tries_again(store: JobStore) -> None:

@@ -81,6 +81,23 @@ def test_a_locked_database_is_reported_with_the_process_that_uses_it(store: JobS
     assert f"[{os.getpid()}]" in found["advice"]
 
 
+def test_both_time_zones_are_shown_and_a_contradiction_is_a_problem(store: JobStore, doctor: Doctor) -> None:
+    finding = doctor("database")[-1]
+    assert (finding["level"], doctor.code) == ("ok", 0)
+    assert "unknown" in finding["message"]
+    store.job("b", "failed", days=1)
+    store.sql("UPDATE jobs SET created_at = '2026-01-20 12:00:00', started_at = '2026-01-20T12:07:00'")
+    finding = doctor("database")[-1]
+    assert (finding["level"], doctor.code) == ("ok", 0)
+    assert finding["message"].count("UTC+00:00") == 2
+    (store.path / "cleanup_config.yaml").write_text("database: {timezone: Asia/Tokyo}\n")
+    finding = doctor("database")[-1]
+    assert (finding["level"], doctor.code) == ("problem", 1)
+    for part in ("Asia/Tokyo", "UTC+09:00", "UTC+00:00"):
+        assert part in finding["message"]
+    assert "database.timezone" in finding["advice"]
+
+
 def test_a_damaged_database_is_a_problem(store: JobStore, doctor: Doctor) -> None:
     file = store.path / "jobs.db"
     data = bytearray(file.read_bytes())
