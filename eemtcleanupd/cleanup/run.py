@@ -174,7 +174,7 @@ class _Run:
         Raises:
             BreakerError: nothing was changed.
         """
-        if not self._run.request.only_trash:
+        if self._run.request.trigger.plans_jobs:
             self._check_zone()
         run, ledger, has_ledger = self._run, self._session.ledger, self._session.has_ledger
         last_run = ledger.last_run_at() if has_ledger else None
