@@ -29,7 +29,7 @@ class RowError(StoreError):
 
 
 class RootError(CleanupError):
-    """A folder of the job store is missing, was replaced, or is not safe to delete in."""
+    """A folder of the job store is missing, was replaced, or is unsafe to use."""
 
     exit_code = 3
 

@@ -32,7 +32,7 @@ def parse_size(text: str | int) -> int:
     """
     match = _SIZE.fullmatch(str(text))
     if not match:
-        raise ValueError(f"{text!r} is not a size. Use a form such as 10G, 500M or 1048576.")
+        raise ValueError(f"{text!r} is not a size. Use a format such as 10G, 500M or 1048576.")
     exponent = " kmgtpe".index(match[2].lower() or " ")
     return int(float(match[1]) * 1024**exponent)
 

@@ -86,7 +86,7 @@ def verify(job_id: str | None, as_json: bool) -> int:
 def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool, name: str | None) -> None:
     """Restore the data of JOB from its backup; existing files are never overwritten.
 
-    The job counts as not cleaned again.  It is held for one retention period from now.
+    The command marks the job as not cleaned and holds it for one retention period.
     """
     config = load_config().config
     from eemtcleanupd.backup.folder import BackupFolder

@@ -61,7 +61,7 @@ class _Size(click.ParamType[int]):
     type=float,
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be deleted without changing anything.")
-@click.option("--verbose", is_flag=True, help="Print every job, also the ones that are kept.")
+@click.option("--verbose", is_flag=True, help="Print every job, including kept jobs.")
 @click.option("--debug", is_flag=True, help="Print every SQL statement and file operation with its duration.")
 @setting_option(
     "performance.parallel_delete",
@@ -100,7 +100,7 @@ def clean(  # noqa: PLR0917  (click passes them by name)
     allow_orphans: bool,
     as_json: bool,
 ) -> int:
-    """Delete the data of expired jobs once, now.  All job metadata is kept."""
+    """Delete the data of expired jobs now.  All job metadata is kept."""
     if size_threshold is not None and not skip_large:
         raise click.UsageError("--size-threshold has no effect without --skip-large. Give both options.")
     try:

@@ -77,7 +77,7 @@ def reload(timeout: int) -> None:
         return now is not None and (before is None or now.config_attempts > before.config_attempts)
 
     if not _wait_until(has_tried, timeout):
-        raise CleanupError(f"The daemon ({daemon}) has not responded within {timeout} seconds. See its log.")
+        raise CleanupError(f"The daemon ({daemon}) did not respond within {timeout} seconds. See its log.")
     after = read_status(address)
     if after is not None and after.config_error is not None:
         raise ConfigError(

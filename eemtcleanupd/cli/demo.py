@@ -19,7 +19,7 @@ from eemtcleanupd.formatting import human_size
     "--jobs", type=click.IntRange(min=MIN_JOBS), default=400, show_default=True, help="Number of jobs."
 )
 @click.option(
-    "--seed", type=int, default=1, show_default=True, help="Random seed; equal seeds give equal stores."
+    "--seed", type=int, default=1, show_default=True, help="Random seed; the same seed makes the same store."
 )
 @json_option
 def demo(directory: Path, jobs: int, seed: int, as_json: bool) -> None:

@@ -33,7 +33,7 @@ def history(run_id: str | None, limit: int, as_json: bool) -> None:
         if not runs:
             raise CleanupError(f"There is no run {run_id}. List the runs with `eemtcleanupd history`.")
         if len(runs) > 1:
-            raise CleanupError(f"Several run ids start with {run_id}. Give more of the id.")
+            raise CleanupError(f"Several run ids start with {run_id}. Give a longer part.")
         _show(ledger, runs[0], as_json=as_json)
 
 

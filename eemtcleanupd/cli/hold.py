@@ -30,7 +30,7 @@ class _FutureTime(click.ParamType[datetime]):
             moment = datetime.fromisoformat(str(value)).astimezone(UTC)
         except ValueError:
             self.fail(
-                f"{value!r} is not a valid time. Use a form such as 2026-12-31 or 2026-12-31T18:00.",
+                f"{value!r} is not a valid time. Use a format such as 2026-12-31 or 2026-12-31T18:00.",
                 param,
                 ctx,
             )

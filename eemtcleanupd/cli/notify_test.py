@@ -36,7 +36,7 @@ _TIMEOUT_SECONDS = 120.0
 def notify_test(name: str | None, as_json: bool) -> int:
     """Send a test notification to the notifier NAME, or to all, and show the responses.
 
-    The message is marked as a test and is sent once, like a real report.  Exits with 1 if a notifier fails.
+    The message is a report that is marked as a test; it is not retried.  Exits with 1 if a notifier fails.
     """
     config = load_config().config
     from eemtcleanupd.delivery import Dispatcher

@@ -18,9 +18,9 @@ from eemtcleanupd.errors import StoreError
 def reset(yes: bool, as_json: bool) -> None:
     """Mark all jobs as not cleaned and clear cleanup_log.
 
-    A copy is made first: of a SQLite file beside it, on a database server in separate tables.  Job files,
-    holds, runs and the audit trail are kept.  The next run checks all jobs again; it records a job without
-    files as cleaned.
+    The command first copies a SQLite file to the same folder, or a server's tables to separate tables.  It
+    keeps job files, holds, runs and the audit trail.  The next run checks all jobs again and marks jobs
+    without files as cleaned.
     """
     if not yes:
         raise click.UsageError("A reset clears which jobs were cleaned and when. Confirm it with --yes.")
@@ -53,7 +53,7 @@ def reset(yes: bool, as_json: bool) -> None:
         job_count, log_lines = database.write(work)
         try:
             database.vacuum()
-        except StoreError as error:  # it only saves space, and access by the web interface comes first
+        except StoreError as error:  # it only saves space; the web interface has priority
             click.echo(f"[WARNING] {error}", err=True)
     if as_json:
         print_json({"jobs": job_count, "log_lines": log_lines, "copy": copy})

@@ -12,7 +12,7 @@ from eemtcleanupd.formatting import printable
 
 @click.command()
 @store_options
-@click.option("--accept", is_flag=True, help="Accept the present folders as the right ones.")
+@click.option("--accept", is_flag=True, help="Accept the current folders.")
 @json_option
 def roots(accept: bool, as_json: bool) -> None:
     """Show the job store's folders as the last run recorded them, or accept the present ones.

@@ -1,4 +1,4 @@
-"""Keep a run going when standard output or error fails.
+"""Let a run continue when it cannot write to standard output or error.
 
 A run prints while it deletes.  A closed pipe or a full disk must interrupt neither the run nor its record.
 Output that cannot be written is dropped and reported once at the end.
@@ -59,7 +59,7 @@ class SafeStdout(io.FileIO):
 
 
 def install() -> SafeStdout:
-    """Replace ``sys.stdout`` and ``sys.stderr`` by streams whose writes never raise; return the former."""
+    """Replace ``sys.stdout`` and ``sys.stderr`` by streams whose writes never raise; return stdout."""
     output, sys.stdout = _safe_stream(sys.stdout)
     _, sys.stderr = _safe_stream(sys.stderr)
     return output

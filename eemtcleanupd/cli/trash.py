@@ -114,7 +114,7 @@ def print_restored(restored: RestoreResult, *, as_json: bool) -> None:
 def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool) -> None:
     """Move the data of JOB from the trash back to its place; existing files are never overwritten.
 
-    The job counts as not cleaned again.  It is held for one retention period from now.  To restore an orphan,
+    The command marks the job as not cleaned and holds it for one retention period.  To restore an orphan,
     give its path as printed by list.
     """
     config = load_config().config
