@@ -1,4 +1,4 @@
-"""Check what cleanup needs, and report problems and how to fix them, without changing anything."""
+"""Check what cleanup needs, and report problems with their fixes.  Changes nothing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class FindingLevel(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of a check; ``advice`` tells how to fix it and is empty if nothing needs to be done."""
+    """The result of a check; ``advice`` is how to fix it, or empty."""
 
     check: str
     level: FindingLevel
@@ -110,10 +110,10 @@ def _check_configuration(loaded: Loaded) -> Iterator[Result]:
     for warning in loaded.warnings:
         yield _warning(warning)
     if not loaded.warnings:
-        yield _ok(f"Using {loaded.file}." if loaded.file else "No file was found. Using defaults.")
+        yield _ok(f"Using {loaded.file}." if loaded.file else "There is no file. Using defaults.")
     if loaded.config.dry_run:
         yield _warning(
-            "dry_run is true, so nothing is ever deleted.",
+            "dry_run is true, so runs delete nothing.",
             "Remove dry_run from the file and EEMT_CLEANUP_DRY_RUN from the environment.",
         )
 
@@ -152,7 +152,7 @@ class _StoreChecks:
         except CleanupError as error:
             yield _problem(
                 str(error),
-                f"It is in use by: {used_by}. End the process that hangs, or check its owner and mode.",
+                f"It is in use by: {used_by}. End a process that hangs, or check the file's owner and mode.",
             )
             return
         state = "responds and is" if file is None else "is intact and"
@@ -236,7 +236,7 @@ class _StoreChecks:
         refused = sorted({path for path in map(_nearest_existing, paths) if not os.access(path, os.W_OK)})
         for path in refused:
             yield _problem(
-                f"{path} is not writable for user {os.geteuid()}. Runs cannot start, or keep no logs.",
+                f"{path} is not writable for user {os.geteuid()}. Runs fail, or their logs are lost.",
                 f"chown {os.geteuid()} {path}",
             )
         if not refused:
@@ -264,7 +264,7 @@ class _StoreChecks:
             yield _warning(
                 "No daemon is running.",
                 "Start it with `systemctl start eemtcleanupd`. `journalctl -u eemtcleanupd` shows its log. "
-                "With cron or a timer it is not needed: see `crontab -l`, `systemctl list-timers 'eemt*'`.",
+                "With cron or a timer you need no daemon: see `crontab -l`, `systemctl list-timers 'eemt*'`.",
             )
             return
         if status is None:
@@ -351,7 +351,7 @@ class _StoreChecks:
             folder.require_safe(path)
             count = len(folder.all())
         except BackupError as error:
-            yield _problem(str(error), f"chown and chmod 700 {path}")
+            yield _problem(str(error), f"chown {os.geteuid()} {path}; chmod 700 {path}")
             return
         if os.access(path, os.W_OK | os.X_OK):
             yield _ok(f"{path} contains {count} backups. Verify them with `backup verify`.")
