@@ -1,8 +1,8 @@
 """Ballast: files that reserve disk space, so that a run on a full disk can write its records.
 
-A run records what it is about to delete before it deletes it, which a full disk does not allow.  So files
-take up some space in better times, and a run that finds almost none releases them first, as databases do.  A
-small file beside the database is for what comes before a run: a lock, a log, a line of the audit log.
+A run records each deletion before it starts it, which fails on a full disk.  So ballast files reserve some
+space, and a run that finds the disk full removes them first.  A small file beside the database reserves space
+for the start of a run: its lock, its log and its first line in the audit log.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ log = logging.getLogger(__name__)
 
 _NAME_IN_TRASH = ".ballast"
 _INITIAL_BYTES = 1 << 20
-# With more free space than this a run can start, however much is allocated.
+# A run can start with more free space than this, whatever the size of the ballast.
 _ENOUGH_BYTES = 16 << 20
-# Where less than this many times its size is free, others need the space more.
+# Ballast is allocated only if this many times its size is free.
 _MIN_FREE_FACTOR = 4
 _BLOCK_BYTES = 512  # the unit of st_blocks (stat(2))
 
 
 @dataclass(frozen=True, slots=True)
 class Ballast:
-    """A file that reserves space: ``size`` bytes, if it is complete; ``fd`` is the open folder."""
+    """A file that reserves ``size`` bytes; ``fd`` is the open folder."""
 
     folder: Path
     fd: int
@@ -54,7 +54,7 @@ class Ballast:
         return min(status.st_size, status.st_blocks * _BLOCK_BYTES)
 
     def release(self) -> str | None:
-        """Remove the file if almost no space is free; return a warning about it, None otherwise."""
+        """Remove the file if almost no space is free; return a warning, else None."""
         allocated = self.allocated_bytes
         try:
             free = free_bytes(self.fd)
@@ -98,14 +98,14 @@ class Ballast:
 
 
 def release_initial_ballast(config: Config) -> str | None:
-    """Release the small file, for a lock, a log and the like; return a warning about it, if it was."""
+    """Release the small file if almost no space is free; return a warning, else None."""
     with ExitStack() as stack:
         first = next(_beside_database(config, stack), None)
         return None if first is None else first.release()
 
 
 def release_ballast(config: Config, roots: Iterable[Root]) -> list[str]:
-    """Release the ballast on disks that are full; return warnings about it."""
+    """Release the ballast on full disks; return warnings."""
     with ExitStack() as stack:
         return [message for ballast in _all(config, roots, stack) if (message := ballast.release())]
 
@@ -132,16 +132,16 @@ def _all(config: Config, roots: Iterable[Root], stack: ExitStack) -> Iterator[Ba
     for root in roots:
         fd = _open_trash(root, stack)
         if fd is not None:
-            # A file that an earlier run left on a disk that another file covers by now is removed.
+            # If another file now covers this disk, the file of an earlier run is removed.
             size = 0 if root.device in covered else config.safety.ballast
             covered.add(root.device)
             yield Ballast(root.path / TRASH_NAME, fd, _NAME_IN_TRASH, size)
 
 
 def _beside_database(config: Config, stack: ExitStack) -> Iterator[Ballast]:
-    """Yield the files beside a SQLite database, or in ``paths.logs`` for a server's; the small one first."""
+    """Yield the files beside a SQLite database, or in ``paths.logs`` for a server; the small one first."""
     file = StoreAddress.of(config).file
-    # Not by host: each container has a name of its own, and their files would fill the disk.
+    # No host in the name: each container has its own, and their files would fill the disk.
     real = config.paths.logs / "eemtcleanupd" if file is None else Path(os.path.realpath(file))
     stem = real.name if file is None else f"{real.name}.eemtcleanupd"
     try:
@@ -168,6 +168,6 @@ def _open_trash(root: Root, stack: ExitStack) -> int | None:
 
 
 def free_bytes(fd: int) -> int:
-    """Return the free bytes of the filesystem of an open file, for users other than root."""
+    """Return the bytes free for users other than root on the filesystem of an open file."""
     figures = os.fstatvfs(fd)
     return figures.f_bavail * figures.f_frsize

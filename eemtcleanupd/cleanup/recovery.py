@@ -24,7 +24,7 @@ def recover_intents(pipeline: Pipeline) -> frozenset[str]:
     """Finish or undo every open intent of earlier runs.
 
     Returns:
-        The ids of jobs that an open intent still has; the plan leaves them alone.
+        The ids of jobs that still have an open intent; the plan skips them.
     """
     ledger = pipeline.session.ledger
     unfinished = ledger.open_intents()
@@ -85,7 +85,7 @@ def _is_deleted(session: StoreSession, intent: Intent) -> bool:
 
 
 def purge_expired(pipeline: Pipeline, trashed_before: datetime | None = None) -> None:
-    """Delete trash whose grace has passed (or that is older than a time), oldest first."""
+    """Delete trash whose grace period has ended (or that is older than a time), oldest first."""
 
     def expired(limit: int) -> list[Intent]:
         return pipeline.session.ledger.expired(pipeline.run.clock(), limit, trashed_before=trashed_before)
@@ -104,8 +104,8 @@ def purge_expired(pipeline: Pipeline, trashed_before: datetime | None = None) ->
 def purge(pipeline: Pipeline, intents: Sequence[Intent]) -> None:
     """Submit the trash of these intents for deletion.
 
-    An intent keeps all its items as long as another job needs one of them: an upload that a held job shares,
-    say.
+    An intent keeps all its items while another job needs one of them, such as an upload that a held job
+    shares.
     """
     session = pipeline.session
     needed = _needed(session, pipeline.planner, intents)
@@ -171,7 +171,7 @@ def trash_bytes(session: StoreSession, found: Found, item: str, stop: StopFlag) 
 
 
 def _claimed_job(pipeline: Pipeline, intent: Intent) -> ClaimedJob:
-    """Return the job of an intent as it is now: its row can be gone or have another status."""
+    """Return the current job of an intent: its row can be missing or have another status."""
     session = pipeline.session
     job_class = pipeline.run.policy.classify(intent.status)
     if intent.kind is IntentKind.ORPHAN:

@@ -93,19 +93,19 @@ def clean(
 
     Args:
         config: the effective configuration; its paths are absolute.
-        request: what to do, and for whom.
+        request: what to do, and the user.
         emit: receives every event, in this thread.
-        stop: ends the run early and in order once it is set.
+        stop: stops the run gracefully once it is set.
         clock: the time source.
         progress: is updated as the run proceeds.
-        hooks: can keep a job, and record what the run does.
+        hooks: can veto jobs, and record actions.
 
     Returns:
         The report, which was also emitted and recorded.
 
     Raises:
         LockHeldError, StoreError, RootError, BreakerError, AuditError: the run did not start, or failed; the
-            next run finishes what it had started.
+            next run finishes its work.
     """
     reload_zones()
     started = clock()
@@ -183,7 +183,7 @@ class _Run:
             self._trip(problem, is_first=False)
         problem = self._fraction_problem()
         if problem is not None:
-            # Until a first run has looked at all jobs, the next one is the first.
+            # Every run counts as the first until one has checked all jobs.
             self._trip(problem, is_first=not has_ledger or not ledger.has_whole_run())
         if run.request.trigger.plans_jobs:
             self._check_job_table()
@@ -232,11 +232,11 @@ class _Run:
         self._run.emit(Warned(f"The time zone might be wrong: {problem}. {advice}"))
 
     def _fraction_problem(self) -> str | None:
-        """Return why the run would clean too many of the ended jobs, None when it would not."""
+        """Return the problem if the run would clean too many of the ended jobs, else None."""
         backlog, safety = self._backlog, self._run.config.safety
         limits = (safety.max_fraction, safety.max_fraction_min_jobs)
         cap = safety.max_jobs_per_run or backlog.candidates
-        # To decide on every row twice is only worth it where the breaker can trip at all.
+        # Decide on every row twice only if the breaker can trip.
         if not is_too_many(min(backlog.candidates, cap), backlog.uncleaned, *limits):
             return None
         pages = self._planner.decisions(self._run.config.performance.batch_size)
@@ -249,9 +249,9 @@ class _Run:
         )
 
     def _trip(self, problem: str, *, is_first: bool) -> None:
-        """Trip a breaker, or warn where it does not apply."""
+        """Raise BreakerError, or only warn on a first run or with --force."""
         if not is_first and not self._run.request.force:
-            raise BreakerError(f"Refused, nothing was changed: {problem} (--force overrides.)")
+            raise BreakerError(f"Refused, nothing was changed (--force overrides): {problem}")
         self._run.emit(Warned(f"{'This is the first run' if is_first else '--force'}: {problem}"))
 
     # -- dry run -----------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ class _Run:
                 size = sum(artifact.size_bytes for artifact in artifacts)
                 if selection.is_too_large(plan, size):
                     continue
-                if plan.shared:  # a later job that shares the upload can take it along
+                if plan.shared:  # a later job that shares the upload can delete it
                     sharing.add(plan.job.id)
                 decision = plan.decision
                 counts.cleaned[decision.job_class] += 1
@@ -354,7 +354,7 @@ class _Run:
             try:
                 inventory, pressure = self._process(pipeline)
             except BaseException:
-                run.stop.set()  # deletions in flight end soon; their intents are in the ledger
+                run.stop.set()  # running deletions end soon; their intents are in the ledger
                 raise
             counts = pipeline.stats.counts
             report = build_report(run, self._backlog, counts, self._selection, inventory, pressure=pressure)
@@ -366,9 +366,7 @@ class _Run:
                 run.emit(warning)
             run.audit("run_finished", **audit_summary(report))
         except CleanupError as error:
-            with suppress(
-                CleanupError
-            ):  # the database can be what failed; the first error is the one to report
+            with suppress(CleanupError):  # the database can be the cause; report the first error
                 ledger.finish_run(
                     replace(record, finished_at=run.clock(), outcome=Outcome.FAILED, error=str(error))
                 )
@@ -402,7 +400,7 @@ class _Run:
         return pool
 
     def _process(self, pipeline: Pipeline) -> tuple[InventoryResult, str | None]:
-        """Work on everything the run is for; return the inventory, and the effect on a full disk as text."""
+        """Do what the request asks for; return the inventory, and a text on the disk pressure or None."""
         run, session, request = self._run, self._session, self._run.request
         in_progress: frozenset[str] = frozenset()
         if session.ledger.has_intents():

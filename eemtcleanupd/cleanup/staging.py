@@ -38,11 +38,11 @@ Item = tuple[Found, str]
 
 @dataclass(slots=True)
 class ClaimedJob:
-    """A job (or an orphan) on its way; ``items`` are its artifacts, once staged those that are in the trash.
+    """A claimed job (or orphan); ``items`` are its artifacts, after staging only those in the trash.
 
-    ``known_size`` is the size in bytes that was measured earlier.  ``marks_job_cleaned`` is False where the
-    job was held, run again or copied back since the claim, or its row is gone: then only the leftovers are
-    deleted.  ``early`` says why a job is cleaned ahead of its retention.
+    ``known_size`` is the size in bytes that was measured earlier.  ``marks_job_cleaned`` is False if the job
+    was held, run again or copied back since the claim, or its row was removed.  The run then deletes only the
+    leftovers.  ``early`` is the reason for cleaning a job before its retention ends.
     """
 
     intent: Intent
@@ -61,11 +61,11 @@ class ClaimedJob:
         return self.intent.kind is IntentKind.ORPHAN
 
     def moves_to_trash(self, grace: timedelta) -> bool:
-        """Return whether the job's artifacts stay in the trash for now, because there is a grace."""
+        """Return whether the job's artifacts stay in the trash for a grace period."""
         return bool(grace) and not self.removals and bool(self.items)
 
     def audit_details(self) -> dict[str, object]:
-        """Return what the audit log says about the job."""
+        """Return the job's details for the audit log."""
         labels = [printable(found.label) for found, _ in self.items]
         return {"job_id": printable(self.job.id), "status": printable(self.job.status), "artifacts": labels}
 
@@ -173,7 +173,7 @@ class Staging:
         return ClaimedJob(intent, job, JobClass.UNKNOWN, None, list(intent.items))
 
     def _refused(self, connection: Connection, jobs: Sequence[Job]) -> dict[str, str]:
-        """Return why jobs must stay after all, by id: a row changed, or there is a new hold."""
+        """Return, by job id, why a job must stay: its row changed, or it has a new hold."""
         ids = [job.id for job in jobs]
         rows = self._session.jobs.rows(connection, ids)
         holds = self._planner.holds(connection, ids)
@@ -182,7 +182,7 @@ class Staging:
         for job in jobs:
             row, hold = rows.get(job.id), holds.get(job.id)
             if row is None:
-                reasons[job.id] = "its row is gone"
+                reasons[job.id] = "its row was removed"
             elif row.cleaned or row.job != job:
                 reasons[job.id] = "its row changed after the plan was made"
             elif hold is not None and hold.is_active(now):
@@ -216,7 +216,7 @@ class Staging:
         """Keep the logs that are to be kept, then move every artifact of each job into the trash."""
         blockers = self._run.blockers(self._session.roots.values())
         ready = [job for job in group if self._can_stage(job, blockers)]
-        # Before the first file moves: a full disk must not cause deletions that the audit log does not have.
+        # Before the first file moves: a full disk must not cause deletions without a line in the audit log.
         self._run.audit_all(("cleaning", job.audit_details()) for job in ready if job.items)
         return [job for job in ready if self._stage_job(job)]
 
@@ -248,7 +248,7 @@ class Staging:
                 if self._run.stop.is_set():  # the measurement is incomplete
                     self.put_back(job, [])
                     return False
-            # Nothing moves for a run that has lost its lock: a backup before this line can take hours.
+            # Move nothing if the lock was lost, for example during a backup that takes hours.
             self._session.database.verify_lock()
             staged: list[Item] = []
             try:
@@ -280,10 +280,10 @@ class Staging:
                 )
 
     def confirm(self, group: list[ClaimedJob], in_flight: Collection[str]) -> list[ClaimedJob]:
-        """Check again, now that the files are out of sight, and put back what another job needs by now.
+        """Check again after the move, and put back artifacts that another job now needs.
 
-        A job that was submitted before its upload disappeared is seen here; a job that is submitted later
-        finds no upload.
+        This check sees a job that was submitted before its upload moved.  A job submitted later finds no
+        upload.
         """
         if not group:
             return group
@@ -316,7 +316,7 @@ class Staging:
         return confirmed
 
     def _marker_reason(self, job: ClaimedJob) -> str | None:
-        """Return why a staged job must stay: its marker can have appeared while a backup was made."""
+        """Return why a staged job must stay: a keep marker can appear during a backup."""
         for found, item in job.items:
             if found.artifact.root is RootName.RESULTS:
                 path = f"{item}/{found.artifact.name}"
@@ -328,19 +328,19 @@ class Staging:
     # -- put back ----------------------------------------------------------------------------------
 
     def put_back(self, job: ClaimedJob, staged: Sequence[Item]) -> None:
-        """Undo a job's staging and close its intent, unless an artifact cannot go back."""
+        """Undo a job's staging and close its intent, unless an artifact cannot be moved back."""
         if self.restore(staged):
             self._withdrawn.append(job.intent.id)
             return
-        reason = "Another entry is in its place. Move that away, then `trash restore` restores the rest."
+        reason = "Another entry is in an artifact's place. Move it away, then run `trash restore`."
         self.save_intent(with_error(job.intent, reason, 0))
 
     def save_intent(self, intent: Intent) -> None:
-        """Record the state of an open intent in a transaction of its own."""
+        """Record the state of an open intent in a separate transaction."""
         self._session.database.write(lambda connection: self._session.ledger.save_intent(connection, intent))
 
     def _undo(self, group: Sequence[ClaimedJob]) -> None:
-        """Put back what was staged when the database was lost: another run may own the intents by now."""
+        """Put back staged artifacts after the database was lost: another run might own the intents."""
         for job in group:
             try:
                 self.restore(job.items)
@@ -348,13 +348,13 @@ class Staging:
                 log.debug("%s was not put back: %s", job.intent.id, error)
 
     def restore(self, staged: Sequence[Item]) -> bool:
-        """Move artifacts back; return False when a place is taken, so that an artifact stays in the trash."""
+        """Move artifacts back; return False if a place is taken and its artifact stays in the trash."""
         is_complete = True
         for found, item in staged:
             if self._session.trashes[found.artifact.root].restore(item):
                 is_complete = False
                 message = (
-                    f"{printable(found.label)} exists again, so the staged one stays in the trash as {item}."
+                    f"{printable(found.label)} exists again. The earlier one stays in the trash as {item}."
                 )
                 self._run.emit(Warned(message))
         return is_complete
@@ -399,6 +399,6 @@ def stay_reason(
 
 
 def describe_oserror(error: OSError) -> str:
-    """Return what failed, and for which file, as a job's record says it."""
+    """Return the error and its file name, as a job's record shows them."""
     name = f" {printable(str(error.filename))}" if error.filename else ""
     return f"{error.strerror or error}{name}"
