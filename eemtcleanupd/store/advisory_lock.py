@@ -97,7 +97,7 @@ class AdvisoryLock:
             session = self._session(execute)
             if session is None or session.generation != generation or time.monotonic() >= deadline:
                 raise self._lost(None if session is None else session.holder)
-            # This is our own previous session, and the server has not noticed yet that it is dead.
+            # The server has not noticed yet that this process's previous session is dead.
             execute("SELECT pg_terminate_backend(%s)", (session.backend,))
             time.sleep(0.05)
         if execute(_UPDATE_BACKEND, (self.what, generation)).rowcount != 1:
@@ -129,7 +129,7 @@ class AdvisoryLock:
 
 
 def start_lease(execute: Execute, lease_seconds: float) -> None:
-    """Make the server end this session after ``lease_seconds`` of silence."""
+    """Make the server end this session after ``lease_seconds`` of inactivity."""
     version = int(execute("SELECT current_setting('server_version_num')").fetchone()[0])
     timeout_ms = int(lease_seconds * 1000)
     execute(f"SET idle_in_transaction_session_timeout = {timeout_ms}")
@@ -145,5 +145,5 @@ def release_all(execute: Execute) -> None:
 
 
 def _signed(number: int) -> int:
-    """Return 32 bits as PostgreSQL's integer."""
+    """Convert an unsigned 32-bit number to a signed one."""
     return number - 2**32 if number >= 2**31 else number

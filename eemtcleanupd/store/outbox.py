@@ -108,11 +108,11 @@ class MemoryOutbox:
 
 
 class LedgerOutbox:
-    """An outbox in the ledger, which survives a crash.  For one thread at a time.
+    """An outbox in the ledger, which survives a crash.  Only one thread at a time can use it.
 
     Args:
         database: the job database.
-        limit: most messages per notifier.  Above it the oldest are dropped.
+        limit: the maximum number of messages per notifier.  Above it the oldest are dropped.
     """
 
     def __init__(self, database: Database, limit: int) -> None:
@@ -211,7 +211,7 @@ class LedgerOutbox:
 
 
 def delivery_stats(database: Database) -> dict[str, DeliveryStats]:
-    """Return the delivery statistics by name of the notifier."""
+    """Return the delivery statistics by notifier name."""
     if not LedgerOutbox(database, 0).exists():
         return {}
     with database.read() as connection:

@@ -200,7 +200,7 @@ class SqliteDatabase(Database):
         The copy has the same mode as the database.
 
         Raises:
-            StoreError: the database is not readable, or the copy is not writable.  There is no copy then.
+            StoreError: the database is not readable, or the copy is not writable.  No copy is left.
         """
         temporary = path.with_name(f"{path.name}.part")
         try:
