@@ -176,7 +176,7 @@ def _locked_inodes(local: Set[str], roots: list[Root]) -> frozenset[tuple[int, i
         return None
     # 1: FLOCK  ADVISORY  WRITE 1234 fd:00:5678 0 EOF; the line of a waiter has "->" in second place.
     locks = [line.replace("-> ", "").split() for line in lines]
-    # The run's own lock would make every job's names be read.
+    # With the run's own lock in the list, the names of every job would be read.
     own_pid = str(os.getpid())
     return frozenset(
         (os.makedev(int(major, 16), int(minor, 16)), int(inode))
@@ -221,7 +221,7 @@ def _find_lock(root: Root, name: str, inodes: frozenset[int] | None) -> str | No
 
 
 def _is_locked(folder_fd: int, name: str, *, is_listed: bool) -> bool:
-    """Tell whether a regular file is under an flock; other kinds cannot be opened without side effects.
+    """Return whether a regular file is under an flock; other kinds cannot be opened without side effects.
 
     A file that cannot be opened counts as locked when the kernel lists a lock on it (when in doubt, keep).
     """
@@ -241,7 +241,7 @@ def _is_locked(folder_fd: int, name: str, *, is_listed: bool) -> bool:
 
 
 def _is_flocked(fd: int) -> bool:
-    """Tell whether another process holds an exclusive flock."""
+    """Return whether another process holds an exclusive flock."""
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

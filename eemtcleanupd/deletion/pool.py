@@ -1,9 +1,8 @@
-"""The pool of workers that empties items of the trash, many at a time and each in parallel.
+"""A pool of workers that empties many items of the trash at a time, each in parallel.
 
-An unlink waits much longer than it computes (60 µs to 10 µs on the test machine), so each worker runs four of
-them at a time.  Threads of one interpreter compute one at a time, though: with threads alone, 80,000 files
-took 1.5 times as long as with four parallel ``rm``.  So each worker is a process when there is much to
-delete.
+An unlink waits much longer than it computes (60 µs and 10 µs on the test machine), so each worker runs four
+at a time.  Only one thread of an interpreter computes at a time: with threads alone, 80,000 files took 1.5
+times as long as with four parallel ``rm``.  So each worker is a process if there is much to delete.
 """
 
 from __future__ import annotations
@@ -45,10 +44,10 @@ log = logging.getLogger(__name__)
 WIDE_BYTES = 1 << 20
 """A folder whose own size is larger has tens of thousands of entries; several workers share it."""
 QUEUE_LIMIT = 4096
-"""How many folders of all items wait in memory; more folders wait in the item, on the disk."""
+"""How many folders of all items can wait in memory; the others wait on the disk, in their item."""
 _THREADS_PER_WORKER = 4
 _SHARDS = 4
-# Fewer entries are removed faster than they are handed to another process.
+# Removing fewer entries takes less time than handing them to another process.
 _FEW_ENTRIES = 250
 # How many failed folders of an item are remembered, so that later rounds skip them.
 _MAX_FAILED = 1000
@@ -214,7 +213,7 @@ class DeletionPool:
 
 
 def _has_few_entries(item_fd: int, name: str) -> bool:
-    """Tell whether a folder has few entries, or cannot be read."""
+    """Return whether a folder has few entries, or cannot be read."""
     try:
         fd = os.open(name, FOLDER_FLAGS, dir_fd=item_fd)
     except OSError:
@@ -309,10 +308,10 @@ class _ItemRemoval:
                 self._failed.add(name)
 
     def _is_wide(self, name: str) -> bool:
-        """Tell whether several workers are to share a folder.
+        """Return whether several workers should share a folder.
 
-        That is true only once, since a folder does not shrink when its entries are removed.  The next round
-        removes what is left of it.
+        That is true only once: removing entries does not reduce a folder's own size.  The next round removes
+        the rest.
         """
         try:
             status = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
@@ -334,7 +333,7 @@ class _ItemRemoval:
             yield stats
         except OSError as error:
             stats.fail(self._item, error)
-        except BaseException as error:  # a programming error: the waiting thread must learn of it
+        except BaseException as error:  # a programming error: the waiting thread must receive it
             stats.fail(self._item, OSError(errno.EIO, repr(error)))
             log.exception("A deletion task failed")
         self._pool.count(stats)

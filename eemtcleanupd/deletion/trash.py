@@ -98,7 +98,7 @@ class Trash:
         except BlockingIOError as error:
             os.close(self.fd)
             raise LockHeldError(
-                f"Another run is using {root.path}. It has another job database or path to it, or is frozen."
+                f"Another run is using {root.path}. It uses another job database or path to it, or hangs."
             ) from error
         except OSError as error:  # NFS cannot lock folders
             log.debug("Cannot lock %s: %s", root.path / TRASH_NAME, error.strerror)
@@ -177,7 +177,7 @@ class Trash:
         return deleting
 
     def exists(self, item: str) -> bool:
-        """Tell whether an item of exactly this name exists."""
+        """Return whether an item of exactly this name exists."""
         _require_single_component(item)
         try:
             os.stat(item, dir_fd=self.fd, follow_symlinks=False)
@@ -196,7 +196,7 @@ class Trash:
         """Flush the renames and removals in root and trash to the disk (fsync(2)).
 
         Raises:
-            RootError: the flush failed, so nothing may be recorded that relies on it.
+            RootError: the flush failed, so no record may rely on it.
         """
         try:
             os.fsync(self.root.fd)

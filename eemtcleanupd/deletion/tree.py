@@ -269,7 +269,7 @@ def unlink_entry(
 
 
 def _open_folder(parent_fd: int, name: str) -> int:
-    """Open a folder; grant access first to a folder of this user whose mode denies it."""
+    """Open a folder; grant access first if this user owns it and its mode denies access."""
     try:
         fd = os.open(name, FOLDER_FLAGS, dir_fd=parent_fd)
     except PermissionError:
