@@ -81,7 +81,7 @@ class DaemonBackend:
         self.loaded = loaded
 
     def receive(self, reply: DaemonReply, file: int | None) -> None:
-        """Pass a reply of the daemon to whatever waits for it."""
+        """Pass a reply of the daemon to the request that waits for it."""
         match reply:
             case StateReply() | MetricsReply():
                 with suppress(InvalidStateError):  # the request was cancelled
@@ -106,7 +106,7 @@ class DaemonBackend:
         with self._lock:
             now = monotonic_seconds()
             state = self._state
-            # One request at a time: otherwise they would fill the socket of a daemon that is stopped.
+            # One request at a time: many would fill the socket of a stopped daemon.
             if state is None or (state[1].done() and now - state[0] > self._state_lifetime_seconds):
                 state = self._state = (now, self._request("state"))
             return state[1]
@@ -219,7 +219,7 @@ class LocalBackend:
             callbacks.done(result)
 
     def overview(self) -> dict[str, Any]:
-        """Return the status of the job store, and of a daemon that holds it."""
+        """Return the status of the job store, and of its daemon, if one runs."""
         return overview(self.config, find_daemon(StoreAddress.of(self.config)), None)
 
     def metrics(self) -> bytes:

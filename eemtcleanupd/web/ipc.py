@@ -155,7 +155,7 @@ class DaemonChannel:
         return dict(json.loads(self._connection.recv_bytes(_MAX_REQUEST_BYTES)))
 
     def shutdown(self) -> None:
-        """End the connection at both ends, also where another process holds a copy of an end."""
+        """End the connection at both ends, even if another process holds a copy of an end."""
         with suppress(OSError):  # already disconnected
             self._socket.shutdown(socket.SHUT_RDWR)
 

@@ -1,4 +1,4 @@
-"""Starts, supervises and answers the HTTP worker process, and opens the address that it listens on.
+"""Start, supervise and answer the HTTP worker process, and open the address that it listens on.
 
 The worker is a separate process, so that HTTP clients cannot slow down a cleanup run or crash the daemon.
 It asks the daemon for everything that changes the job store.
@@ -70,7 +70,7 @@ class HttpInterface:
         self._worker: _WorkerProcess | None = None
 
     def prepare(self, daemon: Daemon, loaded: Loaded) -> Callable[[], None]:
-        """Open the configured address; return a function that puts the configuration in force.
+        """Open the configured address; return a function that applies the configuration.
 
         Raises:
             ConfigError: the address cannot be opened, or no client could be authenticated.
@@ -253,7 +253,7 @@ class _WorkerProcess:
         own_end, worker_end = Pipe()
         channel = DaemonChannel(own_end)
         try:
-            with self._lock:  # so that stop() comes before or after
+            with self._lock:  # so that stop() runs before or after
                 with worker_end:
                     if self._stopping.is_set():
                         return
@@ -308,7 +308,7 @@ class _WorkerProcess:
             case {"request": "run", "number": int(number), "user": user, "body": body}:
                 self._request_run(channel, number, storable(user), CleanupBody.model_validate(body))
             case _:
-                raise ValueError("The message is none of those that a worker can send.")
+                raise ValueError("The type of the message is unknown.")
 
     def _request_run(self, channel: DaemonChannel, number: int, user: str, body: CleanupBody) -> None:
         if not self._run_slots.acquire(blocking=False):
@@ -325,7 +325,7 @@ class _WorkerProcess:
 
 
 def _relay_log(name: str, level: int, text: str, trace: str) -> None:
-    """Write a worker's log record into the daemon's log; no line of it can look like one of the daemon."""
+    """Write a worker's log record into the daemon's log, indented so that no line looks like the daemon's."""
     if not logging.NOTSET <= level <= logging.CRITICAL:
         raise ValueError(f"The log level {level} does not exist.")
     package_log = logging.getLogger(eemtcleanupd.__name__)
