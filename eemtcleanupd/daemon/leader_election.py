@@ -1,7 +1,7 @@
-"""Leader election: of several daemons on one job store, the holder of a database lock is the active one.
+"""Leader election: of several daemons on one job store, the one that holds a database lock is active.
 
-Only a database server has such a lock.  A thread keeps it, or asks for it until it is free.  The server gives
-the lock away when it has not heard from the holder for half of ``ha.takeover_seconds``.
+Only a database server has such a lock.  A thread verifies it, or tries to acquire it until it is free.  The
+server releases the lock when the holder is silent for half of ``ha.takeover_seconds``.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class LeaderElection:
         """The other daemon that is active, if it is known."""
 
     def begin(self) -> None:
-        """Ask for the lock, and start the thread that keeps it or continues to ask.
+        """Try to acquire the lock, and start the thread that verifies it or tries again.
 
         Raises:
             LockHeldError: another daemon holds it, and no standby is allowed.
-            StoreError: the server does not answer.
+            StoreError: the server does not respond.
         """
         if self._address.file is not None:
             return
@@ -80,7 +80,7 @@ class LeaderElection:
         except LockHeldError:
             self._find_active_daemon()
         except CleanupError as error:
-            log.debug("Cannot ask for the lock of the active daemon: %s", error)
+            log.debug("Cannot check the lock of the active daemon: %s", error)
         else:
             self._put(RoleChanged(is_active=True, reason="no other daemon holds the lock"))
 

@@ -1,4 +1,4 @@
-"""Decides which run is due, whether this daemon may start it, and when it starts."""
+"""Decide which run is due, whether this daemon can start it, and when."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from eemtcleanupd.model import Trigger
 from eemtcleanupd.policy.pressure import Pressure
 
 USER = "auto_cleanup"
-"""Recorded as the user of everything that the daemon does by itself."""
+"""The recorded user of the daemon's own actions."""
 
 _LONGEST_RETRY_SECONDS = 300.0
 _PRESSURE_PAUSE = timedelta(hours=1)
 
 
 class RunScheduler:
-    """Keeps the pending run (at most one) and the error of the last; ``emit`` receives ``DiskPressure``."""
+    """Keeps the pending run (at most one) and the last run's error; ``emit`` receives ``DiskPressure``."""
 
     def __init__(
         self,
@@ -57,12 +57,12 @@ class RunScheduler:
         self._active_since = elapsed()
         self._pressure_run_ended_at: datetime | None = None
         self.last_error: str | None = None
-        """Why the last run failed, None when it did not."""
+        """Why the last run failed, or None."""
 
     # -- schedule and role -------------------------------------------------------------------------
 
     def apply_schedule(self, since: datetime | None = None) -> None:
-        """Follow the configured schedule; occurrences after ``since`` that were missed cause one run."""
+        """Follow the configured schedule; missed occurrences after ``since`` cause one run."""
         request = RunRequested(Trigger.SCHEDULE, USER)
         schedule = self._config_manager.config.schedule
         self._timers.follow_cron(schedule, lambda: self._put(request), since=since)
@@ -96,7 +96,7 @@ class RunScheduler:
     # -- pending run -------------------------------------------------------------------------------
 
     def request_run(self, request: RunRequested) -> None:
-        """Make a run the pending one, or refuse it: with an error to its client, else in the log."""
+        """Make a run the pending one, or refuse it with an error to its client or in the log."""
         if not self._election.is_active:
             active = self._election.active_daemon or "another daemon"
             if request.callbacks is not None or not request.trigger.is_automatic:
@@ -122,12 +122,12 @@ class RunScheduler:
             log.warning("The run (%s) does not start: %s", request.trigger, reason)
 
     def check_trash(self) -> None:
-        """Request a run that empties the trash, if the grace of something in it has passed."""
+        """Request a run that purges the trash if the grace period of an item has ended."""
         if self._is_idle() and self._queries.has_expired_trash(self._config_manager.config):
             self.request_run(RunRequested(Trigger.TRASH, USER))
 
     def check_pressure(self) -> None:
-        """Report disk pressure and request a run ahead of retention, if the disk is too full."""
+        """If the disk is too full, report disk pressure and request a run that cleans jobs early."""
         config = self._config_manager.config
         pressure = config.pressure
         if not pressure.enabled or not self._is_idle():
@@ -138,7 +138,7 @@ class RunScheduler:
             return
         ended_at = self._pressure_run_ended_at
         if ended_at is not None and self._clock() - ended_at < _PRESSURE_PAUSE:
-            return  # it deleted all that it was allowed to; another one would change nothing
+            return  # the last run deleted all that it could; another one would change nothing
         self._emit(
             DiskPressure(
                 usage.used_percent,
@@ -156,7 +156,7 @@ class RunScheduler:
     # -- start and end of a run --------------------------------------------------------------------
 
     def seconds_to_start(self) -> float | None:
-        """Return the seconds until the pending run may start, None if no run waits for that."""
+        """Return the seconds until the pending run can start, or None if no run is waiting."""
         if self._pending is None or self._runner.active_run is not None:
             return None
         return self._not_before - self._elapsed()
@@ -187,7 +187,7 @@ class RunScheduler:
         )
 
     def run_ended(self, ended: RunEnded) -> None:
-        """Record how a run ended, and retry one that could not take the lock where that makes sense."""
+        """Record how a run ended, and retry it if the lock was held and a retry is useful."""
         self._runner.ended()
         result = ended.result
         if isinstance(result, RunReport):
@@ -201,9 +201,9 @@ class RunScheduler:
             self._pressure_run_ended_at = self._clock()
 
     def _retry_if_useful(self, trigger: Trigger) -> None:
-        """Retry what another daemon left, until that works, and any automatic run during a takeover.
+        """Retry a recovery until it succeeds, and any automatic run during a takeover.
 
-        The lock of the run before can outlive its daemon for a moment, or while that daemon is frozen.
+        The previous run's lock can outlive its daemon for a moment, or while that daemon is frozen.
         """
         takeover = self._config_manager.config.ha.takeover_seconds
         active_seconds = self._elapsed() - self._active_since
