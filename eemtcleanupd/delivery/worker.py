@@ -79,7 +79,7 @@ class NotifierWorker:
                 self._condition.notify_all()
 
     def wait_idle(self, seconds: float) -> bool:
-        """Wait until every due message had an attempt; return False on timeout."""
+        """Wait until every due message was attempted; return False on timeout."""
         with self._condition:
             self._is_urgent = True
             self._condition.notify_all()
@@ -93,7 +93,7 @@ class NotifierWorker:
         self._thread.join(2 * _JOIN_SECONDS)
 
     def unresponsive_seconds(self) -> float | None:
-        """Return the seconds since the call began, None while they do not exceed the notifier's timeout."""
+        """Return how long the current call has lasted if it exceeds the notifier's timeout, else None."""
         since = self._sending_since
         seconds = None if since is None else time.monotonic() - since
         return seconds if seconds is not None and seconds > self._timeout() else None

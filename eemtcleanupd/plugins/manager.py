@@ -1,4 +1,4 @@
-"""Plugins of one configuration: calls their hooks one by one, with time limits, and contains their errors."""
+"""Plugins of one configuration: call their hooks one by one, with time limits, and catch their errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BEFORE_STAGE_SECONDS = 3600.0
 
 
 class _Unfiltered(NotifierSettings):
-    """Settings of a plugin without notifier settings: it receives everything, from memory."""
+    """Settings of a plugin without notifier settings: it receives all events, from memory."""
 
     outlives_restarts: ClassVar[bool] = False
     on: Occasions = get_args(Occasion)
@@ -116,7 +116,7 @@ class Plugins:
         return printable(text)
 
     def _implementations(self, hook: str) -> list[tuple[str, Callable[..., Any]]]:
-        """Return each plugin's implementation, for separate calls: an exception stops no other plugin."""
+        """Return each plugin's implementation, for separate calls: an exception does not stop the others."""
         calls: list[tuple[str, Callable[..., Any]]] = []
         for impl in getattr(self.manager.hook, hook).get_hookimpls():
             if impl.plugin_name in self._targets:
@@ -127,7 +127,7 @@ class Plugins:
     # -- hooks of runs -----------------------------------------------------------------------------
 
     def veto(self, job: Job) -> str | None:
-        """Return why a plugin keeps this job, None if no plugin does; a plugin that fails keeps it."""
+        """Return why a plugin keeps this job, or None if none does; a plugin that fails keeps it."""
         for name, veto in self._implementations("veto_cleanup"):
             hanging = self._hanging_vetoes.get(name)
             if hanging is not None and hanging.is_alive():
@@ -164,7 +164,7 @@ class Plugins:
         return None
 
     def audit(self, entries: Sequence[AuditEntry]) -> None:
-        """Record actions that are about to be done, or were done.
+        """Record planned or completed actions.
 
         Raises:
             AuditError: the record failed; then no further action is allowed.
@@ -190,7 +190,7 @@ def _call(
 def _call_in_thread(
     function: Callable[[], object], name: str, seconds: float | None
 ) -> tuple[threading.Thread, tuple[object, Exception | None] | None]:
-    """Call a function that can hang; return its thread, and its value and exception, None on timeout."""
+    """Call a function that can hang; return its thread, and its value and exception (None on timeout)."""
     results: list[tuple[object, Exception | None]] = []
 
     def run() -> None:
@@ -216,7 +216,7 @@ def _secrets(settings: Any) -> list[str]:
             if isinstance(item, SecretStr) and item.get_secret_value():
                 secret = item.get_secret_value()
                 secrets.add(secret)
-                # A library can print only the path of a completely secret URL.
+                # If an entire URL is secret, a library can print only its path.
                 if "://" in secret and (path := secret.partition("://")[2].partition("/")[2]):
                     secrets.add(path)
     return sorted(secrets, key=len, reverse=True)
