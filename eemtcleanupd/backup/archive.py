@@ -1,11 +1,11 @@
-"""Archives of jobs: writes, verifies and unpacks one archive for one job.
+"""Write, verify and unpack archives, one for each job.
 
 An archive is a compressed tar file.  It contains ``job.json``, then the artifacts under ``results/``,
 ``uploads/`` and ``temp/``, then ``manifest.jsonl`` with one line for each member (for a file: SHA-256 and
 size).  The manifest is last because it describes what was copied, not what was there before.  Verification
 reads the members, builds the manifest again and compares both.  The manifest does not contain modes, owners
-and times; the checksum of the compression covers them.  Memory use grows neither with the number of files nor
-with their sizes.
+and times; the checksum of the compression covers them.  Memory use does not grow with the number or the
+sizes of files.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[tarfile.TarFile, Head, IO[bytes]]]:
-    """Open an archive and read its head; give also the decompressed stream."""
+    """Open an archive and read its head; yield both and the decompressed stream."""
     try:
         with (
             path.open("rb") as source,
@@ -310,7 +310,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 def _first_member(path: Path, tar: tarfile.TarFile) -> Head:
     info = tar.next()
     if info is None or info.name != HEAD:
-        raise BackupError(f"{path.name} is not a backup of eemtcleanupd.")
+        raise BackupError(f"{path.name} is not an eemtcleanupd backup.")
     text = _content(tar, info).read()
     try:
         fields = json.loads(text)
@@ -360,11 +360,11 @@ def unpack(path: Path, place_of: Callable[[RootName, str], Path | None]) -> None
             write access to that folder.
 
     Raises:
-        BackupError: the archive cannot be read, or an entry cannot be written; unpacked entries stay.
+        BackupError: the archive cannot be read, or an entry cannot be written; unpacked entries remain.
     """
     unpacking = _Unpacking()
     with _opened(path) as (tar, _, _):
-        # Python 3.14 filters members by default; a verified archive must come back unchanged.
+        # Python 3.14 filters members by default; a verified archive must be restored unchanged.
         tar.extraction_filter = lambda member, _path: member
         for info in _members(tar):
             if info.name == MANIFEST:
