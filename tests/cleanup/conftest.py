@@ -152,10 +152,15 @@ class JobStore:
         return clean(self.config(**options), request, emit=emit, stop=stop, clock=lambda: self.now)
 
     def request(
-        self, trigger: Trigger = Trigger.MANUAL, *, allow_orphans: bool = False, **options: object
+        self,
+        trigger: Trigger = Trigger.MANUAL,
+        *,
+        allow_orphans: bool = False,
+        forget_missing: bool = False,
+        **options: object,
     ) -> RunReport:
         """Clean the store on a special request."""
-        request = RunRequest("tester", trigger, allow_orphans=allow_orphans)
+        request = RunRequest("tester", trigger, allow_orphans=allow_orphans, forget_missing=forget_missing)
         return clean(self.config(**options), request, emit=self.events.append, clock=lambda: self.now)
 
     def open(self) -> Database:
