@@ -15,6 +15,7 @@ from pathlib import Path
 
 from eemtcleanupd.backup.folder import BackupFolder
 from eemtcleanupd.cleanup.ballast import ballast_bytes
+from eemtcleanupd.cleanup.inventory import EntryKind, count_orphans
 from eemtcleanupd.cleanup.session import job_table, open_roots
 from eemtcleanupd.config import Config, Loaded
 from eemtcleanupd.daemon.status import read_status, time_with_distance
@@ -23,7 +24,7 @@ from eemtcleanupd.deletion.filesystem import disk_usage
 from eemtcleanupd.deletion.open_files import deleted_but_open, users_of
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.errors import BackupError, CleanupError
-from eemtcleanupd.formatting import human_size, printable
+from eemtcleanupd.formatting import human_size, plural, printable
 from eemtcleanupd.model import TRASH_NAME, Outcome, RootName
 from eemtcleanupd.policy.breakers import ZoneEvidence, format_offset
 from eemtcleanupd.policy.capacity import Budget
@@ -38,6 +39,7 @@ from eemtcleanupd.store.timestamps import utc_offset, zone_named
 
 _NEARLY_FULL_FRACTION = 0.95
 _MAX_ENTRIES = 10_000
+_PROPOSED_ORPHAN_HOURS = 720
 _MAX_NAMES = 5
 _MAX_HEARTBEAT_AGE = timedelta(minutes=2)
 _MAX_RUN_AGE = timedelta(hours=48)
@@ -88,6 +90,7 @@ def examine(loaded: Loaded, now: datetime) -> Iterator[Finding]:
         for name, check in (
             ("database", store.check_database),
             ("folders", store.check_folders),
+            ("orphans", store.check_orphans),
             ("disk", store.check_disk),
             ("mounts", store.check_mounts),
             ("open files", store.check_open_files),
@@ -179,6 +182,29 @@ class _StoreChecks:
         self._roots = open_roots(self._config, self._ledger, self._stack)
         for root in self._roots.values():
             yield _check_permissions(root)
+
+    def check_orphans(self) -> Iterator[Result]:
+        if not self._roots:
+            return
+        hours = self._config.orphans.delete_after_hours
+        proposed = _PROPOSED_ORPHAN_HOURS if hours is None else hours
+        orphans = self._config.orphans.model_copy(update={"delete_after_hours": proposed})
+        config = self._config.model_copy(update={"orphans": orphans})
+        tallies = count_orphans(config, self._database, self._ledger, self._roots, self._now)
+        young, due = tallies[EntryKind.ORPHAN], tallies[EntryKind.DUE]
+        if not (count := young.jobs + due.jobs):
+            yield _ok("Every entry of the folders belongs to a job.")
+            return
+        size = human_size(young.bytes_freed + due.bytes_freed)
+        message = f"{plural(count, 'orphan')} ({size}) in the folders: no row of the job table names them."
+        effect = f"{due.jobs} of them ({human_size(due.bytes_freed)})"
+        if hours is None:
+            yield _warning(
+                f"{message} EEMT leaves the upload of a job that somebody deletes, for example.",
+                f"orphans.delete_after_hours: {proposed} would delete {effect} now.",
+            )
+        else:
+            yield _ok(f"{message} The next run deletes {effect}.")
 
     def check_disk(self) -> Iterator[Result]:
         if not self._roots:

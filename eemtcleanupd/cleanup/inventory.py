@@ -11,19 +11,23 @@ from enum import StrEnum
 
 from sqlalchemy import Connection
 
-from eemtcleanupd.cleanup.context import RunContext
+from eemtcleanupd.cancellation import StopFlag
+from eemtcleanupd.cleanup.context import NullHooks, Progress, RunContext, RunRequest
 from eemtcleanupd.cleanup.planner import Planner, find_artifacts
-from eemtcleanupd.cleanup.session import StoreSession, root_entries
+from eemtcleanupd.cleanup.session import StoreSession, job_table, root_entries
+from eemtcleanupd.config import Config
+from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.walk import Measured, measure
 from eemtcleanupd.errors import RowError
-from eemtcleanupd.events import Warned
+from eemtcleanupd.events import JobTally, Warned
 from eemtcleanupd.formatting import printable, shortened
 from eemtcleanupd.model import Artifact, Found, Job, RootName
 from eemtcleanupd.policy.ownership import is_leftover, is_system_entry, possible_owner_ids
-from eemtcleanupd.policy.retention import TERMINAL
-from eemtcleanupd.store.database import TempTablesLostError
+from eemtcleanupd.policy.retention import TERMINAL, Policy
+from eemtcleanupd.store.database import Database, TempTablesLostError
 from eemtcleanupd.store.inventory import InventoryTables
 from eemtcleanupd.store.jobs import Row
+from eemtcleanupd.store.ledger import Ledger
 
 _PAGE = 500
 
@@ -258,3 +262,37 @@ def _pages(found: Iterable[Found]) -> Iterable[list[Found]]:
     iterator = iter(found)
     while page := list(itertools.islice(iterator, _PAGE)):
         yield page
+
+
+def count_orphans(
+    config: Config, database: Database, ledger: Ledger, roots: Mapping[RootName, Root], now: datetime
+) -> Mapping[EntryKind, JobTally]:
+    """Count the orphans of a job store, those that the configuration deletes apart.
+
+    Raises:
+        StoreError: the database cannot be read.
+    """
+    policy = Policy.from_config(config.retention)
+    session = StoreSession(
+        config, policy, database, job_table(database, config, policy), ledger, ledger.exists(), roots
+    )
+    run = RunContext(
+        id="",
+        started_at=now,
+        config=config,
+        request=RunRequest("", dry_run=True),
+        policy=policy,
+        emit=lambda _: None,
+        stop=StopFlag(),
+        clock=lambda: now,
+        progress=Progress(),
+        hooks=NullHooks(),
+    )
+    counts = dict.fromkeys(EntryKind, JobTally())
+
+    def count(_: Found, size_bytes: int, kind: EntryKind) -> bool:
+        counts[kind] = JobTally(counts[kind].jobs + 1, counts[kind].bytes_freed + size_bytes)
+        return False
+
+    Inventory(run, session, Planner(run, session), count, is_recording=False).scan()
+    return counts

@@ -125,6 +125,20 @@ def test_deleted_files_that_a_process_holds_open_are_reported(store: JobStore, d
     assert re.search(r"\b9\d\d(\.\d)? KB\b", found["message"])
 
 
+def test_orphans_are_counted_with_what_the_key_would_delete(store: JobStore, doctor: Doctor) -> None:
+    (found,) = doctor("orphans")
+    assert found["level"] == "ok"
+    (store.path / "uploads/forgotten.tif").write_bytes(b"x" * 100_000)
+    (found,) = doctor("orphans")
+    assert found["level"] == "warning"
+    assert "1 orphan" in found["message"]
+    assert "would delete 0 of them" in found["advice"]
+    (store.path / "cleanup_config.yaml").write_text("orphans: {delete_after_hours: 0}\n")
+    (found,) = doctor("orphans")
+    assert found["level"] == "ok"
+    assert "The next run deletes 1 of them" in found["message"]
+
+
 def test_a_folder_that_was_replaced_is_a_problem(store: JobStore, doctor: Doctor) -> None:
     (store.path / "results").rename(store.path / "old")
     (store.path / "results").mkdir()
