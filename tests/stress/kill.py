@@ -11,11 +11,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from eemtcleanupd.notifiers.audit_log import verify
 from tests.cleanup.conftest import JobStore
+from tests.conftest import settle
 
 CALLS = (
     "rename",
@@ -66,6 +67,7 @@ def make_store(folder: Path, variant: str) -> JobStore:
     (store.path / "results/done_results.zip").write_bytes(b"zip" * 1000)
     for name in ("single.tif", "needed.tif"):
         store.upload(name)
+    settle(store.path / "results", store.now - timedelta(days=1))
     return store
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.errors import CleanupError
@@ -31,10 +31,10 @@ from tests.cleanup.conftest import JobStore
 _CONFIG = """
 schedule: {enabled: true, cron: '* * * * *', run_on_start: true}
 database: {timezone: UTC}
-safety: {max_fraction: 1}
+safety: {max_fraction: 1, min_idle_minutes: 0}
 notifications: {audit_log: {enabled: true}}
 """
-Report = Queue[Any]
+Report: TypeAlias = "Queue[Any]"
 """Of (action, how often, faults)."""
 
 
