@@ -54,6 +54,7 @@ def fingerprint(store: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_the_table_equals_that_of_the_web_interface(built: DemoSummary) -> None:
     assert schema(built.directory) == schema(SAMPLE)
 
@@ -79,6 +80,7 @@ def test_jobs_have_every_status_and_ages_from_minutes_to_months(built: DemoSumma
     assert len(undated) == 1
 
 
+@pytest.mark.slow
 def test_the_summary_counts_all_files_and_jobs(built: DemoSummary) -> None:
     files = [path for path in built.directory.rglob("*") if path.is_file() and not path.is_symlink()]
     inodes = {path.stat().st_ino: path.stat().st_size for path in files}

@@ -136,6 +136,7 @@ def elsewhere(page: str, step: Step) -> Elsewhere | None:
 SHOWN = {page: [step for step in steps(text) if not elsewhere(page, step)] for page, text in PAGES.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("page", sorted(page for page, shown in SHOWN.items() if shown))
 def test_the_commands_of_a_page_run_and_answer_what_it_shows(page: str, tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def test_install_adds_one_working_line_and_remove_deletes_it(
     assert setup("remove").returncode == 0
 
 
+@pytest.mark.slow
 def test_the_script_works_through_a_link_with_sh_and_for_a_store_of_another_user(
     tmp_path: Path, store: Path, setup: Setup
 ) -> None:

@@ -183,6 +183,7 @@ def due(store: JobStore) -> None:
     (store.path / "cleanup_config.yaml").write_text("safety: {ballast: 2M}\n")
 
 
+@pytest.mark.slow
 @needs("sqlite3")
 @pytest.mark.root
 def test_a_run_on_a_disk_that_is_wholly_full_cleans_and_sets_room_aside_again(tmp_path: Path) -> None:
@@ -226,6 +227,7 @@ def test_where_the_results_are_on_a_disk_of_their_own_that_one_has_it_too(tmp_pa
     assert json.loads((store.path / "first.json").read_text())["success"]
 
 
+@pytest.mark.slow
 @pytest.mark.root
 def test_a_daemon_starts_on_a_full_disk_and_leaves_the_rest_to_its_runs(tmp_path: Path) -> None:
     store = JobStore(tmp_path / "store")
@@ -312,6 +314,7 @@ print(asked.makefile().read())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.root
 def test_a_run_asked_for_over_http_cleans_a_full_disk_too(tmp_path: Path) -> None:
     store = JobStore(tmp_path / "store")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.cleanup.conftest import JobStore
 
 
@@ -9,6 +11,7 @@ def measured(store: JobStore) -> dict[object, object]:
     return {row[0]: row[1] for row in store.sql("SELECT job_id, bytes FROM cleanup_sizes")}
 
 
+@pytest.mark.slow
 def test_every_upload_of_a_job_counts_however_many_workers_measure(store: JobStore) -> None:
     """Threads that list one open folder share its position, so each would miss what another has read."""
     for number in range(1500):

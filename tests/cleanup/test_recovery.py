@@ -194,6 +194,7 @@ def _killed_between_two_deletions(path: Path) -> JobStore:
     raise AssertionError("no kill hit between two deletions")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "meanwhile",
     [
@@ -221,6 +222,7 @@ def test_what_deletion_had_not_reached_comes_back_when_its_job_is_needed_again(
 # -- a run that only recovers --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_recovery_run_finishes_what_was_being_deleted_and_takes_nothing_else(tmp_path: Path) -> None:
     store = _killed_between_two_deletions(tmp_path)
     store.job("later", days=30)
@@ -251,6 +253,7 @@ def test_a_recovery_run_finishes_what_was_being_deleted_and_takes_nothing_else(t
     assert store.cleaned() == {"done", "broken", "later"}
 
 
+@pytest.mark.slow
 def test_a_recovery_run_puts_back_what_was_only_staged(tmp_path: Path) -> None:
     for at in range(20, 200):
         store = fill(tmp_path / f"{at}")
@@ -266,6 +269,7 @@ def test_a_recovery_run_puts_back_what_was_only_staged(tmp_path: Path) -> None:
     assert report.bytes_freed == 0
 
 
+@pytest.mark.slow
 def test_a_recovery_run_records_a_job_whose_deletion_had_ended(tmp_path: Path) -> None:
     def is_gone(store: JobStore) -> bool:
         left = [*store.trash(), *os.listdir(store.path / "uploads"), *os.listdir(store.path / "results")]

@@ -609,6 +609,7 @@ def test_a_clock_that_leapt_is_refused_and_nothing_is_touched(store: JobStore, l
     assert any(isinstance(event, Warned) and "--force" in event.message for event in store.events)
 
 
+@pytest.mark.slow
 def test_a_run_that_would_take_nearly_everything_is_refused_but_not_the_first(store: JobStore) -> None:
     for number in range(101):
         store.job(f"first-{number}", files=0)

@@ -79,6 +79,7 @@ def test_a_restore_never_overwrites_an_existing_file(store: JobStore, run_cli: R
     assert (store.path / "uploads" / "dem.tif").read_text() == "a new one"
 
 
+@pytest.mark.slow
 def test_nothing_is_restored_from_a_damaged_backup(store: JobStore, run_cli: RunCli) -> None:
     assert run_cli("clean", cwd=store.path).returncode == 0
     (archive,) = (store.path / "backup").glob("a@*")
@@ -109,6 +110,7 @@ def test_a_live_or_unknown_job_is_not_restored(store: JobStore, run_cli: RunCli,
     assert not store.results("a").exists()
 
 
+@pytest.mark.slow
 def test_a_restore_removes_the_remains_of_an_interrupted_one(store: JobStore, run_cli: RunCli) -> None:
     assert run_cli("clean", cwd=store.path).returncode == 0
     left = store.path / "results" / ".eemtcleanupd-trash" / "backup-20260101T000000-0badf00d.1"
@@ -117,6 +119,7 @@ def test_a_restore_removes_the_remains_of_an_interrupted_one(store: JobStore, ru
     assert store.trash() == []
 
 
+@pytest.mark.slow
 def test_a_run_deletes_expired_backups(store: JobStore, run_cli: RunCli) -> None:
     assert run_cli("clean", cwd=store.path).returncode == 0
     (archive,) = (store.path / "backup").glob("a@*")
@@ -140,6 +143,7 @@ def test_a_recovery_run_deletes_no_backup(store: JobStore, run_cli: RunCli) -> N
     assert not archive.exists()
 
 
+@pytest.mark.slow
 def test_old_foreign_files_in_the_backup_folder_are_kept(store: JobStore, run_cli: RunCli) -> None:
     assert run_cli("clean", cwd=store.path).returncode == 0
     folder = store.path / "backup"

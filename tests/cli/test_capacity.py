@@ -39,6 +39,7 @@ def configure(store: JobStore, text: str) -> None:
     (store.path / "cleanup_config.yaml").write_text(f"database: {{timezone: UTC}}\n{text}\n")
 
 
+@pytest.mark.slow
 def test_a_run_warns_of_an_exceeded_budget_once(
     store: JobStore, run_cli: RunCli, httpserver: HTTPServer, mail: tuple[int, Mailbox]
 ) -> None:
@@ -74,6 +75,7 @@ notifications:
     assert log.count("WARNING: Jobs ") == 1
 
 
+@pytest.mark.slow
 def test_status_and_doctor_show_the_budget(store: JobStore, run_cli: RunCli) -> None:
     store.job("a", days=1)
     configure(store, "capacity: {max_bytes: 1G}")

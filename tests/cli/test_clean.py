@@ -190,6 +190,7 @@ def test_with_json_an_error_is_json_too(sample_store: Path, run_cli: RunCli) -> 
     assert (answer["success"], answer["exit_code"], done.returncode) == (False, 3, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_run_gracefully_and_the_next_run_continues(
     tmp_path: Path, run_cli: RunCli, number: signal.Signals
@@ -224,6 +225,7 @@ def _has_cleaned_one(store: Path) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_busy_web_interface_never_waits_too_long_for_the_database(tmp_path: Path, run_cli: RunCli) -> None:
     """A writer commits every 10 ms with a 5 s timeout while 2,000 jobs are cleaned."""
     store = tmp_path / "store"

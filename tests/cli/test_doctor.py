@@ -68,6 +68,7 @@ def test_a_missing_database_is_a_problem(tmp_path: Path, run_cli: RunCli) -> Non
     assert "FAIL  database: " in done.stdout
 
 
+@pytest.mark.slow
 def test_a_locked_database_is_reported_with_the_process_that_uses_it(store: JobStore, doctor: Doctor) -> None:
     with closing(sqlite3.connect(store.path / "jobs.db", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")

@@ -105,6 +105,7 @@ def start(store: JobStore, stack: ExitStack) -> subprocess.Popen[bytes]:
     return daemon
 
 
+@pytest.mark.slow
 def test_failing_notifiers_do_not_stop_a_run_and_get_its_report_once_later(
     store: JobStore, stack: ExitStack, run_cli: RunCli
 ) -> None:
@@ -166,6 +167,7 @@ notifications:
     assert "T0K3N" not in log + json.dumps(notifiers)
 
 
+@pytest.mark.slow
 def test_the_daemon_sends_the_notification_that_a_run_could_not_send(
     store: JobStore, stack: ExitStack, run_cli: RunCli, httpserver: HTTPServer
 ) -> None:

@@ -51,6 +51,7 @@ def test_reset_is_recorded_in_both_audit_trails(store: JobStore, run_cli: RunCli
     assert store.sql("SELECT count(*) FROM cleanup_audit WHERE action = 'reset'") == [(1,)]
 
 
+@pytest.mark.slow
 def test_the_next_run_cleans_the_same_jobs_again(store: JobStore, run_cli: RunCli) -> None:
     run_cli("reset", "--yes", cwd=store.path)
     assert run_cli("clean", cwd=store.path).returncode == 0

@@ -76,6 +76,7 @@ def test_status_shows_whether_a_daemon_is_running(start: Start, run_cli: RunCli,
     assert "At 03:30 every day" in run_cli("status", cwd=store).stdout
 
 
+@pytest.mark.slow
 def test_a_health_check_fails_without_a_daemon_or_a_recent_heartbeat(
     start: Start, run_cli: RunCli, store: Path
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_health_check_fails_without_a_daemon_or_a_recent_heartbeat(
     daemon.send_signal(signal.SIGCONT)
 
 
+@pytest.mark.slow
 def test_a_signal_starts_a_run_that_status_and_history_show(
     start: Start, run_cli: RunCli, store: Path
 ) -> None:

@@ -31,6 +31,7 @@ def test_list_shows_items_with_the_time_of_their_deletion(store: JobStore, run_c
     assert all(each["bytes"] > 0 and each["purge_after"] and each["artifacts"] for each in listed)
 
 
+@pytest.mark.slow
 def test_a_restored_job_is_held(store: JobStore, run_cli: RunCli) -> None:
     done = run_cli("trash", "restore", "a", cwd=store.path)
     assert done.returncode == 0, done.stderr

@@ -315,6 +315,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW)
 @given(data=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=5))
 @example(data={"plugins": [""]})

@@ -126,6 +126,7 @@ def test_a_run_on_start_waits_for_the_start_delay(daemon: DaemonHarness) -> None
     assert triggers(daemon) == ["start"]
 
 
+@pytest.mark.slow
 def test_recovery_is_retried_until_the_other_process_releases_the_trash(
     daemon: DaemonHarness,
 ) -> None:
@@ -352,6 +353,7 @@ def test_a_valid_file_after_an_invalid_one_clears_the_error(daemon: DaemonHarnes
     assert daemon.status().config_attempts == 3
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_configuration_with_which_it_started(daemon: DaemonHarness) -> None:
     for number in range(40):
         daemon.store.job(f"old-{number}", "failed", days=2)
@@ -377,6 +379,7 @@ def test_a_reload_reopens_a_log_file_that_was_rotated(daemon: DaemonHarness) -> 
 # -- stop ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_request_to_stop_interrupts_the_run_in_order_and_ends_the_daemon(daemon: DaemonHarness) -> None:
     for number in range(200):
         daemon.store.job(f"old-{number}", files=3)

@@ -191,6 +191,7 @@ def test_a_task_touches_nothing_on_another_mount(
 # -- a cluster ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_cluster_removes_and_counts_the_same_as_one_machine(
     root: Root, trash: Trash, dask: Dask, tmp_path: Path
 ) -> None:
@@ -219,6 +220,7 @@ def test_a_cluster_removes_and_counts_the_same_as_one_machine(
     assert list(trash.items()) == []
 
 
+@pytest.mark.slow
 def test_a_run_survives_the_death_of_a_worker_and_of_the_scheduler(
     root: Root, trash: Trash, dask: Dask, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -239,6 +241,7 @@ def test_a_run_survives_the_death_of_a_worker_and_of_the_scheduler(
     assert list(trash.items()) == []
 
 
+@pytest.mark.slow
 def test_a_run_survives_a_frozen_scheduler(
     root: Root, trash: Trash, dask: Dask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -258,6 +261,7 @@ def test_a_run_survives_a_frozen_scheduler(
     assert list(trash.items()) == []
 
 
+@pytest.mark.slow
 def test_workers_without_the_mount_are_excluded(
     root: Root, trash: Trash, dask: Dask, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -275,6 +279,7 @@ def test_workers_without_the_mount_are_excluded(
     assert disabled
 
 
+@pytest.mark.slow
 def test_a_stop_ends_the_tasks_of_the_cluster_and_the_next_run_completes_the_item(
     root: Root, trash: Trash, dask: Dask
 ) -> None:

@@ -21,6 +21,7 @@ from eemtcleanupd.deletion.tree import FolderTask
 from tests.deletion.conftest import fill, helper_servers, helpers_of, stage_for_deletion, wait_until
 
 
+@pytest.mark.slow
 def test_helpers_empty_folders_and_end_with_the_pool(trash: Trash) -> None:
     for number in range(12):
         fill(trash.root.path / "job" / f"folder-{number}" / "deeper", 300)
@@ -173,6 +174,7 @@ def test_an_inode_whose_links_many_helpers_remove_is_counted_once(trash: Trash) 
     assert removed.bytes_freed == 3 * links * size + folders * 512
 
 
+@pytest.mark.slow
 def test_a_killed_helper_leaves_its_items_incomplete_and_the_others_are_removed(trash: Trash) -> None:
     for job in ("first", "second", "third"):
         for number in range(8):
@@ -192,6 +194,7 @@ def test_a_killed_helper_leaves_its_items_incomplete_and_the_others_are_removed(
     assert list(trash.items()) == []
 
 
+@pytest.mark.slow
 def test_a_stop_reaches_helpers_in_the_middle_of_a_folder(trash: Trash) -> None:
     fill(trash.root.path / "job" / "folder", 20_000)
     stop = StopFlag()

@@ -126,6 +126,7 @@ def test_names_that_are_not_utf8_and_long_ones_are_kept(root: Root, kept: Path, 
     assert set(os.listdir(kept)) == names
 
 
+@pytest.mark.slow
 def test_a_log_below_three_thousand_levels_is_kept(root: Root, kept: Path) -> None:
     (root.path / "job").mkdir()
     dig(root.path / "job", 3000)

@@ -60,6 +60,7 @@ def test_existing_threads_do_all_work_when_no_more_can_be_started(
     assert (removed.complete, removed.files) == (True, 15)
 
 
+@pytest.mark.slow
 def test_a_later_run_completes_an_interrupted_removal(root: Root, trash: Trash) -> None:
     _fill(root.path / "job", 40, 100)
     trash.stage("item", ["job"])
@@ -119,6 +120,7 @@ def test_a_pool_finishes_its_work_and_closes_all_descriptors(root: Root, trash: 
     assert open_descriptors() == before
 
 
+@pytest.mark.slow
 def test_an_exception_in_the_body_stops_the_pool(root: Root, trash: Trash) -> None:
     _fill(root.path / "job", 20, 200)
     trash.stage("item", ["job"])

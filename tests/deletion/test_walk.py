@@ -37,6 +37,7 @@ def test_every_entry_is_visited_once_and_no_link_is_followed(root: Root, canary:
     assert _walked(root, "missing") == (set(), 0)
 
 
+@pytest.mark.slow
 def test_three_thousand_levels_need_few_descriptors_and_are_walked_back_up(root: Root) -> None:
     """Some levels have a sibling that is entered only on the way back up."""
     job = root.path / "job"
@@ -64,6 +65,7 @@ def test_three_thousand_levels_need_few_descriptors_and_are_walked_back_up(root:
     assert open_descriptors() == before
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_folders_in_a_folder(root: Root) -> None:
     (root.path / "job").mkdir()
     for number in range(5000):

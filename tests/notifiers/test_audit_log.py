@@ -246,6 +246,7 @@ def test_audit_verify_prints_text_and_json(run_cli: RunCli, store: JobStore) -> 
     assert document["findings"][0]["line"] == 2
 
 
+@pytest.mark.slow
 def test_actions_of_people_are_recorded_with_their_name(run_cli: RunCli, store: JobStore) -> None:
     store.job("a")
     assert run_cli("hold", "a", "--reason", "thesis", cwd=store.path).returncode == 0

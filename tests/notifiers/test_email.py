@@ -123,6 +123,7 @@ def test_the_reply_code_decides_about_a_retry(
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
 
 
+@pytest.mark.slow
 def test_refused_recipients_are_reported_and_the_others_receive_the_mail(
     start_mail: StartMail, plugins: MakePlugins
 ) -> None:
@@ -159,6 +160,7 @@ def test_a_certificate_of_an_unknown_authority_is_rejected(
         send(plugins(text))
 
 
+@pytest.mark.slow
 def test_a_missing_server_and_a_silent_one_are_retried(
     start_mail: StartMail, plugins: MakePlugins, silent_port: int
 ) -> None:

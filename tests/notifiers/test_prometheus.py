@@ -118,6 +118,7 @@ def test_a_hostile_status_is_escaped() -> None:
     assert {"status": hostile} in labels
 
 
+@pytest.mark.slow
 def test_values_in_the_text_file_add_up_over_single_runs(run_cli: RunCli, store: JobStore) -> None:
     textfile = store.path / "metrics" / "eemt.prom"
     config = store.path / "cleanup_config.yaml"

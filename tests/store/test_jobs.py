@@ -243,6 +243,7 @@ def test_the_newest_jobs_are_those_with_the_latest_moments(text_jobs: Jobs) -> N
             assert text_jobs.newest("UTC", count, page_size) == set(ranking[:count])
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     zone=st.sampled_from(["UTC", "Europe/Berlin", "Asia/Tokyo", "Pacific/Kiritimati", "Pacific/Pago_Pago"]),

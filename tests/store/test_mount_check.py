@@ -50,6 +50,7 @@ def run_mounted(store: Path, *arguments: str, before: str = "") -> subprocess.Co
     )
 
 
+@pytest.mark.slow
 def test_a_run_warns_and_cleans(store: Path) -> None:
     done = run_mounted(store, "clean")
     assert done.returncode == 0, done.stderr
@@ -74,6 +75,7 @@ def test_a_run_through_the_other_mount_is_refused_by_the_lock_of_the_trash(store
         assert connection.execute("SELECT count(*) FROM cleanup_intents").fetchone() == (0,)
 
 
+@pytest.mark.slow
 def test_a_database_in_wal_mode_is_refused_because_its_data_might_be_outdated(store: Path) -> None:
     with closing(sqlite3.connect(store / "jobs.db")) as writer:
         writer.execute("PRAGMA journal_mode = WAL")

@@ -57,6 +57,7 @@ class Page(HTMLParser):
             self.loads.append(given["src"])
 
 
+@pytest.mark.slow
 def test_every_link_has_a_target_and_no_page_loads_from_another_host(site: Path) -> None:
     pages = {path: Page(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
     lost = []
@@ -100,6 +101,7 @@ def served(site: Path) -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
 def test_the_search_finds_a_key_without_requests_to_other_hosts(served: str) -> None:
     with sync_playwright() as playwright:

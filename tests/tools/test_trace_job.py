@@ -17,6 +17,7 @@ def test_growth_is_what_the_second_trace_has_more() -> None:
     assert one.growth(two) == {"b.py": 2, "c.py": 1}
 
 
+@pytest.mark.slow
 def test_it_prints_the_modules_of_a_command_and_of_one_more_job_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

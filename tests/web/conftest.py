@@ -47,6 +47,7 @@ class RunningDaemon:
     url: str
     tokens: dict[str, str]
     process: subprocess.Popen[str] = field(repr=False)
+    earlier_refusals: int = 0
 
     def request(
         self, method: str, path: str, body: object = None, *, token: str | None = "clean", **headers: str
@@ -77,7 +78,8 @@ class RunningDaemon:
 
     def refusals(self) -> list[dict[str, Any]]:
         entries = map(json.loads, self.audit().splitlines())
-        return [entry for entry in entries if entry["action"] == "http_refused"]
+        refused = [entry for entry in entries if entry["action"] == "http_refused"]
+        return refused[self.earlier_refusals :]
 
     def stop(self) -> None:
         self.process.terminate()
@@ -148,6 +150,20 @@ def daemon(store: JobStore) -> Iterator[RunningDaemon]:
     daemon = start(store)
     yield daemon
     daemon.stop()
+
+
+@pytest.fixture(scope="module")
+def module_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
+    daemon = start(create_store(tmp_path_factory.mktemp("shared") / "store"))
+    yield daemon
+    daemon.stop()
+
+
+@pytest.fixture
+def shared_daemon(module_daemon: RunningDaemon) -> RunningDaemon:
+    """A daemon for all tests of a module that change nothing; they need one ``xdist_group``."""
+    module_daemon.earlier_refusals += len(module_daemon.refusals())
+    return module_daemon
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from tests.cleanup.conftest import JobStore
 from tests.web.conftest import RunningDaemon, eemtcleanupd, eventually, free_port, start
 
 WRONG = "eemt_wrong"
+shared = pytest.mark.xdist_group("shared daemon")
 
 
 def test_a_cleanup_answers_with_what_it_cleaned(daemon: RunningDaemon) -> None:
@@ -40,14 +41,15 @@ def test_a_cleanup_answers_with_what_it_cleaned(daemon: RunningDaemon) -> None:
     assert '"user": "clean"' in daemon.audit()
 
 
-def test_a_dry_run_and_the_plan_are_equal_and_change_nothing(daemon: RunningDaemon) -> None:
-    before = daemon.store.snapshot()
-    dry = daemon.request("POST", "/api/cleanup", {"dry_run": True}).json()
-    plan = daemon.get("/api/cleanup/plan")
+@shared
+def test_a_dry_run_and_the_plan_are_equal_and_change_nothing(shared_daemon: RunningDaemon) -> None:
+    before = shared_daemon.store.snapshot()
+    dry = shared_daemon.request("POST", "/api/cleanup", {"dry_run": True}).json()
+    plan = shared_daemon.get("/api/cleanup/plan")
     assert dry["details"] == plan["details"]
     assert {job["job_id"] for job in plan["details"]} == {"a", "b"}
     assert plan["dry_run"] is True
-    assert daemon.store.snapshot() == before
+    assert shared_daemon.store.snapshot() == before
 
 
 def test_the_body_changes_the_retention_for_one_run(daemon: RunningDaemon) -> None:
@@ -70,6 +72,7 @@ def test_an_asynchronous_run_has_its_own_url(daemon: RunningDaemon) -> None:
     assert daemon.get(url)["outcome"] == "success"
 
 
+@shared
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -81,14 +84,14 @@ def test_an_asynchronous_run_has_its_own_url(daemon: RunningDaemon) -> None:
     ],
 )
 def test_invalid_input_names_the_field_and_changes_nothing(
-    daemon: RunningDaemon, body: object, field: str
+    shared_daemon: RunningDaemon, body: object, field: str
 ) -> None:
-    before = daemon.store.snapshot()
-    answer = daemon.request("POST", "/api/cleanup", body)
+    before = shared_daemon.store.snapshot()
+    answer = shared_daemon.request("POST", "/api/cleanup", body)
     assert answer.status_code == 422
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert [error["field"] for error in answer.json()["errors"]] == [field]
-    assert daemon.store.snapshot() == before
+    assert shared_daemon.store.snapshot() == before
 
 
 READ_PATHS = [
@@ -101,16 +104,18 @@ READ_PATHS = [
 READ_PATHS += ["/api/cleanup/holds", "/api/cleanup/trash", "/metrics", "/"]
 
 
+@shared
 @pytest.mark.parametrize("path", READ_PATHS)
-def test_reading_needs_a_token(daemon: RunningDaemon, path: str) -> None:
-    without = daemon.request("GET", path, token=None)
+def test_reading_needs_a_token(shared_daemon: RunningDaemon, path: str) -> None:
+    without = shared_daemon.request("GET", path, token=None)
     assert without.status_code == 401
-    wrong = daemon.request("GET", path, token=WRONG)
+    wrong = shared_daemon.request("GET", path, token=WRONG)
     assert wrong.status_code == 403
-    assert [entry["details"]["request"] for entry in daemon.refusals()] == [f"GET {path}"] * 2
-    assert {entry["ip_address"] for entry in daemon.refusals()} == {"127.0.0.1"}
+    assert [entry["details"]["request"] for entry in shared_daemon.refusals()] == [f"GET {path}"] * 2
+    assert {entry["ip_address"] for entry in shared_daemon.refusals()} == {"127.0.0.1"}
 
 
+@pytest.mark.slow
 def test_a_cached_answer_needs_read_scope(daemon: RunningDaemon) -> None:
     paths = [f"/api/cleanup/{name}" for name in ("status", "runs", "plan", "holds", "trash")] + ["/metrics"]
     first = {path: daemon.request("GET", path) for path in paths}
@@ -139,19 +144,20 @@ CHANGE_PATHS: dict[str, dict[str, str]] = {
 }
 
 
+@shared
 @pytest.mark.parametrize("path", CHANGE_PATHS)
-def test_changes_need_clean_scope(daemon: RunningDaemon, path: str) -> None:
-    eemtcleanupd(daemon.store, "token", "add", "old", "--scope", "clean", "--days", "0")
-    before = daemon.store.snapshot()
+def test_changes_need_clean_scope(shared_daemon: RunningDaemon, path: str) -> None:
+    before = shared_daemon.store.snapshot()
     codes = [
-        daemon.request("POST", path, CHANGE_PATHS[path], token=token).status_code
+        shared_daemon.request("POST", path, CHANGE_PATHS[path], token=token).status_code
         for token in (None, WRONG, "read")
     ]
     assert codes == [401, 403, 403]
-    assert daemon.store.snapshot() == before
-    assert len(daemon.refusals()) == 3
+    assert shared_daemon.store.snapshot() == before
+    assert len(shared_daemon.refusals()) == 3
 
 
+@pytest.mark.slow
 def test_an_expired_or_revoked_token_is_refused_at_once(daemon: RunningDaemon) -> None:
     old = eemtcleanupd(daemon.store, "token", "add", "old", "--scope", "clean", "--days", "0").split()[-1]
     assert daemon.request("POST", "/api/cleanup", token=old).status_code == 403
@@ -160,24 +166,27 @@ def test_an_expired_or_revoked_token_is_refused_at_once(daemon: RunningDaemon) -
     assert daemon.request("GET", "/api/cleanup/status", token="read").status_code == 403
 
 
-def test_only_health_needs_no_token(daemon: RunningDaemon) -> None:
-    assert daemon.request("GET", "/healthz", token=None).json() == {"status": "ok"}
+@shared
+def test_only_health_needs_no_token(shared_daemon: RunningDaemon) -> None:
+    assert shared_daemon.request("GET", "/healthz", token=None).json() == {"status": "ok"}
     # Probes of Kubernetes use the address of the pod.
     for address in ("10.1.2.3:5001", "[fd00::7]:5001"):
-        assert daemon.request("GET", "/healthz", token=None, Host=address).status_code == 200
+        assert shared_daemon.request("GET", "/healthz", token=None, Host=address).status_code == 200
 
 
-def test_a_foreign_host_is_refused_and_audited(daemon: RunningDaemon) -> None:
-    before = daemon.store.snapshot()
-    answer = daemon.request("POST", "/api/cleanup", Host="evil.example")
+@shared
+def test_a_foreign_host_is_refused_and_audited(shared_daemon: RunningDaemon) -> None:
+    before = shared_daemon.store.snapshot()
+    answer = shared_daemon.request("POST", "/api/cleanup", Host="evil.example")
     assert answer.status_code == 421
-    assert daemon.store.snapshot() == before
-    assert "evil.example" in daemon.refusals()[-1]["details"]["reason"]
+    assert shared_daemon.store.snapshot() == before
+    assert "evil.example" in shared_daemon.refusals()[-1]["details"]["reason"]
 
 
+@shared
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_of_a_hundred_megabytes_is_refused(daemon: RunningDaemon, *, chunked: bool) -> None:
-    before = daemon.store.snapshot()
+def test_a_body_of_a_hundred_megabytes_is_refused(shared_daemon: RunningDaemon, *, chunked: bool) -> None:
+    before = shared_daemon.store.snapshot()
 
     def body() -> object:
         chunk = b" " * 100_000
@@ -187,16 +196,17 @@ def test_a_body_of_a_hundred_megabytes_is_refused(daemon: RunningDaemon, *, chun
         requests.ConnectionError
     ):  # the server may close the connection before it has read the body
         answer = requests.post(
-            f"{daemon.url}/api/cleanup",
+            f"{shared_daemon.url}/api/cleanup",
             data=body(),  # type: ignore[arg-type]
-            headers={"Authorization": f"Bearer {daemon.tokens['clean']}"},
+            headers={"Authorization": f"Bearer {shared_daemon.tokens['clean']}"},
             timeout=60,
         )
         assert answer.status_code == 413
-    assert "65536" in daemon.refusals()[-1]["details"]["reason"]
-    assert daemon.store.snapshot() == before
+    assert "65536" in shared_daemon.refusals()[-1]["details"]["reason"]
+    assert shared_daemon.store.snapshot() == before
 
 
+@pytest.mark.slow
 def test_an_address_is_throttled_after_many_refusals_but_valid_requests_are_not(
     daemon: RunningDaemon,
 ) -> None:
@@ -207,6 +217,7 @@ def test_an_address_is_throttled_after_many_refusals_but_valid_requests_are_not(
     assert daemon.request("GET", "/api/cleanup/status").status_code == 200
 
 
+@pytest.mark.slow
 def test_no_token_is_in_a_log_or_in_the_token_file(daemon: RunningDaemon) -> None:
     daemon.request("POST", "/api/cleanup")
     daemon.request("GET", "/api/cleanup/status", token=WRONG)
@@ -215,8 +226,9 @@ def test_no_token_is_in_a_log_or_in_the_token_file(daemon: RunningDaemon) -> Non
         assert token.encode() not in written
 
 
-def test_answers_have_security_headers(daemon: RunningDaemon) -> None:
-    headers = daemon.request("GET", "/").headers
+@shared
+def test_answers_have_security_headers(shared_daemon: RunningDaemon) -> None:
+    headers = shared_daemon.request("GET", "/").headers
     assert "default-src 'none'" in headers["Content-Security-Policy"]
     assert "unsafe" not in headers["Content-Security-Policy"]
     assert headers["X-Content-Type-Options"] == "nosniff"
@@ -224,6 +236,7 @@ def test_answers_have_security_headers(daemon: RunningDaemon) -> None:
     assert "server" not in {name.lower() for name in headers}
 
 
+@pytest.mark.slow
 def test_a_hold_keeps_a_job_until_it_is_released(daemon: RunningDaemon) -> None:
     assert daemon.request("POST", "/api/cleanup/holds", {"job_id": "a", "reason": "paper"}).status_code == 201
     (held,) = daemon.get("/api/cleanup/holds")["holds"]
@@ -234,6 +247,7 @@ def test_a_hold_keeps_a_job_until_it_is_released(daemon: RunningDaemon) -> None:
     assert [job["job_id"] for job in daemon.request("POST", "/api/cleanup").json()["details"]] == ["a"]
 
 
+@pytest.mark.slow
 def test_a_hold_that_comes_too_late_has_a_warning(daemon: RunningDaemon) -> None:
     def warning(job_id: str) -> str | None:
         answer: dict[str, str | None] = daemon.request(
@@ -250,6 +264,7 @@ def test_a_hold_that_comes_too_late_has_a_warning(daemon: RunningDaemon) -> None
     assert unknown.replace("nobody", "a") != cleaned
 
 
+@pytest.mark.slow
 def test_a_hold_is_set_with_a_warning_if_the_jobs_cannot_be_read(daemon: RunningDaemon) -> None:
     with contextlib.closing(sqlite3.connect(daemon.store.path / "jobs.db")) as database:
         database.execute("ALTER TABLE jobs RENAME TO moved")
@@ -259,6 +274,7 @@ def test_a_hold_is_set_with_a_warning_if_the_jobs_cannot_be_read(daemon: Running
     assert [hold["job_id"] for hold in daemon.get("/api/cleanup/holds")["holds"]] == ["b"]
 
 
+@pytest.mark.slow
 def test_a_job_is_restored_from_the_trash(daemon_with_trash: RunningDaemon) -> None:
     daemon = daemon_with_trash
     daemon.request("POST", "/api/cleanup")
@@ -272,6 +288,7 @@ def test_a_job_is_restored_from_the_trash(daemon_with_trash: RunningDaemon) -> N
     assert daemon.request("POST", "/api/cleanup/trash/restore", {"job_id": "a"}).status_code == 409
 
 
+@pytest.mark.slow
 def test_metrics_count_runs_and_cleaned_jobs(daemon: RunningDaemon) -> None:
     daemon.request("POST", "/api/cleanup")
     text = daemon.request("GET", "/metrics").text
@@ -279,6 +296,7 @@ def test_metrics_count_runs_and_cleaned_jobs(daemon: RunningDaemon) -> None:
     assert 'eemt_jobs_cleaned_total{status="completed"} 1.0' in text
 
 
+@pytest.mark.slow
 def test_the_page_of_a_run_shows_what_it_did(daemon: RunningDaemon) -> None:
     run_id = daemon.request("POST", "/api/cleanup").json()["run_id"]
     page = daemon.request("GET", f"/runs/{run_id}")
@@ -289,6 +307,7 @@ def test_the_page_of_a_run_shows_what_it_did(daemon: RunningDaemon) -> None:
     assert daemon.request("GET", f"/runs/{run_id}", token=None).status_code == 401
 
 
+@pytest.mark.slow
 def test_progress_is_streamed_until_the_run_ends(store: JobStore) -> None:
     for job in range(30):
         store.job(f"slow{job}", files=4)
@@ -313,16 +332,18 @@ def test_progress_is_streamed_until_the_run_ends(store: JobStore) -> None:
     daemon.stop()
 
 
-def test_the_event_stream_can_end_after_one_event(daemon: RunningDaemon) -> None:
+@shared
+def test_the_event_stream_can_end_after_one_event(shared_daemon: RunningDaemon) -> None:
     answer = requests.get(
-        f"{daemon.url}/api/cleanup/events?once=true",
-        headers={"Authorization": f"Bearer {daemon.tokens['read']}"},
+        f"{shared_daemon.url}/api/cleanup/events?once=true",
+        headers={"Authorization": f"Bearer {shared_daemon.tokens['read']}"},
         timeout=30,
     )
     assert answer.headers["Content-Type"].startswith("text/event-stream")
     assert answer.text == "event: idle\ndata: null\n\n"
 
 
+@pytest.mark.slow
 def test_a_run_while_the_lock_is_held_is_a_conflict(daemon: RunningDaemon) -> None:
     lock = daemon.store.path / "jobs.db.eemtcleanupd.lock"
     import fcntl
@@ -334,6 +355,7 @@ def test_a_run_while_the_lock_is_held_is_a_conflict(daemon: RunningDaemon) -> No
     assert daemon.request("POST", "/api/cleanup").status_code == 200
 
 
+@pytest.mark.slow
 def test_simultaneous_requests_never_clean_a_job_twice(daemon: RunningDaemon) -> None:
     codes: list[int] = []
     threads = [
@@ -350,6 +372,7 @@ def test_simultaneous_requests_never_clean_a_job_twice(daemon: RunningDaemon) ->
     assert sorted(str(row[0]) for row in cleaned) == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_without_a_token_the_daemon_refuses_a_network_address(tmp_path: Path) -> None:
     import subprocess
     import sys
@@ -370,6 +393,7 @@ def test_without_a_token_the_daemon_refuses_a_network_address(tmp_path: Path) ->
     assert "token add" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_unix_socket_has_the_configured_mode_and_needs_tokens(tmp_path: Path) -> None:
     store = JobStore(tmp_path / "s")
     store.job("a")
@@ -400,6 +424,7 @@ def test_a_unix_socket_has_the_configured_mode_and_needs_tokens(tmp_path: Path) 
     assert not address.exists()
 
 
+@pytest.mark.slow
 def test_a_reload_changes_the_address_unless_it_is_invalid(daemon: RunningDaemon) -> None:
     file = daemon.store.path / "cleanup_config.yaml"
     old, port = file.read_text(), free_port()
@@ -411,6 +436,7 @@ def test_a_reload_changes_the_address_unless_it_is_invalid(daemon: RunningDaemon
     assert daemon.request("GET", "/api/cleanup/status").status_code == 200
 
 
+@pytest.mark.slow
 def test_tls_uses_a_renewed_certificate_after_a_reload(store: JobStore, tmp_path: Path) -> None:
     def issue() -> None:
         authority = trustme.CA()
@@ -448,6 +474,7 @@ def test_tls_uses_a_renewed_certificate_after_a_reload(store: JobStore, tmp_path
         daemon.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("trusted", "address"), [("127.0.0.1", "203.0.113.9"), ("192.0.2.1", "127.0.0.1")])
 def test_only_a_trusted_proxy_can_set_the_clients_address(
     store: JobStore, trusted: str, address: str
@@ -458,6 +485,7 @@ def test_only_a_trusted_proxy_can_set_the_clients_address(
     daemon.stop()
 
 
+@pytest.mark.slow
 def test_another_sites_page_cannot_use_the_session_cookie(daemon: RunningDaemon) -> None:
     with requests.Session() as browser:
         browser.post(f"{daemon.url}/login", data={"token": daemon.tokens["clean"]}, timeout=10)

@@ -45,6 +45,7 @@ def log_in(
     return page
 
 
+@pytest.mark.slow
 def test_a_user_previews_cleans_watches_and_restores(
     browser: Browser, daemon_with_trash: RunningDaemon
 ) -> None:
@@ -74,6 +75,7 @@ def test_a_user_previews_cleans_watches_and_restores(
     expect(page.get_by_label("Token")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_a_user_with_read_scope_has_no_buttons_that_change(browser: Browser, daemon: RunningDaemon) -> None:
     page = log_in(browser, daemon, "read")
     expect(page.get_by_role("button", name="Preview")).to_be_visible()
@@ -87,6 +89,7 @@ def test_the_dashboard_works_without_javascript(browser: Browser, daemon: Runnin
     expect(page.get_by_role("button", name="Clean now …")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_a_job_whose_name_is_markup_can_be_held_and_released(browser: Browser, store: JobStore) -> None:
     name = "\"><img src=x onerror=alert(1)>'&amp;{{7}}"
     store.job(name)
@@ -108,6 +111,7 @@ def test_a_job_whose_name_is_markup_can_be_held_and_released(browser: Browser, s
     daemon.stop()
 
 
+@pytest.mark.slow
 def test_a_wrong_token_shows_an_error(browser: Browser, daemon: RunningDaemon) -> None:
     page = browser.new_page()
     page.goto(daemon.url)
@@ -116,6 +120,7 @@ def test_a_wrong_token_shows_an_error(browser: Browser, daemon: RunningDaemon) -
     expect(page.get_by_role("alert")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_the_table_sorts_by_keyboard(browser: Browser, daemon: RunningDaemon) -> None:
     daemon.request("POST", "/api/cleanup/holds", {"job_id": "x"})
     daemon.get("/api/cleanup/plan")
@@ -130,6 +135,7 @@ def test_the_table_sorts_by_keyboard(browser: Browser, daemon: RunningDaemon) ->
     expect(page.get_by_role("columnheader", name="Job")).to_have_attribute("aria-sort", "descending")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

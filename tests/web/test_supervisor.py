@@ -72,6 +72,7 @@ def requested_runs(harness: DaemonHarness) -> list[RunCallbacks]:
     ]
 
 
+@pytest.mark.slow
 def test_a_reload_opens_a_removed_socket_again(harness: DaemonHarness) -> None:
     address = harness.store.path / "s"
     daemon = harness.start(f"api: {{enabled: true, listen: 'unix:{address}'}}\n")

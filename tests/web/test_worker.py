@@ -8,10 +8,13 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
+import pytest
 import requests
 
 from tests.cleanup.conftest import JobStore
 from tests.web.conftest import RunningDaemon, eemtcleanupd, eventually, free_port, start
+
+pytestmark = pytest.mark.slow
 
 
 def worker_of(daemon: RunningDaemon) -> psutil.Process:
