@@ -241,8 +241,8 @@ class Staging:
 
     def _stage_job(self, job: ClaimedJob) -> bool:
         try:
-            if job.job_class in self._run.policy.keep_logs:
-                self._keep_logs(job)
+            if job.job_class in self._run.policy.keep_logs and not self._keep_logs(job):
+                return False
             if self._run.grace:
                 job.known_size = sum(self._measure(found) for found, _ in job.items)
                 if self._run.stop.is_set():  # the measurement is incomplete
@@ -269,15 +269,24 @@ class Staging:
         root = self._session.roots[found.artifact.root]
         return measure(root, found.artifact.name, self._run.stop).bytes
 
-    def _keep_logs(self, job: ClaimedJob) -> None:
-        for found, _ in job.items:
-            if found.is_folder:
-                keep_logs(
-                    self._session.roots[found.artifact.root],
-                    found.artifact.name,
-                    self._run.policy.log_patterns,
-                    self._run.config.paths.logs / "jobs" / job.job.id,
-                )
+    def _keep_logs(self, job: ClaimedJob) -> bool:
+        """Keep a job's logs; return False if that failed or the run was stopped, so that the job stays."""
+        try:
+            for found, _ in job.items:
+                if found.is_folder:
+                    keep_logs(
+                        self._session.roots[found.artifact.root],
+                        found.artifact.name,
+                        self._run.policy.log_patterns,
+                        self._run.config.paths.logs / "jobs" / job.job.id,
+                        stop=self._run.stop,
+                    )
+        except OSError as error:
+            self.put_back(job, [])
+            if not isinstance(error, InterruptedError):
+                self._stats.failed(job, describe_oserror(error))
+            return False
+        return True
 
     def confirm(self, group: list[ClaimedJob], in_flight: Collection[str]) -> list[ClaimedJob]:
         """Check again after the move, and put back artifacts that another job now needs.

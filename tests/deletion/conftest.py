@@ -47,6 +47,22 @@ def root(tmp_path: Path) -> Iterator[Root]:
 
 
 @pytest.fixture
+def mount_tmpfs() -> Iterator[Callable[[Path, str], None]]:
+    """Mount a small filesystem on a folder, which is created, until the test is over."""
+    mounted: list[Path] = []
+
+    def mount(folder: Path, size: str) -> None:
+        folder.mkdir(mode=0o700, parents=True)
+        options = f"size={size},mode=0700"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+        mounted.append(folder)
+
+    yield mount
+    for folder in reversed(mounted):
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture
 def trash(root: Root) -> Iterator[Trash]:
     """The root's trash."""
     opened = Trash(root)

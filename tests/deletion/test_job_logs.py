@@ -4,14 +4,18 @@ import errno
 import os
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion.job_logs import keep_logs
 from eemtcleanupd.deletion.roots import Root
 from tests.deletion.conftest import Remove, allocated, dig, open_descriptors
 
+MB = 1 << 20
+MountTmpfs = Callable[[Path, str], None]
 _PATTERNS = ["*.log", "*.err"]
 
 
@@ -156,3 +160,116 @@ def test_a_log_that_cannot_be_kept_is_an_error(root: Root, tmp_path: Path) -> No
     with pytest.raises(OSError, match="job/"):
         keep_logs(root, "job", _PATTERNS, tmp_path / "logs" / "jobs")
     assert (root.path / "job" / "run.log").read_text() == "top"
+
+
+def _log(root: Root, size: int, data: bytes = b"") -> Path:
+    """Create a job with one log; without data it is sparse."""
+    job = root.path / "job"
+    job.mkdir()
+    with (job / "run.log").open("wb") as log:
+        log.write(data)
+        log.truncate(size)
+    return job / "run.log"
+
+
+@pytest.mark.root
+def test_a_sparse_log_keeps_its_holes_on_another_filesystem(
+    root: Root, kept: Path, mount_tmpfs: MountTmpfs
+) -> None:
+    size = 8 << 30
+    log = _log(root, size, b"start")
+    with log.open("r+b") as file:
+        file.seek(5 << 30)
+        file.write(b"middle")
+    mount_tmpfs(kept.parent.parent, "24M")
+    for _ in range(2):  # the second time, the copy is compared
+        assert keep_logs(root, "job", _PATTERNS, kept) == 1
+    copy = kept / "run.log"
+    assert os.listdir(kept) == ["run.log"]
+    assert (copy.stat().st_size, copy.stat().st_mtime_ns) == (size, log.stat().st_mtime_ns)
+    assert allocated(copy) < MB
+    with copy.open("rb") as file:
+        assert file.read(6) == b"start\0"
+        file.seek((5 << 30) - 1)
+        assert file.read(8) == b"\0middle\0"
+
+
+def test_a_log_with_more_holes_than_are_counted_is_copied_correctly(
+    root: Root, kept: Path, no_links: None
+) -> None:
+    log = _log(root, 50 * MB)
+    with log.open("r+b") as file:
+        for number in range(5000):
+            file.seek(number * 10_000)
+            file.write(b"%d" % number)
+    assert keep_logs(root, "job", _PATTERNS, kept) == 1
+    assert (kept / "run.log").read_bytes() == log.read_bytes()
+
+
+def test_zeros_become_holes_where_the_filesystem_does_not_report_them(
+    root: Root, kept: Path, no_links: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = _log(root, 20 * MB, b"start")
+
+    def lseek(*_: int) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "lseek", lseek)
+    assert keep_logs(root, "job", _PATTERNS, kept) == 1
+    monkeypatch.undo()
+    assert (kept / "run.log").read_bytes() == log.read_bytes()
+    assert allocated(kept / "run.log") <= MB
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("leftover", [0, 10 * MB])
+def test_no_copy_starts_on_a_disk_without_room_for_it(
+    root: Root, kept: Path, mount_tmpfs: MountTmpfs, leftover: int
+) -> None:
+    _log(root, 20 * MB, os.urandom(20 * MB))
+    mount_tmpfs(kept.parent.parent, "24M")
+    kept.mkdir(parents=True)
+    (kept / ".eemtcleanupd.part").write_bytes(bytes(leftover))
+    with pytest.raises(OSError, match=r"job/run\.log") as caught:
+        keep_logs(root, "job", _PATTERNS, kept)
+    assert caught.value.errno == errno.ENOSPC
+    assert os.listdir(kept) == []
+
+
+@pytest.mark.root
+def test_the_part_of_a_killed_copy_makes_room_for_the_next(
+    root: Root, kept: Path, mount_tmpfs: MountTmpfs
+) -> None:
+    _log(root, 10 * MB, os.urandom(10 * MB))
+    mount_tmpfs(kept.parent.parent, "30M")
+    kept.mkdir(parents=True)
+    (kept / ".eemtcleanupd.part").write_bytes(bytes(9 * MB))
+    assert keep_logs(root, "job", _PATTERNS, kept) == 1
+    assert os.listdir(kept) == ["run.log"]
+
+
+@pytest.mark.parametrize("reason", ["stopped", "disk full", "log changed"])
+def test_a_copy_that_does_not_finish_leaves_nothing(
+    root: Root, kept: Path, no_links: None, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    log = _log(root, 5 * MB, os.urandom(5 * MB))
+    stop, blocks, pwrite = StopFlag(), 0, os.pwrite
+
+    def interfere(fd: int, data: bytes, position: int) -> int:
+        nonlocal blocks
+        blocks += 1
+        if reason == "stopped":
+            stop.set()
+        elif reason == "disk full":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        elif blocks == 1:
+            with log.open("ab") as file:
+                file.write(b"one more line")
+        return pwrite(fd, data, position)
+
+    monkeypatch.setattr(os, "pwrite", interfere)
+    with pytest.raises(OSError, match="job/run") as caught:
+        keep_logs(root, "job", _PATTERNS, kept, stop=stop)
+    assert isinstance(caught.value, InterruptedError) == (reason == "stopped")
+    assert blocks == 5 if reason == "log changed" else blocks == 1
+    assert os.listdir(kept) == []
