@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 
 class StopFlag:
@@ -45,3 +48,21 @@ class StopFlag:
         flag = cls()
         flag._bytes = [mmap.mmap(fd, 1)]
         return flag
+
+
+_current: ContextVar[StopFlag | None] = ContextVar("stop_flag", default=None)
+
+
+@contextmanager
+def stoppable_by(flag: StopFlag) -> Iterator[None]:
+    """Make a flag the current one, for hooks that have no argument for it."""
+    token = _current.set(flag)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current_stop_flag() -> StopFlag:
+    """Return the flag of the run that called a hook; outside of a run, one that nothing sets."""
+    return _current.get() or StopFlag()

@@ -3,9 +3,10 @@
 An archive is a compressed tar file.  It contains ``job.json``, then the artifacts under ``results/``,
 ``uploads/`` and ``temp/``, then ``manifest.jsonl`` with one line for each member (for a file: SHA-256 and
 size).  The manifest is last because it describes what was copied, not what was there before.  Verification
-reads the members, builds the manifest again and compares both.  The manifest does not contain modes, owners
-and times; the checksum of the compression covers them.  Memory use does not grow with the number or the
-sizes of files.
+reads the members, builds the manifest again and compares both.  The manifest does not contain modes, owners,
+times and extended attributes; the checksum of the compression covers them.  Of a sparse file, the archive
+has the data and a map of it (format 2; format 1 has no sparse files).  Memory use grows neither with the
+number of files nor with their sizes.
 """
 
 from __future__ import annotations
@@ -14,27 +15,36 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import os
 import stat
 import tarfile
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
+from eemtcleanupd.backup import attributes
 from eemtcleanupd.backup.compression import DAMAGE_ERRORS, compressed, decompressed
+from eemtcleanupd.cancellation import StopFlag
+from eemtcleanupd.deletion.copying import data_segments
 from eemtcleanupd.deletion.roots import Root
-from eemtcleanupd.deletion.walk import Folder, walk
+from eemtcleanupd.deletion.walk import Folder, measure, walk
 from eemtcleanupd.errors import BackupError
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import RootName
 
+log = logging.getLogger(__name__)
+
 HEAD: Final = "job.json"
 MANIFEST: Final = "manifest.jsonl"
-_FORMAT = 1
+_FORMAT = 2
+_READABLE_FORMATS = (1, 2)
 # Linux limits a path to 4096 bytes, and the folder for unpacking needs some of them.
 _MAX_PATH_BYTES = 3500
+_MAX_PROBLEMS = 100
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
@@ -63,11 +73,17 @@ class Contents:
 
 
 def write(
-    target: IO[bytes], ending: str, head: Head, artifacts: Sequence[tuple[Root, str]], *, scratch: Path
+    target: IO[bytes],
+    ending: str,
+    head: Head,
+    artifacts: Sequence[tuple[Root, str]],
+    *,
+    scratch: Path,
+    stop: StopFlag | None = None,
 ) -> Contents:
     """Write an archive.
 
-    Sockets and devices have no content and are skipped.
+    Sockets and devices have no content; they are skipped and logged.
 
     Args:
         target: an empty file.
@@ -75,9 +91,10 @@ def write(
         head: the job.
         artifacts: roots and the names of their entries.
         scratch: a folder for a temporary file.
+        stop: ends the copy between two blocks.
 
     Raises:
-        BackupError: an entry cannot be read, or changed during the copy.
+        BackupError: an entry cannot be read, changed or vanished during the copy, or ``stop`` was set.
         OSError: the archive cannot be written.
     """
     contents = Contents(head)
@@ -87,7 +104,7 @@ def write(
         tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 20) as tar,
     ):
         _add_bytes(tar, HEAD, json.dumps(asdict(head), indent=2).encode())
-        writer = _Writer(tar, manifest, contents)
+        writer = _Writer(tar, manifest, contents, stop or StopFlag())
         for root, name in artifacts:
             writer.add(root, name)
         info = tarfile.TarInfo(MANIFEST)
@@ -104,8 +121,9 @@ def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 class _Writer:
-    def __init__(self, tar: tarfile.TarFile, manifest: IO[bytes], contents: Contents) -> None:
+    def __init__(self, tar: tarfile.TarFile, manifest: IO[bytes], contents: Contents, stop: StopFlag) -> None:
         self._tar = tar
+        self._stop = stop
         self._manifest = manifest
         self._contents = contents
         self._links: dict[tuple[int, int], str] = {}
@@ -119,50 +137,65 @@ class _Writer:
             self._add_entry(root, folder.fd, entry.name, f"{base}/{folder.path}/{entry.name}")
 
         def enter(folder: Folder) -> None:
-            info = _info(f"{base}/{folder.path}", folder.status, tarfile.DIRTYPE)
-            self._add_member(info, {"type": "folder"})
+            path = f"{base}/{folder.path}"
+            info = attributes.member(path, folder.status, tarfile.DIRTYPE)
+            with _naming(path):
+                attributes.add_xattrs(info, folder.fd)
+                self._add_member(info, {"type": "folder"})
 
-        status = os.stat(name, dir_fd=root.fd, follow_symlinks=False)
+        before = measure(root, name, self._stop)
+        with _naming(f"{base}/{name}"):
+            status = os.stat(name, dir_fd=root.fd, follow_symlinks=False)
         if not stat.S_ISDIR(status.st_mode):
             self._add_entry(root, root.fd, name, f"{base}/{name}")
-        elif failed := walk(root, name, visit, enter=enter):
+        elif failed := walk(root, name, visit, enter=enter, stop=self._stop):
             raise BackupError(f"Cannot read {failed} folders of {base}/{printable(name)}.")
+        # What vanished before its turn is in no listing, and a folder that vanished is none to the walk.
+        after = measure(root, name, self._stop)
+        _check_stop(self._stop)
+        if (before.files, before.newest_mtime) != (after.files, after.newest_mtime) or after.errors:
+            raise BackupError(f"{base}/{printable(name)} changed during the copy.")
 
     def _add_entry(self, root: Root, folder_fd: int, name: str, path: str) -> None:
-        try:
+        with _naming(path):
             status = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
             if stat.S_ISREG(status.st_mode):
                 self._add_file(root, folder_fd, name, path)
             elif stat.S_ISLNK(status.st_mode):
-                info = _info(path, status, tarfile.SYMTYPE)
+                info = attributes.member(path, status, tarfile.SYMTYPE)
                 info.linkname = os.readlink(name, dir_fd=folder_fd)
                 self._add_member(info, {"type": "symlink", "target": info.linkname})
             elif stat.S_ISFIFO(status.st_mode):
-                self._add_member(_info(path, status, tarfile.FIFOTYPE), {"type": "fifo"})
-        except OSError as error:
-            raise BackupError(f"Cannot copy {printable(path)}: {error.strerror or error}.") from error
+                self._add_member(attributes.member(path, status, tarfile.FIFOTYPE), {"type": "fifo"})
+            else:
+                log.info("%s is a socket or a device, which a backup cannot contain.", printable(path))
 
     def _add_file(self, root: Root, folder_fd: int, name: str, path: str) -> None:
         with os.fdopen(os.open(name, _OPEN_FILE, dir_fd=folder_fd), "rb", buffering=0) as file:
-            before = os.fstat(file.fileno())
+            fd = file.fileno()
+            before = os.fstat(fd)
             if not stat.S_ISREG(before.st_mode) or before.st_dev != root.device:
                 raise BackupError(f"{printable(path)} changed during the copy.")
             known = self._links.get((before.st_dev, before.st_ino)) if before.st_nlink > 1 else None
             if known is not None:
-                info = _info(path, before, tarfile.LNKTYPE)
+                info = attributes.member(path, before, tarfile.LNKTYPE)
                 info.linkname = known
                 self._add_member(info, {"type": "hardlink", "target": known})
                 return
             if before.st_nlink > 1:
                 self._links[before.st_dev, before.st_ino] = path
-            info = _info(path, before, tarfile.REGTYPE)
+            info = attributes.member(path, before, tarfile.REGTYPE)
             info.size = before.st_size
-            hashing = _Hashing(file)
-            self._add_member(info, None, hashing)
-            after = os.fstat(file.fileno())
+            attributes.add_xattrs(info, fd)
+            segments = data_segments(fd)
+            if sum(length for _, length in segments) < before.st_size:
+                attributes.set_segments(info, before.st_size, segments)
+            content = _Hashing(_Segments(fd, segments), attributes.segment_map(info), self._stop)
+            self._add_member(info, None, content)
+            after = os.fstat(fd)
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise BackupError(f"{printable(path)} changed during the copy.")
-            self._add_line(path, _file_line(before.st_size, hashing))
+            self._add_line(path, _file_line(before.st_size, content))
             self._contents.files += 1
             self._contents.bytes += before.st_size
 
@@ -180,26 +213,57 @@ class _Writer:
         self._manifest.write(_line(path, line))
 
 
-class _Hashing:
-    """Reads a file and hashes the data that was read."""
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BackupError(f"Cannot copy {printable(path)}: {error.strerror or error}.") from error
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.sha256 = hashlib.sha256()
+
+def _check_stop(stop: StopFlag) -> None:
+    if stop.is_set():
+        raise BackupError("The run was stopped during the backup.")
+
+
+class _Segments:
+    """Reads parts of an open file, one after the other."""
+
+    def __init__(self, fd: int, segments: Sequence[tuple[int, int]]) -> None:
+        self._fd = fd
+        self._left = deque(segments)
 
     def read(self, size: int) -> bytes:
-        data = self._file.read(size)
+        """Return so many bytes; fewer only at the end, or when the file has become shorter."""
+        parts = []
+        while size and self._left:
+            start, length = self._left.popleft()
+            data = os.pread(self._fd, min(size, length), start)
+            if not data:
+                break
+            parts.append(data)
+            size -= len(data)
+            if len(data) < length:
+                self._left.appendleft((start + len(data), length - len(data)))
+        return b"".join(parts)
+
+
+class _Hashing:
+    """Reads the stored content of a file and hashes it, for a sparse file after the map of its data."""
+
+    def __init__(self, source: _Segments | IO[bytes], segment_map: str | None, stop: StopFlag) -> None:
+        self._source = source
+        self._stop = stop
+        self.is_sparse = segment_map is not None
+        self.sha256 = hashlib.sha256()
+        if segment_map is not None:
+            self.sha256.update(segment_map.encode())
+
+    def read(self, size: int) -> bytes:
+        _check_stop(self._stop)
+        data = self._source.read(size)
         self.sha256.update(data)
         return data
-
-
-def _info(path: str, status: os.stat_result, kind: bytes) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(path)
-    info.type = kind
-    info.mode = stat.S_IMODE(status.st_mode)
-    info.uid, info.gid = status.st_uid, status.st_gid
-    info.mtime = status.st_mtime_ns / 1e9
-    return info
 
 
 def _line(path: str, line: dict[str, Any]) -> bytes:
@@ -207,7 +271,8 @@ def _line(path: str, line: dict[str, Any]) -> bytes:
 
 
 def _file_line(size: int, hashing: _Hashing) -> dict[str, Any]:
-    return {"type": "file", "size": size, "sha256": hashing.sha256.hexdigest()}
+    kind = "sparse file" if hashing.is_sparse else "file"
+    return {"type": kind, "size": size, "sha256": hashing.sha256.hexdigest()}
 
 
 def read_head(path: Path) -> Head:
@@ -220,12 +285,13 @@ def read_head(path: Path) -> Head:
         return head
 
 
-def verify(path: Path) -> Contents:
+def verify(path: Path, *, stop: StopFlag | None = None) -> Contents:
     """Read an archive to its end and compare every member with the manifest.
 
     Raises:
-        BackupError: the archive is damaged; the message names the first wrong member.
+        BackupError: the archive is damaged (the message names the first wrong member), or ``stop`` was set.
     """
+    stop = stop or StopFlag()
     with tempfile.TemporaryFile() as lines, _opened(path) as (tar, head, stream):
         contents = Contents(head)
         for info in _members(tar):
@@ -234,7 +300,7 @@ def verify(path: Path) -> Contents:
                 _require_end(path, stream, info)
                 return contents
             if info.isreg():
-                hashing = _Hashing(_content(tar, info))
+                hashing = _Hashing(_content(tar, attributes.stored(info)), attributes.segment_map(info), stop)
                 while hashing.read(1 << 20):
                     pass
                 contents.files += 1
@@ -289,7 +355,7 @@ def _opened(path: Path) -> Iterator[tuple[tarfile.TarFile, Head, IO[bytes]]]:
             decompressed(source, path.name) as stream,
             tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as tar,
         ):
-            tar.errorlevel = 1
+            tar.errorlevel = 2
             yield tar, _first_member(path, tar), stream
     except BackupError:
         raise
@@ -304,6 +370,7 @@ def _opened(path: Path) -> Iterator[tuple[tarfile.TarFile, Head, IO[bytes]]]:
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (info := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]
+        attributes.correct_size(info)
         yield info
 
 
@@ -314,7 +381,7 @@ def _first_member(path: Path, tar: tarfile.TarFile) -> Head:
     text = _content(tar, info).read()
     try:
         fields = json.loads(text)
-        if fields["format"] != _FORMAT:
+        if fields["format"] not in _READABLE_FORMATS:
             raise BackupError(
                 f"{path.name} was written by a later version (format {fields['format']}). "
                 "Update eemtcleanupd to read it."
@@ -326,38 +393,53 @@ def _first_member(path: Path, tar: tarfile.TarFile) -> Head:
 
 @dataclass(slots=True)
 class _Unpacking:
-    """Unpacks members; sets mode, owner and time of folders last, since unpacking into them changes these."""
+    """Unpacks members; sets the attributes of folders last, since unpacking into them changes these."""
 
-    folders: list[tuple[str, tarfile.TarInfo]] = field(default_factory=list)
+    folders: list[tuple[str, str, tarfile.TarInfo]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    omitted_problems: int = 0
 
     def extract(self, tar: tarfile.TarFile, info: tarfile.TarInfo, destination: Path, relative: str) -> None:
         target = os.path.join(destination, relative)  # noqa: PTH118  (names that are not UTF-8 and long ones)
         parent = os.path.dirname(target)  # noqa: PTH120
         if os.path.realpath(parent) != parent:
             raise BackupError(f"{printable(info.name)} is below a link.")
-        info.name = relative
+        name, info.name = info.name, relative
         if info.isdir():
             os.mkdir(target, 0o700)  # noqa: PTH102
-            self.folders.append((target, info))
+            self.folders.append((name, target, info))
             return
         if info.islnk():
             info.linkname = _split_name(info.linkname)[2]
-        tar.extract(info, str(destination), numeric_owner=True)
+        tar.extract(info, str(destination), set_attrs=False)
+        if not info.islnk():
+            self._set_attributes(name, target, info)
 
-    def finish(self, tar: tarfile.TarFile) -> None:
-        for target, info in reversed(self.folders):
-            tar.chown(info, target, numeric_owner=True)
-            tar.chmod(info, target)
-            tar.utime(info, target)
+    def _set_attributes(self, name: str, target: str, info: tarfile.TarInfo) -> None:
+        for problem in attributes.restore(info, target):
+            if len(self.problems) < _MAX_PROBLEMS:
+                self.problems.append(f"Cannot restore of {printable(name)} the {printable(problem)}.")
+            else:
+                self.omitted_problems += 1
+
+    def finish(self) -> list[str]:
+        for folder in reversed(self.folders):
+            self._set_attributes(*folder)
+        if self.omitted_problems:
+            self.problems.append(f"{self.omitted_problems} more attributes cannot be restored.")
+        return self.problems
 
 
-def unpack(path: Path, place_of: Callable[[RootName, str], Path | None]) -> None:
-    """Unpack a verified archive, with owners (as root), modes and times.
+def unpack(path: Path, place_of: Callable[[RootName, str], Path | None]) -> list[str]:
+    """Unpack a verified archive, with owners (as root), modes, times, holes and extended attributes.
 
     Args:
         path: the archive.
         place_of: returns the folder for an artifact of a root, or None to skip it.  Only this user may have
             write access to that folder.
+
+    Returns:
+        The attributes that could not be set, each with its path and the reason.
 
     Raises:
         BackupError: the archive cannot be read, or an entry cannot be written; unpacked entries remain.
@@ -368,12 +450,12 @@ def unpack(path: Path, place_of: Callable[[RootName, str], Path | None]) -> None
         tar.extraction_filter = lambda member, _path: member
         for info in _members(tar):
             if info.name == MANIFEST:
-                unpacking.finish(tar)
-                return
+                return unpacking.finish()
             root, name, relative = _split_name(info.name)
             destination = place_of(root, name)
             if destination is not None:
                 unpacking.extract(tar, info, destination, relative)
+    raise BackupError(f"{path.name} is damaged: it ends before its manifest.")
 
 
 def _split_name(name: str) -> tuple[RootName, str, str]:

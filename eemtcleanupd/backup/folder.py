@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import os
@@ -15,7 +16,10 @@ from urllib.parse import quote, unquote_to_bytes
 
 from eemtcleanupd.backup import archive
 from eemtcleanupd.backup.archive import Contents, Head
+from eemtcleanupd.cancellation import StopFlag
+from eemtcleanupd.deletion.copying import require_free_space
 from eemtcleanupd.deletion.roots import Root
+from eemtcleanupd.deletion.walk import measure
 from eemtcleanupd.errors import BackupError
 
 log = logging.getLogger(__name__)
@@ -48,33 +52,47 @@ class BackupFolder:
         self.path = path
 
     def add(
-        self, head: Head, ending: str, made_at: datetime, artifacts: Sequence[tuple[Root, str]]
+        self,
+        head: Head,
+        ending: str,
+        made_at: datetime,
+        artifacts: Sequence[tuple[Root, str]],
+        *,
+        stop: StopFlag | None = None,
     ) -> Contents:
         """Write a backup, and verify it from the disk before it gets its final name.
+
+        No backup starts on a disk that has no room for the uncompressed data.
 
         Args:
             head: the job.
             ending: one of :data:`compression.ENDINGS`.
             made_at: the current time, aware.
             artifacts: roots and the names of their entries.
+            stop: ends the backup between two blocks.
 
         Raises:
-            BackupError: the backup could not be completed; nothing of it is left.
+            BackupError: the backup could not be completed, or ``stop`` was set; nothing of it is left.
         """
+        stop = stop or StopFlag()
         self._prepare()
+        self._remove_dead_parts()
         name = f"{_stem(head.job_id)}@{made_at.astimezone(UTC):{_TIME}}Z.{ending}"
         # The ending stays last, because it selects the decompression.
         temporary = self.path / f"{_PART}.{name}"
         try:
+            self._require_free_space(sum(measure(root, entry, stop).bytes for root, entry in artifacts))
             descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(descriptor, "wb") as file:
-                written = archive.write(file, ending, head, artifacts, scratch=self.path)
+                with suppress(OSError):  # where locks do not work, only the age of a part counts
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                written = archive.write(file, ending, head, artifacts, scratch=self.path, stop=stop)
                 file.flush()
                 os.fsync(file.fileno())
                 # The verification must read from the disk, not from the page cache.
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            _require_same(archive.verify(temporary), written)
-            temporary.rename(self.path / name)
+                _require_same(archive.verify(temporary, stop=stop), written)
+                temporary.rename(self.path / name)
             _sync_folder(self.path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -91,6 +109,30 @@ class BackupFolder:
         except OSError as error:
             raise BackupError(f"Cannot create the backup folder {self.path}: {error.strerror}.") from error
         self.require_safe(self.path)
+
+    def _require_free_space(self, needed_bytes: int) -> None:
+        folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            require_free_space(folder, needed_bytes)
+        finally:
+            os.close(folder)
+
+    def _remove_dead_parts(self) -> None:
+        """Remove the backups that killed runs left unfinished: nothing holds their lock."""
+        for part in self._parts():
+            with suppress(OSError):
+                descriptor = os.open(part, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    part.unlink()
+                finally:
+                    os.close(descriptor)
+
+    def _parts(self) -> Iterator[Path]:
+        for part in self.path.glob(f"{_PART}.*"):
+            # This program did not write files with other names.
+            if _NAME.fullmatch(part.name.removeprefix(f"{_PART}.")):
+                yield part
 
     def require_safe(self, path: Path) -> None:
         """Refuse a folder or a file that other users can change.
@@ -149,14 +191,12 @@ class BackupFolder:
             if now - backup.made_at <= keep:
                 continue
             try:
-                backup.path.unlink(missing_ok=True)
+                backup.path.unlink()
             except OSError as error:
                 log.warning("Cannot delete the backup %s: %s", backup.path, error.strerror)
                 continue
             deleted.append(backup)
-        for part in self.path.glob(f"{_PART}.*"):
-            if not _NAME.fullmatch(part.name.removeprefix(f"{_PART}.")):
-                continue  # not written by this program
+        for part in self._parts():
             with suppress(OSError):
                 if now.timestamp() - part.stat().st_mtime > _PART_AGE.total_seconds():
                     part.unlink()

@@ -12,6 +12,7 @@ from datetime import timedelta
 
 from sqlalchemy import Connection
 
+from eemtcleanupd.cancellation import stoppable_by
 from eemtcleanupd.cleanup.context import RunContext
 from eemtcleanupd.cleanup.planner import PlannedJob, Planner
 from eemtcleanupd.cleanup.report import RunStats
@@ -232,10 +233,14 @@ class Staging:
             self._stats.skipped(job.job, reason)
             return False
         if not job.is_orphan and job.items:
-            reason = self._run.hooks.before_stage(job.job, found)
+            with stoppable_by(self._run.stop):
+                reason = self._run.hooks.before_stage(job.job, found)
             if reason is not None:
                 self.put_back(job, [])
-                self._stats.failed(job.job, reason)
+                if self._run.stop.is_set():
+                    log.info("Job %s stays, because the run was stopped: %s", printable(job.job.id), reason)
+                else:
+                    self._stats.failed(job.job, reason)
                 return False
         return True
 

@@ -7,6 +7,7 @@ import socket
 from contextlib import ExitStack
 from datetime import timedelta
 
+from eemtcleanupd.cancellation import current_stop_flag
 from eemtcleanupd.clock import Clock, system_clock
 from eemtcleanupd.config.schema import BackupConfig
 from eemtcleanupd.deletion.roots import open_root
@@ -47,7 +48,9 @@ class BackupPlugin:
                 root = open_root(artifact.found.artifact.root, artifact.path.parent)
                 stack.callback(root.close)
                 entries.append((root, artifact.found.artifact.name))
-            contents = BackupFolder(settings.path).add(head, settings.format, now, entries)
+            contents = BackupFolder(settings.path).add(
+                head, settings.format, now, entries, stop=current_stop_flag()
+            )
         log.info(
             "Backed up job %s: %d files, %s", printable(job.id), contents.files, human_size(contents.bytes)
         )

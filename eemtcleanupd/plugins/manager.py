@@ -6,6 +6,7 @@ import copy
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
 from functools import partial
 from typing import Any, ClassVar, get_args
 
@@ -199,7 +200,8 @@ def _call_in_thread(
         except Exception as error:
             results.append((None, error))
 
-    thread = threading.Thread(target=run, name=name, daemon=True)
+    # With the caller's context, so that a hook finds the stop flag of its run.
+    thread = threading.Thread(target=copy_context().run, args=(run,), name=name, daemon=True)
     thread.start()
     thread.join(seconds)
     return thread, results[0] if results else None

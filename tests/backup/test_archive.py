@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import base64
+import errno
 import gzip
 import hashlib
+import io
+import logging
 import os
 import shutil
 import stat
+import struct
+import subprocess
 import sys
+import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import IO
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from eemtcleanupd.backup import archive
+from eemtcleanupd.backup import archive, attributes
 from eemtcleanupd.backup.archive import Head
 from eemtcleanupd.backup.compression import ENDINGS
 from eemtcleanupd.backup.folder import BackupFile, BackupFolder
+from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion.roots import Root, open_root
 from eemtcleanupd.errors import BackupError
 from eemtcleanupd.model import RootName
+from tests.requirements import needs
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -29,6 +40,8 @@ else:
     from backports import zstd
 
 NOW = datetime(2026, 6, 15, 12, tzinfo=UTC)
+MB = 1 << 20
+MountTmpfs = Callable[[Path, str], None]
 HEAD = Head("job", "completed", NOW.isoformat(), "here", ("results/job/",))
 
 
@@ -289,3 +302,271 @@ def test_expired_backups_are_deleted_and_other_files_stay(folder: BackupFolder, 
     assert fresh.exists()
     assert foreign.exists()
     assert not stale.exists()
+
+
+# -- holes, times and extended attributes ---------------------------------------------------------------
+
+
+def sparse_file(path: Path, size: int, data: dict[int, bytes]) -> None:
+    with path.open("wb") as file:
+        for offset, content in data.items():
+            file.seek(offset)
+            file.write(content)
+        file.truncate(size)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_sparse_file_comes_back_with_its_holes(
+    folder: BackupFolder, root: Root, tmp_path: Path, ending: str
+) -> None:
+    job, size = root.path / "job", 2 << 30
+    job.mkdir()
+    data = {0: b"start", 1 << 30: os.urandom(3 * MB), size - 5: b"ended"}
+    sparse_file(job / "run.log", size, data)
+    sparse_file(job / "holes", size, {})
+    (job / "dense").write_bytes(os.urandom(MB))
+    backup = add(folder, root, ending)
+    assert backup.size_bytes < 5 * MB
+    assert archive.verify(backup.path).bytes == 2 * size + MB
+    restored = unpack(backup.path, tmp_path / "place")
+    for name in ("run.log", "holes"):
+        before, after = (job / name).stat(), (restored / name).stat()
+        assert (after.st_size, after.st_blocks) == (size, before.st_blocks)
+    assert (restored / "dense").read_bytes() == (job / "dense").read_bytes()
+    with (restored / "run.log").open("rb") as file:
+        for offset, content in data.items():
+            file.seek(offset)
+            assert file.read(len(content)) == content
+
+
+@needs("tar")
+def test_other_programs_can_read_sparse_files(folder: BackupFolder, root: Root, tmp_path: Path) -> None:
+    job = root.path / "job"
+    job.mkdir()
+    for name, data in {"middle": {5 * MB: b"middle"}, "end": {10 * MB - 3: b"end"}, "none": {}}.items():
+        sparse_file(job / name, 10 * MB, data)
+    backup = add(folder, root, "tar.gz")
+    subprocess.run(["tar", "-xzf", backup.path, "-C", tmp_path, "results", "manifest.jsonl"], check=True)
+    for name in ("middle", "end", "none"):
+        assert (tmp_path / "results/job" / name).read_bytes() == (job / name).read_bytes()
+
+
+def test_a_changed_map_of_a_sparse_file_is_detected(folder: BackupFolder, root: Root) -> None:
+    job = root.path / "job"
+    job.mkdir()
+    sparse_file(job / "middle", 10 * MB, {5 * MB: b"middle"})
+    backup = add(folder, root)
+    content = decompressed(backup.path.read_bytes(), "tar.zst")
+    offset = str(5 * MB).encode()
+    assert offset in content
+    changed = content.replace(offset, str(6 * MB).encode(), 1)
+    options: dict[int, int] = {zstd.CompressionParameter.checksum_flag: 1}
+    backup.path.write_bytes(zstd.compress(changed, options=options))
+    with pytest.raises(BackupError, match="results/job/middle"):
+        archive.verify(backup.path)
+
+
+def test_a_sparse_file_with_8_gib_of_data_has_its_size_and_is_followed_by_the_next_member() -> None:
+    """From there on, tarfile writes the stored size into a header of its own."""
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("sparse")
+        attributes.set_segments(info, 10_000, [(2000, 5)])
+        info.pax_headers = {**info.pax_headers, "size": str(info.size)}
+        tar.addfile(info, io.BytesIO(b"12345"))
+        tar.addfile(tarfile.TarInfo("next"))
+    target.seek(0)
+    with tarfile.open(fileobj=target, mode="r|") as tar:
+        first = tar.next()
+        assert first is not None
+        attributes.correct_size(first)
+        assert first.size == 10_000
+        content = tar.extractfile(first)
+        assert content is not None
+        assert content.read() == bytes(2000) + b"12345" + bytes(7995)
+        assert [info.name for info in tar] == ["sparse", "next"]
+
+
+XATTRS = {"user.plain": b"value", "user.a=b%3D\n": b"\xff\x00\n=1", "user.empty": b"", "user.\udcff": b"x"}
+
+
+def test_times_and_extended_attributes_come_back(folder: BackupFolder, root: Root, tmp_path: Path) -> None:
+    job = fill(root)
+    everyone = 2**32 - 1
+    entries = ((1, 6, everyone), (2, 4, 12345), (4, 4, everyone), (16, 4, everyone), (32, 0, everyone))
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    os.setxattr(job / "global/a.tif", "system.posix_acl_access", acl)
+    for path in ("global", "global/a.tif", "global/zeros.tif"):
+        for name, value in XATTRS.items():
+            os.setxattr(job / path, name, value)
+    os.utime(job / "link", ns=(0, 1_234_567_890_123_456_789), follow_symlinks=False)
+    os.utime(job / "global/a.tif", ns=(0, -1_500_000_001))
+
+    def attributes_of(place: Path) -> dict[str, object]:
+        return {
+            str(path.relative_to(place)): (
+                path.lstat().st_mtime_ns,
+                {
+                    name: os.getxattr(path, name, follow_symlinks=False)
+                    for name in os.listxattr(path, follow_symlinks=False)
+                },
+            )
+            for path in (place, *place.rglob("*"))
+        }
+
+    before = attributes_of(job)
+    restored = unpack(add(folder, root).path, tmp_path / "place")
+    assert attributes_of(restored) == before
+    assert tree(restored) == tree(job)
+
+
+def test_an_attribute_that_cannot_be_set_is_reported_and_the_rest_is_restored(
+    folder: BackupFolder, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = fill(root)
+    os.setxattr(job / "global/a.tif", "user.plain", b"value")
+    before = tree(job)
+    backup = add(folder, root)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "setxattr", refuse)
+    (tmp_path / "place").mkdir()
+    (problem,) = archive.unpack(backup.path, lambda *_: tmp_path / "place")
+    assert "results/job/global/a.tif" in problem
+    assert "user.plain" in problem
+    assert tree(tmp_path / "place" / "job") == before
+
+
+OLD_ARCHIVE = """
+D77#B1Xv{(09NB>Brt2N1K74Uc&I6marKZTM2u(C7Y@=!Ew@p2CY>{7FsKC;3SR(W09ydgR6ANqDV0D_%Bs?2rja7<
+s2vq@0Q}0YEIW8i0A2v@cPV8_+=xsK+6$8x+EP1_2bxPMt4<P2bt#nySjwVJV}Tw^sRYEIL@d?mDq+k;*#6%+`2Pt6
+st?5iJpz&X6mT2dr;>ep_T+5;;=VohUi|+ALq7SYSlM8cPewM-Pa{1lZi7k~+q0y#KWfTd(7*-+3&lbakzh{*G5s*4
+orY;VO&w=~C}nlTL258S4zmzJ3<*jl)?$Gkiz)?-YjJryS2DSjvfx{G)TILc&{U^MM69T(12Jo<fTb*l#E}I789Y1t
+9jP|cK=@%Q+4%Q|Sz`KLeE)y<iD@JSFP5pUN}Pim;{v2{T6Byt7dJMR+--a78gUUcVn;t*_mk<F;TDE`)9uIog;2`I
+^lXmX{F=#y(tRy5cl=2^w!4LmF*ns#i1=}+3y{W{pOYEf_?Xt>>+SiS^OBLRztF=e8E5RIOt<wyd6@xpsNtDXY-C0X
+l7d2ESObv-1}Q`o8ydw25`dsNiUbh`q#%ePMo5f+FyRpa5gY*#dO^yqtN{lI1$us}qJmd#p9%_Ist*up5e$Ry>4tvd
+Xcpv~!dNW4Z<HmM_K6M&qyzb_OYtd_Q6<fEV@ighSv6iPGC_=OJk~S6y?KCCam1vLAUn(-K$SqC$dsU>8nyw{u>?nl
+08vQ`4~SM?FhG;)P?<v-QyD}B#zb<<d2tPBI+#14x$Zm%nr9GM(Mg-#KzM*sQ83^rz55T-bIg|TIAAEu(F3|6Gwz=)
+4O87GD^WUv0Zr!*pkKxkxL@Q;zRwq~@t1xXG~H}&mVxsJaM==xT;6oW=lA=voNwom5gDR|b_xqRyFCi2Ak9qC(5t1s
+3bI@h#)}$%f2rqo3>(I~vj}5s`cY>+hD`hwQaGnw8~
+"""
+
+
+def test_an_archive_of_format_1_is_verified_and_restored(folder: BackupFolder, tmp_path: Path) -> None:
+    folder.path.mkdir()
+    path = folder.path / "job@20260615T120000000000Z.tar.zst"
+    path.write_bytes(base64.b85decode(OLD_ARCHIVE.replace("\n", "")))
+    contents = archive.verify(path)
+    assert (contents.head, contents.files, contents.bytes) == (replace(HEAD, format=1), 2, 100_040)
+    job = unpack(path, tmp_path / "place")
+    assert (job / "sub/a.tif").read_bytes() == b"data" * 10
+    assert (job / "same").samefile(job / "sub/a.tif")
+    assert (job / "sparse").read_bytes() == bytes(100_000)
+    assert (job / "link").readlink() == Path("sub/a.tif")
+    assert (job / "sub").stat().st_mtime_ns == 1_600_000_000_500_000_000
+    assert stat.S_IMODE((job / "sub/a.tif").stat().st_mode) == 0o640
+
+
+# -- what stops a backup --------------------------------------------------------------------------------
+
+
+def test_a_stopped_backup_leaves_nothing(
+    folder: BackupFolder, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root.path / "job").mkdir()
+    (root.path / "job" / "a.tif").write_bytes(bytes(3 * MB))
+    stop, pread, blocks = StopFlag(), os.pread, 0
+
+    def read_and_stop(fd: int, size: int, offset: int) -> bytes:
+        nonlocal blocks
+        blocks += 1
+        stop.set()
+        return pread(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", read_and_stop)
+    with pytest.raises(BackupError):
+        folder.add(HEAD, "tar.zst", NOW, [(root, "job")], stop=stop)
+    assert blocks == 1
+    assert list(folder.path.iterdir()) == []
+
+
+@pytest.mark.parametrize("vanished", ["job", "job/sub"])
+def test_a_folder_that_vanishes_before_it_is_copied_fails_the_backup(
+    folder: BackupFolder, root: Root, monkeypatch: pytest.MonkeyPatch, vanished: str
+) -> None:
+    job = root.path / "job"
+    (job / "sub").mkdir(parents=True)
+    (job / "sub" / "a.tif").write_text("data")
+    for path in (job / "sub" / "a.tif", job / "sub", job):
+        os.utime(path, (0, 1_600_000_000))
+    real = tarfile.TarFile.addfile
+
+    def vanish(self: tarfile.TarFile, info: tarfile.TarInfo, file: IO[bytes] | None = None) -> None:
+        real(self, info, file)
+        if info.name == "results/job":
+            shutil.rmtree(root.path / vanished)
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", vanish)
+    with pytest.raises(BackupError, match="results/job"):
+        add(folder, root)
+    assert list(folder.path.iterdir()) == []
+
+
+def test_an_artifact_that_is_missing_fails_the_backup(folder: BackupFolder, root: Root) -> None:
+    with pytest.raises(BackupError, match="results/job"):
+        add(folder, root)
+    assert list(folder.path.iterdir()) == []
+
+
+@pytest.mark.root
+def test_no_backup_starts_on_a_disk_without_room_for_it(
+    folder: BackupFolder, root: Root, mount_tmpfs: MountTmpfs
+) -> None:
+    (root.path / "job").mkdir()
+    (root.path / "job" / "a.tif").write_bytes(os.urandom(10 * MB))
+    mount_tmpfs(folder.path, "20M")
+    with pytest.raises(BackupError, match=str(folder.path)):
+        add(folder, root)
+    assert list(folder.path.iterdir()) == []
+    sparse_file(root.path / "job" / "a.tif", 100 * MB, {0: b"start"})
+    add(folder, root)
+
+
+@pytest.mark.root
+def test_what_a_killed_backup_left_makes_room_for_the_next(
+    folder: BackupFolder, root: Root, mount_tmpfs: MountTmpfs
+) -> None:
+    (root.path / "job").mkdir()
+    (root.path / "job" / "a.tif").write_bytes(os.urandom(10 * MB))
+    mount_tmpfs(folder.path, "40M")
+    (folder.path / ".part.other@20260615T120000000000Z.tar.zst").write_bytes(bytes(20 * MB))
+    backup = add(folder, root)
+    assert list(folder.path.iterdir()) == [backup.path]
+
+
+def test_the_unfinished_backup_of_another_process_stays(folder: BackupFolder, root: Root) -> None:
+    import fcntl
+
+    (root.path / "job").mkdir()
+    folder.path.mkdir()
+    live = folder.path / ".part.other@20260615T120000000000Z.tar.zst"
+    with live.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        add(folder, root)
+        assert live.exists()
+    add(folder, root)
+    assert not live.exists()
+
+
+def test_a_socket_is_not_in_a_backup_and_the_log_says_so(
+    folder: BackupFolder, root: Root, caplog: pytest.LogCaptureFixture
+) -> None:
+    import socket
+
+    (root.path / "job").mkdir()
+    with socket.socket(socket.AF_UNIX) as listener, caplog.at_level(logging.INFO):
+        listener.bind(f"/proc/self/fd/{root.fd}/job/socket")
+        add(folder, root)
+    assert "results/job/socket" in caplog.text

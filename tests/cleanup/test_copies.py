@@ -1,0 +1,121 @@
+"""What a run copies before it deletes: a copy that fails or is stopped costs only its own job."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from eemtcleanupd.cancellation import StopFlag
+from eemtcleanupd.cleanup import RunRequest, clean
+from eemtcleanupd.events import RunReport
+from eemtcleanupd.plugins import Plugins
+from tests.cleanup.conftest import JobStore
+from tests.deletion.conftest import mount_tmpfs
+
+__all__ = ["mount_tmpfs"]
+MB = 1 << 20
+
+
+def fail_job(store: JobStore, job_id: str, log_bytes: int) -> Path:
+    store.job(job_id, "failed")
+    log = store.results(job_id) / "run.log"
+    log.write_bytes(os.urandom(log_bytes))
+    return log
+
+
+def run_with_backups(store: JobStore, stop: StopFlag | None = None) -> RunReport:
+    config = store.config(backup__enabled=True, backup__path=str(store.path / "backup"))
+    return clean(
+        config,
+        RunRequest(user="tester"),
+        emit=lambda _: None,
+        stop=stop,
+        clock=lambda: store.now,
+        hooks=Plugins(config),
+    )
+
+
+def untouched(store: JobStore, job_id: str) -> bool:
+    """Return whether a job is where it was, with nothing of it in the trash or in an intent."""
+    intents = store.sql("SELECT count(*) FROM cleanup_intents")
+    return store.results(job_id).exists() and store.trash() == [] and intents == [(0,)]
+
+
+@pytest.mark.root
+def test_a_log_that_does_not_fit_keeps_only_its_job(
+    store: JobStore, mount_tmpfs: Callable[[Path, str], None]
+) -> None:
+    fail_job(store, "large", 20 * MB)
+    fail_job(store, "small", 1000)
+    store.job("done")
+    mount_tmpfs(store.path / "logs", "24M")
+    for cleaned in (2, 0):  # the second run is not worse off than the first
+        report = store.run()
+        assert (report.successful.jobs + report.failed.jobs, report.errors) == (cleaned, 1)
+        assert store.cleaned() == {"small", "done"}
+        assert untouched(store, "large")
+        free = os.statvfs(store.path / "logs")
+        assert free.f_bavail * free.f_frsize > 20 * MB
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("grace", [0, 24])
+def test_a_run_that_is_stopped_during_the_copy_of_a_log_puts_the_job_back(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, mount_tmpfs: Callable[[Path, str], None], grace: int
+) -> None:
+    fail_job(store, "a", 3 * MB)
+    mount_tmpfs(store.path / "logs", "64M")
+    stop, pwrite = StopFlag(), os.pwrite
+
+    def write_and_stop(fd: int, data: bytes, position: int) -> int:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith(".part"):
+            stop.set()
+        return pwrite(fd, data, position)
+
+    monkeypatch.setattr(os, "pwrite", write_and_stop)
+    report = store.run(stop=stop, trash__grace_hours=grace)
+    assert (report.outcome, report.errors) == ("interrupted", 0)
+    assert untouched(store, "a")
+    assert list((store.path / "logs/jobs/a").iterdir()) == []
+    monkeypatch.undo()
+    assert store.run(trash__grace_hours=grace).failed.jobs == 1
+    assert (store.path / "logs/jobs/a/run.log").stat().st_size == 3 * MB
+
+
+def test_a_run_that_is_stopped_during_a_backup_puts_the_job_back(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.job("a")
+    (store.results("a") / "large.tif").write_bytes(bytes(3 * MB))
+    stop, pread = StopFlag(), os.pread
+
+    def read_and_stop(fd: int, size: int, offset: int) -> bytes:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("large.tif"):
+            stop.set()
+        return pread(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", read_and_stop)
+    report = run_with_backups(store, stop)
+    assert (report.outcome, report.errors) == ("interrupted", 0)
+    assert untouched(store, "a")
+    assert list((store.path / "backup").iterdir()) == []
+    monkeypatch.undo()
+    assert run_with_backups(store).successful.jobs == 1
+
+
+@pytest.mark.root
+def test_a_backup_that_does_not_fit_keeps_only_its_job(
+    store: JobStore, mount_tmpfs: Callable[[Path, str], None]
+) -> None:
+    store.job("small")
+    store.job("large")
+    (store.results("large") / "large.tif").write_bytes(os.urandom(10 * MB))
+    mount_tmpfs(store.path / "backup", "20M")
+    report = run_with_backups(store)
+    assert (report.successful.jobs, report.errors) == (1, 1)
+    assert store.cleaned() == {"small"}
+    assert untouched(store, "large")
+    assert len(list((store.path / "backup").iterdir())) == 1
