@@ -42,11 +42,17 @@ _UNPACKED: Final = "backup-"
 
 @dataclass(frozen=True, slots=True)
 class RestoreResult:
-    """What was restored, and until when the job is held so that the next run does not clean it again."""
+    """What was restored, and until when the job is held so that the next run does not clean it again.
+
+    ``not_restored`` has the other artifacts that were asked for, each with the reason.  ``warnings`` name
+    attributes of files (modes, extended attributes) that could not be set.
+    """
 
     job_id: str
     artifacts: tuple[Found, ...]
     held_until: datetime | None
+    not_restored: tuple[tuple[Found, str], ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +79,8 @@ def restore(request: RestoreRequest) -> RestoreResult:
     restore left there.  The label of an orphan can stand in place of a job id.
 
     Raises:
-        TrashError: the trash has nothing of the job, its deletion has started, or its place is taken; then
-            nothing has moved.
+        TrashError: the trash has nothing of the job, an artifact is missing from it, its deletion has
+            started, or its place is taken; then nothing has moved.
         LockHeldError, StoreError, RootError, AuditError: the job store cannot be used.
     """
     with _locked_store(request) as store:
@@ -130,10 +136,11 @@ def restore_backup(request: RestoreRequest, backup: Path) -> RestoreResult:
         store.require_free_places(wanted)
         intent_id = f"{_UNPACKED}{request.clock():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
         items = tuple((found, f"{intent_id}.{number}") for number, found in enumerate(wanted, start=1))
-        store.unpack(backup, items)
+        warnings = store.unpack(backup, items)
         intent = Intent(intent_id, "", IntentKind.JOB, request.job_id, head.status, items)
         source = f"from the backup {backup.name}"
-        return store.restore(head.status, [(intent, replace(intent, items=()))], source)
+        result = store.restore(head.status, [(intent, replace(intent, items=()))], source)
+        return replace(result, warnings=tuple(warnings))
 
 
 def _from_label(label: str) -> Found:
@@ -162,12 +169,15 @@ class _LockedStore:
     session: StoreSession
 
     def interrupted_intents(self) -> list[Intent]:
-        """Return what an interrupted run or restore of the job left in the trash and is not being deleted."""
+        """Return what an interrupted run or restore of the job left in the trash and is not being deleted.
+
+        An intent whose artifacts are partly gone keeps these, so that the restore reports them.
+        """
         intents = []
         for intent in self.session.ledger.open_intents():
             if intent.kind is IntentKind.JOB and intent.job_id == self.request.job_id:
                 left = tuple(
-                    pair for pair in intent.items if self._in_trash(*pair) or self._is_deleting(*pair)
+                    pair for pair in intent.items if self._in_trash(*pair) or not self._in_place(pair[0])
                 )
                 if any(self._in_trash(*pair) for pair in left):
                     intents.append(replace(intent, items=left))
@@ -183,7 +193,10 @@ class _LockedStore:
         ]
 
     def shared_uploads(self) -> list[tuple[Intent, set[str]]]:
-        """Return the uploads of the job that went into the trash with another job, as intents and labels."""
+        """Return the uploads of the job that went into the trash with another job, as intents and labels.
+
+        An upload that is missing from the trash is among them, so that the restore reports it.
+        """
         job_id, session = self.request.job_id, self.session
         with session.database.read() as connection:
             row = session.jobs.rows(connection, [job_id]).get(job_id)
@@ -192,37 +205,55 @@ class _LockedStore:
         dem = row.job.dem_filename
         uploads = []
         for intent in session.ledger.trashed():
-            labels = {
-                found.label.rstrip("/")
+            pairs = [
+                (found, item)
                 for found, item in intent.items
                 if found.artifact.root is RootName.UPLOADS
                 and (found.artifact.name == dem or job_id in possible_owner_ids(found.artifact))
-                and self._in_trash(found, item)
-                and not session.roots[RootName.UPLOADS].has(found.artifact.name)
-            }
-            if labels and intent.job_id != job_id:
-                uploads.append((intent, labels))
-        return uploads
+                and not self._in_place(found)
+            ]
+            if pairs and intent.job_id != job_id:
+                uploads.append((intent, pairs))
+        there = {found for _, pairs in uploads for found, item in pairs if self._in_trash(found, item)}
+        shared = []
+        for intent, pairs in uploads:
+            kept = [found for found, item in pairs if found not in there or self._in_trash(found, item)]
+            if kept:
+                shared.append((intent, {found.label.rstrip("/") for found in kept}))
+        return shared
+
+    def _in_place(self, found: Found) -> bool:
+        roots, artifact = self.session.roots, found.artifact
+        return artifact.root in roots and roots[artifact.root].has(artifact.name)
 
     def _in_trash(self, found: Found, item: str) -> bool:
-        return self.session.in_trash(found.artifact.root, item)
-
-    def _is_deleting(self, found: Found, item: str) -> bool:
-        return self._in_trash(found, deleting_name(item))
+        """Return whether an item is in the trash and holds its artifact."""
+        root, name = found.artifact.root, found.artifact.name
+        if not self.session.in_trash(root, item):
+            return False
+        try:
+            os.stat(f"{item}/{name}", dir_fd=self.session.trashes[root].fd, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def require_items(self, items: Sequence[Item]) -> None:
         """Refuse, before anything moves, if an item is missing or its deletion has started."""
-        for found, item in items:
-            if not self._in_trash(found, item):
-                reason = (
-                    "its deletion has started"
-                    if self._is_deleting(found, item)
-                    else "it is no longer in the trash"
-                )
-                raise TrashError(
-                    f"Cannot restore {printable(found.label)}: {reason}. Restore the other artifacts "
-                    f"with --only."
-                )
+        reasons = [
+            f"{printable(found.label)}: {self._missing_reason(found, item)}"
+            for found, item in items
+            if not self._in_trash(found, item)
+        ]
+        if reasons:
+            raise TrashError(
+                f"Cannot restore {'; '.join(reasons)}. Nothing was restored. Restore the other artifacts "
+                f"with --only."
+            )
+
+    def _missing_reason(self, found: Found, item: str) -> str:
+        if self.session.in_trash(found.artifact.root, deleting_name(item)):
+            return "its deletion has started"
+        return "it is no longer in the trash"
 
     def require_free_places(self, artifacts: Iterable[Found]) -> None:
         """Refuse, before anything moves, if another entry is in the place of an artifact."""
@@ -250,14 +281,19 @@ class _LockedStore:
         if session.ledger.trashed(job_id):
             raise TrashError(f"Job {name} is in the trash. Restore it with `trash restore {name}`.")
 
-    def unpack(self, backup: Path, items: Sequence[Item]) -> None:
-        """Unpack a backup into new items of the trash; remove them again if that fails."""
+    def unpack(self, backup: Path, items: Sequence[Item]) -> list[str]:
+        """Unpack a backup into new items of the trash; remove them again if that fails.
+
+        Returns:
+            The attributes that could not be set.
+        """
         self._remove_leftovers()
         folders = {found.artifact: self._path(found.artifact.root, item) for found, item in items}
         try:
             for folder in folders.values():
                 folder.mkdir(mode=0o700)
-            archive.unpack(backup, lambda root, name: folders.get(Artifact(root, name)))
+            warnings = archive.unpack(backup, lambda root, name: folders.get(Artifact(root, name)))
+            self._require_unpacked(backup, items)
         except BaseException as error:
             for folder in folders.values():
                 shutil.rmtree(folder, ignore_errors=True)
@@ -265,6 +301,12 @@ class _LockedStore:
                 raise BackupError(f"Cannot unpack {backup.name}: {error.strerror}.") from error
             raise
         os.sync()
+        return warnings
+
+    def _require_unpacked(self, backup: Path, items: Sequence[Item]) -> None:
+        missing = [printable(found.label) for found, item in items if not self._in_trash(found, item)]
+        if missing:
+            raise BackupError(f"Nothing was restored: {backup.name} has no files of {', '.join(missing)}.")
 
     def _remove_leftovers(self) -> None:
         """Remove what a killed restore had unpacked: no intent owns it."""
@@ -284,15 +326,18 @@ class _LockedStore:
             status: the status that decides how long the job is held.
             chosen: intents with the items to move, each with the intent of what stays in the trash.
             source: where the data comes from, for the records.
+
+        Raises:
+            TrashError: not one item could be moved.
         """
         request, ledger, jobs = self.request, self.session.ledger, self.session.jobs
         now, job_id, policy = request.clock(), request.job_id, self.session.policy
         items = [pair for intent, _ in chosen for pair in intent.items]
         is_job = all(opened.kind is IntentKind.JOB for opened, _ in chosen)
         until = now + policy.retention(policy.classify(status), None) if request.hold and is_job else None
-        labels = [printable(found.label) for found, _ in items]
-        details = {"job_id": printable(job_id), "artifacts": labels, "source": source}
-        request.hooks.audit([AuditEntry(now, request.user, "restoring", details)])
+        details: dict[str, object] = {"job_id": printable(job_id), "source": source}
+        asked = [printable(found.label) for found, _ in items]
+        request.hooks.audit([AuditEntry(now, request.user, "restoring", {**details, "artifacts": asked})])
 
         def begin(connection: Connection) -> None:
             if is_job:
@@ -307,29 +352,51 @@ class _LockedStore:
             if until is not None and (held is None or not held.is_active(until)):
                 ledger.set_hold(connection, Hold(job_id, f"restored {source}", request.user, until), now)
 
+        self.session.database.write(begin)
+        failed = self._move_back(items)
+        moved = [pair for pair in items if pair not in failed]
+        if not moved:
+            reasons = "; ".join(f"{printable(found.label)}: {why}" for (found, _), why in failed.items())
+            raise TrashError(f"Cannot restore {reasons}.")
+        if not is_job:
+            self._touch(moved)
+        for trash in self.session.trashes.values():
+            trash.sync()
+        labels = [printable(found.label) for found, _ in moved]
+        details["artifacts"] = labels
+        if failed:
+            details["not_restored"] = [printable(found.label) for found, _ in failed]
+        request.hooks.audit([AuditEntry(request.clock(), request.user, "restored", details)])
+
         def end(connection: Connection) -> None:
             ledger.delete_intents(connection, [opened.id for opened, _ in chosen if opened.items])
+            for opened, _ in chosen:
+                # The next run restores these.
+                left = tuple(pair for pair in opened.items if pair in failed and self._in_trash(*pair))
+                if left:
+                    ledger.add_intents(connection, [replace(opened, items=left)], now)
             entry = LogEntry(job_id, status, "restored", 0, f"restored {source}: {', '.join(labels)}")
             ledger.add_log(connection, "", [entry], now)
             ledger.add_audit(connection, [AuditLine(job_id, "restored", 0)], request.user, now)
 
-        self.session.database.write(begin)
-        self._move_back(items)
-        if not is_job:
-            self._touch(items)
-        for trash in self.session.trashes.values():
-            trash.sync()
-        request.hooks.audit([AuditEntry(request.clock(), request.user, "restored", details)])
         self.session.database.write(end)
-        return RestoreResult(job_id, tuple(found for found, _ in items), until)
+        not_restored = tuple((found, why) for (found, _), why in failed.items())
+        return RestoreResult(job_id, tuple(found for found, _ in moved), until, not_restored)
 
-    def _move_back(self, items: Sequence[Item]) -> None:
+    def _move_back(self, items: Sequence[Item]) -> dict[Item, str]:
+        """Move items to their places; return those that stay in the trash, each with the reason."""
+        failed = {}
         for found, item in items:
-            if self.session.trashes[found.artifact.root].restore(item):
-                raise TrashError(
-                    f"Cannot restore {printable(found.label)}: another entry has just taken its place. Move "
-                    f"it away; the next run restores the rest."
-                )
+            try:
+                if not self._in_trash(found, item):
+                    failed[found, item] = self._missing_reason(found, item)
+                elif self.session.trashes[found.artifact.root].restore(item):
+                    failed[found, item] = (
+                        "another entry has just taken its place. Move it away; the next run restores the rest"
+                    )
+            except OSError as error:
+                failed[found, item] = error.strerror or str(error)
+        return failed
 
     def _touch(self, items: Sequence[Item]) -> None:
         """Count the age of an orphan from now on, as the hold does for a job."""

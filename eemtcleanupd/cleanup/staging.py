@@ -289,7 +289,7 @@ class Staging:
         except OSError as error:
             self.put_back(job, [])
             if not isinstance(error, InterruptedError):
-                self._stats.failed(job, describe_oserror(error))
+                self._stats.failed(job.job, describe_oserror(error))
             return False
         return True
 

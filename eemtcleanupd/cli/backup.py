@@ -33,7 +33,8 @@ def _folder() -> BackupFolder:
 @json_option
 def list_(job_id: str | None, as_json: bool) -> None:
     """List all backups, or those of JOB, oldest first."""
-    backups = _folder().all(job_id)
+    folder = _folder()
+    backups = folder.all(job_id)
     if as_json:
         print_json([_document(file) for file in backups])
         return
@@ -41,11 +42,13 @@ def list_(job_id: str | None, as_json: bool) -> None:
         details = f"{local_minute(file.made_at)}, {human_size(file.size_bytes)}"
         click.echo(f"{printable(file.job_id)} ({details}): {file.path.name}")
     if not backups:
-        _print_no_backups(job_id)
+        _print_no_backups(folder, job_id)
 
 
-def _print_no_backups(job_id: str | None) -> None:
-    click.echo("There are no backups" + (f" of job {printable(job_id)}." if job_id else "."))
+def _print_no_backups(folder: BackupFolder, job_id: str | None) -> None:
+    job = f" of job {printable(job_id)}" if job_id else ""
+    where = "" if folder.path.exists() else f": the folder {folder.path} does not exist"
+    click.echo(f"There are no backups{job}{where}.")
 
 
 def _document(file: BackupFile) -> dict[str, Any]:
@@ -57,11 +60,15 @@ def _document(file: BackupFile) -> dict[str, Any]:
 @config_option
 @json_option
 def verify(job_id: str | None, as_json: bool) -> int:
-    """Read all backups, or those of JOB, completely and compare them with their manifests."""
+    """Read all backups, or those of JOB, completely and compare them with their manifests.
+
+    It is an error if JOB has no backup.
+    """
     from eemtcleanupd.backup import archive
 
     results = []
-    for file in _folder().all(job_id):
+    folder = _folder()
+    for file in folder.all(job_id):
         try:
             contents = archive.verify(file.path)
             results.append({**_document(file), "ok": True, "files": contents.files})
@@ -74,8 +81,9 @@ def verify(job_id: str | None, as_json: bool) -> int:
     if as_json:
         print_json(results)
     elif not results:
-        _print_no_backups(job_id)
-    return 0 if all(result["ok"] for result in results) else 1
+        _print_no_backups(folder, job_id)
+    is_missing = job_id is not None and not results
+    return 1 if is_missing or not all(result["ok"] for result in results) else 0
 
 
 @backup.command()
@@ -83,7 +91,7 @@ def verify(job_id: str | None, as_json: bool) -> int:
     "--backup", "name", metavar="NAME", help="Backup to restore, as printed by list (default: the newest)."
 )
 @restore_options
-def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool, name: str | None) -> None:
+def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool, name: str | None) -> int:
     """Restore the data of JOB from its backup; existing files are never overwritten.
 
     The command marks the job as not cleaned and holds it for one retention period.
@@ -101,4 +109,4 @@ def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool, na
             "List the backups with `eemtcleanupd backup list`."
         )
     request = restore_request(config, job_id, only, hold=not no_hold)
-    print_restored(restore_backup(request, candidates[-1].path), as_json=as_json)
+    return print_restored(restore_backup(request, candidates[-1].path), as_json=as_json)

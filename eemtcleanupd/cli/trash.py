@@ -94,24 +94,41 @@ def restore_request(config: Config, job_id: str, only: Iterable[str], *, hold: b
     return RestoreRequest(config, job_id, labels, hold, caller(), Plugins(config), system_clock)
 
 
-def print_restored(restored: RestoreResult, *, as_json: bool) -> None:
-    """Print the restored artifacts and the hold."""
+def print_restored(restored: RestoreResult, *, as_json: bool) -> int:
+    """Print what was restored and what was not, and the hold; return the exit code."""
     labels, until = [artifact.label for artifact in restored.artifacts], restored.held_until
+    exit_code = 1 if restored.not_restored else 0
     if as_json:
-        print_json({"job_id": restored.job_id, "restored": labels, "held_until": until})
-        return
+        print_json(
+            {
+                "job_id": restored.job_id,
+                "restored": labels,
+                "not_restored": [
+                    {"artifact": artifact.label, "error": reason}
+                    for artifact, reason in restored.not_restored
+                ],
+                "warnings": list(restored.warnings),
+                "held_until": until,
+            }
+        )
+        return exit_code
     for label in labels:
         click.echo(f"Restored {printable(label)}")
+    for artifact, reason in restored.not_restored:
+        click.echo(f"Not restored {printable(artifact.label)}: {reason}.", err=True)
+    for warning in restored.warnings:
+        click.echo(f"[WARNING] {warning}", err=True)
     if until is not None:
         job = printable(restored.job_id)
         click.echo(
             f"Job {job} is held until {local_minute(until)}. End the hold with `eemtcleanupd release`."
         )
+    return exit_code
 
 
 @trash.command()
 @restore_options
-def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool) -> None:
+def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool) -> int:
     """Move the data of JOB from the trash back to its place; existing files are never overwritten.
 
     The command marks the job as not cleaned and holds it for one retention period.  To restore an orphan,
@@ -120,7 +137,8 @@ def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool) ->
     config = load_config().config
     from eemtcleanupd.cleanup.restore import restore as restore_trash
 
-    print_restored(restore_trash(restore_request(config, job_id, only, hold=not no_hold)), as_json=as_json)
+    request = restore_request(config, job_id, only, hold=not no_hold)
+    return print_restored(restore_trash(request), as_json=as_json)
 
 
 @trash.command()

@@ -28,12 +28,13 @@ _NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 class Measured:
     """Allocated bytes, number of files, last change (seconds since the epoch) and error count of a tree.
 
-    ``changed_at`` is the newest of all ``mtime`` and ``ctime``: a copy that keeps an old ``mtime`` has a new
-    ``ctime``.
+    ``newest_mtime`` is the last change of any content.  ``changed_at`` is the newest of all ``mtime`` and
+    ``ctime``: a copy that keeps an old ``mtime`` has a new ``ctime``.
     """
 
     bytes: int = 0
     files: int = 0
+    newest_mtime: float = 0.0
     changed_at: float = 0.0
     errors: int = 0
 
@@ -243,11 +244,12 @@ def measure(root: Root, name: str, stop: StopFlag) -> Measured:
     except OSError:
         return Measured(errors=1)
     if not stat.S_ISDIR(status.st_mode):
-        return Measured(_share(status), 1, _changed_at(status))
-    total, files, newest, failed = 0, 0, 0.0, 0
+        return Measured(_share(status), 1, status.st_mtime, _changed_at(status))
+    total, files, failed = 0, 0, 0
+    modified = changed = 0.0
 
     def visit(_folder: Folder, entry: os.DirEntry[str]) -> None:
-        nonlocal total, files, newest, failed
+        nonlocal total, files, modified, changed, failed
         try:
             status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
@@ -257,19 +259,20 @@ def measure(root: Root, name: str, stop: StopFlag) -> Measured:
             return
         total += _share(status)
         files += 1
-        newest = max(newest, _changed_at(status))
+        modified, changed = max(modified, status.st_mtime), max(changed, _changed_at(status))
 
     def enter(folder: Folder) -> None:
-        nonlocal total, newest
+        nonlocal total, modified, changed
         total += folder.status.st_blocks * BLOCK_BYTES
-        newest = max(newest, _changed_at(folder.status))
+        modified = max(modified, folder.status.st_mtime)
+        changed = max(changed, _changed_at(folder.status))
 
     def foreign(_folder: Folder) -> None:
         nonlocal failed
         failed += 1
 
     failed += walk(root, name, visit, stop=stop, enter=enter, foreign=foreign)
-    return Measured(total, files, newest, failed)
+    return Measured(total, files, modified, changed, failed)
 
 
 def _changed_at(status: os.stat_result) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -285,3 +287,93 @@ def test_an_artifact_with_an_odd_name_may_be_named_as_it_is_listed(store: JobSto
     store.run(**GRACE)
     (found,) = put_back(store, "a\nb", "results/a\\x0ab/").artifacts
     assert found.artifact.name == "a\nb"
+
+
+# -- what is missing ------------------------------------------------------------------------------------
+
+
+def trash_item(store: JobStore, root: str) -> Path:
+    (item,) = (path for path in (store.path / root / ".eemtcleanupd-trash").iterdir() if path.name[0] != ".")
+    return item
+
+
+@pytest.mark.parametrize("what", ["item", "content"])
+@pytest.mark.parametrize("root", ["results", "uploads"])
+def test_a_missing_item_is_an_error_and_nothing_moves(trashed: JobStore, root: str, what: str) -> None:
+    trashed.run(**GRACE)
+    item = trash_item(trashed, root)
+    for path in [item] if what == "item" else list(item.iterdir()):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = trashed.snapshot()
+    label = {"results": "results/a/", "uploads": "uploads/dem.tif"}[root]
+    with pytest.raises(TrashError, match=label):
+        put_back(trashed, "a")
+    assert trashed.snapshot() == before
+    assert trashed.cleaned() == {"a"}
+    other = {"results": "uploads/dem.tif", "uploads": "results/a/"}[root]
+    assert [found.label for found in put_back(trashed, "a", other).artifacts] == [other]
+
+
+def test_a_missing_upload_that_went_with_another_job_is_an_error(trashed: JobStore) -> None:
+    trashed.job("b", dem="dem.tif")
+    trashed.run(**GRACE)
+    shutil.rmtree(trash_item(trashed, "uploads"))
+    for job in ("a", "b"):
+        with pytest.raises(TrashError, match=r"uploads/dem\.tif"):
+            put_back(trashed, job)
+        found = put_back(trashed, job, f"results/{job}/").artifacts
+        assert [artifact.label for artifact in found] == [f"results/{job}/"]
+
+
+def test_what_an_interrupted_run_left_incomplete_is_an_error(trashed: JobStore) -> None:
+    trashed.run(**GRACE)
+    trashed.sql("UPDATE cleanup_intents SET state = 'open'")
+    shutil.rmtree(trash_item(trashed, "uploads"))
+    with pytest.raises(TrashError, match=r"uploads/dem\.tif"):
+        put_back(trashed, "a")
+    assert put_back(trashed, "a", "results/a/").not_restored == ()
+
+
+@pytest.mark.parametrize("failing", ["results", "uploads"])
+def test_a_restore_in_part_says_what_was_restored_and_what_was_not(
+    trashed: JobStore, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    before = without_trash(trashed)
+    trashed.run(**GRACE)
+    real = Trash.restore
+
+    def fail(self: Trash, item: str) -> tuple[str, ...]:
+        if self.root.name == failing:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, item)
+
+    monkeypatch.setattr(Trash, "restore", fail)
+    done = put_back(trashed, "a", hold=True)
+    restored = [found.artifact.root for found in done.artifacts]
+    missing = [(found.artifact.root, reason) for found, reason in done.not_restored]
+    assert restored == ["uploads" if failing == "results" else "results"]
+    assert missing == [(failing, "Input/output error")]
+    (logged,) = trashed.sql("SELECT message FROM cleanup_log WHERE action = 'restored'")
+    assert f"{failing}/" not in str(logged)
+    monkeypatch.undo()
+    trashed.run(**GRACE)  # it goes on with the rest
+    assert without_trash(trashed) == before
+    assert trashed.sql("SELECT * FROM cleanup_intents") == []
+
+
+def test_an_item_that_vanishes_during_the_restore_is_not_restored(
+    trashed: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trashed.run(**GRACE)
+    real = Trash.restore
+
+    def vanish(self: Trash, item: str) -> tuple[str, ...]:
+        if self.root.name == "results":
+            shutil.rmtree(trash_item(trashed, "uploads"))
+        return real(self, item)
+
+    monkeypatch.setattr(Trash, "restore", vanish)
+    done = put_back(trashed, "a")
+    assert [found.label for found in done.artifacts] == ["results/a/"]
+    assert [found.label for found, _ in done.not_restored] == ["uploads/dem.tif"]
+    assert trashed.sql("SELECT * FROM cleanup_intents") == []

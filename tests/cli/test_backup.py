@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from eemtcleanupd.backup import archive
+from eemtcleanupd.backup.folder import BackupFolder
 from eemtcleanupd.config.schema import BackupConfig
+from eemtcleanupd.deletion.roots import open_root
 from eemtcleanupd.events import RunFinished
-from eemtcleanupd.model import Trigger
+from eemtcleanupd.model import RootName, Trigger
 from eemtcleanupd.plugins.backup import BackupPlugin
 from tests.cleanup.conftest import JobStore
 from tests.conftest import RunCli
@@ -159,7 +163,10 @@ def test_old_foreign_files_in_the_backup_folder_are_kept(store: JobStore, run_cl
 
 def test_without_backups_each_command_prints_one_line(store: JobStore, run_cli: RunCli) -> None:
     assert run_cli("backup", "list", cwd=store.path).stdout.count("\n") == 1
-    assert run_cli("backup", "verify", "a", cwd=store.path).stdout.count("\n") == 1
+    verified = run_cli("backup", "verify", "a", cwd=store.path)
+    assert (verified.returncode, verified.stdout.count("\n")) == (1, 1)
+    assert str(store.path / "backup") in verified.stdout
+    assert run_cli("backup", "verify", cwd=store.path).returncode == 0
     done = run_cli("backup", "restore", "a", cwd=store.path)
     assert done.returncode == 1
     assert str(store.path / "backup") in done.stderr
@@ -174,3 +181,22 @@ def test_blocking_the_backup_plugin_while_backups_are_enabled_is_an_error(
     assert done.returncode == 2
     assert "backup.enabled" in done.stderr
     assert contents(store) == before
+
+
+def test_a_backup_without_files_of_an_artifact_is_not_restored(store: JobStore, run_cli: RunCli) -> None:
+    assert run_cli("clean", cwd=store.path).returncode == 0
+    (path,) = (store.path / "backup").glob("a@*")
+    head = replace(archive.read_head(path), artifacts=("results/a/", "uploads/dem.tif"))
+    path.unlink()
+    (store.path / "elsewhere" / "a").mkdir(parents=True)
+    root = open_root(RootName.RESULTS, store.path / "elsewhere")
+    try:
+        BackupFolder(store.path / "backup").add(head, "tar.zst", store.now, [(root, "a")])
+    finally:
+        root.close()
+    done = run_cli("backup", "restore", "a", cwd=store.path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "uploads/dem.tif" in done.stderr
+    assert store.trash() == []
+    assert not store.results("a").exists()
+    assert run_cli("backup", "restore", "a", "--only", "results/a", cwd=store.path).returncode == 0

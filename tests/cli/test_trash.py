@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from eemtcleanupd.cleanup.restore import RestoreResult
+from eemtcleanupd.cli.trash import print_restored
+from eemtcleanupd.model import Artifact, Found, RootName
 from tests.cleanup.conftest import JobStore
 from tests.conftest import RunCli
 
@@ -115,3 +119,34 @@ def test_a_hold_that_comes_too_late_is_a_warning(
     assert [held["job_id"] for held in holds] == [job]
     assert ("[WARNING] " in done.stderr) == warns
     assert (f"job {job}" in done.stderr.lower()) == warns
+
+
+def test_a_missing_item_is_not_restored(store: JobStore, run_cli: RunCli) -> None:
+    trash = store.path / "results" / ".eemtcleanupd-trash"
+    (item,) = (path for path in trash.iterdir() if (path / "a").exists())
+    shutil.rmtree(item)
+    done = run_cli("trash", "restore", "a", cwd=store.path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "results/a/" in done.stderr
+    done = run_cli("trash", "restore", "a", "--json", cwd=store.path)
+    assert done.returncode == 1
+    assert "restored" not in json.loads(done.stdout or "{}")
+
+
+def test_a_restore_in_part_prints_both_parts_and_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+    upload = Found(Artifact(RootName.UPLOADS, "dem.tif"), is_folder=False)
+    results = Found(Artifact(RootName.RESULTS, "a"), is_folder=True)
+    result = RestoreResult("a", (results,), None, ((upload, "Input/output error"),), ("no owner",))
+    assert print_restored(result, as_json=False) == 1
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == ["Restored results/a/"]
+    assert "uploads/dem.tif: Input/output error" in printed.err
+    assert "no owner" in printed.err
+    assert print_restored(result, as_json=True) == 1
+    assert json.loads(capsys.readouterr().out) == {
+        "job_id": "a",
+        "restored": ["results/a/"],
+        "not_restored": [{"artifact": "uploads/dem.tif", "error": "Input/output error"}],
+        "warnings": ["no owner"],
+        "held_until": None,
+    }

@@ -61,6 +61,9 @@ def add_job_routes(router: APIRouter, context: ApiContext) -> None:
             {
                 "job_id": body.job_id,
                 "restored": [artifact.label for artifact in result.artifacts],
+                "not_restored": [
+                    {"artifact": artifact.label, "error": reason} for artifact, reason in result.not_restored
+                ],
                 "held_until": result.held_until,
             }
         )
