@@ -51,7 +51,7 @@ retention:
   failed_jobs:
     hours: 12
     keep_metadata: true
-    keep_error_logs: true  # *.log, *.err and *.out are moved to logs/jobs/<id>/ before deletion
+    keep_error_logs: true  # *.log, *.err and *.out are kept in logs/jobs/<id>/
 
 paths:
   database: ./jobs.db

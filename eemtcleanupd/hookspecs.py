@@ -84,7 +84,7 @@ class Hooks:
 
     @hookspec
     def notify(self, event: object, settings: Any) -> str | None:
-        """Receive any event for which the plugin has no hook, except ``run_started`` and ``job_cleaned``."""
+        """Receive events for which the plugin has no hook, except ephemeral ones such as ``run_started``."""
 
     @hookspec
     def veto_cleanup(self, job: Job, settings: Any) -> str | None:

@@ -7,7 +7,7 @@ import typing
 
 import pytest
 
-from eemtcleanupd.events import HOOK_EVENTS, Event, Occasion, Severity
+from eemtcleanupd.events import HOOK_EVENTS, OCCASIONS, Event, Occasion, Severity
 from eemtcleanupd.hookspecs import EVENT_HOOKS, NOTIFY_COVERS, Hooks
 from eemtcleanupd.notifiers.messages import render
 from tests.notifiers.samples import EVENTS
@@ -21,7 +21,12 @@ def test_every_event_with_a_hook_has_one_class_and_one_hookspec() -> None:
 
 
 def test_notify_covers_all_events_but_the_ephemeral_ones() -> None:
-    assert set(EVENT_HOOKS) - NOTIFY_COVERS == {"run_started", "job_cleaned", "notify"}
+    ephemeral = {hook for hook, event in HOOK_EVENTS.items() if event.is_ephemeral}
+    assert set(EVENT_HOOKS) - NOTIFY_COVERS == {*ephemeral, "notify"}
+
+
+def test_every_occasion_has_a_meaning() -> None:
+    assert list(OCCASIONS) == list(typing.get_args(Occasion))
 
 
 @pytest.mark.parametrize("event", SAMPLES, ids=lambda event: type(event).__name__)

@@ -3,8 +3,8 @@
 ``python -m tools.reference`` writes the files. With ``--check`` it writes nothing, and exits with 1 if a file
 is out of date.
 
-Cog (https://cog.readthedocs.io) runs the blocks between ``[[[cog`` and ``[[[end]]]`` in ``docs/*.md`` and
-ARCHITECTURE.md. Each block calls a function of this package that returns Markdown.
+Cog (https://cog.readthedocs.io) runs the blocks between ``[[[cog`` and ``[[[end]]]`` in ``docs/*.md``,
+ARCHITECTURE.md and the man page. Each block calls a function of this package that returns its text.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from tools.json_schema import Spec, block_of, default, kind, leaves, resolve
 
 _ROOT = Path(__file__).parents[1]
 _ARCHITECTURE = _ROOT / "ARCHITECTURE.md"
+_MAN_PAGE = _ROOT / "packaging/man/eemtcleanupd.8"
 
 
 # Commands
@@ -67,6 +68,29 @@ def _command(path: str, definition: click.Command) -> Iterator[str]:
         if isinstance(parameter, click.Option) and (record := parameter.get_help_record(context))
     ]
     yield table(("option", "meaning"), ((_code(option), cell(text)) for option, text in records))
+
+
+def man_commands() -> str:
+    """Return the commands with their arguments for the man page, in mdoc(7)."""
+    lines = []
+    for name, (module, meaning) in COMMANDS.items():
+        definition: click.Command = getattr(importlib.import_module(module), name.replace("-", "_"))
+        lines += [f".It {' , '.join(_mdoc(name, definition))}", meaning]
+    return "\n".join(lines)
+
+
+def _mdoc(path: str, definition: click.Command) -> Iterator[str]:
+    if isinstance(definition, click.Group):
+        for name, subcommand in sorted(definition.commands.items()):
+            yield from _mdoc(f"{path} {name}", subcommand)
+        return
+    pieces = [f"Cm {path}"]
+    for parameter in definition.params:
+        if isinstance(parameter, click.Argument):
+            pieces.append(
+                f"{'' if parameter.required else 'Op '}Ar {str(parameter.name).removesuffix('_id')}"
+            )
+    yield " ".join(pieces)
 
 
 def exit_codes() -> str:
@@ -161,6 +185,16 @@ def metrics() -> str:
 
 
 # Hooks and events
+
+
+def occasions() -> str:
+    """Return the occasions that ``on:`` can name, with their meanings."""
+    defaults = NotifierSettings.model_fields["on"].default
+    rows = [
+        (f"`{name}`", meaning, "yes" if name in defaults else "")
+        for name, meaning in events.OCCASIONS.items()
+    ]
+    return page(table(("occasion", "meaning", "in the default"), rows))
 
 
 def hooks() -> str:
@@ -343,7 +377,7 @@ def main() -> None:
         "-p",
         "import cog; from tools import architecture, reference",
     ]
-    pages = [*sorted((_ROOT / "docs").glob("*.md")), _ARCHITECTURE]
+    pages = [*sorted((_ROOT / "docs").glob("*.md")), _ARCHITECTURE, _MAN_PAGE]
     done = subprocess.run([*cog, "--check" if is_check else "-r", *pages], cwd=_ROOT, check=False)
     if done.returncode and not is_check:
         sys.exit(done.returncode)

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from eemtcleanupd.config.base import Section
 from eemtcleanupd.config.types import not_empty, one_or_more, require
-from eemtcleanupd.events import Occasion
+from eemtcleanupd.events import OCCASIONS, Occasion
 
 TimeOfDay = Annotated[
     str,
@@ -57,9 +57,9 @@ class NotifierSettings(PluginSettings):
 
     on: Occasions = Field(
         ("success", "failure", "interrupted", "recovery", "pressure", "capacity", "config_rejected"),
-        description="Events to report. failure is a run that failed, was refused or had errors. trash is a "
-        "run that only emptied the trash. recovery is a run that only finished what an interrupted run had "
-        "started. daemon is the start and the stop of the daemon.",
+        description="Events to report: "
+        + "; ".join(f"{occasion} ({meaning})" for occasion, meaning in OCCASIONS.items())
+        + ".",
     )
     only_if_cleaned: bool = Field(False, description="Report a successful run only if it deleted something.")
     digest: TimeOfDay | None = Field(

@@ -1,4 +1,4 @@
-"""Every key of `cleanup_config.yaml`, with its type, bounds, default and description.
+"""Every key of `cleanup_config.yaml` but those of plugins, with its type, bounds, default and description.
 
 `make reference` generates the sample configuration, its JSON Schema and the key tables from this module, so
 the docstring of a block and the description of a key are written for operators.
@@ -56,9 +56,7 @@ class SuccessfulJobs(Section):
         json_schema_extra={"deprecated": True},
     )
     keep_metadata: Metadata = Field(True, description="Always true: rows of the job table are never deleted.")
-    keep_logs: bool = Field(
-        False, description="Move log files to <logs>/jobs/<id>/ before the rest of the job is deleted."
-    )
+    keep_logs: bool = Field(False, description="Keep log files in <logs>/jobs/<id>/ when the job is deleted.")
     keep_last: Count = Field(
         0, description="Number of newest successful jobs to keep regardless of age. 0 disables this rule."
     )
@@ -70,7 +68,7 @@ class FailedJobs(Section):
     hours: Hours = Field(12, description="Hours to keep the data after the end of the job.")
     keep_metadata: Metadata = Field(True, description="Always true: rows of the job table are never deleted.")
     keep_error_logs: bool = Field(
-        True, description="Move log files to <logs>/jobs/<id>/ before the rest of the job is deleted."
+        True, description="Keep log files in <logs>/jobs/<id>/ when the job is deleted."
     )
 
 
@@ -121,7 +119,7 @@ class RetentionConfig(Section):
     failed_jobs: FailedJobs = Field(default_factory=FailedJobs)
     log_patterns: Patterns = Field(
         ("*.log", "*.err", "*.out"),
-        description="Names of the log files that keep_logs and keep_error_logs move, as shell patterns.",
+        description="Names of the log files that keep_logs and keep_error_logs keep, as shell patterns.",
     )
     statuses: Statuses = Field(default_factory=Statuses)
     overrides: Annotated[tuple[Override, ...], Strict(False)] = Field(

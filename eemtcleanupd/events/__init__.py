@@ -1,26 +1,16 @@
 """Events of runs and of the daemon: data, hook, filter name, severity and texts of each in one place."""
 
-from eemtcleanupd.events.base import Emit as Emit, Event as Event, Occasion as Occasion, Severity as Severity
-from eemtcleanupd.events.runs import (
-    JobCleaned as JobCleaned,
-    JobFailed as JobFailed,
-    JobPlanned as JobPlanned,
-    JobSkipped as JobSkipped,
-    OrphanFound as OrphanFound,
-    PurgePlanned as PurgePlanned,
-    RunFailed as RunFailed,
-    RunFinished as RunFinished,
-    RunStarted as RunStarted,
-    Warned as Warned,
+from eemtcleanupd.events.base import (
+    OCCASIONS as OCCASIONS,
+    Emit as Emit,
+    Event as Event,
+    Occasion as Occasion,
+    Severity as Severity,
 )
-from eemtcleanupd.events.system import (
-    CapacityWarning as CapacityWarning,
-    ConfigRejected as ConfigRejected,
-    ConfigReloaded as ConfigReloaded,
-    DaemonStarted as DaemonStarted,
-    DaemonStopping as DaemonStopping,
-    DiskPressure as DiskPressure,
-)
+
+# All events, so that a new one is only added where it is defined.
+from eemtcleanupd.events.runs import *  # noqa: F403
+from eemtcleanupd.events.system import *  # noqa: F403
 from eemtcleanupd.events.values import (
     DURATION_BUCKETS as DURATION_BUCKETS,
     ArtifactSize as ArtifactSize,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 Occasion = Literal[
     "success",
@@ -21,12 +21,21 @@ Occasion = Literal[
     "config_rejected",
     "daemon",
 ]
-"""What ``on:`` in a notifier's settings can name.
-
-The first six are results of runs.  ``failure`` is a run with errors, or one that was refused or failed;
-``trash`` is a successful run that only emptied the trash, ``recovery`` one that only finished or undid what
-an interrupted run had started.
-"""
+"""What ``on:`` in a notifier's settings can name.  The first six are results of runs."""
+OCCASIONS: Final[Mapping[Occasion, str]] = {
+    "success": "a run without errors",
+    "failure": "a run that failed, was refused or had errors",
+    "interrupted": "a run that was stopped before its end",
+    "trash": "a run that only emptied the trash",
+    "recovery": "a run that only finished or undid what an interrupted run had started",
+    "dry_run": "a dry run",
+    "pressure": "a nearly full disk",
+    "capacity": "job data that approaches or exceeds its budget",
+    "config_reloaded": "a new configuration in force",
+    "config_rejected": "a rejected configuration",
+    "daemon": "the start or the stop of the daemon",
+}
+"""The meaning of each occasion, for the documentation."""
 
 
 class Severity(StrEnum):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from eemtcleanupd.delivery.serialization import decode, encode
-from eemtcleanupd.events import CapacityWarning, DiskPressure, Event
-from tests.notifiers.samples import FAILED, FINISHED, HOSTILE_REPORT
+from eemtcleanupd.events import Event
+from tests.notifiers.samples import EVENTS, FINISHED, HOSTILE_REPORT
 
 
 @pytest.mark.parametrize(
-    "event", [FINISHED, FAILED, HOSTILE_REPORT, DiskPressure(1, 2, 3, 4), CapacityWarning(1, 2, 3)], ids=str
+    "event", [event for event in EVENTS if isinstance(event, Event)], ids=lambda event: type(event).__name__
 )
 def test_a_decoded_event_equals_the_encoded_one(event: Event) -> None:
     decoded = decode(event.hook, encode(event))
