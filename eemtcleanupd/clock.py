@@ -1,4 +1,4 @@
-"""The only module that reads a clock, so that tests can pass another one."""
+"""The only module that reads the time of day for decisions; tests pass another clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run from plan to report; it keeps the configuration that it started with."""
+"""One run from plan to report, with the configuration of its start; refuses a run if a breaker trips."""
 
 from __future__ import annotations
 

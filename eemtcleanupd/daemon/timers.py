@@ -1,6 +1,6 @@
-"""Timers of the daemon: cron expressions and fixed intervals, as jobs of the library ``schedule``.
+"""Timers of the daemon: cron expressions (``cronsim``) and fixed intervals; ``schedule`` calls due timers.
 
-``schedule`` keeps the list and calls the jobs that are due.  It has no cron, and its own times are naive
+``schedule`` keeps the list of timers as its jobs.  It has no cron, and its own times are naive
 local ones, which are off by an hour after a clock change.  So the jobs here compute aware times in UTC.
 An occurrence is due when it lies between the last check and now.  A machine that was suspended, or whose
 clock was set forward, makes up for all missed occurrences with one call.

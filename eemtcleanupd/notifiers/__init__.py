@@ -1,1 +1,1 @@
-"""Notifiers that come with eemtcleanupd; each module is a plugin like those of others."""
+"""Built-in notifiers: each module is a plugin, except ``http``, ``messages`` and ``smtp``, which they use."""

@@ -1,4 +1,4 @@
-"""Events as text for people, the same for all channels; each channel adds only its format."""
+"""Turns events into messages for people: the run report here, other events from ``events/``."""
 
 from __future__ import annotations
 

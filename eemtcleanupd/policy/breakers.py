@@ -1,4 +1,4 @@
-"""Safety breakers, which refuse a run before it changes anything."""
+"""Safety breakers: test whether a run is probably a mistake; ``cleanup/run.py`` then refuses it."""
 
 from __future__ import annotations
 

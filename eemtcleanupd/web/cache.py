@@ -1,4 +1,4 @@
-"""Cache of HTTP answers: computes each once for all clients and evicts the oldest (LRU by computation).
+"""Cache of HTTP answers: computes each once for all clients, and drops the one computed longest ago.
 
 :class:`CacheMiddleware` serves a fresh answer without the routes, which costs a third of the CPU time.
 """

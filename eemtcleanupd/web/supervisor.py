@@ -1,7 +1,7 @@
 """Start, supervise and answer the HTTP worker process, and open the address that it listens on.
 
 The worker is a separate process, so that HTTP clients cannot slow down a cleanup run or crash the daemon.
-It asks the daemon for everything that changes the job store.
+It asks the daemon for runs, status and metrics.  Single jobs it holds, releases and restores itself.
 """
 
 from __future__ import annotations
