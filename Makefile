@@ -76,7 +76,7 @@ docs: $(READY) ## build the documentation site in site/
 	$(BIN)/python -m tools.site site
 	@echo "To view it: $(BIN)/python -m http.server --directory site --bind 127.0.0.1 8000"
 
-reference: $(READY) ## regenerate etc/ and the generated parts of docs/*.md and ARCHITECTURE.md
+reference: $(READY) ## regenerate etc/, and the generated parts of docs/*.md, ARCHITECTURE.md and the man page
 	$(BIN)/python -m tools.reference
 
 bench: $(READY) ## measure what the README's figures come from
