@@ -86,7 +86,7 @@ class Inventory:
         self._planner = planner
         self._on_entry = on_entry
         self._is_recording = is_recording
-        self._reserved = session.reserved_entries()
+        self._reserved = session.reserved_entries
         self._now = run.clock()
         self._census: dict[RootName, RootCensus] = {}
 

@@ -73,7 +73,7 @@ class Planner:
         self._session = session
         self._policy = policy or run.policy
         self._jobs = jobs or session.jobs
-        self._reserved = session.reserved_entries()
+        self._reserved = session.reserved_entries
         self._last = self._jobs.newest_successful(self._policy.keep_last, run.started_at)
 
     def decisions(self, page_size: int) -> Iterator[list[Decision]]:

@@ -65,6 +65,7 @@ class StoreSession:
             self.trashes[name] = Trash(root)
             stack.callback(self.trashes[name].close)
 
+    @cached_property
     def reserved_entries(self) -> frozenset[Artifact]:
         """Return entries of roots that contain paths of the configuration: no job can own them.
 

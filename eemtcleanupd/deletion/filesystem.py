@@ -57,10 +57,11 @@ def _mount(line: bytes) -> Mount:
 
 def locate(path: Path, all_mounts: Sequence[Mount]) -> Location:
     """Return where an absolute path without links lies on its filesystem."""
-    mount = None
+    text, mount, length = f"{path}/", None, 0
     for other in all_mounts:  # of several mounts at one point, the last is visible
-        if path.is_relative_to(other.path) and (mount is None or other.path.is_relative_to(mount.path)):
-            mount = other
+        prefix = f"{str(other.path).rstrip('/')}/"
+        if len(prefix) >= length and text.startswith(prefix):
+            mount, length = other, len(prefix)
     if mount is None:  # the folder of the mount namespace that is not listed
         return Location("", path)
     return Location(mount.device, mount.root / path.relative_to(mount.path))

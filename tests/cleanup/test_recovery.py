@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ def fill(path: Path) -> JobStore:
     return store
 
 
-def run_and_die(store: JobStore, at: int, grace_hours: int = 0) -> bool:
+def run_and_die(store: JobStore, at: int, grace_hours: int = 0, **options: Any) -> bool:
     """Run in a child that dies at its ``at``-th step; False when it ended before that.
 
     Steps are the calls that change or list folders, and both sides of every write to the database.  The
@@ -69,7 +70,7 @@ def run_and_die(store: JobStore, at: int, grace_hours: int = 0) -> bool:
         try:
             SqliteDatabase.write = write  # type: ignore[method-assign,assignment]  # only in this child
             sys.addaudithook(hook)
-            store.run(performance__max_workers=1, trash__grace_hours=grace_hours)
+            store.run(performance__max_workers=1, trash__grace_hours=grace_hours, **options)
         except BaseException:
             os._exit(1)
         os._exit(0)
