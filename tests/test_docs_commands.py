@@ -40,6 +40,7 @@ NO_COMMANDS = {
     "dockerfile",
     "ini",
     "json",
+    "markdown",
     "nginx",
     "python",
     "sql",
