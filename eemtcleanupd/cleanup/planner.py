@@ -348,9 +348,15 @@ def find_artifacts(roots: Mapping[RootName, Root], jobs: Sequence[Job]) -> dict[
 
 
 def has_files_in_place(roots: Mapping[RootName, Root], job: Job) -> bool:
-    """Return whether a job, all of which was staged, has results or working files in their places again."""
-    folders = (root for name, root in roots.items() if name is not RootName.UPLOADS)
-    return invalid_name_reason(job.id) is None and any(root.has(job.id) for root in folders)
+    """Return whether a job, all of which was staged, has results or working files in their places again.
+
+    An entry that can belong to another job too (uploads, ``results/a_results.zip``) proves nothing: it stays
+    in its place while the other job needs it.
+    """
+    folders = (Artifact(root, job.id) for root in roots if root is not RootName.UPLOADS)
+    return invalid_name_reason(job.id) is None and any(
+        roots[folder.root].has(folder.name) for folder in folders if len(possible_owner_ids(folder)) == 1
+    )
 
 
 def _mode(root: Root, name: str) -> int | None:

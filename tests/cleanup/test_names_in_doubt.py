@@ -157,3 +157,15 @@ def test_an_orphan_in_another_composition_is_reported(store: JobStore) -> None:
     store.wait(days=2)
     store.run(**DELETE)
     assert any("u" in event.message for event in store.events if isinstance(event, Warned))
+
+
+def test_an_entry_that_another_job_needs_does_not_keep_its_namesake_from_its_record(store: JobStore) -> None:
+    """``results/a_results.zip`` is the zip of job ``a``, and would be the folder of job ``a_results.zip``."""
+    store.job("a", days=1)
+    store.job("a_results.zip", files=0)
+    archive = store.path / "results/a_results.zip"
+    archive.write_bytes(b"zip")
+    assert store.run().successful.jobs == 1
+    assert store.cleaned() == {"a_results.zip"}
+    assert archive.exists()
+    assert store.run().skipped == 0

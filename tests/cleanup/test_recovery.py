@@ -18,10 +18,10 @@ from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.cleanup.conftest import JobStore
 
-_KILLED = 77
+KILLED = 77
 # Workers share the steps of a run: each test takes every fourth.
 SHARES = 4
-_CALLS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.scandir", "os.link"}
+CALLS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.scandir", "os.link"}
 
 
 def fill(path: Path) -> JobStore:
@@ -53,10 +53,10 @@ def run_and_die(store: JobStore, at: int, grace_hours: int = 0, **options: Any) 
             nonlocal steps
             steps += 1
             if steps == at:
-                os._exit(_KILLED)
+                os._exit(KILLED)
 
         def hook(event: str, _args: tuple[object, ...]) -> None:
-            if event in _CALLS:
+            if event in CALLS:
                 step()
 
         real_write = SqliteDatabase.write
@@ -75,8 +75,8 @@ def run_and_die(store: JobStore, at: int, grace_hours: int = 0, **options: Any) 
             os._exit(1)
         os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in {0, _KILLED}
-    return code == _KILLED
+    assert code in {0, KILLED}
+    return code == KILLED
 
 
 def assert_nothing_is_lost_or_lied_about(store: JobStore) -> None:
