@@ -26,6 +26,7 @@ db.execute(f"INSERT INTO jobs ({key}, workflow_type, status, parameters, dem_fil
 db.commit()
 PYTHON
 chown -R eemt: /srv/eemt/results/big
+find /srv/eemt/results/big -type d -exec touch -d yesterday {} +
 """
 
 
