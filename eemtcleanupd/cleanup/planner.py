@@ -112,9 +112,11 @@ class Planner:
         """
         artifacts = find_artifacts(self._session.roots, [decision.job for decision in expired])
         everything = {found.artifact for entries in artifacts.values() for found in entries}
+        ambiguous = _ambiguous_names(self._session.roots, everything)
         with self._session.database.read() as connection:
             claimants = self.claimants(connection, everything)
-            problems = self._spelling_problems(connection, everything)
+            alike = {root: self._jobs.spelled_alike(connection, names) for root, names in ambiguous.items()}
+        problems = self._spelling_problems(ambiguous, alike)
         being_cleaned = {decision.job.id for decision in expired} | set(in_flight)
         last_owner = {found.artifact: job_id for job_id, entries in artifacts.items() for found in entries}
         plans = []
@@ -143,21 +145,20 @@ class Planner:
         return [plan if plan.artifacts else replace(plan, trashed=trashed.get(plan.job.id)) for plan in plans]
 
     def _spelling_problems(
-        self, connection: Connection, artifacts: Iterable[Artifact]
+        self, ambiguous: Mapping[RootName, set[str]], alike: Mapping[RootName, Mapping[str, list[str]]]
     ) -> dict[Artifact, str]:
         """Return the artifacts that a filesystem might have found under the name of another entry or job.
 
         A filesystem that ignores case, or the composition of characters, finds one entry under several names.
         """
         problems = {}
-        for root, names in _ambiguous_names(self._session.roots, artifacts).items():
+        for root, names in ambiguous.items():
             listed = self._session.roots[root].listed(names)
-            alike = self._jobs.spelled_alike(connection, names)
             for name in names:
                 label = shortened(printable(f"{root}/{name}"))
                 if name not in listed:
                     problems[Artifact(root, name)] = f"{label} has another spelling on the disk"
-                elif others := alike.get(folded(name)):
+                elif others := alike[root].get(folded(name)):
                     other = shortened(printable(others[0]))
                     problems[Artifact(root, name)] = f"{label} and {other} differ only in spelling"
         return problems
