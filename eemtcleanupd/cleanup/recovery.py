@@ -43,7 +43,8 @@ def _has_begun(pipeline: Pipeline, intent: Intent) -> bool:
     is_deleting = any(
         pipeline.session.in_trash(found.artifact.root, deleting_name(item)) for found, item in intent.items
     )
-    return is_deleting and _claimed_job(pipeline, intent).marks_job_cleaned
+    has_begun = is_deleting or _is_deleted(pipeline.session, intent)
+    return has_begun and _claimed_job(pipeline, intent).marks_job_cleaned
 
 
 def _recover(pipeline: Pipeline, intent: Intent, finished: Set[str]) -> None:

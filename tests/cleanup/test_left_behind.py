@@ -118,3 +118,28 @@ def test_a_purge_that_was_killed_before_its_record_is_no_loss(
     ]
     report = store.run(**GRACE)
     assert (report.errors, report.trash_purged.jobs) == (0, 1)
+
+
+def test_what_was_still_staged_goes_with_what_a_killed_run_had_deleted(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run died after one item was deleted completely, and before it began to delete the next."""
+    store.job("a", dem="dem.tif")
+    upload = store.upload("dem.tif")
+    mark = Trash.mark_deleting
+
+    def mark_one(self: Trash, item: str) -> str:
+        if self.root.name == "uploads":
+            raise KeyboardInterrupt
+        return mark(self, item)
+
+    monkeypatch.setattr(Trash, "mark_deleting", mark_one)
+    with pytest.raises(KeyboardInterrupt):
+        store.run()
+    monkeypatch.undo()
+    for item in (store.path / "results/.eemtcleanupd-trash").glob("*.deleting"):
+        shutil.rmtree(item)
+    store.run()
+    assert store.cleaned() == {"a"}
+    assert not upload.exists()
+    assert store.trash() == []

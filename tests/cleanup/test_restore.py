@@ -356,7 +356,7 @@ def test_a_restore_in_part_says_what_was_restored_and_what_was_not(
     (logged,) = trashed.sql("SELECT message FROM cleanup_log WHERE action = 'restored'")
     assert f"{failing}/" not in str(logged)
     monkeypatch.undo()
-    trashed.run(**GRACE)  # it goes on with the rest
+    trashed.run(**GRACE)  # it does the rest
     assert without_trash(trashed) == before
     assert trashed.sql("SELECT * FROM cleanup_intents") == []
 
