@@ -19,12 +19,19 @@ class UsageTables(Repository):
     """``cleanup_sizes`` and ``cleanup_storage``."""
 
     def measured(self, connection: Connection, job_ids: Sequence[str]) -> dict[str, int]:
-        """Return the measured bytes by job id, for jobs that still have their data."""
+        """Return the measured bytes by job id, for jobs that still have their data.
+
+        What is no size is left out: the job is measured again.
+        """
         sizes: dict[str, int] = {}
         for start in range(0, len(job_ids), MOST_VALUES):
             page = job_ids[start : start + MOST_VALUES]
             statement = select(SIZES.c.job_id, SIZES.c.bytes).where(SIZES.c.job_id.in_(page))
-            sizes |= {row.job_id: row.bytes for row in connection.execute(statement)}
+            sizes |= {
+                row.job_id: row.bytes
+                for row in connection.execute(statement)
+                if isinstance(row.bytes, int) and row.bytes >= 0
+            }
         return sizes
 
     def set_measured(
@@ -48,7 +55,7 @@ class UsageTables(Repository):
         grouped = select(SIZES.c.status_class, func.count(), func.sum(SIZES.c.bytes)).group_by(
             SIZES.c.status_class
         )
-        with self._database.read() as connection:
+        with self._database.read() as connection, corruption_guard("cleanup_sizes"):
             return {row[0]: (row[1], int(row[2] or 0)) for row in connection.execute(grouped)}
 
     def add_storage_sample(
@@ -68,7 +75,10 @@ class UsageTables(Repository):
         def work(connection: Connection) -> CapacityWarning | None:
             grouped = select(SIZES.c.status_class, func.sum(SIZES.c.bytes)).group_by(SIZES.c.status_class)
             used = {row[0]: row[1] for row in connection.execute(grouped)}
-            successful, failed = (int(used.get(name) or 0) for name in (JobClass.SUCCESSFUL, JobClass.FAILED))
+            with corruption_guard("cleanup_sizes"):
+                successful, failed = (
+                    int(used.get(name) or 0) for name in (JobClass.SUCCESSFUL, JobClass.FAILED)
+                )
             held = successful + failed
             latest = select(STORAGE.c.capacity_level).order_by(STORAGE.c.id.desc()).limit(1)
             last = connection.execute(latest).scalar()
