@@ -28,6 +28,7 @@ from eemtcleanupd.formatting import human_size, plural, printable
 from eemtcleanupd.model import TRASH_NAME, Outcome, RootName
 from eemtcleanupd.policy.breakers import ZoneEvidence, format_offset
 from eemtcleanupd.policy.capacity import Budget
+from eemtcleanupd.privileges import has_file_access
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.jobs import JobTable
@@ -35,6 +36,7 @@ from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.lock import find_daemon
 from eemtcleanupd.store.mount_check import check_journal
 from eemtcleanupd.store.outbox import delivery_stats
+from eemtcleanupd.store.owner import risk_of_root, user_of_run
 from eemtcleanupd.store.timestamps import utc_offset, zone_named
 
 _NEARLY_FULL_FRACTION = 0.95
@@ -80,6 +82,7 @@ def examine(loaded: Loaded, now: datetime) -> Iterator[Finding]:
     """Yield the findings of all checks, as soon as each is known; ``now`` is aware."""
     for result in _check_configuration(loaded):
         yield Finding("configuration", *result)
+    yield Finding("user", *_check_user(loaded.config))
     try:
         database = StoreAddress.of(loaded.config).open(1)
     except CleanupError as error:
@@ -119,6 +122,12 @@ def _check_configuration(loaded: Loaded) -> Iterator[Result]:
             "dry_run is true, so runs delete nothing.",
             "Remove dry_run from the file and EEMT_CLEANUP_DRY_RUN from the environment.",
         )
+
+
+def _check_user(config: Config) -> Result:
+    if (risk := risk_of_root(config)) is not None:
+        return _warning(risk, "Remove run_as, or set it to owner.")
+    return _ok(user_of_run())
 
 
 class _StoreChecks:
@@ -395,10 +404,10 @@ def _check_permissions(root: Root) -> Result:
             f"{folder} is not writable for user {uid}.",
             f"Change its owner (chown), or run cleanup as user {os.fstat(root.fd).st_uid}.",
         )
-    if undeletable := _undeletable_folders(root) if uid != 0 else []:
+    if undeletable := [] if has_file_access() else _undeletable_folders(root):
         return _problem(
             f"User {uid} cannot empty {len(undeletable)} folders of {folder}: {_names(undeletable)}.",
-            f"chown -R {uid} {root.path}, or run cleanup as their owner.",
+            f"chown -R {uid} {root.path}, or give the service the drop-in root-files.conf, see SECURITY.md.",
         )
     if _is_foreign_trash(root):
         trash = root.path / TRASH_NAME
@@ -417,7 +426,8 @@ def _is_foreign_trash(root: Root) -> bool:
     except FileNotFoundError:
         return False
     is_own = status.st_uid in {os.geteuid(), 0} and not status.st_mode & 0o022
-    return not is_own or not os.access(TRASH_NAME, os.R_OK | os.W_OK | os.X_OK, dir_fd=root.fd)
+    mode = os.R_OK | os.W_OK | os.X_OK
+    return not is_own or not (has_file_access() or os.access(TRASH_NAME, mode, dir_fd=root.fd))
 
 
 def _nearest_existing(path: Path) -> Path:

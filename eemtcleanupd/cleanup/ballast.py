@@ -20,6 +20,7 @@ from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.formatting import human_size
 from eemtcleanupd.model import TRASH_NAME
+from eemtcleanupd.privileges import with_file_access
 from eemtcleanupd.store.address import StoreAddress
 
 log = logging.getLogger(__name__)
@@ -155,6 +156,7 @@ def _beside_database(config: Config, stack: ExitStack) -> Iterator[Ballast]:
     yield Ballast(real.parent, fd, f"{stem}.ballast", size)
 
 
+@with_file_access
 def _open_trash(root: Root, stack: ExitStack) -> int | None:
     """Open a root's trash if it exists and only this user can write to it."""
     try:

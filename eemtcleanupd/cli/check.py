@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -35,6 +36,7 @@ def check(as_json: bool, schema: bool) -> None:
         return
     loaded = load_config()
     from eemtcleanupd.policy.retention import Policy
+    from eemtcleanupd.privileges import User
 
     policy = str(Policy.from_config(loaded.config.retention))
     if as_json:
@@ -42,6 +44,7 @@ def check(as_json: bool, schema: bool) -> None:
             {
                 "file": None if loaded.file is None else str(loaded.file),
                 "policy": policy,
+                "user": User.of(os.geteuid()).name,
                 "settings": [
                     {"key": setting.key, "value": setting.value, "from": setting.origin}
                     for setting in loaded.settings()
@@ -54,6 +57,8 @@ def check(as_json: bool, schema: bool) -> None:
 
 
 def _print_table(loaded: Loaded, policy: str) -> None:
+    from eemtcleanupd.store.owner import user_of_run
+
     file = "none, defaults are used" if loaded.file is None else printable(str(loaded.file))
     click.echo(f"Configuration file: {file}\n")
     rows = [("key", "value", "from")]
@@ -62,7 +67,7 @@ def _print_table(loaded: Loaded, policy: str) -> None:
     value_width = min(_MAX_VALUE_WIDTH, max(len(value) for _, value, _ in rows))
     for key, value, origin in rows:
         click.echo(f"{key:<{key_width}}  {value:<{value_width}}  {origin}")
-    click.echo(f"\n{printable(policy)}")
+    click.echo(f"\n{printable(policy)}\n{user_of_run()}")
     for warning in loaded.warnings:
         click.echo(click.style("[WARNING]", fg="yellow") + f" {warning}")
     click.echo("The configuration is valid.")

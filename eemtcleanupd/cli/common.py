@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime
@@ -54,14 +55,22 @@ def _given() -> dict[str, tuple[Any, str]]:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-config_option = setting_option(
-    CONFIG_FILE,
-    "--config",
-    "FILE",
-    "Configuration file (default: EEMT_CLEANUP_CONFIG, ./cleanup_config.yaml, "
-    "/etc/eemtcleanupd/cleanup_config.yaml or built-in defaults).",
-    type=click.Path(path_type=Path),
-)
+
+
+def config_option(command: Command) -> Command:
+    """Add ``--config FILE`` and ``--run-as USER`` to a command that reads the configuration."""
+    add_run_as = setting_option(
+        "run_as", "--run-as", "USER", "User that a process of root becomes (default: the store's owner)."
+    )
+    add_file = setting_option(
+        CONFIG_FILE,
+        "--config",
+        "FILE",
+        "Configuration file (default: EEMT_CLEANUP_CONFIG, ./cleanup_config.yaml, "
+        "/etc/eemtcleanupd/cleanup_config.yaml or built-in defaults).",
+        type=click.Path(path_type=Path),
+    )
+    return add_file(add_run_as(command))
 
 
 def store_options(command: Command) -> Command:
@@ -80,14 +89,58 @@ def local_minute(moment: datetime) -> str:
 
 
 def load_config() -> Loaded:
-    """Load the effective configuration, with the options of the command."""
+    """Load the effective configuration, with the options of the command; then give up the rights of root.
+
+    Whatever follows works as the owner of the job store.
+    """
+    loaded = config_reader()()
+    give_up_root(loaded.config)
+    return loaded
+
+
+def config_reader() -> Callable[[], Loaded]:
+    """Return a function that loads the effective configuration, with the options of the command."""
     from eemtcleanupd.config import find_file
     from eemtcleanupd.plugins import load
 
-    cwd = working_folder()
+    cwd, named = working_folder(), given(CONFIG_FILE)
     options = {key: value for key, value in _given().items() if key != CONFIG_FILE}
-    file = find_file(given(CONFIG_FILE), os.environ, cwd)
-    return load(file, environ=os.environ, options=options, cwd=cwd)
+    return lambda: load(find_file(named, os.environ, cwd), environ=os.environ, options=options, cwd=cwd)
+
+
+def give_up_root(config: Config) -> None:
+    """Become the owner of the job store if this process is root's; see ``run_as``.
+
+    Raises:
+        ConfigError: ``run_as`` is impossible, or the new user cannot read this program.
+    """
+    from eemtcleanupd import privileges
+    from eemtcleanupd.store.owner import risk_of_root, user_to_become
+
+    user = user_to_become(config)
+    if user is None:
+        privileges.set_aside()
+        if (risk := risk_of_root(config)) is not None:
+            click.echo(f"[WARNING] {risk}", err=True)
+        return
+    privileges.become(user)
+    unreadable = next((path for path in {*sys.path, sys.executable} if _is_hidden(Path(path))), None)
+    if unreadable is not None:
+        raise ConfigError(
+            f"This command works as user {user}, the owner of the job store, who cannot read {unreadable}. "
+            "Install eemtcleanupd where every user can read it, or trust that user with --run-as root."
+        )
+
+
+def _is_hidden(path: Path) -> bool:
+    """Return whether this process cannot read a part of the program, such as one below root's home."""
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return not os.access(path, os.R_OK)
 
 
 def working_folder() -> Path:

@@ -10,16 +10,19 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import click
 
-from eemtcleanupd.cli.common import CONFIG_FILE, caller, config_option, given, working_folder
+from eemtcleanupd.cli.common import caller, config_option, config_reader, give_up_root, working_folder
 from eemtcleanupd.errors import CleanupError, ConfigError, LockHeldError
 from eemtcleanupd.model import Trigger
+
+if TYPE_CHECKING:
+    from eemtcleanupd.config import Loaded
 
 _READY = b"ready"
 
@@ -40,31 +43,27 @@ def run(detach: bool, pidfile: Path | None, debug: bool) -> int:
     SIGHUP reloads the configuration, SIGUSR1 starts a run, and SIGUSR2 logs the stack of every thread.
     The first SIGTERM or SIGINT stops the daemon gracefully, a second one at once.
     """
-    cwd, config_file = working_folder(), given(CONFIG_FILE)
+    read, file = config_reader(), pidfile and working_folder() / pidfile
     if not detach:
-        with _pidfile(pidfile and cwd / pidfile):
-            _run_daemon(config_file, cwd, debug=debug)
+        with _pidfile(file):
+            _run_daemon(read, debug=debug)
         return 0
-    return _run_detached(config_file, cwd, pidfile and cwd / pidfile, debug=debug)
+    return _run_detached(read, file, debug=debug)
 
 
 def _run_daemon(
-    config_file: Path | None, cwd: Path, *, debug: bool, on_ready: Callable[[], None] = lambda: None
+    read: Callable[[], Loaded], *, debug: bool, on_ready: Callable[[], None] = lambda: None
 ) -> None:
     from eemtcleanupd.clock import system_clock
-    from eemtcleanupd.config import Loaded, find_file
     from eemtcleanupd.daemon.config_reload import ConfigManager
     from eemtcleanupd.daemon.daemon import Daemon
     from eemtcleanupd.daemon.systemd import SystemdNotifier
     from eemtcleanupd.logs.events import write_event
     from eemtcleanupd.logs.setup import log_to_stderr
-    from eemtcleanupd.plugins import load
     from eemtcleanupd.web.supervisor import HttpInterface
 
-    def read() -> Loaded:
-        return load(find_file(config_file, os.environ, cwd), environ=os.environ, options={}, cwd=cwd)
-
     configuration = ConfigManager(read, system_clock)
+    give_up_root(configuration.loaded.config)
     handler = log_to_stderr(os.environ)
     if debug:
         logging.getLogger("eemtcleanupd").setLevel(logging.DEBUG)
@@ -155,10 +154,11 @@ def _pidfile(path: Path | None) -> Iterator[None]:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            with suppress(PermissionError):  # root made it, and this process has become another user
+                path.unlink(missing_ok=True)
 
 
-def _run_detached(config_file: Path | None, cwd: Path, pidfile: Path | None, *, debug: bool) -> int:
+def _run_detached(read: Callable[[], Loaded], pidfile: Path | None, *, debug: bool) -> int:
     """Start the daemon in the background; return once it is ready or has failed, with its exit code."""
     reading, writing = os.pipe()
     child = os.fork()
@@ -191,7 +191,7 @@ def _run_detached(config_file: Path | None, cwd: Path, pidfile: Path | None, *, 
 
     try:
         with context:
-            _run_daemon(config_file, cwd, debug=debug, on_ready=ready)
+            _run_daemon(read, debug=debug, on_ready=ready)
     except CleanupError as error:
         os.write(writing, f"{error.exit_code} {error}".encode())
         os._exit(error.exit_code)

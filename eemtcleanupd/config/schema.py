@@ -449,6 +449,11 @@ class Config(Section):
     """Configuration of eemtcleanupd."""
 
     dry_run: bool = Field(False, description="Delete nothing. Every run only shows what it would delete.")
+    run_as: str = Field(
+        "owner",
+        description="User that a process of root becomes before it opens the job store: owner (who owns the "
+        "SQLite file, or paths.results if the database is on a server), root, or a name. See SECURITY.md.",
+    )
     retention: RetentionConfig = Field(default_factory=RetentionConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     paths: PathsConfig = Field(default_factory=PathsConfig)

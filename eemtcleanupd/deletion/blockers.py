@@ -18,6 +18,7 @@ from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.walk import Folder, walk
 from eemtcleanupd.formatting import printable, shortened
 from eemtcleanupd.model import KEEP_NAME, RootName
+from eemtcleanupd.privileges import with_file_access
 
 # In the initial PID namespace, /proc/locks shows every lock of this machine.  In other namespaces it shows
 # only locks whose holder lives there (proc(5), pid_namespaces(7); the number is PROC_PID_INIT_INO).
@@ -64,6 +65,7 @@ class Blockers:
             quiet_since,
         )
 
+    @with_file_access
     def reason(self, root: Root, name: str) -> str | None:
         """Return why an entry of a root cannot be moved now; None when nothing blocks it."""
         path = root.path / name
@@ -74,6 +76,7 @@ class Blockers:
             return f"{process} has a file of {root.name}/{shortened(printable(name))} open"
         return self._folder_reason(root, name) or self._lock_reason(root, name)
 
+    @with_file_access
     def download_reason(self, root: Root, name: str) -> str | None:
         """Return why the zip of a job's results shows that the job is in use; None when it does not."""
         if process := self.opened.get((root.name, name)):
@@ -121,6 +124,7 @@ class Blockers:
         return f"a process holds a lock on {shortened(printable(locked_path))}"
 
 
+@with_file_access
 def keep_marker_reason(folder_fd: int, name: str) -> str | None:
     """Return why a results folder must stay, or None when it has no keep marker; when in doubt, it stays.
 

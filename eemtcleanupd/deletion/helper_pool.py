@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import eemtcleanupd
+from eemtcleanupd import privileges
 from eemtcleanupd.deletion.helper_process import FORKED, PACKET_BYTES
 from eemtcleanupd.deletion.rate_limit import DeletionControls
 from eemtcleanupd.deletion.tree import FolderTask, OnSubfolder, RemovalStats
@@ -58,13 +59,21 @@ class HelperPool:
             stop_fd = controls.stop.share()
             try:
                 inherited = [stop_fd, controls.fd, theirs.fileno()]
-                self._server = subprocess.Popen(
-                    [sys.executable, "-IS", "-c", HELPER_CODE, str(_PACKAGE_FOLDER), *map(str, inherited)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL,
-                    pass_fds=inherited,
-                    process_group=0,  # keeps the terminal's signals away from the helpers
-                )
+                with privileges.inherited():
+                    self._server = subprocess.Popen(
+                        [
+                            sys.executable,
+                            "-IS",
+                            "-c",
+                            HELPER_CODE,
+                            str(_PACKAGE_FOLDER),
+                            *map(str, inherited),
+                        ],
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.DEVNULL,
+                        pass_fds=inherited,
+                        process_group=0,  # keeps the terminal's signals away from the helpers
+                    )
             finally:
                 os.close(stop_fd)
         except OSError:

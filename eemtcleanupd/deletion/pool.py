@@ -35,6 +35,7 @@ from eemtcleanupd.deletion.tree import (
     empty_folder,
     unlink_entry,
 )
+from eemtcleanupd.privileges import raise_for_thread
 
 if TYPE_CHECKING:
     from eemtcleanupd.deletion.dask_executor import DaskExecutor
@@ -101,7 +102,8 @@ class DeletionPool:
         local_threads = workers * _THREADS_PER_WORKER
         self._local_slots = self._adaptive or threading.BoundedSemaphore(local_threads)
         # One thread waits for each folder that a helper or the cluster is emptying.
-        self._executor = ThreadPoolExecutor(local_threads + (cluster.threads if cluster else 0), "delete")
+        threads = local_threads + (cluster.threads if cluster else 0)
+        self._executor = ThreadPoolExecutor(threads, "delete", raise_for_thread)
         self._executor.submit(int)  # starts one thread, which does all queued work if no other can be started
         self._stop = stop
         self.controls = DeletionControls(stop)

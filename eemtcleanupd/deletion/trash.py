@@ -19,6 +19,7 @@ from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.errors import LockHeldError, RootError
 from eemtcleanupd.model import TRASH_NAME
+from eemtcleanupd.privileges import with_file_access
 
 MARKER_NAME = ".root-id"
 """A file in the trash that identifies a root."""
@@ -34,6 +35,7 @@ def deleting_name(item: str) -> str:
     return item + _DELETING_SUFFIX
 
 
+@with_file_access
 def read_marker(root: Root) -> str | None:
     """Return the marker that an earlier run wrote into the trash of a root; None if there is none."""
     try:
@@ -45,6 +47,7 @@ def read_marker(root: Root) -> str | None:
         return None
 
 
+@with_file_access
 def write_marker(trash: Trash, marker: str) -> None:
     """Write the marker that identifies a root into its trash, in place of any other.
 
@@ -68,6 +71,7 @@ class Trash:
         LockHeldError: another run holds the lock.
     """
 
+    @with_file_access
     def __init__(self, root: Root) -> None:
         self.root = root
         try:
@@ -107,6 +111,7 @@ class Trash:
         """Close the descriptor."""
         os.close(self.fd)
 
+    @with_file_access
     def stage(self, item: str, names: Iterable[str]) -> tuple[str, ...]:
         """Move entries of the root into a new item.
 
@@ -142,6 +147,7 @@ class Trash:
                 os.rmdir(item, dir_fd=self.fd)
         return tuple(moved)
 
+    @with_file_access
     def restore(self, item: str) -> tuple[str, ...]:
         """Move everything in an item back to its original place, without replacing anything.
 
@@ -165,6 +171,7 @@ class Trash:
             os.rmdir(item, dir_fd=self.fd)
         return tuple(conflicts)
 
+    @with_file_access
     def mark_deleting(self, item: str) -> str:
         """Start the irreversible deletion of an item; return its new name.
 
@@ -176,6 +183,7 @@ class Trash:
             os.rename(item, deleting, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         return deleting
 
+    @with_file_access
     def exists(self, item: str) -> bool:
         """Return whether an item of exactly this name exists."""
         _require_single_component(item)

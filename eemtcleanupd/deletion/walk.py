@@ -18,6 +18,7 @@ from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.deletion.truncate import BLOCK_BYTES
+from eemtcleanupd.privileges import with_file_access
 
 _MAX_OPEN_FOLDERS = 32  # each has two descriptors: the folder's and its listing's
 # Errors of an entry that is not (or no longer) a folder.
@@ -231,6 +232,7 @@ def _reopen(folder: Folder, child_fd: int) -> bool:
     return True
 
 
+@with_file_access
 def measure(root: Root, name: str, stop: StopFlag) -> Measured:
     """Return the size of an entry of a root with everything below it.
 

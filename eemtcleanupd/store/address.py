@@ -9,6 +9,7 @@ from pathlib import Path
 from eemtcleanupd.config import Config
 from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.store.database import Database
+from eemtcleanupd.store.owner import OWNER, require_owner
 
 _DEFAULT_TAKEOVER_SECONDS = 30.0
 
@@ -22,12 +23,14 @@ class StoreAddress:
         folder: where our files are if the database is not a file.
         busy_timeout_seconds: how long to wait for a lock.
         lease_seconds: after how much silence a server releases a lock.
+        run_as: whether a process of another user than the owner can open a SQLite file.
     """
 
     address: DatabaseAddress
     folder: Path
     busy_timeout_seconds: float
     lease_seconds: float = _DEFAULT_TAKEOVER_SECONDS / 2
+    run_as: str = OWNER
 
     @classmethod
     def of(cls, config: Config) -> StoreAddress:
@@ -38,6 +41,7 @@ class StoreAddress:
             config.paths.logs,
             config.database.busy_timeout_seconds,
             takeover / 2,
+            config.run_as,
         )
 
     @classmethod
@@ -62,12 +66,13 @@ class StoreAddress:
         """Open the database.  Without an argument the configured busy timeout applies.
 
         Raises:
-            StoreError: the database cannot be opened.
+            StoreError: the database cannot be opened, or belongs to another user.
         """
         timeout = self.busy_timeout_seconds if busy_timeout_seconds is None else busy_timeout_seconds
         if self.file is not None:
             from eemtcleanupd.store.sqlite import SqliteDatabase
 
+            require_owner(self.file, self.run_as)
             return SqliteDatabase(self.file, busy_timeout_seconds=timeout)
         from eemtcleanupd.store.postgres import PostgresDatabase
 
