@@ -16,6 +16,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from eemtcleanupd.config.environment import BASE_DIR, CONFIG_FILE, read_environment, variable
 from eemtcleanupd.config.error_messages import describe
 from eemtcleanupd.config.schema import Config, Notifiers, Schema
+from eemtcleanupd.config.trust import require_not_public, require_trusted
 from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.config.yaml_reader import Loc, YamlDocument, dotted, read_document
 from eemtcleanupd.errors import ConfigError
@@ -83,8 +84,12 @@ def find_file(explicit: Path | None, environ: Mapping[str, str], cwd: Path) -> P
     ``/etc/eemtcleanupd/cleanup_config.yaml``. A file that exists but is not readable is returned as well,
     because falling back to defaults would delete by rules that the operator did not write.
 
+    A file that is found, not named, must belong to root or the caller, because the current folder can be
+    anybody's.
+
     Raises:
-        ConfigError: ``--config`` or the variable names a file that does not exist.
+        ConfigError: ``--config`` or the variable names a file that does not exist or that everybody can
+            change, or other users can change a file that is found.
     """
     from_environment = variable(environ, CONFIG_FILE)
     named = explicit or (Path(from_environment) if from_environment else None)
@@ -93,8 +98,12 @@ def find_file(explicit: Path | None, environ: Mapping[str, str], cwd: Path) -> P
         if not os.path.lexists(file):
             source = "--config" if explicit else CONFIG_FILE
             raise ConfigError(f"The file {printable(str(file))} does not exist. It is set by {source}.")
+        require_not_public(file)
         return file
-    return next((file for file in (cwd / FILE_NAME, SYSTEM_FILE) if _is_there(file)), None)
+    found = next((file for file in (cwd / FILE_NAME, SYSTEM_FILE) if _is_there(file)), None)
+    if found is not None:
+        require_trusted(found, "If you trust it nevertheless, name it with --config.")
+    return found
 
 
 def load(
@@ -245,8 +254,11 @@ class _ConfigBuilder:
 
     def _secret(self, key: str, file: Path) -> str | None:
         try:
+            require_trusted(file, "Change its owner or mode.")
             with file.open("rb") as stream:
                 text = stream.read(_MAX_SECRET_BYTES).decode().strip()
+        except ConfigError as error:
+            self._problem(key, str(error))
         except OSError as error:
             self._problem(key, f"Cannot read {printable(str(file))}: {error.strerror}.")
         except UnicodeDecodeError:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, create_model
 from eemtcleanupd.config import Loaded, loading
 from eemtcleanupd.config.plugin_settings import NotifierSettings, PluginSettings
 from eemtcleanupd.config.schema import Notifiers, Schema
+from eemtcleanupd.config.trust import require_trusted_module
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.hookspecs import EVENT_HOOKS, PROJECT, Hooks
@@ -186,8 +187,12 @@ def _installed() -> list[tuple[str, str, str]]:
 def _import(target: str, origin: str) -> Any:
     module, _, attribute = target.partition(":")
     try:
+        if origin != _PROGRAM:
+            require_trusted_module(module)
         loaded = importlib.import_module(module)
         return getattr(loaded, attribute) if attribute else loaded
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from error
     except Exception as error:  # importing a plugin can raise anything
         is_installed = origin.startswith(("the installed package", _PACKAGE))
         hint = " To leave it out, add its name to blocked_plugins." if is_installed else ""

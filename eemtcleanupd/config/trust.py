@@ -1,0 +1,124 @@
+"""Refuses configuration, plugins and secrets that another user can change.
+
+Who can change them decides what this process deletes, and runs code in it.
+"""
+
+from __future__ import annotations
+
+import grp
+import importlib.util
+import os
+import pwd
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import eemtcleanupd
+from eemtcleanupd.errors import ConfigError
+from eemtcleanupd.formatting import printable
+
+_PACKAGE = Path(eemtcleanupd.__file__).parent
+
+
+def require_trusted(path: Path, advice: str) -> None:
+    """Refuse a file unless root or this process's user owns it, and nobody else can change or replace it.
+
+    Raises:
+        ConfigError: another user can change it, or a folder above it.
+    """
+    if (problem := _problem(path)) is not None:
+        raise ConfigError(f"{printable(str(path))} is not used, because {problem}. {advice}")
+
+
+def require_not_public(path: Path) -> None:
+    """Refuse a file that the operator names and that every user can change or replace.
+
+    Raises:
+        ConfigError: its mode, or that of its folder, lets everybody write.
+    """
+    for place in (path, path.resolve().parent):
+        try:
+            mode = place.stat().st_mode
+        except OSError:  # reading it explains the problem
+            return
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX and not _is_read_only(place):
+            raise ConfigError(
+                f"{printable(str(path))} is not used, because every user can write to "
+                f"{printable(str(place))}. Run: chmod o-w {printable(str(place))}"
+            )
+
+
+def require_trusted_module(name: str) -> None:
+    """Refuse to import a module that another user can change; packages above it are imported.
+
+    Raises:
+        ConfigError: another user can change the module, its compiled form, or its package.
+        ImportError, ValueError: there is no such module, or a package above it cannot be imported.
+    """
+    parts = name.split(".")
+    for length in range(1, len(parts) + 1):
+        spec = importlib.util.find_spec(".".join(parts[:length]))
+        if spec is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        places = [spec.origin] if spec.has_location else []
+        compiled = Path(spec.cached).parent if spec.cached else None
+        for place in (*places, *(spec.submodule_search_locations or ()), compiled):
+            if place is not None and os.path.lexists(place):
+                require_trusted(Path(place), "Its code would run with the rights of this process.")
+
+
+def _problem(path: Path) -> str | None:
+    """Return why a path is not safe; links and folders on the way count."""
+    resolved = path.resolve()
+    trusted = {0, os.geteuid(), _PACKAGE.stat().st_uid}
+    for place, is_above in _places(path.absolute(), resolved):
+        try:
+            status = place.lstat()
+        except OSError:  # reading it explains the problem
+            continue
+        if _is_read_only(place):
+            continue
+        name = printable(str(place))
+        if status.st_uid not in trusted:
+            return f"{name} belongs to user {_user(status.st_uid)}"
+        can_replace = not (is_above and status.st_mode & stat.S_ISVTX)
+        if can_replace and not stat.S_ISLNK(status.st_mode) and _has_other_writers(status):
+            return f"other users can write to {name}"
+    return None
+
+
+def _places(path: Path, resolved: Path) -> Iterator[tuple[Path, bool]]:
+    """Yield the file, its folder, and the folders above that, with whether each is one of the last."""
+    for each in dict.fromkeys((path, resolved)):
+        yield each, False
+        yield each.parent, False
+        for folder in each.parent.parents:
+            yield folder, True
+
+
+def _has_other_writers(status: os.stat_result) -> bool:
+    """Return whether users other than the owner can write; a group of the owner's name has no others.
+
+    Debian and others give each user a group of the same name (adduser(8), USERGROUPS).
+    """
+    if status.st_mode & stat.S_IWOTH:
+        return True
+    if not status.st_mode & stat.S_IWGRP:
+        return False
+    try:
+        group, owner = grp.getgrgid(status.st_gid), _user(status.st_uid)
+    except KeyError:
+        return True
+    return group.gr_name != owner or bool(set(group.gr_mem) - {owner})
+
+
+def _is_read_only(place: Path) -> bool:
+    """Return whether a place is on a read-only mount, as secrets and configurations of containers are."""
+    return bool(os.statvfs(place).f_flag & os.ST_RDONLY) if place.exists() else False
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
