@@ -25,9 +25,10 @@ Result = TypeVar("Result")
 _DAC_OVERRIDE, _FOWNER = 1 << 1, 1 << 3
 _FILE_ACCESS: Final = _DAC_OVERRIDE | _FOWNER
 _VERSION_3, _SETS = 0x20080522, 3 * 2
-_PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_CAP_AMBIENT = 4, 8, 47
+_PR_SET_KEEPCAPS, _PR_CAP_AMBIENT = 8, 47
 _AMBIENT_RAISE, _AMBIENT_CLEAR_ALL = 2, 4
 _NO_GROUP: Final = 65534
+_UNTRACEABLE_GROUP: Final = 65533
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +55,32 @@ class User:
 
 _kept = 0
 """Capabilities that :func:`file_access` raises."""
+_became: User | None = None
 _raised = threading.local()
 
 
 def become(user: User) -> None:
     """Give up the rights of root for good: work as ``user``, with capabilities for :func:`file_access` only.
 
-    The process must have one thread.  No other process of the user can trace it or read its memory, which
-    has what root read.
+    The process must have one thread.  No other process of the user can trace this one, or a program that it
+    starts, or read its memory, which has secrets that root read.  To trace a process takes its real group
+    too, and a program that starts with two groups is not dumpable (ptrace(2), prctl(2)).
 
     Raises:
         OSError: the kernel refuses; the process must not continue.
     """
+    global _became  # noqa: PLW0603  (a fact of the process, like its uid)
     _prctl(_PR_SET_KEEPCAPS, 1)
     os.setgroups(user.groups)
-    os.setresgid(user.gid, user.gid, user.gid)
+    os.setresgid(_UNTRACEABLE_GROUP, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
     set_aside()
-    forbid_tracing()
+    _became = user
+
+
+def became() -> User | None:
+    """Return the user that a process of root has become, None if it has not."""
+    return _became
 
 
 def set_aside() -> None:
@@ -85,11 +94,6 @@ def set_aside() -> None:
     _kept = _permitted() & _FILE_ACCESS
     _prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL)
     _set_capabilities(effective=0, inheritable=0)
-
-
-def forbid_tracing() -> None:
-    """Keep other processes of this user from tracing this one: its memory has secrets (prctl(2))."""
-    _prctl(_PR_SET_DUMPABLE, 0)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import TRASH_NAME, Artifact, Found, Hold, JobClass, RootName
 from eemtcleanupd.policy.ownership import possible_owner_ids
 from eemtcleanupd.policy.retention import Policy
+from eemtcleanupd.privileges import with_file_access
 from eemtcleanupd.store.history import AuditLine, LogEntry
 from eemtcleanupd.store.intents import PART_BACK, Intent, IntentKind, IntentState
 from eemtcleanupd.store.lock import run_lock
@@ -226,6 +227,7 @@ class _LockedStore:
         roots, artifact = self.session.roots, found.artifact
         return artifact.root in roots and roots[artifact.root].has(artifact.name)
 
+    @with_file_access
     def _in_trash(self, found: Found, item: str) -> bool:
         """Return whether an item is in the trash and holds its artifact."""
         root, name = found.artifact.root, found.artifact.name
@@ -398,6 +400,7 @@ class _LockedStore:
                 failed[found, item] = error.strerror or str(error)
         return failed
 
+    @with_file_access
     def _touch(self, items: Sequence[Item]) -> None:
         """Count the age of an orphan from now on, as the hold does for a job."""
         now = self.request.clock().timestamp()

@@ -15,6 +15,7 @@ import click
 from eemtcleanupd import __version__
 from eemtcleanupd.cli import stdio
 from eemtcleanupd.errors import CleanupError
+from eemtcleanupd.privileges import became
 
 COMMANDS: Final = {
     "audit": ("eemtcleanupd.cli.audit", "Verify the audit log."),
@@ -92,6 +93,12 @@ def _run_command(stdout: stdio.SafeStdout) -> int:
         if "--debug" in sys.argv:
             raise
         click.echo(f"eemtcleanupd: error: {error}", err=True)
+        if "ermission denied" in str(error) and (user := became()) is not None:
+            click.echo(
+                f"This command works as user {user}, the owner of the job store. Earlier runs may have left "
+                "files of root: `eemtcleanupd doctor` names them.",
+                err=True,
+            )
         return error.exit_code
     return code if isinstance(code, int) else 0
 
