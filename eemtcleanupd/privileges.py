@@ -89,9 +89,10 @@ def set_aside() -> None:
     A process of root keeps everything: it was asked to work as root.
     """
     global _kept  # noqa: PLW0603  (a fact of the process, like its uid)
-    if os.geteuid() == 0:
+    permitted = _permitted()
+    if os.geteuid() == 0 or not permitted:
         return
-    _kept = _permitted() & _FILE_ACCESS
+    _kept = permitted & _FILE_ACCESS
     _prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL)
     _set_capabilities(effective=0, inheritable=0)
 

@@ -21,6 +21,7 @@ from eemtcleanupd.errors import ConfigError
 if TYPE_CHECKING:
     from eemtcleanupd.config import Config, Loaded
     from eemtcleanupd.plugins import Plugins
+    from eemtcleanupd.privileges import User
     from eemtcleanupd.store.ledger import Ledger
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -99,11 +100,17 @@ def load_config() -> Loaded:
 
 
 def config_reader() -> Callable[[], Loaded]:
-    """Return a function that loads the effective configuration, with the options of the command."""
+    """Return a function that loads the effective configuration, with the options of the command.
+
+    It reads a file of another user with the rights of that user, whose secrets and plugins can name any path.
+    """
     from eemtcleanupd.config import find_file
     from eemtcleanupd.plugins import load
 
     cwd, named = working_folder(), given(CONFIG_FILE)
+    file = find_file(named, os.environ, cwd)
+    if os.geteuid() == 0 and file is not None and given("run_as") is None:
+        _become_owner_of(file)
     options = {key: value for key, value in _given().items() if key != CONFIG_FILE}
     return lambda: load(find_file(named, os.environ, cwd), environ=os.environ, options=options, cwd=cwd)
 
@@ -123,11 +130,25 @@ def give_up_root(config: Config) -> None:
         if (risk := risk_of_root(config)) is not None:
             click.echo(f"[WARNING] {risk}", err=True)
         return
+    _become(user)
+
+
+def _become_owner_of(file: Path) -> None:
+    from eemtcleanupd.store.owner import owner_of
+
+    owner = owner_of(file)
+    if owner is not None and owner.uid != 0:
+        _become(owner)
+
+
+def _become(user: User) -> None:
+    from eemtcleanupd import privileges
+
     privileges.become(user)
     unreadable = next((path for path in {*sys.path, sys.executable} if _is_hidden(Path(path))), None)
     if unreadable is not None:
         raise ConfigError(
-            f"This command works as user {user}, the owner of the job store, who cannot read {unreadable}. "
+            f"This command works as user {user}, who cannot read {unreadable}. "
             "Install eemtcleanupd where every user can read it, or trust that user with --run-as root."
         )
 

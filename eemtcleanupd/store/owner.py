@@ -32,8 +32,16 @@ def store_owner(config: Config) -> User | None:
         None if the store does not exist.
     """
     file = DatabaseAddress(config.paths.database).file
-    uids = _owners(config.paths.results if file is None else file)
-    return User.of(next((uid for uid in uids if uid != 0), 0)) if uids else None
+    return owner_of(config.paths.results if file is None else file)
+
+
+def owner_of(path: Path) -> User | None:
+    """Return who can replace a file or folder, root only if nobody else can; None if it does not exist.
+
+    The owners of links and of the folders above count.
+    """
+    uids = _owners(path)
+    return User.of(next((uid for uid in uids if uid != 0), 0)) if os.path.lexists(path) else None
 
 
 def user_to_become(config: Config) -> User | None:
@@ -97,7 +105,6 @@ def require_owner(file: Path, run_as: str) -> None:
 
 
 def _owners(path: Path) -> list[int]:
-    """Return who can replace what a path names: the owners of it, of its link, and of the folders above."""
     uids: dict[int, None] = {}
     for place in _places(path):
         with contextlib.suppress(OSError):

@@ -184,8 +184,9 @@ def test_code_and_paths_in_the_current_folder_of_others_are_not_used(folder: Pat
         assert command(*args, cwd=store.path).returncode == 2
     os.chown(file, 0, 0)  # the folder is still theirs
     assert command("check", cwd=store.path).returncode == 2
-    assert command("check", "--config", file, cwd=store.path).returncode == 2
     assert not (store.path / "executed").exists()
+    command("check", "--config", file, cwd=store.path)
+    assert (store.path / "executed").stat().st_uid == OWNER  # with no more rights than its author has
 
 
 def test_a_plugin_beside_a_good_configuration_must_be_as_safe(folder: Path, store: JobStore) -> None:
@@ -227,6 +228,23 @@ def test_a_secret_of_others_is_not_used(folder: Path, store: JobStore) -> None:
     assert done.returncode == 2
     assert str(secret) in done.stderr
     assert str(secret) not in before
+
+
+def test_a_configuration_of_others_is_read_with_their_rights(folder: Path, store: JobStore) -> None:
+    secret = victim_of(folder)
+    recipients = "[a@example.org]"
+    email = f"{{enabled: true, smtp_server: localhost, recipients: {recipients}, password_file: {secret}}}"
+    config = _config(folder, store, f"notifications: {{email: {email}}}\n")
+    assert command("check", "--config", config, cwd=folder).returncode == 0
+    give(config.parent, OWNER)
+    assert command("check", "--config", config, cwd=folder).returncode == 2
+    assert command("check", "--config", config, "--run-as", "root", cwd=folder).returncode == 0
+    (folder / "other").mkdir()
+    give(folder / "other", MEMBER)
+    moved = config.rename(folder / "other" / config.name)
+    os.chown(moved, MEMBER, MEMBER)
+    moved.write_text(moved.read_text().replace(f"notifications: {{email: {email}}}\n", ""))
+    assert command("history", "--config", moved, cwd=folder).returncode == 3  # not MEMBER's store
 
 
 # -- what a process can do ------------------------------------------------------------------------------

@@ -147,6 +147,32 @@ def test_it_can_write_only_to_the_job_store(machine: Machine) -> None:
     assert float(score.split()[0]) <= 1.5
 
 
+def outcome_of_a_run(machine: Machine) -> str:
+    count = "SELECT count(*) FROM sqlite_master WHERE name = 'cleanup_runs'"
+    runs = "SELECT count(*) FROM cleanup_runs WHERE finished_at IS NOT NULL"
+    before = int(sql(machine, runs)) if sql(machine, count) == "1" else 0
+    machine.sh("systemctl kill --kill-whom=main -s USR1 eemtcleanupd")
+    machine.until(lambda: sql(machine, count) == "1" and int(sql(machine, runs)) > before)
+    return sql(machine, "SELECT outcome FROM cleanup_runs ORDER BY started_at DESC LIMIT 1")
+
+
+def test_with_the_drop_in_it_deletes_files_of_root_and_uses_capabilities_for_that_only(
+    machine: Machine,
+) -> None:
+    machine.sh("chown -R root: /srv/eemt/results/*; systemctl start eemtcleanupd")
+    assert outcome_of_a_run(machine) == "errors"
+    machine.sh(
+        "mkdir -p /etc/systemd/system/eemtcleanupd.service.d;"
+        " cp /usr/src/eemtcleanupd/packaging/systemd/root-files.conf.example"
+        " /etc/systemd/system/eemtcleanupd.service.d/root-files.conf;"
+        " systemctl daemon-reload; systemctl restart eemtcleanupd"
+    )
+    rights = machine.sh(f"cat /proc/{show(machine, 'MainPID')}/task/*/status | grep ^CapEff | sort -u")
+    assert int(rights.split()[1], 16) == 0
+    assert outcome_of_a_run(machine) == "success"
+    assert_consistent(machine)
+
+
 def test_a_scheduled_run_starts_by_itself_and_is_in_the_journal(machine: Machine) -> None:
     configure(
         machine, '/^schedule:/,/^paths:/ { s/enabled: false/enabled: true/; s/cron: .*/cron: "* * * * *"/ }'
