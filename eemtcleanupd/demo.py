@@ -20,6 +20,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from eemtcleanupd.errors import ConfigError
+from eemtcleanupd.files import create_new, open_folder
 from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX
 from eemtcleanupd.store.timestamps import local_timestamp, utc_timestamp
 
@@ -120,10 +121,13 @@ def build(directory: Path, *, jobs: int, seed: int, now: datetime) -> DemoSummar
     if jobs < MIN_JOBS:
         raise ValueError(f"A demo needs at least {MIN_JOBS} jobs, not {jobs}.")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        occupied = any(directory.iterdir())
+        with open_folder(directory, create=0o777) as folder:
+            is_own = os.fstat(folder).st_uid == os.geteuid()
+            occupied = bool(os.listdir(folder))  # noqa: PTH208  (a descriptor)
     except OSError as error:
         raise ConfigError(f"{directory} cannot be used for a demo: {error.strerror}.") from error
+    if not is_own:  # the owner could redirect what is written
+        raise ConfigError(f"{directory} belongs to another user. Choose a new folder.")
     if occupied:
         raise ConfigError(f"{directory} is not empty. Choose a new or an empty folder.")
 
@@ -171,7 +175,8 @@ class _Files:
     def _write(self, name: str, content: bytes | memoryview) -> None:
         path = self._directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        with os.fdopen(create_new(path, 0o666), "wb") as file:
+            file.write(content)
         self.count += 1
         self.size_bytes += len(content)
 

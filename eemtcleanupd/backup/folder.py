@@ -21,6 +21,7 @@ from eemtcleanupd.deletion.copying import require_free_space
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.walk import measure
 from eemtcleanupd.errors import BackupError
+from eemtcleanupd.files import create_new, open_folder, open_own
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class BackupFolder:
         temporary = self.path / f"{_PART}.{name}"
         try:
             self._require_free_space(sum(measure(root, entry, stop).bytes for root, entry in artifacts))
-            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            descriptor = create_new(temporary)
             with os.fdopen(descriptor, "wb") as file:
                 with suppress(OSError):  # where locks do not work, only the age of a part counts
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,7 +106,8 @@ class BackupFolder:
     def _prepare(self) -> None:
         """Create the folder, and refuse one that other users can change."""
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with open_folder(self.path, create=0o700):
+                pass
         except OSError as error:
             raise BackupError(f"Cannot create the backup folder {self.path}: {error.strerror}.") from error
         self.require_safe(self.path)
@@ -121,7 +123,7 @@ class BackupFolder:
         """Remove the backups that killed runs left unfinished: nothing holds their lock."""
         for part in self._parts():
             with suppress(OSError):
-                descriptor = os.open(part, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                descriptor = open_own(part, os.O_RDWR)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     part.unlink()

@@ -18,6 +18,7 @@ from pathlib import Path
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
+from eemtcleanupd.files import create_new
 from eemtcleanupd.formatting import human_size
 from eemtcleanupd.model import TRASH_NAME
 from eemtcleanupd.privileges import with_file_access
@@ -86,9 +87,7 @@ class Ballast:
             log.debug("Cannot allocate %s/%s: %s", self.folder, self.name, error.strerror)
 
     def _fill(self) -> None:
-        descriptor = os.open(
-            self.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.fd
-        )
+        descriptor = create_new(Path(self.name), dir_fd=self.fd)
         try:
             os.posix_fallocate(descriptor, 0, self.size)
         except OSError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,6 @@ from eemtcleanupd.errors import CleanupError, ConfigError
 
 if TYPE_CHECKING:
     from eemtcleanupd.store.address import StoreAddress
-    from eemtcleanupd.store.lock import Holder
 
 _POLL_SECONDS = 0.05
 
@@ -33,17 +31,17 @@ def _timeout_option(seconds: int, action: str) -> Callable[[Command], Command]:
 @_timeout_option(100, "exit")
 def stop(timeout: int) -> None:
     """Stop the daemon gracefully and wait until it has exited."""
-    from eemtcleanupd.store.lock import find_daemon
+    from eemtcleanupd.store.lock import signalled
 
-    address = _store_address()
-    daemon = find_daemon(address)
-    if daemon is None:
-        click.echo("No daemon is running.")
-        return
-    _send(daemon, signal.SIGTERM)
-    if not _wait_until(lambda: find_daemon(address) != daemon, timeout):
-        raise CleanupError(f"The daemon ({daemon}) has not exited within {timeout} seconds. See its log.")
-    click.echo(f"Stopped process {daemon.pid}.")
+    with signalled(_store_address(), signal.SIGTERM) as daemon:
+        if daemon is None:
+            click.echo("No daemon is running.")
+            return
+        if not _wait_until(daemon.has_exited, timeout):
+            raise CleanupError(
+                f"The daemon (process {daemon.pid}) has not exited within {timeout} seconds. See its log."
+            )
+        click.echo(f"Stopped process {daemon.pid}.")
 
 
 @click.command()
@@ -55,7 +53,7 @@ def reload(timeout: int) -> None:
     Exits with 2 if the daemon rejects the new configuration and keeps the previous one.
     """
     from eemtcleanupd.daemon.status import read_status
-    from eemtcleanupd.store.lock import find_daemon
+    from eemtcleanupd.store.lock import signalled
 
     try:
         address = _store_address()
@@ -64,20 +62,21 @@ def reload(timeout: int) -> None:
         if main_pid := os.environ.get("MAINPID"):
             os.kill(int(main_pid), signal.SIGHUP)
         raise
-    daemon = find_daemon(address)
-    if daemon is None:
-        raise CleanupError(
-            "No daemon is running. Start it with `systemctl start eemtcleanupd` or `eemtcleanupd run`."
-        )
     before = read_status(address)
-    _send(daemon, signal.SIGHUP)
 
     def has_tried() -> bool:
         now = read_status(address)
         return now is not None and (before is None or now.config_attempts > before.config_attempts)
 
-    if not _wait_until(has_tried, timeout):
-        raise CleanupError(f"The daemon ({daemon}) did not respond within {timeout} seconds. See its log.")
+    with signalled(address, signal.SIGHUP) as daemon:
+        if daemon is None:
+            raise CleanupError(
+                "No daemon is running. Start it with `systemctl start eemtcleanupd` or `eemtcleanupd run`."
+            )
+        if not _wait_until(has_tried, timeout):
+            raise CleanupError(
+                f"The daemon (process {daemon.pid}) did not respond within {timeout} seconds. See its log."
+            )
     after = read_status(address)
     if after is not None and after.config_error is not None:
         raise ConfigError(
@@ -99,21 +98,6 @@ def _store_address() -> StoreAddress:
         return StoreAddress.of(load_config().config)
     except ConfigError as error:
         raise ConfigError(f"{error}\n(With --db-path FILE the configuration is not needed.)") from error
-
-
-def _send(daemon: Holder, number: signal.Signals) -> None:
-    if daemon.host != socket.gethostname():
-        raise CleanupError(f"The daemon runs on another host ({daemon}). Run this command there.")
-    try:
-        os.kill(daemon.pid, number)
-    except ProcessLookupError as error:
-        raise CleanupError(
-            f"The daemon ({daemon}) is not visible here. Run this command in the daemon's container."
-        ) from error
-    except PermissionError as error:
-        raise CleanupError(
-            f"The daemon ({daemon}) belongs to another user. Use sudo or systemctl."
-        ) from error
 
 
 def _wait_until(condition: Callable[[], bool], timeout_seconds: float) -> bool:

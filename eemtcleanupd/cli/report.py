@@ -11,7 +11,7 @@ import click
 from eemtcleanupd.cli.common import load_config, store_options
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import ConfigError, ReportError
-from eemtcleanupd.files import write_atomic
+from eemtcleanupd.files import write_output
 
 if TYPE_CHECKING:
     from eemtcleanupd.report.collect import Report
@@ -100,9 +100,6 @@ def _render(report: Report, form: str) -> str:
 def _write(path: Path, content: bytes) -> None:
     """Write a regular file atomically; write directly to a link, pipe or device such as ``/dev/stdout``."""
     try:
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            path.write_bytes(content)
-        else:
-            write_atomic(path, content, mode=None)
+        write_output(path, content)
     except OSError as error:
         raise ReportError(f"{path} cannot be written: {error.strerror}.") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import logging
 import os
@@ -10,10 +9,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import click
 
@@ -139,23 +138,23 @@ def _pidfile(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    try:
-        file: IO[str] = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+")
-    except OSError as error:
-        raise ConfigError(f"Pidfile {path} cannot be opened: {error.strerror}.") from error
-    with file:
+    from eemtcleanupd.files import locked, open_folder
+
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = stack.enter_context(locked(path))
+            folder = stack.enter_context(open_folder(path.parent))
+            os.ftruncate(descriptor, os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0))
+        except BlockingIOError as error:
+            raise LockHeldError(f"Cannot use pidfile {path}: {error.strerror}.") from error
         except OSError as error:
-            raise LockHeldError(f"Pidfile {path} is held by process {file.read(20).strip()}.") from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+            raise ConfigError(f"Cannot use pidfile {path}: {error.strerror}.") from error
         try:
             yield
         finally:
-            with suppress(PermissionError):  # root made it, and this process has become another user
-                path.unlink(missing_ok=True)
+            # PermissionError: root made it, and this process has become another user.
+            with suppress(FileNotFoundError, PermissionError):
+                os.unlink(path.name, dir_fd=folder)
 
 
 def _run_detached(read: Callable[[], Loaded], pidfile: Path | None, *, debug: bool) -> int:

@@ -20,6 +20,7 @@ from eemtcleanupd.config.trust import require_not_public, require_trusted
 from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.config.yaml_reader import Loc, YamlDocument, dotted, read_document
 from eemtcleanupd.errors import ConfigError
+from eemtcleanupd.files import read_regular
 from eemtcleanupd.formatting import printable
 
 FILE_NAME: Final = "cleanup_config.yaml"
@@ -255,8 +256,7 @@ class _ConfigBuilder:
     def _secret(self, key: str, file: Path) -> str | None:
         try:
             require_trusted(file, "Change its owner or mode.")
-            with file.open("rb") as stream:
-                text = stream.read(_MAX_SECRET_BYTES).decode().strip()
+            text = read_regular(file, _MAX_SECRET_BYTES).decode().strip()
         except ConfigError as error:
             self._problem(key, str(error))
         except OSError as error:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import yaml
 
 from eemtcleanupd.errors import ConfigError
+from eemtcleanupd.files import read_regular
 from eemtcleanupd.formatting import printable, shortened
 
 Loc = tuple[str | int, ...]
@@ -111,8 +112,7 @@ class _LimitError(Exception):
 
 
 def _read(file: Path) -> str:
-    with file.open("rb") as stream:
-        raw = stream.read(_MAX_BYTES + 1)
+    raw = read_regular(file, _MAX_BYTES + 1)
     if len(raw) > _MAX_BYTES:
         raise _LimitError("is larger than 1 MB")
     return raw.decode("utf-8-sig")

@@ -28,6 +28,7 @@ from eemtcleanupd.config import Config, Loaded
 from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.daemon.messages import Enqueue, Notice
 from eemtcleanupd.errors import ConfigError
+from eemtcleanupd.files import read_regular
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class ConfigManager:
         """Return a hash of the file's current content, None when it cannot be read."""
         with suppress(OSError):
             if self.loaded.file is not None:
-                return hashlib.sha256(self.loaded.file.read_bytes()).hexdigest()
+                return hashlib.sha256(read_regular(self.loaded.file)).hexdigest()
         return None
 
     def has_changed(self) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AwareDatetime, PlainSerializer, TypeAdapter
 
-from eemtcleanupd.files import write_atomic
+from eemtcleanupd.files import read_own, write_atomic
 from eemtcleanupd.formatting import human_size
 from eemtcleanupd.model import Trigger
 from eemtcleanupd.store.address import StoreAddress
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FILE = "status.json"
+_MAX_BYTES = 1 << 20
 BEAT_SECONDS = 30
 """Maximum age of the file while the daemon's loop is running."""
 
@@ -142,9 +143,12 @@ class StatusFile:
 
 
 def read_status(address: StoreAddress) -> DaemonStatus | None:
-    """Return the status that the daemon wrote last; None without a file, or when it is invalid."""
+    """Return the status that the daemon wrote last; None without a file of it, or when it is invalid.
+
+    The file says nothing about whether the daemon runs: only its lock does.
+    """
     try:
-        return status_from_dict(json.loads(address.own_file(_FILE).read_bytes()))
+        return status_from_dict(json.loads(read_own(address.own_file(_FILE), _MAX_BYTES)))
     except (OSError, ValueError):
         return None
 

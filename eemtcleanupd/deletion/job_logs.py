@@ -17,6 +17,7 @@ from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.deletion.truncate import BLOCK_BYTES
 from eemtcleanupd.deletion.walk import Folder, walk
+from eemtcleanupd.files import create_new, open_folder
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _PART = ".eemtcleanupd.part"  # a constant name, because a long log name has no room for a suffix
@@ -90,11 +91,11 @@ def _make_folders(base: Path, relative: Sequence[str]) -> int:
     """Create a base and folders below it, never through a link, and return a descriptor of the last.
 
     The parent of the base (``jobs``, which has one folder per job) also belongs to this program and is no
-    link.
+    link.  Links above it are followed as :func:`open_folder` does.
     """
-    base.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    fd = os.open(base.parent, FOLDER_FLAGS)
-    for name in (base.name, *relative):
+    with open_folder(base.parent.parent, create=0o750) as folder:
+        fd = os.dup(folder)
+    for name in (base.parent.name, base.name, *relative):
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o750, dir_fd=fd)
         try:
@@ -161,8 +162,7 @@ def _blocks(fd: int, segments: Sequence[tuple[int, int]], stop: StopFlag) -> Ite
 def _copy(source: int, target_fd: int, target: str, stop: StopFlag) -> None:
     before = os.fstat(source)
     require_free_space(target_fd, before.st_blocks * BLOCK_BYTES)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    copy = os.open(_PART, flags, 0o640, dir_fd=target_fd)
+    copy = create_new(Path(_PART), 0o640, dir_fd=target_fd)
     try:
         for position, block in _blocks(source, data_segments(source), stop):
             # A block of zeros stays a hole, also where the filesystem of the log does not report holes.

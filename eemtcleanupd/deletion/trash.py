@@ -14,10 +14,12 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.errors import LockHeldError, RootError
+from eemtcleanupd.files import open_own
 from eemtcleanupd.model import TRASH_NAME
 from eemtcleanupd.privileges import with_file_access
 
@@ -54,8 +56,8 @@ def write_marker(trash: Trash, marker: str) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with os.fdopen(os.open(MARKER_NAME, flags, 0o600, dir_fd=trash.fd), "w") as file:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    with os.fdopen(open_own(Path(MARKER_NAME), flags, mode=0o600, dir_fd=trash.fd), "w") as file:
         file.write(marker)
 
 

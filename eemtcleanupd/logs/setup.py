@@ -13,11 +13,14 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import ClassVar
 
 from eemtcleanupd.config import Config
 from eemtcleanupd.errors import ConfigError
+from eemtcleanupd.files import open_folder, open_own
 
 log = logging.getLogger("eemtcleanupd")
 
@@ -49,12 +52,23 @@ class _RotatingFile(logging.handlers.RotatingFileHandler):
     """A log file whose errors stop nothing: runs must work on a full disk, which they are there to clean."""
 
     def __init__(self, path: Path, report: Callable[[str], None]) -> None:
+        # Opened by the first record or by the caller, because logging.FileHandler would follow links.
         super().__init__(
-            path, maxBytes=_MAX_BYTES, backupCount=_BACKUPS, encoding="utf-8", errors="backslashreplace"
+            path,
+            maxBytes=_MAX_BYTES,
+            backupCount=_BACKUPS,
+            encoding="utf-8",
+            errors="backslashreplace",
+            delay=True,
         )
+        self.stream = self._open()
         self._report = report
         self._errors = 0
         self._is_reported = False
+
+    def _open(self) -> TextIOWrapper:
+        descriptor = open_own(Path(self.baseFilename), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        return open(descriptor, "a", encoding=self.encoding, errors=self.errors)  # noqa: PTH123
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record; an error is reported once, until a record can be written again."""
@@ -72,12 +86,16 @@ class _RotatingFile(logging.handlers.RotatingFileHandler):
 
     def doRollover(self) -> None:  # noqa: N802  (of logging)
         """Start a new file; if that fails, the next record tries again."""
-        try:
-            super().doRollover()
-        except OSError:
-            if self.stream is not None and self.stream.closed:  # close(2) can close and fail, on NFS
-                self.stream = None
-            raise
+        stream, self.stream = self.stream, None  # close(2) can close and fail, on NFS
+        if stream is not None:
+            stream.close()
+        path = Path(self.baseFilename)
+        names = [path.name, *(f"{path.name}.{number}" for number in range(1, _BACKUPS + 1))]
+        with open_folder(path.parent) as folder:
+            for newer, older in zip(reversed(names[:-1]), reversed(names), strict=False):
+                with suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                    os.rename(newer, older, src_dir_fd=folder, dst_dir_fd=folder)
+        self.stream = self._open()
 
     def close(self) -> None:
         """Close the file, even if its last data cannot be written."""
@@ -105,7 +123,8 @@ def log_to_file(
         ConfigError: the file cannot be opened.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with open_folder(path.parent, create=0o777):
+            pass
         handler = _RotatingFile(path, on_error)
     except OSError as error:
         raise ConfigError(

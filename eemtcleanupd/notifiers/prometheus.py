@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from eemtcleanupd.config.schema import MetricsConfig
 from eemtcleanupd.events import DURATION_BUCKETS, DaemonStarted, RunFinished, StorageState, Total
-from eemtcleanupd.files import write_atomic
+from eemtcleanupd.files import open_folder, write_atomic
 from eemtcleanupd.hookspecs import hookimpl
 from eemtcleanupd.model import Outcome
 
@@ -84,7 +84,8 @@ class Prometheus:
     def _write(self, settings: MetricsConfig) -> str:
         if settings.textfile is None:
             return "available at /metrics"
-        settings.textfile.parent.mkdir(parents=True, exist_ok=True)
+        with open_folder(settings.textfile.parent, create=0o777):
+            pass
         write_atomic(settings.textfile, self.exposition(), mode=0o644)  # node_exporter is another user
         return f"written to {settings.textfile}"
 

@@ -1,8 +1,11 @@
 """The locks of a job store: one per run, across processes and hosts, and one per daemon.
 
 Beside a SQLite file each lock is an flock on a file of its own, which the kernel releases after a crash.
-The lock files are never removed: otherwise two programs could lock two files of the same name.  A database
-server keeps the lock of a run itself (:mod:`~eemtcleanupd.store.postgres`).
+Only its owner can open the file, so no other user can hold the lock.  The lock files are never removed:
+otherwise two programs could lock two files of the same name.  A database server keeps the lock of a run
+itself (:mod:`~eemtcleanupd.store.postgres`).
+
+Whether a lock is held, and by which process, comes from the kernel.  What the file contains is only shown.
 """
 
 from __future__ import annotations
@@ -11,22 +14,25 @@ import errno
 import fcntl
 import json
 import os
+import select
+import signal
 import socket
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eemtcleanupd.errors import LockHeldError, StoreError
+from eemtcleanupd.errors import CleanupError, LockHeldError, StoreError
+from eemtcleanupd.files import lock_holder, open_folder, open_own
 
 if TYPE_CHECKING:
     from eemtcleanupd.store.address import StoreAddress
     from eemtcleanupd.store.database import Database
 
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _QUICK_SECONDS = 2.0
+_ADVICE = "Only its owner can use it. Run this command as that user, or remove the file while nothing runs."
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,11 @@ def daemon_lock(location: StoreAddress, now: datetime) -> AbstractContextManager
         StoreError: the lock file is not writable.
     """
     if location.file is None:
-        location.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with open_folder(location.folder, create=0o777):
+                pass
+        except OSError as error:
+            raise StoreError(f"Cannot use the folder {location.folder}: {error.strerror}.") from error
     return file_lock(location.own_file("daemon.lock"), "daemon", str(location), _current_holder(now))
 
 
@@ -141,19 +151,111 @@ def file_holder(path: Path) -> Holder | None:
     Raises:
         StoreError: the file is not readable.
     """
+    with _open_lock(path) as descriptor:
+        if descriptor is None or not _is_held(descriptor):
+            return None
+        return _read_holder(descriptor)
+
+
+@contextmanager
+def signalled(location: StoreAddress, number: signal.Signals) -> Iterator[LocalDaemon | None]:
+    """Send a signal to the daemon of this host that holds the lock; yield it, or None if none is running.
+
+    Raises:
+        StoreError: the lock is not readable.
+        CleanupError: no process here is known to hold the lock, or it belongs to another user.
+    """
+    with ExitStack() as stack:
+        descriptor = stack.enter_context(_open_lock(location.own_file("daemon.lock")))
+        if descriptor is None or not _is_held(descriptor):
+            yield None
+            return
+        pid = lock_holder(descriptor)
+        if pid is None:
+            raise CleanupError(
+                f"The daemon ({_read_holder(descriptor) or 'unknown process'}) is not visible here. Run this "
+                "command on its host, or in its container."
+            )
+        try:
+            daemon = LocalDaemon(pid, os.pidfd_open(pid))
+            stack.callback(os.close, daemon.pidfd)
+            # From here on the descriptor means this process, whoever gets its number later.
+            if not _holds(pid, descriptor):
+                raise CleanupError(
+                    f"Process {pid} holds the daemon's lock, but it runs in another container or as another "
+                    "user. Run this command there, or as that user."
+                )
+            signal.pidfd_send_signal(daemon.pidfd, number)
+        except (ProcessLookupError, FileNotFoundError):
+            yield None  # it has just exited
+            return
+        except PermissionError as error:
+            raise CleanupError(
+                f"The daemon (process {pid}) belongs to another user. Use sudo or systemctl."
+            ) from error
+        yield daemon
+
+
+@dataclass(frozen=True, slots=True)
+class LocalDaemon:
+    """A daemon that has been signalled."""
+
+    pid: int
+    pidfd: int
+
+    def has_exited(self) -> bool:
+        """Return whether the process has exited."""
+        return bool(select.select([self.pidfd], [], [], 0)[0])
+
+
+def _holds(pid: int, descriptor: int) -> bool:
+    """Return whether a process of our namespace and of the file's owner holds the lock of a file.
+
+    The kernel remembers the number of the process that acquired the lock.  If that process has left the lock
+    to a child and exited, another process can have its number.
+    """
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
+    fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    users = set(fields["Uid"].split())
+    if len(fields["NSpid"].split()) > 1 or users != {str(os.fstat(descriptor).st_uid)}:
+        return False
+    with suppress(PermissionError):  # a process that changed its user shows its files to nobody
+        folder = Path(f"/proc/{pid}/fd")
+        if not any(_is_same(file, descriptor) for file in folder.iterdir()):
+            return False
+    return lock_holder(descriptor) == pid
+
+
+def _is_same(file: Path, descriptor: int) -> bool:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return os.path.samestat(file.stat(), os.fstat(descriptor))
+    except OSError:  # it was closed meanwhile
+        return False
+
+
+@contextmanager
+def _open_lock(path: Path) -> Iterator[int | None]:
+    """Yield the descriptor of a lock file, None if it is missing."""
+    try:
+        descriptor = open_own(path, os.O_RDONLY)
     except FileNotFoundError:
-        return None
+        yield None
+        return
     except OSError as error:
-        raise StoreError(f"Cannot read the lock {path}: {error.strerror}. Check its mode.") from error
+        raise _unusable("read", path, error, _ADVICE) from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _is_held(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
-        return _read_holder(descriptor)
-    finally:
-        os.close(descriptor)
-    return None
+        return True
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return False
 
 
 @contextmanager
@@ -165,9 +267,9 @@ def file_lock(path: Path, what: str, database: str, holder: Holder) -> Iterator[
         StoreError: the file is not writable.
     """
     try:
-        descriptor = os.open(path, _FLAGS, 0o644)
+        descriptor = open_own(path, os.O_RDWR | os.O_CREAT, mode=0o600)
     except OSError as error:
-        raise _unusable("open", path, error, "Check its folder.") from error
+        raise _unusable("open", path, error, _ADVICE) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -199,8 +301,12 @@ def _unusable(action: str, path: Path, error: OSError, advice: str) -> StoreErro
 
 
 def _read_holder(descriptor: int) -> Holder | None:
+    """Return what the holder wrote into its lock file, with the process id that the kernel reports."""
+    pid = lock_holder(descriptor)
     try:
         holder = json.loads(os.pread(descriptor, 4096, 0))
-        return Holder(int(holder["pid"]), str(holder["host"]), str(holder["since"]), str(holder["run"]))
+        return Holder(
+            pid or int(holder["pid"]), str(holder["host"]), str(holder["since"]), str(holder["run"])
+        )
     except (ValueError, KeyError, TypeError):
-        return None
+        return None if pid is None else Holder(pid, socket.gethostname(), "an unknown time")

@@ -7,8 +7,9 @@ one short ``BEGIN IMMEDIATE`` transaction, and the journal mode is never changed
 from __future__ import annotations
 
 import logging
-import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import datetime
@@ -22,6 +23,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import TypeEngine
 
 from eemtcleanupd.errors import StoreError
+from eemtcleanupd.files import replacing
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.store.column_types import RawText
 from eemtcleanupd.store.database import SCRATCH, Database, Result, trace_statements
@@ -202,20 +204,19 @@ class SqliteDatabase(Database):
         Raises:
             StoreError: the database is not readable, or the copy is not writable.  No copy is left.
         """
-        temporary = path.with_name(f"{path.name}.part")
         try:
             mode = self.file.stat().st_mode & 0o777
-            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode))
-            with (
-                closing(self._open_second_connection()) as source,
-                closing(sqlite3.connect(temporary)) as copy,
-            ):
-                source.backup(copy)
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
-            temporary.replace(path)
+            # SQLite opens files by path, and follows links.  In this folder nobody else can create one.
+            with tempfile.TemporaryDirectory() as private:
+                temporary = Path(private, "copy.db")
+                with (
+                    closing(self._open_second_connection()) as source,
+                    closing(sqlite3.connect(temporary)) as copy,
+                ):
+                    source.backup(copy)
+                with temporary.open("rb") as written, replacing(path, mode=mode, durable=True) as file:
+                    shutil.copyfileobj(written, file)
         except (sqlite3.Error, OSError) as error:
-            temporary.unlink(missing_ok=True)
             raise StoreError(f"Cannot copy job database {self.file} to {path}: {error}.") from error
 
     def integrity_errors(self) -> list[str]:

@@ -27,6 +27,7 @@ from eemtcleanupd.config import Loaded
 from eemtcleanupd.config.schema import ApiConfig
 from eemtcleanupd.daemon.messages import RunRequested
 from eemtcleanupd.errors import CleanupError, ConfigError, LockHeldError
+from eemtcleanupd.files import set_socket_mode
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import Trigger
 from eemtcleanupd.plugins import to_dict
@@ -171,7 +172,7 @@ def _open_unix(path: Path, mode: int) -> socket.socket:
     listening = socket.socket(socket.AF_UNIX)
     try:
         listening.bind(str(path))
-        path.chmod(mode)  # before listen(), so that no unauthorized client can connect
+        set_socket_mode(path, mode)  # before listen(), so that no unauthorized client can connect
         listening.listen(128)
     except OSError:
         listening.close()
@@ -207,7 +208,10 @@ class _WorkerProcess:
     def reload(self, loaded: Loaded) -> None:
         """Put another configuration in force, with a renewed certificate if there is one."""
         if (path := _unix_path(self.api.listen)) is not None:
-            path.chmod(int(loaded.config.api.socket_mode, 8))
+            try:
+                set_socket_mode(path, int(loaded.config.api.socket_mode, 8))
+            except OSError as error:
+                log.warning("Cannot change the mode of %s: %s", path, error.strerror)
         with self._lock:
             self._loaded = loaded
             self._reloaded.clear()

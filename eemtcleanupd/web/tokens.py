@@ -5,7 +5,6 @@ A token has 256 random bits, so a fast hash is enough: it cannot be guessed.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import json
@@ -21,11 +20,12 @@ from typing import Final, Literal
 
 from eemtcleanupd.config import Config
 from eemtcleanupd.errors import ConfigError
-from eemtcleanupd.files import write_atomic
+from eemtcleanupd.files import locked, open_folder, read_regular, write_atomic
 
 Scope = Literal["read", "clean"]
 SCOPES: Final = ("read", "clean")
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+_LOCK_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class TokenFile:
                 )
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
             if stamp != self._stamp:
-                entries = json.loads(self.path.read_text(encoding="utf-8"))
+                entries = json.loads(read_regular(self.path))
                 self._tokens, self._stamp = tuple(Token(**entry) for entry in entries), stamp
             return self._tokens
         except FileNotFoundError:
@@ -110,16 +110,13 @@ class TokenFile:
     def _locked_tokens(self) -> Iterator[list[Token]]:
         """Yield the tokens and write the changed list, under a lock."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX)
+            with open_folder(self.path.parent, create=0o777):
+                pass
+            with locked(self.path.with_name(f"{self.path.name}.lock"), wait_seconds=_LOCK_SECONDS):
                 tokens = list(self.all())
                 yield tokens
                 content = json.dumps([asdict(token) for token in tokens], indent=2)
                 write_atomic(self.path, content.encode(), durable=True)
-            finally:
-                os.close(folder)
         except OSError as error:
             raise ConfigError(f"Cannot write the token file {self.path}: {error.strerror}.") from error
 
