@@ -177,19 +177,43 @@ def write_output(path: Path, content: bytes) -> None:
         OSError: the file cannot be written.
     """
     with open_folder(path.parent) as folder:
-        try:
-            entry, place = os.stat(path.name, dir_fd=folder, follow_symlinks=False), os.fstat(folder)
-        except FileNotFoundError:
-            pass
-        else:
-            if not stat.S_ISREG(entry.st_mode):
-                is_shared = place.st_mode & 0o022 and not place.st_mode & stat.S_ISVTX
-                if is_shared or not {entry.st_uid, place.st_uid} <= {os.geteuid(), 0}:
-                    raise OSError(errno.EPERM, "it is not a regular file, and other users can replace it")
-                with os.fdopen(os.open(path.name, os.O_WRONLY | os.O_TRUNC, dir_fd=folder), "wb") as file:
-                    file.write(content)
-                return
-    write_atomic(path, content, mode=None)
+        special = _open_special(path, os.O_WRONLY | os.O_TRUNC, folder)
+    if special is None:
+        write_atomic(path, content, mode=None)
+        return
+    with os.fdopen(special, "wb") as file:
+        file.write(content)
+
+
+def open_log(path: Path) -> int:
+    """Return a descriptor that appends to a log that the operator named; a missing file is created.
+
+    A link, FIFO or device, such as ``/dev/null``, is used only if no other user can have put it there.
+
+    Raises:
+        OSError: it cannot be opened, see :func:`open_own`.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    with open_folder(path.parent) as folder:
+        special = _open_special(path, flags, folder)
+        return open_own(path, flags, dir_fd=folder) if special is None else special
+
+
+def _open_special(path: Path, flags: int, folder: int) -> int | None:
+    """Open what is neither missing nor a regular file, without waiting for the reader of a FIFO."""
+    try:
+        entry = os.stat(path.name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    if stat.S_ISREG(entry.st_mode):
+        return None
+    place = os.fstat(folder)
+    is_shared = place.st_mode & 0o022 and not place.st_mode & stat.S_ISVTX
+    if is_shared or not {entry.st_uid, place.st_uid} <= {os.geteuid(), 0}:
+        raise OSError(errno.EPERM, "it is not a regular file, and other users can replace it", str(path))
+    descriptor = os.open(path.name, flags | _SAFE & ~os.O_NOFOLLOW, dir_fd=folder, mode=0o666)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 # -- existing files ----------------------------------------------------------------------------------
@@ -202,7 +226,7 @@ def open_own(path: Path, flags: int, *, mode: int | None = None, dir_fd: int | N
 
     Args:
         path: the file, or its name in ``dir_fd``.
-        flags: of open(2); ``O_CREAT`` creates a missing file.
+        flags: of open(2); ``O_CREAT`` creates a missing file.  ``O_TRUNC`` acts after the checks.
         mode: the permissions of a new file, before the umask; an existing one loses all others.  None for
             0666, and to keep those of an existing file.
         dir_fd: the open folder.
@@ -214,7 +238,9 @@ def open_own(path: Path, flags: int, *, mode: int | None = None, dir_fd: int | N
     """
     with _parent(path, dir_fd) as folder:
         try:
-            descriptor = os.open(path.name, flags | _SAFE, 0o666 if mode is None else mode, dir_fd=folder)
+            descriptor = os.open(
+                path.name, flags & ~os.O_TRUNC | _SAFE, 0o666 if mode is None else mode, dir_fd=folder
+            )
         except OSError as error:
             raise _explained(error, path, folder) from error
     try:
@@ -222,6 +248,8 @@ def open_own(path: Path, flags: int, *, mode: int | None = None, dir_fd: int | N
         _require_own(status, path)
         if mode is not None and status.st_uid == os.geteuid() and status.st_mode & 0o777 & ~mode:
             os.fchmod(descriptor, status.st_mode & mode)
+        if flags & os.O_TRUNC:
+            os.ftruncate(descriptor, 0)
     except BaseException:
         os.close(descriptor)
         raise

@@ -56,8 +56,10 @@ def write_marker(trash: Trash, marker: str) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    with os.fdopen(open_own(Path(MARKER_NAME), flags, mode=0o600, dir_fd=trash.fd), "w") as file:
+    marker_fd = open_own(
+        Path(MARKER_NAME), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode=0o600, dir_fd=trash.fd
+    )
+    with os.fdopen(marker_fd, "w") as file:
         file.write(marker)
 
 

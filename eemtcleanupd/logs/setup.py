@@ -20,7 +20,7 @@ from typing import ClassVar
 
 from eemtcleanupd.config import Config
 from eemtcleanupd.errors import ConfigError
-from eemtcleanupd.files import open_folder, open_own
+from eemtcleanupd.files import open_folder, open_log
 
 log = logging.getLogger("eemtcleanupd")
 
@@ -67,8 +67,7 @@ class _RotatingFile(logging.handlers.RotatingFileHandler):
         self._is_reported = False
 
     def _open(self) -> TextIOWrapper:
-        descriptor = open_own(Path(self.baseFilename), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        return open(descriptor, "a", encoding=self.encoding, errors=self.errors)  # noqa: PTH123
+        return open(open_log(Path(self.baseFilename)), "a", encoding=self.encoding, errors=self.errors)  # noqa: PTH123
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record; an error is reported once, until a record can be written again."""
