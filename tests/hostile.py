@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -30,32 +29,37 @@ def time_limit(seconds: float = 10) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-_HOLD = """
-import fcntl, os, sys
-descriptor = os.open(sys.argv[1], int(sys.argv[2]))
-fcntl.flock(descriptor, fcntl.LOCK_EX)
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
 @contextmanager
-def lock_held(path: Path, *command: str, uid: int | None = UID) -> Iterator[subprocess.Popen[str]]:
-    """Hold an flock in another process: of ``uid``, started by ``command`` if there is one."""
-    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR
-    identity = {} if uid is None else {"user": uid, "group": uid, "extra_groups": []}
-    with subprocess.Popen(
-        [*command, sys.executable, "-I", "-c", _HOLD, path, str(flags)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd="/",
-        **identity,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
+def process_of(uid: int, act: Callable[[], object]) -> Iterator[int]:
+    """Run ``act`` in a process of another user, which lives until the end; yield its id."""
+    ready, go = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
         try:
-            yield process
+            os.close(go[1])
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            act()
+            os.write(ready[1], b"ready")
+            os.read(go[0], 1)
+            code = 0
         finally:
-            assert process.stdin is not None
-            process.stdin.close()
+            os._exit(code)
+    os.close(ready[1])
+    os.close(go[0])
+    try:
+        assert os.read(ready[0], 5) == b"ready", "the other user's action failed"
+        yield pid
+    finally:
+        os.close(go[1])
+        os.close(ready[0])
+        os.waitpid(pid, 0)
+
+
+def hold_flock(path: Path) -> int:
+    """Acquire an flock on a file or folder that this process can open."""
+    descriptor = os.open(path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor

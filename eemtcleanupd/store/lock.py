@@ -186,8 +186,13 @@ def signalled(location: StoreAddress, number: signal.Signals) -> Iterator[LocalD
                     "user. Run this command there, or as that user."
                 )
             signal.pidfd_send_signal(daemon.pidfd, number)
-        except (ProcessLookupError, FileNotFoundError):
-            yield None  # it has just exited
+        except (ProcessLookupError, FileNotFoundError) as error:
+            if _is_held(descriptor):
+                raise CleanupError(
+                    f"Process {pid} has exited, but a process that it started still holds the daemon's lock. "
+                    "Stop that process."
+                ) from error
+            yield None
             return
         except PermissionError as error:
             raise CleanupError(
