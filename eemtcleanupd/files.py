@@ -8,7 +8,7 @@ another file, a FIFO that would block forever, or a file that they hold a lock o
 * follows no link in the last component, and never waits for the other end of a FIFO,
 * creates files with ``O_EXCL``, or checks with fstat(2) what it has opened.
 
-:func:`read_regular` is the exception: it reads a file that the operator names, which can be a link.
+:func:`open_regular` is the exception: it reads a file that the operator names, which can be a link.
 """
 
 from __future__ import annotations
@@ -293,19 +293,31 @@ def read_own(path: Path, max_bytes: int) -> bytes:
         return file.read(max_bytes)
 
 
-def read_regular(path: Path, max_bytes: int = -1) -> bytes:
-    """Return at most the first ``max_bytes`` of a file that the operator named; links are followed.
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file that the operator named for reading; links are followed.
 
     Raises:
         OSError: the file cannot be read, or is not a regular file: a FIFO would block forever.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    with os.fdopen(descriptor, "rb") as file:
-        mode = os.fstat(descriptor).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    descriptor = os.open(path, os.O_RDONLY | _SAFE & ~os.O_NOFOLLOW)
+    try:
+        _require_regular(os.fstat(descriptor).st_mode, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def _require_regular(mode: int, path: Path) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
+def read_regular(path: Path, max_bytes: int = -1) -> bytes:
+    """Return at most the first ``max_bytes`` of a file; see :func:`open_regular`."""
+    with open_regular(path) as file:
         return file.read(max_bytes)
 
 

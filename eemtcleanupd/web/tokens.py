@@ -20,7 +20,7 @@ from typing import Final, Literal
 
 from eemtcleanupd.config import Config
 from eemtcleanupd.errors import ConfigError
-from eemtcleanupd.files import locked, open_folder, read_regular, write_atomic
+from eemtcleanupd.files import locked, open_folder, open_regular, write_atomic
 
 Scope = Literal["read", "clean"]
 SCOPES: Final = ("read", "clean")
@@ -65,16 +65,17 @@ class TokenFile:
             ConfigError: the file cannot be read, or other users can write it.
         """
         try:
-            status = self.path.stat()
-            if status.st_mode & 0o022 or status.st_uid not in {os.geteuid(), 0}:
-                raise ConfigError(
-                    f"Other users can change the token file {self.path}. Make it your own, with mode 600 "
-                    "(chown, chmod 600)."
-                )
-            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-            if stamp != self._stamp:
-                entries = json.loads(read_regular(self.path))
-                self._tokens, self._stamp = tuple(Token(**entry) for entry in entries), stamp
+            with open_regular(self.path) as file:
+                status = os.fstat(file.fileno())
+                if status.st_mode & 0o022 or status.st_uid not in {os.geteuid(), 0}:
+                    raise ConfigError(
+                        f"Other users can change the token file {self.path}. Make it your own, with mode 600 "
+                        "(chown, chmod 600)."
+                    )
+                stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+                if stamp != self._stamp:
+                    entries = json.loads(file.read())
+                    self._tokens, self._stamp = tuple(Token(**entry) for entry in entries), stamp
             return self._tokens
         except FileNotFoundError:
             return ()
