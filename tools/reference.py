@@ -249,7 +249,9 @@ def routes() -> str:
     """Return every route of the HTTP interface, with its parameters, body and responses."""
     backend = cast("Backend", None)  # no request is made
     auth = Authenticator(backend)
-    context = ApiContext(backend, ResponseCache(), auth.requires("read"), auth.requires("clean"))
+    context = ApiContext.create(
+        backend, ResponseCache(), auth.refusals, auth.requires("read"), auth.requires("clean")
+    )
     app = build_routes(context, auth)
     description = app.openapi()
     scopes = dict(_scopes([*app.routes, *interface(context).routes]))
@@ -273,10 +275,12 @@ def _scopes(app_routes: Iterable[BaseRoute]) -> Iterator[tuple[tuple[str, str], 
     """Yield the scope that a token needs, by path and method."""
     for route in app_routes:
         if isinstance(route, APIRoute):
-            for dependency in route.dependant.dependencies:
-                scope = inspect.getclosurevars(cast("Any", dependency.call)).nonlocals.get("scope")
-                if isinstance(scope, str):
-                    yield from (((route.path, method), scope) for method in route.methods or ())
+            # RouteGuard.limits wraps the dependency that checks the scope.
+            for limited in route.dependant.dependencies:
+                for dependency in limited.dependencies:
+                    scope = inspect.getclosurevars(cast("Any", dependency.call)).nonlocals.get("scope")
+                    if isinstance(scope, str):
+                        yield from (((route.path, method), scope) for method in route.methods or ())
 
 
 def _parameters(route: Spec, description: Spec) -> Iterator[tuple[str, ...]]:

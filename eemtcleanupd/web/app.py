@@ -16,7 +16,7 @@ from eemtcleanupd.web.cache import CacheMiddleware, ResponseCache
 from eemtcleanupd.web.context import ApiContext
 from eemtcleanupd.web.dashboard import build_pages
 from eemtcleanupd.web.middleware import SecurityMiddleware
-from eemtcleanupd.web.problems import AsciiJsonResponse, ProblemRoute, error_responses, problem_from
+from eemtcleanupd.web.problems import AsciiJsonResponse, error_responses, problem_from
 from eemtcleanupd.web.router import routes
 
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -25,10 +25,11 @@ _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 def create_app(backend: Backend, authenticator: Authenticator) -> ASGIApp:
     """Return the application with its middleware: security checks first, then the cache."""
     cache = ResponseCache()
-    may_read, may_clean = authenticator.requires("read"), authenticator.requires("clean")
-    app = build_routes(ApiContext(backend, cache, may_read, may_clean), authenticator)
+    refusals, requires = authenticator.refusals, authenticator.requires
+    context = ApiContext.create(backend, cache, refusals, requires("read"), requires("clean"))
+    app = build_routes(context, authenticator)
     return SecurityMiddleware(
-        CacheMiddleware(app, cache, authenticator), lambda: backend.config.api, authenticator.record_refusal
+        CacheMiddleware(app, cache, authenticator), lambda: backend.config.api, refusals.record
     )
 
 
@@ -42,7 +43,7 @@ def build_routes(context: ApiContext, authenticator: Authenticator) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.router.route_class = ProblemRoute
+    app.router.route_class = context.guard.route_class()
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:

@@ -1,40 +1,33 @@
-"""Authentication and authorization of HTTP clients: bearer tokens, browser sessions, throttling."""
+"""Authentication and authorization of HTTP clients: bearer tokens and browser sessions."""
 
 from __future__ import annotations
 
 import logging
 import secrets
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Final
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 
-from eemtcleanupd.clock import Clock, monotonic_seconds, system_clock
-from eemtcleanupd.errors import AuditError, ConfigError
-from eemtcleanupd.events import AuditEntry
-from eemtcleanupd.formatting import printable
+from eemtcleanupd.clock import Clock, system_clock
+from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.web.backend import Backend
 from eemtcleanupd.web.problems import http_error
+from eemtcleanupd.web.refusals import UNKNOWN_USER, Refusals, client_address
 from eemtcleanupd.web.tokens import Scope, Token, TokenFile, find_token
 
 log = logging.getLogger(__name__)
 
 SESSION_LIFETIME: Final = timedelta(hours=12)
 _MAX_SESSIONS = 1000
-# More refused requests of one address than this, within the window, throttle it.
-_MAX_FAILURES = 60
-_WINDOW_SECONDS = 60.0
-_MAX_ADDRESSES = 10_000
-THROTTLED: Final = "Too many refused requests. Wait a minute."
-_UNKNOWN_USER: Final = "unknown"
 bearer = HTTPBearer(auto_error=False, description="A token of `eemtcleanupd token add`.")
 
 
@@ -53,7 +46,7 @@ class Caller:
 class _Refusal:
     status: int
     detail: str
-    user: str = _UNKNOWN_USER
+    user: str = UNKNOWN_USER
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -71,7 +64,7 @@ class Authenticator:
         self._lock = threading.Lock()
         self._files: dict[str, TokenFile] = {}
         self._sessions: OrderedDict[str, tuple[str, datetime]] = OrderedDict()
-        self._failures: OrderedDict[str, deque[float]] = OrderedDict()
+        self.refusals = Refusals(backend, clock)
 
     def requires(self, scope: Scope) -> Callable[..., Awaitable[Caller]]:
         """Return a dependency that returns the caller or refuses the request.
@@ -93,7 +86,7 @@ class Authenticator:
         """Return the caller, or refuse the request as :meth:`requires` does."""
         result = self._authenticate(request, scope, secret)
         if isinstance(result, _Refusal):
-            self._refuse(request, result)
+            raise self._refuse(request, result)
         return result
 
     def may_read(self, request: Request) -> bool:
@@ -144,43 +137,9 @@ class Authenticator:
             log.error("Rejecting all HTTP requests: %s", error)  # noqa: TRY400  (no traceback needed)
             raise http_error(503, "The token file is unusable. See the daemon's log.") from error
 
-    def _refuse(self, request: Request, refusal: _Refusal) -> NoReturn:
-        path, address = request.url.path, client_address(request)
-        if self.record_refusal(request.method, path, refusal.detail, address, user=refusal.user):
-            raise http_error(429, THROTTLED, Retry_After="60")
-        raise http_error(refusal.status, refusal.detail, **refusal.headers)
-
-    def record_refusal(
-        self, method: str, path: str, reason: str, address: str | None, *, user: str = _UNKNOWN_USER
-    ) -> bool:
-        """Write a refused request into the audit log.
-
-        Requests of a throttled address are not written, except for the first.  Return whether it is one.
-        """
-        failures = self._count_failure(address or "")
-        if failures <= _MAX_FAILURES + 1:
-            details = {"request": printable(f"{method} {path}")[:200], "reason": printable(reason)}
-            entry = AuditEntry(self._clock(), user, "http_refused", details, address)
-            try:
-                self._backend.plugins.audit([entry])
-            except AuditError:  # the request is refused all the same
-                log.exception("Cannot write a refused request into the audit log")
-        return failures > _MAX_FAILURES
-
-    def _count_failure(self, address: str) -> int:
-        """Count a failure; return the number within the window.  It stops at ``_MAX_FAILURES + 2``."""
-        now = monotonic_seconds()
-        with self._lock:
-            times = self._failures.setdefault(address, deque())
-            self._failures.move_to_end(address)
-            while len(self._failures) > _MAX_ADDRESSES:
-                self._failures.popitem(last=False)
-            while times and now - times[0] > _WINDOW_SECONDS:
-                times.popleft()
-            if len(times) > _MAX_FAILURES:
-                return len(times) + 1
-            times.append(now)
-            return len(times)
+    def _refuse(self, request: Request, refusal: _Refusal) -> HTTPException:
+        error = http_error(refusal.status, refusal.detail, **refusal.headers)
+        return self.refusals.refuse(request, error, user=refusal.user)
 
     # -- browser sessions --------------------------------------------------------------------------
 
@@ -192,7 +151,7 @@ class Authenticator:
         """
         token = find_token(self._tokens() or (), secret)
         if token is None or token.is_expired(self._clock()):
-            self._refuse(request, _Refusal(403, "The token is unknown or has expired."))
+            raise self._refuse(request, _Refusal(403, "The token is unknown or has expired."))
         session = secrets.token_urlsafe(32)
         with self._lock:
             self._sessions[session] = (token.sha256, self._clock() + SESSION_LIFETIME)
@@ -223,8 +182,3 @@ def bearer_token(request: Request) -> str | None:
     """Return the bearer token of a request (RFC 6750), None if there is none."""
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
     return secret if kind.lower() == "bearer" else None
-
-
-def client_address(request: Request) -> str | None:
-    """Return the client's address, None over a Unix socket."""
-    return None if request.client is None else request.client.host

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Iterator
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -16,8 +16,8 @@ from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.web.auth import Caller
 from eemtcleanupd.web.backend import Backend
 from eemtcleanupd.web.cache import FRESH_SECONDS, ResponseCache, request_key
-
-Authorize = Callable[..., Awaitable[Caller]]
+from eemtcleanupd.web.guard import Authorize, RouteGuard
+from eemtcleanupd.web.refusals import Refusals
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,17 @@ class ApiContext:
 
     backend: Backend
     cache: ResponseCache
-    may_read: Authorize
-    may_clean: Authorize
+    guard: RouteGuard
+    may_read: Callable[..., AsyncIterator[Caller]]
+    may_clean: Callable[..., AsyncIterator[Caller]]
+
+    @classmethod
+    def create(
+        cls, backend: Backend, cache: ResponseCache, refusals: Refusals, read: Authorize, clean: Authorize
+    ) -> ApiContext:
+        """Return the context of routes that are guarded and whose callers ``read`` and ``clean`` return."""
+        guard = RouteGuard(refusals, lambda: backend.config.api)
+        return cls(backend, cache, guard, guard.limits(read), guard.limits(clean))
 
     async def answer(
         self,

@@ -32,7 +32,7 @@ _MEDIA_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xm
 
 def build_pages(context: ApiContext, authenticator: Authenticator) -> APIRouter:
     """Return the routes of the pages, of login and logout, and of the static files."""
-    router = APIRouter(include_in_schema=False)
+    router = APIRouter(include_in_schema=False, route_class=context.guard.route_class(accepts_forms=True))
     backend, cache, data = context.backend, context.cache, DashboardData(context.backend)
     static = {
         entry.name: entry.read_bytes()
@@ -55,7 +55,8 @@ def build_pages(context: ApiContext, authenticator: Authenticator) -> APIRouter:
             text = "" if error.status_code == 401 else error.detail
             return HTMLResponse(render("login", problem=text), error.status_code, dict(error.headers or {}))
         try:
-            return HTMLResponse(await make(caller))
+            with context.guard.place(request, caller):
+                return HTMLResponse(await make(caller))
         except HTTPException as error:
             status, text = error.status_code, error.detail
         except CleanupError as error:

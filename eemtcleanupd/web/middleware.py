@@ -1,4 +1,4 @@
-"""What every request passes first: checks of Host, origin and body size, proxy and security headers."""
+"""What every request of a daemon passes first: checks of Host and framing, proxy and security headers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import anyio.to_thread
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eemtcleanupd.config.schema import ApiConfig
-from eemtcleanupd.web.auth import THROTTLED
 from eemtcleanupd.web.problems import problem
+from eemtcleanupd.web.refusals import THROTTLED
 
-MAX_BODY_BYTES = 64 * 1024
-_BODY_TOO_LARGE = f"The body is larger than {MAX_BODY_BYTES} bytes."
 _SECURITY_HEADERS = (
     (
         b"content-security-policy",
@@ -54,35 +52,15 @@ class SecurityMiddleware:
         settings = self._settings()
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         _apply_proxy_headers(scope, headers, settings.trusted_proxies)
-        refusal = _refusal(scope["method"], headers, settings)
+        refusal = _refusal(scope, headers, settings)
         if refusal is not None:
             await self._refuse(scope, receive, send, *refusal)
             return
-        received_bytes, is_too_large, has_started = 0, False, False
-
-        async def receive_limited() -> Message:
-            nonlocal received_bytes, is_too_large
-            message = await receive()
-            received_bytes += len(message.get("body", b""))
-            if received_bytes > MAX_BODY_BYTES:
-                is_too_large = True
-                return {"type": "http.disconnect"}
-            return message
 
         async def send_answer(message: Message) -> None:
-            nonlocal has_started
-            if is_too_large and not has_started:
-                return
-            has_started = has_started or message["type"] == "http.response.start"
             await send(_with_security_headers(message))
 
-        try:
-            await self._app(scope, receive_limited, send_answer)
-        except Exception:
-            if not is_too_large:
-                raise
-        if is_too_large and not has_started:
-            await self._refuse(scope, receive, send, 413, _BODY_TOO_LARGE)
+        await self._app(scope, receive, send_answer)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, status: int, detail: str) -> None:
         client = scope.get("client")
@@ -109,18 +87,14 @@ def _with_security_headers(message: Message) -> Message:
     return {**message, "headers": [*message["headers"], *added]}
 
 
-def _refusal(method: str, headers: dict[bytes, str], settings: ApiConfig) -> tuple[int, str] | None:
-    """Return the status and the reason if the headers alone make a request invalid, else None."""
+def _refusal(scope: Scope, headers: dict[bytes, str], settings: ApiConfig) -> tuple[int, str] | None:
+    """Return the status and the reason if a request is invalid in any application, else None."""
+    if b"transfer-encoding" in headers and (b"content-length" in headers or scope["http_version"] == "1.0"):
+        # A proxy can take another end of the body, and then pass the rest as a request of its own (RFC 9112).
+        return 400, "Transfer-Encoding is not allowed together with Content-Length or in HTTP/1.0."
     host = headers.get(b"host", "")
     if not _is_allowed_host(host, settings):
         return 421, f'Host header "{host[:100]}" is not allowed. Add the name to api.allowed_hosts.'
-    origin = headers.get(b"origin")
-    is_foreign = origin is not None and origin not in {f"http://{host}", f"https://{host}"}
-    if is_foreign and method not in {"GET", "HEAD", "OPTIONS"}:
-        return 403, f"A page of another site sent this request: {str(origin)[:100]}."
-    length = headers.get(b"content-length", "0")
-    if not (length.isascii() and length.isdigit()) or len(length) > 9 or int(length) > MAX_BODY_BYTES:
-        return 413, _BODY_TOO_LARGE
     return None
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Coroutine
 from datetime import datetime
 from http import HTTPStatus
 from typing import Any, Final
 
-from fastapi import HTTPException, Request, Response
+from fastapi import HTTPException, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
@@ -98,22 +96,6 @@ def problem_from(error: Exception) -> Response:
         case _:
             log.error("Cannot answer an HTTP request", exc_info=error)
             return problem(500, "Internal error. See the daemon's log.")
-
-
-class ProblemRoute(APIRoute):
-    """A route whose errors are problem details, in any application that includes it."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the handler."""
-        handle = super().get_route_handler()
-
-        async def handle_errors(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except Exception as error:
-                return problem_from(error)
-
-        return handle_errors
 
 
 def http_error(status: int, detail: str, **headers: str) -> HTTPException:

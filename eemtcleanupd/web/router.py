@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 
 from eemtcleanupd.errors import ConfigError
-from eemtcleanupd.web.auth import Authenticator, Caller, client_address
+from eemtcleanupd.web.auth import Authenticator, Caller
 from eemtcleanupd.web.backend import LocalBackend
 from eemtcleanupd.web.cache import ResponseCache
 from eemtcleanupd.web.context import ApiContext
-from eemtcleanupd.web.problems import ProblemRoute
+from eemtcleanupd.web.refusals import Refusals, client_address
 from eemtcleanupd.web.routes.jobs import add_job_routes
 from eemtcleanupd.web.routes.queries import add_query_routes
 from eemtcleanupd.web.routes.runs import add_run_routes
@@ -36,7 +37,8 @@ def cleanup_router(
     """
     backend = LocalBackend(Path(config).absolute(), dict(os.environ if environ is None else environ))
     if authorize is not None:
-        may_read = may_clean = _caller_from(authorize)
+        refusals = Refusals(backend)
+        read = clean = _caller_from(authorize)
     elif backend.config.api.tokens_file is None:
         raise ConfigError(
             "cleanup_router cannot authorize requests. Pass authorize=, or set api.tokens_file in the "
@@ -44,13 +46,15 @@ def cleanup_router(
         )
     else:
         authenticator = Authenticator(backend)
-        may_read, may_clean = authenticator.requires("read"), authenticator.requires("clean")
-    return routes(ApiContext(backend, ResponseCache(), may_read, may_clean))
+        refusals = authenticator.refusals
+        read, clean = authenticator.requires("read"), authenticator.requires("clean")
+    atexit.register(refusals.write_summary)
+    return routes(ApiContext.create(backend, ResponseCache(), refusals, read, clean))
 
 
 def routes(context: ApiContext) -> APIRouter:
     """Return the routes below ``/api/cleanup``."""
-    router = APIRouter(prefix="/api/cleanup", tags=["cleanup"], route_class=ProblemRoute)
+    router = APIRouter(prefix="/api/cleanup", tags=["cleanup"], route_class=context.guard.route_class())
     add_run_routes(router, context)
     add_query_routes(router, context)
     add_job_routes(router, context)

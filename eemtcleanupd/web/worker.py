@@ -22,6 +22,7 @@ from eemtcleanupd.web.auth import Authenticator
 from eemtcleanupd.web.backend import DaemonBackend
 from eemtcleanupd.web.ipc import Settings, StopWorker, WorkerChannel
 from eemtcleanupd.web.protocol import BoundedH11Protocol
+from eemtcleanupd.web.refusals import Refusals
 from eemtcleanupd.web.supervisor import STOP_SECONDS, UNIX, tls_context
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ def _serve(channel: WorkerChannel, listening: socket.socket) -> NoReturn:
     loaded = from_dict(settings.config)
     backend, api = DaemonBackend(channel, loaded), loaded.config.api
     tls = tls_context(api)
-    app = create_app(backend, Authenticator(backend, open_to_all=api.listen.startswith(UNIX)))
+    authenticator = Authenticator(backend, open_to_all=api.listen.startswith(UNIX))
+    app = create_app(backend, authenticator)
     server = HttpServer(app, listening, tls)
     server.start()
     while True:
@@ -85,13 +87,14 @@ def _serve(channel: WorkerChannel, listening: socket.socket) -> NoReturn:
             case StopWorker():
                 backend.is_stopping = True
                 # This thread keeps receiving what the open requests wait for.
-                threading.Thread(target=_stop, args=(server,), name="stop").start()
+                threading.Thread(target=_stop, args=(server, authenticator.refusals), name="stop").start()
             case _:
                 backend.receive(message, file)
 
 
-def _stop(server: HttpServer) -> None:
+def _stop(server: HttpServer, refusals: Refusals) -> None:
     server.stop()
+    refusals.write_summary()
     os._exit(0)
 
 

@@ -78,13 +78,9 @@ def add_query_routes(router: APIRouter, context: ApiContext) -> None:
         request: Request,
         once: Annotated[bool, Query(description="End after the first event.")] = False,
         caller: Caller = Depends(context.may_read),
-    ) -> StreamingResponse:
+    ) -> Response:
         """Stream server-sent events: `progress` during a run, and `idle` without one."""
-        return StreamingResponse(
-            progress_events(backend, request, caller, once=once),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-store"},
-        )
+        return context.guard.stream(request, caller, progress_events(backend, request, caller, once=once))
 
     @router.get("/holds", dependencies=may_read, responses=COMMON_ERRORS)
     async def holds(request: Request) -> Response:
