@@ -44,7 +44,7 @@ def run(detach: bool, pidfile: Path | None, debug: bool) -> int:
     """
     read, file = config_reader(), pidfile and working_folder() / pidfile
     if not detach:
-        with _pidfile(file):
+        with _no_exit(), _pidfile(file):
             _run_daemon(read, debug=debug)
         return 0
     return _run_detached(read, file, debug=debug)
@@ -77,6 +77,18 @@ def _run_daemon(
         service.close()
     finally:
         logging.getLogger("eemtcleanupd").removeHandler(handler)
+
+
+@contextmanager
+def _no_exit() -> Iterator[None]:
+    """Turn a plugin's ``sys.exit(0)`` and its like into an error.
+
+    Service managers take exit code 0 for a requested stop, and do not restart the daemon.
+    """
+    try:
+        yield
+    except (SystemExit, click.exceptions.Exit) as error:
+        raise RuntimeError("Code in the daemon requested the exit of the process.") from error
 
 
 @contextmanager
@@ -189,7 +201,7 @@ def _run_detached(read: Callable[[], Loaded], pidfile: Path | None, *, debug: bo
         os.close(writing)
 
     try:
-        with context:
+        with _no_exit(), context:
             _run_daemon(read, debug=debug, on_ready=ready)
     except CleanupError as error:
         os.write(writing, f"{error.exit_code} {error}".encode())

@@ -169,19 +169,22 @@ class FileWatch(FileSystemEventHandler):
     """Puts ``CONFIG_FILE_CHANGED`` into the inbox when a file might have changed.
 
     It watches the folder, since editors replace the file by renaming.  Where watching fails (too many
-    watches, a network filesystem), the daemon still compares the content regularly.
+    watches or inotify instances, a network filesystem), the daemon still compares the content regularly.
     """
 
     def __init__(self, file: Path, put: Enqueue) -> None:
         self._names = {file.name, _CONFIG_MAP_LINK}
         self._put = put
-        self._observer: BaseObserver | None = Observer()
+        self._observer: BaseObserver | None = None
         try:
+            self._observer = Observer()
             self._observer.schedule(self, str(file.parent), event_filter=_EVENTS)
             self._observer.start()
         except OSError as error:
-            self._observer = None
             log.warning("Cannot watch %s (%s). The daemon notices changes within a minute.", file, error)
+            if self._observer is not None:
+                self._observer.stop()
+                self._observer = None
 
     def close(self) -> None:
         """Stop the watch and its threads."""

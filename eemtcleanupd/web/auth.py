@@ -17,7 +17,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 
-from eemtcleanupd.clock import Clock, system_clock
+from eemtcleanupd.clock import Clock, monotonic_seconds, system_clock
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.web.backend import Backend
 from eemtcleanupd.web.problems import http_error
@@ -64,6 +64,7 @@ class Authenticator:
         self._lock = threading.Lock()
         self._files: dict[str, TokenFile] = {}
         self._sessions: OrderedDict[str, tuple[str, datetime]] = OrderedDict()
+        self._next_token_log = 0.0
         self.refusals = Refusals(backend, clock)
 
     def requires(self, scope: Scope) -> Callable[..., Awaitable[Caller]]:
@@ -134,7 +135,9 @@ class Authenticator:
         try:
             return self._files.setdefault(str(path), TokenFile(path)).all()
         except ConfigError as error:
-            log.error("Rejecting all HTTP requests: %s", error)  # noqa: TRY400  (no traceback needed)
+            if monotonic_seconds() >= self._next_token_log:  # requests must not fill the log
+                self._next_token_log = monotonic_seconds() + 60
+                log.error("Rejecting all HTTP requests: %s", error)  # noqa: TRY400  (no traceback needed)
             raise http_error(503, "The token file is unusable. See the daemon's log.") from error
 
     def _refuse(self, request: Request, refusal: _Refusal) -> HTTPException:

@@ -12,6 +12,7 @@ import pytest
 from eemtcleanupd.web import protocol
 from eemtcleanupd.web.supervisor import open_address
 from eemtcleanupd.web.worker import HttpServer
+from tests.web.conftest import eventually
 
 ANSWER = b"HTTP/1.1 200 OK"
 
@@ -84,3 +85,52 @@ def test_small_answers_are_sent_without_delay(server: HttpServer) -> None:
         (connection,) = server.uvicorn.server_state.connections
         accepted = connection.transport.get_extra_info("socket")
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+async def large(scope: object, receive: object, send: Callable[[object], object]) -> None:
+    """Answer with more than the buffers of the kernel hold."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})  # type: ignore[misc]
+    await send({"type": "http.response.body", "body": b"x" * 50_000_000})  # type: ignore[misc]
+
+
+def test_a_client_that_does_not_read_is_closed_after_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "REQUEST_TIMEOUT_SECONDS", 0.3)
+    server = HttpServer(large, open_address("127.0.0.1:0", 0))  # type: ignore[arg-type]
+    server.start()
+    try:
+        with connect(server) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.recv(1) == b"H"
+
+            def check_closed() -> None:
+                assert not server.uvicorn.server_state.connections
+
+            eventually(check_closed)
+        with connect(server) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            received = 0
+            while chunk := client.recv(1 << 20):
+                received += len(chunk)
+            assert received > 50_000_000, "a client that reads gets all"
+    finally:
+        server.stop()
+
+
+def test_above_the_limit_the_client_with_most_connections_loses_one(
+    server: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "REQUEST_TIMEOUT_SECONDS", 30.0)
+    monkeypatch.setattr(protocol, "client_group", lambda address: address)
+    with ExitStack() as stack:
+        person = stack.enter_context(connect(server))
+        for _ in range(20):
+            other = socket.create_connection(
+                server.socket.getsockname(), timeout=30, source_address=("127.0.0.2", 0)
+            )
+            stack.enter_context(other)
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            other.recv(1)
+        person.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            person.recv(1)
