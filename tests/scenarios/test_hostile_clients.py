@@ -195,7 +195,8 @@ def test_a_daemon_starts_and_reloads_without_inotify(store: JobStore, limit: str
 
 EXITS = {
     "import": "raise SystemExit(0)\n",
-    "audit": "from eemtcleanupd import hookspecs as h\n@h.hookimpl\ndef audit(entries): raise SystemExit(0)\n",
+    "audit": "from eemtcleanupd.hookspecs import hookimpl\n\n\n"
+    "@hookimpl\ndef audit(entries): raise SystemExit(0)\n",
 }
 
 
