@@ -114,9 +114,7 @@ class RouteGuard:
         """
         if _is_cross_site(headers, self._settings().allowed_hosts):
             origin = headers.get("origin", headers.get("sec-fetch-site", ""))
-            raise http_error(
-                403, f"A page of another site sent this request: {origin[:100]}.", Connection="close"
-            )
+            raise http_error(403, f"A page of another site sent this request: {origin[:100]}.")
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()) or len(length) > 9 or int(length) > MAX_BODY_BYTES:
             raise _too_large()
@@ -188,8 +186,7 @@ def _limited(receive: Receive) -> Receive:
 
 
 def _too_large() -> HTTPException:
-    # Without closing the connection, the server would read and drop the rest of the body.
-    return http_error(413, f"The body is larger than {MAX_BODY_BYTES} bytes.", Connection="close")
+    return http_error(413, f"The body is larger than {MAX_BODY_BYTES} bytes.")
 
 
 def _is_cross_site(headers: Headers, allowed_hosts: Iterable[str]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Any
 
 import anyio.to_thread
@@ -82,6 +83,8 @@ def _with_security_headers(message: Message) -> Message:
         return message
     names = {name for name, _ in message["headers"]}
     added = [pair for pair in _SECURITY_HEADERS if pair[0] not in names]
+    if message["status"] == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        added.append((b"connection", b"close"))  # otherwise uvicorn reads and drops the rest of the body
     if b"cache-control" not in names:
         added.append((b"cache-control", b"no-store"))
     return {**message, "headers": [*message["headers"], *added]}

@@ -116,6 +116,14 @@ def test_killed_during_a_run_it_restarts_and_continues_the_run(machine: Machine)
     assert_consistent(machine)
 
 
+def test_the_command_stop_is_not_followed_by_a_restart(machine: Machine) -> None:
+    machine.sh("systemctl start eemtcleanupd")
+    machine.sh("runuser -u eemt -- eemtcleanupd stop --config /etc/eemtcleanupd/cleanup_config.yaml")
+    # Before a restart, the state is "activating".
+    machine.until(lambda: show(machine, "ActiveState") == "inactive")
+    assert (show(machine, "Result"), show(machine, "NRestarts")) == ("success", "0")
+
+
 def test_a_hanging_daemon_is_killed_by_the_watchdog_and_restarted(machine: Machine) -> None:
     machine.sh(
         "mkdir -p /etc/systemd/system/eemtcleanupd.service.d;"

@@ -201,7 +201,7 @@ def test_a_body_of_a_hundred_megabytes_is_refused(shared_daemon: RunningDaemon, 
             headers={"Authorization": f"Bearer {shared_daemon.tokens['clean']}"},
             timeout=60,
         )
-        assert answer.status_code == 413
+        assert (answer.status_code, answer.headers["Connection"]) == (413, "close")
     assert "65536" in shared_daemon.refusals()[-1]["details"]["reason"]
     assert shared_daemon.store.snapshot() == before
 
