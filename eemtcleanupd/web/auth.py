@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 SESSION_LIFETIME: Final = timedelta(hours=12)
 _MAX_SESSIONS = 1000
+_MAX_SESSIONS_PER_TOKEN = 50
 bearer = HTTPBearer(auto_error=False, description="A token of `eemtcleanupd token add`.")
 
 
@@ -157,6 +158,9 @@ class Authenticator:
             raise self._refuse(request, _Refusal(403, "The token is unknown or has expired."))
         session = secrets.token_urlsafe(32)
         with self._lock:
+            own = [key for key, (digest, _) in self._sessions.items() if digest == token.sha256]
+            if len(own) >= _MAX_SESSIONS_PER_TOKEN:
+                del self._sessions[own[0]]  # its own oldest: one token must not end the sessions of others
             self._sessions[session] = (token.sha256, self._clock() + SESSION_LIFETIME)
             while len(self._sessions) > _MAX_SESSIONS:
                 self._sessions.popitem(last=False)

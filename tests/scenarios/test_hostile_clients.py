@@ -112,17 +112,6 @@ def test_streams_of_one_token_leave_places_for_others(daemon: RunningDaemon) -> 
     eventually(check_stream)
 
 
-def test_clients_that_do_not_read_their_answers_leave_places_for_others(daemon: RunningDaemon) -> None:
-    request = b"GET /static/app.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    with ExitStack() as stack:
-        for _ in range(300):
-            client = stack.enter_context(connect(daemon))
-            client.setblocking(False)
-            client.send(request * 200)
-        for _ in range(5):
-            check_others_are_served(daemon)
-
-
 @pytest.mark.parametrize(
     "framing",
     [

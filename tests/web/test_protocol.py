@@ -116,6 +116,24 @@ def test_a_client_that_does_not_read_is_closed_after_the_timeout(monkeypatch: py
         server.stop()
 
 
+def test_clients_that_do_not_read_leave_places_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 5)
+    server = HttpServer(large, open_address("127.0.0.1:0", 0))  # type: ignore[arg-type]
+    server.start()
+    try:
+        with ExitStack() as stack:
+            for _ in range(8):
+                client = stack.enter_context(connect(server))
+                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert client.recv(1) == b"H"
+            for _ in range(3):
+                with connect(server) as person:
+                    person.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                    assert person.recv(1) == b"H"
+    finally:
+        server.stop()
+
+
 def test_above_the_limit_the_client_with_most_connections_loses_one(
     server: HttpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
