@@ -141,14 +141,17 @@ def test_above_the_limit_the_client_with_most_connections_loses_one(
     monkeypatch.setattr(protocol, "client_group", lambda address: address)
     with ExitStack() as stack:
         person = stack.enter_context(connect(server))
-        for _ in range(20):
-            other = socket.create_connection(
-                server.socket.getsockname(), timeout=30, source_address=("127.0.0.2", 0)
+        address = server.socket.getsockname()
+        others = [
+            stack.enter_context(
+                socket.create_connection(address, timeout=30, source_address=("127.0.0.2", 0))
             )
-            stack.enter_context(other)
-        other.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            other.recv(1)
-        person.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            person.recv(1)
+            for _ in range(20)
+        ]
+        for other in others[:16]:
+            with suppress(ConnectionResetError):
+                assert other.recv(1) == b""
+        for client in (person, *others[16:]):
+            client.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                client.recv(1)
