@@ -12,6 +12,7 @@ number of files nor with their sizes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -22,15 +23,16 @@ import tarfile
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
 from eemtcleanupd.backup import attributes
 from eemtcleanupd.backup.compression import DAMAGE_ERRORS, compressed, decompressed
 from eemtcleanupd.cancellation import StopFlag
-from eemtcleanupd.deletion.copying import data_segments
+from eemtcleanupd.deletion.copying import data_segments, write_at
 from eemtcleanupd.deletion.roots import Root
+from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.deletion.walk import Folder, measure, walk
 from eemtcleanupd.errors import BackupError
 from eemtcleanupd.formatting import printable
@@ -46,6 +48,7 @@ _READABLE_FORMATS = (1, 2)
 _MAX_PATH_BYTES = 3500
 _MAX_PROBLEMS = 100
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,11 +217,11 @@ class _Writer:
 
 
 @contextlib.contextmanager
-def _naming(path: str) -> Iterator[None]:
+def _naming(path: str, action: str = "copy") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BackupError(f"Cannot copy {printable(path)}: {error.strerror or error}.") from error
+        raise BackupError(f"Cannot {action} {printable(path)}: {error.strerror or error}.") from error
 
 
 def _check_stop(stop: StopFlag) -> None:
@@ -391,76 +394,139 @@ def _first_member(path: Path, tar: tarfile.TarFile) -> Head:
         raise BackupError(f"{path.name} is damaged: cannot read its {HEAD}.") from error
 
 
-@dataclass(slots=True)
 class _Unpacking:
-    """Unpacks members; sets the attributes of folders last, since unpacking into them changes these."""
+    """Unpacks members below open folders; sets the attributes of folders last, since unpacking changes these.
 
-    folders: list[tuple[str, str, tarfile.TarInfo]] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    omitted_problems: int = 0
+    Every name is opened or created relative to its parent, which is opened component by component from the
+    artifact's folder and never through a link.
+    """
 
-    def extract(self, tar: tarfile.TarFile, info: tarfile.TarInfo, destination: Path, relative: str) -> None:
-        target = os.path.join(destination, relative)  # noqa: PTH118  (names that are not UTF-8 and long ones)
-        parent = os.path.dirname(target)  # noqa: PTH120
-        if os.path.realpath(parent) != parent:
-            raise BackupError(f"{printable(info.name)} is below a link.")
-        name, info.name = info.name, relative
-        if info.isdir():
-            os.mkdir(target, 0o700)  # noqa: PTH102
-            self.folders.append((name, target, info))
-            return
-        if info.islnk():
-            info.linkname = _split_name(info.linkname)[2]
-        tar.extract(info, str(destination), set_attrs=False)
-        if not info.islnk():
-            self._set_attributes(name, target, info)
+    def __init__(self) -> None:
+        self._folders: list[tuple[int, str, tarfile.TarInfo]] = []
+        self._problems: list[str] = []
+        self._omitted_problems = 0
 
-    def _set_attributes(self, name: str, target: str, info: tarfile.TarInfo) -> None:
-        for problem in attributes.restore(info, target):
-            if len(self.problems) < _MAX_PROBLEMS:
-                self.problems.append(f"Cannot restore of {printable(name)} the {printable(problem)}.")
+    def extract(
+        self, tar: tarfile.TarFile, info: tarfile.TarInfo, base_fd: int, parts: Sequence[str]
+    ) -> None:
+        """Create the entry of a member at a path below an open folder."""
+        *parents, name = parts
+        with _naming(info.name, "unpack"), _opened_below(base_fd, parents) as parent_fd:
+            if info.isdir():
+                os.mkdir(name, 0o700, dir_fd=parent_fd)
+                self._folders.append((base_fd, "/".join(parts), info))
+            elif info.issym():
+                os.symlink(info.linkname, name, dir_fd=parent_fd)
+                self._note(info, attributes.restore_link(info, parent_fd, name))
+            elif info.islnk():
+                self._link(info, base_fd, parts[0], parent_fd, name)
+            elif info.isreg() or info.isfifo():
+                with _new_file(name, parent_fd, is_fifo=info.isfifo()) as fd:
+                    if info.isreg():
+                        _write_content(fd, info, tar)
+                    self._note(info, attributes.restore(info, fd))
             else:
-                self.omitted_problems += 1
+                raise BackupError(f"The archive has a member of an invalid type: {printable(info.name)}.")
+
+    def _link(self, info: tarfile.TarInfo, base_fd: int, artifact: str, parent_fd: int, name: str) -> None:
+        """Create a hard link to a file of the same artifact, which was unpacked before."""
+        root, linked_artifact, parts = _split_name(info.linkname)
+        if (str(root), linked_artifact) != (PurePosixPath(info.name).parts[0], artifact):
+            raise BackupError(f"{printable(info.name)} is a hard link to a file of another artifact.")
+        *parents, linked = parts
+        with _opened_below(base_fd, parents) as linked_fd:
+            os.link(linked, name, src_dir_fd=linked_fd, dst_dir_fd=parent_fd, follow_symlinks=False)
+
+    def _note(self, info: tarfile.TarInfo, problems: Iterator[str]) -> None:
+        for problem in problems:
+            if len(self._problems) < _MAX_PROBLEMS:
+                self._problems.append(f"Cannot restore of {printable(info.name)} the {printable(problem)}.")
+            else:
+                self._omitted_problems += 1
 
     def finish(self) -> list[str]:
-        for folder in reversed(self.folders):
-            self._set_attributes(*folder)
-        if self.omitted_problems:
-            self.problems.append(f"{self.omitted_problems} more attributes cannot be restored.")
-        return self.problems
+        """Set the attributes of the folders; return what could not be set."""
+        for base_fd, path, info in reversed(self._folders):
+            with _naming(info.name, "unpack"), _opened_below(base_fd, path.split("/")) as fd:
+                self._note(info, attributes.restore(info, fd))
+        if self._omitted_problems:
+            self._problems.append(f"{self._omitted_problems} more attributes cannot be restored.")
+        return self._problems
 
 
-def unpack(path: Path, place_of: Callable[[RootName, str], Path | None]) -> list[str]:
+@contextlib.contextmanager
+def _opened_below(base_fd: int, names: Sequence[str]) -> Iterator[int]:
+    """Open a folder below another one, never through a link."""
+    fd = os.dup(base_fd)
+    try:
+        for name in names:
+            child_fd = os.open(name, FOLDER_FLAGS, dir_fd=fd)
+            os.close(fd)
+            fd = child_fd
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _new_file(name: str, parent_fd: int, *, is_fifo: bool) -> Iterator[int]:
+    """Create and open a file, or a FIFO (which waits for no writer)."""
+    if is_fifo:
+        os.mkfifo(name, 0o600, dir_fd=parent_fd)
+    fd = os.open(name, _OPEN_FILE if is_fifo else _NEW_FILE, 0o600, dir_fd=parent_fd)
+    try:
+        if is_fifo and not stat.S_ISFIFO(os.fstat(fd).st_mode):
+            raise FileExistsError(errno.EEXIST, "it was replaced", name)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _write_content(fd: int, info: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
+    """Write the content of a member into an empty file; the holes of a sparse one stay holes."""
+    content = _content(tar, attributes.stored(info))
+    for start, length in attributes.segments(info):
+        position, end = start, start + length
+        while position < end:
+            block = content.read(min(end - position, 1 << 20))
+            if not block:
+                raise BackupError(f"{printable(info.name)} is shorter than the archive says.")
+            write_at(fd, block, position)
+            position += len(block)
+    os.ftruncate(fd, info.size)
+
+
+def unpack(path: Path, folder_of: Callable[[RootName, str], int | None]) -> list[str]:
     """Unpack a verified archive, with owners (as root), modes, times, holes and extended attributes.
+
+    Links are created, never followed.  Nothing that exists is replaced or written to.
 
     Args:
         path: the archive.
-        place_of: returns the folder for an artifact of a root, or None to skip it.  Only this user may have
-            write access to that folder.
+        folder_of: returns the open folder in which an artifact of a root is created, or None to skip it.
 
     Returns:
         The attributes that could not be set, each with its path and the reason.
 
     Raises:
-        BackupError: the archive cannot be read, or an entry cannot be written; unpacked entries remain.
+        BackupError: the archive cannot be read or has an invalid member, or an entry cannot be written;
+            unpacked entries remain.
     """
     unpacking = _Unpacking()
     with _opened(path) as (tar, _, _):
-        # Python 3.14 filters members by default; a verified archive must be restored unchanged.
-        tar.extraction_filter = lambda member, _path: member
         for info in _members(tar):
             if info.name == MANIFEST:
                 return unpacking.finish()
-            root, name, relative = _split_name(info.name)
-            destination = place_of(root, name)
-            if destination is not None:
-                unpacking.extract(tar, info, destination, relative)
+            root, name, parts = _split_name(info.name)
+            folder_fd = folder_of(root, name)
+            if folder_fd is not None:
+                unpacking.extract(tar, info, folder_fd, parts)
     raise BackupError(f"{path.name} is damaged: it ends before its manifest.")
 
 
-def _split_name(name: str) -> tuple[RootName, str, str]:
-    """Split a member's name into root, artifact, and the path below the root."""
+def _split_name(name: str) -> tuple[RootName, str, tuple[str, ...]]:
+    """Split a member's name into root, artifact, and the components of the path below the root."""
     parts = PurePosixPath(name).parts
     if len(parts) < 2 or ".." in parts or parts[0] not in set(RootName):
         raise BackupError(f"The archive has a member with an invalid name: {printable(name)}.")
-    return RootName(parts[0]), parts[1], "/".join(parts[1:])
+    return RootName(parts[0]), parts[1], parts[1:]

@@ -13,18 +13,22 @@ import os
 import stat
 import string
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from functools import partial
-from typing import Final
+from typing import Final, TypeAlias
 from urllib.parse import quote, unquote_to_bytes
 
 _XATTR: Final = "SCHILY.xattr."
-_KEPT_XATTRS: Final = ("user.", "system.posix_acl_")
+_USER_XATTRS: Final = "user."
+_KEPT_XATTRS: Final = (_USER_XATTRS, "system.posix_acl_")
 _MAP: Final = "GNU.sparse.map"
 _REAL_SIZE: Final = "GNU.sparse.size"
 # GNU tar escapes "=" and "%" in names; bytes that are not ASCII have no other form in a keyword.
 _UNESCAPED: Final = "".join(set(string.punctuation) - set("%=")) + " "
+
+_Step: TypeAlias = tuple[str, Callable[[], object]]
+"""What is set, and the call that sets it."""
 
 
 def member(path: str, status: os.stat_result, kind: bytes) -> tarfile.TarInfo:
@@ -61,22 +65,31 @@ def add_xattrs(info: tarfile.TarInfo, fd: int) -> None:
     info.pax_headers = {**info.pax_headers, **headers}
 
 
-def set_segments(info: tarfile.TarInfo, size: int, segments: Sequence[tuple[int, int]]) -> None:
+def set_segments(info: tarfile.TarInfo, size: int, parts: Sequence[tuple[int, int]]) -> None:
     """Make a member a sparse one, of which the archive stores only these parts (offset, length)."""
     # As GNU tar does, an empty part marks the end, so the map of a file without any data is not empty.
-    numbers = [number for segment in (*segments, (size, 0)) for number in segment]
+    numbers = [number for part in (*parts, (size, 0)) for number in part]
     headers = {
         _REAL_SIZE: str(size),
         "GNU.sparse.numblocks": str(len(numbers) // 2),
         _MAP: ",".join(map(str, numbers)),
     }
     info.pax_headers = {**info.pax_headers, **headers}
-    info.size = sum(length for _, length in segments)
+    info.size = sum(length for _, length in parts)
 
 
 def segment_map(info: tarfile.TarInfo) -> str | None:
     """Return the map of a sparse member, None for another one."""
     return info.pax_headers.get(_MAP)
+
+
+def segments(info: tarfile.TarInfo) -> list[tuple[int, int]]:
+    """Return offset and length of each part of a file that the archive stores, in their order there."""
+    segment_map = info.pax_headers.get(_MAP)
+    if segment_map is None:
+        return [(0, info.size)]
+    numbers = [int(number) for number in segment_map.split(",")]
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
 def stored(info: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -85,7 +98,7 @@ def stored(info: tarfile.TarInfo) -> tarfile.TarInfo:
     if segment_map is None:
         return info
     plain = copy.copy(info)
-    plain.sparse, plain.size = None, sum(map(int, segment_map.split(",")[1::2]))
+    plain.sparse, plain.size = None, sum(length for _, length in segments(info))
     return plain
 
 
@@ -95,25 +108,69 @@ def correct_size(info: tarfile.TarInfo) -> None:
         info.size = int(info.pax_headers[_REAL_SIZE])
 
 
-def restore(info: tarfile.TarInfo, target: str) -> Iterator[str]:
-    """Set owner (as root), mode, extended attributes and time of an unpacked entry.
+def restore(info: tarfile.TarInfo, fd: int) -> Iterator[str]:
+    """Set owner, mode, extended attributes and time of an unpacked file, folder or FIFO.
+
+    Only root can set an owner; others can set the group if they are in it.  If owner and group are not those
+    of the original, the rights of its group and of all others shrink to what both had, and its access control
+    lists stay away.  So nobody can read more than before.
+
+    The setuid and setgid bits of a file never come back.  Its content comes from people who could give a
+    program of their own, or an old one with a known weakness, to another user.  On a folder, setgid only
+    passes on the group, and comes back.
 
     Yields:
         What could not be set, and why; the rest is set.
     """
-    steps: list[tuple[str, Callable[[], None]]] = []
-    if os.geteuid() == 0:
-        steps.append(("owner", partial(os.chown, target, info.uid, info.gid, follow_symlinks=False)))
-    if not info.issym():
-        steps.append(("mode", partial(os.chmod, target, info.mode)))
+    yield from _try_each([_owner_step(info, fd)])
+    status = os.fstat(fd)
+    is_original = status.st_gid == info.gid and (os.geteuid() != 0 or status.st_uid == info.uid)
+    mode = info.mode
+    if not stat.S_ISDIR(status.st_mode) and mode & (stat.S_ISUID | stat.S_ISGID):
+        yield "setuid and setgid bits: files never get them back"
+        mode &= ~(stat.S_ISUID | stat.S_ISGID)
+    if not is_original:
+        shared = mode & mode >> 3 & stat.S_IRWXO
+        mode = mode & ~(stat.S_IRWXG | stat.S_IRWXO | stat.S_ISUID | stat.S_ISGID) | shared << 3 | shared
+    steps: list[_Step] = [("mode", partial(os.fchmod, fd, mode))]
     for keyword, text in info.pax_headers.items():
         if keyword.startswith(_XATTR):
-            name = unquote_to_bytes(keyword.removeprefix(_XATTR))
+            name = os.fsdecode(unquote_to_bytes(keyword.removeprefix(_XATTR)))
             value = text.encode("utf-8", "surrogateescape")
-            set_xattr = partial(os.setxattr, target, name, value, follow_symlinks=False)
-            steps.append((f"extended attribute {os.fsdecode(name)}", set_xattr))
+            if name.startswith(_KEPT_XATTRS if is_original else _USER_XATTRS):
+                steps.append((f"extended attribute {name}", partial(os.setxattr, fd, name, value)))
+            else:
+                yield f"extended attribute {name}: it is not one that a backup keeps for this owner"
+    steps.append(("time", partial(os.utime, fd, ns=_times(info))))
+    yield from _try_each(steps)
+
+
+def restore_link(info: tarfile.TarInfo, folder_fd: int, name: str) -> Iterator[str]:
+    """Set owner (as root) and time of an unpacked symbolic link in an open folder; it is not followed.
+
+    Yields:
+        What could not be set, and why; the rest is set.
+    """
+    steps: list[_Step] = []
+    if os.geteuid() == 0:
+        set_owner = partial(os.chown, name, info.uid, info.gid, dir_fd=folder_fd, follow_symlinks=False)
+        steps.append(("owner", set_owner))
+    set_time = partial(os.utime, name, ns=_times(info), dir_fd=folder_fd, follow_symlinks=False)
+    yield from _try_each([*steps, ("time", set_time)])
+
+
+def _owner_step(info: tarfile.TarInfo, fd: int) -> _Step:
+    if os.geteuid() == 0:
+        return "owner", partial(os.fchown, fd, info.uid, info.gid)
+    return "group", partial(os.fchown, fd, -1, info.gid)
+
+
+def _times(info: tarfile.TarInfo) -> tuple[int, int]:
     moment = int(Decimal(info.pax_headers.get("mtime", info.mtime)).scaleb(9))
-    steps.append(("time", partial(os.utime, target, ns=(moment, moment), follow_symlinks=False)))
+    return moment, moment
+
+
+def _try_each(steps: Iterable[_Step]) -> Iterator[str]:
     for what, step in steps:
         try:
             step()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence, Set
+from dataclasses import replace
 from datetime import datetime
 
 from eemtcleanupd.cancellation import StopFlag
@@ -11,6 +13,7 @@ from eemtcleanupd.cleanup.planner import Planner, has_files_in_place
 from eemtcleanupd.cleanup.session import StoreSession
 from eemtcleanupd.cleanup.staging import ClaimedJob
 from eemtcleanupd.deletion.trash import deleting_name
+from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.deletion.walk import measure
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import TRASH_NAME, Found, Job
@@ -167,8 +170,17 @@ def _needed(session: StoreSession, planner: Planner, intents: Sequence[Intent]) 
 def trash_bytes(session: StoreSession, found: Found, item: str, stop: StopFlag) -> int:
     """Return the size of an item in the trash of a root, whatever its state, 0 if it is not there."""
     root = session.roots.get(found.artifact.root)
-    names = () if root is None else (item, deleting_name(item))
-    return sum(measure(root, f"{TRASH_NAME}/{name}", stop).bytes for name in names if root is not None)
+    if root is None:
+        return 0
+    try:
+        trash_fd = os.open(TRASH_NAME, FOLDER_FLAGS, dir_fd=root.fd)
+    except OSError:
+        return 0
+    try:
+        trash = replace(root, fd=trash_fd)
+        return sum(measure(trash, name, stop).bytes for name in (item, deleting_name(item)))
+    finally:
+        os.close(trash_fd)
 
 
 def _claimed_job(pipeline: Pipeline, intent: Intent) -> ClaimedJob:

@@ -7,11 +7,12 @@ finishes the restore.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
-import shutil
+import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -21,22 +22,26 @@ from sqlalchemy import Connection
 
 from eemtcleanupd.backup import archive
 from eemtcleanupd.backup.folder import BackupFolder
+from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup.context import RunHooks
 from eemtcleanupd.cleanup.session import StoreSession, job_table, open_database, open_session
 from eemtcleanupd.cleanup.staging import Item
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
+from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.trash import deleting_name
 from eemtcleanupd.errors import BackupError, TrashError
 from eemtcleanupd.events import AuditEntry
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.model import TRASH_NAME, Artifact, Found, Hold, JobClass, RootName
+from eemtcleanupd.model import Artifact, Found, Hold, JobClass, RootName
 from eemtcleanupd.policy.ownership import possible_owner_ids
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.privileges import with_file_access
 from eemtcleanupd.store.history import AuditLine, LogEntry
 from eemtcleanupd.store.intents import PART_BACK, Intent, IntentKind, IntentState
 from eemtcleanupd.store.lock import run_lock
+
+log = logging.getLogger(__name__)
 
 _UNPACKED: Final = "backup-"
 
@@ -290,18 +295,19 @@ class _LockedStore:
             The attributes that could not be set.
         """
         self._remove_leftovers()
-        folders = {found.artifact: self._path(found.artifact.root, item) for found, item in items}
-        try:
-            for folder in folders.values():
-                folder.mkdir(mode=0o700)
-            warnings = archive.unpack(backup, lambda root, name: folders.get(Artifact(root, name)))
-            self._require_unpacked(backup, items)
-        except BaseException as error:
-            for folder in folders.values():
-                shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise BackupError(f"Cannot unpack {backup.name}: {error.strerror}.") from error
-            raise
+        folders: dict[Artifact, int] = {}
+        with ExitStack() as stack:
+            try:
+                for found, item in items:
+                    folders[found.artifact] = self.session.trashes[found.artifact.root].create(item)
+                    stack.callback(os.close, folders[found.artifact])
+                warnings = archive.unpack(backup, lambda root, name: folders.get(Artifact(root, name)))
+                self._require_unpacked(backup, items)
+            except BaseException as error:
+                self._delete([(found.artifact.root, item) for found, item in items])
+                if isinstance(error, OSError):
+                    raise BackupError(f"Cannot unpack {backup.name}: {error.strerror}.") from error
+                raise
         os.sync()
         return warnings
 
@@ -312,14 +318,25 @@ class _LockedStore:
 
     def _remove_leftovers(self) -> None:
         """Remove what a killed restore had unpacked: no intent owns it."""
-        for root, trash in self.session.trashes.items():
-            for item, _ in list(trash.items()):
-                intent_id = item.rsplit(".", 1)[0]
-                if item.startswith(_UNPACKED) and not self.session.ledger.exists_intent(intent_id):
-                    shutil.rmtree(self._path(root, item), ignore_errors=True)
+        self._delete(
+            [
+                (root, item)
+                for root, trash in self.session.trashes.items()
+                for item, _ in trash.items()
+                if item.startswith(_UNPACKED)
+                and not self.session.ledger.exists_intent(item.rsplit(".", 1)[0])
+            ]
+        )
 
-    def _path(self, root: RootName, item: str) -> Path:
-        return self.session.roots[root].path / TRASH_NAME / item
+    def _delete(self, items: Sequence[tuple[RootName, str]]) -> None:
+        """Delete items that no intent owns, as a run deletes; what stays is logged, and runs report it."""
+        if not items:
+            return
+        with DeletionPool(1, StopFlag()) as pool:
+            for root, item in items:
+                trash = self.session.trashes[root]
+                for error in pool.remove(trash, trash.mark_deleting(item)).result().errors:
+                    log.warning("Cannot delete the unpacked files of %s: %s", item, error)
 
     def restore(self, status: str, chosen: Sequence[tuple[Intent, Intent]], source: str) -> RestoreResult:
         """Move items to their places; the row first counts as not cleaned, so that no kill makes it wrong.
@@ -355,13 +372,13 @@ class _LockedStore:
                 ledger.set_hold(connection, Hold(job_id, f"restored {source}", request.user, until), now)
 
         self.session.database.write(begin)
+        if not is_job:
+            self._touch(items)
         failed = self._move_back(items)
         moved = [pair for pair in items if pair not in failed]
         if not moved:
             reasons = "; ".join(f"{printable(found.label)}: {why}" for (found, _), why in failed.items())
             raise TrashError(f"Cannot restore {reasons}.")
-        if not is_job:
-            self._touch(moved)
         for trash in self.session.trashes.values():
             trash.sync()
         labels = [printable(found.label) for found, _ in moved]
@@ -402,11 +419,18 @@ class _LockedStore:
 
     @with_file_access
     def _touch(self, items: Sequence[Item]) -> None:
-        """Count the age of an orphan from now on, as the hold does for a job."""
+        """Count the age of an orphan from now on, as the hold does for a job.
+
+        This happens in the trash: in its place, its name can lead to the file of another user at any time.
+        """
         now = self.request.clock().timestamp()
-        for found, _ in items:
-            root = self.session.roots[found.artifact.root]
-            os.utime(found.artifact.name, (now, now), dir_fd=root.fd, follow_symlinks=False)
+        for found, item in items:
+            path, trash_fd = f"{item}/{found.artifact.name}", self.session.trashes[found.artifact.root].fd
+            with suppress(FileNotFoundError, NotADirectoryError):  # the move reports it
+                status = os.stat(path, dir_fd=trash_fd, follow_symlinks=False)
+                # A file with more names can be one of another user, and every move renews its ctime.
+                if stat.S_ISDIR(status.st_mode) or status.st_nlink == 1:
+                    os.utime(path, (now, now), dir_fd=trash_fd, follow_symlinks=False)
 
 
 def _is_named(found: Found, only: Collection[str]) -> bool:

@@ -57,13 +57,18 @@ class StoreSession:
     def lock_trashes(self, stack: ExitStack) -> None:
         """Open the trash of each root and lock it until ``stack`` closes.
 
+        The owner of a root can rename its trash, and put another folder there.  So the marker of the folder
+        that is open counts, and from here on no path leads to a trash.
+
         Raises:
-            RootError: a trash is not safe to use.
+            RootError: a trash is not safe to use, or belongs to another ledger.
             LockHeldError: another run holds a trash.
         """
+        known = self.ledger.roots() if self.has_ledger else {}
         for name, root in self.roots.items():
-            self.trashes[name] = Trash(root)
-            stack.callback(self.trashes[name].close)
+            trash = self.trashes[name] = Trash(root)
+            stack.callback(trash.close)
+            _require_own_trash(root, trash.marker(), known.get(name), self.ledger)
 
     @cached_property
     def reserved_entries(self) -> frozenset[Artifact]:
@@ -168,7 +173,7 @@ def open_roots(config: Config, ledger: Ledger | None, stack: ExitStack) -> dict[
         for name, root in roots.items():
             if name in known:
                 _require_same_folder(root, known[name])
-            _require_own_trash(root, known.get(name), ledger)
+            _require_own_trash(root, read_marker(root), known.get(name), ledger)
     return roots
 
 
@@ -188,12 +193,12 @@ def _require_same_folder(root: Root, record: RootRecord) -> None:
     )
 
 
-def _require_own_trash(root: Root, record: RootRecord | None, ledger: Ledger) -> None:
+def _require_own_trash(root: Root, marker: str | None, record: RootRecord | None, ledger: Ledger) -> None:
     """Refuse a trash that belongs to another ledger, or that is gone although the ledger has jobs in it.
 
     To a job database that is new, empty or another store's, every file here looks like an orphan.
     """
-    marker, trash = read_marker(root), root.path / TRASH_NAME
+    trash = root.path / TRASH_NAME
     if marker and (record is None or marker != record.marker):
         raise RootError(
             f"The trash {trash} belongs to another job database than {ledger.database_name}, so its jobs own "
@@ -243,12 +248,12 @@ def record_roots(
     ]
     ledger.save_roots(records)
     for record in records:
-        root = roots[record.name]
-        if read_marker(root) != record.marker:
+        trash = trashes[record.name]
+        if trash.marker() != record.marker:
             try:
-                write_marker(trashes[record.name], record.marker)
+                write_marker(trash, record.marker)
             except OSError as error:
-                path = root.path / TRASH_NAME / MARKER_NAME
+                path = trash.root.path / TRASH_NAME / MARKER_NAME
                 raise RootError(f"Cannot write the marker {path}: {error.strerror}. Remove it.") from error
     return records
 

@@ -62,6 +62,13 @@ def _holes(fd: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
+def write_at(fd: int, data: bytes, position: int) -> None:
+    """Write all of the data into an open file, from a position on."""
+    while data:
+        written = os.pwrite(fd, data, position)
+        data, position = data[written:], position + written
+
+
 def require_free_space(fd: int, needed_bytes: int) -> None:
     """Refuse a copy that does not fit on the disk of an open folder, with the reserve left free.
 

@@ -21,7 +21,7 @@ from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.deletion.dask_task import SLICE_SECONDS, ItemLocation, TaskResult, remove_subtree
 from eemtcleanupd.deletion.rate_limit import DeletionControls
-from eemtcleanupd.deletion.trash import Trash, read_marker
+from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.deletion.tree import FolderTask, OnSubfolder, RemovalStats
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class DaskExecutor:
             What was removed, after ``on_subfolder`` received what is left; None when the cluster declines.
         """
         root = trash.root
-        marker = read_marker(root)
+        marker = trash.marker()
         if (
             self._is_disabled
             or marker is None

@@ -17,7 +17,7 @@ from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.deletion.rate_limit import DeletionControls, RateLimits
 from eemtcleanupd.deletion.roots import Root, open_root
-from eemtcleanupd.deletion.trash import read_marker
+from eemtcleanupd.deletion.trash import marker_in
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS, FolderTask, RemovalStats, empty_folder
 from eemtcleanupd.errors import RootError
 from eemtcleanupd.model import TRASH_NAME, RootName
@@ -70,9 +70,7 @@ def remove_subtree(
     root = None
     try:
         root = open_root(location.root_name, Path(location.root_path))
-        if root.inode != location.inode or read_marker(root) != location.marker:
-            return TaskResult(worker, RemovalStats(), unusable_reason=f"{root.path} is another folder there")
-        item_fd = _open_item(root, location.item)
+        item_fd = _open_item(root, location)
     except RootError as error:
         return TaskResult(worker, RemovalStats(), unusable_reason=str(error))
     except FileNotFoundError:  # another worker has removed the item
@@ -91,10 +89,15 @@ def remove_subtree(
         os.close(item_fd)
 
 
-def _open_item(root: Root, item: str) -> int:
-    trash_fd = os.open(TRASH_NAME, FOLDER_FLAGS, dir_fd=root.fd)
+def _open_item(root: Root, location: ItemLocation) -> int:
     try:
-        return os.open(item, FOLDER_FLAGS, dir_fd=trash_fd)
+        trash_fd = os.open(TRASH_NAME, FOLDER_FLAGS, dir_fd=root.fd)
+    except OSError as error:
+        raise RootError(f"cannot open the trash: {error.strerror}") from error
+    try:
+        if root.inode != location.inode or marker_in(trash_fd) != location.marker:
+            raise RootError(f"{root.path} is another folder there")
+        return os.open(location.item, FOLDER_FLAGS, dir_fd=trash_fd)
     finally:
         os.close(trash_fd)
 

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from eemtcleanupd.cancellation import StopFlag
-from eemtcleanupd.deletion.copying import data_segments, require_free_space
+from eemtcleanupd.deletion.copying import data_segments, require_free_space, write_at
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.deletion.truncate import BLOCK_BYTES
@@ -167,7 +167,7 @@ def _copy(source: int, target_fd: int, target: str, stop: StopFlag) -> None:
         for position, block in _blocks(source, data_segments(source), stop):
             # A block of zeros stays a hole, also where the filesystem of the log does not report holes.
             if block.count(0) < len(block):
-                _write_at(copy, block, position)
+                write_at(copy, block, position)
         os.ftruncate(copy, before.st_size)
         _require_unchanged(source, before)
         os.utime(copy, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -185,9 +185,3 @@ def _require_unchanged(fd: int, before: os.stat_result) -> None:
     after = os.fstat(fd)
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise OSError(errno.EAGAIN, "it changed during the copy")
-
-
-def _write_at(fd: int, data: bytes, position: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, position)
-        data, position = data[written:], position + written

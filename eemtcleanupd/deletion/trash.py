@@ -41,9 +41,21 @@ def deleting_name(item: str) -> str:
 def read_marker(root: Root) -> str | None:
     """Return the marker that an earlier run wrote into the trash of a root; None if there is none."""
     try:
+        trash_fd = os.open(TRASH_NAME, FOLDER_FLAGS, dir_fd=root.fd)
+    except OSError:
+        return None
+    try:
+        return marker_in(trash_fd)
+    finally:
+        os.close(trash_fd)
+
+
+@with_file_access
+def marker_in(trash_fd: int) -> str | None:
+    """Return the marker in a trash that is open; None if there is none."""
+    try:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(f"{TRASH_NAME}/{MARKER_NAME}", flags, dir_fd=root.fd)
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
+        with os.fdopen(os.open(MARKER_NAME, flags, dir_fd=trash_fd), "rb", buffering=0) as file:
             return (file.read(64) or b"").decode("ascii", "replace")
     except OSError:
         return None
@@ -115,6 +127,21 @@ class Trash:
         """Close the descriptor."""
         os.close(self.fd)
 
+    def marker(self) -> str | None:
+        """Return the marker in the open folder, whatever another user has put in its place since."""
+        return marker_in(self.fd)
+
+    @with_file_access
+    def create(self, item: str) -> int:
+        """Create an empty item and return its descriptor.
+
+        Raises:
+            OSError: the item exists or cannot be created.
+        """
+        _require_single_component(item)
+        os.mkdir(item, 0o700, dir_fd=self.fd)
+        return os.open(item, FOLDER_FLAGS, dir_fd=self.fd)
+
     @with_file_access
     def stage(self, item: str, names: Iterable[str]) -> tuple[str, ...]:
         """Move entries of the root into a new item.
@@ -130,8 +157,7 @@ class Trash:
             OSError: an entry could not be moved (``filename`` names it).  All others were moved back, except
                 those whose place is taken; they stay in the item.
         """
-        os.mkdir(item, 0o700, dir_fd=self.fd)
-        folder = os.open(item, FOLDER_FLAGS, dir_fd=self.fd)
+        folder = self.create(item)
         moved: list[str] = []
         try:
             for name in names:

@@ -92,8 +92,17 @@ def fill(root: Root) -> Path:
 
 def unpack(backup: Path, place: Path) -> Path:
     place.mkdir()
-    archive.unpack(backup, lambda root, name: place if (root, name) == (RootName.RESULTS, "job") else None)
+    unpack_into(place, backup)
     return place / "job"
+
+
+def unpack_into(place: Path, backup: Path) -> list[str]:
+    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        wanted = (RootName.RESULTS, "job")
+        return archive.unpack(backup, lambda root, name: fd if (root, name) == wanted else None)
+    finally:
+        os.close(fd)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -433,7 +442,7 @@ def test_an_attribute_that_cannot_be_set_is_reported_and_the_rest_is_restored(
 
     monkeypatch.setattr(os, "setxattr", refuse)
     (tmp_path / "place").mkdir()
-    (problem,) = archive.unpack(backup.path, lambda *_: tmp_path / "place")
+    (problem,) = unpack_into(tmp_path / "place", backup.path)
     assert "results/job/global/a.tif" in problem
     assert "user.plain" in problem
     assert tree(tmp_path / "place" / "job") == before
