@@ -383,8 +383,8 @@ class _StoreChecks:
             return
         folder = BackupFolder(path)
         try:
-            folder.require_safe(path)
-            count = len(folder.all())
+            with folder.opened():
+                count = len(folder.all())
         except BackupError as error:
             yield _problem(str(error), f"chown {os.geteuid()} {path}; chmod 700 {path}")
             return

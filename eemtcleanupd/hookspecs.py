@@ -52,10 +52,15 @@ class RetryLater(Exception):  # noqa: N818  (the name says what the notifier ask
 
 @dataclass(frozen=True, slots=True)
 class ArtifactPath:
-    """An artifact of a job that is about to be deleted, and its present path."""
+    """An artifact of a job that is about to be deleted, and its present path.
+
+    ``root_id`` is the device and inode of the root.  The owner of a folder above can put another one there, so
+    compare it with what you have opened.
+    """
 
     found: Found
     path: Path
+    root_id: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)

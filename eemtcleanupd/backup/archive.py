@@ -35,6 +35,7 @@ from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.deletion.walk import Folder, measure, walk
 from eemtcleanupd.errors import BackupError
+from eemtcleanupd.files import create_new
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import RootName
 
@@ -48,7 +49,6 @@ _READABLE_FORMATS = (1, 2)
 _MAX_PATH_BYTES = 3500
 _MAX_PROBLEMS = 100
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,24 +278,28 @@ def _file_line(size: int, hashing: _Hashing) -> dict[str, Any]:
     return {"type": kind, "size": size, "sha256": hashing.sha256.hexdigest()}
 
 
-def read_head(path: Path) -> Head:
+def read_head(path: Path, *, folder_fd: int | None = None) -> Head:
     """Return the job of an archive.
+
+    ``folder_fd`` is the open folder of the archive; None to open it by its path.
 
     Raises:
         BackupError: the file is not an archive of this program, or is damaged.
     """
-    with _opened(path) as (_, head, _):
+    with _opened(path, folder_fd) as (_, head, _):
         return head
 
 
-def verify(path: Path, *, stop: StopFlag | None = None) -> Contents:
+def verify(path: Path, *, folder_fd: int | None = None, stop: StopFlag | None = None) -> Contents:
     """Read an archive to its end and compare every member with the manifest.
+
+    ``folder_fd`` is the open folder of the archive; None to open it by its path.
 
     Raises:
         BackupError: the archive is damaged (the message names the first wrong member), or ``stop`` was set.
     """
     stop = stop or StopFlag()
-    with tempfile.TemporaryFile() as lines, _opened(path) as (tar, head, stream):
+    with tempfile.TemporaryFile() as lines, _opened(path, folder_fd) as (tar, head, stream):
         contents = Contents(head)
         for info in _members(tar):
             if info.name == MANIFEST:
@@ -350,11 +354,13 @@ def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[tarfile.TarFile, Head, IO[bytes]]]:
+def _opened(path: Path, folder_fd: int | None) -> Iterator[tuple[tarfile.TarFile, Head, IO[bytes]]]:
     """Open an archive and read its head; yield both and the decompressed stream."""
     try:
         with (
-            path.open("rb") as source,
+            os.fdopen(
+                os.open(path if folder_fd is None else path.name, _OPEN_FILE, dir_fd=folder_fd), "rb"
+            ) as source,
             decompressed(source, path.name) as stream,
             tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as tar,
         ):
@@ -473,7 +479,9 @@ def _new_file(name: str, parent_fd: int, *, is_fifo: bool) -> Iterator[int]:
     """Create and open a file, or a FIFO (which waits for no writer)."""
     if is_fifo:
         os.mkfifo(name, 0o600, dir_fd=parent_fd)
-    fd = os.open(name, _OPEN_FILE if is_fifo else _NEW_FILE, 0o600, dir_fd=parent_fd)
+        fd = os.open(name, _OPEN_FILE, dir_fd=parent_fd)
+    else:
+        fd = create_new(Path(name), dir_fd=parent_fd)
     try:
         if is_fifo and not stat.S_ISFIFO(os.fstat(fd).st_mode):
             raise FileExistsError(errno.EEXIST, "it was replaced", name)
@@ -496,7 +504,9 @@ def _write_content(fd: int, info: tarfile.TarInfo, tar: tarfile.TarFile) -> None
     os.ftruncate(fd, info.size)
 
 
-def unpack(path: Path, folder_of: Callable[[RootName, str], int | None]) -> list[str]:
+def unpack(
+    path: Path, folder_of: Callable[[RootName, str], int | None], *, folder_fd: int | None = None
+) -> list[str]:
     """Unpack a verified archive, with owners (as root), modes, times, holes and extended attributes.
 
     Links are created, never followed.  Nothing that exists is replaced or written to.
@@ -504,6 +514,7 @@ def unpack(path: Path, folder_of: Callable[[RootName, str], int | None]) -> list
     Args:
         path: the archive.
         folder_of: returns the open folder in which an artifact of a root is created, or None to skip it.
+        folder_fd: the open folder of the archive; None to open it by its path.
 
     Returns:
         The attributes that could not be set, each with its path and the reason.
@@ -513,7 +524,7 @@ def unpack(path: Path, folder_of: Callable[[RootName, str], int | None]) -> list
             unpacked entries remain.
     """
     unpacking = _Unpacking()
-    with _opened(path) as (tar, _, _):
+    with _opened(path, folder_fd) as (tar, _, _):
         for info in _members(tar):
             if info.name == MANIFEST:
                 return unpacking.finish()

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -76,81 +76,79 @@ class BackupFolder:
             BackupError: the backup could not be completed, or ``stop`` was set; nothing of it is left.
         """
         stop = stop or StopFlag()
-        self._prepare()
-        self._remove_dead_parts()
-        name = f"{_stem(head.job_id)}@{made_at.astimezone(UTC):{_TIME}}Z.{ending}"
-        # The ending stays last, because it selects the decompression.
-        temporary = self.path / f"{_PART}.{name}"
-        try:
-            self._require_free_space(sum(measure(root, entry, stop).bytes for root, entry in artifacts))
-            descriptor = create_new(temporary)
-            with os.fdopen(descriptor, "wb") as file:
-                with suppress(OSError):  # where locks do not work, only the age of a part counts
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                written = archive.write(file, ending, head, artifacts, scratch=self.path, stop=stop)
-                file.flush()
-                os.fsync(file.fileno())
-                # The verification must read from the disk, not from the page cache.
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-                _require_same(archive.verify(temporary, stop=stop), written)
-                temporary.rename(self.path / name)
-            _sync_folder(self.path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise BackupError(f"Cannot write a backup to {self.path}: {error.strerror}.") from error
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with self.opened(create=True) as folder_fd:
+            self._remove_dead_parts(folder_fd)
+            name = f"{_stem(head.job_id)}@{made_at.astimezone(UTC):{_TIME}}Z.{ending}"
+            # The ending stays last, because it selects the decompression.
+            temporary = f"{_PART}.{name}"
+            try:
+                size = sum(measure(root, entry, stop).bytes for root, entry in artifacts)
+                require_free_space(folder_fd, size)
+                descriptor = create_new(Path(temporary), dir_fd=folder_fd)
+                with os.fdopen(descriptor, "wb") as file:
+                    with suppress(OSError):  # where locks do not work, only the age of a part counts
+                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    scratch = Path(f"/proc/self/fd/{folder_fd}")
+                    written = archive.write(file, ending, head, artifacts, scratch=scratch, stop=stop)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    # The verification must read from the disk, not from the page cache.
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                    verified = archive.verify(self.path / temporary, folder_fd=folder_fd, stop=stop)
+                    _require_same(verified, written)
+                    os.rename(temporary, name, src_dir_fd=folder_fd, dst_dir_fd=folder_fd)
+                os.fsync(folder_fd)
+            except BaseException as error:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary, dir_fd=folder_fd)
+                if isinstance(error, OSError):
+                    raise BackupError(f"Cannot write a backup to {self.path}: {error.strerror}.") from error
+                raise
         return written
 
-    def _prepare(self) -> None:
-        """Create the folder, and refuse one that other users can change."""
-        try:
-            with open_folder(self.path, create=0o700):
-                pass
-        except OSError as error:
-            raise BackupError(f"Cannot create the backup folder {self.path}: {error.strerror}.") from error
-        self.require_safe(self.path)
+    @contextmanager
+    def opened(self, *, create: bool = False) -> Iterator[int]:
+        """Yield the descriptor of the folder, in which only this user and root can change anything.
 
-    def _require_free_space(self, needed_bytes: int) -> None:
-        folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            require_free_space(folder, needed_bytes)
-        finally:
-            os.close(folder)
-
-    def _remove_dead_parts(self) -> None:
-        """Remove the backups that killed runs left unfinished: nothing holds their lock."""
-        for part in self._parts():
-            with suppress(OSError):
-                descriptor = open_own(part, os.O_RDWR)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    part.unlink()
-                finally:
-                    os.close(descriptor)
-
-    def _parts(self) -> Iterator[Path]:
-        for part in self.path.glob(f"{_PART}.*"):
-            # This program did not write files with other names.
-            if _NAME.fullmatch(part.name.removeprefix(f"{_PART}.")):
-                yield part
-
-    def require_safe(self, path: Path) -> None:
-        """Refuse a folder or a file that other users can change.
+        Args:
+            create: create the folder if it is missing.
 
         Raises:
-            BackupError: another user owns it or can write to it, or its status cannot be read.
+            BackupError: the folder cannot be opened, or another user can change it or redirect its path.
         """
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise BackupError(f"Cannot check the backup {path}: {error.strerror}.") from error
-        advice = "Only the cleanup user may have access to backups (mode 0700)."
-        if status.st_uid not in {os.geteuid(), 0}:
-            raise BackupError(f"The backup {path} belongs to user {status.st_uid}. {advice}")
-        if status.st_mode & 0o022:
-            raise BackupError(f"The backup {path} is writable by other users. {advice}")
+        with ExitStack() as stack:
+            try:
+                fd = stack.enter_context(open_folder(self.path, create=0o700 if create else None))
+            except OSError as error:
+                raise BackupError(f"Cannot open the backup folder {self.path}: {error.strerror}.") from error
+            _require_safe(os.fstat(fd), self.path)
+            yield fd
+
+    @contextmanager
+    def opened_for(self, name: str) -> Iterator[int]:
+        """Yield the descriptor of the folder for reading a backup, which nobody else can have written.
+
+        Raises:
+            BackupError: as for :meth:`opened`; or the backup is missing, a link, or another user's.
+        """
+        with self.opened() as folder_fd:
+            try:
+                status = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
+            except OSError as error:
+                raise BackupError(f"Cannot check the backup {self.path / name}: {error.strerror}.") from error
+            _require_safe(status, self.path / name)
+            yield folder_fd
+
+    def _remove_dead_parts(self, folder_fd: int) -> None:
+        """Remove the backups that killed runs left unfinished: nothing holds their lock."""
+        for part in _parts(folder_fd):
+            with suppress(OSError):
+                descriptor = open_own(Path(part), os.O_RDWR, dir_fd=folder_fd)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(part, dir_fd=folder_fd)
+                finally:
+                    os.close(descriptor)
 
     def all(self, job_id: str | None = None) -> list[BackupFile]:
         """Return the backups of all jobs or of one job, oldest first.
@@ -159,7 +157,8 @@ class BackupFolder:
             BackupError: the folder cannot be read.
         """
         try:
-            backups = list(self._listed())
+            with open_folder(self.path) as folder_fd:
+                backups = list(self._listed(folder_fd))
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -167,16 +166,16 @@ class BackupFolder:
         if job_id is not None:
             stem = _stem(job_id)
             backups = [backup for backup in backups if backup.path.name.partition("@")[0] == stem]
-        return sorted(backups, key=lambda backup: (backup.made_at, backup.path.name))
+        return sorted(backups, key=_age)
 
-    def _listed(self) -> Iterator[BackupFile]:
-        for entry in os.scandir(self.path):
+    def _listed(self, folder_fd: int) -> Iterator[BackupFile]:
+        for entry in os.scandir(folder_fd):
             match = _NAME.fullmatch(entry.name)
             if match is None or not entry.is_file(follow_symlinks=False):
                 continue
             with suppress(ValueError, FileNotFoundError):
                 yield BackupFile(
-                    Path(entry.path),
+                    self.path / entry.name,
                     os.fsdecode(unquote_to_bytes(match["job"])),
                     datetime.strptime(match["time"], _TIME).replace(tzinfo=UTC),
                     entry.stat(follow_symlinks=False).st_size,
@@ -188,21 +187,46 @@ class BackupFolder:
         Raises:
             BackupError: the folder cannot be read.
         """
-        deleted = []
-        for backup in self.all():
-            if now - backup.made_at <= keep:
-                continue
-            try:
-                backup.path.unlink()
-            except OSError as error:
-                log.warning("Cannot delete the backup %s: %s", backup.path, error.strerror)
-                continue
-            deleted.append(backup)
-        for part in self._parts():
-            with suppress(OSError):
-                if now.timestamp() - part.stat().st_mtime > _PART_AGE.total_seconds():
-                    part.unlink()
-        return deleted
+        deleted: list[BackupFile] = []
+        if not self.path.exists():
+            return deleted
+        with self.opened() as folder_fd:
+            for backup in self._listed(folder_fd):
+                if now - backup.made_at <= keep:
+                    continue
+                try:
+                    os.unlink(backup.path.name, dir_fd=folder_fd)
+                except OSError as error:
+                    log.warning("Cannot delete the backup %s: %s", backup.path, error.strerror)
+                    continue
+                deleted.append(backup)
+            for part in _parts(folder_fd):
+                with suppress(OSError):
+                    status = os.stat(part, dir_fd=folder_fd, follow_symlinks=False)
+                    if now.timestamp() - status.st_mtime > _PART_AGE.total_seconds():
+                        os.unlink(part, dir_fd=folder_fd)
+        return sorted(deleted, key=_age)
+
+
+def _age(backup: BackupFile) -> tuple[datetime, str]:
+    return backup.made_at, backup.path.name
+
+
+def _parts(folder_fd: int) -> list[str]:
+    """Return the unfinished backups; this program did not write files with other names."""
+    names = os.listdir(folder_fd)
+    return [
+        name for name in names if name.startswith(f"{_PART}.") and _NAME.fullmatch(name[len(_PART) + 1 :])
+    ]
+
+
+def _require_safe(status: os.stat_result, path: Path) -> None:
+    """Refuse a folder or a file that other users can change."""
+    advice = "Only the cleanup user may have access to backups (mode 0700)."
+    if status.st_uid not in {os.geteuid(), 0}:
+        raise BackupError(f"The backup {path} belongs to user {status.st_uid}. {advice}")
+    if status.st_mode & 0o022:
+        raise BackupError(f"The backup {path} is writable by other users. {advice}")
 
 
 def _stem(job_id: str) -> str:
@@ -219,11 +243,3 @@ def _stem(job_id: str) -> str:
 def _require_same(verified: Contents, written: Contents) -> None:
     if verified != written:
         raise BackupError("The new backup differs from the data that was copied.")
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,7 +15,8 @@ from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.rate_limit import RateLimits
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.events import AuditEntry, Emit
-from eemtcleanupd.model import Found, Job, Trigger
+from eemtcleanupd.hookspecs import ArtifactPath
+from eemtcleanupd.model import Job, Trigger
 from eemtcleanupd.policy.pressure import Pressure
 from eemtcleanupd.policy.retention import Policy
 
@@ -26,7 +27,7 @@ class RunHooks(Protocol):
     def veto(self, job: Job) -> str | None:
         """Return why an expired job must stay, None when it can be cleaned; never raises."""
 
-    def before_stage(self, job: Job, artifacts: Sequence[Found]) -> str | None:
+    def before_stage(self, job: Job, artifacts: Sequence[ArtifactPath]) -> str | None:
         """Prepare the removal of these artifacts; return why they must stay, None when they can go."""
 
     def audit(self, entries: Sequence[AuditEntry]) -> None:
@@ -43,7 +44,7 @@ class NullHooks:
     def veto(self, job: Job) -> str | None:
         """Return None."""
 
-    def before_stage(self, job: Job, artifacts: Sequence[Found]) -> str | None:
+    def before_stage(self, job: Job, artifacts: Sequence[ArtifactPath]) -> str | None:
         """Return None."""
 
     def audit(self, entries: Sequence[AuditEntry]) -> None:

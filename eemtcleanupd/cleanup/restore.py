@@ -124,12 +124,10 @@ def restore_backup(request: RestoreRequest, backup: Path) -> RestoreResult:
         TrashError: the job has no row, is live or in the trash, or its place is taken; nothing has moved.
         LockHeldError, StoreError, RootError, AuditError: the job store cannot be used.
     """
-    folder = BackupFolder(backup.parent)
-    folder.require_safe(backup.parent)
-    folder.require_safe(backup)
     name = printable(request.job_id)
-    with _locked_store(request) as store:
-        head = archive.verify(backup).head
+    # Whoever owns a folder above can put another one in its place: both readings use this one.
+    with BackupFolder(backup.parent).opened_for(backup.name) as folder_fd, _locked_store(request) as store:
+        head = archive.verify(backup, folder_fd=folder_fd).head
         if head.job_id != request.job_id:
             raise BackupError(
                 f"{backup.name} is a backup of job {printable(head.job_id)}, not of job {name}."
@@ -142,7 +140,7 @@ def restore_backup(request: RestoreRequest, backup: Path) -> RestoreResult:
         store.require_free_places(wanted)
         intent_id = f"{_UNPACKED}{request.clock():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
         items = tuple((found, f"{intent_id}.{number}") for number, found in enumerate(wanted, start=1))
-        warnings = store.unpack(backup, items)
+        warnings = store.unpack(backup, folder_fd, items)
         intent = Intent(intent_id, "", IntentKind.JOB, request.job_id, head.status, items)
         source = f"from the backup {backup.name}"
         result = store.restore(head.status, [(intent, replace(intent, items=()))], source)
@@ -288,7 +286,7 @@ class _LockedStore:
         if session.ledger.trashed(job_id):
             raise TrashError(f"Job {name} is in the trash. Restore it with `trash restore {name}`.")
 
-    def unpack(self, backup: Path, items: Sequence[Item]) -> list[str]:
+    def unpack(self, backup: Path, folder_fd: int, items: Sequence[Item]) -> list[str]:
         """Unpack a backup into new items of the trash; remove them again if that fails.
 
         Returns:
@@ -301,7 +299,9 @@ class _LockedStore:
                 for found, item in items:
                     folders[found.artifact] = self.session.trashes[found.artifact.root].create(item)
                     stack.callback(os.close, folders[found.artifact])
-                warnings = archive.unpack(backup, lambda root, name: folders.get(Artifact(root, name)))
+                warnings = archive.unpack(
+                    backup, lambda root, name: folders.get(Artifact(root, name)), folder_fd=folder_fd
+                )
                 self._require_unpacked(backup, items)
             except BaseException as error:
                 self._delete([(found.artifact.root, item) for found, item in items])

@@ -24,6 +24,7 @@ from eemtcleanupd.deletion.walk import measure
 from eemtcleanupd.errors import LockHeldError, RowError, StoreError
 from eemtcleanupd.events import Warned
 from eemtcleanupd.formatting import printable
+from eemtcleanupd.hookspecs import ArtifactPath
 from eemtcleanupd.model import Found, Job, JobClass, RootName
 from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, blocking_claimant
 from eemtcleanupd.store.intents import Intent, IntentKind, with_error
@@ -234,7 +235,7 @@ class Staging:
             return False
         if not job.is_orphan and job.items:
             with stoppable_by(self._run.stop):
-                reason = self._run.hooks.before_stage(job.job, found)
+                reason = self._run.hooks.before_stage(job.job, [self._path(each) for each in found])
             if reason is not None:
                 self.put_back(job, [])
                 if self._run.stop.is_set():
@@ -243,6 +244,10 @@ class Staging:
                     self._stats.failed(job.job, reason)
                 return False
         return True
+
+    def _path(self, found: Found) -> ArtifactPath:
+        root = self._session.roots[found.artifact.root]
+        return ArtifactPath(found, root.path / found.artifact.name, (root.device, root.inode))
 
     def _stage_job(self, job: ClaimedJob) -> bool:
         try:

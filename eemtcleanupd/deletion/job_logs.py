@@ -162,8 +162,9 @@ def _blocks(fd: int, segments: Sequence[tuple[int, int]], stop: StopFlag) -> Ite
 def _copy(source: int, target_fd: int, target: str, stop: StopFlag) -> None:
     before = os.fstat(source)
     require_free_space(target_fd, before.st_blocks * BLOCK_BYTES)
-    copy = create_new(Path(_PART), 0o640, dir_fd=target_fd)
+    copy = create_new(Path(_PART), before.st_mode & 0o640, dir_fd=target_fd)
     try:
+        _restrict(copy, before)
         for position, block in _blocks(source, data_segments(source), stop):
             # A block of zeros stays a hole, also where the filesystem of the log does not report holes.
             if block.count(0) < len(block):
@@ -179,6 +180,16 @@ def _copy(source: int, target_fd: int, target: str, stop: StopFlag) -> None:
     finally:
         os.close(copy)
     os.fsync(target_fd)
+
+
+def _restrict(copy: int, log: os.stat_result) -> None:
+    """Let nobody read a copy who cannot read the log: that can be a hard link to a file of others."""
+    if log.st_mode & stat.S_IROTH or os.fstat(copy).st_gid == log.st_gid:
+        return
+    try:
+        os.fchown(copy, -1, log.st_gid)
+    except PermissionError:
+        os.fchmod(copy, log.st_mode & 0o600)
 
 
 def _require_unchanged(fd: int, before: os.stat_result) -> None:

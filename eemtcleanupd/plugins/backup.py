@@ -11,6 +11,7 @@ from eemtcleanupd.cancellation import current_stop_flag
 from eemtcleanupd.clock import Clock, system_clock
 from eemtcleanupd.config.schema import BackupConfig
 from eemtcleanupd.deletion.roots import open_root
+from eemtcleanupd.errors import BackupError
 from eemtcleanupd.events import RunFinished
 from eemtcleanupd.formatting import human_size, printable
 from eemtcleanupd.hookspecs import ArtifactPath, hookimpl
@@ -47,6 +48,8 @@ class BackupPlugin:
             for artifact in artifacts:
                 root = open_root(artifact.found.artifact.root, artifact.path.parent)
                 stack.callback(root.close)
+                if (root.device, root.inode) != artifact.root_id:
+                    raise BackupError(f"{root.path} was replaced by another folder during the run.")
                 entries.append((root, artifact.found.artifact.name))
             contents = BackupFolder(settings.path).add(
                 head, settings.format, now, entries, stop=current_stop_flag()

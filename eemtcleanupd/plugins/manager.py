@@ -20,7 +20,7 @@ from eemtcleanupd.errors import AuditError, ConfigError
 from eemtcleanupd.events import AuditEntry, Occasion
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.hookspecs import NOTIFY_COVERS, PROJECT, ArtifactPath, Hooks
-from eemtcleanupd.model import Found, Job
+from eemtcleanupd.model import Job
 from eemtcleanupd.plugins.discovery import BLOCKS, FoundPlugin, describe_exception, discover
 
 _BEFORE_STAGE_SECONDS = 3600.0
@@ -144,19 +144,12 @@ class Plugins:
                 return f"{name}: {self.redact(name, str(value)) or 'no reason given'}"
         return None
 
-    def before_stage(self, job: Job, artifacts: Sequence[Found]) -> str | None:
+    def before_stage(self, job: Job, artifacts: Sequence[ArtifactPath]) -> str | None:
         """Call every plugin before a job's artifacts are deleted; return why a plugin forbids it, or None."""
-        implementations = self._implementations("before_stage")
-        if not implementations:
-            return None
-        paths = tuple(
-            ArtifactPath(found, getattr(self._config.paths, found.artifact.root) / found.artifact.name)
-            for found in artifacts
-        )
-        for name, prepare in implementations:
+        for name, prepare in self._implementations("before_stage"):
             # No limit for backups: otherwise a job whose copy takes more than an hour would never be cleaned.
             limit = None if name == "backup" else _BEFORE_STAGE_SECONDS
-            call = partial(prepare, job=job, artifacts=paths)
+            call = partial(prepare, job=job, artifacts=tuple(artifacts))
             _, result = _call_in_thread(call, f"before_stage ({name})", limit)
             if result is None:
                 return f"{name}: not finished within {_BEFORE_STAGE_SECONDS:g} seconds"

@@ -15,7 +15,8 @@ from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.cleanup.context import NullHooks
 from eemtcleanupd.errors import LockHeldError, StoreError
 from eemtcleanupd.events import AuditEntry, RunReport
-from eemtcleanupd.model import Found, Job
+from eemtcleanupd.hookspecs import ArtifactPath
+from eemtcleanupd.model import Job
 from eemtcleanupd.store.ledger import Ledger
 from tests.cleanup.conftest import JobStore
 
@@ -33,7 +34,7 @@ class At(NullHooks):
             self._done = True
             self._act()
 
-    def before_stage(self, job: Job, artifacts: Sequence[Found]) -> str | None:
+    def before_stage(self, job: Job, artifacts: Sequence[ArtifactPath]) -> str | None:
         self._reach("backup")
         return None
 

@@ -18,7 +18,8 @@ from eemtcleanupd.cleanup.staging import ClaimedJob, Staging
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.errors import LockHeldError
 from eemtcleanupd.events import AuditEntry, Event, JobCleaned, OrphanFound, RunStarted
-from eemtcleanupd.model import Found, Job
+from eemtcleanupd.hookspecs import ArtifactPath
+from eemtcleanupd.model import Job
 from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.lock import run_lock
 from tests.cleanup.conftest import JobStore
@@ -146,7 +147,7 @@ def test_nothing_moves_when_the_lock_was_lost_while_a_backup_was_made(
     moved: list[str] = []
 
     class Backup(Losing):
-        def before_stage(self, job: Job, artifacts: Sequence[Found]) -> str | None:
+        def before_stage(self, job: Job, artifacts: Sequence[ArtifactPath]) -> str | None:
             if not store.opened:
                 self.lose()
             return None
