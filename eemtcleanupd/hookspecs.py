@@ -14,14 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final
 
 import pluggy
 
 from eemtcleanupd.config.plugin_settings import NotifierSettings
 from eemtcleanupd.events import HOOK_EVENTS, AuditEntry, Event, RunFailed, RunFinished
-from eemtcleanupd.model import Found, Job
+from eemtcleanupd.model import ArtifactPath, Job
 
 PROJECT: Final = "eemtcleanupd"
 """Project name of pluggy and name of the entry-point group."""
@@ -48,19 +47,6 @@ class RetryLater(Exception):  # noqa: N818  (the name says what the notifier ask
     def __init__(self, reason: str, after_seconds: float | None = None) -> None:
         super().__init__(reason)
         self.after_seconds = after_seconds
-
-
-@dataclass(frozen=True, slots=True)
-class ArtifactPath:
-    """An artifact of a job that is about to be deleted, and its present path.
-
-    ``root_id`` is the device and inode of the root.  The owner of a folder above can put another one there, so
-    compare it with what you have opened.
-    """
-
-    found: Found
-    path: Path
-    root_id: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)

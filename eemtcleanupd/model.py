@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TRASH_NAME = ".eemtcleanupd-trash"
 """The folder inside each root that receives artifacts before they are deleted."""
@@ -122,6 +126,19 @@ class Found:
     def label(self) -> str:
         """The artifact as output shows it: ``results/<id>/``, ``uploads/<name>``."""
         return f"{self.artifact.label}{'/' if self.is_folder else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactPath:
+    """An artifact of a job that is about to be deleted, and its present path.
+
+    ``root_id`` is the device and inode of the root.  Compare them with those of the folder that you open: the
+    owner of a folder above can replace the root.
+    """
+
+    found: Found
+    path: Path
+    root_id: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,7 @@ from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.rate_limit import RateLimits
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.events import AuditEntry, Emit
-from eemtcleanupd.hookspecs import ArtifactPath
-from eemtcleanupd.model import Job, Trigger
+from eemtcleanupd.model import ArtifactPath, Job, Trigger
 from eemtcleanupd.policy.pressure import Pressure
 from eemtcleanupd.policy.retention import Policy
 

@@ -24,8 +24,7 @@ from eemtcleanupd.deletion.walk import measure
 from eemtcleanupd.errors import LockHeldError, RowError, StoreError
 from eemtcleanupd.events import Warned
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.hookspecs import ArtifactPath
-from eemtcleanupd.model import Found, Job, JobClass, RootName
+from eemtcleanupd.model import ArtifactPath, Found, Job, JobClass, RootName
 from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, blocking_claimant
 from eemtcleanupd.store.intents import Intent, IntentKind, with_error
 

@@ -19,8 +19,8 @@ from eemtcleanupd.config.schema import BackupConfig
 from eemtcleanupd.errors import AuditError, ConfigError
 from eemtcleanupd.events import AuditEntry, Occasion
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.hookspecs import NOTIFY_COVERS, PROJECT, ArtifactPath, Hooks
-from eemtcleanupd.model import Job
+from eemtcleanupd.hookspecs import NOTIFY_COVERS, PROJECT, Hooks
+from eemtcleanupd.model import ArtifactPath, Job
 from eemtcleanupd.plugins.discovery import BLOCKS, FoundPlugin, describe_exception, discover
 
 _BEFORE_STAGE_SECONDS = 3600.0

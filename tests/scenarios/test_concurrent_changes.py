@@ -15,8 +15,7 @@ from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.cleanup.context import NullHooks
 from eemtcleanupd.errors import LockHeldError, StoreError
 from eemtcleanupd.events import AuditEntry, RunReport
-from eemtcleanupd.hookspecs import ArtifactPath
-from eemtcleanupd.model import Job
+from eemtcleanupd.model import ArtifactPath, Job
 from eemtcleanupd.store.ledger import Ledger
 from tests.cleanup.conftest import JobStore
 

@@ -18,8 +18,7 @@ from eemtcleanupd.cleanup.staging import ClaimedJob, Staging
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.errors import LockHeldError
 from eemtcleanupd.events import AuditEntry, Event, JobCleaned, OrphanFound, RunStarted
-from eemtcleanupd.hookspecs import ArtifactPath
-from eemtcleanupd.model import Job
+from eemtcleanupd.model import ArtifactPath, Job
 from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.lock import run_lock
 from tests.cleanup.conftest import JobStore
