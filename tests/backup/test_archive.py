@@ -7,6 +7,7 @@ import errno
 import gzip
 import hashlib
 import io
+import json
 import logging
 import os
 import shutil
@@ -15,8 +16,10 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO
@@ -476,6 +479,114 @@ def test_an_archive_of_format_1_is_verified_and_restored(folder: BackupFolder, t
     assert (job / "link").readlink() == Path("sub/a.tif")
     assert (job / "sub").stat().st_mtime_ns == 1_600_000_000_500_000_000
     assert stat.S_IMODE((job / "sub/a.tif").stat().st_mode) == 0o640
+
+
+# -- hostile contents -----------------------------------------------------------------------------------
+
+
+def forge(folder: BackupFolder, *members: tarfile.TarInfo) -> Path:
+    """Write an archive with these members, as no version of this program writes it."""
+    folder.path.mkdir(exist_ok=True)
+    path = folder.path / "job@20260615T120000000000Z.tar.gz"
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as tar:
+        head = json.dumps({**asdict(HEAD), "artifacts": list(HEAD.artifacts)}).encode()
+        for info, content in [(tarfile.TarInfo(archive.HEAD), head), *((member, b"") for member in members)]:
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        tar.addfile(tarfile.TarInfo(archive.MANIFEST))
+    return path
+
+
+def entry(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.mode = kind, target, 0o777
+    return info
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [entry("results/job", tarfile.CHRTYPE)],
+        [entry("results/job", tarfile.BLKTYPE)],
+        [entry("results/job", tarfile.SYMTYPE, "CANARY"), entry("results/job/new", tarfile.REGTYPE)],
+        [entry("results/job", tarfile.SYMTYPE, "CANARY"), entry("results/job/new", tarfile.DIRTYPE)],
+        [entry("results/job", tarfile.SYMTYPE, "CANARY/old"), entry("results/job", tarfile.REGTYPE)],
+        [
+            entry("results/job", tarfile.DIRTYPE),
+            entry("results/job/out", tarfile.SYMTYPE, "CANARY"),
+            entry("results/job/same", tarfile.LNKTYPE, "results/job/out/old"),
+        ],
+        [
+            entry("results/job", tarfile.DIRTYPE),
+            entry("results/job/same", tarfile.LNKTYPE, "uploads/job"),
+        ],
+        [entry("results/job", tarfile.LNKTYPE, "results/../old")],
+        [entry("results/job/../../new", tarfile.REGTYPE)],
+        [entry("results/job/new", tarfile.REGTYPE)],
+    ],
+)
+def test_a_member_that_leads_elsewhere_is_refused(
+    folder: BackupFolder, tmp_path: Path, members: list[tarfile.TarInfo]
+) -> None:
+    canary = tmp_path / "canary"
+    canary.mkdir()
+    (canary / "old").touch()
+    before = tree(canary)
+    for member in members:
+        member.linkname = member.linkname.replace("CANARY", str(canary))
+    path = forge(folder, *members)
+    with pytest.raises(BackupError):
+        unpack(path, tmp_path / "place")
+    assert tree(canary) == before
+    assert not [found for found in tmp_path.rglob("new") if not found.is_symlink()]
+    assert not (tmp_path / "place/job").is_block_device()
+    assert not (tmp_path / "place/job").is_char_device()
+
+
+def in_child(work: Callable[[], object], uid: int, groups: list[int]) -> None:
+    """Do some work as a user with a group of the same number, and other groups."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        with suppress(BaseException):
+            os.setgroups(groups)
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            work()
+            code = 0
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, which becomes another user")
+@pytest.mark.parametrize(
+    ("mode", "groups", "restored"),
+    [
+        (0o640, [7777], 0o640),  # the user is in the group of the file
+        (0o640, [], 0o600),  # or in it only when the backup was made
+        (0o664, [], 0o644),
+        (0o6755, [7777], 0o755),  # somebody else's program must not run as this user
+    ],
+)
+def test_a_file_that_an_ordinary_user_restores_gives_nobody_more(
+    folder: BackupFolder, root: Root, mode: int, groups: list[int], restored: int
+) -> None:
+    job = root.path / "job"
+    job.mkdir()
+    file = job / "program"
+    file.write_text("#!/bin/sh")
+    os.chown(file, 6666, 7777)
+    file.chmod(mode)
+    backup = add(folder, root)
+    with tempfile.TemporaryDirectory() as name:
+        copy, place = Path(name) / backup.path.name, Path(name) / "place"
+        shutil.copy(backup.path, copy)
+        for path in (Path(name), copy):
+            os.chown(path, 8888, 8888)
+        in_child(lambda: unpack(copy, place), 8888, groups)
+        status = (place / "job/program").stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_uid) == (restored, 8888)
+    assert status.st_gid == (7777 if groups else 8888)
 
 
 # -- what stops a backup --------------------------------------------------------------------------------

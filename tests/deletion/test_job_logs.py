@@ -273,3 +273,18 @@ def test_a_copy_that_does_not_finish_leaves_nothing(
     assert isinstance(caught.value, InterruptedError) == (reason == "stopped")
     assert blocks == 5 if reason == "log changed" else blocks == 1
     assert os.listdir(kept) == []
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("mode", "group", "kept_mode"), [(0o600, 7777, 0o600), (0o640, 7777, 0o640), (0o4777, 0, 0o640)]
+)
+def test_nobody_can_read_a_copy_who_cannot_read_the_log(
+    root: Root, kept: Path, no_links: None, mode: int, group: int, kept_mode: int
+) -> None:
+    log = _job(root) / "run.log"  # which can be a hard link to a file of others
+    os.chown(log, 6666, group)
+    log.chmod(mode)
+    keep_logs(root, "job", _PATTERNS, kept)
+    status = (kept / "run.log").stat()
+    assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (kept_mode, 0, group)

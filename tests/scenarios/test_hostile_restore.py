@@ -25,7 +25,8 @@ from eemtcleanupd.cleanup.context import NullHooks
 from eemtcleanupd.cleanup.restore import RestoreRequest, restore, restore_backup
 from eemtcleanupd.errors import BackupError, RootError
 from eemtcleanupd.events import RunReport
-from eemtcleanupd.model import ArtifactPath, Job
+from eemtcleanupd.hookspecs import ArtifactPath
+from eemtcleanupd.model import Job
 from eemtcleanupd.plugins import Plugins
 from tests.cleanup.conftest import JobStore
 from tests.hostile import UID
