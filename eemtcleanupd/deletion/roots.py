@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 from collections.abc import Sequence, Set
@@ -9,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eemtcleanupd.deletion.filesystem import locate, mounts
-from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.errors import RootError
+from eemtcleanupd.files import open_folder
 from eemtcleanupd.model import RootName
 
 
@@ -57,22 +58,26 @@ class Root:
 def open_root(name: RootName, path: Path) -> Root:
     """Open a root.
 
+    A link is followed only if no other user can redirect it: it would lead the first run, which knows no root
+    yet, into any folder.
+
     Raises:
         RootError: the root is missing, is not a folder, or cannot be opened.
     """
     try:
-        resolved = path.resolve(strict=True)
-        fd = os.open(resolved, FOLDER_FLAGS)
+        with open_folder(path) as folder:
+            fd = os.dup(folder)
     except FileNotFoundError as error:
         raise RootError(
             f"The {name} folder {path} does not exist. Mount its disk or correct paths.{name}."
         ) from error
     except NotADirectoryError as error:
         raise RootError(f"paths.{name} is {path}, which is not a folder.") from error
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symlinks
-        reason = error.strerror if isinstance(error, OSError) else "symlink loop"
-        raise RootError(f"Cannot open the {name} folder {path}: {reason}.") from error
+    except OSError as error:
+        advice = f" Set paths.{name} to the folder that it leads to." if error.errno == errno.EPERM else ""
+        raise RootError(f"Cannot open the {name} folder {path}: {error.strerror}.{advice}") from error
     status = os.fstat(fd)
+    resolved = Path(os.readlink(f"/proc/self/fd/{fd}"))  # noqa: PTH115  (the folder that is open)
     return Root(name, resolved, fd, status.st_dev, status.st_ino)
 
 

@@ -169,6 +169,18 @@ def backup_of(store: JobStore) -> Path:
     return path
 
 
+# -- roots -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["results", "uploads", "temp"])
+def test_a_first_run_takes_no_root_to_which_a_link_of_the_owner_leads(
+    store: JobStore, canary: Path, name: str
+) -> None:
+    as_owner(swap(store.path / name, canary))
+    with pytest.raises(RootError):
+        run(store)
+
+
 # -- backup restore ----------------------------------------------------------------------------------
 
 

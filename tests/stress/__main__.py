@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from tests.stress import failover, kill, races
+from tests.stress import failover, kill, owner, races
 
 _ATTACKS = ("kill", "inject", "races", "fuzz", "http", "failover")
 _CONFIGURATION = "tests/config/test_loading.py::test_any_"
@@ -28,6 +28,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.stress", description=__doc__)
     parser.add_argument("attacks", nargs="*", help="kill, inject, races, fuzz, http, failover (default: all)")
     parser.add_argument("--minutes", type=float, default=5, help="how long races and failover last (5)")
+    parser.add_argument("--rounds", type=int, default=500, help="commands of root in races (500)")
     parser.add_argument("--examples", type=int, default=2000, help="inputs for each fuzzer (2000)")
     parser.add_argument("--variants", nargs="*", default=list(kill.VARIANTS), help="plain, grace, backup")
     parser.add_argument("--errors", nargs="*", default=list(kill.ERRORS), help="what inject injects")
@@ -47,9 +48,9 @@ def main() -> int:
             figures[attack] = {"points": dict(tally.points), "endings": dict(tally.endings)}
             faults += tally.faults
         elif attack == "races":
-            outcome = races.run(options.minutes)
-            figures[attack] = dict(outcome.done)
-            faults += outcome.faults
+            for outcome in (races.run(options.minutes), owner.run(options.rounds)):
+                figures.setdefault(attack, {}).update(outcome.done)
+                faults += outcome.faults
         elif attack == "failover":
             taken_over = failover.run(options.minutes * 60)
             figures[attack] = taken_over.figures
