@@ -74,8 +74,9 @@ def open_root(name: RootName, path: Path) -> Root:
     except NotADirectoryError as error:
         raise RootError(f"paths.{name} is {path}, which is not a folder.") from error
     except OSError as error:
+        reason = "symlink loop" if error.errno == errno.ELOOP else error.strerror
         advice = f" Set paths.{name} to the folder that it leads to." if error.errno == errno.EPERM else ""
-        raise RootError(f"Cannot open the {name} folder {path}: {error.strerror}.{advice}") from error
+        raise RootError(f"Cannot open the {name} folder {path}: {reason}.{advice}") from error
     status = os.fstat(fd)
     resolved = Path(os.readlink(f"/proc/self/fd/{fd}"))  # noqa: PTH115  (the folder that is open)
     return Root(name, resolved, fd, status.st_dev, status.st_ino)
