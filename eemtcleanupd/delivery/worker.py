@@ -20,6 +20,7 @@ from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.events import HOOK_EVENTS, RunFailed, RunFinished
 from eemtcleanupd.hookspecs import Digest, RetryLater
 from eemtcleanupd.plugins import Plugins
+from eemtcleanupd.plugins.guard import class_name, text_of
 from eemtcleanupd.store.outbox import Message, Outbox
 
 log = logging.getLogger(__name__)
@@ -211,12 +212,13 @@ class NotifierWorker:
     def _result(self, call: Callable[[object], object], event: object) -> DeliveryResult:
         redact = partial(self.plugins.redact, self._name)
         try:
-            return DeliveryResult(redact(str(call(event) or "delivered")))
+            return DeliveryResult(redact(text_of(call(event) or "delivered")))
         except RetryLater as error:
-            reason = redact(str(error))
-            return DeliveryResult("", error=reason, retry=True, after_seconds=error.after_seconds)
-        except Exception as error:
-            return DeliveryResult("", error=redact(f"{type(error).__name__}: {error}"))
+            return DeliveryResult(
+                "", error=redact(text_of(error)), retry=True, after_seconds=_wait_seconds(error)
+            )
+        except BaseException as error:
+            return DeliveryResult("", error=redact(f"{class_name(error)}: {text_of(error)}"))
 
     def _record_result(self, outbox: Outbox, batch: Sequence[Message], result: DeliveryResult) -> None:
         now = self._clock()
@@ -273,6 +275,15 @@ class _CallThread:
     def _run(self) -> None:
         while (function := self._calls.get()) is not None:
             self._results.put(function())
+
+
+def _wait_seconds(error: RetryLater) -> float | None:
+    """Return the wait that a notifier asks for, None if that is not a number of seconds."""
+    try:
+        seconds = float(error.after_seconds or 0)
+    except BaseException:
+        return None
+    return min(seconds, _LONGEST_WAIT.total_seconds()) if seconds > 0 else None
 
 
 def backoff(attempts: int, after_seconds: float | None) -> timedelta:

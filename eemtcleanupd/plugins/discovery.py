@@ -11,19 +11,20 @@ from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import pluggy
 import yaml
 from pydantic import BaseModel, create_model
 
-from eemtcleanupd.config import Loaded, loading
+from eemtcleanupd.config import Config, Loaded, loading
 from eemtcleanupd.config.plugin_settings import NotifierSettings, PluginSettings
 from eemtcleanupd.config.schema import Notifiers, Schema
 from eemtcleanupd.config.trust import require_trusted_module
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.hookspecs import EVENT_HOOKS, PROJECT, Hooks
+from eemtcleanupd.plugins.guard import call, class_name, text_of
 
 # Not entry points: the audit log must not depend on the metadata of a package.
 _BUILTIN: Final = {
@@ -39,6 +40,8 @@ _BUILTIN: Final = {
 BLOCKS: Final = {"backup": "backup", "prometheus": "metrics"}
 """Built-in plugins whose settings are not below ``notifications:``, with the block of each."""
 _PROGRAM, _PACKAGE = "eemtcleanupd", "an installed package"
+_LOAD_SECONDS = 60.0
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,11 @@ class FoundPlugin:
     origin: str
     target: Any
     model: type[PluginSettings] | None
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether the plugin is part of the program."""
+        return self.origin == _PROGRAM
 
 
 def load(
@@ -65,14 +73,16 @@ def load(
     """
     _installed.cache_clear()  # packages can be installed meanwhile
     folder = None if file is None else str((cwd / file).parent)
+    work = partial(
+        loading.load,
+        file,
+        environ=environ,
+        options=options,
+        cwd=cwd,
+        notifiers_of=lambda modules, blocked: _settings_models(discover(modules, blocked)),
+    )
     with _importable(folder):
-        return loading.load(
-            file,
-            environ=environ,
-            options=options,
-            cwd=cwd,
-            notifiers_of=lambda modules, blocked: _settings_models(discover(modules, blocked)),
-        )
+        return guarded(work, "The configuration cannot be validated", is_secret=True)
 
 
 @contextmanager
@@ -119,11 +129,16 @@ def from_dict(document: Mapping[str, Any]) -> Loaded:
     _installed.cache_clear()
     values = yaml.safe_load(document["values"])
     file = None if document["file"] is None else Path(document["file"])
-    with _importable(None if file is None else str(file.parent)):
-        modules = [("plugins", name) for name in document["plugins"]]
+    modules = [("plugins", name) for name in document["plugins"]]
+
+    def validated() -> Config:
         plugins = discover(modules, document["blocked_plugins"])
+        return Schema.of(_settings_models(plugins)).model.model_validate(values)
+
+    with _importable(None if file is None else str(file.parent)):
+        config = guarded(validated, "The configuration cannot be validated", is_secret=True)
     return Loaded(
-        Schema.of(_settings_models(plugins)).model.model_validate(values),
+        config,
         file,
         MappingProxyType(document["origins"]),
         tuple(document["warnings"]),
@@ -184,36 +199,57 @@ def _installed() -> list[tuple[str, str, str]]:
     ]
 
 
-def _import(target: str, origin: str) -> Any:
-    module, _, attribute = target.partition(":")
-    try:
-        if origin != _PROGRAM:
-            require_trusted_module(module)
-        loaded = importlib.import_module(module)
-        return getattr(loaded, attribute) if attribute else loaded
-    except ConfigError as error:
-        raise ConfigError(f"{origin}: {error}") from error
-    except Exception as error:  # importing a plugin can raise anything
-        is_installed = origin.startswith(("the installed package", _PACKAGE))
-        hint = " To leave it out, add its name to blocked_plugins." if is_installed else ""
-        raise ConfigError(
-            f"{origin}: Cannot load the plugin {printable(target)} ({describe_exception(error)}).{hint}"
-        ) from error
+def guarded(work: Callable[[], Result], problem: str, advice: str = "", *, is_secret: bool = False) -> Result:
+    """Return the result of work that calls code of plugins, such as imports and validators.
+
+    Args:
+        work: what to do.
+        problem: what failed if it fails, without a full stop.
+        advice: a sentence for the end of the message.
+        is_secret: whether the text of an exception can contain a secret, so that only its class is named.
+
+    Raises:
+        ConfigError: the work raised anything, or did not end in time.
+    """
+    outcome = call(work, "loading a plugin", _LOAD_SECONDS)
+    failure = outcome.failure
+    if failure is None:
+        if outcome.is_over:
+            return cast("Result", outcome.result)
+        raise ConfigError(f"{problem} (not finished within {_LOAD_SECONDS:g} seconds). {advice}".rstrip())
+    if type(failure.error) is ConfigError:
+        raise ConfigError(text_of(failure.error)) from failure.error
+    reason = class_name(failure.error) if is_secret else printable(failure.description)
+    raise ConfigError(f"{problem} ({reason}). {advice}".rstrip()) from failure.error
 
 
 def _load_plugin(name: str, origin: str, path: str) -> FoundPlugin:
-    target = _import(path, origin)
-    invalid = f"{origin}: The plugin {printable(name)} is invalid:"
+    if origin == _PROGRAM:
+        return _load(name, origin, path)
+    is_installed = origin.startswith(("the installed package", _PACKAGE))
+    return guarded(
+        partial(_load, name, origin, path),
+        f"{origin}: Cannot load the plugin {printable(path)}",
+        "To leave it out, add its name to blocked_plugins." if is_installed else "",
+    )
+
+
+def _load(name: str, origin: str, path: str) -> FoundPlugin:
+    module, _, attribute = path.partition(":")
+    if origin != _PROGRAM:
+        try:
+            require_trusted_module(module)
+        except ConfigError as error:
+            raise ConfigError(f"{origin}: {error}") from error
+    target: Any = importlib.import_module(module)
+    if attribute:
+        target = getattr(target, attribute)
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(Hooks)
-    try:
-        instance = target() if inspect.isclass(target) else target
-        manager.register(instance, name)
-        manager.check_pending()
-        implementations = [impl for hook in vars(manager.hook).values() for impl in hook.get_hookimpls()]
-        models = [impl.function() for impl in implementations if _hook(impl) == "register_settings"]
-    except Exception as error:
-        raise ConfigError(f"{invalid} {describe_exception(error)}") from error
+    manager.register(target() if inspect.isclass(target) else target, name)
+    manager.check_pending()
+    implementations = [impl for hook in vars(manager.hook).values() for impl in hook.get_hookimpls()]
+    models = [impl.function() for impl in implementations if _hook(impl) == "register_settings"]
     if not implementations:
         raise ConfigError(
             f"{origin}: {printable(name)} is not a plugin, because it has no function with @hookimpl."
@@ -228,7 +264,10 @@ def _load_plugin(name: str, origin: str, path: str) -> FoundPlugin:
     base = NotifierSettings if hooks & set(EVENT_HOOKS) else PluginSettings
     model = models[0] if models and models[0] is not None else base
     if not (inspect.isclass(model) and issubclass(model, BaseModel)):
-        raise ConfigError(f"{invalid} register_settings must return a pydantic model.")
+        raise ConfigError(
+            f"{origin}: The plugin {printable(name)} is invalid: register_settings must return a pydantic "
+            "model."
+        )
     return FoundPlugin(name, origin, target, model if issubclass(model, base) else _combined(model, base))
 
 
@@ -241,11 +280,3 @@ def _combined(model: type[BaseModel], base: type[PluginSettings]) -> type[Plugin
     """Return a plugin's model with the keys of ``base``; the plugin's definition of a key has priority."""
     combined: Any = create_model(model.__name__, __base__=(model, base), __doc__=model.__doc__)
     return cast("type[PluginSettings]", combined)
-
-
-def describe_exception(error: BaseException) -> str:
-    """Return an exception as text for a message; its class is named unless it is a system error."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror + (f": {error.filename}" if error.filename else "")
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

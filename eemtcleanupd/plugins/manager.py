@@ -6,13 +6,13 @@ import copy
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import copy_context
 from functools import partial
-from typing import Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import pluggy
 from pydantic import BaseModel, SecretStr
 
+from eemtcleanupd.clock import system_clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.config.plugin_settings import NotifierSettings, Occasions, PluginSettings
 from eemtcleanupd.config.schema import BackupConfig
@@ -21,15 +21,29 @@ from eemtcleanupd.events import AuditEntry, Occasion
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.hookspecs import NOTIFY_COVERS, PROJECT, Hooks
 from eemtcleanupd.model import ArtifactPath, Job
-from eemtcleanupd.plugins.discovery import BLOCKS, FoundPlugin, describe_exception, discover
+from eemtcleanupd.plugins.discovery import BLOCKS, FoundPlugin, discover, guarded
+from eemtcleanupd.plugins.guard import call, text_of
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from eemtcleanupd.notifiers.audit_log import AuditLog
+    from eemtcleanupd.store.ledger import Ledger
 
 _BEFORE_STAGE_SECONDS = 3600.0
+_AUDIT_LOG = "audit_log"
+_AUDIT_SECONDS = 60.0
 
 
-class _Unfiltered(NotifierSettings):
-    """Settings of a plugin without notifier settings: it receives all events, from memory."""
+class _FromMemory(NotifierSettings):
+    """Settings of a notifier whose messages are not kept over a restart."""
 
     outlives_restarts: ClassVar[bool] = False
+
+
+class _Unfiltered(_FromMemory):
+    """Settings of a plugin without notifier settings: it receives all events, from memory."""
+
     on: Occasions = get_args(Occasion)
 
 
@@ -46,24 +60,37 @@ class Plugins:
         self.manager = pluggy.PluginManager(PROJECT)
         self.manager.add_hookspecs(Hooks)
         self._settings: dict[str, Any] = {}
+        self._delivery: dict[str, NotifierSettings] = {}
+        self._secrets: dict[str, list[str]] = {}
         self._targets: dict[str, Any] = {}
         self._hanging_vetoes: dict[str, threading.Thread] = {}
         for plugin in discover([("plugins", name) for name in config.plugins], config.blocked_plugins):
-            name, settings = plugin.name, self._settings_of(plugin)
-            if isinstance(settings, PluginSettings | BackupConfig) and not settings.enabled:
-                continue
-            if plugin.model is not None and settings is None:
-                continue  # the block is missing, and its keys have no defaults
-            self._settings[name] = settings
-            self._targets[name] = plugin.target
-            self.manager.register(self._instance(plugin, before), name)
-            has_digest = isinstance(settings, NotifierSettings) and settings.digest
-            if has_digest and self.hook_for(name, "digest") is None:
-                raise ConfigError(f"notifications.{name}.digest: {name} cannot send digests. Remove the key.")
+            add = partial(self._add, plugin, before)
+            if plugin.is_builtin:
+                add()
+            else:
+                guarded(add, f"Cannot start the plugin {printable(plugin.name)}", is_secret=True)
         if config.backup.enabled and "backup" not in self._targets:
             raise ConfigError(
                 "backup.enabled is true, but blocked_plugins contains backup. Change one of the two keys."
             )
+
+    def _add(self, plugin: FoundPlugin, before: Plugins | None) -> None:
+        """Register a plugin, unless its settings disable it."""
+        name, settings = plugin.name, self._settings_of(plugin)
+        if isinstance(settings, PluginSettings | BackupConfig) and not settings.enabled:
+            return
+        if plugin.model is not None and settings is None:
+            return  # the block is missing, and its keys have no defaults
+        # Everything that calls code of the plugin comes before the first change.
+        delivery, secrets = _delivery_settings(settings), _secrets(settings)
+        self.manager.register(self._instance(plugin, before), name)
+        self._settings[name] = settings
+        self._delivery[name] = delivery
+        self._secrets[name] = secrets
+        self._targets[name] = plugin.target
+        if delivery.digest and self.hook_for(name, "digest") is None:
+            raise ConfigError(f"notifications.{name}.digest: {name} cannot send digests. Remove the key.")
 
     def _settings_of(self, plugin: FoundPlugin) -> Any:
         if plugin.name in BLOCKS:
@@ -100,19 +127,18 @@ class Plugins:
 
     def settings(self, name: str) -> NotifierSettings:
         """Return the settings for deliveries to a notifier."""
-        settings = self._settings.get(name)
-        return settings if isinstance(settings, NotifierSettings) else _Unfiltered()
+        return self._delivery.get(name) or _Unfiltered()
 
     def hook_for(self, name: str, hook: str) -> Callable[[object], object] | None:
         """Return a function that calls a notifier's hook with an event, None if it has no such hook."""
-        call = dict(self._implementations(hook)).get(name)
-        if call is None and hook in NOTIFY_COVERS:
-            call = dict(self._implementations("notify")).get(name)
-        return None if call is None else lambda event: call(event=event)
+        implementation = dict(self._implementations(hook)).get(name)
+        if implementation is None and hook in NOTIFY_COVERS:
+            implementation = dict(self._implementations("notify")).get(name)
+        return None if implementation is None else lambda event: implementation(event=event)
 
     def redact(self, name: str, text: str) -> str:
         """Return text on one line, without any secret of the plugin's settings."""
-        for secret in _secrets(self._settings.get(name)):
+        for secret in self._secrets.get(name, ()):
             text = text.replace(secret, "********")
         return printable(text)
 
@@ -133,15 +159,14 @@ class Plugins:
             hanging = self._hanging_vetoes.get(name)
             if hanging is not None and hanging.is_alive():
                 return f"{name}: still no answer about another job"
-            thread, result = _call_in_thread(partial(veto, job=job), f"veto ({name})", self._veto_seconds)
-            if result is None:
-                self._hanging_vetoes[name] = thread
+            outcome = call(partial(_reason, veto, job), f"veto ({name})", self._veto_seconds)
+            if not outcome.is_over:
+                self._hanging_vetoes[name] = outcome.thread
                 return f"{name}: no answer within {self._veto_seconds:g} seconds"
-            value, error = result
-            if error is not None:
-                return f"{name}: the plugin failed ({self.redact(name, describe_exception(error))})"
-            if value is not None:
-                return f"{name}: {self.redact(name, str(value)) or 'no reason given'}"
+            if outcome.failure is not None:
+                return f"{name}: the plugin failed ({self.redact(name, outcome.failure.description)})"
+            if outcome.result is not None:
+                return f"{name}: {self.redact(name, outcome.result) or 'no reason given'}"
         return None
 
     def before_stage(self, job: Job, artifacts: Sequence[ArtifactPath]) -> str | None:
@@ -149,12 +174,12 @@ class Plugins:
         for name, prepare in self._implementations("before_stage"):
             # No limit for backups: otherwise a job whose copy takes more than an hour would never be cleaned.
             limit = None if name == "backup" else _BEFORE_STAGE_SECONDS
-            call = partial(prepare, job=job, artifacts=tuple(artifacts))
-            _, result = _call_in_thread(call, f"before_stage ({name})", limit)
-            if result is None:
+            work = partial(prepare, job=job, artifacts=tuple(artifacts))
+            outcome = call(work, f"before_stage ({name})", limit)
+            if not outcome.is_over:
                 return f"{name}: not finished within {_BEFORE_STAGE_SECONDS:g} seconds"
-            if result[1] is not None:
-                return f"{name}: {self.redact(name, describe_exception(result[1]))}"
+            if outcome.failure is not None:
+                return f"{name}: {self.redact(name, outcome.failure.description)}"
         return None
 
     def audit(self, entries: Sequence[AuditEntry]) -> None:
@@ -164,14 +189,43 @@ class Plugins:
             AuditError: the record failed; then no further action is allowed.
         """
         for name, write in self._implementations("audit"):
-            try:
+            if name == _AUDIT_LOG:  # part of the program; a slow disk is waited for
                 write(entries=entries)
-            except AuditError:
-                raise
-            except Exception as error:
+                continue
+            outcome = call(partial(write, entries=entries), f"audit ({name})", _AUDIT_SECONDS)
+            if not outcome.is_over:
                 raise AuditError(
-                    f"The plugin {name} cannot record actions ({describe_exception(error)})."
-                ) from error
+                    f"The plugin {name} did not record actions within {_AUDIT_SECONDS:g} seconds. "
+                    "Fix the plugin, or remove it from the configuration."
+                )
+            if outcome.failure is not None:
+                reason = self.redact(name, outcome.failure.description)
+                raise AuditError(f"The plugin {name} cannot record actions ({reason}).")
+
+    def expect_audit(self, ledger: Ledger) -> None:
+        """Compare the audit log with its anchor in the ledger when the next entry is recorded.
+
+        Raises:
+            StoreError: the anchor is not readable.
+        """
+        if (log := self._audit_log()) is not None:
+            path = self._config.notifications.audit_log.path
+            log.expect(path, ledger.find_audit_anchor(path))
+
+    def anchor_audit(self, ledger: Ledger, connection: Connection) -> None:
+        """Move the anchor in the ledger to the newest entry, in the transaction of a record.
+
+        The anchor stays if the log does not contain what it must contain.
+        """
+        if (log := self._audit_log()) is not None:
+            path = self._config.notifications.audit_log.path
+            anchor = ledger.audit_anchor(connection, path)
+            newest = log.newest(path, anchor)
+            if newest not in {None, anchor}:
+                ledger.save_audit_anchor(connection, path, newest, system_clock())
+
+    def _audit_log(self) -> AuditLog | None:
+        return self.manager.get_plugin(_AUDIT_LOG) if _AUDIT_LOG in self._targets else None
 
 
 def _call(
@@ -181,23 +235,18 @@ def _call(
     return function(**{name: values[name] for name in names})
 
 
-def _call_in_thread(
-    function: Callable[[], object], name: str, seconds: float | None
-) -> tuple[threading.Thread, tuple[object, Exception | None] | None]:
-    """Call a function that can hang; return its thread, and its value and exception (None on timeout)."""
-    results: list[tuple[object, Exception | None]] = []
+def _reason(veto: Callable[..., object], job: Job) -> str | None:
+    """Return a veto as text, None if there is none."""
+    value = veto(job=job)
+    return None if value is None else text_of(value)
 
-    def run() -> None:
-        try:
-            results.append((function(), None))
-        except Exception as error:
-            results.append((None, error))
 
-    # With the caller's context, so that a hook finds the stop flag of its run.
-    thread = threading.Thread(target=copy_context().run, args=(run,), name=name, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return thread, results[0] if results else None
+def _delivery_settings(settings: Any) -> NotifierSettings:
+    """Return the keys that all notifiers have; a plugin's own definition of such a key can have any type."""
+    if not isinstance(settings, NotifierSettings):
+        return _Unfiltered()
+    model = NotifierSettings if settings.outlives_restarts else _FromMemory
+    return model.model_validate({key: getattr(settings, key) for key in NotifierSettings.model_fields})
 
 
 def _secrets(settings: Any) -> list[str]:
