@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.clock import Clock
@@ -18,6 +18,11 @@ from eemtcleanupd.events import AuditEntry, Emit
 from eemtcleanupd.model import ArtifactPath, Job, Trigger
 from eemtcleanupd.policy.pressure import Pressure
 from eemtcleanupd.policy.retention import Policy
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from eemtcleanupd.store.ledger import Ledger
 
 
 class RunHooks(Protocol):
@@ -36,6 +41,16 @@ class RunHooks(Protocol):
             AuditError: the entries are not recorded, so the run must not continue.
         """
 
+    def expect_audit(self, ledger: Ledger) -> None:
+        """Compare the audit log with its anchor in the ledger when the next entry is recorded.
+
+        Raises:
+            StoreError: the anchor is not readable.
+        """
+
+    def anchor_audit(self, ledger: Ledger, connection: Connection) -> None:
+        """Move the anchor in the ledger to the newest entry, in the transaction of a record."""
+
 
 class NullHooks:
     """Hooks that never object and record nothing."""
@@ -47,6 +62,12 @@ class NullHooks:
         """Return None."""
 
     def audit(self, entries: Sequence[AuditEntry]) -> None:
+        """Do nothing."""
+
+    def expect_audit(self, ledger: Ledger) -> None:
+        """Do nothing."""
+
+    def anchor_audit(self, ledger: Ledger, connection: Connection) -> None:
         """Do nothing."""
 
 

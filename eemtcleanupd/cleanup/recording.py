@@ -92,6 +92,7 @@ class Recording:
             lines = [AuditLine(job.id, "marked_cleaned", 0) for job, _ in same]
             ledger.add_audit(connection, lines, self._run.request.user, now)
             ledger.forget_measured(connection, [job.id for job, _ in same])
+            self._run.hooks.anchor_audit(ledger, connection)
             return [job for job, _ in same]
 
         for job in session.database.write(work):
@@ -166,6 +167,7 @@ class Recording:
         ledger.add_audit(connection, lines, self._run.request.user, now)
         ledger.close_intents(connection, [job.intent.id for job, _ in jobs if not self._moves_to_trash(job)])
         ledger.forget_measured(connection, [job.job.id for job, _ in jobs])
+        self._run.hooks.anchor_audit(ledger, connection)
         return changed
 
     def _moves_to_trash(self, job: ClaimedJob) -> bool:

@@ -356,6 +356,7 @@ class _LockedStore:
         until = now + policy.retention(policy.classify(status), None) if request.hold and is_job else None
         details: dict[str, object] = {"job_id": printable(job_id), "source": source}
         asked = [printable(found.label) for found, _ in items]
+        request.hooks.expect_audit(ledger)
         request.hooks.audit([AuditEntry(now, request.user, "restoring", {**details, "artifacts": asked})])
 
         def begin(connection: Connection) -> None:
@@ -397,6 +398,7 @@ class _LockedStore:
             entry = LogEntry(job_id, status, "restored", 0, f"restored {source}: {', '.join(labels)}")
             ledger.add_log(connection, "", [entry], now)
             ledger.add_audit(connection, [AuditLine(job_id, "restored", 0)], request.user, now)
+            request.hooks.anchor_audit(ledger, connection)
 
         self.session.database.write(end)
         not_restored = tuple((found, why) for (found, _), why in failed.items())

@@ -9,6 +9,7 @@ import sys
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
@@ -329,6 +330,7 @@ class _Run:
         for message in release_ballast(run.config, session.roots.values()):
             run.emit(Warned(message))
         request = run.request
+        run.hooks.expect_audit(ledger)
         run.audit("run_started", trigger=request.trigger, policy=str(run.policy), force=request.force)
         # Entered before the pool, so that the trashes close only after the pool has finished.
         trashes = self._stack.enter_context(ExitStack())
@@ -371,7 +373,11 @@ class _Run:
                     replace(record, finished_at=run.clock(), outcome=Outcome.FAILED, error=str(error))
                 )
             raise
-        ledger.finish_run(finished_record(record, report), run_totals(report, counts.by_status))
+        ledger.finish_run(
+            finished_record(record, report),
+            run_totals(report, counts.by_status),
+            also=partial(run.hooks.anchor_audit, ledger),
+        )
         storage = ledger.storage_state(run.clock(), usage.free_bytes, usage.total_bytes)
         report = replace(
             report,

@@ -193,11 +193,17 @@ def write_audit(plugins: Plugins, action: str, **details: object) -> None:
 
 @contextmanager
 def open_audited(config: Config) -> Iterator[tuple[Ledger, Audit]]:
-    """Open the ledger for a change by a person, with a function that writes the audit log beforehand."""
+    """Open the ledger for a change by a person, with a function that writes the audit log beforehand.
+
+    Afterwards the ledger's anchor moves to what was written.
+    """
     from eemtcleanupd.plugins import Plugins
 
+    plugins = Plugins(config)
     with open_ledger(config) as ledger:
-        yield ledger, partial(write_audit, Plugins(config))
+        plugins.expect_audit(ledger)
+        yield ledger, partial(write_audit, plugins)
+        ledger.move_audit_anchor(partial(plugins.anchor_audit, ledger))
 
 
 def caller() -> str:

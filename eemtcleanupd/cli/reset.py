@@ -42,12 +42,14 @@ def reset(yes: bool, as_json: bool) -> None:
         jobs.add_columns()
         ledger = Ledger(database)
         ledger.create_tables()
+        plugins.expect_audit(ledger)
         copy = database.snapshot_before_reset(jobs.id_column, now)
 
         def work(connection: Connection) -> tuple[int, int]:
             ledger.add_audit(connection, [AuditLine("", "reset", 0)], caller(), system_clock())
             counts = jobs.mark_all_uncleaned(connection), ledger.clear_log(connection)
             write_audit(plugins, "reset", copy=copy)  # if this fails, nothing is committed
+            plugins.anchor_audit(ledger, connection)
             return counts
 
         job_count, log_lines = database.write(work)

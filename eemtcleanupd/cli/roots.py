@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 
 import click
 
@@ -40,9 +41,12 @@ def roots(accept: bool, as_json: bool) -> None:
             for trash in trashes.values():
                 stack.callback(trash.close)
             paths = {str(name): printable(str(root.path)) for name, root in opened.items()}
-            write_audit(Plugins(config), "roots_accepted", **paths)
+            plugins = Plugins(config)
+            plugins.expect_audit(ledger)
+            write_audit(plugins, "roots_accepted", **paths)
             ledger.forget_roots()  # the trashes get new markers, so that no other ledger owns them too
             record_roots(ledger, opened, trashes, job_table(database, config).count())
+            ledger.move_audit_anchor(partial(plugins.anchor_audit, ledger))
         known = ledger.roots() if ledger.exists() else {}
     if as_json:
         names = ("name", "path", "device", "inode")

@@ -270,6 +270,7 @@ class Daemon:
             case Notice.TAKE_STORAGE_SAMPLE if is_active:
                 if (warning := self._queries.sample(self.config)) is not None:
                     self._emit(warning)
+                self._queries.anchor_audit(self.config, self.plugins)
 
     def _refuse(self, message: Message) -> None:
         """Ignore a message that came after the request to stop; tell a client that waits for a run."""

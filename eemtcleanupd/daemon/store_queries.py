@@ -12,8 +12,10 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import TypeVar
 
+from eemtcleanupd.cleanup.context import RunHooks
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.filesystem import disk_usage
@@ -86,6 +88,16 @@ class StoreQueries:
             return ledger.add_storage_sample(None, free, total, self._clock(), Budget.of(config.capacity))
 
         return _ask(config, query)
+
+    def anchor_audit(self, config: Config, hooks: RunHooks) -> None:
+        """Move the ledger's anchor of the audit log to the newest line, except in dry-run mode."""
+
+        def query(ledger: Ledger) -> None:
+            hooks.expect_audit(ledger)
+            ledger.move_audit_anchor(partial(hooks.anchor_audit, ledger))
+
+        if not config.dry_run:
+            _ask(config, query)
 
     def usage(self, config: Config) -> DiskUsage | None:
         """Return the usage of the results filesystem, None when it cannot be read."""

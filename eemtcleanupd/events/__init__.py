@@ -14,6 +14,7 @@ from eemtcleanupd.events.system import *  # noqa: F403
 from eemtcleanupd.events.values import (
     DURATION_BUCKETS as DURATION_BUCKETS,
     ArtifactSize as ArtifactSize,
+    AuditAnchor as AuditAnchor,
     AuditEntry as AuditEntry,
     JobNote as JobNote,
     JobTally as JobTally,

@@ -91,6 +91,14 @@ class AuditEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditAnchor:
+    """A line of an audit log, by its number and its hash; the number 0 is the beginning of every log."""
+
+    seq: int
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunReport:
     """What one run did, or would do when ``dry_run``; times are aware UTC.
 

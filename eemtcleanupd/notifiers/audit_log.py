@@ -1,20 +1,20 @@
 """The audit log: JSON lines in a hash chain, each synced to the disk before the action continues.
 
 A line ends with its hash, the SHA-256 of the rest of the line.  ``prev`` is the hash of the previous line, 64
-zeros in the first.  The file ``….head`` beside the log contains number and hash of the newest line, so that
-``audit verify`` also finds lines that are missing at the end.  A user who can write the log's folder can
-forge the complete chain; copy it to another machine if that matters.
+zeros in the first.  Two anchors name a line that the log must contain: the file ``….head`` beside the log the
+newest one, and the ledger the newest one at the last record.  A line is written first, then its anchors, so a
+kill in between leaves a log that is ahead of them.  A log that lacks the line of an anchor was changed; the
+next line records that.  A user who can write the log's folder can forge what the ledger does not anchor yet.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,14 +23,25 @@ from pydantic import Field
 from eemtcleanupd.config.plugin_settings import PluginSettings
 from eemtcleanupd.config.types import FilePath
 from eemtcleanupd.errors import AuditError
-from eemtcleanupd.events import AuditEntry
+from eemtcleanupd.events import AuditAnchor, AuditEntry
 from eemtcleanupd.files import write_atomic
 from eemtcleanupd.hookspecs import hookimpl
+from eemtcleanupd.notifiers.audit_chain import (
+    HASH_KEY,
+    MISMATCH,
+    START,
+    backwards,
+    chain_backwards,
+    lost_anchors,
+    lost_ledger,
+    position,
+    read_head,
+)
+from eemtcleanupd.notifiers.audit_verify import verify
 
-_FIRST_HASH = "0" * 64
-_HASH_KEY = ', "hash": "'
+__all__ = ["AuditLog", "AuditLogSettings", "append", "verify"]
+
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-_LONGEST_LINE = 4 * 1024 * 1024
 
 
 class AuditLogSettings(PluginSettings, strict=True):
@@ -50,17 +61,71 @@ class AuditLogSettings(PluginSettings, strict=True):
 class AuditLog:
     """Writes entries to the log named in the settings."""
 
+    def __init__(self) -> None:
+        self._written: dict[Path, AuditAnchor] = {}
+        self._expected: dict[Path, AuditAnchor] = {}
+
     @hookimpl
     def register_settings(self) -> type[AuditLogSettings]:
         return AuditLogSettings
 
     @hookimpl
     def audit(self, entries: Sequence[AuditEntry], settings: AuditLogSettings) -> None:
-        append(settings.path, entries, max_bytes=int(settings.max_mb * 1024 * 1024))
+        path = settings.path
+        self._written[path] = append(
+            path,
+            entries,
+            max_bytes=int(settings.max_mb * 1024 * 1024),
+            written=self._written.get(path, START),
+            ledger=self._expected.get(path),
+        )
+        self._expected.pop(path, None)
+
+    def expect(self, path: Path, anchor: AuditAnchor | None) -> None:
+        """Compare the log with the ledger's anchor, None if it has none, before the next line is written."""
+        self._expected[path] = anchor or START
+
+    def newest(self, path: Path, anchor: AuditAnchor | None) -> AuditAnchor | None:
+        """Return the newest line, to which the ledger's anchor can move.
+
+        Args:
+            path: the log.
+            anchor: what the ledger has now, or None.
+
+        Returns:
+            None if the anchor must stay: the log is unreadable, or lacks the anchor or a line that this
+            process wrote, and has not recorded that yet.
+        """
+        required = {self._written.get(path, START), anchor or START}
+        try:
+            if lost_anchors(chain_backwards(path), required):
+                return None
+            return next(filter(None, map(position, chain_backwards(path))), None)
+        except OSError:
+            return None
 
 
-def append(path: Path, entries: Sequence[AuditEntry], *, max_bytes: int) -> None:
+def append(
+    path: Path,
+    entries: Sequence[AuditEntry],
+    *,
+    max_bytes: int,
+    written: AuditAnchor = START,
+    ledger: AuditAnchor | None = None,
+) -> AuditAnchor:
     """Append entries and wait until they are on the disk.
+
+    If the log lacks a line that it must contain, a line ``chain_mismatch`` comes first.
+
+    Args:
+        path: the log.
+        entries: what to write.
+        max_bytes: the size above which the next entry starts a new file.
+        written: the newest line that this process wrote.
+        ledger: the anchor in the ledger; ``START`` if the ledger has none, None if it was not read.
+
+    Returns:
+        The newest line.
 
     Raises:
         AuditError: writing failed; none of the entries is valid.
@@ -68,17 +133,21 @@ def append(path: Path, entries: Sequence[AuditEntry], *, max_bytes: int) -> None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path) as descriptor:
-            tail = _tail(path, descriptor)
+            tail = _Tail(path, descriptor)
+            first: list[AuditEntry] = []
             if tail.torn:  # an interrupted write, never acknowledged, but kept
-                torn = AuditEntry(entries[0].timestamp, "eemtcleanupd", "torn_line", {"text": tail.torn})
-                entries = [torn, *entries]
-            lines = [_line(tail, entry) for entry in entries]
+                first.append(_own_entry(entries, "torn_line", {"text": tail.torn}))
+            mismatch = _mismatch(path, tail, written, ledger)
+            if mismatch:
+                first.append(_own_entry(entries, MISMATCH, mismatch))
+            anchored = 0 if ledger is None else ledger.seq
+            lines = [tail.line(entry, anchored) for entry in (*first, *entries)]
             size = os.fstat(descriptor).st_size
             data = "".join(f"{line}\n" for line in lines).encode()
             if tail.torn:
                 data = b"\n" + data
-            written = os.write(descriptor, data)
-            if written != len(data):
+            length = os.write(descriptor, data)
+            if length != len(data):
                 os.ftruncate(descriptor, size)
                 raise AuditError(
                     f"Cannot write the audit log {path}: no space left on the device. "
@@ -86,15 +155,49 @@ def append(path: Path, entries: Sequence[AuditEntry], *, max_bytes: int) -> None
                 )
             os.fsync(descriptor)
             head = json.dumps({"seq": tail.seq, "hash": tail.hash})
-            write_atomic(_head_path(path), f"{head}\n".encode("ascii"), mode=None)
-            if size + written > max_bytes:
-                path.rename(path.with_name(f"{path.name}.{tail.seq:09d}"))
+            write_atomic(path.with_name(f"{path.name}.head"), f"{head}\n".encode("ascii"), mode=None)
+            older = path.with_name(f"{path.name}.{tail.seq:09d}")
+            if size + length > max_bytes and not os.path.lexists(older):
+                path.rename(older)
                 _sync_folder(path.parent)
+            return AuditAnchor(tail.seq, tail.hash)
     except OSError as error:
         raise AuditError(
             f"Cannot write the audit log {path} ({error.strerror}). Nothing is deleted without an audit log. "
             "Make it writable, or set notifications.audit_log.path to a writable path."
         ) from error
+
+
+def _own_entry(entries: Sequence[AuditEntry], action: str, details: dict[str, Any]) -> AuditEntry:
+    return AuditEntry(entries[0].timestamp, "eemtcleanupd", action, details)
+
+
+def _mismatch(
+    path: Path, tail: _Tail, written: AuditAnchor, ledger: AuditAnchor | None
+) -> dict[str, Any] | None:
+    """Return how the log differs from its anchors, None if it does not; the chain then follows the head.
+
+    Only the head and the line of this process lead the chain on.  Others can write to the ledger's database.
+    """
+    own = {written, read_head(path) or START}
+    lost = lost_anchors(chain_backwards(path), {*own, ledger or START})
+    had = lost_ledger(chain_backwards(path)) if ledger == START else 0
+    if not lost and not had:
+        return None
+    details: dict[str, Any] = {
+        "expected": [{"seq": anchor.seq, "hash": anchor.hash} for anchor in sorted(lost, key=_number)],
+        "found": {"seq": tail.seq, "hash": tail.hash},
+    }
+    if had:
+        details["ledger_lost"] = had
+    newest = max(lost & own, key=_number, default=START)
+    if newest.seq > tail.seq:
+        tail.seq, tail.hash = newest.seq, newest.hash
+    return details
+
+
+def _number(anchor: AuditAnchor) -> int:
+    return anchor.seq
 
 
 @contextmanager
@@ -120,85 +223,39 @@ def _locked(path: Path) -> Iterator[int]:
             os.close(descriptor)
 
 
-@dataclass(slots=True)
 class _Tail:
-    """The end of the chain: number and hash of the newest line, and incomplete text after it."""
+    """The end of the chain: number and hash of its newest line, and incomplete text after it."""
 
-    seq: int
-    hash: str
-    torn: str = ""
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.torn = next(backwards(descriptor)).decode("utf-8", "replace")
+        last = next(chain_backwards(path), None)
+        anchor = START if last is None else position(last)
+        if anchor is None:
+            # The line was changed.  The chain continues from here, and `audit verify` reports the break.
+            head = read_head(path) or START
+            anchor = AuditAnchor(head.seq, sha256(last or b"").hexdigest())
+        self.seq, self.hash = anchor.seq, anchor.hash
 
+    def line(self, entry: AuditEntry, anchored: int) -> str:
+        """Return the next line of the chain, and advance to it.
 
-def _tail(path: Path, descriptor: int) -> _Tail:
-    size = os.fstat(descriptor).st_size
-    length = 4096
-    while True:
-        start = max(0, size - length)
-        chunk = os.pread(descriptor, size - start, start)
-        complete, newline, torn = chunk.rpartition(b"\n")
-        last = complete.rpartition(b"\n")[2] if newline else b""
-        if start == 0 or b"\n" in complete or length > _LONGEST_LINE:
-            break
-        length *= 4
-    text = torn.decode("utf-8", "replace")
-    if not last:
-        older = _rotated(path)
-        if not older:
-            return _Tail(0, _FIRST_HASH, text)
-        with older[-1].open("rb") as file:
-            tail = _tail(older[-1], file.fileno())
-        return _Tail(tail.seq, tail.hash, text)
-    try:
-        return _Tail(int(json.loads(last)["seq"]), _split(last.decode())[1], text)
-    except (ValueError, KeyError, TypeError):
-        # The line was changed.  The chain continues from here, and `audit verify` reports the break.
-        head = _read_head(path)
-        return _Tail(head[0] if head else 0, hashlib.sha256(last).hexdigest(), text)
-
-
-def _line(tail: _Tail, entry: AuditEntry) -> str:
-    """Return the next line of the chain, and advance the tail to it."""
-    tail.seq += 1
-    line: dict[str, Any] = {
-        "seq": tail.seq,
-        "timestamp": entry.timestamp.isoformat(timespec="milliseconds"),
-        "user": entry.user,
-        "action": entry.action,
-        "details": dict(entry.details),
-    }
-    if entry.ip_address is not None:
-        line["ip_address"] = entry.ip_address
-    body = json.dumps({**line, "prev": tail.hash})[:-1]
-    tail.hash = hashlib.sha256(body.encode()).hexdigest()
-    return f'{body}{_HASH_KEY}{tail.hash}"}}'
-
-
-def _split(line: str) -> tuple[str, str]:
-    """Return the hashed part of a line, and the hash; ValueError if it has none."""
-    body, separator, end = line.rpartition(_HASH_KEY)
-    if not separator or not end.endswith('"}') or len(end) != 66:
-        raise ValueError("no hash at its end")
-    return body, end[:-2]
-
-
-def _head_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.head")
-
-
-def _read_head(path: Path) -> tuple[int, str] | None:
-    try:
-        head = json.loads(_head_path(path).read_bytes())
-        return int(head["seq"]), str(head["hash"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _rotated(path: Path) -> list[Path]:
-    """Return the rotated files, oldest first; each is named after the number of its last line."""
-    return sorted(
-        (file for file in path.parent.glob(f"{path.name}.*") if file.suffix[1:].isdigit()),
-        key=lambda file: int(file.suffix[1:]),
-    )
+        ``anchored`` is the number that the ledger has, 0 to leave it out.
+        """
+        self.seq += 1
+        line: dict[str, Any] = {
+            "seq": self.seq,
+            "timestamp": entry.timestamp.isoformat(timespec="milliseconds"),
+            "user": entry.user,
+            "action": entry.action,
+            "details": dict(entry.details),
+        }
+        if entry.ip_address is not None:
+            line["ip_address"] = entry.ip_address
+        if anchored:
+            line["anchor"] = anchored
+        body = json.dumps({**line, "prev": self.hash})[:-1]
+        self.hash = sha256(body.encode()).hexdigest()
+        return f'{body}{HASH_KEY}{self.hash}"}}'
 
 
 def _sync_folder(folder: Path) -> None:
@@ -207,84 +264,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-# -- verify ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class ChainError:
-    """A break of the chain; ``line`` counts from 1 in its file."""
-
-    file: Path
-    line: int
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """Result of checking the complete chain."""
-
-    lines: int
-    files: tuple[Path, ...]
-    errors: tuple[ChainError, ...]
-
-
-def verify(path: Path) -> Verification:
-    """Check every line of the log and of its rotated files.
-
-    Returns:
-        The number of lines, and each break: a line that was changed, removed, inserted or moved, or lines
-        missing at the end.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
-    files = [*_rotated(path), *([path] if path.exists() else [])]
-    errors: list[ChainError] = []
-    seq, previous_hash, count = 0, _FIRST_HASH, 0
-    file, number = path, 0
-    for file in files:
-        with file.open("rb") as stream:
-            for number, raw in enumerate(stream, start=1):
-                count += 1
-                message, seq, previous_hash = _check_line(raw, seq, previous_hash)
-                if message:
-                    errors.append(ChainError(file, number, message))
-    head = _read_head(path)
-    if head is None and count:
-        message = "this file is missing, so lines might be missing at the end of the log"
-        errors.append(ChainError(_head_path(path), 1, message))
-    elif head is not None and head[0] > seq:
-        missing = _lines(seq + 1, head[0])
-        errors.append(ChainError(file, number + 1, f"missing at the end: {missing} of the chain"))
-    elif head is not None and head[0] == seq and head[1] != previous_hash:
-        errors.append(ChainError(file, number, f"line {seq} of the chain was replaced"))
-    return Verification(count, tuple(files), tuple(errors))
-
-
-def _check_line(raw: bytes, seq: int, previous_hash: str) -> tuple[str, int, str]:
-    """Return a line's error, empty if none, and the number and hash that the next line must follow."""
-    if not raw.endswith(b"\n"):
-        return "the line is incomplete", seq, previous_hash
-    try:
-        text = raw.decode().removesuffix("\n")
-        body, own = _split(text)
-        entry = json.loads(text)
-        number, prev = int(entry["seq"]), str(entry["prev"])
-    except (ValueError, KeyError, TypeError):
-        return "not a line of an audit log: changed, or truncated by a crash", seq, previous_hash
-    if hashlib.sha256(body.encode()).hexdigest() != own:
-        return f"line {number} of the chain was changed", max(number, seq), own
-    if number == seq + 1 and prev == previous_hash:
-        return "", number, own
-    if number > seq + 1:
-        return f"missing here: {_lines(seq + 1, number - 1)} of the chain", number, own
-    if number <= seq:
-        return f"line {number} of the chain was inserted or moved here", seq, previous_hash
-    message = f"line {number} of the chain does not match the previous line: one of them was replaced"
-    return message, number, own
-
-
-def _lines(first: int, last: int) -> str:
-    return f"line {first}" if first == last else f"lines {first} to {last}"

@@ -10,6 +10,7 @@ from sqlalchemy.schema import CreateColumn
 
 from eemtcleanupd.events import StorageState
 from eemtcleanupd.model import JobClass
+from eemtcleanupd.store.audit_anchors import AuditAnchors
 from eemtcleanupd.store.history import History
 from eemtcleanupd.store.holds import Holds
 from eemtcleanupd.store.intents import Intents
@@ -19,7 +20,7 @@ from eemtcleanupd.store.tables import METADATA, ROOTS
 from eemtcleanupd.store.usage import UsageTables
 
 
-class Ledger(Runs, Intents, History, UsageTables, Holds, Roots):
+class Ledger(Runs, Intents, History, AuditAnchors, UsageTables, Holds, Roots):
     """The ledger in the job database.  No table is created before :meth:`create_tables`."""
 
     def exists(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
@@ -97,13 +97,19 @@ class Runs(Repository):
 
         self._database.write(work)
 
-    def finish_run(self, run: RunRecord, totals: Mapping[tuple[str, str], float] | None = None) -> None:
-        """Write how a run ended, and add to the totals by name and label."""
+    def finish_run(
+        self,
+        run: RunRecord,
+        totals: Mapping[tuple[str, str], float] | None = None,
+        also: Callable[[Connection], None] = lambda _: None,
+    ) -> None:
+        """Write how a run ended, and add to the totals by name and label; ``also`` is in the transaction."""
 
         def work(connection: Connection) -> None:
             connection.execute(update(RUNS).where(RUNS.c.id == run.id).values(_run_values(run)))
             if totals:
                 _add_to_totals(connection, totals)
+            also(connection)
 
         self._database.write(work)
 

@@ -67,6 +67,14 @@ AUDIT = Table(
     Column("space_freed_mb", Integer),
     Column("user", String),
 )
+AUDIT_ANCHORS = Table(
+    "cleanup_audit_anchors",
+    METADATA,
+    Column("log", RawText, primary_key=True),
+    Column("seq", BigInteger, nullable=False),
+    Column("hash", String, nullable=False),
+    Column("updated_at", String),
+)
 HOLDS = Table(
     "cleanup_holds",
     METADATA,
