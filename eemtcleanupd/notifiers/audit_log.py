@@ -9,7 +9,6 @@ next line records that.  A user who can write the log's folder can forge what th
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from eemtcleanupd.config.plugin_settings import PluginSettings
 from eemtcleanupd.config.types import FilePath
 from eemtcleanupd.errors import AuditError
 from eemtcleanupd.events import AuditAnchor, AuditEntry
-from eemtcleanupd.files import write_atomic
+from eemtcleanupd.files import locked, open_own, write_atomic
 from eemtcleanupd.hookspecs import hookimpl
 from eemtcleanupd.notifiers.audit_chain import (
     HASH_KEY,
@@ -41,7 +40,7 @@ from eemtcleanupd.notifiers.audit_verify import verify
 
 __all__ = ["AuditLog", "AuditLogSettings", "append", "verify"]
 
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOCK_SECONDS = 30.0
 
 
 class AuditLogSettings(PluginSettings, strict=True):
@@ -202,23 +201,14 @@ def _number(anchor: AuditAnchor) -> int:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[int]:
-    """Open the log and hold its lock; if the file was rotated meanwhile, open the new one."""
-    while True:
-        is_new = not path.exists()
-        descriptor = os.open(path, _FLAGS, 0o640)
+    """Open the log under a lock of its own: others can read the log, so they could lock it too."""
+    with locked(path.with_name(f"{path.name}.lock"), wait_seconds=_LOCK_SECONDS):
+        is_new = not os.path.lexists(path)
+        descriptor = open_own(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, mode=0o640)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            status = os.fstat(descriptor)
-            try:
-                current = path.stat()
-            except FileNotFoundError:
-                continue
-            if (current.st_dev, current.st_ino) != (status.st_dev, status.st_ino):
-                continue
             if is_new:
                 _sync_folder(path.parent)
             yield descriptor
-            return
         finally:
             os.close(descriptor)
 

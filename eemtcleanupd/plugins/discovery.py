@@ -40,7 +40,7 @@ _BUILTIN: Final = {
 BLOCKS: Final = {"backup": "backup", "prometheus": "metrics"}
 """Built-in plugins whose settings are not below ``notifications:``, with the block of each."""
 _PROGRAM, _PACKAGE = "eemtcleanupd", "an installed package"
-_LOAD_SECONDS = 60.0
+_LOAD_SECONDS = 20.0
 Result = TypeVar("Result")
 
 

@@ -155,13 +155,17 @@ def swap(entry: Path, target: Path) -> Callable[[], None]:
 
 
 def run(store: JobStore, *, hooks: Plugins | None = None, **options: object) -> RunReport:
-    config = store.config(backup__enabled=True, backup__path=str(store.path / "backup"), **options)
+    config = store.config(
+        run_as="root", backup__enabled=True, backup__path=str(store.path / "backup"), **options
+    )
     plugins = hooks or Plugins(config)
     return clean(config, RunRequest("root"), emit=lambda _: None, hooks=plugins, clock=lambda: store.now)
 
 
 def request(store: JobStore, job_id: str = "a", only: Sequence[str] = ()) -> RestoreRequest:
-    return RestoreRequest(store.config(), job_id, only, False, "root", NullHooks(), lambda: store.now)
+    return RestoreRequest(
+        store.config(run_as="root"), job_id, only, False, "root", NullHooks(), lambda: store.now
+    )
 
 
 def backup_of(store: JobStore) -> Path:
@@ -327,7 +331,7 @@ class _Before(Plugins):
 
 
 def test_a_root_that_is_swapped_during_the_run_is_not_copied(store: JobStore, canary: Path) -> None:
-    config = store.config(backup__enabled=True, backup__path=str(store.path / "backup"))
+    config = store.config(run_as="root", backup__enabled=True, backup__path=str(store.path / "backup"))
     hooks = _Before(config)
     hooks.action = swap(store.path / "results", canary)
     report = run(store, hooks=hooks)
