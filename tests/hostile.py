@@ -1,16 +1,30 @@
-"""What tests share that play a hostile local user."""
+"""Other users of the machine, as tests play them: the owner of a job store, and a member of its group."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+import pytest
+
+import eemtcleanupd
+
 UID = 12345
+OWNER, MEMBER, GROUP = UID, 54322, 54323
+"""The user who owns a store, one who shares its group, and the group; none is in passwd(5)."""
+SITE_PACKAGES = Path(pytest.__file__).parent.parent
+PROGRAM_FOLDER = Path(eemtcleanupd.__file__).parent.parent
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start processes of other users")
 
 
 @contextmanager
@@ -63,3 +77,82 @@ def hold_flock(path: Path) -> int:
     descriptor = os.open(path, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return descriptor
+
+
+def as_user(uid: int, action: Callable[[], object], gid: int | None = None) -> int:
+    """Do something in a child process of a user; return its exit code, 1 after an exception."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setgroups([])
+            os.setresgid(*[uid if gid is None else gid] * 3)
+            os.setresuid(uid, uid, uid)
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def python() -> str:
+    """Return a Python of this version that every user can start; root's may be below its home."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for program in (sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"):
+        if Path(program).exists() and _works([program, "-c", "import sqlite3, pydantic"]):
+            return program
+    pytest.skip(f"no {version} that every user can start")
+
+
+def environment() -> dict[str, str]:
+    """Return an environment in which every Python finds the program."""
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": f"{PROGRAM_FOLDER}:{SITE_PACKAGES}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+def _works(program: Sequence[str]) -> bool:
+    try:
+        done = subprocess.run(
+            program, user=OWNER, group=OWNER, extra_groups=[], env=environment(), cwd="/", check=False
+        )
+    except OSError:
+        return False
+    return done.returncode == 0
+
+
+def command(
+    *args: str | Path, cwd: Path, uid: int = 0, groups: Sequence[int] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user, root unless another is named."""
+    return subprocess.run(
+        [python(), "-m", "eemtcleanupd", *args],
+        user=uid,
+        group=uid,
+        extra_groups=list(groups),
+        env=environment(),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+@contextmanager
+def shared_folder() -> Iterator[Path]:
+    """Give a folder that every user can enter; pytest's own is root's alone."""
+    folder = Path(tempfile.mkdtemp(prefix="eemtcleanupd-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def give(place: Path, uid: int, gid: int | None = None) -> None:
+    """Make a user the owner of a folder and of all that is in it."""
+    for path in (place, *place.rglob("*")):
+        os.chown(path, uid, uid if gid is None else gid, follow_symlinks=False)

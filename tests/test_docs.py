@@ -48,3 +48,10 @@ def test_every_key_of_all_notifiers_is_explained() -> None:
     channels = (ROOT / "docs" / "notifications.md").read_text(encoding="utf-8")
     for key in NotifierSettings.model_fields:
         assert f"`{key}`" in channels
+
+
+def test_each_rule_of_security_names_tests_that_exist() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8")))
+    tests = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
+    assert named - set(re.findall(r"def (test_\w+)", tests)) == set()
+    assert len(named) > 50

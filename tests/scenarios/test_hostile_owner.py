@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.cleanup.conftest import JobStore
-from tests.strangers import (
+from tests.hostile import (
     GROUP,
     MEMBER,
     OWNER,
