@@ -36,7 +36,7 @@ def require_not_public(path: Path) -> None:
     Raises:
         ConfigError: its mode, or that of its folder, lets everybody write.
     """
-    for place in (path, path.resolve().parent):
+    for place in (path, Path(os.path.realpath(path)).parent):
         try:
             mode = place.stat().st_mode
         except OSError:  # reading it explains the problem
@@ -69,7 +69,7 @@ def require_trusted_module(name: str) -> None:
 
 def _problem(path: Path) -> str | None:
     """Return why a path is not safe; links and folders on the way count."""
-    resolved = path.resolve()
+    resolved = Path(os.path.realpath(path))  # a loop of links is no error here
     trusted = {0, os.geteuid(), _PACKAGE.stat().st_uid}
     for place, is_above in _places(path.absolute(), resolved):
         try:

@@ -113,13 +113,17 @@ def _owners(path: Path) -> list[int]:
 
 
 def _places(path: Path) -> list[Path]:
-    resolved = path.resolve()
+    resolved = _resolved(path)
     return [path, resolved, *resolved.parents, *path.absolute().parents]
+
+
+def _resolved(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # a loop of links is no error here
 
 
 def _is_shared(file: Path) -> bool:
     """Return whether users other than root can write to the folder of a file, or replace a folder above."""
-    folder = file.resolve().parent
+    folder = _resolved(file).parent
     modes = [(place.stat(), place == folder) for place in (folder, *folder.parents)]
     return any(
         status.st_mode & stat.S_IWOTH | (status.st_mode & stat.S_IWGRP if status.st_gid != 0 else 0)

@@ -73,7 +73,7 @@ def test_a_database_that_cannot_be_written_is_an_error_and_nothing_is_touched(fi
     """A real one, since root may write a file whatever its mode: mounted read-only in a namespace."""
     before = data(filled)
     script = f"""
-        set -e; cd '{filled.path}'; mkdir db; cp jobs.db db/; mount -t tmpfs none db -o size=1m
+        set -e; cd '{filled.path}'; mkdir db; cp jobs.db db/; mount -t tmpfs none db -o size=1m,mode=755
         cp jobs.db db/; mount -o remount,ro db
         '{sys.executable}' -m eemtcleanupd clean --db-path db/jobs.db
     """
@@ -165,7 +165,7 @@ def test_a_full_disk_under_the_database_is_an_error_and_the_next_run_goes_on(tmp
     )
     script = f"""
         set -e; cd '{store.path}'
-        mount -t tmpfs -o size=256k none db
+        mount -t tmpfs -o size=256k,mode=755 none db
         cp jobs.db db/
         dd if=/dev/zero of=db/fill bs=4k 2>/dev/null || true
         ls results; {clean}
