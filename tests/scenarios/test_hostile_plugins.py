@@ -188,7 +188,7 @@ def test_a_signal_of_the_operator_ends_a_command_while_a_plugin_is_imported(
     with subprocess.Popen(command, cwd=built.path, stderr=subprocess.DEVNULL) as process:
         fifo.read_bytes()  # returns as soon as the import has come to its first line
         process.send_signal(number)
-        assert process.wait(20) == code
+        assert process.wait(60) == code
     assert built.results("a").exists()
 
 
