@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import jsonschema
 import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -247,8 +246,12 @@ def test_make_run_shows_a_demo_and_cleans_it(tmp_path: Path) -> None:
     assert "[INFO] Cleanup completed successfully" in done.stdout
 
 
+@pytest.mark.xdist_group("jsonschema")
 def test_the_configurations_that_are_shown_are_valid(tmp_path: Path) -> None:
+    import jsonschema  # slow
+
     rules = schema().json_schema()
+    validator = jsonschema.Draft202012Validator(rules)
     file = tmp_path / "cleanup_config.yaml"
     checked = 0
     for page, text in PAGES.items():
@@ -259,8 +262,6 @@ def test_the_configurations_that_are_shown_are_valid(tmp_path: Path) -> None:
             shown = read_document(file)
             if shown.data.keys() & rules["properties"].keys():
                 checked += 1
-                errors = [
-                    error.message for error in jsonschema.Draft202012Validator(rules).iter_errors(shown.data)
-                ]
+                errors = [error.message for error in validator.iter_errors(shown.data)]
                 assert shown.problems + errors == [], f"{page}:\n{fence.content}"
     assert checked > 5

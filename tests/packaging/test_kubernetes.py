@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
 
@@ -56,9 +55,12 @@ def pods(overlay: str) -> Iterator[Manifest]:
     return (pod_of(each) for each in rendered(overlay) if each["kind"] in {"CronJob", "Deployment"})
 
 
+@pytest.mark.xdist_group("jsonschema")
 @pytest.mark.parametrize("overlay", OVERLAYS)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_manifest_is_as_its_schema_wants_it(overlay: str, version: str) -> None:
+    import kubernetes_validate  # slow: it imports jsonschema
+
     for manifest in rendered(overlay):
         if manifest["apiVersion"].startswith("monitoring.coreos.com/"):
             continue  # of the Prometheus operator, whose schemas are not Kubernetes' own

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-import jsonschema
+import pytest
 import yaml
 
 from eemtcleanupd.config.yaml_reader import Loc, read_document
@@ -59,7 +59,10 @@ def test_make_install_moves_every_default_path_to_srv() -> None:
         assert installed[block][key] == relative[block][key].replace("./", "/srv/eemt/")
 
 
+@pytest.mark.xdist_group("jsonschema")
 def test_the_sample_and_the_documented_example_match_the_json_schema() -> None:
+    import jsonschema  # slow
+
     schema = json.loads(SCHEMA.read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     for file in (SAMPLE, DOCUMENT):
