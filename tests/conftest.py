@@ -15,6 +15,7 @@ from typing import Protocol
 
 import pytest
 
+from tests.commands import Commands
 from tests.postgres import Server, running_server
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "eemtcleanupd-ntfy"
@@ -95,23 +96,22 @@ def aged() -> Aged:
     return age
 
 
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    commands = Commands()
+    yield commands
+    commands.close()
+
+
 @pytest.fixture
-def run_cli(tmp_path: Path) -> RunCli:
+def run_cli(tmp_path: Path, commands: Commands) -> RunCli:
     """Run a command in a process of its own, which sees of our environment only PATH and TZ."""
 
     def run(
         *args: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
-        kept = {name: os.environ[name] for name in ("PATH", "TZ") if name in os.environ}
-        return subprocess.run(
-            [sys.executable, "-m", "eemtcleanupd", *map(str, args)],
-            env={**kept, "HOME": str(tmp_path), "LANG": "C.UTF-8", **(env or {})},
-            cwd=cwd or tmp_path,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
+        return commands.run(
+            list(map(str, args)), env={"HOME": str(tmp_path), **(env or {})}, cwd=cwd or tmp_path
         )
 
     return run

@@ -108,7 +108,11 @@ def test_debug_logs_every_statement_on_stderr_only(start: Start, run_cli: RunCli
     daemon = start("--debug")
     assert run_cli("reload", cwd=store).returncode == 0, "a reload keeps the debug level"
     daemon.send_signal(signal.SIGUSR1)
-    until(lambda: "success" in run_cli("history", "--json", cwd=store).stdout)
+
+    def outcomes() -> list[str]:
+        return [run["outcome"] for run in json.loads(run_cli("history", "--json", cwd=store).stdout)]
+
+    until(lambda: outcomes() == ["success"])
     daemon.terminate()
     log = daemon.communicate(timeout=60)[1]
     assert "DEBUG: SQL" in log
