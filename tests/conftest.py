@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 import sqlite3
@@ -10,11 +11,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 
+from eemtcleanupd.hookspecs import PROJECT
 from tests.commands import Commands
 from tests.postgres import Server, running_server
 
@@ -41,6 +45,30 @@ def settle(place: Path, moment: datetime) -> None:
     for path in (place, *place.rglob("*")):
         if path.is_dir() or path.suffix == ".zip":
             os.utime(path, (moment.timestamp(), moment.timestamp()))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _unchanged_packages_are_read_once() -> Iterator[None]:
+    """Keep what each folder of packages has: each loading of a configuration reads hundreds of files."""
+    search = importlib.metadata.entry_points
+
+    @cache
+    def packages(folder: str, _modified: int) -> list[tuple[str, list[importlib.metadata.EntryPoint]]]:
+        found = importlib.metadata.distributions(path=[folder])
+        return [(each.name.lower(), list(each.entry_points.select(group=PROJECT))) for each in found]
+
+    def entry_points(**options: str) -> importlib.metadata.EntryPoints:
+        if options != {"group": PROJECT}:
+            return search(**options)
+        found: dict[str, list[importlib.metadata.EntryPoint]] = {}
+        for folder in filter(os.path.isdir, sys.path):
+            for name, entries in packages(folder, os.stat(folder).st_mtime_ns):
+                found.setdefault(name, entries)
+        return importlib.metadata.EntryPoints(chain.from_iterable(found.values()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.metadata, "entry_points", entry_points)
+        yield
 
 
 @pytest.fixture(scope="session")
