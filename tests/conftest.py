@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
@@ -57,7 +57,7 @@ def _unchanged_packages_are_read_once() -> Iterator[None]:
         found = importlib.metadata.distributions(path=[folder])
         return [(each.name.lower(), list(each.entry_points.select(group=PROJECT))) for each in found]
 
-    def entry_points(**options: str) -> importlib.metadata.EntryPoints:
+    def entry_points(**options: str) -> Any:
         if options != {"group": PROJECT}:
             return search(**options)
         found: dict[str, list[importlib.metadata.EntryPoint]] = {}
