@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -45,6 +46,12 @@ def settle(place: Path, moment: datetime) -> None:
     for path in (place, *place.rglob("*")):
         if path.is_dir() or path.suffix == ".zip":
             os.utime(path, (moment.timestamp(), moment.timestamp()))
+
+
+def pytest_collection_finish() -> None:
+    """Leave the modules of all tests out of each garbage collection; a daemon starts one after each run."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
