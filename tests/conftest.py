@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import cache
 from itertools import chain
@@ -79,10 +80,18 @@ def _unchanged_packages_are_read_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Server]:
+def postgres_server() -> Iterator[Server]:
     """A PostgreSQL server, one for each process of the tests that needs one."""
     with running_server() as server:
         yield server
+
+
+@pytest.fixture
+def postgres(postgres_server: Server) -> Iterator[Server]:
+    """A PostgreSQL server, whose databases are empty after the test."""
+    server = replace(postgres_server, used=[])
+    yield server
+    server.empty()
 
 
 @pytest.fixture

@@ -27,8 +27,24 @@ _SETTINGS = """
 fsync = off
 synchronous_commit = off
 full_page_writes = off
+wal_level = minimal
+max_wal_senders = 0
+autovacuum = off
+jit = off
 max_connections = 60
 shared_buffers = 16MB
+"""
+_SESSION = "session of a test"
+_EMPTY = f"""
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid();
+DO $$ DECLARE name text; BEGIN
+    FOR name IN SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
+    LOOP EXECUTE format('DROP SCHEMA %I CASCADE', name); END LOOP;
+    EXECUTE format('ALTER DATABASE %I RESET ALL', current_database());
+END $$;
+CREATE SCHEMA public AUTHORIZATION {ROLE};
+GRANT USAGE ON SCHEMA public TO PUBLIC;
 """
 
 
@@ -48,9 +64,10 @@ class Server:
 
     folder: Path
     port: int
-    strategy: str = ""
-    """How to copy the template."""
     numbers: Iterator[int] = field(default_factory=count)
+    unused: list[str] = field(default_factory=list)
+    """Empty databases."""
+    used: list[str] = field(default_factory=list)
 
     def url(self, database: str, role: str = f"{ROLE}:{QUOTED}") -> str:
         return f"postgresql://{role}@127.0.0.1:{self.port}/{database}"
@@ -62,11 +79,25 @@ class Server:
             return cursor.fetchall() if cursor.description else []
 
     def create(self, **options: str) -> str:
-        """Create a database, and return its URL."""
-        name = f"test_{next(self.numbers)}"
-        extra = " ".join(f"{option} {value}" for option, value in options.items())
-        self.admin(f"CREATE DATABASE {name} OWNER {ROLE} {self.strategy} {extra}")
+        """Create an empty database, and return its URL."""
+        if self.unused and not options:
+            name = self.unused.pop()
+        else:
+            name = f"test_{next(self.numbers)}"
+            extra = " ".join(f"{option} {value}" for option, value in options.items())
+            self.admin(f"CREATE DATABASE {name} OWNER {ROLE} {extra}")
+        if not options:
+            self.used.append(name)
         return self.url(name)
+
+    def empty(self) -> None:
+        """Empty the used databases, because creating one writes hundreds of files."""
+        while self.used:
+            name = self.used.pop()
+            if (kept := _sessions.pop(self.url(name), None)) is not None:
+                kept.close()
+            self.admin(_EMPTY, name)
+            self.unused.append(name)
 
     def disconnect(self, url: str, which: str = "true") -> int:
         """End connections to a database, as a restart of the server does, and return their number."""
@@ -74,9 +105,22 @@ class Server:
         return len(
             self.admin(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                f" WHERE datname = '{name}' AND pid <> pg_backend_pid() AND usename = '{ROLE}' AND {which}"
+                f" WHERE datname = '{name}' AND usename = '{ROLE}' AND application_name <> '{_SESSION}'"
+                f" AND {which}"
             )
         )
+
+
+def session(url: str) -> psycopg.Connection[tuple[Any, ...]]:
+    """Return a connection to a database that stays open until the database is emptied."""
+    if url not in _sessions:
+        _sessions[url] = psycopg.connect(
+            url, autocommit=True, prepare_threshold=None, application_name=_SESSION
+        )
+    return _sessions[url]
+
+
+_sessions: dict[str, psycopg.Connection[tuple[Any, ...]]] = {}
 
 
 @contextmanager
@@ -104,8 +148,6 @@ def running_server() -> Iterator[Server]:
         server = Server(folder, port)
         server.admin(f"CREATE ROLE {ROLE} LOGIN PASSWORD '{_verifier()}'")
         server.admin("CREATE ROLE owner LOGIN")
-        if int(server.admin("SHOW server_version_num")[0][0]) >= 150000:
-            server.strategy = "STRATEGY FILE_COPY"  # faster: the default also writes the copy to the log
         try:
             yield server
         finally:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from eemtcleanupd.cancellation import StopFlag
@@ -21,6 +20,7 @@ from eemtcleanupd.plugins import load
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
 from tests.conftest import settle
+from tests.postgres import session
 
 NOW = datetime(2026, 6, 15, 12, tzinfo=UTC)
 SCHEMA = """
@@ -60,9 +60,8 @@ class JobStore:
 
     def sql(self, statement: str, *values: object) -> list[tuple[object, ...]]:
         if self.url is not None:
-            with psycopg.connect(self.url, autocommit=True) as server:
-                cursor = server.execute(statement.replace("?", "%s"), values or None)
-                found = cursor.fetchall() if cursor.description else []
+            cursor = session(self.url).execute(statement.replace("?", "%s"), values or None)
+            found = cursor.fetchall() if cursor.description else []
             # As the web interface, and so SQLite, writes a time.
             return [tuple(v.isoformat() if isinstance(v, datetime) else v for v in row) for row in found]
         connection = sqlite3.connect(self.path / "jobs.db")

@@ -84,7 +84,7 @@ class Jobs:
 
 @pytest.fixture(scope="module", params=["sqlite", "TEXT", "TIMESTAMP", "TIMESTAMPTZ"])
 def jobs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
-    server = None if request.param == "sqlite" else request.getfixturevalue("postgres")
+    server = None if request.param == "sqlite" else request.getfixturevalue("postgres_server")
     return Jobs(request.param, tmp_path_factory.mktemp("jobs"), server)
 
 

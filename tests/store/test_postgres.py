@@ -28,7 +28,7 @@ from eemtcleanupd.store.intents import Intent, IntentKind
 from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.lock import Holder, run_lock
-from tests.postgres import PASSWORD, Server
+from tests.postgres import PASSWORD, Server, session
 
 NOW = datetime(2026, 6, 15, 12, tzinfo=UTC)
 POLICY = Policy.from_config(RetentionConfig())
@@ -51,9 +51,8 @@ class Opener:
         return database
 
     def sql(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            cursor = connection.execute(statement, values or None)
-            return cursor.fetchall() if cursor.description else []
+        cursor = session(self.url).execute(statement, values or None)
+        return cursor.fetchall() if cursor.description else []
 
     def cut(self) -> None:
         assert self.server.disconnect(self.url)
