@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 
 
 class RunHooks(Protocol):
-    """What a run calls, in its own thread, so that others can veto, prepare or record what it does."""
+    """What a run calls, in its own thread, so that others can veto, prepare or record what it does.
+
+    ``read_jobs`` says whether a hook can read a job's parameters; a run does not load them otherwise.
+    """
+
+    @property
+    def read_jobs(self) -> bool:
+        """Whether a hook looks at jobs before they are cleaned."""
 
     def veto(self, job: Job) -> str | None:
         """Return why an expired job must stay, None when it can be cleaned; never raises."""
@@ -54,6 +61,8 @@ class RunHooks(Protocol):
 
 class NullHooks:
     """Hooks that never object and record nothing."""
+
+    read_jobs = False
 
     def veto(self, job: Job) -> str | None:
         """Return None."""

@@ -17,6 +17,7 @@ from eemtcleanupd.cleanup.planner import Planner, find_artifacts
 from eemtcleanupd.cleanup.session import StoreSession, job_table, root_entries
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.roots import Root
+from eemtcleanupd.deletion.upload_index import UploadIndex
 from eemtcleanupd.deletion.walk import Measured, measure
 from eemtcleanupd.errors import RowError
 from eemtcleanupd.events import JobTally, Warned
@@ -223,7 +224,7 @@ class Inventory:
 
         One call for all, in one thread: threads that list the same open folder share its position.
         """
-        found = find_artifacts(self._session.roots, [Job(job.id, job.status) for job in jobs])
+        found = find_artifacts(self._session, [Job(job.id, job.status) for job in jobs])
         uploads = {
             each.artifact.name
             for artifacts in found.values()
@@ -273,9 +274,9 @@ def count_orphans(
         StoreError: the database cannot be read.
     """
     policy = Policy.from_config(config.retention)
-    session = StoreSession(
-        config, policy, database, job_table(database, config, policy), ledger, ledger.exists(), roots
-    )
+    uploads = UploadIndex(roots.get(RootName.UPLOADS))
+    jobs = job_table(database, config, policy, has_parameters=False)
+    session = StoreSession(config, policy, database, jobs, ledger, ledger.exists(), roots, uploads)
     run = RunContext(
         id="",
         started_at=now,

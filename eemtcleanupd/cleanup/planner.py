@@ -110,7 +110,7 @@ class Planner:
 
         Of several jobs of the batch that share an artifact, it goes with the last one.
         """
-        artifacts = find_artifacts(self._session.roots, [decision.job for decision in expired])
+        artifacts = find_artifacts(self._session, [decision.job for decision in expired])
         everything = {found.artifact for entries in artifacts.values() for found in entries}
         ambiguous = _ambiguous_names(self._session.roots, everything)
         with self._session.database.read() as connection:
@@ -324,11 +324,9 @@ def _named_by(dem_filename: str | None, uploads: Mapping[str, Artifact]) -> Iter
     return [artifact for name, artifact in uploads.items() if folded(name).strip() == key] or uploads.values()
 
 
-def find_artifacts(roots: Mapping[RootName, Root], jobs: Sequence[Job]) -> dict[str, list[Found]]:
-    """Return the artifacts of each job that exist, by job id.
-
-    Uploads named ``<id>_*`` are found by one listing of the folder for the whole batch.
-    """
+def find_artifacts(session: StoreSession, jobs: Sequence[Job]) -> dict[str, list[Found]]:
+    """Return the artifacts of each job that exist, by job id."""
+    roots = session.roots
     found: dict[str, list[Found]] = {job.id: [] for job in jobs}
     for job in jobs:
         for artifact in owned_artifacts(job):
@@ -336,15 +334,10 @@ def find_artifacts(roots: Mapping[RootName, Root], jobs: Sequence[Job]) -> dict[
             mode = None if root is None else _mode(root, artifact.name)
             if mode is not None:
                 found[job.id].append(Found(artifact, stat.S_ISDIR(mode)))
-    uploads = roots.get(RootName.UPLOADS)
-    if uploads is not None and jobs:
-        with os.scandir(uploads.fd) as listing:
-            for entry in listing:
-                artifact = Artifact(RootName.UPLOADS, entry.name)
-                for owner in possible_owner_ids(artifact):
-                    known = found.get(owner)
-                    if known is not None and all(other.artifact != artifact for other in known):
-                        known.append(Found(artifact, entry.is_dir(follow_symlinks=False)))
+    named_by_row = {(job_id, each.artifact) for job_id, entries in found.items() for each in entries}
+    for owner, upload in session.uploads.named_after(list(found)):
+        if (owner, upload.artifact) not in named_by_row:
+            found[owner].append(upload)
     return found
 
 

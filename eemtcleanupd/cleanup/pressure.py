@@ -86,7 +86,7 @@ class EarlyCleaning:
         self._uncleaned = uncleaned
         self._in_progress = in_progress
         policy = early_policy(run.policy, target.pressure.minimum_age)
-        self._jobs = job_table(session.database, run.config, policy)
+        self._jobs = job_table(session.database, run.config, policy, has_parameters=run.hooks.read_jobs)
         self._planner = Planner(run, session, policy, self._jobs)
         self._available_bytes = 0
         self._lag_bytes = 0

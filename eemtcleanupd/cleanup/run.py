@@ -159,7 +159,7 @@ class _Run:
         database = open_database(run.config, self._stack)
         if warning := check_journal(database, to_write=not run.request.dry_run):
             run.emit(Warned(warning))
-        jobs = job_table(database, run.config, run.policy)
+        jobs = job_table(database, run.config, run.policy, has_parameters=run.hooks.read_jobs)
         if not run.request.dry_run:
             self._stack.enter_context(run_lock(database, run.id, run.started_at))
         session = open_session(run.config, database, jobs, run.policy, self._stack)

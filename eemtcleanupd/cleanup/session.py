@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from eemtcleanupd.config import Config, configured_paths
 from eemtcleanupd.deletion.filesystem import locate, mounts
 from eemtcleanupd.deletion.roots import Root, check_roots, identity, open_root
 from eemtcleanupd.deletion.trash import MARKER_NAME, Trash, read_marker, write_marker
+from eemtcleanupd.deletion.upload_index import UploadIndex
 from eemtcleanupd.errors import RootError, StoreError
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import TRASH_NAME, Artifact, RootName
@@ -42,6 +43,7 @@ class StoreSession:
     ledger: Ledger
     has_ledger: bool
     roots: Mapping[RootName, Root]
+    uploads: UploadIndex
     trashes: dict[RootName, Trash] = field(default_factory=dict)
 
     def create_ledger(self) -> None:
@@ -121,14 +123,21 @@ def open_database(config: Config, stack: ExitStack) -> Database:
     return database
 
 
-def job_table(database: Database, config: Config, policy: Policy | None = None) -> JobTable:
+def job_table(
+    database: Database, config: Config, policy: Policy | None = None, *, has_parameters: bool = True
+) -> JobTable:
     """Return the job table of a database, as the configuration (or another policy) classifies its rows.
+
+    Without ``has_parameters`` it does not read the parameters of jobs, which can be large.
 
     Raises:
         StoreError: the database has no table ``jobs`` that can be used.
     """
     return JobTable(
-        database, policy or Policy.from_config(config.retention), zone_named(config.database.timezone)
+        database,
+        policy or Policy.from_config(config.retention),
+        zone_named(config.database.timezone),
+        has_parameters=has_parameters,
     )
 
 
@@ -144,7 +153,8 @@ def open_session(
     ledger = Ledger(database)
     has_ledger = ledger.exists()
     roots = open_roots(config, ledger, stack)
-    return StoreSession(config, policy, database, jobs, ledger, has_ledger, roots)
+    uploads = stack.enter_context(closing(UploadIndex(roots.get(RootName.UPLOADS))))
+    return StoreSession(config, policy, database, jobs, ledger, has_ledger, roots, uploads)
 
 
 def open_roots(config: Config, ledger: Ledger | None, stack: ExitStack) -> dict[RootName, Root]:

@@ -153,6 +153,11 @@ class Plugins:
 
     # -- hooks of runs -----------------------------------------------------------------------------
 
+    @property
+    def read_jobs(self) -> bool:
+        """Whether a plugin looks at jobs before they are cleaned."""
+        return any(self._implementations(hook) for hook in ("veto_cleanup", "before_stage"))
+
     def veto(self, job: Job) -> str | None:
         """Return why a plugin keeps this job, or None if none does; a plugin that fails keeps it."""
         for name, veto in self._implementations("veto_cleanup"):

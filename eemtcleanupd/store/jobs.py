@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, tzinfo
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from sqlalchemy import (
@@ -20,7 +20,6 @@ from sqlalchemy import (
     Connection,
     Float,
     MetaData,
-    RowMapping,
     Select,
     String,
     Table,
@@ -31,6 +30,7 @@ from sqlalchemy import (
     inspect,
     literal_column,
     not_,
+    null,
     or_,
     select,
     table,
@@ -64,9 +64,9 @@ _ADDED_COLUMNS = {
     "data_size_mb": "megabytes",
     "cleanup_summary": "text",
 }
-_TIMES = ("status", "completed_at", "started_at", "created_at")
-_COLUMNS = (*_TIMES, "workflow_type", "dem_filename", "parameters")
+_COLUMNS = ("status", "completed_at", "started_at", "created_at", "workflow_type", "dem_filename")
 _OBSERVED_ROWS = 50
+_REMEMBERED_ROWS = 5000
 _DUPLICATE_ID = "several rows with one id"
 _CANDIDATES = Table(
     "cleanup_candidates",
@@ -115,14 +115,20 @@ class JobTable:
         database: the job database.
         policy: classifies statuses and sets the retention.
         zone: zone of times without one, or None for the machine's (``database.timezone``).
+        has_parameters: whether jobs have their parameters, which can be large.
 
     Raises:
         StoreError: table ``jobs`` is missing, or lacks a required column.
     """
 
-    def __init__(self, database: Database, policy: Policy, zone: tzinfo | None) -> None:
+    def __init__(
+        self, database: Database, policy: Policy, zone: tzinfo | None, *, has_parameters: bool = True
+    ) -> None:
         self._database = database
         self._zone = zone
+        self._has_parameters = has_parameters
+        # A run reads each row several times.  Parameters are too large to remember.
+        self._row = self._convert if has_parameters else lru_cache(_REMEMBERED_ROWS)(self._convert)
         self._filter = ExpiryFilter(database, policy, zone)
         self._scan: _Scan | None = None
         self._reflect()
@@ -258,13 +264,13 @@ class JobTable:
         newest = NewestJobs(
             count, page_size, now, self._zone, ended=self._ended, key=self._database.as_text(self._id)
         )
-        statement = self._select(_TIMES).where(
+        statement = self._select(_COLUMNS).where(
             status.in_(self._filter.statuses(JobClass.SUCCESSFUL)), text(self.uncleaned)
         )
         while not newest.is_complete:
             with self._database.read() as connection:
                 page = connection.execute(newest.next_page(statement)).mappings().all()
-            newest.add(page, [self._row(row).job for row in page])
+            newest.add(page, [self._convert(*list(row.values())[: len(_COLUMNS) + 2]).job for row in page])
         return newest.ids
 
     def observed_starts(self) -> list[ObservedStart]:
@@ -298,8 +304,8 @@ class JobTable:
             statement = self._select().where(self._jobs.c[self._id].in_(page))
             if lock:  # on a server; a write transaction locks a SQLite file completely
                 statement = statement.with_for_update(key_share=True)
-            for mapping in connection.execute(statement).mappings():
-                row = self._row(mapping)
+            for columns in connection.execute(statement):
+                row = self._row(*columns)
                 if row.job.id not in wanted:
                     continue
                 if row.job.id in rows:  # a column job_id might not be unique: in doubt, keep
@@ -316,7 +322,7 @@ class JobTable:
         if "dem_filename" not in self._jobs.c or not dem_filenames:
             return []
         statement = self._select().where(self._jobs.c.dem_filename.in_(dem_filenames))
-        return [self._row(row) for row in connection.execute(statement).mappings()]
+        return [self._row(*values) for values in connection.execute(statement)]
 
     def spelled_alike(self, connection: Connection, names: Collection[str]) -> dict[str, list[str]]:
         """Return, by folded name, the ids and uploads in the table that differ from a name only in spelling.
@@ -431,32 +437,39 @@ class JobTable:
         """SQL that is true for a row whose data has not been cleaned."""
         return "true" if "data_cleaned_at" in self.missing_columns else "data_cleaned_at IS NULL"
 
-    def _select(self, names: Sequence[str] = _COLUMNS) -> Select[Any]:
-        wanted = (self._id, *names, "data_cleaned_at")
+    def _select(self, names: Sequence[str] | None = None) -> Select[Any]:
+        """Select the arguments of :meth:`_convert`: NULL for a column that the table lacks."""
+        if names is None:
+            names = (*_COLUMNS, "parameters") if self._has_parameters else _COLUMNS
         # As text: in a server's database the columns can be times, JSON or enumerations.
         columns: list[ColumnElement[Any]] = [
-            literal_column(self._database.as_text(name)).label(name)
-            for name in wanted
-            if name in self._jobs.c
+            (literal_column(self._database.as_text(name)) if name in self._jobs.c else null()).label(name)
+            for name in (self._id, "data_cleaned_at", *names)
         ]
         return select(*columns).select_from(self._jobs)
 
-    def _row(self, row: RowMapping) -> Row:
-        def optional_text(name: str) -> str | None:
-            value = row.get(name)
-            return None if value is None else _as_text(value)
-
+    def _convert(  # noqa: PLR0917  (the columns of a row)
+        self,
+        job_id: object,
+        cleaned_at: object,
+        status: object,
+        completed_at: object,
+        started_at: object,
+        created_at: object,
+        workflow_type: object,
+        dem_filename: object,
+        parameters: object = None,
+    ) -> Row:
         job = Job(
-            id=_as_text(row[self._id]),
-            status=_as_text(row["status"]),
-            workflow_type=optional_text("workflow_type"),
-            completed_at=read_timestamp(row["completed_at"], self._zone),
-            dem_filename=optional_text("dem_filename"),
-            parameters=optional_text("parameters"),
-            started_at=read_start(row.get("started_at"), self._zone),
-            created_at=read_creation(row.get("created_at"), self._zone),
+            id=_as_text(job_id),
+            status=_as_text(status),
+            workflow_type=_optional_text(workflow_type),
+            completed_at=read_timestamp(completed_at, self._zone),
+            dem_filename=_optional_text(dem_filename),
+            parameters=_optional_text(parameters),
+            started_at=read_start(started_at, self._zone),
+            created_at=read_creation(created_at, self._zone),
         )
-        cleaned_at = row.get("data_cleaned_at")
         return Row(job, cleaned_at is not None, read_timestamp(cleaned_at, self._zone))
 
 
@@ -466,6 +479,10 @@ def _as_text(value: object) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
     return str(value)
+
+
+def _optional_text(value: object) -> str | None:
+    return None if value is None else _as_text(value)
 
 
 def _columns(connection: Connection, database: Database) -> dict[str, TypeEngine[Any]]:
