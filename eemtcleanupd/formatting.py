@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 BYTES_PER_MB = 1024 * 1024
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtpe]?)(?:i?b)?\s*", re.IGNORECASE)
@@ -12,6 +13,7 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtpe]?)(?:i?b)?\s*", re.IGNORECASE
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+@lru_cache(maxsize=1024)
 def human_size(size_bytes: float, *, fixed: bool = False) -> str:
     """Return a size as text, in powers of 1024: ``15 GB``, ``45.5 GB``, ``250 MB``, ``300 B``.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -114,10 +114,14 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An artifact that exists."""
+    """An artifact that exists.
+
+    ``is_small`` says that it is a file, or was a folder of few entries without subfolders.
+    """
 
     artifact: Artifact
     is_folder: bool
+    is_small: bool = field(default=False, compare=False)
 
     @property
     def label(self) -> str:

@@ -8,8 +8,13 @@ its row was read again; the item is renamed first, so that the file system itsel
 
 from __future__ import annotations
 
+import queue
+import threading
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
 
 from eemtcleanupd.cleanup.context import RunContext
 from eemtcleanupd.cleanup.planner import PlannedJob, Planner
@@ -19,14 +24,16 @@ from eemtcleanupd.cleanup.session import StoreSession
 from eemtcleanupd.cleanup.staging import ClaimedJob, Staging, describe_oserror
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.deletion.pool import DeletionPool, RemovalResult
-from eemtcleanupd.model import Found, Job
+from eemtcleanupd.deletion.trash import Trash, is_grouped
+from eemtcleanupd.model import Found, Job, RootName
 from eemtcleanupd.store.intents import Intent, with_error
 
 # A group that is staged in less time than this was quick: the next can be twice as large.
 _QUICK_GROUP_SECONDS = 0.25
 # How long deleted jobs wait to be recorded together, and how many at most.
 RECORD_SECONDS = 0.25
-_RECORD_JOBS = 100
+_RECORD_JOBS = 500
+_LARGEST_GROUP = 1000
 
 
 class Pipeline:
@@ -40,34 +47,51 @@ class Pipeline:
         self.staging = Staging(run, session, planner, self.stats)
         self._pool = pool
         self._recording = Recording(run, session, self.staging, self.stats)
-        self._in_flight: list[ClaimedJob] = []
+        self._in_flight: dict[int, ClaimedJob] = {}
+        self._finished: queue.SimpleQueue[ClaimedJob] = queue.SimpleQueue()
+        self._counting = threading.Lock()
+        self._groups: set[tuple[RootName, str]] = set()
+        self._waiting: list[PlannedJob] = []
+        self._sizes: dict[str, int] = {}
         self._group_size = 2 * run.workers
+        self._claimed = 0
         self._recorded_at = monotonic_seconds()
 
     # -- claim and stage ---------------------------------------------------------------------------
 
-    def process(self, planned: Sequence[PlannedJob], sizes: Mapping[str, int]) -> int:
-        """Clean a batch of jobs; return how many were claimed.
+    @property
+    def taken(self) -> int:
+        """The number of jobs that were claimed, or wait for their group."""
+        return self._claimed + len(self._waiting)
+
+    def process(self, planned: Sequence[PlannedJob], sizes: Mapping[str, int]) -> None:
+        """Clean jobs, as soon as there are enough for a group; see :meth:`flush`.
 
         Args:
             planned: the jobs and their artifacts.
             sizes: sizes in bytes measured earlier, by job id, to record for a job whose files an interrupted
                 attempt had already removed.
         """
-        claimed = self.staging.claim(planned, sizes)
-        start = 0
-        while start < len(claimed):
-            group = claimed[start : start + self._group_size]
-            start += len(group)
-            if self.run.stop.is_set():
-                for job in group:
-                    self.staging.put_back(job, [])
-                continue
-            started = monotonic_seconds()
-            confirmed = self.staging.stage_and_confirm(group, self.in_flight())
-            self._resize_group(monotonic_seconds() - started)
-            self._delete(confirmed)
-        return len(claimed)
+        self._waiting += planned
+        self._sizes |= sizes
+        while len(self._waiting) >= self._group_size and not self.run.stop.is_set():
+            self._process_group()
+
+    def flush(self) -> None:
+        """Clean the jobs that still wait for others of their group."""
+        while self._waiting and not self.run.stop.is_set():
+            self._process_group()
+
+    def _process_group(self) -> None:
+        group, self._waiting = self._waiting[: self._group_size], self._waiting[self._group_size :]
+        started = monotonic_seconds()
+        claimed = self.staging.claim(group, self._sizes)
+        self._claimed += len(claimed)
+        for plan in group:
+            self._sizes.pop(plan.job.id, None)
+        confirmed = self.staging.stage_and_confirm(claimed, self.in_flight())
+        self._resize_group(monotonic_seconds() - started)
+        self._delete(confirmed)
 
     def _resize_group(self, seconds: float) -> None:
         """Double the group size when staging was quick, reset it when it was not.
@@ -76,8 +100,13 @@ class Pipeline:
         are quicker than many small ones.  But the locks and markers that a group has read before staging must
         not be out of date by then, and where each job is copied first, its space must be freed soon after.
         """
-        smallest = 2 * self.run.workers
-        self._group_size = 2 * self._group_size if seconds < _QUICK_GROUP_SECONDS else smallest
+        is_copied = self.run.hooks.read_jobs or self.run.grace
+        if seconds < _QUICK_GROUP_SECONDS:
+            self._group_size = min(
+                2 * self._group_size, _LARGEST_GROUP // 10 if is_copied else _LARGEST_GROUP
+            )
+        else:
+            self._group_size = max(self._group_size // 2, 2 * self.run.workers)
 
     def mark_trashed(self, jobs: Sequence[tuple[Job, Intent]]) -> None:
         """Mark jobs as cleaned again whose rows were reset while their data is in the trash."""
@@ -103,54 +132,103 @@ class Pipeline:
         if self.run.grace:
             self._recording.record([(job, [(found, None) for found, _ in job.items]) for job in group])
             return
-        for job in group:
-            self.submit(job)
-        self._record_finished(limit=4 * self.run.workers)
+        self.submit(group)
+        self._record_finished(limit=max(4 * self.run.workers, len(group)))
 
     def in_flight(self) -> frozenset[str]:
         """Return the ids of the jobs that are being deleted and not recorded yet."""
-        return frozenset(job.job.id for job in self._in_flight if not job.is_orphan)
+        return frozenset(job.job.id for job in self._in_flight.values() if not job.is_orphan)
 
-    def submit(self, job: ClaimedJob) -> None:
-        """Submit a job's items to the pool; from here on the job can only be finished, not undone."""
-        for found, item in job.items:
-            trash = self.session.trashes[found.artifact.root]
+    def taken_ids(self) -> frozenset[str]:
+        """Return the ids of the jobs that wait for their group, or are being deleted."""
+        return self.in_flight() | {plan.job.id for plan in self._waiting}
+
+    def remove_strays(self, trash: Trash, folder: str) -> None:
+        """Remove the folder of a group whose jobs are all recorded, with what a killed run left in it."""
+        self._pool.remove(trash, folder).result()
+
+    def submit(self, jobs: Sequence[ClaimedJob]) -> None:
+        """Submit the items of jobs to the pool; from here on the jobs can only be finished, not undone."""
+        grouped: dict[tuple[RootName, str], list[tuple[ClaimedJob, Found, str]]] = defaultdict(list)
+        for job in jobs:
+            job.unfinished = len(job.items)
+            self._in_flight[id(job)] = job
+            for found, item in job.items:
+                if is_grouped(item):
+                    folder, _, name = item.partition("/")
+                    grouped[found.artifact.root, folder].append((job, found, name))
+                else:
+                    self._remove(job, found, item)
+            if not job.items:
+                self._finished.put(job)
+        for (root, folder), members in grouped.items():
+            names = [name for _, _, name in members]
             try:
-                removal = self._pool.remove(trash, trash.mark_deleting(item))
+                deleting = self.session.trashes[root].mark_deleting(folder)
+                removals = self._pool.remove_small(self.session.trashes[root], deleting, names)
+                self._groups.add((root, deleting))
             except OSError as error:
-                removal = Future()
-                removal.set_result(RemovalResult(0, 0, 0, (describe_oserror(error),), 1, complete=False))
-            job.removals.append((found, removal))
-        self._in_flight.append(job)
+                removals = [_failed(error) for _ in names]
+            for (job, found, _), removal in zip(members, removals, strict=True):
+                self._follow(job, found, removal)
+
+    def _remove(self, job: ClaimedJob, found: Found, item: str) -> None:
+        trash = self.session.trashes[found.artifact.root]
+        try:
+            removal = self._pool.remove(trash, trash.mark_deleting(item))
+        except OSError as error:
+            removal = _failed(error)
+        self._follow(job, found, removal)
+
+    def _follow(self, job: ClaimedJob, found: Found, removal: Future[RemovalResult]) -> None:
+        job.removals.append((found, removal))
+        removal.add_done_callback(partial(self._count, job))
+
+    def _count(self, job: ClaimedJob, _removal: Future[RemovalResult]) -> None:
+        """Note the end of one removal, in any thread."""
+        with self._counting:
+            job.unfinished -= 1
+            is_finished = job.unfinished == 0
+        if is_finished:
+            self._finished.put(job)
 
     # -- record ------------------------------------------------------------------------------------
 
     def _record_finished(self, limit: int) -> None:
-        """Record deleted jobs; wait while more than ``limit`` are still being deleted.
+        """Record deleted jobs; wait while more than ``limit`` are not recorded.
 
         A record waits for the disk several times, as long for one job as for many.  So deleted jobs wait a
         moment for each other.
         """
+        done: list[ClaimedJob] = []
         while True:
-            done: list[ClaimedJob] = []
-            deleting: list[ClaimedJob] = []
-            for job in self._in_flight:
-                (done if all(future.done() for _, future in job.removals) else deleting).append(job)
+            with suppress(queue.Empty):
+                while True:
+                    done.append(self._finished.get_nowait())
+            deleting = len(self._in_flight) - len(done)
             due_in = self._recorded_at + RECORD_SECONDS - monotonic_seconds()
             if done and (due_in <= 0 or len(done) >= _RECORD_JOBS or not (deleting or limit)):
-                self._in_flight = deleting
                 self._finish_jobs(done)
+                for job in done:
+                    del self._in_flight[id(job)]
+                done = []
                 self._recorded_at = monotonic_seconds()
                 continue
-            if len(deleting) <= limit:
+            if deleting <= limit:
+                for job in done:
+                    self._finished.put(job)
                 return
-            pending = [future for job in deleting for _, future in job.removals if not future.done()]
-            wait(pending, timeout=due_in if done else None, return_when=FIRST_COMPLETED)
+            with suppress(queue.Empty):
+                done.append(self._finished.get(timeout=max(due_in, 0.0) if done else None))
 
     def finish(self) -> None:
-        """Wait for all deletions, record them, and delete the intents of jobs that were put back."""
+        """Take the jobs that wait, record all, and delete the intents of jobs that were put back."""
+        self.flush()
         self._record_finished(limit=0)
         self.staging.delete_withdrawn()
+        for root, folder in self._groups:
+            self.session.trashes[root].remove_group(folder)
+        self._groups.clear()
 
     def _finish_jobs(self, jobs: Sequence[ClaimedJob]) -> None:
         """Record jobs whose deletion has ended, and how far it came for those that are not fully deleted."""
@@ -173,3 +251,9 @@ class Pipeline:
         if errors:
             more = sum(result.error_count for result in results) - 1
             self.stats.failed(job.job, errors[0] + (f" (and {more} more)" if more else ""))
+
+
+def _failed(error: OSError) -> Future[RemovalResult]:
+    removal: Future[RemovalResult] = Future()
+    removal.set_result(RemovalResult(0, 0, 0, (describe_oserror(error),), 1, complete=False))
+    return removal

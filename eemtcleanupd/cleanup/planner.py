@@ -35,6 +35,10 @@ from eemtcleanupd.store.jobs import JobTable, Row
 if TYPE_CHECKING:
     from eemtcleanupd.cleanup.pipeline import Pipeline
 
+# The own size of a folder with some hundred entries.  Where folders count their subfolders as links, two
+# links mean that there are none.
+_SMALL_BYTES = 16 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedJob:
@@ -113,11 +117,11 @@ class Planner:
         artifacts = find_artifacts(self._session, [decision.job for decision in expired])
         everything = {found.artifact for entries in artifacts.values() for found in entries}
         ambiguous = _ambiguous_names(self._session.roots, everything)
+        being_cleaned = {decision.job.id for decision in expired} | set(in_flight)
         with self._session.database.read() as connection:
-            claimants = self.claimants(connection, everything)
+            claimants = self.claimants(connection, everything, besides=being_cleaned)
             alike = {root: self._jobs.spelled_alike(connection, names) for root, names in ambiguous.items()}
         problems = self._spelling_problems(ambiguous, alike)
-        being_cleaned = {decision.job.id for decision in expired} | set(in_flight)
         last_owner = {found.artifact: job_id for job_id, entries in artifacts.items() for found in entries}
         plans = []
         for decision in expired:
@@ -173,21 +177,24 @@ class Planner:
         return next((spelling for spellings in alike.values() for spelling in spellings), None)
 
     def claimants(
-        self, connection: Connection, artifacts: Iterable[Artifact]
+        self, connection: Connection, artifacts: Iterable[Artifact], *, besides: Collection[str] = ()
     ) -> dict[Artifact, list[Claimant]]:
         """Return, for each artifact, all rows that could own it, as they are now.
 
-        A held id counts even if its row is gone.
+        A held id counts even if its row is gone.  Rows of the ids ``besides`` are left out: the caller knows
+        that these jobs are being cleaned.
         """
+        known = frozenset(besides)
         by_owner: dict[str, list[Artifact]] = defaultdict(list)
         by_upload: dict[str, Artifact] = {}
         for artifact in artifacts:
             for owner in possible_owner_ids(artifact):
-                by_owner[owner].append(artifact)
+                if owner not in known:
+                    by_owner[owner].append(artifact)
             if artifact.root is RootName.UPLOADS:
                 by_upload[artifact.name] = artifact
         rows: dict[str, Row] = self._jobs.rows(connection, by_owner)
-        naming = self._jobs.naming(connection, list(by_upload))
+        naming = self._jobs.naming(connection, list(by_upload), besides=known)
         holds = self.holds(connection, list({*by_owner, *(row.job.id for row in naming)}))
         result: dict[Artifact, list[Claimant]] = defaultdict(list)
         for row in rows.values():
@@ -212,7 +219,7 @@ class Selection:
     """Selects the jobs of one run within its limits, and reports the jobs that stay.
 
     ``kept_notable`` counts the kept jobs that an operator is warned of, ``vetoed`` names some that a plugin
-    keeps, ``claimed`` counts the jobs that were claimed, ``remaining`` those left to another run.
+    keeps, ``remaining`` counts the jobs left to another run.
     """
 
     def __init__(self, run: RunContext, session: StoreSession) -> None:
@@ -220,7 +227,6 @@ class Selection:
         self._roots = session.roots
         self.kept_notable = 0
         self.vetoed: list[JobNote] = []
-        self.claimed = 0
         self.remaining = 0
 
     def pages(self, planner: Planner, in_flight: Callable[[], Collection[str]]) -> Iterator[list[PlannedJob]]:
@@ -254,8 +260,8 @@ class Selection:
                 self._run.audit("vetoed", job_id=job_id, status=status, reason=decision.reason)
         self._run.emit(JobSkipped(decision.job, decision.reason, decision.notable, decision.vetoed))
 
-    def process(self, pipeline: Pipeline, batch: Sequence[PlannedJob], sizes: Mapping[str, int]) -> int:
-        """Clean those jobs of a batch that the run's limits allow; return how many were claimed.
+    def process(self, pipeline: Pipeline, batch: Sequence[PlannedJob], sizes: Mapping[str, int]) -> None:
+        """Clean those jobs of a batch that the run's limits allow.
 
         Args:
             pipeline: cleans the jobs.
@@ -269,12 +275,11 @@ class Selection:
         if self._run.request.skip_larger_than_bytes is not None:
             batch = [plan for plan in batch if not self.is_too_large(plan, self._size(plan, sizes))]
         cap = self._run.config.safety.max_jobs_per_run
-        if cap and self.claimed + len(batch) > cap:
-            self.remaining += len(batch) - (cap - self.claimed)
-            batch = batch[: cap - self.claimed]
-        claimed = pipeline.process(batch, sizes) if batch and not self._run.stop.is_set() else 0
-        self.claimed += claimed
-        return claimed
+        if cap and pipeline.taken + len(batch) > cap:
+            self.remaining += len(batch) - (cap - pipeline.taken)
+            batch = batch[: cap - pipeline.taken]
+        if batch and not self._run.stop.is_set():
+            pipeline.process(batch, sizes)
 
     def _size(self, plan: PlannedJob, sizes: Mapping[str, int]) -> int:
         size = sizes.get(plan.job.id)
@@ -331,9 +336,11 @@ def find_artifacts(session: StoreSession, jobs: Sequence[Job]) -> dict[str, list
     for job in jobs:
         for artifact in owned_artifacts(job):
             root = roots.get(artifact.root)
-            mode = None if root is None else _mode(root, artifact.name)
-            if mode is not None:
-                found[job.id].append(Found(artifact, stat.S_ISDIR(mode)))
+            status = None if root is None else _status(root, artifact.name)
+            if status is not None:
+                is_folder = stat.S_ISDIR(status.st_mode)
+                is_small = not is_folder or (status.st_nlink == 2 and status.st_size <= _SMALL_BYTES)
+                found[job.id].append(Found(artifact, is_folder, is_small))
     named_by_row = {(job_id, each.artifact) for job_id, entries in found.items() for each in entries}
     for owner, upload in session.uploads.named_after(list(found)):
         if (owner, upload.artifact) not in named_by_row:
@@ -353,8 +360,8 @@ def has_files_in_place(roots: Mapping[RootName, Root], job: Job) -> bool:
     )
 
 
-def _mode(root: Root, name: str) -> int | None:
+def _status(root: Root, name: str) -> os.stat_result | None:
     try:
-        return os.stat(name, dir_fd=root.fd, follow_symlinks=False).st_mode
+        return os.stat(name, dir_fd=root.fd, follow_symlinks=False)
     except FileNotFoundError:
         return None

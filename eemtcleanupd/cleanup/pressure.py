@@ -138,7 +138,7 @@ class EarlyCleaning:
 
     def _jobs_allowed(self) -> int:
         """Return how many more jobs the breaker and the cap of the run allow."""
-        safety, claimed = self._pipeline.run.config.safety, self._selection.claimed
+        safety, claimed = self._pipeline.run.config.safety, self._pipeline.taken
         allowed = max(0, self._uncleaned - claimed)
         if is_too_many(claimed + allowed, self._uncleaned, safety.max_fraction, safety.max_fraction_min_jobs):
             allowed = max(0, int(safety.max_fraction * self._uncleaned) - claimed)
@@ -217,15 +217,19 @@ class EarlyCleaning:
                 batch = _enough(plans, sizes, self._target.missing_bytes(pipeline))
                 plans = plans[len(batch) :]
                 freed = pipeline.stats.counts.bytes_freed
-                if self._is_limit_reached() or not self._selection.process(pipeline, batch, sizes):
+                if self._is_limit_reached():
                     return
+                taken = pipeline.taken
+                self._selection.process(pipeline, batch, sizes)
                 pipeline.finish()
+                if pipeline.taken == taken:
+                    return
                 done = pipeline.stats.counts.bytes_freed - freed
                 self._taken(max(done, sum(sizes.get(plan.job.id, 0) for plan in batch)), freed)
 
     def _is_limit_reached(self) -> bool:
         """Return whether one more job is too many for the breaker; warn then."""
-        run, claimed, uncleaned = self._pipeline.run, self._selection.claimed, self._uncleaned
+        run, claimed, uncleaned = self._pipeline.run, self._pipeline.taken, self._uncleaned
         safety = run.config.safety
         if not is_too_many(claimed + 1, uncleaned, safety.max_fraction, safety.max_fraction_min_jobs):
             return False

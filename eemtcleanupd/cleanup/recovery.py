@@ -12,7 +12,7 @@ from eemtcleanupd.cleanup.pipeline import Pipeline
 from eemtcleanupd.cleanup.planner import Planner, has_files_in_place
 from eemtcleanupd.cleanup.session import StoreSession
 from eemtcleanupd.cleanup.staging import ClaimedJob
-from eemtcleanupd.deletion.trash import deleting_name
+from eemtcleanupd.deletion.trash import deleting_name, is_group
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.deletion.walk import measure
 from eemtcleanupd.formatting import printable
@@ -39,6 +39,22 @@ def recover_intents(pipeline: Pipeline) -> frozenset[str]:
         _recover(pipeline, intent, finished)
     pipeline.finish()
     return frozenset(intent.job_id for intent in ledger.open_intents() if intent.job_id)
+
+
+def remove_strays(pipeline: Pipeline) -> None:
+    """Remove the folders of groups whose intents are all closed.
+
+    A killed run can have left an empty one, or moved something up into one whose deletion had started.
+    """
+    session = pipeline.session
+    for trash in session.trashes.values():
+        for folder, is_deleting in list(trash.items()):
+            if not is_group(folder) or session.owns_item(folder):
+                continue
+            if is_deleting:
+                pipeline.remove_strays(trash, deleting_name(folder))
+            else:
+                trash.remove_if_empty(folder)
 
 
 def _has_begun(pipeline: Pipeline, intent: Intent) -> bool:
@@ -70,7 +86,7 @@ def _recover(pipeline: Pipeline, intent: Intent, finished: Set[str]) -> None:
     ]
     pipeline.staging.restore(needed)
     job.items = deleting + [pair for pair in staged if pair not in needed]
-    pipeline.submit(job)
+    pipeline.submit([job])
 
 
 def _is_deleted(session: StoreSession, intent: Intent) -> bool:
@@ -136,8 +152,7 @@ def purge(pipeline: Pipeline, intents: Sequence[Intent]) -> None:
         lambda connection: session.ledger.begin_purge(connection, [job.intent.id for job in jobs])
     )
     pipeline.run.audit_all(("purging", job.audit_details()) for job in jobs)
-    for job in jobs:
-        pipeline.submit(job)
+    pipeline.submit(jobs)
 
 
 def _missing_message(label: str) -> str:

@@ -29,7 +29,7 @@ from eemtcleanupd.cleanup.staging import Item
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.pool import DeletionPool
-from eemtcleanupd.deletion.trash import deleting_name
+from eemtcleanupd.deletion.trash import artifact_path, deleting_name
 from eemtcleanupd.errors import BackupError, TrashError
 from eemtcleanupd.events import AuditEntry
 from eemtcleanupd.formatting import printable
@@ -237,7 +237,7 @@ class _LockedStore:
         if not self.session.in_trash(root, item):
             return False
         try:
-            os.stat(f"{item}/{name}", dir_fd=self.session.trashes[root].fd, follow_symlinks=False)
+            os.stat(artifact_path(item, name), dir_fd=self.session.trashes[root].fd, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
@@ -427,7 +427,8 @@ class _LockedStore:
         """
         now = self.request.clock().timestamp()
         for found, item in items:
-            path, trash_fd = f"{item}/{found.artifact.name}", self.session.trashes[found.artifact.root].fd
+            path = artifact_path(item, found.artifact.name)
+            trash_fd = self.session.trashes[found.artifact.root].fd
             with suppress(FileNotFoundError, NotADirectoryError):  # the move reports it
                 status = os.stat(path, dir_fd=trash_fd, follow_symlinks=False)
                 # A file with more names can be one of another user, and every move renews its ctime.

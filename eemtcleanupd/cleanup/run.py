@@ -21,7 +21,13 @@ from eemtcleanupd.cleanup.inventory import EntryKind, Inventory, InventoryResult
 from eemtcleanupd.cleanup.pipeline import Pipeline
 from eemtcleanupd.cleanup.planner import Planner, Selection
 from eemtcleanupd.cleanup.pressure import EarlyCleaning, PressureTarget
-from eemtcleanupd.cleanup.recovery import purge_expired, purgeable, recover_intents, trash_bytes
+from eemtcleanupd.cleanup.recovery import (
+    purge_expired,
+    purgeable,
+    recover_intents,
+    remove_strays,
+    trash_bytes,
+)
 from eemtcleanupd.cleanup.report import (
     ALREADY_TRASHED,
     RunCounts,
@@ -415,11 +421,12 @@ class _Run:
             if request.trigger is not Trigger.RECOVERY:
                 older_than = request.purge_older_than
                 purge_expired(pipeline, None if older_than is None else run.started_at - older_than)
+        remove_strays(pipeline)
         if not request.trigger.plans_jobs:
             return InventoryResult(0, 0), None
         self._warn_of_unowned_items()
         target = None if request.pressure is None else PressureTarget.of(request.pressure, session)
-        for plans in self._selection.pages(self._planner, pipeline.in_flight):
+        for plans in self._selection.pages(self._planner, pipeline.taken_ids):
             batch = [plan for plan in plans if plan.job.id not in in_progress]
             with session.database.read() as connection:
                 sizes = session.ledger.measured(connection, [plan.job.id for plan in batch])

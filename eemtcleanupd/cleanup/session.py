@@ -13,7 +13,7 @@ from pathlib import Path
 from eemtcleanupd.config import Config, configured_paths
 from eemtcleanupd.deletion.filesystem import locate, mounts
 from eemtcleanupd.deletion.roots import Root, check_roots, identity, open_root
-from eemtcleanupd.deletion.trash import MARKER_NAME, Trash, read_marker, write_marker
+from eemtcleanupd.deletion.trash import MARKER_NAME, Trash, is_group, read_marker, write_marker
 from eemtcleanupd.deletion.upload_index import UploadIndex
 from eemtcleanupd.errors import RootError, StoreError
 from eemtcleanupd.formatting import printable
@@ -104,8 +104,13 @@ class StoreSession:
             f"{root}/{printable(item)}"
             for root, trash in self.trashes.items()
             for item, _ in trash.items()
-            if not item.startswith(".") and not self.ledger.exists_intent(item.rsplit(".", 1)[0])
+            if not item.startswith(".") and not self.owns_item(item)
         ]
+
+    def owns_item(self, folder: str) -> bool:
+        """Return whether an intent of this ledger owns a folder of the trash: an item, or that of a group."""
+        exists = self.ledger.exists_intent
+        return exists(folder) if is_group(folder) else exists(folder.rsplit(".", 1)[0])
 
     def in_trash(self, root: RootName, item: str) -> bool:
         """Return whether an item is in the trash of a root."""

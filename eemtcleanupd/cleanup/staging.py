@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -17,9 +18,11 @@ from eemtcleanupd.cleanup.context import RunContext
 from eemtcleanupd.cleanup.planner import PlannedJob, Planner
 from eemtcleanupd.cleanup.report import RunStats
 from eemtcleanupd.cleanup.session import StoreSession
+from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.deletion.blockers import Blockers, keep_marker_reason
 from eemtcleanupd.deletion.job_logs import keep_logs
 from eemtcleanupd.deletion.pool import RemovalResult
+from eemtcleanupd.deletion.trash import artifact_path, group_name
 from eemtcleanupd.deletion.walk import measure
 from eemtcleanupd.errors import LockHeldError, RowError, StoreError
 from eemtcleanupd.events import Warned
@@ -30,8 +33,11 @@ from eemtcleanupd.store.intents import Intent, IntentKind, with_error
 
 log = logging.getLogger(__name__)
 
-JOBS_PER_TRANSACTION = 25
-"""How many jobs one transaction records.  It takes 7 ms, in which the web application cannot write."""
+JOBS_PER_TRANSACTION = 100
+"""How many jobs one transaction records.  Meanwhile the web application cannot write."""
+
+# How long what blocks entries is not read again.
+_FRESH_SECONDS = 0.1
 
 Item = tuple[Found, str]
 """An artifact, and the name of its item in the trash of its root."""
@@ -41,6 +47,7 @@ Item = tuple[Found, str]
 class ClaimedJob:
     """A claimed job (or orphan); ``items`` are its artifacts, after staging only those in the trash.
 
+    ``unfinished`` counts the removals that have not ended.
     ``known_size`` is the size in bytes that was measured earlier.  ``marks_job_cleaned`` is False if the job
     was held, run again or copied back since the claim, or its row was removed.  The run then deletes only the
     leftovers.  ``early`` is the reason for cleaning a job before its retention ends.
@@ -52,6 +59,7 @@ class ClaimedJob:
     age: timedelta | None
     items: list[Item] = field(default_factory=list)
     removals: list[tuple[Found, Future[RemovalResult]]] = field(default_factory=list)
+    unfinished: int = 0
     known_size: int = 0
     marks_job_cleaned: bool = True
     early: str | None = None
@@ -79,8 +87,9 @@ class Staging:
         self._session = session
         self._planner = planner
         self._stats = stats
-        self._numbers = itertools.count(1)
+        self._groups = itertools.count(1)
         self._withdrawn: list[str] = []
+        self._seen_blockers: tuple[float, Blockers] | None = None
 
     # -- claim -------------------------------------------------------------------------------------
 
@@ -92,9 +101,12 @@ class Staging:
             sizes: sizes in bytes measured earlier, by job id.
         """
         planned = self._recordable(planned, sizes)
+        group = self._next_group()
         intents = {
-            plan.job.id: self._intent(IntentKind.JOB, plan.job.id, plan.job.status, plan.artifacts)
-            for plan in planned
+            plan.job.id: self._intent(
+                f"{group}.{number}", group, IntentKind.JOB, plan.artifacts, plan.job.id, plan.job.status
+            )
+            for number, plan in enumerate(planned, start=1)
         }
 
         def work(connection: Connection) -> dict[str, str]:
@@ -159,7 +171,8 @@ class Staging:
     def claim_orphan(self, found: Found, *, is_leftover: bool) -> ClaimedJob | None:
         """Write the intent of an orphan or leftover; return None when it is none any more."""
         artifact = found.artifact
-        intent = self._intent(IntentKind.ORPHAN, "", "", [found])
+        group = self._next_group()
+        intent = self._intent(f"{group}.1", group, IntentKind.ORPHAN, [found])
 
         def work(connection: Connection) -> bool:
             claimants = self._planner.claimants(connection, [artifact]).get(artifact, [])
@@ -190,9 +203,24 @@ class Staging:
                 reasons[job.id] = f"held by {printable(hold.owner)}: {printable(hold.reason)}"
         return reasons
 
-    def _intent(self, kind: IntentKind, job_id: str, status: str, artifacts: Iterable[Found]) -> Intent:
-        intent_id = f"{self._run.id}.{next(self._numbers)}"
-        items = tuple((found, f"{intent_id}.{number}") for number, found in enumerate(artifacts, start=1))
+    def _next_group(self) -> str:
+        return group_name(self._run.id, next(self._groups))
+
+    def _intent(  # noqa: PLR0917
+        self,
+        intent_id: str,
+        group: str,
+        kind: IntentKind,
+        artifacts: Iterable[Found],
+        job_id: str = "",
+        status: str = "",
+    ) -> Intent:
+        """Return an intent; small artifacts share a folder, unless they are to wait in the trash."""
+        is_grouped = not self._run.grace
+        items = tuple(
+            (found, f"{group}/{found.artifact.name}" if is_grouped and found.is_small else f"{intent_id}.{n}")
+            for n, found in enumerate(artifacts, start=1)
+        )
         return Intent(intent_id, self._run.id, kind, job_id, status, items)
 
     # -- stage -------------------------------------------------------------------------------------
@@ -215,11 +243,18 @@ class Staging:
 
     def stage(self, group: Sequence[ClaimedJob]) -> list[ClaimedJob]:
         """Keep the logs that are to be kept, then move every artifact of each job into the trash."""
-        blockers = self._run.blockers(self._session.roots.values())
+        blockers = self._blockers()
         ready = [job for job in group if self._can_stage(job, blockers)]
         # Before the first file moves: a full disk must not cause deletions without a line in the audit log.
         self._run.audit_all(("cleaning", job.audit_details()) for job in ready if job.items)
         return [job for job in ready if self._stage_job(job)]
+
+    def _blockers(self) -> Blockers:
+        """Return what blocks entries now; a moment later the answer is the same."""
+        now = monotonic_seconds()
+        if self._seen_blockers is None or now - self._seen_blockers[0] > _FRESH_SECONDS:
+            self._seen_blockers = (now, self._run.blockers(self._session.roots.values()))
+        return self._seen_blockers[1]
 
     def _can_stage(self, job: ClaimedJob, blockers: Blockers) -> bool:
         found = [found for found, _ in job.items]
@@ -309,7 +344,8 @@ class Staging:
         artifacts = [found.artifact for job in group for found, _ in job.items]
         with self._session.database.read() as connection:
             refused = self._refused(connection, jobs)
-            claimants = self._planner.claimants(connection, artifacts)
+            known = [*(job.id for job in jobs if job.id not in refused), *in_flight]
+            claimants = self._planner.claimants(connection, artifacts, besides=known)
         reasons = {job.intent.id: self._marker_reason(job) for job in group}
         for job in group:
             if not job.is_orphan and job.job.id in refused:
@@ -337,7 +373,7 @@ class Staging:
         """Return why a staged job must stay: a keep marker can appear during a backup."""
         for found, item in job.items:
             if found.artifact.root is RootName.RESULTS:
-                path = f"{item}/{found.artifact.name}"
+                path = artifact_path(item, found.artifact.name)
                 reason = keep_marker_reason(self._session.trashes[RootName.RESULTS].fd, path)
                 if reason is not None:
                     return reason
@@ -402,11 +438,15 @@ def stay_reason(
     """
     for found in artifacts:
         root, name = session.roots[found.artifact.root], found.artifact.name
-        status = os.stat(name, dir_fd=root.fd, follow_symlinks=False) if root.has(name) else None
-        if status is not None and (status.st_dev, status.st_ino) in session.protected_inodes:
+        try:
+            status = os.stat(name, dir_fd=root.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        if (status.st_dev, status.st_ino) in session.protected_inodes:
             return f"{printable(found.label)} is a folder of eemtcleanupd's configuration"
-        reason = blockers.reason(root, name)
-        if reason is None and found.artifact.root is RootName.RESULTS:
+        is_folder = stat.S_ISDIR(status.st_mode)
+        reason = blockers.reason(root, name, is_folder=is_folder)
+        if reason is None and is_folder and found.artifact.root is RootName.RESULTS:
             reason = keep_marker_reason(root.fd, name)
         if reason is not None:
             return reason

@@ -66,7 +66,7 @@ class Blockers:
         )
 
     @with_file_access
-    def reason(self, root: Root, name: str) -> str | None:
+    def reason(self, root: Root, name: str, *, is_folder: bool = True) -> str | None:
         """Return why an entry of a root cannot be moved now; None when nothing blocks it."""
         path = root.path / name
         for mount in self.mounts:
@@ -74,7 +74,7 @@ class Blockers:
                 return f"a filesystem is mounted at {printable(str(mount))}"
         if process := self.opened.get((root.name, name)):
             return f"{process} has a file of {root.name}/{shortened(printable(name))} open"
-        return self._folder_reason(root, name) or self._lock_reason(root, name)
+        return (self._folder_reason(root, name) if is_folder else None) or self._lock_reason(root, name)
 
     @with_file_access
     def download_reason(self, root: Root, name: str) -> str | None:

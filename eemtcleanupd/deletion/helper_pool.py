@@ -10,6 +10,7 @@ import queue
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +29,7 @@ HELPER_CODE = (
 )
 # A helper takes 50 ms to start.  During a start, all threads of the pool wait and do not see a stop.
 START_TIMEOUT_SECONDS = 10.0
+_HELPER_ENDED = "the helper process ended while it removed this"
 _PACKAGE_FOLDER = Path(eemtcleanupd.__file__).resolve().parent.parent
 
 
@@ -133,7 +135,6 @@ class HelperPool:
             channel = self._channels.get_nowait()
         except queue.Empty:
             return None
-        reason = "the helper process ended while it removed this folder"
         try:
             socket.send_fds(channel, [json.dumps(asdict(task)).encode("ascii")], [item_fd])
         except OSError:  # the helper ended before it received the folder: nothing is lost
@@ -151,9 +152,41 @@ class HelperPool:
             return None
         except OSError as error:
             channel.close()
-            raise ConnectionResetError(error.errno, reason) from error
+            raise ConnectionResetError(error.errno, _HELPER_ENDED) from error
         channel.close()
-        raise ConnectionResetError(errno.ECONNRESET, reason)
+        raise ConnectionResetError(errno.ECONNRESET, _HELPER_ENDED)
+
+    def remove_small(self, group_fd: int, names: Sequence[str], device: int) -> list[RemovalStats] | None:
+        """Let a helper remove small entries of a group.
+
+        Returns:
+            What was removed of each; None when no helper is available and nothing was started.
+
+        Raises:
+            OSError: the helper ended; what it removed is unknown.
+        """
+        request = json.dumps({"small": names, "device": device}).encode("ascii")
+        if len(request) > PACKET_BYTES:
+            return None
+        try:
+            channel = self._channels.get_nowait()
+        except queue.Empty:
+            return None
+        try:
+            socket.send_fds(channel, [request], [group_fd])
+        except OSError:  # the helper ended before it received the request: nothing is lost
+            channel.close()
+            return None
+        try:
+            packet = channel.recv(PACKET_BYTES)
+        except OSError as error:
+            channel.close()
+            raise ConnectionResetError(error.errno, _HELPER_ENDED) from error
+        if not packet:
+            channel.close()
+            raise ConnectionResetError(errno.ECONNRESET, _HELPER_ENDED)
+        self._channels.put(channel)
+        return [RemovalStats(**fields) for fields in json.loads(packet)]
 
     def close(self) -> None:
         """End the processes; they must have no work."""

@@ -7,7 +7,8 @@ item.
 
 A channel is a socket of packets (``SOCK_SEQPACKET``) that one thread at each end uses.  A request is a
 ``FolderTask`` with the descriptor.  The replies are one ``[name, label]`` for each subfolder, and finally the
-``RemovalStats`` as an object.
+``RemovalStats`` as an object.  A request can also be a list of small entries of a group, with the device, and
+its one reply has the statistics of each.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ from typing import Final, NoReturn
 
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion.rate_limit import DeletionControls
-from eemtcleanupd.deletion.tree import FolderTask, RemovalStats, Shard, empty_folder
+from eemtcleanupd.deletion.tree import FolderTask, RemovalStats, Shard, empty_folder, remove_small
 
 PACKET_BYTES = 1 << 16
 """The maximum size of a packet; the largest contains a few dozen shortened paths."""
 FORKED: Final = b"forked"
 """The reply to a request for a helper; any other reply is an error message."""
+SMALL_BATCH = 50
+"""How many small entries one request can contain."""
+_SMALL_ERROR = 150
 _MAX_CHANNELS = 64
 
 
@@ -86,6 +90,16 @@ def _serve(channel: socket.socket, controls: DeletionControls) -> None:
             return
         (item_fd,) = descriptors
         fields = json.loads(packet)
+        if "small" in fields:
+            try:
+                removed = [
+                    remove_small(item_fd, name, name, fields["device"], controls) for name in fields["small"]
+                ]
+            finally:
+                os.close(item_fd)
+            if not _answer(channel, [_shortened(stats) for stats in removed]):
+                return
+            continue
         shard = fields.pop("shard")
         task = FolderTask(**fields, shard=None if shard is None else Shard(*shard))
         try:
@@ -95,10 +109,21 @@ def _serve(channel: socket.socket, controls: DeletionControls) -> None:
             stats.fail(task.label, error)
         finally:
             os.close(item_fd)
-        try:
-            _send(channel, asdict(stats))
-        except OSError:  # the pool's process was killed
+        if not _answer(channel, asdict(stats)):
             return
+
+
+def _shortened(stats: RemovalStats) -> dict[str, object]:
+    """Return statistics whose errors fit into a packet together with those of others."""
+    return asdict(stats) | {"errors": [error[:_SMALL_ERROR] for error in stats.errors[:1]]}
+
+
+def _answer(channel: socket.socket, message: object) -> bool:
+    try:
+        _send(channel, message)
+    except OSError:  # the pool's process was killed
+        return False
+    return True
 
 
 def _send(channel: socket.socket, message: object) -> None:

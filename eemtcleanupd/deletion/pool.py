@@ -13,10 +13,11 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -24,6 +25,7 @@ from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.deletion.concurrency import AdaptiveSemaphore
 from eemtcleanupd.deletion.helper_pool import HelperPool
+from eemtcleanupd.deletion.helper_process import SMALL_BATCH
 from eemtcleanupd.deletion.rate_limit import DeletionControls, RateLimits
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.deletion.tree import (
@@ -33,6 +35,7 @@ from eemtcleanupd.deletion.tree import (
     RemovalStats,
     Shard,
     empty_folder,
+    remove_small,
     unlink_entry,
 )
 from eemtcleanupd.privileges import raise_for_thread
@@ -146,6 +149,67 @@ class DeletionPool:
         self.submit(removal.start)
         return removal.future
 
+    def remove_small(self, trash: Trash, group: str, names: Sequence[str]) -> list[Future[RemovalResult]]:
+        """Remove small entries of a group whose deletion has started; a missing entry is complete.
+
+        Returns:
+            A future for each name, of what was removed.
+        """
+        futures: list[Future[RemovalResult]] = [Future() for _ in names]
+        for start in range(0, len(names), SMALL_BATCH):
+            part = slice(start, start + SMALL_BATCH)
+            with self._changed:
+                self._items += 1
+            self.submit(partial(self._remove_small, trash, group, names[part], futures[part]))
+        return futures
+
+    def _remove_small(
+        self, trash: Trash, group: str, names: Sequence[str], futures: Sequence[Future[RemovalResult]]
+    ) -> None:
+        try:
+            removed = self._removed_small(trash, group, names)
+        except BaseException as error:  # the thread that waits for the futures must receive it
+            if not isinstance(error, OSError):
+                log.exception("A deletion task failed")
+            removed = [RemovalStats() for _ in names]
+            for stats, name in zip(removed, names, strict=True):
+                stats.fail(name, error if isinstance(error, OSError) else OSError(errno.EIO, repr(error)))
+        total = RemovalStats()
+        for stats in removed:
+            total.add(stats)
+        self.count(total)
+        for future, name, stats in zip(futures, names, removed, strict=True):
+            is_complete = not stats.error_count and not (
+                self._stop.is_set() and trash.exists(f"{group}/{name}")
+            )
+            future.set_result(
+                RemovalResult(
+                    stats.bytes_freed,
+                    stats.files,
+                    stats.folders,
+                    tuple(stats.errors),
+                    stats.error_count,
+                    complete=is_complete,
+                )
+            )
+        self._item_done()
+
+    def _removed_small(self, trash: Trash, group: str, names: Sequence[str]) -> list[RemovalStats]:
+        device, removed = trash.root.device, None
+        try:
+            group_fd = os.open(group, FOLDER_FLAGS, dir_fd=trash.fd)
+        except FileNotFoundError:
+            return [RemovalStats() for _ in names]
+        try:
+            with self._local_slots:
+                if self.files >= _FEW_ENTRIES:
+                    removed = self._started_helpers().remove_small(group_fd, names, device)
+                if removed is None:
+                    removed = [remove_small(group_fd, name, name, device, self.controls) for name in names]
+        finally:
+            os.close(group_fd)
+        return removed
+
     def try_submit(self, task: Callable[[], None]) -> bool:
         """Queue the task of a folder; return False when too many are waiting."""
         with self._changed:
@@ -208,7 +272,7 @@ class DeletionPool:
         if self._adaptive is not None:
             self._adaptive.note(removed)
 
-    def _item_done(self, _future: Future[RemovalResult]) -> None:
+    def _item_done(self, _future: Future[RemovalResult] | None = None) -> None:
         with self._changed:
             self._items -= 1
             self._changed.notify_all()

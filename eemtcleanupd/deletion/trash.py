@@ -1,8 +1,11 @@
 """The trash: artifacts are moved there by a rename, so readers see all of a job's results or none.
 
-An item is a folder in the trash that holds one or more artifacts under their own names.  Its name shows its
-state: ``<item>`` can be restored, ``<item>.deleting`` is being emptied.  The filesystem itself stores this
-state, so a kill between any two system calls leaves no ambiguity.
+An item is a folder in the trash that holds an artifact under its own name.  Its name shows its state:
+``<item>`` can be restored, ``<item>.deleting`` is being emptied.  The filesystem itself stores this state, so
+a kill between any two system calls leaves no ambiguity.
+
+Small artifacts that are deleted together share the folder of a group: then the item is ``<group>/<name>``,
+and one rename of the folder starts the deletion of all.
 """
 
 from __future__ import annotations
@@ -34,7 +37,28 @@ RENAME_NOREPLACE = 1  # renameat2(2)
 
 def deleting_name(item: str) -> str:
     """Return the name of an item after the start of its deletion."""
-    return item + _DELETING_SUFFIX
+    folder, slash, name = item.partition("/")
+    return f"{folder}{_DELETING_SUFFIX}{slash}{name}"
+
+
+def is_grouped(item: str) -> bool:
+    """Return whether an item is in the folder of a group."""
+    return "/" in item
+
+
+def is_group(folder: str) -> bool:
+    """Return whether a folder of the trash is that of a group, see :func:`group_name`."""
+    return folder.rpartition(".")[2].startswith("g")
+
+
+def group_name(run_id: str, number: int) -> str:
+    """Return the name of the folder of a group.  Ids of its intents begin with it."""
+    return f"{run_id}.g{number}"
+
+
+def artifact_path(item: str, name: str) -> str:
+    """Return where an artifact of an item is in the trash."""
+    return item if is_grouped(item) else f"{item}/{name}"
 
 
 @with_file_access
@@ -90,6 +114,7 @@ class Trash:
     @with_file_access
     def __init__(self, root: Root) -> None:
         self.root = root
+        self._groups: set[str] = set()
         try:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(TRASH_NAME, 0o700, dir_fd=root.fd)
@@ -148,7 +173,7 @@ class Trash:
 
         Args:
             item: the item's name.
-            names: entries of the root; missing ones are skipped.
+            names: entries of the root; missing ones are skipped.  An item in a group holds one entry.
 
         Returns:
             The names that were moved; if there are none, no item exists.
@@ -157,6 +182,8 @@ class Trash:
             OSError: an entry could not be moved (``filename`` names it).  All others were moved back, except
                 those whose place is taken; they stay in the item.
         """
+        if is_grouped(item):
+            return self._stage_in_group(item)
         folder = self.create(item)
         moved: list[str] = []
         try:
@@ -184,7 +211,9 @@ class Trash:
         Returns:
             The names whose places are taken; they stay in the item.  If there are none, the item is removed.
         """
-        _require_single_component(item)
+        _require_item(item)
+        if is_grouped(item):
+            return self._restore_from_group(item)
         try:
             folder = os.open(item, FOLDER_FLAGS, dir_fd=self.fd)
         except FileNotFoundError:
@@ -201,22 +230,67 @@ class Trash:
             os.rmdir(item, dir_fd=self.fd)
         return tuple(conflicts)
 
+    def _stage_in_group(self, item: str) -> tuple[str, ...]:
+        _require_item(item)
+        group, _, name = item.partition("/")
+        if group not in self._groups:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(group, 0o700, dir_fd=self.fd)
+            self._groups.add(group)
+        try:
+            os.rename(name, item, src_dir_fd=self.root.fd, dst_dir_fd=self.fd)
+        except FileNotFoundError:
+            return ()
+        return (name,)
+
+    def _restore_from_group(self, item: str) -> tuple[str, ...]:
+        group, _, name = item.partition("/")
+        try:
+            folder = os.open(group, FOLDER_FLAGS, dir_fd=self.fd)
+        except FileNotFoundError:
+            return ()
+        try:
+            return () if _move_back(folder, name, self.root.fd) else (name,)
+        except FileNotFoundError:
+            return ()
+        finally:
+            os.close(folder)
+            self.remove_if_empty(group)
+
+    @with_file_access
+    def remove_if_empty(self, folder: str) -> None:
+        """Remove the folder of a group unless something is in it."""
+        try:
+            os.rmdir(folder, dir_fd=self.fd)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}:
+                raise
+        else:
+            self._groups.discard(folder)
+
     @with_file_access
     def mark_deleting(self, item: str) -> str:
-        """Start the irreversible deletion of an item; return its new name.
+        """Start the irreversible deletion of an item, and of all that share its group; return its new name.
 
         An item that is missing, or whose deletion has started, is not an error.
         """
-        _require_single_component(item)
+        _require_item(item)
         deleting = deleting_name(item)
         with contextlib.suppress(FileNotFoundError):
-            os.rename(item, deleting, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            folders = (item.partition("/")[0], deleting.partition("/")[0])
+            os.rename(*folders, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         return deleting
+
+    @with_file_access
+    def remove_group(self, deleting: str) -> bool:
+        """Remove the folder of a deleted group; return False if something is left in it."""
+        self.remove_if_empty(deleting)
+        return not self.exists(deleting)
 
     @with_file_access
     def exists(self, item: str) -> bool:
         """Return whether an item of exactly this name exists."""
-        _require_single_component(item)
+        _require_item(item)
         try:
             os.stat(item, dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -244,6 +318,11 @@ class Trash:
                 f"Cannot flush changes of {self.root.path} to its disk: {error.strerror}. "
                 "The next run continues from here."
             ) from error
+
+
+def _require_item(item: str) -> None:
+    for part in item.split("/", 1):
+        _require_single_component(part)
 
 
 def _require_single_component(name: str) -> None:

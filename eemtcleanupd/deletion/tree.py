@@ -161,6 +161,30 @@ def empty_folder(
     return stats
 
 
+def remove_small(
+    group_fd: int, name: str, label: str, device: int, controls: DeletionControls
+) -> RemovalStats:
+    """Remove a file, or a folder that is expected to be small, in this thread.
+
+    Args:
+        group_fd: the folder that contains it; subfolders are moved up into it.
+        name: its name.
+        label: its original path, for messages.
+        device: the root's device.
+        controls: as for :func:`empty_folder`.
+
+    Returns:
+        What was removed.  Something is left only after an error or a stop.
+    """
+    folders = [(name, label)]
+    stats = RemovalStats()
+    while folders and not controls.stop.is_set():
+        next_name, next_label = folders.pop()
+        task = FolderTask(next_name, next_label, device)
+        stats.add(empty_folder(group_fd, task, controls, lambda *subfolder: folders.append(subfolder)))
+    return stats
+
+
 def _empty_once(
     fd: int,
     item_fd: int,

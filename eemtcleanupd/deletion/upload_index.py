@@ -38,7 +38,7 @@ class UploadIndex:
             )
             for owner, name, is_folder in rows:
                 artifact = Artifact(RootName.UPLOADS, os.fsdecode(name))
-                yield os.fsdecode(owner), Found(artifact, bool(is_folder))
+                yield os.fsdecode(owner), Found(artifact, bool(is_folder), is_small=not is_folder)
 
     def close(self) -> None:
         """Remove the index."""

@@ -9,6 +9,7 @@ import json
 import logging
 import logging.handlers
 import os
+import stat
 import sys
 import threading
 import traceback
@@ -67,7 +68,18 @@ class _RotatingFile(logging.handlers.RotatingFileHandler):
         self._is_reported = False
 
     def _open(self) -> TextIOWrapper:
-        return open(open_log(Path(self.baseFilename)), "a", encoding=self.encoding, errors=self.errors)  # noqa: PTH123
+        descriptor = open_log(Path(self.baseFilename))
+        self._is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        return open(descriptor, "a", encoding=self.encoding, errors=self.errors)  # noqa: PTH123
+
+    def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802  (of logging)
+        """Return whether the file is full; logging's own way formats each record twice."""
+        del record
+        if not self.maxBytes or not self._is_regular:
+            return False
+        stream = self.stream or self._open()
+        self.stream = stream
+        return stream.tell() + 1 >= self.maxBytes
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record; an error is reported once, until a record can be written again."""

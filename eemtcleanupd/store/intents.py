@@ -45,7 +45,7 @@ class Intent:
     """A job or orphan whose artifacts are to be deleted.
 
     Attributes:
-        items: each artifact with the name of its folder in its root's trash.
+        items: each artifact with the name of its item in its root's trash.
         purge_after: end of the grace in the trash, aware UTC.
         bytes_freed: what earlier, interrupted attempts freed.
         size_bytes: what is in the trash.
@@ -134,13 +134,14 @@ class Intents(Repository):
         return count, int(size or 0), read_utc(first)
 
     def exists_intent(self, intent_id: str) -> bool:
-        """Return whether the ledger has an intent with this id, or one that restores a part of it."""
+        """Return whether the ledger has the intent of this id or group, or one that restores a part of it."""
         if not intent_id.isascii():  # our ids are ASCII, and a database might refuse other text
             return False
         back = INTENTS.c.id.startswith(f"{intent_id}{PART_BACK}", autoescape=True)
-        statement = select(func.count()).select_from(INTENTS).where((INTENTS.c.id == intent_id) | back)
+        member = INTENTS.c.id.startswith(f"{intent_id}.", autoescape=True)
+        statement = select(INTENTS.c.id).where((INTENTS.c.id == intent_id) | back | member).limit(1)
         with self._database.read() as connection:
-            return bool(connection.execute(statement).scalar_one())
+            return connection.execute(statement).first() is not None
 
     def add_intents(self, connection: Connection, intents: Sequence[Intent], now: datetime) -> None:
         """Write intents, before the first of their files moves."""
@@ -189,7 +190,7 @@ class Intents(Repository):
                     job_id=row.job_id or "",
                     status=row.status or "",
                     items=tuple(
-                        (Found(Artifact(RootName(root), _entry(name)), bool(is_folder)), _entry(item))
+                        (Found(Artifact(RootName(root), _entry(name)), bool(is_folder)), _item(item))
                         for root, name, is_folder, item in json.loads(row.artifacts)
                     ),
                     state=IntentState(row.state),
@@ -222,6 +223,12 @@ def _intent_values(intent: Intent) -> dict[str, object]:
         "error": intent.error,
         "size_bytes": intent.size_bytes,
     }
+
+
+def _item(name: object) -> str:
+    """Return the name of an item: one component, or two if it is in a group."""
+    parts = name.split("/", 1) if isinstance(name, str) else [name]
+    return "/".join(map(_entry, parts))
 
 
 def _entry(name: object) -> str:

@@ -313,8 +313,12 @@ class JobTable:
                 rows[row.job.id] = row
         return rows
 
-    def naming(self, connection: Connection, dem_filenames: Sequence[str]) -> list[Row]:
-        """Return all rows that name one of these uploads (a scan: the column has no index).
+    def naming(
+        self, connection: Connection, dem_filenames: Sequence[str], *, besides: Collection[str] = ()
+    ) -> list[Row]:
+        """Return all rows that name one of these uploads, without those of the ids ``besides``.
+
+        This is a scan, because the column has no index.
 
         The comparison is the column's own: with a collation or type that ignores case, say, rows with another
         spelling are among them.
@@ -322,7 +326,8 @@ class JobTable:
         if "dem_filename" not in self._jobs.c or not dem_filenames:
             return []
         statement = self._select().where(self._jobs.c.dem_filename.in_(dem_filenames))
-        return [self._row(*values) for values in connection.execute(statement)]
+        rows = connection.execute(statement)
+        return [self._row(*columns) for columns in rows if columns[0] not in besides]
 
     def spelled_alike(self, connection: Connection, names: Collection[str]) -> dict[str, list[str]]:
         """Return, by folded name, the ids and uploads in the table that differ from a name only in spelling.

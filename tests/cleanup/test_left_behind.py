@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from eemtcleanupd.cleanup.recording import Recording
-from eemtcleanupd.deletion.trash import Trash
+from eemtcleanupd.deletion.trash import Trash, group_name
 from eemtcleanupd.errors import RootError
-from eemtcleanupd.events import JobFailed
-from eemtcleanupd.model import Trigger
+from eemtcleanupd.events import JobFailed, Warned
+from eemtcleanupd.model import TRASH_NAME, Trigger
 from tests.cleanup.conftest import JobStore
 
 GRACE: dict[str, Any] = {"trash__grace_hours": 24}
@@ -143,3 +143,13 @@ def test_what_was_still_staged_goes_with_what_a_killed_run_had_deleted(
     assert store.cleaned() == {"a"}
     assert not upload.exists()
     assert store.trash() == []
+
+
+def test_what_a_kill_left_in_the_folder_of_a_finished_group_goes_with_the_next_run(store: JobStore) -> None:
+    store.run()
+    stray = store.path / "results" / TRASH_NAME / f"{group_name('run', 3)}.deleting" / "moved-up"
+    stray.mkdir(parents=True)
+    (stray / "raster.tif").write_text("x")
+    store.run()
+    assert store.trash() == []
+    assert not [event for event in store.events if isinstance(event, Warned) and "run.g3" in event.message]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -11,7 +13,7 @@ from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion import pool as module
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.roots import Root
-from eemtcleanupd.deletion.trash import Trash
+from eemtcleanupd.deletion.trash import Trash, group_name
 from eemtcleanupd.model import TRASH_NAME
 from tests.deletion.conftest import Remove, allocated, open_descriptors
 
@@ -169,3 +171,69 @@ def test_an_error_in_one_shared_folder_does_not_affect_the_others(
     (item,) = (root.path / TRASH_NAME).iterdir()
     (folder,) = item.iterdir()
     assert os.listdir(folder) == ["stays"]
+
+
+@pytest.mark.parametrize("files_before", [0, 10_000], ids=["in a thread", "in a helper"])
+def test_small_entries_of_a_group_are_removed_and_counted_one_by_one(
+    root: Root, trash: Trash, files_before: int
+) -> None:
+    group = group_name("run", 1)
+    names = [f"job{number}" for number in range(120)]
+    for number, name in enumerate(names):
+        if number % 3:
+            _fill(root.path / name, number % 2, 2)
+            (root.path / name).mkdir(exist_ok=True)
+            (root.path / name / "f").write_text("data")
+        else:
+            (root.path / name).write_text("data")
+    sizes = [allocated(root.path / name) for name in names]
+    for name in names:
+        trash.stage(f"{group}/{name}", [name])
+    with DeletionPool(2, StopFlag()) as pool:
+        pool.files = files_before
+        folder = trash.mark_deleting(group)
+        removed = [future.result(60) for future in pool.remove_small(trash, folder, [*names, "missing"])]
+    assert all(result.complete for result in removed)
+    assert [result.bytes_freed for result in removed] == [*sizes, 0]
+    assert trash.remove_group(folder)
+
+
+def test_an_error_in_a_group_affects_its_own_entry_only(root: Root, trash: Trash) -> None:
+    if not _can_be_immutable(root.path):
+        pytest.skip("no immutable files on this filesystem")
+    group = group_name("run", 1)
+    for name in ("a", "b"):
+        _fill(root.path / name, 1, 1)
+    subprocess.run(["chattr", "+i", root.path / "a/d0/f0"], check=True)
+    for name in ("a", "b"):
+        trash.stage(f"{group}/{name}", [name])
+    with DeletionPool(1, StopFlag()) as pool:
+        folder = trash.mark_deleting(group)
+        first, second = (future.result(60) for future in pool.remove_small(trash, folder, ["a", "b"]))
+    (left,) = (path for path in (root.path / TRASH_NAME / folder).rglob("f0"))
+    subprocess.run(["chattr", "-i", left], check=True)
+    assert (first.complete, first.error_count, second.complete) == (False, 1, True)
+    assert not trash.remove_group(folder)
+
+
+def test_a_stop_leaves_the_rest_of_a_group(root: Root, trash: Trash) -> None:
+    group = group_name("run", 1)
+    _fill(root.path / "job", 1, 1)
+    trash.stage(f"{group}/job", ["job"])
+    stop = StopFlag()
+    stop.set()
+    with DeletionPool(1, stop) as pool:
+        (removed,) = (
+            future.result(60) for future in pool.remove_small(trash, trash.mark_deleting(group), ["job"])
+        )
+    assert not removed.complete
+    assert trash.exists(f"{group}.deleting/job")
+
+
+def _can_be_immutable(folder: Path) -> bool:
+    (folder / "probe").touch()
+    probe = ["chattr", "+i", str(folder / "probe")]
+    if shutil.which("chattr") is None or subprocess.run(probe, capture_output=True, check=False).returncode:
+        return False
+    subprocess.run(["chattr", "-i", folder / "probe"], check=True)
+    return True

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from eemtcleanupd.deletion.roots import Root
-from eemtcleanupd.deletion.trash import Trash, deleting_name
+from eemtcleanupd.deletion.trash import Trash, deleting_name, group_name
 from eemtcleanupd.errors import LockHeldError, RootError
 from eemtcleanupd.model import TRASH_NAME
 
@@ -154,3 +154,45 @@ def test_only_folders_are_items(root: Root, trash: Trash, canary: Path) -> None:
     (root.path / TRASH_NAME / ".root-id").write_text("")
     (root.path / TRASH_NAME / "link").symlink_to(canary)
     assert list(trash.items()) == []
+
+
+def test_entries_of_a_group_share_a_folder_and_come_back_one_by_one(root: Root, trash: Trash) -> None:
+    group = group_name("run", 1)
+    for name in ("a", "b"):
+        (root.path / name).write_text(name)
+        assert trash.stage(f"{group}/{name}", [name]) == (name,)
+    assert trash.stage(f"{group}/missing", ["missing"]) == ()
+    assert list(trash.items()) == [(group, False)]
+    (root.path / "a").write_text("another")
+    assert trash.restore(f"{group}/a") == ("a",)  # its place is taken
+    assert trash.restore(f"{group}/missing") == ()
+    assert trash.restore(f"{group}/b") == ()
+    assert (root.path / "b").read_text() == "b"
+    assert trash.exists(f"{group}/a")
+    (root.path / "a").unlink()
+    assert trash.restore(f"{group}/a") == ()
+    assert list(trash.items()) == []
+    assert trash.stage(f"{group}/a", ["a"]) == ("a",)  # the folder is made again
+
+
+def test_one_rename_starts_the_deletion_of_a_group(root: Root, trash: Trash) -> None:
+    group = group_name("run", 2)
+    for name in ("a", "b"):
+        (root.path / name).write_text(name)
+        trash.stage(f"{group}/{name}", [name])
+    assert trash.mark_deleting(f"{group}/a") == deleting_name(f"{group}/a") == f"{group}.deleting/a"
+    assert trash.exists(deleting_name(f"{group}/b"))
+    assert trash.restore(f"{group}/b") == ()
+    assert not (root.path / "b").exists()
+    assert not trash.remove_group(f"{group}.deleting")
+    for name in ("a", "b"):
+        (root.path / TRASH_NAME / f"{group}.deleting" / name).unlink()
+    assert trash.remove_group(f"{group}.deleting")
+    assert list(trash.items()) == []
+
+
+@pytest.mark.parametrize("item", ["../a", "a/..", "a/b/c", "/a", "a/"])
+def test_no_item_leads_out_of_the_trash(root: Root, trash: Trash, item: str) -> None:
+    for act in (lambda: trash.stage(item, ["x"]), lambda: trash.restore(item), lambda: trash.exists(item)):
+        with pytest.raises(OSError):  # noqa: PT011  (any)
+            act()
