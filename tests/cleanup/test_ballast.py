@@ -192,7 +192,7 @@ def test_a_run_on_a_disk_that_is_wholly_full_cleans_and_sets_room_aside_again(tm
     said = shell(
         store,
         """
-        mkdir all; mount -t tmpfs -o size=24M none all
+        mkdir all; mount -t tmpfs -o size=24M,mode=755 none all
         cp cleanup_config.yaml all; cd all; run_once
         come_due
         fill .; cli clean 2>&1
@@ -214,7 +214,7 @@ def test_where_the_results_are_on_a_disk_of_their_own_that_one_has_it_too(tmp_pa
     said = shell(
         store,
         """
-        mkdir aside; mv results/* aside; mount -t tmpfs -o size=24M none results
+        mkdir aside; mv results/* aside; mount -t tmpfs -o size=24M,mode=755 none results
         cli clean --json > first.json; stat -c %s results/.eemtcleanupd-trash/.ballast
         sqlite3 jobs.db 'UPDATE jobs SET data_cleaned_at = NULL'
         mv aside/* results; fill results; cli clean 2>&1; rm results/fill; ls results
@@ -235,7 +235,7 @@ def test_a_daemon_starts_on_a_full_disk_and_leaves_the_rest_to_its_runs(tmp_path
     said = shell(
         store,
         """
-        mkdir all; mount -t tmpfs -o size=24M none all
+        mkdir all; mount -t tmpfs -o size=24M,mode=755 none all
         cp -r results uploads temp jobs.db all; cd all
         echo 'safety: {ballast: 3M}' > cleanup_config.yaml
         cli clean >/dev/null; fill .
@@ -255,7 +255,7 @@ def test_a_disk_that_is_full_from_the_first_is_said_with_what_to_do(tmp_path: Pa
     said = shell(
         store,
         """
-        mkdir all; mount -t tmpfs -o size=24M none all
+        mkdir all; mount -t tmpfs -o size=24M,mode=755 none all
         cp -r results uploads temp jobs.db all; cd all; fill .
         code=0; cli clean 2>&1 || code=$?; echo $code; ls results
         """,
@@ -324,7 +324,7 @@ def test_a_run_asked_for_over_http_cleans_a_full_disk_too(tmp_path: Path) -> Non
         store,
         f"""
         mount -t tmpfs none /mnt  # the path of a socket must be short
-        mkdir all; mount -t tmpfs -o size=24M none all
+        mkdir all; mount -t tmpfs -o size=24M,mode=755 none all
         cd all
         echo 'safety: {{ballast: 3M}}' > cleanup_config.yaml
         echo 'api: {{enabled: true, listen: "unix:/mnt/api.sock"}}' >> cleanup_config.yaml

@@ -28,7 +28,7 @@ def test_usage_is_computed_like_df() -> None:
 def small_disk(daemon: DaemonHarness) -> Iterator[DaemonHarness]:
     """A daemon whose results are on a filesystem of 20 MB."""
     results = daemon.store.path / "results"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(results)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m,mode=755", "tmpfs", str(results)], check=True)
     try:
         yield daemon
         daemon.stack.close()
