@@ -49,8 +49,9 @@ def settle(place: Path, moment: datetime) -> None:
             os.utime(path, (moment.timestamp(), moment.timestamp()))
 
 
-def pytest_collection_finish() -> None:
-    """Leave the modules of all tests out of each garbage collection; a daemon starts one after each run."""
+@pytest.fixture(scope="module", autouse=True)
+def _quick_garbage_collections() -> None:
+    """Leave out what the tests so far have imported; a daemon collects garbage after each run."""
     gc.collect()
     gc.freeze()
 
