@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 _TIMEOUT_SECONDS = 100
 # What few commands need, and some of it starts threads, which a fork loses.
@@ -45,21 +46,25 @@ class Commands:
         self._channel.close()
         self._server.wait(_TIMEOUT_SECONDS)
 
-    def run(self, args: list[str], *, env: Mapping[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, args: list[str], *, env: Mapping[str, str], cwd: Path, stdout: IO[bytes] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end.  With a file for its output, return only what it reports."""
         is_read_at_start = any(name.startswith(("LANG", "LC_", "PYTHON")) for name in env)
         if is_read_at_start or not self._lock.acquire(blocking=False):
-            return run_anew(args, env=env, cwd=cwd)
+            return _run_anew(args, env=env, cwd=cwd, stdout=stdout)
         try:
-            return self._fork(args, env=env, cwd=cwd)
+            return self._fork(args, env=env, cwd=cwd, stdout=stdout)
         finally:
             self._lock.release()
 
     def _fork(
-        self, args: list[str], *, env: Mapping[str, str], cwd: Path
+        self, args: list[str], *, env: Mapping[str, str], cwd: Path, stdout: IO[bytes] | None
     ) -> subprocess.CompletedProcess[str]:
         request = json.dumps({"args": args, "env": _environment(env), "cwd": str(cwd)}).encode()
-        with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-            socket.send_fds(self._channel, [request], [stdout.fileno(), stderr.fileno()])
+        with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as stderr:
+            files = [(stdout or output).fileno(), stderr.fileno()]
+            socket.send_fds(self._channel, [request], files)
             pid = int(self._channel.recv(100))
             try:
                 code = int(self._channel.recv(100))
@@ -67,19 +72,22 @@ class Commands:
                 os.kill(pid, signal.SIGKILL)
                 self._channel.recv(100)
                 raise subprocess.TimeoutExpired(args, _TIMEOUT_SECONDS) from None
-            stdout.seek(0)
+            output.seek(0)
             stderr.seek(0)
-            return subprocess.CompletedProcess(args, code, stdout.read(), stderr.read())
+            return subprocess.CompletedProcess(args, code, output.read(), stderr.read())
 
 
-def run_anew(args: list[str], *, env: Mapping[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
+def _run_anew(
+    args: list[str], *, env: Mapping[str, str], cwd: Path, stdout: IO[bytes] | None
+) -> subprocess.CompletedProcess[str]:
     """Run a command in a new interpreter."""
     return subprocess.run(
         [sys.executable, "-m", "eemtcleanupd", *args],
         env=_environment(env),
         cwd=cwd,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=stdout or subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         timeout=_TIMEOUT_SECONDS,
         check=False,
@@ -98,6 +106,8 @@ def _import_all() -> None:
     for module in pkgutil.walk_packages(eemtcleanupd.__path__, "eemtcleanupd."):
         if not module.name.startswith(_IMPORTED_LATE) and not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    for name in ("humanize", "sqlalchemy.dialects.sqlite"):
+        importlib.import_module(name)
     from eemtcleanupd.plugins import load
 
     load(None, environ={}, cwd=Path("/"))  # completes the models of the configuration

@@ -16,6 +16,8 @@ from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.plugins import load
 from tests.conftest import SAMPLE
 
+pytestmark = pytest.mark.xdist_group("demo")  # one store for all of them
+
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 WEEK_AGO = NOW - timedelta(days=7)
 

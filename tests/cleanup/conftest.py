@@ -223,6 +223,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", ["sqlite"] if is_sqlite else ["sqlite", "postgres"], indirect=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Try the fast tests on PostgreSQL with the first of their parameters only."""
+    tried = set()
+    for item in items:
+        if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+            continue
+        if item.callspec.params.get("backend") == "postgres":
+            if item.function in tried:
+                item.add_marker(pytest.mark.slow)
+            tried.add(item.function)
+
+
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> str:
     """Where the job database of ``store`` is."""

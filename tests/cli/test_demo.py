@@ -50,6 +50,7 @@ def test_wrong_usage_exits_with_2_and_creates_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.slow
 def test_cleaning_a_demo_deletes_only_data_that_no_kept_job_needs(tmp_path: Path, run_cli: RunCli) -> None:
     store = tmp_path / "demo"
     run_cli("demo", store)

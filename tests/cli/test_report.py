@@ -374,6 +374,7 @@ def page() -> Iterator[Page]:
         yield browser.new_context(viewport=phone, color_scheme="dark").new_page()  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_html_report_is_accessible_on_a_phone_and_runs_no_foreign_script(
     store: JobStore, report: Reporter, page: Page
 ) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from eemtcleanupd.cli.stdio import SafeStdout
 from tests.cli.test_clean import options, rows
+from tests.commands import Commands
 from tests.conftest import Aged
 
 NO_SPACE = os.strerror(errno.ENOSPC)
@@ -29,17 +30,9 @@ class RunInto(Protocol):
 
 
 @pytest.fixture
-def run_into(tmp_path: Path) -> RunInto:
+def run_into(tmp_path: Path, commands: Commands) -> RunInto:
     def run(stdout: IO[bytes], *args: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "eemtcleanupd", *args],
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            cwd=tmp_path,
-            text=True,
-            timeout=100,
-            check=False,
-        )
+        return commands.run(list(args), env={"HOME": str(tmp_path)}, cwd=tmp_path, stdout=stdout)
 
     return run
 
