@@ -1,193 +1,176 @@
 """``python -m benchmarks``: what the README's figures come from, and whether the targets are met.
 
-All of it takes hours; ``--only`` chooses parts, ``--quick`` tries them at small size.  Stores are built in
-each ``--folder``, so that one run measures several filesystems.
+All of it takes ten minutes on two cores; ``--only`` chooses parts, ``--quick`` tries them at small size, and
+``--large`` adds the sizes that take several minutes more.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
 from benchmarks.contests import (
-    AUTO,
+    BESIDE_CLIENTS,
+    CLEAN,
+    CLEAN_16,
+    CLIENTS,
+    CONTENDERS,
+    DAEMON,
+    EEMT,
     FOUR_RM,
-    PATHLIB,
     RM,
     SIXTEEN_RM,
-    Contest,
-    Target,
-    clean_with,
     contest,
 )
-from benchmarks.growth import (
-    Growth,
-    due_rows,
-    files_growth,
-    has_strace,
-    rows_growth,
-    run,
-    system_calls,
+from benchmarks.filesystems import Filesystem, can_mount, disk, memory
+from benchmarks.measures import (
+    Measure,
+    plan_seconds,
+    seconds_and_peak_mb,
+    seconds_and_waits,
+    start_cpu_seconds,
 )
-from benchmarks.report import Report, draw
-from benchmarks.stores import Shape, build_rows
+from benchmarks.report import FIGURES, Figures, Target
+from benchmarks.stores import Shape
 
-_OURS = clean_with(4)
-_FEW_WORKERS: Sequence[int | str] = (4, "auto")
-_ALL_WORKERS: Sequence[int | str] = (1, 2, 4, 8, 16, "auto")
+_BIG_JOBS = Shape(jobs=40, files=2000, folders=4)
+_SMALL_JOBS = Shape(jobs=10_000, files=5, uploads=1)
+_MORE_WORKERS = Target(CLEAN_16, 1.0, CLEAN)
+_AS_RM = [Target(CLEAN, 1.5, RM), _MORE_WORKERS]
 
-_SHAPES = {
-    "many": Shape(jobs=40, files=2000, folders=4),
-    "one": Shape(jobs=1, files=80_000, folders=40),
-    "large": Shape(jobs=8, files=4, folders=1, file_bytes=256 << 20),
-    "deep": Shape(jobs=1, files=20_000, folders=400, is_deep=True),
-    "wide": Shape(jobs=1, files=1_000_000, folders=1),
-    "links": Shape(jobs=10, files=8000, folders=4, links=8),
+
+_CONTESTS: Mapping[str, tuple[Shape, str, Sequence[Target]]] = {
+    "big-jobs": (
+        _BIG_JOBS,
+        "disk",
+        [Target(CLEAN, 0.8, FOUR_RM), Target(DAEMON, 1.1, SIXTEEN_RM), _MORE_WORKERS],
+    ),
+    "big-jobs-memory": (_BIG_JOBS, "memory", [Target(DAEMON, 1.3, FOUR_RM), _MORE_WORKERS]),
+    "small-jobs": (
+        _SMALL_JOBS,
+        "disk",
+        [Target(CLEAN, 0.5, EEMT), Target(CLEAN, 2.0, FOUR_RM), _MORE_WORKERS],
+    ),
+    "small-jobs-alone": (Shape(jobs=10_000, files=5), "disk", [_MORE_WORKERS]),
+    "deep": (Shape(jobs=1, files=20_000, folders=400, is_deep=True), "memory", _AS_RM),
+    "links": (Shape(jobs=10, files=8000, folders=4, links=8), "memory", _AS_RM),
 }
-_TARGETS = {
-    "many": [Target(_OURS, 1.0, FOUR_RM), Target(_OURS, 0.45, RM), Target(_OURS, 0.4, PATHLIB)]
-    + [Target(ours, 1.0, SIXTEEN_RM) for ours in (AUTO, clean_with(16))],
-    "one": [Target(_OURS, 0.5, RM)],
-    "wide": [Target(_OURS, 1.1, RM)],
-}
-_PEAK_MB = {"wide": 120.0}
 
 
 class _Bench:
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options = options
-        self.console = Console(width=max(120, Console().width))  # a table is no use with cut figures
-        self.report = Report(self.console, judge=not options.quick)
+        self.folder = folder
         self.rounds = 1 if options.quick else max(1, options.rounds)
-        self.contests: list[Contest] = []
-        self.growths: list[Growth] = []
-        self.figures: dict[str, object] = {}
+        where = f"{os.cpu_count()} cores, ext4 images on a disk, tmpfs"
+        if not can_mount(folder):
+            where = f"{os.cpu_count()} cores, folders instead of fresh filesystems"
+        self.figures = Figures(f"{where}, Linux {os.uname().release}", self.rounds)
+        self.targets: dict[str, Sequence[Target]] = {}
 
-    def contest(self, name: str, folder: Path) -> None:
-        shape = _SHAPES[name]
-        if self.options.quick:
-            shape = Shape(
-                shape.jobs,
-                max(shape.folders * shape.links, shape.files // 50),
-                shape.folders,
-                min(shape.file_bytes, 2 << 20),
-                shape.is_deep,
-                shape.links,
+    def contest(self, name: str) -> None:
+        shape, place, targets = _CONTESTS[name]
+        with self._filesystem(shape, place) as (filesystem, title):
+            self.figures.contests.append(contest(title, filesystem, CONTENDERS, self.rounds))
+            self.targets[title] = targets
+
+    def clients(self) -> None:
+        with self._filesystem(_BIG_JOBS) as (filesystem, title):
+            # One pair says little about some per cent.
+            result = contest(
+                title, filesystem, CLIENTS, self.rounds if self.options.quick else 3 * self.rounds
             )
-        for cache in self.options.caches:
-            is_cold = cache == "cold"
-            workers = _ALL_WORKERS if name == "many" else _FEW_WORKERS
-            result = contest(shape, self.rounds, folder, workers, self.console, is_cold=is_cold)
-            self.contests.append(result)
-            # The targets are those of a warm cache on a disk.
-            is_judged = not is_cold and result.filesystem != "tmpfs"
-            self.report.contest(
-                result, _TARGETS.get(name, []) if is_judged else [], _PEAK_MB.get(name) if is_judged else None
+            pairs = zip(result.seconds[BESIDE_CLIENTS], result.seconds[DAEMON], strict=True)
+            self._add(f"{title}, {BESIDE_CLIENTS}", "of the daemon alone", [a / b for a, b in pairs], 1.05)
+
+    def plan(self) -> None:
+        for uploads in (10, 100) if self.options.large else (10,):
+            with self._filesystem(Shape(jobs=1000, files=0, uploads=uploads)) as (filesystem, title):
+                self._add(f"{title}, dry run", "s", plan_seconds(filesystem, self.rounds), 2)
+
+    def rows(self) -> None:
+        with self._filesystem(Shape(jobs=10_000, files=3, live_rows=990_000)) as (filesystem, title):
+            seconds, waits = seconds_and_waits(filesystem, self.rounds)
+            self._add(title, "s", seconds, 4)
+            self._add(f"{title}, 99 % of a web application's writes wait at most", "ms", waits, 50)
+
+    def start(self) -> None:
+        with self._filesystem(Shape(jobs=0, files=0, live_rows=1000)) as (filesystem, title):
+            self._add(
+                f"{title}, nothing due", "s of CPU time", start_cpu_seconds(filesystem, self.rounds), 0.25
             )
 
-    def idle(self, folder: Path) -> None:
-        rows = 10_000 if self.options.quick else 1_000_000
-        with self.console.status(f"{rows:,} rows, nothing due"):
-            build_rows(folder / "store", rows)
-            runs = [run(folder / "store") for _ in range(self.rounds)]
-        self.report.idle(rows, runs)
-        self.figures["idle"] = [asdict(each) for each in runs]
+    def large(self) -> None:
+        with self._filesystem(_SMALL_JOBS) as (filesystem, _):
+            base, _ = seconds_and_peak_mb(filesystem)
+        with self._filesystem(replace(_SMALL_JOBS, jobs=10 * _SMALL_JOBS.jobs)) as (filesystem, title):
+            seconds, peak_mb = seconds_and_peak_mb(filesystem)
+        self._add(title, "times the seconds of a tenth", [seconds / base], 11)
+        self._add(f"{title}, memory of all processes", "MB", [peak_mb], 150)
 
-    def due(self, folder: Path) -> None:
-        rows, due = (10_000, 500) if self.options.quick else (1_000_000, 10_000)
-        with self.console.status(f"{rows:,} rows, {due:,} due"):
-            measured = [due_rows(folder / "store", rows, due) for _ in range(self.rounds)]
-        self.report.due(rows, due, measured)
-        self.figures["due"] = [{**asdict(cost), **asdict(waits)} for cost, waits in measured]
+    @contextmanager
+    def _filesystem(self, shape: Shape, place: str = "disk") -> Iterator[tuple[Filesystem, str]]:
+        shape = shape.small() if self.options.quick else shape
+        title = f"{shape}, in memory" if place == "memory" else str(shape)
+        began = time.monotonic()
+        with (memory if place == "memory" else disk)(self.folder, shape.build) as filesystem:
+            yield filesystem, title
+        print(f"{time.monotonic() - began:6.1f} s for {title}", file=sys.stderr)
 
-    def growth(self, folder: Path) -> None:
-        sizes = [10**power for power in range(3, 5 if self.options.quick else 7)]
-        for grow in (files_growth, rows_growth):
-            with self.console.status(f"{grow.__name__} to {sizes[-1]:,}"):
-                self.growths.append(grow(folder / "store", sizes))
-            self.report.growth(self.growths[-1])
-
-    def calls(self, folder: Path) -> None:
-        if not has_strace():
-            self.console.print("system calls are not counted: there is no strace")
-            return
-        with self.console.status("system calls per file"):
-            per_file = system_calls(folder / "store", 4000 if self.options.quick else 40_000)
-        self.report.calls(per_file)
-        self.figures["calls_per_file"] = per_file
-
-    def write(self, folder: Path) -> None:
-        """Write all single figures and the picture."""
-        folder.mkdir(parents=True, exist_ok=True)
-        stem = folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
-        figures = {
-            "cores": os.cpu_count(),
-            "kernel": os.uname().release,
-            "python": sys.version.split()[0],
-            "contests": [asdict(each) for each in self.contests],
-            "growth": [asdict(each) for each in self.growths],
-            **self.figures,
-            "targets": self.report.targets,
-        }
-        stem.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        draw(self.contests, self.growths, stem.with_suffix(".svg"))
-        self.console.print(f"all figures: {stem}.json, {stem.name}.svg")
+    def _add(self, title: str, unit: str, values: Sequence[float], most: float) -> None:
+        self.figures.measures.append(Measure(title, unit, values, most))
 
 
 def main() -> None:
-    """Measure, print the tables, and write the figures."""
-    parts: dict[str, Callable[[_Bench, Path], None]] = {
-        **{name: lambda bench, folder, name=name: bench.contest(name, folder) for name in _SHAPES},  # type: ignore[misc]
-        "idle": _Bench.idle,
-        "due": _Bench.due,
-        "growth": _Bench.growth,
-        "calls": _Bench.calls,
+    """Measure, print the table and the verdicts, and write the figures."""
+    parts: dict[str, Callable[[_Bench], None]] = {
+        **{name: partial(_Bench.contest, name=name) for name in _CONTESTS},
+        "plan": _Bench.plan,
+        "rows": _Bench.rows,
+        "clients": _Bench.clients,
+        "start": _Bench.start,
+        "large": _Bench.large,
     }
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure whole cleanup runs.")
-    parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), help="which parts")
+    parser.add_argument("--only", nargs="+", choices=parts, help="which parts")
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured (3)")
     parser.add_argument("--quick", action="store_true", help="small, one round, no targets: does it work?")
-    parser.add_argument(
-        "--caches",
-        nargs="+",
-        choices=["warm", "cold"],
-        default=["warm"],
-        help="contests with warm caches, cold ones (as root), or both (warm)",
-    )
-    parser.add_argument(
-        "--folder",
-        nargs="+",
-        type=Path,
-        default=[Path(tempfile.gettempdir())],
-        help="where, one a filesystem",
-    )
+    parser.add_argument("--large", action="store_true", help="also 100,000 jobs, and 100,000 uploads")
+    parser.add_argument("--folder", type=Path, default=tempfile.gettempdir(), help="on which disk")
+    parser.add_argument("--readme", action="store_true", help="write the figures into README.md")
     parser.add_argument(
         "--results",
         type=Path,
         default=Path(__file__).parent / "results",
-        help="where the figures are written",
+        help="where all figures are written",
     )
     options = parser.parse_args()
-    if "cold" in options.caches and os.geteuid() != 0:
-        parser.error("cold caches need root")
-    bench = _Bench(options)
-    try:
-        for place in options.folder:
-            with tempfile.TemporaryDirectory(prefix="eemtcleanupd-bench-", dir=place) as folder:
-                for name in options.only:
-                    parts[name](bench, Path(folder))
-    finally:  # what was measured is not lost by what came after
-        bench.write(options.results)
-    bench.report.summary()
+    if options.readme and (options.quick or options.only):
+        parser.error("README.md shows a whole bench, without --quick and --only")
+    only = options.only or [name for name in parts if name != "large" or options.large]
+    with tempfile.TemporaryDirectory(prefix="eemtcleanupd-bench-", dir=options.folder) as folder:
+        bench = _Bench(options, Path(folder))
+        try:
+            for name in only:
+                parts[name](bench)
+        finally:  # what was measured is not lost by what came after
+            bench.figures.write(options.results / f"{datetime.now(UTC):%Y%m%dT%H%M%S}.json")
+    print(bench.figures.markdown())
+    if not options.quick:
+        print("", *bench.figures.verdicts(bench.targets), sep="\n")
+    if options.readme:
+        bench.figures.write(FIGURES)
+        subprocess.run([sys.executable, "-m", "tools.reference"], cwd=FIGURES.parents[1], check=True)
 
 
 if __name__ == "__main__":

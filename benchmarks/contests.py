@@ -1,14 +1,13 @@
-"""Whole cleanup runs beside what an operator would type instead, on the same trees, in turn.
+"""Whole cleanup runs beside what an operator would type instead, on equal stores, in turn.
 
-All contenders of a round work on trees that were built the same way just before, in an order that changes
-from round to round; the ratios are medians of the rounds' own ratios, so that a machine that is busier in
-one round than in another does not decide.
+Every contender works on a filesystem of its own, in an order that changes from round to round.  The ratios
+are medians of the rounds' own ratios, so that a machine that is busier in one round than in another does not
+decide.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -18,119 +17,93 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
+from benchmarks.daemon import run_alone, run_beside_clients
+from benchmarks.filesystems import Filesystem
 
-from benchmarks.stores import Shape, build_expired
+EEMT = "EEMT's way"
+RM, FOUR_RM, SIXTEEN_RM = "rm -rf", "4 rm -rf", "16 rm -rf"
+CLEAN, CLEAN_16 = "clean, 4 workers", "clean, 16 workers"
+DAEMON, BESIDE_CLIENTS = "daemon", "daemon beside 50 clients"
+COMMAND = (sys.executable, "-m", "eemtcleanupd", "clean")
 
-RM = "rm -rf"
-FOUR_RM = "four rm -rf in parallel"
-SIXTEEN_RM = "sixteen rm -rf in parallel"
-PATHLIB = "sizes by pathlib, then rmtree"
-AUTO = "clean, auto workers"
-CLEAN = (sys.executable, "-m", "eemtcleanupd", "clean")
-
-Contender = Callable[[Path], None]
+Contender = Callable[[Path], float]
 
 
-def clean_with(workers: int | str) -> str:
-    """Return what a run with so many workers is called."""
-    return AUTO if workers == "auto" else f"clean, {workers} worker{'s' if workers != 1 else ''}"
+def _timed(run: Callable[[Path], None]) -> Contender:
+    def measured(store: Path) -> float:
+        began = time.perf_counter()
+        run(store)
+        return time.perf_counter() - began
+
+    return measured
 
 
-def clean(store: Path, workers: int | str) -> subprocess.Popen[bytes]:
+def clean(store: Path, workers: int, *options: str) -> subprocess.Popen[bytes]:
     """Begin a run on a store."""
-    (store / "cleanup_config.yaml").write_text(f"performance: {{max_workers: {workers}}}\n")
-    return subprocess.Popen(CLEAN, cwd=store, stdout=subprocess.DEVNULL)
+    command = [*COMMAND, "--workers", str(workers), *options]
+    return subprocess.Popen(command, cwd=store, stdout=subprocess.DEVNULL)
 
 
-def _ours(workers: int | str) -> Contender:
-    def run(store: Path) -> None:
-        code = clean(store, workers).wait()
-        left = list((store / "results").glob("job-*"))
-        if code or left:
-            raise SystemExit(f"the run ended with {code}, {len(left)} jobs were left")
-
-    return run
+def _clean_with(workers: int) -> Contender:
+    return _timed(lambda store: insist(clean(store, workers)))
 
 
-def _jobs(store: Path) -> list[Path]:
-    return sorted((store / "results").iterdir())
+def _eemt(store: Path) -> None:
+    insist(subprocess.Popen([sys.executable, "-m", "benchmarks.eemt", store]))
 
 
-def _parallel_rm(count: int) -> Contender:
+def insist(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a process, and break off unless it succeeds."""
+    if code := process.wait():
+        raise SystemExit(f"{process.args!r} ended with {code}")
+
+
+def _rm(count: int) -> Contender:
     """``count`` processes; where there are fewer jobs than that, they share out the folders below."""
 
     def run(store: Path) -> None:
-        places = _jobs(store)
-        if len(places) < count:
-            places = [below for place in places for below in place.iterdir()]
-        shares = [places[first::count] for first in range(count)]
-        for process in [subprocess.Popen(["rm", "-rf", *share]) for share in shares if share]:
-            process.wait()
-        subprocess.run(["rm", "-rf", *_jobs(store)], check=True)
+        places = _artifacts(store)
+        below = [path for job in places for path in job.iterdir()] if len(places) < count else places
+        processes = [
+            subprocess.Popen(["rm", "-rf", *share], cwd=store)
+            for first in range(count)
+            if (share := [path.relative_to(store) for path in below[first::count]])
+        ]
+        for process in processes:
+            insist(process)
+        if below is not places:
+            subprocess.run(["rm", "-rf", *places], check=True)
 
-    return run
-
-
-def _rm(store: Path) -> None:
-    subprocess.run(["rm", "-rf", *_jobs(store)], check=True)
-
-
-def _find(store: Path) -> None:
-    subprocess.run(["find", *_jobs(store), "-delete"], check=True)
+    return _timed(run)
 
 
-def _rsync(store: Path) -> None:
-    empty = store / "empty"
-    empty.mkdir()
-    subprocess.run(["rsync", "-a", "--delete", f"{empty}/", f"{store / 'results'}/"], check=True)
+def _artifacts(store: Path) -> list[Path]:
+    """Return what is to be deleted: all but the trash."""
+    return [path for root in ("results", "uploads") for path in sorted((store / root).glob("[!.]*"))]
 
 
-def _rmtree(store: Path) -> None:
-    for job in _jobs(store):
-        shutil.rmtree(job)
-
-
-def _pathlib(store: Path) -> None:
-    for job in _jobs(store):
-        sum(path.stat().st_size for path in job.rglob("*") if path.is_file())
-        shutil.rmtree(job)
-
-
-RIVALS: Mapping[str, Contender] = {
-    RM: _rm,
-    FOUR_RM: _parallel_rm(4),
-    SIXTEEN_RM: _parallel_rm(16),
-    "find -delete": _find,
-    "rsync --delete from an empty folder": _rsync,
-    "shutil.rmtree": _rmtree,
-    PATHLIB: _pathlib,
+CONTENDERS: Mapping[str, Contender] = {
+    EEMT: _timed(_eemt),
+    RM: _rm(1),
+    FOUR_RM: _rm(4),
+    SIXTEEN_RM: _rm(16),
+    CLEAN: _clean_with(4),
+    CLEAN_16: _clean_with(16),
+    DAEMON: run_alone,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What is hoped for: the time of one contender at most ``ratio`` of another's."""
-
-    ours: str
-    ratio: float
-    contender: str
+CLIENTS: Mapping[str, Contender] = {DAEMON: run_alone, BESIDE_CLIENTS: run_beside_clients}
 
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """The seconds that each contender took on one shape, round by round; the most memory of a run."""
+    """The seconds that each contender took on one shape, round by round."""
 
-    shape: Shape
-    filesystem: str
-    is_cold: bool
+    title: str
     seconds: Mapping[str, Sequence[float]]
-    peak_mb: float
 
-    @property
-    def title(self) -> str:
-        """What was measured, in words."""
-        return f"{self.shape}; {self.filesystem}, {'cold' if self.is_cold else 'warm'} cache"
+    def median(self, contender: str) -> float:
+        """Return the median over the rounds of one contender's time."""
+        return statistics.median(self.seconds[contender])
 
     def ratio(self, contender: str, to: str) -> float:
         """Return the median over the rounds of one contender's time by another's."""
@@ -138,35 +111,18 @@ class Contest:
         return statistics.median(one / other for one, other in pairs)
 
 
-def contest(
-    shape: Shape, rounds: int, folder: Path, workers: Sequence[int | str], console: Console, *, is_cold: bool
-) -> Contest:
-    """Let all contenders delete the same trees, in turn."""
-    contenders = {clean_with(count): _ours(count) for count in workers}
-    contenders |= {name: run for name, run in RIVALS.items() if name[:5] != "rsync" or shutil.which("rsync")}
+def contest(title: str, filesystem: Filesystem, contenders: Mapping[str, Contender], rounds: int) -> Contest:
+    """Let all contenders empty equal stores, in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    names, store, peak = list(contenders), folder / "store", Peak()
+    names = list(contenders)
     for number in range(rounds):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            with console.status(f"{shape}, round {number + 1} of {rounds}: {name}"):
-                build_expired(store, shape)
-                if is_cold:
-                    Path("/proc/sys/vm/drop_caches").write_text("3\n")
-                with peak:
-                    began = time.perf_counter()
-                    contenders[name](store)
-                    took = time.perf_counter() - began
-                seconds[name].append(took)
-    subprocess.run(["rm", "-rf", store], check=True)
-    return Contest(shape, filesystem_of(folder), is_cold, seconds, peak.mb)
-
-
-def filesystem_of(folder: Path) -> str:
-    """Return the kind of filesystem that a folder is on."""
-    command = ["stat", "--file-system", "--format=%T", str(folder)]
-    name: str = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    return {"ext2/ext3": "ext4"}.get(name, name)
+            with filesystem.fresh() as store:
+                seconds[name].append(contenders[name](store))
+                if left := _artifacts(store):
+                    raise SystemExit(f"{name} left {len(left)} artifacts")
+    return Contest(title, seconds)
 
 
 class Peak:
@@ -180,10 +136,11 @@ class Peak:
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Peak:
         self._end.clear()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
