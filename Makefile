@@ -78,10 +78,10 @@ docs: $(READY) ## build the documentation site in site/
 	$(BIN)/python -m tools.site site
 	@echo "To view it: $(BIN)/python -m http.server --directory site --bind 127.0.0.1 8000"
 
-reference: $(READY) ## regenerate etc/, and the generated parts of docs/*.md, ARCHITECTURE.md and the man page
+reference: $(READY) ## regenerate etc/, and the generated parts of docs/*.md, ARCHITECTURE.md, README.md and the man page
 	$(BIN)/python -m tools.reference
 
-bench: $(READY) ## measure what the README's figures come from
+bench: $(READY) ## measure what the README's figures come from, in ten minutes (as root, on a quiet machine)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 stress: $(READY) ## run the stress tests for an hour or so: kills, faults, races, fuzzing (as root, with strace)

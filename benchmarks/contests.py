@@ -63,7 +63,9 @@ def _rm(count: int) -> Contender:
 
     def run(store: Path) -> None:
         places = _artifacts(store)
-        below = [path for job in places for path in job.iterdir()] if len(places) < count else places
+        below = places
+        if len(places) < count:
+            below = [path for place in places for path in (place.iterdir() if place.is_dir() else [place])]
         processes = [
             subprocess.Popen(["rm", "-rf", *share], cwd=store)
             for first in range(count)

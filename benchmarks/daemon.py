@@ -20,6 +20,8 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from eemtcleanupd.web.tokens import TokenFile
+
 CLIENTS = 50
 _PATHS = (
     "/",
@@ -49,18 +51,20 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def run_alone(store: Path) -> float:
     """Return the seconds from the request of a run to its end in the ledger."""
-    with _daemon(store) as address:
-        return _clean(address)
+    with _daemon(store, tokens=1) as (address, (token,)):
+        return _clean(address, token)
 
 
 def run_beside_clients(store: Path) -> float:
     """Return the seconds of a run while fifty clients ask for pages."""
     with (
-        _daemon(store) as address,
-        subprocess.Popen([sys.executable, "-m", __name__, address], stdin=subprocess.PIPE) as clients,
+        _daemon(store, tokens=1 + CLIENTS) as (address, (token, *others)),
+        subprocess.Popen(
+            [sys.executable, "-m", __name__, address, *others], stdin=subprocess.PIPE
+        ) as clients,
     ):
         time.sleep(_WARM_SECONDS)
-        seconds = _clean(address)
+        seconds = _clean(address, token)
         clients.communicate()
     if clients.returncode:
         raise SystemExit("the clients broke off")
@@ -68,11 +72,13 @@ def run_beside_clients(store: Path) -> float:
 
 
 @contextmanager
-def _daemon(store: Path) -> Iterator[Path]:
+def _daemon(store: Path, tokens: int) -> Iterator[tuple[Path, list[str]]]:
+    """Start a daemon; yield its socket and some tokens: what one token may do at the same time is limited."""
     with tempfile.TemporaryDirectory() as folder:  # the path of a socket must be short
-        address = Path(folder) / "api.sock"
+        address, file = Path(folder) / "api.sock", Path(folder) / "tokens.json"
+        secrets = [TokenFile(file).add(str(at), "clean", datetime.now(UTC)) for at in range(tokens)]
         (store / "cleanup_config.yaml").write_text(
-            f"safety: {{max_fraction: 1}}\napi: {{enabled: true, listen: 'unix:{address}'}}\n"
+            f"api: {{enabled: true, listen: 'unix:{address}', tokens_file: '{file}'}}\n"
         )
         command = [sys.executable, "-m", "eemtcleanupd", "run"]
         with subprocess.Popen(
@@ -83,37 +89,37 @@ def _daemon(store: Path) -> Iterator[Path]:
                     if daemon.poll() is not None:
                         raise SystemExit(f"the daemon ended with {daemon.returncode}")
                     time.sleep(0.05)
-                yield address
+                yield address, secrets
             finally:
                 daemon.terminate()
 
 
 def _answers(address: Path) -> bool:
     try:
-        return _ask(address, "GET", "/healthz")[0] == http.HTTPStatus.OK
+        return _ask(address, "GET", "/healthz", "")[0] == http.HTTPStatus.OK
     except OSError:
         return False
 
 
-def _ask(address: Path, method: str, path: str) -> tuple[int, bytes]:
+def _ask(address: Path, method: str, path: str, token: str) -> tuple[int, bytes]:
     with closing(_UnixConnection(address)) as connection:
-        connection.request(method, path)
+        connection.request(method, path, headers={"Authorization": f"Bearer {token}"})
         answer = connection.getresponse()
         return answer.status, answer.read()
 
 
-def _clean(address: Path) -> float:
+def _clean(address: Path, token: str) -> float:
     asked = datetime.now(UTC)
-    status, answer = _ask(address, "POST", "/api/cleanup")
+    status, answer = _ask(address, "POST", "/api/cleanup", token)
     if status != http.HTTPStatus.OK:
         raise SystemExit(f"the daemon answered {status}: {answer[:1000]!r}")
     # The moment that the ledger has as well, but only to the second.
     return (datetime.fromisoformat(json.loads(answer)["finished_at"]) - asked).total_seconds()
 
 
-async def _hammer(address: str) -> None:
+async def _hammer(address: str, *tokens: str) -> None:
     """Be the clients until standard input ends."""
-    clients = [asyncio.create_task(_client(at, address)) for at in range(CLIENTS)]
+    clients = [asyncio.create_task(_client(at, address, token)) for at, token in enumerate(tokens)]
     with ThreadPoolExecutor(1) as waiting:
         await asyncio.get_running_loop().run_in_executor(waiting, sys.stdin.read)
     failed = [client for client in clients if client.done()]
@@ -123,12 +129,14 @@ async def _hammer(address: str) -> None:
         raise SystemExit(f"{len(failed)} clients broke off: {failed[0].exception()!r}")
 
 
-async def _client(number: int, address: str) -> None:
+async def _client(number: int, address: str, token: str) -> None:
     reader, writer = await asyncio.open_unix_connection(address)
     await asyncio.sleep(_PAUSE_SECONDS * number / CLIENTS)
     while True:
         path = _PATHS[number % len(_PATHS)]
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        writer.write(
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+        )
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         if not head.startswith("http/1.1 200"):
             raise ConnectionError(f"{path}: {head}")
@@ -138,4 +146,4 @@ async def _client(number: int, address: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_hammer(sys.argv[1]))
+    asyncio.run(_hammer(*sys.argv[1:]))

@@ -4,7 +4,8 @@
 is out of date.
 
 Cog (https://cog.readthedocs.io) runs the blocks between ``[[[cog`` and ``[[[end]]]`` in ``docs/*.md``,
-ARCHITECTURE.md and the man page. Each block calls a function of this package that returns its text.
+ARCHITECTURE.md, README.md and the man page. Each block calls a function of this package, or of
+``benchmarks.report``, that returns its text.
 """
 
 from __future__ import annotations
@@ -379,9 +380,9 @@ def main() -> None:
         "cogapp",
         "--verbosity=1",
         "-p",
-        "import cog; from tools import architecture, reference",
+        "import cog; from benchmarks import report; from tools import architecture, reference",
     ]
-    pages = [*sorted((_ROOT / "docs").glob("*.md")), _ARCHITECTURE, _MAN_PAGE]
+    pages = [*sorted((_ROOT / "docs").glob("*.md")), _ARCHITECTURE, _ROOT / "README.md", _MAN_PAGE]
     done = subprocess.run([*cog, "--check" if is_check else "-r", *pages], cwd=_ROOT, check=False)
     if done.returncode and not is_check:
         sys.exit(done.returncode)
