@@ -12,9 +12,6 @@ import pytest
 
 from tests.web.conftest import RunningDaemon
 
-pytestmark = pytest.mark.slow
-
-
 TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
 
 
@@ -41,6 +38,7 @@ def test_the_curl_examples(daemon: RunningDaemon) -> None:
     assert daemon.store.cleaned() == {"a", "b"}
 
 
+@pytest.mark.slow
 def test_the_python_client(daemon: RunningDaemon) -> None:
     client = examples("python")[0]
     output = run(daemon, sys.executable, "-c", client.replace("http://localhost:5001", daemon.url))

@@ -14,7 +14,7 @@ import requests
 from tests.cleanup.conftest import JobStore
 from tests.web.conftest import RunningDaemon, eemtcleanupd, eventually, free_port, start
 
-pytestmark = pytest.mark.slow
+shared = pytest.mark.xdist_group("shared worker")
 
 
 def worker_of(daemon: RunningDaemon) -> psutil.Process:
@@ -26,6 +26,7 @@ def worker_of(daemon: RunningDaemon) -> psutil.Process:
     return worker
 
 
+@pytest.mark.slow
 def test_the_daemon_survives_a_killed_worker_and_restarts_it(daemon: RunningDaemon) -> None:
     first = worker_of(daemon)
     first.kill()
@@ -40,6 +41,7 @@ def test_the_daemon_survives_a_killed_worker_and_restarts_it(daemon: RunningDaem
     assert "code -9" in (daemon.store.path / "daemon.log").read_text()
 
 
+@pytest.mark.slow
 def test_the_worker_exits_when_the_daemon_is_killed(store: JobStore) -> None:
     daemon = start(store)
     worker = worker_of(daemon)
@@ -53,6 +55,7 @@ def test_the_worker_exits_when_the_daemon_is_killed(store: JobStore) -> None:
         again.listen()
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_blocks_neither_a_reload_nor_the_stop(daemon: RunningDaemon) -> None:
     worker = worker_of(daemon)
     worker.suspend()
@@ -61,31 +64,35 @@ def test_a_worker_that_hangs_blocks_neither_a_reload_nor_the_stop(daemon: Runnin
     assert not worker.is_running()
 
 
-def test_the_worker_ignores_signals_that_reach_all_processes(daemon: RunningDaemon) -> None:
+@shared
+def test_the_worker_ignores_signals_that_reach_all_processes(shared_daemon: RunningDaemon) -> None:
     """As systemd sends them to a whole service, unless KillMode says otherwise."""
-    worker = worker_of(daemon)
+    worker = worker_of(shared_daemon)
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         worker.send_signal(number)
-    assert daemon.request("GET", "/healthz").status_code == 200
-    assert worker_of(daemon) == worker
+    assert shared_daemon.request("GET", "/healthz").status_code == 200
+    assert worker_of(shared_daemon) == worker
 
 
-def test_the_worker_has_a_lower_priority_than_the_daemon(daemon: RunningDaemon) -> None:
-    assert worker_of(daemon).nice() > psutil.Process(daemon.process.pid).nice()
+@shared
+def test_the_worker_has_a_lower_priority_than_the_daemon(shared_daemon: RunningDaemon) -> None:
+    assert worker_of(shared_daemon).nice() > psutil.Process(shared_daemon.process.pid).nice()
 
 
+@shared
 def test_the_worker_shares_only_the_listening_socket_and_stderr_with_the_daemon(
-    daemon: RunningDaemon,
+    shared_daemon: RunningDaemon,
 ) -> None:
     """The two ends of the channel are different sockets."""
-    workers = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{worker_of(daemon).pid}/fd")}
-    daemons = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{daemon.process.pid}/fd")}
+    workers = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{worker_of(shared_daemon).pid}/fd")}
+    daemons = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{shared_daemon.process.pid}/fd")}
     shared = (workers & daemons) - {"/dev/null"}
     sockets = {target for target in shared if target.startswith("socket:")}
     assert len(sockets) == 1
-    assert shared - sockets == {str(daemon.store.path / "daemon.log")}  # stderr
+    assert shared - sockets == {str(shared_daemon.store.path / "daemon.log")}  # stderr
 
 
+@pytest.mark.slow
 def test_a_long_answer_arrives_completely(store: JobStore) -> None:
     for number in range(600):
         store.job(f"many-{number}", files=1)
@@ -99,6 +106,7 @@ def test_a_long_answer_arrives_completely(store: JobStore) -> None:
         daemon.stop()
 
 
+@pytest.mark.slow
 def test_the_workers_log_is_in_the_daemons_log(daemon: RunningDaemon) -> None:
     (daemon.store.path / "tokens.json").write_text("rubbish")
     assert daemon.request("GET", "/api/cleanup/status").status_code == 503
@@ -110,6 +118,7 @@ def test_the_workers_log_is_in_the_daemons_log(daemon: RunningDaemon) -> None:
     eventually(check_log)
 
 
+@pytest.mark.slow
 def test_streams_end_in_order_when_the_daemon_stops(store: JobStore) -> None:
     daemon = start(store)
     headers = {"Authorization": f"Bearer {daemon.tokens['read']}"}
@@ -121,6 +130,7 @@ def test_streams_end_in_order_when_the_daemon_stops(store: JobStore) -> None:
     assert daemon.process.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_a_client_that_waits_for_a_run_is_answered_although_the_address_changes(store: JobStore) -> None:
     daemon = start(store, "performance: {max_deletes_per_second: 5}\n")
     try:
