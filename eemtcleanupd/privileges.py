@@ -12,6 +12,7 @@ import ctypes
 import functools
 import os
 import pwd
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -93,6 +94,7 @@ def set_aside() -> None:
     if os.geteuid() == 0 or not permitted:
         return
     _kept = permitted & _FILE_ACCESS
+    sys.dont_write_bytecode = True  # a late import would leave code of this user in folders of root
     _prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL)
     _set_capabilities(effective=0, inheritable=0)
 
@@ -151,6 +153,27 @@ def inherited() -> Iterator[None]:
     finally:
         _prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL)
         _set_capabilities(effective=_kept if getattr(_raised, "depth", 0) else 0, inheritable=0)
+
+
+@contextmanager
+def own_rights() -> Iterator[None]:
+    """Suspend :func:`file_access` of this thread in the body, which opens paths, not descriptors."""
+    depth = getattr(_raised, "depth", 0)
+    if not depth:
+        yield
+        return
+    _raised.depth = 0
+    _set_capabilities(effective=0, inheritable=0)
+    try:
+        yield
+    finally:
+        _set_capabilities(effective=_kept, inheritable=0)
+        _raised.depth = depth
+
+
+def can_exceed_rights(folder: os.stat_result) -> bool:
+    """Tell whether :func:`file_access` allows in a folder what the user of this process cannot grant."""
+    return bool(_kept) and folder.st_uid != os.geteuid()
 
 
 def has_file_access() -> bool:

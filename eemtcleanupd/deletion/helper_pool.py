@@ -65,7 +65,7 @@ class HelperPool:
                     self._server = subprocess.Popen(
                         [
                             sys.executable,
-                            "-IS",
+                            "-IBS",  # -B: with capabilities, it could leave code of this user in folders of root
                             "-c",
                             HELPER_CODE,
                             str(_PACKAGE_FOLDER),

@@ -13,6 +13,7 @@ from eemtcleanupd.deletion.filesystem import locate, mounts
 from eemtcleanupd.errors import RootError
 from eemtcleanupd.files import open_folder
 from eemtcleanupd.model import RootName
+from eemtcleanupd.privileges import can_exceed_rights
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,8 @@ def open_root(name: RootName, path: Path) -> Root:
     yet, into any folder.
 
     Raises:
-        RootError: the root is missing, is not a folder, or cannot be opened.
+        RootError: the root is missing, is not a folder, or cannot be opened.  Or it belongs to another user,
+            and this process has capabilities to delete the files of all users.
     """
     try:
         with open_folder(path) as folder:
@@ -78,6 +80,15 @@ def open_root(name: RootName, path: Path) -> Root:
         advice = f" Set paths.{name} to the folder that it leads to." if error.errno == errno.EPERM else ""
         raise RootError(f"Cannot open the {name} folder {path}: {reason}.{advice}") from error
     status = os.fstat(fd)
+    # The owner of the store can lead a path of its own here, such as to /etc.
+    if can_exceed_rights(status):
+        os.close(fd)
+        this = os.geteuid()
+        raise RootError(
+            f"The {name} folder {path} belongs to user {status.st_uid}, and this process works as user {this}. "
+            f"It can delete files of all users there. Run: chown {this} {path}, or start it without "
+            "capabilities."
+        )
     resolved = Path(os.readlink(f"/proc/self/fd/{fd}"))  # noqa: PTH115  (the folder that is open)
     return Root(name, resolved, fd, status.st_dev, status.st_ino)
 

@@ -22,6 +22,7 @@ from typing import ClassVar
 from eemtcleanupd.config import Config
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.files import open_folder, open_log
+from eemtcleanupd.privileges import own_rights
 
 log = logging.getLogger("eemtcleanupd")
 
@@ -84,7 +85,8 @@ class _RotatingFile(logging.handlers.RotatingFileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record; an error is reported once, until a record can be written again."""
         before = self._errors
-        super().emit(record)
+        with own_rights():  # a thread that deletes can log, and a new file is opened by its path
+            super().emit(record)
         if self._errors == before:
             self._is_reported = False
 
