@@ -30,6 +30,7 @@ from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.trash import artifact_path, deleting_name
+from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.errors import BackupError, TrashError
 from eemtcleanupd.events import AuditEntry
 from eemtcleanupd.formatting import printable
@@ -427,13 +428,20 @@ class _LockedStore:
         """
         now = self.request.clock().timestamp()
         for found, item in items:
-            path = artifact_path(item, found.artifact.name)
             trash_fd = self.session.trashes[found.artifact.root].fd
-            with suppress(FileNotFoundError, NotADirectoryError):  # the move reports it
-                status = os.stat(path, dir_fd=trash_fd, follow_symlinks=False)
+            # The owner of the store can put a link in place of the item or of the artifact.
+            with suppress(FileNotFoundError, NotADirectoryError), ExitStack() as stack:  # the move reports it
+                path = artifact_path(item, found.artifact.name)
+                folder = os.open(path.partition("/")[0], FOLDER_FLAGS, dir_fd=trash_fd)
+                stack.callback(os.close, folder)
+                entry = os.open(
+                    found.artifact.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder
+                )
+                stack.callback(os.close, entry)
+                status = os.fstat(entry)
                 # A file with more names can be one of another user, and every move renews its ctime.
                 if stat.S_ISDIR(status.st_mode) or status.st_nlink == 1:
-                    os.utime(path, (now, now), dir_fd=trash_fd, follow_symlinks=False)
+                    os.utime(f"/proc/self/fd/{entry}", (now, now))
 
 
 def _is_named(found: Found, only: Collection[str]) -> bool:

@@ -23,11 +23,12 @@ from eemtcleanupd.backup.folder import BackupFolder
 from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.cleanup.context import NullHooks
 from eemtcleanupd.cleanup.restore import RestoreRequest, restore, restore_backup
-from eemtcleanupd.errors import BackupError, RootError
+from eemtcleanupd.errors import BackupError, RootError, TrashError
 from eemtcleanupd.events import RunReport
 from eemtcleanupd.hookspecs import ArtifactPath
 from eemtcleanupd.model import Job
 from eemtcleanupd.plugins import Plugins
+from eemtcleanupd.privileges import User, become
 from tests.cleanup.conftest import JobStore
 from tests.hostile import UID
 
@@ -315,6 +316,24 @@ def test_the_time_of_a_file_of_others_is_not_changed(store: JobStore, canary: Pa
     restore(request(store, "results/orphan"))
     assert fingerprint(canary) == stale
     (store.path / "results/orphan").unlink()
+
+
+def test_a_link_in_place_of_an_item_changes_no_time_of_a_file_of_root(store: JobStore, canary: Path) -> None:
+    (store.path / "results/precious").write_text("an orphan with the name of a file of root")
+    store.wait(days=9)
+    options: dict[str, Any] = {"trash__grace_hours": 24, "orphans__delete_after_hours": 24}
+    run(store, **options)
+    give_away(store.path)
+    (item,) = [path.parent for path in (store.path / "results").glob(f"{TRASH}/*/precious")]
+    as_owner(swap(item, canary / "backup-1.1"))
+    if (child := os.fork()) == 0:
+        with suppress(BaseException):
+            become(User(UID, UID, "owner", ()))
+            with suppress(TrashError, OSError):
+                restore(request(store, "results/precious"))
+            os._exit(0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 # -- making backups ----------------------------------------------------------------------------------
