@@ -193,6 +193,7 @@ def _run_detached(read: Callable[[], Loaded], pidfile: Path | None, *, debug: bo
         umask=0o027,
         working_directory="/",
         files_preserve=[writing],
+        gid=os.getegid(),  # its default is the real group, which hides a process of root from its new user
         stderr=sys.stderr if debug else None,
     )
 
