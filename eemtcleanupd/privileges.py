@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
 Arguments = ParamSpec("Arguments")
@@ -174,6 +175,21 @@ def own_rights() -> Iterator[None]:
 def can_exceed_rights(folder: os.stat_result) -> bool:
     """Tell whether :func:`file_access` allows in a folder what the user of this process cannot grant."""
     return bool(_kept) and folder.st_uid != os.geteuid()
+
+
+def is_unknown(uid: int) -> bool:
+    """Tell whether a uid stands for all users that this user namespace does not have, such as its host's root.
+
+    See user_namespaces(7), "Unmapped user and group IDs".
+    """
+    try:
+        if uid != int(Path("/proc/sys/kernel/overflowuid").read_text(encoding="ascii")):
+            return False
+        lines = Path("/proc/self/uid_map").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return False
+    known = (tuple(map(int, line.split())) for line in lines)
+    return not any(first <= uid < first + count for first, _, count in known)
 
 
 def has_file_access() -> bool:

@@ -144,7 +144,13 @@ def _become_owner_of(file: Path) -> None:
 def _become(user: User) -> None:
     from eemtcleanupd import privileges
 
-    privileges.become(user)
+    try:
+        privileges.become(user)
+    except OSError as error:  # such as in a container without CAP_SETUID and CAP_SETGID
+        raise ConfigError(
+            f"This process of root cannot become user {user}, the owner of the job store: {error.strerror}. "
+            f"Start it as that user, or trust that user with --run-as root."
+        ) from error
     unreadable = next((path for path in {*sys.path, sys.executable} if _is_hidden(Path(path))), None)
     if unreadable is not None:
         raise ConfigError(

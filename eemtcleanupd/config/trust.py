@@ -16,6 +16,7 @@ from pathlib import Path
 import eemtcleanupd
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.formatting import printable
+from eemtcleanupd.privileges import is_unknown
 
 _PACKAGE = Path(eemtcleanupd.__file__).parent
 
@@ -79,7 +80,8 @@ def _problem(path: Path) -> str | None:
         if _is_read_only(place):
             continue
         name = printable(str(place))
-        if status.st_uid not in trusted:
+        # In a user namespace, / belongs to nobody who is known there.
+        if status.st_uid not in trusted and not (is_above and is_unknown(status.st_uid)):
             return f"{name} belongs to user {_user(status.st_uid)}"
         can_replace = not (is_above and status.st_mode & stat.S_ISVTX)
         if can_replace and not stat.S_ISLNK(status.st_mode) and _has_other_writers(status):
@@ -99,7 +101,8 @@ def _places(path: Path, resolved: Path) -> Iterator[tuple[Path, bool]]:
 def _has_other_writers(status: os.stat_result) -> bool:
     """Return whether users other than the owner can write; a group of the owner's name has no others.
 
-    Debian and others give each user a group of the same name (adduser(8), USERGROUPS).
+    Debian and others give each user a group of the same name (adduser(8), USERGROUPS).  A container often has
+    no names, and then the numbers are compared.
     """
     if status.st_mode & stat.S_IWOTH:
         return True
@@ -108,7 +111,7 @@ def _has_other_writers(status: os.stat_result) -> bool:
     try:
         group, owner = grp.getgrgid(status.st_gid), _user(status.st_uid)
     except KeyError:
-        return True
+        return status.st_gid != status.st_uid
     return group.gr_name != owner or bool(set(group.gr_mem) - {owner})
 
 

@@ -17,7 +17,7 @@ from eemtcleanupd.config import Config
 from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.errors import ConfigError, StoreError
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.privileges import User, has_file_access
+from eemtcleanupd.privileges import User, has_file_access, is_unknown
 
 OWNER = "owner"
 """The value of ``run_as`` for the owner of the job store."""
@@ -106,9 +106,13 @@ def require_owner(file: Path, run_as: str) -> None:
 
 def _owners(path: Path) -> list[int]:
     uids: dict[int, None] = {}
+    near = {path, path.absolute().parent, _resolved(path), _resolved(path).parent}
     for place in _places(path):
         with contextlib.suppress(OSError):
-            uids[place.lstat().st_uid] = None
+            uid = place.lstat().st_uid
+            # In a user namespace, / belongs to nobody who is known there.
+            if place in near or not is_unknown(uid):
+                uids[uid] = None
     return list(uids)
 
 

@@ -18,6 +18,7 @@ from tests.hostile import (
     SITE_PACKAGES,
     as_user,
     command,
+    environment,
     give,
     needs_root,
     python,
@@ -44,7 +45,7 @@ def store(folder: Path) -> JobStore:
 
 
 def config_of(folder: Path, store: JobStore) -> Path:
-    """A configuration of root."""
+    """A configuration in a folder."""
     paths = {name: str(store.path / name) for name in ("uploads", "results", "temp", "logs")}
     file = folder / "cleanup_config.yaml"
     file.write_text(json.dumps({"paths": {"database": str(store.path / "jobs.db"), **paths}}))
@@ -93,3 +94,71 @@ def test_no_process_leaves_code_of_the_owner_in_the_program(folder: Path, store:
     assert done.returncode == 0
     assert not store.results("due").exists()
     assert [path for path in program.rglob("*") if path.stat().st_uid != 0] == []
+
+
+@pytest.mark.parametrize("namespace", [("unshare", "--map-root-user"), ("unshare", "--map-current-user")])
+def test_a_user_namespace_that_knows_one_user_works(store: JobStore, namespace: tuple[str, ...]) -> None:
+    config = config_of(store.path, store)
+    give(store.path, OWNER)
+    done = subprocess.run(
+        [*namespace, python(), "-m", "eemtcleanupd", "clean"],
+        env=environment(),
+        user=OWNER,
+        group=OWNER,
+        extra_groups=[],
+        cwd=config.parent,
+        capture_output=True,
+        check=False,
+    )
+    if b"unshare failed" in done.stderr:
+        pytest.skip("this machine has no user namespaces for ordinary users")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_root_that_cannot_become_the_owner_gets_an_error(folder: Path, store: JobStore) -> None:
+    done = subprocess.run(
+        [
+            *("setpriv", "--bounding-set", "-setuid,-setgid", python(), "-m", "eemtcleanupd"),
+            *("status", "--config", config_of(folder, store)),
+        ],
+        env=environment(),
+        cwd=folder,
+        check=False,
+    )
+    assert done.returncode == 2
+
+
+def test_a_user_without_a_name_works_with_a_umask_for_its_group(store: JobStore) -> None:
+    config = config_of(store.path, store)
+    give(store.path, OWNER)
+    for place, mode in ((config, 0o664), (store.path, 0o775), (store.path / "jobs.db", 0o664)):
+        place.chmod(mode)
+    assert command("status", cwd=store.path, uid=OWNER).returncode == 0
+
+
+def test_a_log_is_opened_with_the_rights_of_the_owner(folder: Path) -> None:
+    victim = folder / "victim"
+    victim.mkdir()
+    program = f"""
+import logging
+from pathlib import Path
+from threading import Thread
+from eemtcleanupd import privileges
+from eemtcleanupd.logs.setup import log_to_file
+privileges.become(privileges.User({OWNER}, {OWNER}, "owner", ()))
+handler = log_to_file(Path("{folder}/real/cleanup.log"), form="text", level="INFO")
+Path("{folder}/real").rename("{folder}/moved")
+Path("{folder}/real").symlink_to("{victim}")
+handler.maxBytes = 1
+def delete():
+    privileges.raise_for_thread()
+    logging.getLogger("eemtcleanupd").warning("as a thread that deletes")
+    Path("{victim}/raised").touch()
+thread = Thread(target=delete)
+thread.start()
+thread.join()
+"""
+    folder.chmod(0o1777)
+    done = subprocess.run([python(), "-c", program], env=environment(), cwd=folder, check=False)
+    assert done.returncode == 0
+    assert [path.name for path in victim.iterdir()] == ["raised"]
