@@ -90,6 +90,22 @@ def _find_folder(path: Path, create: int | None) -> int:
     return folder
 
 
+def places_on_the_way(path: Path) -> Iterator[Path]:
+    """Yield each folder and link that leads to a path, and its end; links are followed one by one."""
+    todo, place, links = list(reversed(path.absolute().parts)), Path("/"), 0
+    while todo:
+        name = todo.pop()
+        place = place.parent if name == ".." else place / name
+        yield place
+        try:
+            target = Path(os.readlink(place))  # noqa: PTH115  (no link, or one that cannot be read: the next)
+        except OSError:
+            continue
+        if (links := links + 1) <= _MAX_LINKS:
+            todo.extend(reversed(target.parts))
+            place = place.parent
+
+
 def _require_trusted_link(link: os.stat_result, folder: os.stat_result, links: int, path: Path) -> None:
     if links > _MAX_LINKS:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))

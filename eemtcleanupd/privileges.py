@@ -178,7 +178,7 @@ def can_exceed_rights(folder: os.stat_result) -> bool:
 
 
 def is_unknown(uid: int) -> bool:
-    """Tell whether a uid stands for all users that this user namespace does not have, such as its host's root.
+    """Tell whether a uid stands for all users that this user namespace lacks, such as its host's root.
 
     See user_namespaces(7), "Unmapped user and group IDs".
     """

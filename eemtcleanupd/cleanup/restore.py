@@ -434,9 +434,7 @@ class _LockedStore:
                 path = artifact_path(item, found.artifact.name)
                 folder = os.open(path.partition("/")[0], FOLDER_FLAGS, dir_fd=trash_fd)
                 stack.callback(os.close, folder)
-                entry = os.open(
-                    found.artifact.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder
-                )
+                entry = os.open(found.artifact.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
                 stack.callback(os.close, entry)
                 status = os.fstat(entry)
                 # A file with more names can be one of another user, and every move renews its ctime.

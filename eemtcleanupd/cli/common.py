@@ -109,8 +109,8 @@ def config_reader() -> Callable[[], Loaded]:
 
     cwd, named = working_folder(), given(CONFIG_FILE)
     file = find_file(named, os.environ, cwd)
-    if os.geteuid() == 0 and file is not None and given("run_as") is None:
-        _become_owner_of(file)
+    if file is not None:
+        become_owner_of(file)
     options = {key: value for key, value in _given().items() if key != CONFIG_FILE}
     return lambda: load(find_file(named, os.environ, cwd), environ=os.environ, options=options, cwd=cwd)
 
@@ -133,10 +133,17 @@ def give_up_root(config: Config) -> None:
     _become(user)
 
 
-def _become_owner_of(file: Path) -> None:
+def become_owner_of(path: Path) -> None:
+    """Become who can replace a file or folder, or the folder to create it in, unless ``--run-as`` is given.
+
+    Nothing happens if this process is not root's.
+    """
+    if os.geteuid() != 0 or given("run_as") is not None:
+        return
     from eemtcleanupd.store.owner import owner_of
 
-    owner = owner_of(file)
+    place = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    owner = owner_of(place)
     if owner is not None and owner.uid != 0:
         _become(owner)
 

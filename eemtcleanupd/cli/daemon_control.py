@@ -6,12 +6,19 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from eemtcleanupd.cli.common import DATABASE, Command, given, load_config, store_options, working_folder
+from eemtcleanupd.cli.common import (
+    DATABASE,
+    Command,
+    become_owner_of,
+    given,
+    load_config,
+    store_options,
+    working_folder,
+)
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.errors import CleanupError, ConfigError
 
@@ -92,8 +99,9 @@ def _store_address() -> StoreAddress:
 
     db_path = given(DATABASE)
     if db_path is not None and "://" not in db_path:
-        path = Path(db_path)
-        return StoreAddress.of_file(path if path.is_absolute() else working_folder() / path)
+        path = working_folder() / db_path
+        become_owner_of(path)
+        return StoreAddress.of_file(path)
     try:
         return StoreAddress.of(load_config().config)
     except ConfigError as error:

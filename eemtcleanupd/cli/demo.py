@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from eemtcleanupd.cli.common import json_option, print_json
+from eemtcleanupd.cli.common import become_owner_of, json_option, print_json
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.demo import MIN_JOBS, build
 from eemtcleanupd.formatting import human_size
@@ -24,6 +24,7 @@ from eemtcleanupd.formatting import human_size
 @json_option
 def demo(directory: Path, jobs: int, seed: int, as_json: bool) -> None:
     """Create a demo job store in DIR, which must be new or empty."""
+    become_owner_of(directory)
     summary = build(directory, jobs=jobs, seed=seed, now=system_clock())
     config = shlex.quote(str(directory / "cleanup_config.yaml"))
     commands = [f"eemtcleanupd clean --config {config} --dry-run", f"eemtcleanupd clean --config {config}"]

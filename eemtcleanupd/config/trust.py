@@ -15,6 +15,7 @@ from pathlib import Path
 
 import eemtcleanupd
 from eemtcleanupd.errors import ConfigError
+from eemtcleanupd.files import places_on_the_way
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.privileges import is_unknown
 
@@ -94,8 +95,8 @@ def _places(path: Path, resolved: Path) -> Iterator[tuple[Path, bool]]:
     for each in dict.fromkeys((path, resolved)):
         yield each, False
         yield each.parent, False
-        for folder in each.parent.parents:
-            yield folder, True
+    for place in places_on_the_way(path):
+        yield place, True
 
 
 def _has_other_writers(status: os.stat_result) -> bool:

@@ -80,6 +80,8 @@ def marker_in(trash_fd: int) -> str | None:
     try:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with os.fdopen(os.open(MARKER_NAME, flags, dir_fd=trash_fd), "rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_nlink > 1:  # can be a hard link to a secret of root
+                return None
             return (file.read(64) or b"").decode("ascii", "replace")
     except OSError:
         return None

@@ -16,6 +16,7 @@ from pathlib import Path
 from eemtcleanupd.config import Config
 from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.errors import ConfigError, StoreError
+from eemtcleanupd.files import places_on_the_way
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.privileges import User, has_file_access, is_unknown
 
@@ -117,8 +118,7 @@ def _owners(path: Path) -> list[int]:
 
 
 def _places(path: Path) -> list[Path]:
-    resolved = _resolved(path)
-    return [path, resolved, *resolved.parents, *path.absolute().parents]
+    return [path, *places_on_the_way(path)]
 
 
 def _resolved(path: Path) -> Path:

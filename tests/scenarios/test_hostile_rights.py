@@ -1,4 +1,4 @@
-"""The capabilities that a process of root keeps reach nothing that the owner's rights and the roots do not."""
+"""The capabilities that a process of root keeps, and the users that it meets, give the owner no more rights."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from eemtcleanupd.deletion.trash import MARKER_NAME, marker_in
+from eemtcleanupd.privileges import User
+from eemtcleanupd.store.owner import owner_of
 from tests.cleanup.conftest import JobStore
 from tests.hostile import (
     OWNER,
@@ -162,3 +166,55 @@ thread.join()
     done = subprocess.run([python(), "-c", program], env=environment(), cwd=folder, check=False)
     assert done.returncode == 0
     assert [path.name for path in victim.iterdir()] == ["raised"]
+
+
+def test_stop_finds_the_daemon_by_its_database_as_by_its_configuration(folder: Path, store: JobStore) -> None:
+    status = Path(f"{store.path}/jobs.db.eemtcleanupd.status.json")
+    daemon = subprocess.Popen(
+        [python(), "-m", "eemtcleanupd", "run", "--config", config_of(folder, store)],
+        env=environment(),
+        cwd=folder,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not status.exists():
+            assert daemon.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        done = command("stop", "--db-path", store.path / "jobs.db", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert daemon.wait(10) == 0
+    finally:
+        daemon.kill()
+        daemon.wait(10)
+
+
+def test_a_demo_in_a_folder_of_others_is_theirs(folder: Path, store: JobStore) -> None:
+    done = command("demo", store.path / "demo", "--jobs", "40", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert [path for path in (store.path / "demo").rglob("*") if path.lstat().st_uid != OWNER] == []
+
+
+def test_a_link_of_others_between_two_links_of_root_counts(folder: Path, store: JobStore) -> None:
+    good = folder / "good"
+    good.mkdir()
+    config_of(good, store)
+    (store.path / "current").symlink_to(good)
+    os.chown(store.path / "current", OWNER, OWNER, follow_symlinks=False)
+    place = folder / "etc"
+    place.mkdir()
+    (place / "cleanup_config.yaml").symlink_to(store.path / "current/cleanup_config.yaml")
+    assert command("check", cwd=place).returncode == 2
+    assert owner_of(place / "cleanup_config.yaml") == User.of(OWNER)
+
+
+def test_a_marker_is_not_read_through_a_hard_link(folder: Path) -> None:
+    secret = folder / "secret"
+    secret.write_text("secret")
+    os.link(secret, folder / MARKER_NAME)  # where protected_hardlinks is off
+    folder_fd = os.open(folder, os.O_RDONLY)
+    assert marker_in(folder_fd) is None
+    secret.unlink()
+    assert marker_in(folder_fd) == "secret"
+    os.close(folder_fd)
