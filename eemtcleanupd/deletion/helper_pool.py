@@ -65,7 +65,7 @@ class HelperPool:
                     self._server = subprocess.Popen(
                         [
                             sys.executable,
-                            "-IBS",  # -B: with capabilities, it could leave code of this user in folders of root
+                            "-IBS",  # -B: no code of this user in folders of root, see set_aside
                             "-c",
                             HELPER_CODE,
                             str(_PACKAGE_FOLDER),

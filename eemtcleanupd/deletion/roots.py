@@ -85,9 +85,8 @@ def open_root(name: RootName, path: Path) -> Root:
         os.close(fd)
         this = os.geteuid()
         raise RootError(
-            f"The {name} folder {path} belongs to user {status.st_uid}, and this process works as user {this}. "
-            f"It can delete files of all users there. Run: chown {this} {path}, or start it without "
-            "capabilities."
+            f"The {name} folder {path} belongs to user {status.st_uid}, and this process works as user {this} "
+            f"with capabilities to delete the files of all users. Run: chown {this} {path}"
         )
     resolved = Path(os.readlink(f"/proc/self/fd/{fd}"))  # noqa: PTH115  (the folder that is open)
     return Root(name, resolved, fd, status.st_dev, status.st_ino)

@@ -1,4 +1,4 @@
-"""The capabilities that a process of root keeps, and the users that it meets, give the owner no more rights."""
+"""What a process of root keeps, and the users that it meets, give the owner of a store no more rights."""
 
 from __future__ import annotations
 
