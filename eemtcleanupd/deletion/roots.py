@@ -83,10 +83,11 @@ def open_root(name: RootName, path: Path) -> Root:
     # The owner of the store can lead a path of its own here, such as to /etc.
     if can_exceed_rights(status):
         os.close(fd)
-        this = os.geteuid()
+        # No command to run: the advice to change the owner of a folder would help whoever put a link there.
         raise RootError(
-            f"The {name} folder {path} belongs to user {status.st_uid}, and this process works as user {this} "
-            f"with capabilities to delete the files of all users. Run: chown {this} {path}"
+            f"The {name} folder {path} belongs to user {status.st_uid}. This process works as user "
+            f"{os.geteuid()} and can delete the files of all users, so it uses only folders of that user. "
+            "Look where the path leads: another user may have put a link there."
         )
     resolved = Path(os.readlink(f"/proc/self/fd/{fd}"))  # noqa: PTH115  (the folder that is open)
     return Root(name, resolved, fd, status.st_dev, status.st_ino)
