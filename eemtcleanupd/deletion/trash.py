@@ -116,7 +116,7 @@ class Trash:
     @with_file_access
     def __init__(self, root: Root) -> None:
         self.root = root
-        self._groups: set[str] = set()
+        self._groups: dict[str, int] = {}
         try:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(TRASH_NAME, 0o700, dir_fd=root.fd)
@@ -151,7 +151,9 @@ class Trash:
             log.debug("Cannot lock %s: %s", root.path / TRASH_NAME, error.strerror)
 
     def close(self) -> None:
-        """Close the descriptor."""
+        """Close the descriptors."""
+        for group in list(self._groups):
+            self._close_group(group)
         os.close(self.fd)
 
     def marker(self) -> str | None:
@@ -238,18 +240,23 @@ class Trash:
         if group not in self._groups:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(group, 0o700, dir_fd=self.fd)
-            self._groups.add(group)
+            # The owner of the store can put a link in its place at any time.
+            self._groups[group] = os.open(group, FOLDER_FLAGS, dir_fd=self.fd)
         try:
-            os.rename(name, item, src_dir_fd=self.root.fd, dst_dir_fd=self.fd)
+            os.rename(name, name, src_dir_fd=self.root.fd, dst_dir_fd=self._groups[group])
         except FileNotFoundError:
             return ()
         return (name,)
+
+    def _close_group(self, group: str) -> None:
+        if (folder := self._groups.pop(group, None)) is not None:
+            os.close(folder)
 
     def _restore_from_group(self, item: str) -> tuple[str, ...]:
         group, _, name = item.partition("/")
         try:
             folder = os.open(group, FOLDER_FLAGS, dir_fd=self.fd)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return ()
         try:
             return () if _move_back(folder, name, self.root.fd) else (name,)
@@ -262,13 +269,12 @@ class Trash:
     @with_file_access
     def remove_if_empty(self, folder: str) -> None:
         """Remove the folder of a group unless something is in it."""
+        self._close_group(folder)
         try:
             os.rmdir(folder, dir_fd=self.fd)
         except OSError as error:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}:
                 raise
-        else:
-            self._groups.discard(folder)
 
     @with_file_access
     def mark_deleting(self, item: str) -> str:
@@ -278,6 +284,7 @@ class Trash:
         """
         _require_item(item)
         deleting = deleting_name(item)
+        self._close_group(item.partition("/")[0])
         with contextlib.suppress(FileNotFoundError):
             folders = (item.partition("/")[0], deleting.partition("/")[0])
             os.rename(*folders, src_dir_fd=self.fd, dst_dir_fd=self.fd)
@@ -293,9 +300,17 @@ class Trash:
     def exists(self, item: str) -> bool:
         """Return whether an item of exactly this name exists."""
         _require_item(item)
+        folder, _, name = item.partition("/")
         try:
-            os.stat(item, dir_fd=self.fd, follow_symlinks=False)
-        except FileNotFoundError:
+            if not name:
+                os.stat(folder, dir_fd=self.fd, follow_symlinks=False)
+                return True
+            group = os.open(folder, FOLDER_FLAGS, dir_fd=self.fd)
+            try:
+                os.stat(name, dir_fd=group, follow_symlinks=False)
+            finally:
+                os.close(group)
+        except (FileNotFoundError, NotADirectoryError):
             return False
         return True
 

@@ -196,3 +196,20 @@ def test_no_item_leads_out_of_the_trash(root: Root, trash: Trash, item: str) -> 
     for act in (lambda: trash.stage(item, ["x"]), lambda: trash.restore(item), lambda: trash.exists(item)):
         with pytest.raises(OSError):  # noqa: PT011  (any)
             act()
+
+
+def test_no_entry_moves_through_a_link_in_place_of_a_group(root: Root, trash: Trash, canary: Path) -> None:
+    group = group_name("run", 1)
+    for name in ("a", "b"):
+        (root.path / name).write_text(name)
+    trash.stage(f"{group}/a", ["a"])
+    (root.path / TRASH_NAME / group).rename(root.path / "moved")
+    (root.path / TRASH_NAME / group).symlink_to(canary)
+    trash.stage(f"{group}/b", ["b"])
+    assert sorted(path.name for path in (root.path / "moved").iterdir()) == ["a", "b"]
+    other = group_name("run", 2)
+    (root.path / TRASH_NAME / other).symlink_to(canary)
+    with pytest.raises(NotADirectoryError):
+        trash.stage(f"{other}/moved", ["moved"])
+    assert trash.restore(f"{other}/alive") == ()
+    assert not trash.exists(f"{other}/alive")
