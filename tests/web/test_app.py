@@ -8,6 +8,7 @@ import re
 import socket
 import sqlite3
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,25 @@ import requests
 import trustme
 
 from tests.cleanup.conftest import JobStore
-from tests.web.conftest import RunningDaemon, eemtcleanupd, eventually, free_port, start
+from tests.web.conftest import RunningDaemon, create_store, eemtcleanupd, eventually, free_port, start
 
 WRONG = "eemt_wrong"
 shared = pytest.mark.xdist_group("shared daemon")
+after_run = pytest.mark.xdist_group("daemon after a run")
+Cleaned = tuple[RunningDaemon, requests.Response]
 
 
-def test_a_cleanup_answers_with_what_it_cleaned(daemon: RunningDaemon) -> None:
-    answer = daemon.request("POST", "/api/cleanup")
+@pytest.fixture(scope="module")
+def cleaned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cleaned]:
+    """A daemon for all tests that look at its only run, and the answer to the request for it."""
+    daemon = start(create_store(tmp_path_factory.mktemp("cleaned") / "store"))
+    yield daemon, daemon.request("POST", "/api/cleanup")
+    daemon.stop()
+
+
+@after_run
+def test_a_cleanup_answers_with_what_it_cleaned(cleaned: Cleaned) -> None:
+    daemon, answer = cleaned
     assert answer.status_code == 200
     result = answer.json()
     assert result["success"] is True
@@ -217,9 +229,9 @@ def test_an_address_is_throttled_after_many_refusals_but_valid_requests_are_not(
     assert daemon.request("GET", "/api/cleanup/status").status_code == 200
 
 
-@pytest.mark.slow
-def test_no_token_is_in_a_log_or_in_the_token_file(daemon: RunningDaemon) -> None:
-    daemon.request("POST", "/api/cleanup")
+@after_run
+def test_no_token_is_in_a_log_or_in_the_token_file(cleaned: Cleaned) -> None:
+    daemon, _ = cleaned
     daemon.request("GET", "/api/cleanup/status", token=WRONG)
     written = b"".join(path.read_bytes() for path in daemon.store.path.rglob("*") if path.is_file())
     for token in (*daemon.tokens.values(), WRONG):
@@ -288,17 +300,18 @@ def test_a_job_is_restored_from_the_trash(daemon_with_trash: RunningDaemon) -> N
     assert daemon.request("POST", "/api/cleanup/trash/restore", {"job_id": "a"}).status_code == 409
 
 
-@pytest.mark.slow
-def test_metrics_count_runs_and_cleaned_jobs(daemon: RunningDaemon) -> None:
-    daemon.request("POST", "/api/cleanup")
+@after_run
+def test_metrics_count_runs_and_cleaned_jobs(cleaned: Cleaned) -> None:
+    daemon, _ = cleaned
     text = daemon.request("GET", "/metrics").text
     assert re.search(r"^eemt_cleanup_runs_total 1\.0$", text, re.MULTILINE)
     assert 'eemt_jobs_cleaned_total{status="completed"} 1.0' in text
 
 
-@pytest.mark.slow
-def test_the_page_of_a_run_shows_what_it_did(daemon: RunningDaemon) -> None:
-    run_id = daemon.request("POST", "/api/cleanup").json()["run_id"]
+@after_run
+def test_the_page_of_a_run_shows_what_it_did(cleaned: Cleaned) -> None:
+    daemon, answer = cleaned
+    run_id = answer.json()["run_id"]
     page = daemon.request("GET", f"/runs/{run_id}")
     assert page.status_code == 200
     for text in ("dem.tif", "completed", "failed", "cleaned"):
