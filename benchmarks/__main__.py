@@ -86,9 +86,9 @@ class _Bench:
 
     def clients(self) -> None:
         with self._filesystem(_BIG_JOBS) as (filesystem, title):
-            # One pair says little about some per cent.
+            # Three pairs say little about some per cent.
             result = contest(
-                title, filesystem, CLIENTS, self.rounds if self.options.quick else 3 * self.rounds
+                title, filesystem, CLIENTS, self.rounds if self.options.quick else 2 * self.rounds
             )
             pairs = zip(result.seconds[BESIDE_CLIENTS], result.seconds[DAEMON], strict=True)
             self._add(f"{title}, {BESIDE_CLIENTS}", "of the daemon alone", [a / b for a, b in pairs], 1.05)

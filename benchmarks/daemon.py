@@ -35,7 +35,7 @@ _PATHS = (
 )
 # As an impatient person or a dashboard does; fifty of them are a hundred requests a second.
 _PAUSE_SECONDS = 0.5
-_WARM_SECONDS = 2
+_SETTLE_SECONDS = 1  # after the start of the daemon and of the clients
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -63,7 +63,6 @@ def run_beside_clients(store: Path) -> float:
             [sys.executable, "-m", __name__, address, *others], stdin=subprocess.PIPE
         ) as clients,
     ):
-        time.sleep(_WARM_SECONDS)
         seconds = _clean(address, token)
         clients.communicate()
     if clients.returncode:
@@ -109,6 +108,7 @@ def _ask(address: Path, method: str, path: str, token: str) -> tuple[int, bytes]
 
 
 def _clean(address: Path, token: str) -> float:
+    time.sleep(_SETTLE_SECONDS)
     asked = datetime.now(UTC)
     status, answer = _ask(address, "POST", "/api/cleanup", token)
     if status != http.HTTPStatus.OK:
