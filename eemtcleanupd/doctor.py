@@ -272,7 +272,7 @@ class _StoreChecks:
         for path in refused:
             yield _problem(
                 f"{path} is not writable for user {os.geteuid()}. Runs fail, or their logs are lost.",
-                f"chown {os.geteuid()} {path}",
+                f"chown -h {os.geteuid()} {path}",
             )
         if not refused:
             yield _ok(f"Logs are writable below {config.paths.logs}.")
@@ -386,13 +386,13 @@ class _StoreChecks:
             with folder.opened():
                 count = len(folder.all())
         except BackupError as error:
-            yield _problem(str(error), f"chown {os.geteuid()} {path}; chmod 700 {path}")
+            yield _problem(str(error), f"chown -h {os.geteuid()} {path}; chmod 700 {path}")
             return
         if os.access(path, os.W_OK | os.X_OK):
             yield _ok(f"{path} contains {count} backups. Verify them with `backup verify`.")
         else:
             uid = os.geteuid()
-            yield _problem(f"{path} is not writable for user {uid}.", f"chown {uid} {path}")
+            yield _problem(f"{path} is not writable for user {uid}.", f"chown -h {uid} {path}")
 
 
 def _check_permissions(root: Root) -> Result:
