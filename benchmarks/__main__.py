@@ -96,7 +96,9 @@ class _Bench:
     def plan(self) -> None:
         for uploads in (10, 100) if self.options.large else (10,):
             with self._filesystem(Shape(jobs=1000, files=0, uploads=uploads)) as (filesystem, title):
-                self._add(f"{title}, dry run", "s", plan_seconds(filesystem, self.rounds), 2)
+                dry_runs, plans = plan_seconds(filesystem, self.rounds)
+                self._add(f"{title}, dry run", "s", dry_runs, 2)
+                self._add(f"{title}, plan over HTTP", "s", plans, 2)
 
     def rows(self) -> None:
         with self._filesystem(Shape(jobs=10_000, files=3, live_rows=990_000)) as (filesystem, title):

@@ -70,6 +70,17 @@ def run_beside_clients(store: Path) -> float:
     return seconds
 
 
+def plan(store: Path) -> float:
+    """Return the seconds from the request of a plan to its answer."""
+    with _daemon(store, tokens=1) as (address, (token,)):
+        time.sleep(_SETTLE_SECONDS)
+        began = time.perf_counter()
+        status, answer = _ask(address, "GET", "/api/cleanup/plan", token)
+        if status != http.HTTPStatus.OK:
+            raise SystemExit(f"the daemon answered {status}: {answer[:1000]!r}")
+        return time.perf_counter() - began
+
+
 @contextmanager
 def _daemon(store: Path, tokens: int) -> Iterator[tuple[Path, list[str]]]:
     """Start a daemon; yield its socket and some tokens: what one token may do at the same time is limited."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import daemon
 from benchmarks.contests import Peak, clean, insist
 from benchmarks.filesystems import Filesystem
 
@@ -32,15 +33,16 @@ class Measure:
         return statistics.median(self.values)
 
 
-def plan_seconds(filesystem: Filesystem, rounds: int) -> list[float]:
-    """Measure dry runs."""
-    seconds = []
+def plan_seconds(filesystem: Filesystem, rounds: int) -> tuple[list[float], list[float]]:
+    """Measure dry runs, and plans over HTTP."""
+    dry_runs, plans = [], []
     for _ in range(rounds):
         with filesystem.fresh() as store:
             began = time.perf_counter()
             insist(clean(store, 4, "--dry-run"))
-            seconds.append(time.perf_counter() - began)
-    return seconds
+            dry_runs.append(time.perf_counter() - began)
+            plans.append(daemon.plan(store))
+    return dry_runs, plans
 
 
 def start_cpu_seconds(filesystem: Filesystem, rounds: int) -> list[float]:

@@ -82,5 +82,5 @@ def test_a_quick_bench_measures_all_kinds(tmp_path: Path) -> None:
     (written,) = tmp_path.glob("*.json")
     figures = Figures.read(written)
     assert [set(each.seconds) for each in figures.contests] == [set(CONTENDERS)] * 2
-    assert len(figures.measures) == 7
+    assert len(figures.measures) == 8
     assert all(value > 0 for each in figures.measures for value in each.values)
