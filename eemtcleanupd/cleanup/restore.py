@@ -126,7 +126,7 @@ def restore_backup(request: RestoreRequest, backup: Path) -> RestoreResult:
         LockHeldError, StoreError, RootError, AuditError: the job store cannot be used.
     """
     name = printable(request.job_id)
-    # Whoever owns a folder above can put another one in its place: both readings use this one.
+    # The user who owns a folder above can put another one in its place: both readings use this one.
     with BackupFolder(backup.parent).opened_for(backup.name) as folder_fd, _locked_store(request) as store:
         head = archive.verify(backup, folder_fd=folder_fd).head
         if head.job_id != request.job_id:

@@ -83,7 +83,7 @@ def open_root(name: RootName, path: Path) -> Root:
     # The owner of the store can lead a path of its own here, such as to /etc.
     if can_exceed_rights(status):
         os.close(fd)
-        # No command to run: the advice to change the owner of a folder would help whoever put a link there.
+        # No command to run: advice to change the owner would help the user who put a link there.
         raise RootError(
             f"The {name} folder {path} belongs to user {status.st_uid}. This process works as user "
             f"{os.geteuid()} and can delete the files of all users, so it uses only folders of that user. "

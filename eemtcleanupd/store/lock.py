@@ -179,7 +179,7 @@ def signalled(location: StoreAddress, number: signal.Signals) -> Iterator[LocalD
         try:
             daemon = LocalDaemon(pid, os.pidfd_open(pid))
             stack.callback(os.close, daemon.pidfd)
-            # From here on the descriptor means this process, whoever gets its number later.
+            # From here on the descriptor means this process, even if another one gets its number later.
             if not _holds(pid, descriptor):
                 raise CleanupError(
                     f"Process {pid} holds the daemon's lock, but it runs in another container or as another "
