@@ -23,19 +23,21 @@ def test_the_example_for_nginx(store: JobStore, tmp_path: Path) -> None:
     (example,) = re.findall(r"^```nginx\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
     daemon = start(store, api="allowed_hosts: [cleanup.example.org], trusted_proxies: ['127.0.0.1']")
     port = free_port()
-    (tmp_path / "nginx.conf").write_text(
+    folder = tmp_path / "nginx"  # nginx of root gives it to another user
+    folder.mkdir()
+    (folder / "nginx.conf").write_text(
         f"""
-daemon off; master_process off; pid {tmp_path}/pid; error_log stderr;
+daemon off; master_process off; pid {folder}/pid; error_log stderr;
 events {{}}
 http {{
     access_log off;
-    client_body_temp_path {tmp_path}; proxy_temp_path {tmp_path}; fastcgi_temp_path {tmp_path};
-    uwsgi_temp_path {tmp_path}; scgi_temp_path {tmp_path};
+    client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
+    uwsgi_temp_path {folder}; scgi_temp_path {folder};
     server {{ listen 127.0.0.1:{port}; {example.replace("http://127.0.0.1:5001", daemon.url)} }}
 }}
 """
     )
-    proxy = subprocess.Popen([NGINX, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")])
+    proxy = subprocess.Popen([NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")])
     try:
         host = f"cleanup.example.org:{port}"
         eventually(lambda: socket.create_connection(("127.0.0.1", port)).close())
