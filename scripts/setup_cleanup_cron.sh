@@ -110,6 +110,10 @@ prepare() {
   for part in "${environment[@]}"; do command+=" ${part%%=*}=$(shell_quoted "${part#*=}")"; done
   for part in "${program[@]}"; do command+=" $(shell_quoted "$part")"; done
 
+  if [[ ! -O $directory ]]; then
+    printf 'Warning: %s belongs to %s, but the cleanup would run as %s. Install it as the owner instead.\n' \
+      "$directory" "$(stat -c %U -- "$directory")" "$(id -un)"
+  fi
   echo "Testing the command with a dry run ..."
   local output
   if ! output=$(as_cron /bin/sh -c "$command --dry-run" 2>&1); then
@@ -117,10 +121,6 @@ prepare() {
     die "The dry run in $directory failed, so nothing was installed. Is this the job store? See --directory." 3
   fi
   printf '%s\n' "$output" | tail -n 1
-  if [[ ! -O $directory ]]; then
-    printf 'Warning: %s belongs to %s, but the cleanup would run as %s. Install it as the owner instead.\n' \
-      "$directory" "$(stat -c %U -- "$directory")" "$(id -un)"
-  fi
   mkdir -p -- "$directory/logs"
 }
 

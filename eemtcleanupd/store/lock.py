@@ -217,14 +217,16 @@ def _holds(pid: int, descriptor: int) -> bool:
     """Return whether a process of our namespace and of the file's owner holds the lock of a file.
 
     The kernel remembers the number of the process that acquired the lock.  If that process has left the lock
-    to a child and exited, another process can have its number.
+    to a child and exited, another process can have its number.  A service with PrivateUsers= or ProtectProc=
+    hides parts of this from its own commands.  Then the kernel's list of locks decides.
     """
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
-    fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-    users = set(fields["Uid"].split())
-    if len(fields["NSpid"].split()) > 1 or users != {str(os.fstat(descriptor).st_uid)}:
-        return False
-    with suppress(PermissionError):  # a process that changed its user shows its files to nobody
+    with suppress(FileNotFoundError):
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
+        fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        users = set(fields["Uid"].split())
+        if len(fields["NSpid"].split()) > 1 or users != {str(os.fstat(descriptor).st_uid)}:
+            return False
+    with suppress(PermissionError, FileNotFoundError):
         folder = Path(f"/proc/{pid}/fd")
         if not any(_is_same(file, descriptor) for file in folder.iterdir()):
             return False
@@ -234,7 +236,7 @@ def _holds(pid: int, descriptor: int) -> bool:
 def _is_same(file: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(file.stat(), os.fstat(descriptor))
-    except OSError:  # it was closed meanwhile
+    except FileNotFoundError:  # it was closed meanwhile
         return False
 
 

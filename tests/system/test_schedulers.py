@@ -42,6 +42,7 @@ def alice(booted: Machine) -> Alice:
         f"""
         id alice >/dev/null 2>&1 || useradd --create-home alice
         rm -rf /home/alice/* && mkdir -p {quoted(STORE)} && rmdir {quoted(STORE)}
+        chown -R alice: /home/alice
         eemtcleanupd demo {quoted(STORE)} --jobs 40 >/dev/null
         chown -R alice: /home/alice; crontab -u alice -r 2>/dev/null; true
         """
