@@ -10,7 +10,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import traceback
@@ -27,7 +26,7 @@ from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.model import Trigger
 from eemtcleanupd.plugins import Plugins, load
 from tests.cleanup.conftest import JobStore
-from tests.hostile import UID
+from tests.hostile import UID, environment, python
 from tests.stress.races import Outcome, _add, _fill, _fingerprint
 
 _TRASH = ".eemtcleanupd-trash"
@@ -36,13 +35,14 @@ _SECONDS = 60
 _REFUSED = 3
 _CONFIG = """
 paths: {{database: {store}/jobs.db, uploads: {store}/uploads, results: {store}/results, temp: {store}/temp,
-  logs: {own}/logs}}
+  logs: {logs}}}
+run_as: {run_as}
 database: {{timezone: UTC}}
 safety: {{max_fraction: 1, min_idle_minutes: 0}}
 trash: {{grace_hours: 1}}
 retention: {{failed_jobs: {{keep_error_logs: true}}}}
 backup: {{enabled: true, path: {store}/backup}}
-notifications: {{audit_log: {{enabled: true, path: {own}/audit.jsonl}}}}
+notifications: {{audit_log: {{enabled: true, path: {logs}/audit.jsonl}}}}
 """
 
 
@@ -192,11 +192,12 @@ def _call(config_path: Path, what: str, verb: str = "", job_id: str = "") -> Non
 def _as_command(config_path: Path, *words: str) -> tuple[int, str]:
     """Run a command of root in a process of its own."""
     options = ["--yes"] if words[-1] == "purge" else []
-    command = [sys.executable, "-m", "eemtcleanupd", *words, *options, "--config", str(config_path)]
+    command = [python(), "-m", "eemtcleanupd", *words, *options, "--config", str(config_path)]
     try:
         done = subprocess.run(
             command,
-            cwd=config_path.parent,
+            cwd="/",
+            env=environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -244,7 +245,9 @@ def _run(rounds: int, way: Callable[..., tuple[int, str]], outcome: Outcome) -> 
         own = folder / "own"
         own.mkdir(mode=0o700)
         config_path = own / "cleanup_config.yaml"
-        config_path.write_text(_CONFIG.format(store=store, own=own))
+        is_library = way is _as_library  # which stays root; a command becomes the owner
+        logs, run_as = (own / "logs", "root") if is_library else (store / "logs", "owner")
+        config_path.write_text(_CONFIG.format(store=store, logs=logs, run_as=run_as))
         canary = folder / "canary"
         for place in ("a", _TRASH, "backup"):
             _fill(canary / place)
@@ -264,6 +267,8 @@ def _run(rounds: int, way: Callable[..., tuple[int, str]], outcome: Outcome) -> 
                     before = _fingerprint(canary)
             if os.waitpid(owner, os.WNOHANG) != (0, 0):
                 outcome.faults.append("the owner did not work to the end")
+        if not outcome.done[f"{way.__name__[1:]}: clean done"]:
+            outcome.faults.append(f"no run came to its end ({way.__name__})")
         outside = sorted(path.name for path in folder.iterdir())
         if outside != ["canary", "own", "store"]:
             outcome.faults.append(f"something was created outside: {outside}")
