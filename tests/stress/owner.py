@@ -64,7 +64,7 @@ class _Owner:
             with suppress(OSError):
                 self._submit()
             for _ in range(30):
-                with suppress(OSError):
+                with suppress(OSError, IndexError):  # a folder can be empty
                     random.choice(attacks)()
                 time.sleep(random.choice([0, 0, 0.001, 0.02]))
             time.sleep(random.uniform(0, 1.5))
@@ -144,8 +144,9 @@ def _working_owner(store: Path, canary: Path) -> Iterator[int]:
     try:
         yield child
     finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        with suppress(ProcessLookupError, ChildProcessError):  # it has ended, which is a fault
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
 # -- root --------------------------------------------------------------------------------------------
