@@ -100,7 +100,7 @@ class Shape:
 
 
 def build_expired(store: Path, shape: Shape) -> None:
-    """Build a store anew, in place of the one before."""
+    """Build a store in place of the one before."""
     subprocess.run(["rm", "-rf", store], check=True)  # shutil.rmtree cannot remove what is very deep
     shape.build(store)
 
