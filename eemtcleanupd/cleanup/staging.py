@@ -446,7 +446,7 @@ def stay_reason(
             return f"{printable(found.label)} is a folder of eemtcleanupd's configuration"
         is_folder = stat.S_ISDIR(status.st_mode)
         reason = blockers.reason(root, name, is_folder=is_folder)
-        if reason is None and is_folder and found.artifact.root is RootName.RESULTS:
+        if reason is None and found.artifact.root is RootName.RESULTS:
             reason = keep_marker_reason(root.fd, name)
         if reason is not None:
             return reason

@@ -182,16 +182,7 @@ class DeletionPool:
             is_complete = not stats.error_count and not (
                 self._stop.is_set() and trash.exists(f"{group}/{name}")
             )
-            future.set_result(
-                RemovalResult(
-                    stats.bytes_freed,
-                    stats.files,
-                    stats.folders,
-                    tuple(stats.errors),
-                    stats.error_count,
-                    complete=is_complete,
-                )
-            )
+            future.set_result(_result(stats, complete=is_complete))
         self._item_done()
 
     def _removed_small(self, trash: Trash, group: str, names: Sequence[str]) -> list[RemovalStats]:
@@ -276,6 +267,17 @@ class DeletionPool:
         with self._changed:
             self._items -= 1
             self._changed.notify_all()
+
+
+def _result(stats: RemovalStats, *, complete: bool) -> RemovalResult:
+    return RemovalResult(
+        stats.bytes_freed,
+        stats.files,
+        stats.folders,
+        tuple(stats.errors),
+        stats.error_count,
+        complete=complete,
+    )
 
 
 def _has_few_entries(item_fd: int, name: str) -> bool:
@@ -446,13 +448,4 @@ class _ItemRemoval:
             stats.error_count,
             (monotonic_seconds() - self._started) * 1000,
         )
-        self.future.set_result(
-            RemovalResult(
-                stats.bytes_freed,
-                stats.files,
-                stats.folders,
-                tuple(stats.errors),
-                stats.error_count,
-                complete=complete,
-            )
-        )
+        self.future.set_result(_result(stats, complete=complete))
