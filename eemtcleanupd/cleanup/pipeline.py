@@ -24,7 +24,7 @@ from eemtcleanupd.cleanup.session import StoreSession
 from eemtcleanupd.cleanup.staging import ClaimedJob, Staging, describe_oserror
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.deletion.pool import DeletionPool, RemovalResult
-from eemtcleanupd.deletion.trash import Trash, is_grouped
+from eemtcleanupd.deletion.trash import Trash, deleting_name, group_name, is_grouped
 from eemtcleanupd.model import Found, Job, RootName
 from eemtcleanupd.store.intents import Intent, with_error
 
@@ -147,8 +147,11 @@ class Pipeline:
         """Remove the folder of a group whose jobs are all recorded, with what a killed run left in it."""
         self._pool.remove(trash, folder).result()
 
-    def submit(self, jobs: Sequence[ClaimedJob]) -> None:
-        """Submit the items of jobs to the pool; from here on the jobs can only be finished, not undone."""
+    def submit(self, jobs: Sequence[ClaimedJob], *, is_whole_group: bool = True) -> None:
+        """Submit the items of jobs to the pool; from here on the jobs can only be finished, not undone.
+
+        Without ``is_whole_group`` other jobs of a group can still be put back, so its folder stays as it is.
+        """
         grouped: dict[tuple[RootName, str], list[tuple[ClaimedJob, Found, str]]] = defaultdict(list)
         for job in jobs:
             job.unfinished = len(job.items)
@@ -164,8 +167,15 @@ class Pipeline:
         for (root, folder), members in grouped.items():
             names = [name for _, _, name in members]
             try:
-                deleting = self.session.trashes[root].mark_deleting(folder)
-                removals = self._pool.remove_small(self.session.trashes[root], deleting, names)
+                trash, deleting = self.session.trashes[root], deleting_name(folder)
+                if is_whole_group:
+                    trash.mark_deleting(folder)
+                elif not trash.exists(deleting):
+                    # No intent owns this folder: after a kill, the next run removes it.
+                    deleting = deleting_name(group_name(self.run.id, 0))
+                    for name in names:
+                        trash.isolate(f"{folder}/{name}", deleting)
+                removals = self._pool.remove_small(trash, deleting, names)
                 self._groups.add((root, deleting))
             except OSError as error:
                 removals = [_failed(error) for _ in names]

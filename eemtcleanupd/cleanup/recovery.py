@@ -86,7 +86,7 @@ def _recover(pipeline: Pipeline, intent: Intent, finished: Set[str]) -> None:
     ]
     pipeline.staging.restore(needed)
     job.items = deleting + [pair for pair in staged if pair not in needed]
-    pipeline.submit([job])
+    pipeline.submit([job], is_whole_group=False)
 
 
 def _is_deleted(session: StoreSession, intent: Intent) -> bool:

@@ -291,6 +291,22 @@ class Trash:
         return deleting
 
     @with_file_access
+    def isolate(self, item: str, deleting: str) -> None:
+        """Start the deletion of one entry of a group alone: move it into a folder that is being deleted."""
+        _require_item(item)
+        _require_single_component(deleting)
+        group, _, name = item.partition("/")
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(deleting, 0o700, dir_fd=self.fd)
+        with contextlib.ExitStack() as stack:
+            folders = []
+            for folder in (group, deleting):
+                folders.append(os.open(folder, FOLDER_FLAGS, dir_fd=self.fd))
+                stack.callback(os.close, folders[-1])
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(name, name, src_dir_fd=folders[0], dst_dir_fd=folders[1])
+
+    @with_file_access
     def remove_group(self, deleting: str) -> bool:
         """Remove the folder of a deleted group; return False if something is left in it."""
         self.remove_if_empty(deleting)
