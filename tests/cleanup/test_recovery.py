@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -39,8 +40,8 @@ def fill(path: Path) -> JobStore:
     return store
 
 
-def run_and_die(store: JobStore, at: int, grace_hours: int = 0, **options: Any) -> bool:
-    """Run in a child that dies at its ``at``-th step; False when it ended before that.
+def run_and_die(store: JobStore, at: int | Callable[[], bool], grace_hours: int = 0, **options: Any) -> bool:
+    """Run in a child that dies at its ``at``-th step, or at the first that holds; False if it ended before.
 
     Steps are the calls that change or list folders, and both sides of every write to the database.  The
     child ends by _exit(2): no handler, no buffer, no transaction survives.
@@ -48,12 +49,17 @@ def run_and_die(store: JobStore, at: int, grace_hours: int = 0, **options: Any) 
     child = os.fork()
     if child == 0:
         steps = 0
+        looking = threading.local()  # what ``at`` lists is no step
 
         def step() -> None:
             nonlocal steps
+            if hasattr(looking, "now"):
+                return
             steps += 1
-            if steps == at:
+            looking.now = True
+            if at() if callable(at) else steps == at:
                 os._exit(KILLED)
+            del looking.now
 
         def hook(event: str, _args: tuple[object, ...]) -> None:
             if event in CALLS:
@@ -141,21 +147,20 @@ def test_a_staged_job_that_runs_again_gets_its_files_back(tmp_path: Path, first_
     assert seen
 
 
-@pytest.mark.slow
 def test_recovery_does_not_overwrite_what_took_the_place_of_an_artifact(tmp_path: Path) -> None:
-    for at in range(1, 200):
-        store = fill(tmp_path / f"{at}")
-        assert run_and_die(store, at)
-        trash = store.path / "results/.eemtcleanupd-trash"
-        staged = [path for path in trash.glob("*/done") if not path.parent.name.endswith(".deleting")]
-        if staged:
-            break
+    store = fill(tmp_path)
+    trash = store.path / "results/.eemtcleanupd-trash"
+
+    def staged() -> list[Path]:
+        return [path for path in trash.glob("*/done") if not path.parent.name.endswith(".deleting")]
+
+    assert run_and_die(store, lambda: bool(staged()))
     store.sql("UPDATE jobs SET status = 'running' WHERE id = 'done'")
     store.results("done").mkdir()
     (store.results("done") / "new").write_text("new")
     store.run()
     assert (store.results("done") / "new").read_text() == "new"
-    assert (staged[0] / "global/day_0.tif").exists()
+    assert (staged()[0] / "global/day_0.tif").exists()
     assert any("results/done" in event.message for event in store.events if isinstance(event, Warned))
     (error,) = store.sql("SELECT error FROM cleanup_intents")[0]
     assert "trash restore" in str(error)
@@ -185,17 +190,18 @@ def test_space_freed_before_an_interruption_is_not_lost(store: JobStore) -> None
 
 def _killed_between_two_deletions(path: Path) -> JobStore:
     """Return a store whose run died when the deletion of a job's results had begun, of its upload not yet."""
-    for at in range(30, 200):  # the steps before are those up to staging
-        store = fill(path / f"{at}")
-        assert run_and_die(store, at)
-        doomed = list((store.path / "results/.eemtcleanupd-trash").glob("*.deleting"))
-        if doomed and (upload := list((store.path / "uploads/.eemtcleanupd-trash").glob("*/single.tif"))):
-            assert not upload[0].parent.name.endswith(".deleting")
-            return store
-    raise AssertionError("no kill hit between two deletions")
+    store = fill(path)
+    results, uploads = (store.path / root / ".eemtcleanupd-trash" for root in ("results", "uploads"))
+
+    def is_between() -> bool:
+        doomed = {found.parent.name.endswith(".deleting") for found in uploads.glob("*/single.tif")}
+        return doomed == {False} and any(results.glob("*.deleting/done"))
+
+    assert run_and_die(store, is_between)
+    assert not list(results.glob("*.deleting/broken"))
+    return store
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "meanwhile",
     [
@@ -223,7 +229,6 @@ def test_what_deletion_had_not_reached_comes_back_when_its_job_is_needed_again(
 # -- a run that only recovers --------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_a_recovery_run_finishes_what_was_being_deleted_and_takes_nothing_else(tmp_path: Path) -> None:
     store = _killed_between_two_deletions(tmp_path)
     store.job("later", days=30)
@@ -254,14 +259,14 @@ def test_a_recovery_run_finishes_what_was_being_deleted_and_takes_nothing_else(t
     assert store.cleaned() == {"done", "broken", "later"}
 
 
-@pytest.mark.slow
 def test_a_recovery_run_puts_back_what_was_only_staged(tmp_path: Path) -> None:
-    for at in range(20, 200):
-        store = fill(tmp_path / f"{at}")
-        assert run_and_die(store, at)
-        trash = store.path / "results/.eemtcleanupd-trash"
-        if list(trash.glob("*/done")) and not list(trash.glob("*.deleting")):
-            break
+    store = fill(tmp_path)
+
+    def is_only_staged() -> bool:
+        items = [path.name for path in store.path.glob("*/.eemtcleanupd-trash/**/*")]
+        return {"done", "single.tif"} <= {*items} and not any(name.endswith(".deleting") for name in items)
+
+    assert run_and_die(store, is_only_staged)
     report = store.run(trigger=Trigger.RECOVERY)
     assert store.cleaned() == set()
     assert (store.results("done") / "global/day_0.tif").exists()
@@ -270,22 +275,15 @@ def test_a_recovery_run_puts_back_what_was_only_staged(tmp_path: Path) -> None:
     assert report.bytes_freed == 0
 
 
-@pytest.mark.slow
 def test_a_recovery_run_records_a_job_whose_deletion_had_ended(tmp_path: Path) -> None:
-    def is_gone(store: JobStore) -> bool:
-        left = [*store.trash(), *os.listdir(store.path / "uploads"), *os.listdir(store.path / "results")]
-        return not any(name in left for name in ("done", "single.tif")) and store.cleaned() == set()
+    store = fill(tmp_path)
 
-    for at in range(30, 200):
-        store = fill(tmp_path / f"{at}")
-        assert run_and_die(store, at)
-        open_jobs = {row[0] for row in store.sql("SELECT job_id FROM cleanup_intents")}
-        if (
-            "done" in open_jobs
-            and is_gone(store)
-            and not list(store.path.glob("*/.eemtcleanupd-trash/*/done"))
-        ):
-            break
+    def is_gone() -> bool:
+        left = {path.name for path in store.path.rglob("*") if "logs" not in path.parts}
+        return not {"done", "single.tif"} & left and store.cleaned() == set()
+
+    assert run_and_die(store, is_gone)
+    assert "done" in {row[0] for row in store.sql("SELECT job_id FROM cleanup_intents")}
     store.run(trigger=Trigger.RECOVERY)
     assert "done" in store.cleaned()
     assert store.sql("SELECT * FROM cleanup_intents") == []

@@ -6,6 +6,7 @@ root does meanwhile can fail, but no step of it may reach ``canary``, a folder o
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
 import signal
@@ -134,12 +135,14 @@ class _Owner:
 def _working_owner(store: Path, canary: Path) -> Iterator[int]:
     child = os.fork()
     if child == 0:
-        with suppress(BaseException):
+        try:
             os.setgroups([])
             os.setresgid(UID, UID, UID)
             os.setresuid(UID, UID, UID)
             random.seed()
             _Owner(store, canary).work()
+        except BaseException:
+            traceback.print_exc()
         os._exit(1)
     try:
         yield child
@@ -161,7 +164,9 @@ def _as_library(config_path: Path, *words: str) -> tuple[int, str]:
         try:
             os.close(reader)
             signal.alarm(_SECONDS)
-            _call(config_path, *words)
+            with os.fdopen(os.dup(writer), "w") as stacks:
+                faulthandler.dump_traceback_later(_SECONDS - 5, file=stacks)
+                _call(config_path, *words)
             code = 0
         except CleanupError:
             code = _REFUSED
@@ -194,23 +199,23 @@ def _as_command(config_path: Path, *words: str) -> tuple[int, str]:
     """Run a command of root in a process of its own."""
     options = ["--yes"] if words[-1] == "purge" else []
     command = [python(), "-m", "eemtcleanupd", *words, *options, "--config", str(config_path)]
-    try:
-        done = subprocess.run(
-            command,
-            cwd="/",
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return -signal.SIGALRM, ""
-    output = done.stdout + done.stderr
+    with subprocess.Popen(
+        command,
+        cwd="/",
+        env={**environment(), "PYTHONFAULTHANDLER": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # prints the stack of each thread
+            return -signal.SIGALRM, process.communicate()[0][-4000:]
     if "Traceback" in output:
         return 1, output[-4000:]
-    return done.returncode and _REFUSED, ""
+    return process.returncode and _REFUSED, ""
 
 
 def _words(store: Path) -> tuple[str, ...]:
@@ -259,12 +264,13 @@ def _run(rounds: int, way: Callable[..., tuple[int, str]], outcome: Outcome) -> 
                 code, output = way(config_path, *words)
                 ending = "done" if code == 0 else "refused"
                 outcome.done[f"{way.__name__[1:]}: {' '.join(words[:2])} {ending}"] += 1
+                what = f"{words} of root ({way.__name__})"
                 if code == -signal.SIGALRM:
-                    outcome.faults.append(f"{words} of root hung for {_SECONDS} seconds ({way.__name__})")
+                    outcome.faults.append(f"{what} hung for {_SECONDS} seconds: {output}")
                 elif code not in {0, _REFUSED}:
-                    outcome.faults.append(f"{words} of root ended with {code} ({way.__name__}): {output}")
+                    outcome.faults.append(f"{what} ended with {code}: {output}")
                 if _fingerprint(canary) != before:
-                    outcome.faults.append(f"{words} of root touched the canary ({way.__name__})")
+                    outcome.faults.append(f"{what} touched the canary")
                     before = _fingerprint(canary)
             if os.waitpid(owner, os.WNOHANG) != (0, 0):
                 outcome.faults.append("the owner did not work to the end")
