@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -116,15 +117,16 @@ def attack(variant: str, call: str, how: str, at: int) -> tuple[str, list[str]]:
         folder = Path(name)
         store = make_store(folder, variant)
         what = "signal=SIGKILL" if how == "SIGKILL" else f"error={how}"
-        command = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", str(folder / "trace"), "-e", f"trace={call}"]
+        command = ["strace", "-f", "-qq", "-o", str(folder / "trace"), "-e", f"trace={call}"]
         command += ["-e", f"inject={call}:{what}:when={at}", sys.executable, "-m", "eemtcleanupd", "clean"]
         environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(
             command, cwd=store.path, env=environment, capture_output=True, text=True, check=False, timeout=120
         )
         trace = (folder / "trace").read_text(errors="replace")
-        # A call that is killed never returns; a run also ends helpers of its own with SIGKILL.
-        if "(INJECTED" not in trace and "= ?" not in trace:
+        # A run ends helpers of its own with SIGKILL too, but not in the middle of a call.
+        is_killed = done.returncode == -signal.SIGKILL or "= ?" in trace
+        if "(INJECTED" not in trace and not is_killed:
             return "over", []
         faults = list(faults_of(store, ended=False))
         if how != "SIGKILL":
