@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from sqlalchemy import Connection
 
+from eemtcleanupd.batches import batched
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup.context import NullHooks, Progress, RunContext, RunRequest
 from eemtcleanupd.cleanup.planner import Planner, find_artifacts
@@ -62,15 +63,15 @@ class InventoryResult:
     census: Mapping[RootName, RootCensus] = field(default_factory=dict)
 
 
-OnEntry = Callable[[Found, int, EntryKind], bool]
-"""Receives an entry with its bytes, and returns whether it removed the entry."""
+OnEntries = Callable[[Sequence[tuple[Found, int]], EntryKind], None]
+"""Receives entries of one kind, with their bytes."""
 
 
 class Inventory:
     """Compares the roots with the job table.
 
-    ``on_entry`` is called for each orphan and leftover.  Sizes of jobs that were never measured are recorded
-    if ``is_recording``.
+    ``on_entries`` is called for some orphans or leftovers at a time.  Sizes of jobs that were never measured
+    are recorded if ``is_recording``.
     """
 
     def __init__(
@@ -78,14 +79,14 @@ class Inventory:
         run: RunContext,
         session: StoreSession,
         planner: Planner,
-        on_entry: OnEntry,
+        on_entries: OnEntries,
         *,
         is_recording: bool,
     ) -> None:
         self._run = run
         self._session = session
         self._planner = planner
-        self._on_entry = on_entry
+        self._on_entries = on_entries
         self._is_recording = is_recording
         self._reserved = session.reserved_entries
         self._now = run.clock()
@@ -105,7 +106,7 @@ class Inventory:
         orphans = 0
         for name in (RootName.RESULTS, RootName.TEMP):
             if name in self._session.roots:
-                for page in _pages(self._entries(name)):
+                for page in batched(self._entries(name), _PAGE):
                     orphans += self._classify(page, tables)
         if RootName.UPLOADS in self._session.roots:
             orphans += self._classify_uploads(tables)
@@ -126,51 +127,63 @@ class Inventory:
         with self._session.database.read() as connection:
             rows = self._session.jobs.rows(connection, set(itertools.chain.from_iterable(owners.values())))
         tables.add_seen(rows)
-        orphans = 0
+        orphans: list[Found] = []
+        leftovers: list[Found] = []
         for found, ids in owners.items():
             owning = [rows[owner] for owner in ids if owner in rows]
             if not owning:
-                orphans += self._handle_orphan(found)
+                orphans.append(found)
             elif all(row.cleaned for row in owning):
-                self._handle_leftover(found)
-        return orphans
+                leftovers.append(found)
+        self._handle_leftovers(leftovers)
+        return self._handle_orphans(orphans)
 
     def _classify_uploads(self, tables: InventoryTables) -> int:
         is_empty = True
-        for page in _pages(self._entries(RootName.UPLOADS)):
+        for page in batched(self._entries(RootName.UPLOADS), _PAGE):
             tables.add_uploads([found.artifact.name for found in page])
             is_empty = False
         if is_empty:  # then the scans of the table are not needed
             return 0
-        for name, uncleaned, job_id in tables.named_uploads():
-            artifact = Artifact(RootName.UPLOADS, name)
-            if uncleaned == 1 and job_id is not None:
-                tables.add_seen([job_id], self._measure(artifact).bytes)
-            elif uncleaned == 0:
-                self._handle_leftover(Found(artifact, is_folder=False))
+        for rows in batched(tables.named_uploads(), _PAGE):
+            leftovers: list[Found] = []
+            for name, uncleaned, job_id in rows:
+                artifact = Artifact(RootName.UPLOADS, name)
+                if uncleaned == 1 and job_id is not None:
+                    tables.add_seen([job_id], self._measure(artifact).bytes)
+                elif uncleaned == 0:
+                    leftovers.append(Found(artifact, is_folder=False))
+            self._handle_leftovers(leftovers)
         orphans = 0
         for names in tables.unnamed_uploads():
             page = [Found(Artifact(RootName.UPLOADS, name), is_folder=False) for name in names]
             orphans += self._classify(page, tables)
         return orphans
 
-    def _handle_orphan(self, found: Found) -> bool:
-        """Report an entry that no row names, or pass it on for removal; return whether it is an orphan."""
-        artifact = found.artifact
-        if is_system_entry(artifact.name):
-            return False
-        size = self._measure(artifact)
-        is_due = self._is_due(size)
-        if is_due and (spelling := self._planner.other_spelling(artifact)) is not None:
-            label = shortened(printable(found.label))
-            self._run.emit(Warned(f"Kept {label}: the job table has it as {shortened(printable(spelling))}"))
-            return False
-        if is_due:
-            census = self._census[artifact.root]
+    def _handle_orphans(self, entries: Iterable[Found]) -> int:
+        """Pass on the entries that no row names; return the number of orphans among them."""
+        orphans: list[tuple[Found, int]] = []
+        due: list[tuple[Found, int]] = []
+        for found in entries:
+            if not is_system_entry(found.artifact.name):
+                size = self._measure(found.artifact)
+                (due if self._is_due(size) else orphans).append((found, size.bytes))
+        spelled = self._planner.other_spellings([found.artifact for found, _ in due])
+        for artifact, spelling in spelled.items():
+            label, other = shortened(printable(artifact.label)), shortened(printable(spelling))
+            self._run.emit(Warned(f"Kept {label}: the job table has it as {other}"))
+        due = [(found, size) for found, size in due if found.artifact not in spelled]
+        for found, size_bytes in due:
+            census = self._census[found.artifact.root]
             census.due += 1
-            census.due_bytes += size.bytes
-        self._on_entry(found, size.bytes, EntryKind.DUE if is_due else EntryKind.ORPHAN)
-        return True
+            census.due_bytes += size_bytes
+        self._pass_on({EntryKind.ORPHAN: orphans, EntryKind.DUE: due})
+        return len(orphans) + len(due)
+
+    def _pass_on(self, of_kind: Mapping[EntryKind, Sequence[tuple[Found, int]]]) -> None:
+        for kind, entries in of_kind.items():
+            if entries:
+                self._on_entries(entries, kind)
 
     def _is_due(self, size: Measured) -> bool:
         """Return whether nothing in an orphan changed lately; one that is not readable is never due."""
@@ -179,15 +192,20 @@ class Inventory:
             return False
         return self._now - datetime.fromtimestamp(size.changed_at, UTC) >= timedelta(hours=hours)
 
-    def _handle_leftover(self, found: Found) -> None:
-        """Pass on an entry that an interrupted run left: its jobs are all cleaned, it is older."""
-        size = self._measure(found.artifact)
-        if size.errors or self._run.stop.is_set():
+    def _handle_leftovers(self, entries: Sequence[Found]) -> None:
+        """Pass on the entries that an interrupted run left: their jobs are all cleaned, they are older."""
+        if not entries:
             return
         with self._session.database.read() as connection:
-            claimants = self._planner.claimants(connection, [found.artifact])[found.artifact]
-        if is_leftover(claimants, datetime.fromtimestamp(size.changed_at, UTC)):
-            self._on_entry(found, size.bytes, EntryKind.LEFTOVER)
+            claimants = self._planner.claimants(connection, [found.artifact for found in entries])
+        leftovers = []
+        for found in entries:
+            size = self._measure(found.artifact)
+            changed_at = datetime.fromtimestamp(size.changed_at, UTC)
+            if not size.errors and is_leftover(claimants.get(found.artifact, ()), changed_at):
+                leftovers.append((found, size.bytes))
+        if not self._run.stop.is_set():  # else the measurement can be incomplete
+            self._pass_on({EntryKind.LEFTOVER: leftovers})
 
     def _measure(self, artifact: Artifact) -> Measured:
         return measure(self._session.roots[artifact.root], artifact.name, self._run.stop)
@@ -259,12 +277,6 @@ class Inventory:
                 self._record_sizes({job: size}, upload_bytes)
 
 
-def _pages(found: Iterable[Found]) -> Iterable[list[Found]]:
-    iterator = iter(found)
-    while page := list(itertools.islice(iterator, _PAGE)):
-        yield page
-
-
 def count_orphans(
     config: Config, database: Database, ledger: Ledger, roots: Mapping[RootName, Root], now: datetime
 ) -> Mapping[EntryKind, JobTally]:
@@ -291,9 +303,9 @@ def count_orphans(
     )
     counts = dict.fromkeys(EntryKind, JobTally())
 
-    def count(_: Found, size_bytes: int, kind: EntryKind) -> bool:
-        counts[kind] = JobTally(counts[kind].jobs + 1, counts[kind].bytes_freed + size_bytes)
-        return False
+    def count(entries: Sequence[tuple[Found, int]], kind: EntryKind) -> None:
+        size_bytes = sum(size for _, size in entries)
+        counts[kind] = JobTally(counts[kind].jobs + len(entries), counts[kind].bytes_freed + size_bytes)
 
     Inventory(run, session, Planner(run, session), count, is_recording=False).scan()
     return counts

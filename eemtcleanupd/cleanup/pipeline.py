@@ -25,7 +25,7 @@ from eemtcleanupd.cleanup.staging import ClaimedJob, Staging, describe_oserror
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.deletion.pool import DeletionPool, RemovalResult
 from eemtcleanupd.deletion.trash import Trash, deleting_name, group_name, is_grouped
-from eemtcleanupd.model import Found, Job, RootName
+from eemtcleanupd.model import Artifact, Found, Job, RootName
 from eemtcleanupd.store.intents import Intent, with_error
 
 # A group that is staged in less time than this was quick: the next can be twice as large.
@@ -112,18 +112,17 @@ class Pipeline:
         """Mark jobs as cleaned again whose rows were reset while their data is in the trash."""
         self._recording.mark_trashed(jobs)
 
-    def process_orphan(self, found: Found, *, is_leftover: bool) -> bool:
-        """Remove an entry that no row names, or whose jobs are all cleaned, through the same stages.
+    def process_orphans(self, entries: Sequence[Found], *, are_leftovers: bool) -> frozenset[Artifact]:
+        """Remove entries that no row names, or whose jobs are all cleaned, through the same stages.
 
         Returns:
-            False if it must stay: a row names it now, say.
+            Those that must stay: a row names them now, say.
         """
-        orphan = self.staging.claim_orphan(found, is_leftover=is_leftover)
-        if orphan is None:
-            return False
-        confirmed = self.staging.stage_and_confirm([orphan], self.in_flight())
+        claimed = self.staging.claim_orphans(entries, are_leftovers=are_leftovers)
+        confirmed = self.staging.stage_and_confirm(claimed, self.in_flight())
+        taken = {found.artifact for orphan in confirmed for found, _ in orphan.intent.items}
         self._delete(confirmed)
-        return bool(confirmed)
+        return frozenset(found.artifact for found in entries) - taken
 
     # -- delete ------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
 
+from eemtcleanupd.batches import batched
 from eemtcleanupd.cleanup.context import RunContext
 from eemtcleanupd.cleanup.report import NAMED_JOBS_LIMIT
 from eemtcleanupd.cleanup.session import StoreSession
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 # The own size of a folder with some hundred entries.  Where folders count their subfolders as links, two
 # links mean that there are none.
 _SMALL_BYTES = 16 * 1024
+# How many jobs are read ahead: which rows name their uploads takes a scan of the table.
+_JOBS_AHEAD = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +82,19 @@ class Planner:
         self._jobs = jobs or session.jobs
         self._reserved = session.reserved_entries
         self._last = self._jobs.newest_successful(self._policy.keep_last, run.started_at)
+        self._ahead: Sequence[Job] = ()
+        self._named_ahead: Mapping[str, Sequence[Row]] | None = None
 
     def decisions(self, page_size: int) -> Iterator[list[Decision]]:
         """Yield the decisions on all gathered candidates, in pages, oldest first."""
-        for page in self._jobs.candidates(page_size):
-            with self._session.database.read() as connection:
-                holds = self.holds(connection, [job.id for job in page])
-            yield [self._decide(job, holds.get(job.id)) for job in page]
+        # Parameters can be large, so jobs that have them are not read ahead.
+        ahead = page_size if self._run.hooks.read_jobs else max(page_size, _JOBS_AHEAD)
+        for jobs in self._jobs.candidates(ahead):
+            self._ahead, self._named_ahead = jobs, None
+            for page in batched(jobs, page_size):
+                with self._session.database.read() as connection:
+                    holds = self.holds(connection, [job.id for job in page])
+                yield [self._decide(job, holds.get(job.id)) for job in page]
 
     def _decide(self, job: Job, hold: Hold | None) -> Decision:
         decision = decide(job, self._policy, self._run.started_at, hold=hold, among_last=job.id in self._last)
@@ -119,7 +128,8 @@ class Planner:
         ambiguous = _ambiguous_names(self._session.roots, everything)
         being_cleaned = {decision.job.id for decision in expired} | set(in_flight)
         with self._session.database.read() as connection:
-            claimants = self.claimants(connection, everything, besides=being_cleaned)
+            named = self._rows_ahead(connection)
+            claimants = self.claimants(connection, everything, besides=being_cleaned, named=named)
             alike = {root: self._jobs.spelled_alike(connection, names) for root, names in ambiguous.items()}
         problems = self._spelling_problems(ambiguous, alike)
         last_owner = {found.artifact: job_id for job_id, entries in artifacts.items() for found in entries}
@@ -167,42 +177,85 @@ class Planner:
                     problems[Artifact(root, name)] = f"{label} and {other} differ only in spelling"
         return problems
 
-    def other_spelling(self, artifact: Artifact) -> str | None:
-        """Return how the job table spells an entry that no row names byte for byte, None if it does not."""
-        if not _ambiguous_names(self._session.roots, [artifact]):
-            return None
-        names = {artifact.name, *possible_owner_ids(artifact)}
+    def other_spellings(self, artifacts: Collection[Artifact]) -> dict[Artifact, str]:
+        """Return how the job table spells those entries that no row names byte for byte, if it does."""
+        ambiguous = _ambiguous_names(self._session.roots, artifacts)
+        names = {
+            artifact: {artifact.name, *possible_owner_ids(artifact)}
+            for artifact in artifacts
+            if artifact.name in ambiguous.get(artifact.root, ())
+        }
+        if not names:
+            return {}
         with self._session.database.read() as connection:
-            alike = self._jobs.spelled_alike(connection, names)
-        return next((spelling for spellings in alike.values() for spelling in spellings), None)
+            alike = self._jobs.spelled_alike(connection, set().union(*names.values()))
+        found = {}
+        for artifact, own in names.items():
+            spellings = (spelling for name in own for spelling in alike.get(folded(name), ()))
+            if (other := next(spellings, None)) is not None:
+                found[artifact] = other
+        return found
+
+    def _rows_ahead(self, connection: Connection) -> Mapping[str, Sequence[Row]]:
+        """Return the rows that name an upload of the jobs read ahead, by upload, as they were at first.
+
+        A plan can be out of date; what counts is what is read again after the move.
+        """
+        if self._named_ahead is None:
+            uploads = {job.dem_filename for job in self._ahead if job.dem_filename is not None}
+            named_after = self._session.uploads.named_after([job.id for job in self._ahead])
+            uploads |= {found.artifact.name for _, found in named_after}
+            self._named_ahead = self._rows_naming(connection, uploads, frozenset())
+        return self._named_ahead
+
+    def _rows_naming(
+        self, connection: Connection, uploads: Collection[str], besides: Collection[str]
+    ) -> dict[str, list[Row]]:
+        """Return the rows that name each of these uploads, without those of the ids ``besides``."""
+        named: dict[str, list[Row]] = {upload: [] for upload in uploads}
+        for row in self._jobs.naming(connection, list(uploads), besides=besides):
+            for upload in _named_by(row.job.dem_filename, named):
+                named[upload].append(row)
+        return named
 
     def claimants(
-        self, connection: Connection, artifacts: Iterable[Artifact], *, besides: Collection[str] = ()
+        self,
+        connection: Connection,
+        artifacts: Iterable[Artifact],
+        *,
+        besides: Collection[str] = (),
+        named: Mapping[str, Sequence[Row]] | None = None,
     ) -> dict[Artifact, list[Claimant]]:
         """Return, for each artifact, all rows that could own it, as they are now.
 
-        A held id counts even if its row is gone.  Rows of the ids ``besides`` are left out: the caller knows
-        that these jobs are being cleaned.
+        A held id counts even if its row is gone.
+
+        Args:
+            connection: the job database.
+            artifacts: entries of the roots.
+            besides: ids whose rows are left out: the caller knows that these jobs are being cleaned.
+            named: the rows that name uploads, by upload, if they were read before.
         """
         known = frozenset(besides)
         by_owner: dict[str, list[Artifact]] = defaultdict(list)
-        by_upload: dict[str, Artifact] = {}
+        uploads: list[Artifact] = []
         for artifact in artifacts:
             for owner in possible_owner_ids(artifact):
                 if owner not in known:
                     by_owner[owner].append(artifact)
             if artifact.root is RootName.UPLOADS:
-                by_upload[artifact.name] = artifact
+                uploads.append(artifact)
         rows: dict[str, Row] = self._jobs.rows(connection, by_owner)
-        naming = self._jobs.naming(connection, list(by_upload), besides=known)
-        holds = self.holds(connection, list({*by_owner, *(row.job.id for row in naming)}))
+        unread = {upload.name for upload in uploads if named is None or upload.name not in named}
+        named = {**(named or {}), **self._rows_naming(connection, unread, known)} if unread else named or {}
+        owning = [
+            *((artifact, row) for row in rows.values() for artifact in by_owner[row.job.id]),
+            *((upload, row) for upload in uploads for row in named[upload.name] if row.job.id not in known),
+        ]
+        holds = self.holds(connection, list({*by_owner, *(row.job.id for _, row in owning)}))
         result: dict[Artifact, list[Claimant]] = defaultdict(list)
-        for row in rows.values():
-            for artifact in by_owner[row.job.id]:
-                result[artifact].append(self._claimant(row, holds))
-        for row in naming:
-            for artifact in _named_by(row.job.dem_filename, by_upload):
-                result[artifact].append(self._claimant(row, holds))
+        for artifact, row in owning:
+            result[artifact].append(self._claimant(row, holds))
         for owner in by_owner.keys() & holds.keys() - rows.keys():
             for artifact in by_owner[owner]:
                 result[artifact].append(self._claimant(Row(Job(owner, "held"), cleaned=True), holds))
@@ -318,15 +371,15 @@ def _ambiguous_names(
     return ambiguous
 
 
-def _named_by(dem_filename: str | None, uploads: Mapping[str, Artifact]) -> Iterable[Artifact]:
+def _named_by(dem_filename: str | None, uploads: Collection[str]) -> Iterable[str]:
     """Return which of some uploads a row names: one, or in doubt all that its column could mean."""
     if dem_filename is None:
         return ()
     if dem_filename in uploads:
-        return (uploads[dem_filename],)
+        return (dem_filename,)
     # The column has another idea of equality than bytes (NOCASE, RTRIM, citext), and it protects more.
     key = folded(dem_filename).strip()
-    return [artifact for name, artifact in uploads.items() if folded(name).strip() == key] or uploads.values()
+    return [name for name in uploads if folded(name).strip() == key] or uploads
 
 
 def find_artifacts(session: StoreSession, jobs: Sequence[Job]) -> dict[str, list[Found]]:

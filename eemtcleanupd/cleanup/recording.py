@@ -9,6 +9,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
+from eemtcleanupd.batches import batched
 from eemtcleanupd.cleanup.context import RunContext
 from eemtcleanupd.cleanup.planner import has_files_in_place
 from eemtcleanupd.cleanup.report import RunStats
@@ -45,8 +46,8 @@ class Recording:
             session.trashes[root].sync()
         run.audit_all((self._action(job), self._details(job, removed)) for job, removed in jobs)
         now = run.clock()
-        for start in range(0, len(jobs), JOBS_PER_TRANSACTION):
-            self._record_batch(jobs[start : start + JOBS_PER_TRANSACTION], now)
+        for page in batched(jobs, JOBS_PER_TRANSACTION):
+            self._record_batch(page, now)
 
     def mark_trashed(self, jobs: Sequence[tuple[Job, Intent]]) -> None:
         """Mark jobs as cleaned again whose rows were reset while their data is in the trash.

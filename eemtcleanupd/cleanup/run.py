@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -211,7 +212,7 @@ class _Run:
             )
         if run.config.orphans.delete_after_hours is None or run.request.allow_orphans:
             return
-        census = Inventory(run, session, self._planner, lambda *_: False, is_recording=False).scan().census
+        census = Inventory(run, session, self._planner, lambda *_: None, is_recording=False).scan().census
         held_bytes = (
             sum(size for _, size in session.ledger.storage_by_class().values()) if session.has_ledger else 0
         )
@@ -300,14 +301,14 @@ class _Run:
                     JobPlanned(plan.job, decision.job_class, age, decision.reason, artifacts, plan.shared)
                 )
 
-        def plan_entry(found: Found, size_bytes: int, kind: EntryKind) -> bool:
+        def plan_entries(entries: Sequence[tuple[Found, int]], kind: EntryKind) -> None:
             is_planned = kind is not EntryKind.ORPHAN
-            counts.orphans += is_planned
-            counts.orphan_bytes += size_bytes if is_planned else 0
-            run.emit(OrphanFound(found, size_bytes, removed=False, planned=is_planned))
-            return False
+            for found, size_bytes in entries:
+                counts.orphans += is_planned
+                counts.orphan_bytes += size_bytes if is_planned else 0
+                run.emit(OrphanFound(found, size_bytes, removed=False, planned=is_planned))
 
-        inventory = Inventory(run, session, self._planner, plan_entry, is_recording=False).scan()
+        inventory = Inventory(run, session, self._planner, plan_entries, is_recording=False).scan()
         report = build_report(run, self._backlog, counts, selection, inventory)
         run.emit(RunFinished(report))
         return report
@@ -438,13 +439,14 @@ class _Run:
             early.run()
             pressure = early.summary()
 
-        def handle(found: Found, size_bytes: int, kind: EntryKind) -> bool:
-            is_leftover = kind is EntryKind.LEFTOVER
-            if kind is not EntryKind.ORPHAN and pipeline.process_orphan(found, is_leftover=is_leftover):
-                return True
-            if not is_leftover:
-                run.emit(OrphanFound(found, size_bytes, removed=False))
-            return False
+        def handle(entries: Sequence[tuple[Found, int]], kind: EntryKind) -> None:
+            staying = frozenset(found.artifact for found, _ in entries)
+            if kind is not EntryKind.ORPHAN:
+                is_leftover = kind is EntryKind.LEFTOVER
+                staying = pipeline.process_orphans([found for found, _ in entries], are_leftovers=is_leftover)
+            for found, size_bytes in entries:
+                if kind is not EntryKind.LEFTOVER and found.artifact in staying:
+                    run.emit(OrphanFound(found, size_bytes, removed=False))
 
         inventory = Inventory(run, session, self._planner, handle, is_recording=True).scan()
         pipeline.finish()

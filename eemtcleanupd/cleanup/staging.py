@@ -13,6 +13,7 @@ from datetime import timedelta
 
 from sqlalchemy import Connection
 
+from eemtcleanupd.batches import batched
 from eemtcleanupd.cancellation import stoppable_by
 from eemtcleanupd.cleanup.context import RunContext
 from eemtcleanupd.cleanup.planner import PlannedJob, Planner
@@ -142,8 +143,7 @@ class Staging:
     def _recordable(self, planned: Sequence[PlannedJob], sizes: Mapping[str, int]) -> list[PlannedJob]:
         """Return the jobs whose rows can be updated; the others fail here, before anything of them moves."""
         recordable: list[PlannedJob] = []
-        for start in range(0, len(planned), JOBS_PER_TRANSACTION):
-            batch = planned[start : start + JOBS_PER_TRANSACTION]
+        for batch in batched(planned, JOBS_PER_TRANSACTION):
             refused = self._refused_rows(batch, sizes)
             for plan in batch:
                 if plan.job.id in refused:
@@ -168,23 +168,34 @@ class Staging:
             }
         return {}
 
-    def claim_orphan(self, found: Found, *, is_leftover: bool) -> ClaimedJob | None:
-        """Write the intent of an orphan or leftover; return None when it is none any more."""
-        artifact = found.artifact
+    def claim_orphans(self, entries: Sequence[Found], *, are_leftovers: bool) -> list[ClaimedJob]:
+        """Write the intents of those entries that are still orphans, or leftovers."""
         group = self._next_group()
-        intent = self._intent(f"{group}.1", group, IntentKind.ORPHAN, [found])
+        intents = [
+            self._intent(f"{group}.{number}", group, IntentKind.ORPHAN, [found])
+            for number, found in enumerate(entries, start=1)
+        ]
 
-        def work(connection: Connection) -> bool:
-            claimants = self._planner.claimants(connection, [artifact]).get(artifact, [])
-            if blocking_claimant(claimants, set()) is not None or (claimants and not is_leftover):
-                return False
-            self._session.ledger.add_intents(connection, [intent], self._run.clock())
-            return True
+        def work(connection: Connection) -> list[Intent]:
+            claimants = self._planner.claimants(connection, [found.artifact for found in entries])
+            claimable = []
+            for found, intent in zip(entries, intents, strict=True):
+                owners = claimants.get(found.artifact, [])
+                if blocking_claimant(owners, set()) is None and (are_leftovers or not owners):
+                    claimable.append(intent)
+            self._session.ledger.add_intents(connection, claimable, self._run.clock())
+            return claimable
 
-        if not self._session.database.write(work):
-            return None
-        job = Job(id=artifact.name, status="orphan")
-        return ClaimedJob(intent, job, JobClass.UNKNOWN, None, list(intent.items))
+        return [
+            ClaimedJob(
+                intent,
+                Job(id=intent.items[0][0].artifact.name, status="orphan"),
+                JobClass.UNKNOWN,
+                None,
+                list(intent.items),
+            )
+            for intent in self._session.database.write(work)
+        ]
 
     def _refused(self, connection: Connection, jobs: Sequence[Job]) -> dict[str, str]:
         """Return, by job id, why a job must stay: its row changed, or it has a new hold."""

@@ -6,6 +6,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 
+from eemtcleanupd.batches import batched
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.model import Artifact, Found, RootName
 from eemtcleanupd.policy.ownership import possible_owner_ids
@@ -30,8 +31,7 @@ class UploadIndex:
             return
         if self._table is None:
             self._table = _build(self._root)
-        for start in range(0, len(ids), _MOST_VALUES):
-            page = [os.fsencode(each) for each in ids[start : start + _MOST_VALUES] if _is_encodable(each)]
+        for page in batched(map(os.fsencode, filter(_is_encodable, ids)), _MOST_VALUES):
             marks = ", ".join("?" * len(page))
             rows = self._table.execute(
                 f"SELECT owner, name, is_folder FROM uploads WHERE owner IN ({marks}) ORDER BY rowid", page

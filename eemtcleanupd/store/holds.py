@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select
 
+from eemtcleanupd.batches import batched
 from eemtcleanupd.model import Hold
 from eemtcleanupd.store.base import MOST_VALUES, Repository, read_utc
 from eemtcleanupd.store.tables import HOLDS
@@ -20,8 +21,7 @@ class Holds(Repository):
     def holds(self, connection: Connection, job_ids: Sequence[str]) -> dict[str, Hold]:
         """Return the holds on these jobs, active or not."""
         holds: dict[str, Hold] = {}
-        for start in range(0, len(job_ids), MOST_VALUES):
-            page = job_ids[start : start + MOST_VALUES]
+        for page in batched(job_ids, MOST_VALUES):
             for row in connection.execute(select(HOLDS).where(HOLDS.c.job_id.in_(page))):
                 holds[row.job_id] = _hold(row)
         return holds

@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, true, update
 
+from eemtcleanupd.batches import batched
 from eemtcleanupd.errors import StoreError
 from eemtcleanupd.model import TRASH_NAME, Artifact, Found, RootName
 from eemtcleanupd.store.base import MOST_VALUES, Repository, corruption_guard, read_utc
@@ -94,10 +95,10 @@ class Intents(Repository):
     def trashed_jobs(self, job_ids: Sequence[str]) -> dict[str, Intent]:
         """Return what is in the trash of these jobs, by job id; of several items of a job the newest."""
         intents: dict[str, Intent] = {}
-        for start in range(0, len(job_ids), MOST_VALUES):
+        for page in batched(job_ids, MOST_VALUES):
             statement = select(INTENTS).where(
                 INTENTS.c.state == IntentState.TRASHED,
-                INTENTS.c.job_id.in_(job_ids[start : start + MOST_VALUES]),
+                INTENTS.c.job_id.in_(page),
             )
             found = self._intents(statement.order_by(INTENTS.c.created_at, INTENTS.c.id))
             intents |= {intent.job_id: intent for intent in found}
@@ -151,8 +152,8 @@ class Intents(Repository):
 
     def delete_intents(self, connection: Connection, ids: Sequence[str]) -> None:
         """Delete intents that are finished or undone."""
-        for start in range(0, len(ids), MOST_VALUES):
-            connection.execute(delete(INTENTS).where(INTENTS.c.id.in_(ids[start : start + MOST_VALUES])))
+        for page in batched(ids, MOST_VALUES):
+            connection.execute(delete(INTENTS).where(INTENTS.c.id.in_(page)))
 
     def close_intents(self, connection: Connection, ids: Sequence[str]) -> None:
         """Delete intents in the transaction that records their results, so that each is recorded only once.
@@ -170,8 +171,7 @@ class Intents(Repository):
 
     def begin_purge(self, connection: Connection, ids: Sequence[str]) -> None:
         """Write down that these are about to be deleted from the trash."""
-        for start in range(0, len(ids), MOST_VALUES):
-            page = ids[start : start + MOST_VALUES]
+        for page in batched(ids, MOST_VALUES):
             connection.execute(update(INTENTS).where(INTENTS.c.id.in_(page)).values(is_purging=1))
 
     def save_intent(self, connection: Connection, intent: Intent) -> None:

@@ -24,6 +24,7 @@ from sqlalchemy import (
     text,
 )
 
+from eemtcleanupd.batches import batched
 from eemtcleanupd.store.base import MOST_VALUES
 from eemtcleanupd.store.column_types import RawName, RawText
 from eemtcleanupd.store.database import SCRATCH, Database
@@ -111,10 +112,10 @@ class InventoryTables:
         """Return those uploads that uncleaned rows name.  Read :meth:`named_uploads` first."""
         statement = select(_NAMED.c.name).where(_NAMED.c.uncleaned > 0)
         named: set[str] = set()
-        for start in range(0, len(names), MOST_VALUES):
-            page = statement.where(_NAMED.c.name.in_(names[start : start + MOST_VALUES]))
+        for page in batched(names, MOST_VALUES):
             with self._database.scratch(self._session) as connection:
-                named |= {row.name for row in connection.execute(page)}
+                rows = connection.execute(statement.where(_NAMED.c.name.in_(page)))
+                named |= {row.name for row in rows}
         return named
 
     def unnamed_uploads(self) -> Iterator[list[str]]:

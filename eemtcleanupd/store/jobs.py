@@ -40,6 +40,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import Integer, NullType, TypeEngine
 
+from eemtcleanupd.batches import batched
 from eemtcleanupd.errors import RowError, StoreError
 from eemtcleanupd.formatting import BYTES_PER_MB, printable
 from eemtcleanupd.model import Job, JobClass
@@ -67,6 +68,8 @@ _ADDED_COLUMNS = {
 _COLUMNS = ("status", "completed_at", "started_at", "created_at", "workflow_type", "dem_filename")
 _OBSERVED_ROWS = 50
 _REMEMBERED_ROWS = 5000
+# A SQLite statement can have 32,766 values (https://www.sqlite.org/limits.html).
+_NAMES_PER_SCAN = 20_000
 _DUPLICATE_ID = "several rows with one id"
 _CANDIDATES = Table(
     "cleanup_candidates",
@@ -297,8 +300,7 @@ class JobTable:
         """
         rows: dict[str, Row] = {}
         values = list(ids)
-        for start in range(0, len(values), MOST_VALUES):
-            page = values[start : start + MOST_VALUES]
+        for page in batched(values, MOST_VALUES):
             # A collation or type of the column can find other spellings too; they are other jobs.
             wanted = set(page)
             statement = self._select().where(self._jobs.c[self._id].in_(page))
@@ -318,16 +320,18 @@ class JobTable:
     ) -> list[Row]:
         """Return all rows that name one of these uploads, without those of the ids ``besides``.
 
-        This is a scan, because the column has no index.
+        This is a scan for some ten thousand names, because the column has no index.
 
         The comparison is the column's own: with a collation or type that ignores case, say, rows with another
         spelling are among them.
         """
         if "dem_filename" not in self._jobs.c or not dem_filenames:
             return []
-        statement = self._select().where(self._jobs.c.dem_filename.in_(dem_filenames))
-        rows = connection.execute(statement)
-        return [self._row(*columns) for columns in rows if columns[0] not in besides]
+        rows: list[Row] = []
+        for page in batched(dem_filenames, _NAMES_PER_SCAN):
+            statement = self._select().where(self._jobs.c.dem_filename.in_(page))
+            rows += [self._row(*found) for found in connection.execute(statement) if found[0] not in besides]
+        return rows
 
     def spelled_alike(self, connection: Connection, names: Collection[str]) -> dict[str, list[str]]:
         """Return, by folded name, the ids and uploads in the table that differ from a name only in spelling.
@@ -378,8 +382,7 @@ class JobTable:
     def _still_uncleaned(self, connection: Connection, ids: Sequence[str]) -> list[str]:
         """Return those of these jobs whose rows are there and do not say that their data was cleaned."""
         refused = []
-        for start in range(0, len(ids), MOST_VALUES):
-            page = ids[start : start + MOST_VALUES]
+        for page in batched(ids, MOST_VALUES):
             column = self._jobs.c[self._id]
             statement = select(column).where(column.in_(page), self._jobs.c.data_cleaned_at.is_(None))
             refused += [key for row in connection.execute(statement) if (key := _as_text(row[0])) in page]

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection, delete, func, insert, select
 
+from eemtcleanupd.batches import batched
 from eemtcleanupd.events import CapacityWarning, StoragePoint
 from eemtcleanupd.model import JobClass
 from eemtcleanupd.policy.capacity import Budget, BudgetLevel
@@ -24,8 +25,7 @@ class UsageTables(Repository):
         What is no size is left out: the job is measured again.
         """
         sizes: dict[str, int] = {}
-        for start in range(0, len(job_ids), MOST_VALUES):
-            page = job_ids[start : start + MOST_VALUES]
+        for page in batched(job_ids, MOST_VALUES):
             statement = select(SIZES.c.job_id, SIZES.c.bytes).where(SIZES.c.job_id.in_(page))
             sizes |= {
                 row.job_id: row.bytes

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import pytest
+from sqlalchemy import Engine, event
 
 from tests.cleanup.conftest import JobStore
 
@@ -46,3 +52,46 @@ def test_an_upload_counts_for_the_job_in_its_name_when_the_job_that_names_it_is_
     assert store.cleaned() == {"cleaned"}
     sizes = measured(store)
     assert sizes["a"] == sizes["b"]
+
+
+@contextmanager
+def _counted_scans() -> Iterator[list[str]]:
+    """Collect the statements that look for the rows that name uploads: each reads the whole table."""
+    scans: list[str] = []
+
+    def note(*values: Any) -> None:
+        if "dem_filename IN" in values[2]:
+            scans.append(values[2])
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield scans
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+def test_scans_of_the_table_do_not_grow_with_the_jobs(store: JobStore) -> None:
+    for number in range(40):
+        store.job(f"job{number}", dem=f"{number // 2}.tif")
+    for number in range(20):
+        store.upload(f"{number}.tif")
+    store.job("live", "running", days=None, dem="0.tif")
+    with _counted_scans() as scans:
+        store.run(dry_run=True, performance__batch_size=2)
+    assert len(scans) == 1
+    with _counted_scans() as scans:
+        store.run(performance__batch_size=2, performance__max_workers=16)
+    assert len(scans) <= 4  # one for the plan, and one for each group, which grows
+    assert len(store.cleaned()) == 40
+    assert {path.name for path in (store.path / "uploads").glob("[!.]*")} == {"0.tif"}
+
+
+def test_scans_of_the_table_do_not_grow_with_the_orphans(store: JobStore) -> None:
+    store.job("live", "running", days=None, dem="needed.tif")
+    for number in range(30):
+        os.utime(store.upload(f"{number}.tif"), (0, 0))
+    store.wait(days=2)
+    with _counted_scans() as scans:
+        store.request(allow_orphans=True, orphans__delete_after_hours=1)
+    assert len(scans) <= 4
+    assert not list((store.path / "uploads").glob("[!.]*"))
