@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import shutil
 import sqlite3
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
@@ -32,6 +33,8 @@ from eemtcleanupd.store.lock import Holder, file_holder, file_lock
 log = logging.getLogger("eemtcleanupd.store.database")
 
 _BUSY_MESSAGES = ("database is locked", "database is busy", "database table is locked")
+# https://www.sqlite.org/tempfiles.html
+_BESIDE = ("-journal", "-wal", "-shm")
 _ADDED = {"time": "TIMESTAMP", "megabytes": "REAL DEFAULT 0", "text": "TEXT"}
 
 
@@ -66,6 +69,7 @@ class SqliteDatabase(Database):
         if not file.is_file():
             raise StoreError(f"The job database {file} is not a file. Set --db-path or paths.database.")
         self.file = file
+        self._require_plain_files()
         self._identity = _identity(file)
         engine = _engine(file.absolute(), busy_timeout_seconds, is_traced=log.isEnabledFor(logging.DEBUG))
         with self._translated():
@@ -131,6 +135,17 @@ class SqliteDatabase(Database):
                 f"Job database {self.file} was replaced or removed while it was in use. Nothing more was "
                 "done."
             )
+        self._require_plain_files()
+
+    def _require_plain_files(self) -> None:
+        """Refuse a FIFO in place of a journal: SQLite would wait for its writer, and ignore every signal."""
+        for suffix in _BESIDE:
+            beside = self.file.with_name(self.file.name + suffix)
+            with suppress(OSError):
+                if not stat.S_ISREG(beside.lstat().st_mode):
+                    raise StoreError(
+                        f"{printable(str(beside))} is not a regular file, so SQLite cannot use it. Remove it."
+                    )
 
     # -- locks -----------------------------------------------------------------------------------
 

@@ -137,6 +137,22 @@ def test_a_file_that_is_not_a_database_or_is_missing_raises_an_error(
     assert path.exists() is (content is not None)
 
 
+@pytest.mark.parametrize("suffix", ["-journal", "-wal", "-shm"])
+def test_what_is_no_file_in_place_of_a_journal_is_refused(file: Path, suffix: str) -> None:
+    """SQLite would wait for the writer of a FIFO and ignore all signals."""
+    beside = file.with_name(file.name + suffix)
+    os.mkfifo(beside)
+    with pytest.raises(StoreError, match=beside.name):
+        SqliteDatabase(file, busy_timeout_seconds=1)
+    beside.unlink()
+    with closing(SqliteDatabase(file, busy_timeout_seconds=1)) as database:
+        os.mkfifo(beside)
+        with pytest.raises(StoreError, match=beside.name):
+            insert(database)
+        with pytest.raises(StoreError, match=beside.name), database.read():
+            pass
+
+
 def test_a_damaged_database_raises_an_error_with_advice(file: Path) -> None:
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.executemany("INSERT INTO t VALUES (?)", [("x" * 500,) for _ in range(100)])
