@@ -18,6 +18,7 @@ from eemtcleanupd.model import Trigger
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.cleanup.conftest import JobStore
+from tests.conftest import settle
 
 KILLED = 77
 # Workers share the steps of a run: each test takes every fourth.
@@ -223,6 +224,30 @@ def test_what_deletion_had_not_reached_comes_back_when_its_job_is_needed_again(
     assert (store.path / "uploads/single.tif").exists()
     assert (again / "new.tif").exists()
     assert "done" not in store.cleaned()
+    assert store.sql("SELECT * FROM cleanup_intents") == []
+
+
+def test_recovery_takes_from_a_group_only_the_jobs_whose_deletion_had_begun(tmp_path: Path) -> None:
+    """Small artifacts of all jobs of a group share a folder of the trash, in each root."""
+    store = JobStore(tmp_path)
+    store.job("begun", dem="of-begun.tif", files=0)
+    store.results("begun").mkdir()
+    settle(store.results("begun"), store.now - timedelta(days=9))
+    store.job("held", dem="of-held.tif", files=0)
+    for name in ("of-begun.tif", "of-held.tif"):
+        store.upload(name)
+    results, uploads = (store.path / root / ".eemtcleanupd-trash" for root in ("results", "uploads"))
+
+    def is_between() -> bool:
+        staged = {path.name for path in uploads.glob("*.g1/*")}
+        return staged == {"of-begun.tif", "of-held.tif"} and any(results.glob("*.g1.deleting/begun"))
+
+    assert run_and_die(store, is_between)
+    store.sql("INSERT INTO cleanup_holds (job_id, created_at) VALUES ('held', '2026-06-15 00:00:00')")
+    store.run()
+    assert store.cleaned() == {"begun"}
+    assert {path.name for path in (store.path / "uploads").glob("[!.]*")} == {"of-held.tif"}
+    assert store.trash() == []
     assert store.sql("SELECT * FROM cleanup_intents") == []
 
 
