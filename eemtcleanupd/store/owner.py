@@ -25,7 +25,7 @@ OWNER = "owner"
 
 
 def store_owner(config: Config) -> User | None:
-    """Return the owner of the SQLite file, or of the results folder if the database is on a server.
+    """Return the owner of the SQLite file, or of the first root that exists if the database is on a server.
 
     A file of root in a folder of another user belongs to that user, who can replace it.
 
@@ -33,7 +33,10 @@ def store_owner(config: Config) -> User | None:
         None if the store does not exist.
     """
     file = DatabaseAddress(config.paths.database).file
-    return owner_of(config.paths.results if file is None else file)
+    if file is not None:
+        return owner_of(file)
+    roots = (config.paths.results, config.paths.uploads, config.paths.temp)
+    return next(filter(None, map(owner_of, roots)), None)
 
 
 def owner_of(path: Path) -> User | None:

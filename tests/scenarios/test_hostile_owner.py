@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -331,7 +332,12 @@ def test_run_as_names_the_user(folder: Path, store: JobStore) -> None:
     assert command("check", "--config", config, "--run-as", "root", cwd=folder, uid=OWNER).returncode == 2
 
 
-def test_the_owner_of_the_results_owns_a_store_on_a_server(folder: Path, store: JobStore) -> None:
+@pytest.mark.parametrize("missing", [(), ("results",), ("results", "uploads")])
+def test_the_owner_of_the_roots_owns_a_store_on_a_server(
+    folder: Path, store: JobStore, missing: tuple[str, ...]
+) -> None:
+    for root in missing:
+        shutil.rmtree(store.path / root)
     config = _config(folder, store)
     config.write_text(config.read_text().replace(f"{store.path}/jobs.db", "postgresql://127.0.0.1:1/eemt"))
     done = command("check", "--config", config, "--json", cwd=folder)
