@@ -67,7 +67,8 @@ _ADDED_COLUMNS = {
 }
 _COLUMNS = ("status", "completed_at", "started_at", "created_at", "workflow_type", "dem_filename")
 _OBSERVED_ROWS = 50
-_REMEMBERED_ROWS = 5000
+# More than a plan reads ahead.
+_REMEMBERED_ROWS = 12_000
 # A SQLite statement can have 32,766 values (https://www.sqlite.org/limits.html).
 _NAMES_PER_SCAN = 20_000
 _DUPLICATE_ID = "several rows with one id"
