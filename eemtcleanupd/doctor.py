@@ -6,7 +6,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -16,18 +16,27 @@ from pathlib import Path
 from eemtcleanupd.backup.folder import BackupFolder
 from eemtcleanupd.cleanup.ballast import ballast_bytes
 from eemtcleanupd.cleanup.inventory import EntryKind, count_orphans
-from eemtcleanupd.cleanup.session import job_table, open_roots
+from eemtcleanupd.cleanup.other_databases import PRIVATE_FOLDERS, other_databases
+from eemtcleanupd.cleanup.session import (
+    StoreSession,
+    job_table,
+    job_table_problem,
+    open_database,
+    open_roots,
+)
 from eemtcleanupd.config import Config, Loaded
 from eemtcleanupd.daemon.status import read_status, time_with_distance
 from eemtcleanupd.deletion.blockers import Blockers
 from eemtcleanupd.deletion.filesystem import disk_usage
 from eemtcleanupd.deletion.open_files import deleted_but_open, users_of
 from eemtcleanupd.deletion.roots import Root
+from eemtcleanupd.deletion.upload_index import UploadIndex
 from eemtcleanupd.errors import BackupError, CleanupError
 from eemtcleanupd.formatting import human_size, plural, printable
 from eemtcleanupd.model import TRASH_NAME, Outcome, RootName
 from eemtcleanupd.policy.breakers import ZoneEvidence, format_offset
 from eemtcleanupd.policy.capacity import Budget
+from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.privileges import has_file_access
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
@@ -83,16 +92,17 @@ def examine(loaded: Loaded, now: datetime) -> Iterator[Finding]:
     for result in _check_configuration(loaded):
         yield Finding("configuration", *result)
     yield Finding("user", *_check_user(loaded.config))
-    try:
-        database = StoreAddress.of(loaded.config).open(1)
-    except CleanupError as error:
-        yield Finding("database", *_problem(str(error)))
-        return
-    with closing(database), ExitStack() as stack:
+    with ExitStack() as stack:
+        try:
+            database = open_database(loaded.config, stack, 1)
+        except CleanupError as error:
+            yield Finding("database", *_problem(str(error)))
+            return
         store = _StoreChecks(loaded.config, database, now, stack)
         for name, check in (
             ("database", store.check_database),
             ("folders", store.check_folders),
+            ("jobs", store.check_jobs),
             ("orphans", store.check_orphans),
             ("disk", store.check_disk),
             ("mounts", store.check_mounts),
@@ -189,8 +199,45 @@ class _StoreChecks:
 
     def check_folders(self) -> Iterator[Result]:
         self._roots = open_roots(self._config, self._ledger, self._stack)
+        known = self._ledger.roots() if self._has_ledger else {}
         for root in self._roots.values():
-            yield _check_permissions(root)
+            yield _check_permissions(root, is_known=root.name in known)
+
+    def check_jobs(self) -> Iterator[Result]:
+        """Check whether this is the job table of the web interface."""
+        jobs, config = job_table(self._database, self._config), self._config
+        summary = jobs.summary()
+        if self._roots:
+            policy = Policy.from_config(config.retention)
+            session = StoreSession(
+                config,
+                policy,
+                self._database,
+                jobs,
+                self._ledger,
+                self._has_ledger,
+                self._roots,
+                UploadIndex(None),
+            )
+            if (problem := job_table_problem(session, summary)) is not None:
+                yield _problem(f"{problem[0].upper()}{problem[1:]}")
+                return
+        ended = summary.last_job_ended_at
+        last = "" if ended is None else f" The last one ended on {time_with_distance(ended, self._now)}."
+        yield _ok(f"{printable(summary.path)} has {plural(summary.jobs, 'job')}.{last}")
+        for other in other_databases(config):
+            if other.is_of_store:
+                yield _warning(
+                    f"The web interface seems to use another job database: {other}.",
+                    "Compare their jobs. Then correct paths.database, or move the database of the web "
+                    "interface: see docs/database.md.",
+                )
+        if self._database.file is not None and self._database.file.parent in PRIVATE_FOLDERS:
+            yield _warning(
+                f"A restart of the machine can delete {self._database.file}. A service or a container "
+                "can have a folder /tmp of its own.",
+                "Move the database of the web interface: see docs/database.md.",
+            )
 
     def check_orphans(self) -> Iterator[Result]:
         if not self._roots:
@@ -395,7 +442,7 @@ class _StoreChecks:
             yield _problem(f"{path} is not writable for user {uid}.", f"chown -h {uid} {path}")
 
 
-def _check_permissions(root: Root) -> Result:
+def _check_permissions(root: Root, *, is_known: bool) -> Result:
     folder, uid = f"{root.name} at {root.path}", os.geteuid()
     if os.fstatvfs(root.fd).f_flag & os.ST_RDONLY:
         return _problem(f"{folder} is mounted read-only.", f"mount -o remount,rw {root.path}")
@@ -416,7 +463,8 @@ def _check_permissions(root: Root) -> Result:
             "Was cleanup run as another user?",
             f"chown -R {uid} {trash}; chmod 700 {trash}; or run cleanup as its owner.",
         )
-    return _ok(f"{folder} is the expected folder and is writable.")
+    state = "is the folder of the last run" if is_known else "exists"
+    return _ok(f"{folder} {state} and is writable.")
 
 
 def _is_foreign_trash(root: Root) -> bool:

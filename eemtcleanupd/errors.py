@@ -24,6 +24,10 @@ class StoreError(CleanupError):
     exit_code = 3
 
 
+class NoDatabaseError(StoreError):
+    """There is no job database at its path."""
+
+
 class RowError(StoreError):
     """A trigger, a constraint or a rule of the database refuses a change of one row."""
 

@@ -14,6 +14,7 @@ from eemtcleanupd.cleanup.session import StoreSession
 from eemtcleanupd.events import (
     DURATION_BUCKETS,
     ArtifactSize,
+    DatabaseSummary,
     JobCleaned,
     JobFailed,
     JobNote,
@@ -153,7 +154,7 @@ class RunStats:
         run.emit(JobFailed(run.id, job.id, job.status, error))
 
 
-def run_started_event(run: RunContext, backlog: Backlog) -> RunStarted:
+def run_started_event(run: RunContext, backlog: Backlog, database: DatabaseSummary | None) -> RunStarted:
     """Return the event that a run begins with."""
     return RunStarted(
         run.id,
@@ -162,6 +163,7 @@ def run_started_event(run: RunContext, backlog: Backlog) -> RunStarted:
         str(run.policy),
         backlog.uncleaned,
         backlog.candidates,
+        database,
     )
 
 

@@ -41,6 +41,7 @@ from eemtcleanupd.cleanup.report import (
 from eemtcleanupd.cleanup.session import (
     StoreSession,
     job_table,
+    job_table_problem,
     open_database,
     open_session,
     record_roots,
@@ -53,6 +54,7 @@ from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.errors import AuditError, BreakerError, CleanupError
 from eemtcleanupd.events import (
     ArtifactSize,
+    DatabaseSummary,
     Emit,
     JobPlanned,
     JobSkipped,
@@ -70,7 +72,6 @@ from eemtcleanupd.policy.breakers import (
     clock_problem,
     is_too_many,
     orphans_problem,
-    table_problem,
 )
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.retention import Policy
@@ -149,7 +150,7 @@ class _Run:
         self._run = run
         self._stack = stack
         self._session, self._backlog = self._open()
-        self._job_rows: int | None = None
+        self._database: DatabaseSummary | None = None
         self._planner = Planner(run, self._session)
         self._selection = Selection(run, self._session)
 
@@ -197,19 +198,14 @@ class _Run:
             self._check_job_table()
 
     def _check_job_table(self) -> None:
-        """Refuse a job table that lost its rows: their files would look like orphans.
+        """Refuse a job table that lost its rows or never had any: the files would look like orphans.
 
         ``--force`` does not override this.
         """
         run, session = self._run, self._session
-        self._job_rows = session.jobs.count()
-        known = session.ledger.roots().values() if session.has_ledger else ()
-        problem = table_problem(self._job_rows, max((record.job_rows or 0 for record in known), default=0))
-        if problem is not None:
-            raise BreakerError(
-                f"Refused, nothing was changed: {problem} If that is intended, run "
-                "`eemtcleanupd roots --accept`."
-            )
+        self._database = session.jobs.summary()
+        if (problem := job_table_problem(session, self._database)) is not None:
+            raise BreakerError(f"Refused, nothing was changed: {problem}")
         if run.config.orphans.delete_after_hours is None or run.request.allow_orphans:
             return
         census = Inventory(run, session, self._planner, lambda *_: None, is_recording=False).scan().census
@@ -267,7 +263,7 @@ class _Run:
     def _dry_run(self) -> RunReport:
         """Report each expired job with its size; write nothing."""
         run, session, selection = self._run, self._session, self._selection
-        run.emit(run_started_event(run, self._backlog))
+        run.emit(run_started_event(run, self._backlog, self._database))
         counts = RunCounts()
         unfinished = self._plan_trash(counts)
         blockers = run.blockers(session.roots.values())
@@ -356,9 +352,11 @@ class _Run:
         ledger.begin_run(record)
         try:
             session.lock_trashes(trashes)
-            record_roots(ledger, session.roots, session.trashes, self._job_rows)
+            rows = None if self._database is None else self._database.jobs
+            # An empty table is only accepted by a person: see job_table_problem.
+            record_roots(ledger, session.roots, session.trashes, rows or None)
             run.progress.attach(pool)
-            run.emit(run_started_event(run, self._backlog))
+            run.emit(run_started_event(run, self._backlog, self._database))
             pipeline = Pipeline(run, session, self._planner, pool)
             try:
                 inventory, pressure = self._process(pipeline)

@@ -10,14 +10,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from eemtcleanupd.cleanup.other_databases import PRIVATE_FOLDERS, where_to_look
 from eemtcleanupd.config import Config, configured_paths
 from eemtcleanupd.deletion.filesystem import locate, mounts
 from eemtcleanupd.deletion.roots import Root, check_roots, identity, open_root
 from eemtcleanupd.deletion.trash import MARKER_NAME, Trash, is_group, read_marker, write_marker
 from eemtcleanupd.deletion.upload_index import UploadIndex
-from eemtcleanupd.errors import RootError, StoreError
+from eemtcleanupd.errors import NoDatabaseError, RootError, StoreError
+from eemtcleanupd.events import DatabaseSummary
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import TRASH_NAME, Artifact, RootName
+from eemtcleanupd.policy.breakers import table_problem
+from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, is_system_entry
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
@@ -117,13 +121,20 @@ class StoreSession:
         return root in self.trashes and self.trashes[root].exists(item)
 
 
-def open_database(config: Config, stack: ExitStack) -> Database:
-    """Open the job database until ``stack`` closes.
+def open_database(config: Config, stack: ExitStack, busy_timeout_seconds: float | None = None) -> Database:
+    """Open the job database until ``stack`` closes.  Without a timeout the configured one applies.
 
     Raises:
+        NoDatabaseError: there is none; the message names other job databases of this machine.
         StoreError: the database cannot be opened.
     """
-    database = StoreAddress.of(config).open()
+    address = StoreAddress.of(config)
+    try:
+        database = address.open(busy_timeout_seconds)
+    except NoDatabaseError as error:
+        is_private = address.file is not None and address.file.parent in PRIVATE_FOLDERS
+        hint = " A service with PrivateTmp= and a container have a /tmp of their own." if is_private else ""
+        raise NoDatabaseError(f"{error}{hint} {where_to_look(config)}") from error
     stack.callback(database.close)
     return database
 
@@ -271,6 +282,36 @@ def record_roots(
                 path = trash.root.path / TRASH_NAME / MARKER_NAME
                 raise RootError(f"Cannot write the marker {path}: {error.strerror}. Remove it.") from error
     return records
+
+
+def job_table_problem(session: StoreSession, summary: DatabaseSummary) -> str | None:
+    """Return why the job table is probably not the right one, or None.
+
+    An operator accepts a small or empty table with ``roots --accept``, which records its number of rows.  A
+    run does not record that a table is empty: results can appear before anyone notices a wrong database.
+    """
+    known = session.ledger.roots().values() if session.has_ledger else ()
+    rows_before = max((record.job_rows for record in known if record.job_rows is not None), default=None)
+    folders = [] if summary.jobs else _job_folders(session)
+    problem = table_problem(summary.jobs, rows_before, folders)
+    if problem is None:
+        return None
+    places = "" if summary.jobs else f" {where_to_look(session.config)} Correct paths.database."
+    return (
+        f"in job database {printable(summary.path)}, {problem}{places} If that is intended, run "
+        "`eemtcleanupd roots --accept`."
+    )
+
+
+def _job_folders(session: StoreSession) -> list[str]:
+    """Return the names in the results folder that only jobs create: folders, and archives of results."""
+    return sorted(
+        name
+        for name, is_folder in root_entries(session.roots[RootName.RESULTS])
+        if (is_folder or name.endswith(ARCHIVE_SUFFIX))
+        and not is_system_entry(name)
+        and Artifact(RootName.RESULTS, name) not in session.reserved_entries
+    )
 
 
 def check_store(config: Config) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import click
 
 from eemtcleanupd.cli.common import config_option, json_option, load_config, print_json
+from eemtcleanupd.errors import BreakerError, CleanupError
 from eemtcleanupd.formatting import printable
 
 if TYPE_CHECKING:
-    from eemtcleanupd.config import Loaded
+    from eemtcleanupd.config import Config, Loaded
+    from eemtcleanupd.events import DatabaseSummary
 
 _MAX_VALUE_WIDTH = 44
+_BUSY_SECONDS = 1.0
 
 
 @click.command()
@@ -23,28 +27,34 @@ _MAX_VALUE_WIDTH = 44
 @click.option(
     "--schema", is_flag=True, help="Print the JSON Schema of configuration files (for editors) and exit."
 )
-def check(as_json: bool, schema: bool) -> None:
-    """Show every configuration key, its value and the origin of the value.
+def check(as_json: bool, schema: bool) -> int:
+    """Show every configuration key, its value and the origin of the value, and the job database in use.
 
-    Exits with 2 and lists every problem with file and line if the configuration is invalid.
-    Changes nothing.
+    Exits with 2 and lists every problem with file and line if the configuration is invalid.  Exits with 5 if
+    the job database is probably not the one of the web interface.  Changes nothing.
     """
     if schema:
         from eemtcleanupd.plugins import schema as all_keys
 
         click.echo(json.dumps(all_keys().json_schema(), indent=2, ensure_ascii=False))
-        return
+        return 0
     loaded = load_config()
     from eemtcleanupd.policy.retention import Policy
     from eemtcleanupd.privileges import User
+    from eemtcleanupd.store.address import StoreAddress
 
     policy = str(Policy.from_config(loaded.config.retention))
+    database, problem = _examine_database(loaded.config)
     if as_json:
         print_json(
             {
                 "file": None if loaded.file is None else str(loaded.file),
                 "policy": policy,
                 "user": User.of(os.geteuid()).name,
+                "database": {
+                    **(database.document() if database else {"path": str(StoreAddress.of(loaded.config))}),
+                    "error": None if problem is None else str(problem),
+                },
                 "settings": [
                     {"key": setting.key, "value": setting.value, "from": setting.origin}
                     for setting in loaded.settings()
@@ -54,6 +64,29 @@ def check(as_json: bool, schema: bool) -> None:
         )
     else:
         _print_table(loaded, policy)
+        if database is not None:
+            click.echo(str(database))
+        if problem is not None:
+            click.echo(click.style("[WARNING]", fg="yellow") + f" {problem}")
+    return problem.exit_code if isinstance(problem, BreakerError) else 0
+
+
+def _examine_database(config: Config) -> tuple[DatabaseSummary | None, CleanupError | None]:
+    """Return what the job database contains if it can be read, and why a run would refuse it."""
+    from eemtcleanupd.cleanup.session import job_table, job_table_problem, open_database, open_session
+    from eemtcleanupd.policy.retention import Policy
+
+    summary = None
+    policy = Policy.from_config(config.retention)
+    with ExitStack() as stack:
+        try:
+            database = open_database(config, stack, _BUSY_SECONDS)
+            jobs = job_table(database, config, policy)
+            summary = jobs.summary()
+            problem = job_table_problem(open_session(config, database, jobs, policy, stack), summary)
+        except CleanupError as error:
+            return summary, error
+    return summary, None if problem is None else BreakerError(f"Runs are refused: {problem}")
 
 
 def _print_table(loaded: Loaded, policy: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import click
 
@@ -38,6 +39,8 @@ class ConsoleReporter:
             case RunStarted():
                 self._detail("Starting job cleanup process...")
                 self._detail(event.policy)
+                if event.database is not None:
+                    self._database(str(event.database))
                 self._detail(f"Found {event.jobs_to_check} jobs to check")
             case JobPlanned():
                 self._planned(event)
@@ -59,6 +62,13 @@ class ConsoleReporter:
                 pass  # the command prints the error when it exits
             case _ if event.log_level >= logging.WARNING:
                 _say(logging.getLevelName(event.log_level), event.log_line())
+
+    def _database(self, summary: str) -> None:
+        """Print which database is in use.  Without ``verbose``, only a person at a terminal sees it."""
+        if self._verbose:
+            _say("INFO", summary)
+        elif sys.stderr.isatty():
+            click.echo(f"[INFO] {summary}", err=True)
 
     def _detail(self, message: str) -> None:
         if self._verbose:

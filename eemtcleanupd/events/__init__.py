@@ -16,6 +16,7 @@ from eemtcleanupd.events.values import (
     ArtifactSize as ArtifactSize,
     AuditAnchor as AuditAnchor,
     AuditEntry as AuditEntry,
+    DatabaseSummary as DatabaseSummary,
     JobNote as JobNote,
     JobTally as JobTally,
     RunReport as RunReport,

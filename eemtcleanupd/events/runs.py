@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from eemtcleanupd.events.base import Event, Occasion, Severity
-from eemtcleanupd.events.values import ArtifactSize, RunReport
+from eemtcleanupd.events.values import ArtifactSize, DatabaseSummary, RunReport
 from eemtcleanupd.formatting import human_age, human_size, printable, short_name
 from eemtcleanupd.model import Found, Job, JobClass, Outcome, Trigger
 
 
 @dataclass(frozen=True, slots=True)
 class RunStarted(Event):
-    """A run started; ``jobs_to_check`` counts the terminal jobs whose data was not cleaned yet."""
+    """A run started; ``jobs_to_check`` counts the terminal jobs whose data was not cleaned yet.
+
+    ``database`` is None for a run that plans no jobs.
+    """
 
     hook = "run_started"
     is_ephemeral = True
@@ -26,6 +29,7 @@ class RunStarted(Event):
     policy: str
     jobs_to_check: int
     candidates: int
+    database: DatabaseSummary | None = None
 
     def log_lines(self) -> Iterator[tuple[int, str]]:
         if self.trigger is Trigger.RECOVERY:
@@ -34,6 +38,8 @@ class RunStarted(Event):
             return
         yield logging.INFO, "Starting job cleanup process"
         yield logging.INFO, f"Run {self.run_id}: {self.policy}"
+        if self.database is not None:
+            yield logging.INFO, str(self.database)
         yield logging.INFO, f"Found {self.jobs_to_check} jobs to check"
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from eemtcleanupd.formatting import plural, printable
 from eemtcleanupd.model import Found, Outcome, Trigger
 
 DURATION_BUCKETS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0)
@@ -37,6 +38,32 @@ class JobNote:
     status: str
     bytes_freed: int = 0
     message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseSummary:
+    """The job database in use: its path or redacted URL, its number of jobs, and when the last one ended.
+
+    ``last_job_ended_at`` is aware, and None if no job has an end that can be read.
+    """
+
+    path: str
+    jobs: int
+    last_job_ended_at: datetime | None
+
+    def __str__(self) -> str:
+        ended = self.last_job_ended_at
+        last = "" if ended is None else f" The last one ended on {ended.astimezone():%Y-%m-%d %H:%M}."
+        return f"Job database {printable(self.path)} has {plural(self.jobs, 'job')}.{last}"
+
+    def document(self) -> dict[str, Any]:
+        """Return the summary as JSON values."""
+        ended = self.last_job_ended_at
+        return {
+            "path": self.path,
+            "jobs": self.jobs,
+            "last_job_ended_at": None if ended is None else ended.isoformat(),
+        }
 
 
 @dataclass(frozen=True, slots=True)

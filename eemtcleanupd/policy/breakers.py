@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from eemtcleanupd.formatting import human_age, human_size
+from eemtcleanupd.formatting import human_age, human_size, printable, shortened
 from eemtcleanupd.model import RootName
 
 # Time services occasionally step a clock back by seconds, which is harmless.
@@ -17,6 +17,7 @@ MIN_ENTRIES = 20
 _ZONE_TOLERANCE = timedelta(minutes=1)
 _ZONE_STEP = timedelta(minutes=15)  # all offsets of zones are multiples of it
 _ROWS_OF_PROOF = 3
+_NAMED_ENTRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +101,29 @@ def clock_problem(now: datetime, last_run: datetime | None, max_leap_days: float
     return None
 
 
-def table_problem(rows: int, rows_before: int) -> str | None:
+def table_problem(rows: int, rows_before: int | None, job_folders: Sequence[str] = ()) -> str | None:
     """Return why the job table cannot be trusted, or None if it can.
 
     Args:
         rows: how many rows it has.
-        rows_before: how many it had at the last run, 0 before the first.
+        rows_before: how many it had at the last run, None before the first.  0 if the operator has accepted
+            an empty table.
+        job_folders: the entries of the results folder that only jobs create; they matter for an empty table.
     """
-    if rows_before <= MIN_ENTRIES or 2 * rows >= rows_before:
-        return None
-    return (
-        f"the job table has {rows} rows, and it had {rows_before} at the last run. The files of the missing "
-        "jobs would look like orphans."
-    )
+    before = rows_before or 0
+    if before > MIN_ENTRIES and 2 * rows < before:
+        return (
+            f"the job table has {rows} rows, and it had {before} at the last run. The files of the missing "
+            "jobs would look like orphans."
+        )
+    if rows == 0 and rows_before != 0 and job_folders:
+        names = ", ".join(shortened(printable(name), 60) for name in job_folders[:_NAMED_ENTRIES])
+        more = " …" if len(job_folders) > _NAMED_ENTRIES else ""
+        return (
+            f"the job table is empty, but the results folder contains {len(job_folders)} folders or archives "
+            f"of jobs: {names}{more}. Is this the database of the web interface?"
+        )
+    return None
 
 
 class Census(Protocol):

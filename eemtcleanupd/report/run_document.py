@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import IO, Any
 
 from eemtcleanupd.events import (
+    DatabaseSummary,
     Event,
     JobCleaned,
     JobFailed,
@@ -19,6 +20,7 @@ from eemtcleanupd.events import (
     PurgePlanned,
     RunFinished,
     RunReport,
+    RunStarted,
     Warned,
 )
 from eemtcleanupd.formatting import human_size
@@ -38,11 +40,14 @@ class RunDocument:
         self._lists = {
             name: _SpooledList() for name in ("details", "skipped", "errors", "orphans", "trash", "warnings")
         }
+        self._database: DatabaseSummary | None = None
         self._report: RunReport | None = None
 
     def __call__(self, event: Event) -> None:
         """Add an event to the document."""
         match event:
+            case RunStarted():
+                self._database = event.database
             case JobPlanned():
                 detail = _job_detail(event.job, event.age, event.size_bytes)
                 artifacts = [artifact.found.label for artifact in event.artifacts]
@@ -104,6 +109,7 @@ class RunDocument:
             "user": report.user,
             "started_at": report.started_at.isoformat(),
             "finished_at": report.finished_at.isoformat(),
+            "database": None if self._database is None else self._database.document(),
             "cleaned_jobs": {"successful": report.successful.jobs, "failed": report.failed.jobs},
             "space_freed": {
                 "bytes": report.bytes_freed,

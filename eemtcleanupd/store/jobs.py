@@ -42,11 +42,12 @@ from sqlalchemy.types import Integer, NullType, TypeEngine
 
 from eemtcleanupd.batches import batched
 from eemtcleanupd.errors import RowError, StoreError
+from eemtcleanupd.events import DatabaseSummary
 from eemtcleanupd.formatting import BYTES_PER_MB, printable
 from eemtcleanupd.model import Job, JobClass
 from eemtcleanupd.policy.breakers import ObservedStart
 from eemtcleanupd.policy.ownership import folded
-from eemtcleanupd.policy.retention import TERMINAL, Policy
+from eemtcleanupd.policy.retention import FIRST_YEAR, TERMINAL, Policy
 from eemtcleanupd.store.base import MOST_VALUES
 from eemtcleanupd.store.column_types import RawText
 from eemtcleanupd.store.database import SCRATCH, Database, TempTablesLostError
@@ -176,10 +177,14 @@ class JobTable:
         self._database.write(alter)
         self._reflect()
 
-    def count(self) -> int:
-        """Return how many rows the table has."""
+    def summary(self) -> DatabaseSummary:
+        """Return how many rows the table has, and when the last job ended."""
+        # Compared as text, so a zone of its own can hide a later end.  Text that is no time does not count.
+        is_time = f"{self._ended} BETWEEN '{FIRST_YEAR}' AND '3'"
+        statement = f"SELECT count(*), max(CASE WHEN {is_time} THEN {self._ended} END) FROM jobs"
         with self._database.read() as connection:
-            return int(connection.exec_driver_sql("SELECT count(*) FROM jobs").scalar_one())
+            rows, ended = connection.exec_driver_sql(statement).one()
+        return DatabaseSummary(self._database.name, int(rows), read_timestamp(ended, self._zone))
 
     # -- candidates --------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import TypeEngine
 
-from eemtcleanupd.errors import StoreError
+from eemtcleanupd.errors import NoDatabaseError, StoreError
 from eemtcleanupd.files import replacing
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.store.column_types import RawText
@@ -65,7 +65,7 @@ class SqliteDatabase(Database):
     def __init__(self, file: Path, *, busy_timeout_seconds: float) -> None:
         super().__init__(str(file), busy_timeout_seconds=busy_timeout_seconds)
         if not file.exists():
-            raise StoreError(f"There is no job database at {file}. Set --db-path or paths.database.")
+            raise NoDatabaseError(f"There is no job database at {file}. Set --db-path or paths.database.")
         if not file.is_file():
             raise StoreError(f"The job database {file} is not a file. Set --db-path or paths.database.")
         self.file = file

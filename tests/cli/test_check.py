@@ -51,7 +51,7 @@ def test_without_a_file_all_values_are_defaults(run_cli: RunCli, tmp_path: Path)
     assert {setting["from"] for setting in answer["settings"]} == {"default"}
 
 
-def test_check_opens_neither_database_nor_folders(run_cli: RunCli, tmp_path: Path) -> None:
+def test_check_survives_an_unusable_database_and_changes_nothing(run_cli: RunCli, tmp_path: Path) -> None:
     (tmp_path / "jobs.db").write_bytes(b"not a database")
     assert run_cli("check").returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["jobs.db"]
