@@ -5,6 +5,7 @@ DESTDIR ?=
 prefix ?= /usr/local
 sysconfdir ?= /etc
 libdir = $(prefix)/lib/eemtcleanupd
+sharedir = $(prefix)/share/eemtcleanupd
 systemddir = $(prefix)/lib/systemd
 zshdir = $(prefix)/share/zsh/site-functions
 # The extras to install: EXTRAS=web,apprise
@@ -30,6 +31,10 @@ install: ## install below $(prefix), as root: private venv, unit, configuration,
 	$(DESTDIR)$(libdir)/bin/python -m compileall -qq --invalidation-mode checked-hash \
 		$(if $(DESTDIR),-s $(DESTDIR) -p /) $(DESTDIR)$(libdir)/lib
 	install -d $(DESTDIR)$(prefix)/bin
+	@# Only the environment's interpreter has the package.
+	install -Dm755 -t $(DESTDIR)$(sharedir)/scripts scripts/cleanup_jobs.py scripts/rerun_job.py scripts/setup_cleanup_cron.sh
+	sed -i '1s#^.*python3$$#\#!$(libdir)/bin/python#' $(DESTDIR)$(sharedir)/scripts/*.py
+	rm -rf $(DESTDIR)$(libdir)/share/eemtcleanupd
 	ln -sfn $(libdir)/bin/eemtcleanupd $(DESTDIR)$(prefix)/bin/eemtcleanupd
 	for unit in $(UNITS); do install -Dm644 packaging/systemd/$${unit#*/} $(DESTDIR)$(systemddir)/$$unit; done
 	sed -i 's#/usr/local/bin/#$(prefix)/bin/#' $(addprefix $(DESTDIR)$(systemddir)/,$(UNITS))
@@ -59,7 +64,7 @@ ifeq ($(DESTDIR),)
 endif
 	sed 's#: \./#: /srv/eemt/#' etc/cleanup_config.yaml | cmp -s - $(DESTDIR)$(CONFFILE) \
 		&& rm -f $(DESTDIR)$(CONFFILE) || true
-	rm -rf $(DESTDIR)$(libdir)
+	rm -rf $(DESTDIR)$(libdir) $(DESTDIR)$(sharedir)
 	rm -f $(DESTDIR)$(prefix)/bin/eemtcleanupd $(addprefix $(DESTDIR)$(systemddir)/,$(UNITS))
 	rm -f $(DESTDIR)$(prefix)/lib/sysusers.d/eemtcleanupd.conf $(DESTDIR)$(prefix)/lib/tmpfiles.d/eemtcleanupd.conf
 	rm -f $(DESTDIR)$(prefix)/share/man/man8/eemtcleanupd.8 $(addprefix $(DESTDIR),$(COMPLETIONS))

@@ -2,11 +2,13 @@
 """Clean a job store once: runs ``eemtcleanupd clean`` for crontabs that call this script.
 
 The options are the same.  The script uses the package installed for this interpreter, or else the checkout
-that contains the script.
+that contains the script, or else the installed command, which can have an interpreter of its own.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +17,10 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 try:
     from eemtcleanupd.cli.main import main
 except ImportError as error:
+    # cron's PATH lacks /usr/local/bin.
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/bin"])
+    if (command := shutil.which("eemtcleanupd", path=path)) is not None:
+        os.execv(command, [command, "clean", *sys.argv[1:]])  # noqa: S606  (no shell is wanted)
     sys.exit(
         f"cleanup_jobs.py: error: Module {error.name} is missing for {sys.executable}. Install the package "
         "(pip install eemtcleanupd), or use the interpreter that has it."

@@ -42,13 +42,16 @@ die() {
 # Run a command with a minimal environment like that of cron.
 as_cron() { env -i HOME="$HOME" LOGNAME="$(id -un)" PATH=/usr/bin:/bin SHELL=/bin/sh "$@"; }
 
-has_package() { as_cron "$1" "$script_dir/cleanup_jobs.py" --help >/dev/null 2>&1; }
+has_package() {
+  as_cron "$1" -c 'import sys; sys.path.append(sys.argv[1]); import eemtcleanupd.cli.main' "$script_dir/.." \
+    >/dev/null 2>&1
+}
 
 find_python() {
   local command candidate
   command=$(command -v eemtcleanupd || true)
   if [[ -n $command ]]; then command=$(dirname -- "$(readlink -f -- "$command")")/python; fi
-  for candidate in "$script_dir/../.venv/bin/python" "${VIRTUAL_ENV:-/nonexistent}/bin/python" "$command" \
+  for candidate in "$script_dir/../.venv/bin/python" "$script_dir/python" "${VIRTUAL_ENV:-/nonexistent}/bin/python" "$command" \
     "$(command -v python3 || true)"; do
     if [[ -x $candidate ]] && has_package "$candidate"; then
       # Keep the last link: the python of a venv is a link and must be called by its own name.
@@ -106,7 +109,8 @@ prepare() {
     # No notation for these characters works in every cron.
     if [[ $part == *[$'\n\r\\']* ]]; then die "A path or value must not contain a backslash or a newline: $part"; fi
   done
-  command="cd $(shell_quoted "$directory") &&"
+  # The shell opens logs/cleanup.log before the command starts.
+  command="cd $(shell_quoted "$directory") && mkdir -p logs &&"
   for part in "${environment[@]}"; do command+=" ${part%%=*}=$(shell_quoted "${part#*=}")"; done
   for part in "${program[@]}"; do command+=" $(shell_quoted "$part")"; done
 
@@ -116,7 +120,7 @@ prepare() {
   fi
   echo "Testing the command with a dry run ..."
   local output
-  if ! output=$(as_cron /bin/sh -c "$command --dry-run" 2>&1); then
+  if ! output=$(as_cron /bin/sh -c "${command/ && mkdir -p logs/} --dry-run" 2>&1); then
     printf '%s\n' "$output" | tail -n 5 >&2
     die "The dry run in $directory failed, so nothing was installed. Is this the job store? See --directory." 3
   fi
@@ -171,11 +175,17 @@ install_cron() {
 
 # Show lines of other origin that clean as well, such as those of the EEMT project's script.
 warn_of_other_lines() {
-  local more
-  more=$(others "$scratch/crontab" | grep -a -e '^[^#]*\(cleanup_jobs\.py\|eemtcleanupd\)' || true)
-  if [[ -n $more ]]; then
-    printf 'These lines also run a cleanup. Remove them with crontab -e if they are obsolete:\n%s\n' "$more"
-  fi
+  local more line
+  more=$(others "$scratch/crontab" | LC_ALL=C grep -a -e '^[^#]*\(cleanup_jobs\.py\|eemtcleanupd\)' || true)
+  if [[ -z $more ]]; then return; fi
+  printf 'These lines also run a cleanup. Remove them with crontab -e if they are obsolete:\n%s\n' "$more"
+  # The shell opens the log before the script starts, so the script cannot create the folder.
+  while read -r line; do
+    if [[ $line =~ cd[[:blank:]]+([^[:blank:]\&\;]+)[[:blank:]]*\&\&.*\>[[:blank:]]*logs/ && -d ${BASH_REMATCH[1]} \
+      && ! -d ${BASH_REMATCH[1]}/logs ]]; then
+      echo "A line fails because ${BASH_REMATCH[1]}/logs is missing. Run: mkdir ${BASH_REMATCH[1]}/logs"
+    fi
+  done <<<"$more"
 }
 
 remove_cron() {
@@ -184,11 +194,12 @@ remove_cron() {
   before=$(managed "$scratch/crontab")
   if [[ -z $before ]]; then
     echo "The crontab of $(id -un) has no line from this script."
-    return
+  else
+    others "$scratch/crontab" >"$scratch/new"
+    write_crontab
+    printf 'Removed from the crontab of %s:\n%s\n' "$(id -un)" "$before"
   fi
-  others "$scratch/crontab" >"$scratch/new"
-  write_crontab
-  printf 'Removed from the crontab of %s:\n%s\n' "$(id -un)" "$before"
+  warn_of_other_lines
 }
 
 # --- the user's systemd ---------------------------------------------------------------------------------
@@ -207,7 +218,7 @@ then XDG_RUNTIME_DIR=/run/user/$(id -u) $ME ... Or use install, for cron." 3
 # Print the folder of the unit files: in the checkout of this script, or where they are installed.
 shipped_units() {
   local folder
-  for folder in "$script_dir/../packaging/systemd" /usr/local/lib/systemd/user /usr/lib/systemd/user; do
+  for folder in "$script_dir/../packaging/systemd" "$script_dir/../share/eemtcleanupd" /usr/local/lib/systemd/user /usr/lib/systemd/user; do
     if [[ -r $folder/$UNIT.service && -r $folder/$UNIT.timer ]]; then
       printf '%s' "$folder"
       return
@@ -346,6 +357,7 @@ show_status() {
   else
     echo "cron: not installed"
   fi
+  if command -v crontab >/dev/null; then warn_of_other_lines; fi
   if [[ -e $units/$UNIT.timer ]]; then
     echo "systemd: installed in $units"
     systemctl --user list-timers --all --no-pager "$UNIT.timer" 2>&1 | sed -n '1,2p'

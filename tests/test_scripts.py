@@ -41,3 +41,20 @@ def test_without_the_package_the_script_exits_with_advice(tmp_path: Path) -> Non
     assert done.returncode != 0
     assert "pip install eemtcleanupd" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_without_the_package_the_scripts_run_the_installed_command(tmp_path: Path) -> None:
+    command = tmp_path / "eemtcleanupd"
+    command.write_text('#!/bin/sh\necho "$@"\n')
+    command.chmod(0o755)
+    for name, verb in (("cleanup_jobs.py", "clean"), ("rerun_job.py", "rerun")):
+        script = tmp_path / name
+        script.write_bytes(SCRIPT.with_name(name).read_bytes())
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", script, "--job-id", "a b"],
+            env={"PATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout == f"{verb} --job-id a b\n"

@@ -141,7 +141,27 @@ def test_other_crontab_lines_are_not_changed(tmp_path: Path, setup: Setup) -> No
 def test_install_shows_other_lines_that_clean(tmp_path: Path, setup: Setup) -> None:
     old = "0 2 * * * cd /eemt && /usr/bin/python3 scripts/cleanup_jobs.py >> logs/cleanup.log 2>&1\n"
     (tmp_path / "crontab").write_text(f"#{old}{old}")
-    assert setup("install").stdout.count(old) == 1
+    for action in ("status", "install", "status", "remove", "remove"):
+        assert setup(action).stdout.count(old) == 1, action
+
+
+def test_a_line_whose_log_folder_is_missing_is_named(tmp_path: Path, store: Path, setup: Setup) -> None:
+    """The shell opens the log before the script starts."""
+    place = tmp_path / "eemt"
+    place.mkdir()
+    line = f"0 2 * * * cd {place} && /usr/bin/python3 scripts/cleanup_jobs.py >> logs/cleanup.log 2>&1\n"
+    (tmp_path / "crontab").write_text(line)
+    assert f"mkdir {place}/logs" in setup("status").stdout
+    (place / "logs").mkdir()
+    assert "mkdir" not in setup("status").stdout
+
+
+def test_the_installed_line_works_without_its_log_folder(tmp_path: Path, store: Path, setup: Setup) -> None:
+    assert setup("install").returncode == 0
+    (store / "logs").rmdir()
+    command = (tmp_path / "crontab").read_text().split(maxsplit=5)[5].replace("\\%", "%")
+    subprocess.run(["/bin/sh", "-c", command], env={"PATH": "/usr/bin:/bin"}, check=True, timeout=60)
+    assert "Cleanup completed successfully" in (store / "logs/cleanup.log").read_text()
 
 
 def test_environment_variables_and_configuration_are_installed(

@@ -19,7 +19,7 @@ from eemtcleanupd.deletion.upload_index import UploadIndex
 from eemtcleanupd.errors import NoDatabaseError, RootError, StoreError
 from eemtcleanupd.events import DatabaseSummary
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.model import TRASH_NAME, Artifact, RootName
+from eemtcleanupd.model import TRASH_NAME, Artifact, Hold, RootName
 from eemtcleanupd.policy.breakers import table_problem
 from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, is_system_entry
 from eemtcleanupd.policy.retention import Policy
@@ -361,6 +361,21 @@ def hold_warning(config: Config, ledger: Ledger, job_id: str) -> str | None:
             f"Job {name} is in the trash and stays there while it is held. Restore it with `trash restore`."
         )
     return f"The data of job {name} has already been cleaned." if row.cleaned else None
+
+
+def held_jobs(config: Config, ledger: Ledger) -> list[tuple[Hold, bool | None]]:
+    """Return all holds, active or not, and whether the job database has the job.
+
+    It is unknown (None) while the job table cannot be read: the holds are in force all the same.
+    """
+    holds = ledger.all_holds() if ledger.exists() else []
+    try:
+        jobs = job_table(ledger.database, config, has_parameters=False)
+        with ledger.database.read() as connection:
+            known = jobs.rows(connection, [hold.job_id for hold in holds])
+    except StoreError:
+        return [(hold, None) for hold in holds]
+    return [(hold, hold.job_id in known) for hold in holds]
 
 
 def root_entries(root: Root) -> Iterator[tuple[str, bool]]:

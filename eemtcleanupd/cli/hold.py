@@ -85,16 +85,20 @@ def release(job_id: str) -> int:
 @json_option
 def holds(as_json: bool) -> None:
     """List held jobs with the owner, the end and the reason of each hold."""
-    with open_ledger(load_config().config) as ledger:
-        all_holds = ledger.all_holds() if ledger.exists() else []
+    config = load_config().config
+    from eemtcleanupd.cleanup.session import held_jobs
+
+    with open_ledger(config) as ledger:
+        all_holds = held_jobs(config, ledger)
     now = system_clock()
-    active = [held for held in all_holds if held.is_active(now)]
+    active = [(held, has_row) for held, has_row in all_holds if held.is_active(now)]
     if as_json:
-        print_json([asdict(held) for held in active])
+        print_json([{**asdict(held), "has_row": has_row} for held, has_row in active])
         return
-    for held in active:
+    for held, has_row in active:
         owner, reason = printable(held.owner), printable(held.reason)
-        click.echo(f"{printable(held.job_id)} {_duration(held.until)}, by {owner}: {reason}")
+        gone = " (the job database has no such job)" if has_row is False else ""
+        click.echo(f"{printable(held.job_id)} {_duration(held.until)}, by {owner}: {reason}{gone}")
     if not active:
         click.echo("No job is held.")
 

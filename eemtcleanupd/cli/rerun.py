@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eemtcleanupd.cli.common import json_option, load_config, print_json, store_options, write_audit
+from eemtcleanupd.cli.common import (
+    json_option,
+    load_config,
+    print_json,
+    setting_option,
+    store_options,
+    write_audit,
+)
 from eemtcleanupd.errors import RerunError
 from eemtcleanupd.formatting import printable, shortened
 
@@ -18,6 +25,7 @@ if TYPE_CHECKING:
 
 # The form fields of the web interface's POST /api/submit-job that a job's parameters can contain.
 _FIELDS = ("step", "linke_value", "albedo_value", "num_threads", "start_year", "end_year")
+_SUBMIT, _UPLOAD = "/api/submit-job", "/api/upload-file"
 _TIMEOUT_SECONDS = 600
 
 
@@ -30,12 +38,13 @@ _TIMEOUT_SECONDS = 600
     metavar="FILE",
     help="Elevation model to upload (default: the job's own upload).",
 )
-@click.option(
-    "--url", default="http://localhost:5000", show_default=True, help="Base URL of the EEMT web interface."
+@setting_option(
+    "web_interface.url", "--url", "URL", "Base URL of the EEMT web interface (default: web_interface.url)."
 )
+@click.option("--dry-run", is_flag=True, help="Show what would be sent without sending it.")
 @store_options
 @json_option
-def rerun(job: str | None, job_id: str | None, dem: Path | None, url: str, as_json: bool) -> None:
+def rerun(job: str | None, job_id: str | None, dem: Path | None, dry_run: bool, as_json: bool) -> None:
     """Submit JOB again to the EEMT web interface with the parameters stored in its row."""
     wanted = job or job_id
     if wanted is None or (job and job_id and job != job_id):
@@ -43,6 +52,12 @@ def rerun(job: str | None, job_id: str | None, dem: Path | None, url: str, as_js
     from eemtcleanupd.cleanup.session import find_row
 
     config = load_config().config
+    base = config.web_interface.url
+    if base is None:
+        raise click.UsageError(
+            "The address of the EEMT web interface is not configured. Give it with --url, such as "
+            "--url http://localhost:5000, or set web_interface.url."
+        )
     row = find_row(config, wanted)
     if row is None:
         raise RerunError(f"Job {printable(wanted)} is not in the job database.")
@@ -54,20 +69,42 @@ def rerun(job: str | None, job_id: str | None, dem: Path | None, url: str, as_js
             f"Upload {printable(upload or '(none)')} of job {printable(wanted)} does not exist. "
             "Give an elevation model with --dem FILE."
         )
+    if dry_run:
+        _show(wanted, base, form, upload, dem, as_json=as_json)
+        return
     from eemtcleanupd.plugins import Plugins
 
-    details = {"job_id": printable(wanted), "url": url, "dem": None if dem is None else printable(str(dem))}
+    details = {"job_id": printable(wanted), "url": base, "dem": None if dem is None else printable(str(dem))}
     plugins = Plugins(config)
     write_audit(plugins, "rerun_requested", **details)
-    base = url.rstrip("/")
     uploaded_filename = upload if dem is None else _upload(base, dem)
-    answer = _post(f"{base}/api/submit-job", data={**form, "uploaded_filename": uploaded_filename})
+    answer = _post(base + _SUBMIT, data={**form, "uploaded_filename": uploaded_filename})
     new_id = answer.get("job_id") or answer.get("id")
     write_audit(plugins, "rerun", **details, new_job_id=printable(str(new_id)))
     if as_json:
         print_json({"job_id": wanted, "new_job_id": new_id, "answer": answer})
     else:
         click.echo(f"Submitted job {printable(wanted)} again as {printable(str(new_id))}.")
+
+
+def _show(
+    job_id: str, base: str, form: Mapping[str, str], upload: str | None, dem: Path | None, *, as_json: bool
+) -> None:
+    """Print the requests of a rerun.  The name of a new upload is unknown until it was sent (None)."""
+    requests: list[dict[str, Any]] = []
+    if dem is not None:
+        requests.append({"method": "POST", "url": base + _UPLOAD, "file": str(dem)})
+    uploaded_filename = upload if dem is None else None
+    fields = {**form, "uploaded_filename": uploaded_filename}
+    requests.append({"method": "POST", "url": base + _SUBMIT, "form": fields})
+    if as_json:
+        print_json({"job_id": job_id, "dry_run": True, "requests": requests})
+        return
+    for request in requests:
+        click.echo(f"[DRY RUN] Would send: {request['method']} {request['url']}")
+        for name, value in request.get("form", {"file": request.get("file")}).items():
+            shown = "(the name that the upload returns)" if value is None else printable(value)
+            click.echo(f"[DRY RUN]   {name}: {shown}")
 
 
 def _form(job: Job) -> dict[str, str]:
@@ -87,7 +124,7 @@ def _upload(base: str, dem: Path) -> str:
 
     with dem.open("rb") as stream:
         body = MultipartEncoder({"file": (dem.name, stream, "application/octet-stream")})
-        answer = _post(f"{base}/api/upload-file", data=body, headers={"Content-Type": body.content_type})
+        answer = _post(base + _UPLOAD, data=body, headers={"Content-Type": body.content_type})
     name = answer.get("filename") or answer.get("uploaded_filename")
     if not isinstance(name, str):
         raise RerunError("The EEMT web interface accepted the upload but returned no file name.")
@@ -102,7 +139,7 @@ def _post(url: str, *, data: Any, headers: Mapping[str, str] | None = None) -> d
     except requests.RequestException as error:
         raise RerunError(
             f"The EEMT web interface at {url} cannot be reached ({type(error).__name__}). "
-            "Give its address with --url."
+            "Correct --url or web_interface.url."
         ) from error
     if not response.ok:
         text = shortened(printable(response.text.strip()), 300)

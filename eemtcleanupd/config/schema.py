@@ -26,6 +26,7 @@ from eemtcleanupd.config.types import (
     Days,
     FilePath,
     Hours,
+    HttpUrl,
     Level,
     Listen,
     Metadata,
@@ -381,6 +382,14 @@ class BackupConfig(Section):
     )
 
 
+class WebInterfaceConfig(Section):
+    """The EEMT web interface, to which `rerun` submits jobs."""
+
+    url: HttpUrl | None = Field(
+        None, description="Base URL of the web interface.", examples=["http://localhost:5000"]
+    )
+
+
 class ApiConfig(Section):
     """HTTP interface and dashboard, see docs/api.md. Clients need a token, except on a Unix socket."""
 
@@ -466,6 +475,7 @@ class Config(Section):
     pressure: PressureConfig = Field(default_factory=PressureConfig)
     capacity: CapacityConfig = Field(default_factory=CapacityConfig)
     backup: BackupConfig = Field(default_factory=BackupConfig)
+    web_interface: WebInterfaceConfig = Field(default_factory=WebInterfaceConfig)
     api: ApiConfig = Field(default_factory=ApiConfig)
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)

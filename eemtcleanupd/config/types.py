@@ -161,6 +161,15 @@ Cluster = Annotated[
         "Write tls://HOST:PORT, such as tls://cluster.example.org:8786. TLS is required.",
     ),
 ]
+# Without a password, because the URL is shown and audited.
+HttpUrl = Annotated[
+    str,
+    require(
+        re.compile(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", re.IGNORECASE).fullmatch,
+        "Write http://HOST:PORT or https://HOST:PORT, also with a path, but without a password.",
+    ),
+    AfterValidator(lambda url: url.rstrip("/")),
+]
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[Text, ...], Strict(False)]
 SomeTexts = Annotated[Texts, not_empty]

@@ -21,6 +21,11 @@ class Repository:
         self._database = database
 
     @property
+    def database(self) -> Database:
+        """The job database."""
+        return self._database
+
+    @property
     def database_name(self) -> str:
         """The name of the database in messages."""
         return self._database.name

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from eemtcleanupd.cleanup.session import held_jobs
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.config import Config, Loaded
 from eemtcleanupd.daemon.status_document import run_document
@@ -64,7 +65,7 @@ class DashboardData:
                     {**run_document(run), "failed_jobs": self._errors_of(ledger, run)}
                     for run in ledger.runs(_MAX_RUNS)
                 ]
-                values["holds"] = ledger.all_holds()[:_MAX_JOBS]
+                values["holds"] = held_jobs(config, ledger)[:_MAX_JOBS]
                 values["trash"] = ledger.trashed(limit=_MAX_JOBS)
                 usage = status["storage"]
                 if usage["total_bytes"] is not None:

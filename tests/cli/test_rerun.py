@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -87,13 +88,13 @@ def test_a_job_that_cannot_be_submitted_is_one_error(
     store: JobStore, run_cli: RunCli, httpserver: HTTPServer
 ) -> None:
     httpserver.expect_request("/api/submit-job").respond_with_data("bad step", status=422)
-    missing_upload = run_cli("rerun", "a", cwd=store.path)
+    missing_upload = run_cli("rerun", "a", "--url", httpserver.url_for(""), cwd=store.path)
     assert missing_upload.returncode == 1
     assert "dem.tif" in missing_upload.stderr
     assert "--dem" in missing_upload.stderr
     store.upload("dem.tif")
     for arguments, message in (
-        (("nobody",), "nobody"),
+        (("nobody", "--url", httpserver.url_for("")), "nobody"),
         (("a", "--url", "http://127.0.0.1:9"), "ConnectionError"),
         (("a", "--url", httpserver.url_for("")), "422 bad step"),
     ):
@@ -101,3 +102,46 @@ def test_a_job_that_cannot_be_submitted_is_one_error(
         assert done.returncode == 1
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_without_a_url_nothing_is_sent_anywhere(store: JobStore, run_cli: RunCli) -> None:
+    store.upload("dem.tif")
+    for options in ((), ("--dry-run",), ("--url", "localhost:5000"), ("--url", "http://ann:secret@host")):
+        done = run_cli("rerun", "a", *options, cwd=store.path)
+        assert done.returncode == 2, options
+        assert "Traceback" not in done.stderr
+        assert not (store.path / "logs/cleanup_audit.jsonl").exists()
+
+
+def test_the_url_can_be_configured(
+    store: JobStore, run_cli: RunCli, httpserver: HTTPServer, interface: dict[str, object]
+) -> None:
+    store.upload("dem.tif")
+    config = store.path / "cleanup_config.yaml"
+    config.write_text(f"web_interface: {{url: '{httpserver.url_for('/')}'}}\n")
+    assert run_cli("rerun", "a", cwd=store.path).returncode == 0
+    assert interface == {"form": {**FORM, "uploaded_filename": "dem.tif"}}
+
+
+def test_a_dry_run_shows_the_requests_and_sends_none(
+    store: JobStore, run_cli: RunCli, httpserver: HTTPServer, interface: dict[str, object], tmp_path: Path
+) -> None:
+    url = httpserver.url_for("").rstrip("/")
+    store.upload("dem.tif")
+    (tmp_path / "mine.tif").write_bytes(b"raster")
+    submit = {"method": "POST", "url": f"{url}/api/submit-job"}
+    upload = {"method": "POST", "url": f"{url}/api/upload-file", "file": str(tmp_path / "mine.tif")}
+    for options, requests in (
+        ((), [{**submit, "form": {**FORM, "uploaded_filename": "dem.tif"}}]),
+        (
+            ("--dem", tmp_path / "mine.tif"),
+            [upload, {**submit, "form": {**FORM, "uploaded_filename": None}}],
+        ),
+    ):
+        command = ("rerun", "a", "--url", url, "--dry-run", *options)
+        done = run_cli(*command, "--json", cwd=store.path)
+        assert json.loads(done.stdout) == {"job_id": "a", "dry_run": True, "requests": requests}
+        shown = run_cli(*command, cwd=store.path).stdout
+        assert all(request["url"] in shown for request in requests)
+    assert interface == {}
+    assert not (store.path / "logs").exists()

@@ -150,3 +150,12 @@ def test_a_restore_in_part_prints_both_parts_and_exits_with_1(capsys: pytest.Cap
         "warnings": ["no owner"],
         "held_until": None,
     }
+
+
+def test_holds_marks_jobs_that_the_database_does_not_have(store: JobStore, run_cli: RunCli) -> None:
+    for job_id in ("a", "gone"):
+        assert run_cli("hold", job_id, cwd=store.path).returncode == 0
+    held = json.loads(run_cli("holds", "--json", cwd=store.path).stdout)
+    assert {each["job_id"]: each["has_row"] for each in held} == {"a": True, "gone": False}
+    shown = run_cli("holds", cwd=store.path).stdout.splitlines()
+    assert [line.split()[0] for line in shown if "no such job" in line] == ["gone"]

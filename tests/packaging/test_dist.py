@@ -84,8 +84,14 @@ def test_the_wheel_holds_the_program_with_its_data_and_nothing_else(dist: Path) 
     with zipfile.ZipFile(dist / f"{NAME}-py3-none-any.whl") as wheel:
         held = {name for name in wheel.namelist() if not name.startswith(f"{NAME}.dist-info/")}
         owners = {info.external_attr >> 16 & 0o777 for info in wheel.infolist()}
-    assert held == set(listed)
-    assert owners <= {0o644, 0o664}
+    files = {name.partition(".data/")[2] for name in held if ".data/" in name}
+    scripts = {"cleanup_jobs.py", "rerun_job.py", "setup_cleanup_cron.sh"}
+    units = {"eemt-cleanup.service", "eemt-cleanup.timer"}
+    assert files == {f"scripts/{name}" for name in scripts} | {
+        f"data/share/eemtcleanupd/{name}" for name in units
+    }
+    assert {name for name in held if ".data/" not in name} == set(listed)
+    assert owners <= {0o644, 0o664, 0o755, 0o775}
 
 
 def test_the_sdist_is_what_git_has(dist: Path) -> None:

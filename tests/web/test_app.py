@@ -253,6 +253,7 @@ def test_a_hold_keeps_a_job_until_it_is_released(daemon: RunningDaemon) -> None:
     assert daemon.request("POST", "/api/cleanup/holds", {"job_id": "a", "reason": "paper"}).status_code == 201
     (held,) = daemon.get("/api/cleanup/holds")["holds"]
     assert (held["job_id"], held["reason"], held["owner"]) == ("a", "paper", "clean")
+    assert held["has_row"] is True
     assert [job["job_id"] for job in daemon.request("POST", "/api/cleanup").json()["details"]] == ["b"]
     assert daemon.request("POST", "/api/cleanup/holds/release", {"job_id": "a"}).status_code == 200
     assert daemon.request("POST", "/api/cleanup/holds/release", {"job_id": "a"}).status_code == 404

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from eemtcleanupd.cleanup.session import held_jobs
 from eemtcleanupd.daemon.status_document import run_document
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.store.intents import Intent
@@ -88,7 +89,12 @@ def add_query_routes(router: APIRouter, context: ApiContext) -> None:
         return await answer(
             request,
             "holds",
-            lambda ledger: {"holds": [asdict(hold) for hold in ledger.all_holds()] if ledger else []},
+            lambda ledger: {
+                "holds": [
+                    {**asdict(hold), "has_row": has_row}
+                    for hold, has_row in (held_jobs(backend.config, ledger) if ledger else [])
+                ]
+            },
         )
 
     @router.get("/trash", dependencies=may_read, responses=COMMON_ERRORS)
