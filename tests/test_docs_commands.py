@@ -71,6 +71,7 @@ ELSEWHERE = (
     ),
     Elsewhere("docs/capacity.md", "eemtcleanupd report --plot", "tests/cli/test_report.py", "a history"),
     Elsewhere("docs/scaling.md", "dask ", "tests/deletion/test_dask_executor.py", "needs certificates"),
+    Elsewhere("docs/database.md", "", "tests/cleanup/test_other_databases.py", "needs a /tmp of its own"),
     Elsewhere("docs/deploy-cron.md", "", "tests/system/test_schedulers.py", "needs a booted machine"),
     Elsewhere("docs/deploy-debian.md", "", "tests/system/test_debian.py", "needs a booted machine"),
     Elsewhere("docs/deploy-docker.md", "", "tests/packaging/test_docker.py", "needs an engine"),

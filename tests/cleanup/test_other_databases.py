@@ -177,8 +177,7 @@ def test_the_database_that_a_process_has_open_is_named_with_it(store: JobStore, 
     (store.path / "link").symlink_to(store.path / "jobs.db")
     with process(f"files = [open({str(elsewhere)!r}), open('link')]", store.path) as running:
         found = {each.path: each for each in other_databases(store.config())}
-    assert found[str(elsewhere)].process is not None
-    assert f"[{running.pid}]" in found[str(elsewhere)].process
+    assert f"[{running.pid}]" in str(found[str(elsewhere)].process)
     assert found[str(elsewhere)].is_of_store
     assert str(store.path / "jobs.db") not in found
 
@@ -252,3 +251,27 @@ def test_doctor_warns_of_another_database_of_the_web_interface(
     )
     levels = [each["level"] for each in json.loads(done.stdout) if each["check"] == "jobs"]
     assert levels == ["ok", "warning"]
+
+
+@needs("unshare")
+@pytest.mark.root
+def test_a_link_in_tmp_moves_the_database_of_the_web_interface(
+    private: Callable[[str], subprocess.CompletedProcess[str]],
+) -> None:
+    insert = "INSERT INTO jobs (id, workflow_type, status) VALUES ('b', 'sol', 'pending')"
+    page = (Path(__file__).parents[2] / "docs/database.md").read_text()
+    commands = page.split("```sh\n")[1].split("```")[0].replace("/srv/eemt", "/mnt/store")
+    done = private(
+        f"""
+        {commands}
+        '{sys.executable}' -c "import sqlite3
+with sqlite3.connect('/tmp/jobs.db') as c: c.execute(\\"{insert}\\"); import os; print(os.listdir())"
+        ls /tmp
+        {CLI} check --json
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    listed, in_tmp, checked = done.stdout.split("\n", 2)
+    assert "jobs.db-journal" in listed
+    assert in_tmp == "jobs.db"
+    assert json.loads(checked)["database"]["jobs"] == 2

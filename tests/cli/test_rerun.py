@@ -131,17 +131,18 @@ def test_a_dry_run_shows_the_requests_and_sends_none(
     (tmp_path / "mine.tif").write_bytes(b"raster")
     submit = {"method": "POST", "url": f"{url}/api/submit-job"}
     upload = {"method": "POST", "url": f"{url}/api/upload-file", "file": str(tmp_path / "mine.tif")}
-    for options, requests in (
+    cases: list[tuple[tuple[str | Path, ...], list[dict[str, object]]]] = [
         ((), [{**submit, "form": {**FORM, "uploaded_filename": "dem.tif"}}]),
         (
             ("--dem", tmp_path / "mine.tif"),
             [upload, {**submit, "form": {**FORM, "uploaded_filename": None}}],
         ),
-    ):
+    ]
+    for options, requests in cases:
         command = ("rerun", "a", "--url", url, "--dry-run", *options)
         done = run_cli(*command, "--json", cwd=store.path)
         assert json.loads(done.stdout) == {"job_id": "a", "dry_run": True, "requests": requests}
         shown = run_cli(*command, cwd=store.path).stdout
-        assert all(request["url"] in shown for request in requests)
+        assert all(str(request["url"]) in shown for request in requests)
     assert interface == {}
     assert not (store.path / "logs").exists()

@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Aged
-from tests.packaging.containers import Podman, why_not
-
-OWNER = 1000
+from tests.packaging.containers import OWNER, Podman, why_not
 
 
 @pytest.fixture(scope="session")

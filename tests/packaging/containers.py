@@ -17,7 +17,9 @@ from typing import Any
 from tests.system.machine import PROJECT, base_root, wheelhouse, why_not as no_machine
 
 IMAGE = "localhost/eemtcleanupd"
-_BASE = "localhost/debian-with-python"
+OWNER = 1000
+"""The user of the image, who owns the job store."""
+BASE = "localhost/debian-with-python"
 _NOT_NEEDED = ("var/cache", "var/lib/apt", "usr/share/doc", "usr/share/locale", "usr/share/man")
 
 
@@ -63,7 +65,7 @@ class Podman:
         tar = ["tar", "-c", *left_out, "-C", str(base_root()), ".", *own]
         with subprocess.Popen(tar, stdout=subprocess.PIPE) as packing:
             imported = subprocess.run(
-                [*self.command.split(), "import", "--quiet", "-", _BASE],
+                [*self.command.split(), "import", "--quiet", "-", BASE],
                 stdin=packing.stdout,
                 capture_output=True,
                 text=True,
@@ -72,7 +74,7 @@ class Podman:
             )
         assert imported.returncode == 0, imported.stderr
         # Format docker: the other one has no HEALTHCHECK.  Isolation chroot: needs the least of the machine.
-        how = ["--format=docker", "--isolation=chroot", "--network=host", f"--build-arg=BASE={_BASE}"]
+        how = ["--format=docker", "--isolation=chroot", "--network=host", f"--build-arg=BASE={BASE}"]
         file = PROJECT / "packaging/docker/Dockerfile"
         self("build", "-q", *how, f"--file={file}", f"--tag={IMAGE}", PROJECT, timeout=600)
 
@@ -147,6 +149,22 @@ def compose_options(service: Mapping[str, Any], folder: Path) -> list[str]:
     options += [f"--volume={folder / each}" for each in rest.pop("volumes")]
     assert not rest, f"nothing is known of {set(rest)}"
     return [*options, IMAGE]
+
+
+def web_options(service: Mapping[str, Any], folder: Path, program: Path) -> list[str]:
+    """Return the options of podman for the web interface of a compose file, as a stand-in's container.
+
+    Args:
+        service: the service, variables replaced.
+        folder: what relative paths are relative to.
+        program: the stand-in.
+    """
+    rest = {name: value for name, value in service.items() if name not in {"image", "restart", "ports"}}
+    options = [f"--env={each}" for each in rest.pop("environment")]
+    options += [f"--volume={folder / each}" for each in rest.pop("volumes")]
+    assert not rest, f"nothing is known of {set(rest)}"
+    user = f"--user={OWNER}:{OWNER}"
+    return [*options, user, f"--volume={program}:/app/app.py:ro", "--entrypoint=python3", BASE, "/app/app.py"]
 
 
 def pod_options(pod: Mapping[str, Any], volumes: Mapping[str, Path]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ import pytest
 import yaml
 
 from tests.packaging.conftest import give_away
-from tests.packaging.containers import EVERYWHERE, IMAGE, Podman, compose_options
+from tests.packaging.containers import EVERYWHERE, IMAGE, Podman, compose_options, web_options
 
 DOCKER = Path(__file__).parents[2] / "packaging/docker"
 DOCS = Path(__file__).parents[2] / "docs"
@@ -57,6 +58,7 @@ def test_the_compose_file_is_as_its_specification_wants_it() -> None:
     # Times without a zone: both must mean the same.
     zone = "TZ=UTC"
     assert zone in str(web.environment).replace("': '", "=")
+    assert "EEMT_CLEANUP_ENABLED=false" in str(web.environment).replace("': '", "=")
     assert zone in str(ours.environment).replace("': '", "=")
 
 
@@ -102,6 +104,35 @@ class TestInContainers:
         assert DONE in (laid / "data/logs/cleanup.log").read_text()
         assert daemon.stop() == 0
         assert not list((laid / "data/db").glob("*.status.json"))
+
+    def test_the_web_interface_and_the_daemon_of_the_compose_file_use_one_database(
+        self, podman: Podman, tmp_path: Path
+    ) -> None:
+        """A stand-in has the paths of the application, whose database is in its /tmp."""
+        folder = tmp_path / "compose"
+        shutil.copytree(DOCKER, folder)
+        for name in ("uploads", "results", "temp", "logs", "db"):
+            (folder / "data" / name).mkdir(parents=True)
+        (folder / "data/db/jobs.db").touch()
+        give_away(folder / "data")
+        services: dict[str, Any] = yaml.safe_load(compose())["services"]
+        stand_in = Path(__file__).with_name("eemt_stand_in.py")
+        web = podman.start("web", *web_options(services["eemt-web"], folder, stand_in))
+        web.until(lambda: "Own cleanup: " in web.logs())
+        assert "Own cleanup: disabled" in web.logs()
+        daemon = podman.start("beside", *compose_options(services["eemtcleanupd"], folder))
+        daemon.until(lambda: "Daemon started" in daemon.logs())
+        for job in ("a", "b"):
+            web.exec("python3", "/app/app.py", "submit", job)
+        before = json.loads(daemon.exec("eemtcleanupd", "clean", "--dry-run", "--json"))
+        assert before["database"]["path"] == "/app/db/jobs.db"
+        assert before["database"]["jobs"] == 2
+        assert DONE in daemon.exec("eemtcleanupd", "clean")
+        assert web.exec("python3", "/app/app.py", "list") == "a b"
+        assert cleaned(folder / "data/db/jobs.db") == 2
+        assert not (folder / "data/results/a").exists()
+        assert daemon.stop() == 0
+        podman("rm", "--force", "--time=0", "web")
 
     def test_a_daemon_that_hangs_is_found_by_the_health_check(self, podman: Podman, store: Path) -> None:
         daemon = podman.start("hangs", f"--volume={store}:/app/store", "--workdir=/app/store", IMAGE)
