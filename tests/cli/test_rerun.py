@@ -130,7 +130,11 @@ def test_a_dry_run_shows_the_requests_and_sends_none(
     store.upload("dem.tif")
     (tmp_path / "mine.tif").write_bytes(b"raster")
     submit = {"method": "POST", "url": f"{url}/api/submit-job"}
-    upload = {"method": "POST", "url": f"{url}/api/upload-file", "file": str(tmp_path / "mine.tif")}
+    upload: dict[str, object] = {
+        "method": "POST",
+        "url": f"{url}/api/upload-file",
+        "file": str(tmp_path / "mine.tif"),
+    }
     cases: list[tuple[tuple[str | Path, ...], list[dict[str, object]]]] = [
         ((), [{**submit, "form": {**FORM, "uploaded_filename": "dem.tif"}}]),
         (
