@@ -68,7 +68,8 @@ class ConsoleReporter:
         if self._verbose:
             _say("INFO", summary)
         elif sys.stderr.isatty():
-            click.echo(f"[INFO] {summary}", err=True)
+            # The progress bar is on this line, and is drawn again below.
+            click.echo(f"\r\033[K[INFO] {summary}", err=True, color=True)
 
     def _detail(self, message: str) -> None:
         if self._verbose:

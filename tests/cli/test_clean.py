@@ -12,6 +12,7 @@ import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -328,14 +329,27 @@ def test_lines_are_coloured_on_a_terminal_unless_no_color_is_set(sample_store: P
     assert "[DRY RUN]" in plain
 
 
-def _on_terminal(store: Path, environment: dict[str, str]) -> str:
+def test_the_database_in_use_is_shown_on_a_terminal_and_not_on_stdout(
+    sample_store: Path, run_cli: RunCli, tmp_path: Path
+) -> None:
+    with (tmp_path / "stdout").open("wb") as stdout:
+        shown = _on_terminal(sample_store, {"TERM": "xterm"}, stdout)
+    plain = run_cli("clean", "--dry-run", cwd=sample_store)
+    assert f"{sample_store}/jobs.db" in shown
+    assert plain.stderr == ""
+    assert (tmp_path / "stdout").read_text() == plain.stdout
+    assert "jobs.db" not in plain.stdout
+    assert f"{sample_store}/jobs.db" in run_cli("clean", "--dry-run", "--verbose", cwd=sample_store).stdout
+
+
+def _on_terminal(store: Path, environment: dict[str, str], stdout: IO[bytes] | None = None) -> str:
     import pty
 
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "eemtcleanupd", "clean", "--dry-run"],
         cwd=store,
-        stdout=slave,
+        stdout=stdout or slave,
         stderr=slave,
         env={"PATH": os.environ["PATH"], **environment},
     )
