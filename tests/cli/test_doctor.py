@@ -60,6 +60,7 @@ def test_a_store_without_runs_is_no_problem(tmp_path: Path, run_cli: RunCli) -> 
     done = run_cli("doctor", cwd=store.path)
     assert done.returncode == 0
     assert "WARN  runs: " in done.stdout
+    assert "last run" not in done.stdout
 
 
 def test_a_missing_database_is_a_problem(tmp_path: Path, run_cli: RunCli) -> None:
