@@ -6,7 +6,7 @@ A function can leave out arguments that it does not need.  ``settings`` is the p
 
 Hooks with an ``event`` run in a thread of the plugin, one call at a time.  Text that they return is the
 channel's answer, which ``notify-test`` shows.  They can raise :class:`RetryLater`; after any other exception
-the message is not sent again.
+the message is not sent again.  ``recipients`` is empty, except in a retry after a RetryLater that named them.
 """
 
 from __future__ import annotations
@@ -42,11 +42,16 @@ class RetryLater(Exception):  # noqa: N818  (the name says what the notifier ask
     Args:
         reason: why, without any secret.
         after_seconds: the wait that the receiver asked for (HTTP's Retry-After), None if it did not.
+        recipients: who has not received the message, by names that the notifier chooses and that contain no
+            secret.  The retry gets them as the hook's argument ``recipients``.  Empty: nobody received it.
     """
 
-    def __init__(self, reason: str, after_seconds: float | None = None) -> None:
+    def __init__(
+        self, reason: str, after_seconds: float | None = None, recipients: Sequence[str] = ()
+    ) -> None:
         super().__init__(reason)
         self.after_seconds = after_seconds
+        self.recipients = tuple(recipients)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +75,11 @@ class Hooks:
         """
 
     @hookspec
-    def digest(self, event: Digest, settings: Any) -> str | None:
+    def digest(self, event: Digest, settings: Any, recipients: tuple[str, ...]) -> str | None:
         """Receive the runs of one day; a notifier without this hook cannot have the key ``digest``."""
 
     @hookspec
-    def notify(self, event: object, settings: Any) -> str | None:
+    def notify(self, event: object, settings: Any, recipients: tuple[str, ...]) -> str | None:
         """Receive events for which the plugin has no hook, except ephemeral ones such as ``run_started``."""
 
     @hookspec
@@ -101,11 +106,16 @@ class Hooks:
 
 
 def _event_hook(name: str, event_class: type[Event]) -> Callable[..., str | None]:
-    def receive(self: object, event: Any, settings: Any) -> str | None:
+    def receive(self: object, event: Any, settings: Any, recipients: tuple[str, ...]) -> str | None:
         raise NotImplementedError
 
     receive.__name__, receive.__doc__ = name, event_class.__doc__
-    receive.__annotations__ = {"event": event_class, "settings": Any, "return": str | None}
+    receive.__annotations__ = {
+        "event": event_class,
+        "settings": Any,
+        "recipients": tuple[str, ...],
+        "return": str | None,
+    }
     return receive
 
 

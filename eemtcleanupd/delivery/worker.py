@@ -45,6 +45,8 @@ class DeliveryResult:
     error: str | None = None
     retry: bool = False
     after_seconds: float | None = None
+    recipients: tuple[str, ...] = ()
+    """Those whom a retry is for; empty means all."""
 
 
 class NotifierWorker:
@@ -164,9 +166,14 @@ class NotifierWorker:
         return min(waits)
 
     def _batch(self, due: list[Message]) -> list[Message]:
-        """Return the messages to send in one call: all of a digest, otherwise the first."""
+        """Return the messages to send in one call: all of a digest for the same recipients, or the first."""
         if due and self.plugins.settings(self._name).digest and due[0].event in DIGEST_HOOKS:
-            return [message for message in due if message.event in DIGEST_HOOKS]
+            recipients = due[0].recipients
+            return [
+                message
+                for message in due
+                if message.event in DIGEST_HOOKS and message.recipients == recipients
+            ]
         return due[:1]
 
     def _send(self, batch: Sequence[Message]) -> DeliveryResult:
@@ -184,7 +191,7 @@ class NotifierWorker:
             return DeliveryResult("", error=f"{len(self._abandoned)} earlier attempts still hang", retry=True)
         self._sending_since = time.monotonic()
         try:
-            return self._call(call, event)
+            return self._call(partial(call, event, batch[0].recipients))
         finally:
             self._sending_since = None
 
@@ -200,22 +207,26 @@ class NotifierWorker:
             tuple(event for event in events if isinstance(event, RunFailed)),
         )
 
-    def _call(self, call: Callable[[object], object], event: object) -> DeliveryResult:
+    def _call(self, call: Callable[[], object]) -> DeliveryResult:
         limit = _TIMEOUTS_PER_CALL * self._timeout()
-        result = self._call_thread.call(lambda: self._result(call, event), limit)
+        result = self._call_thread.call(lambda: self._result(call), limit)
         if result is None:
             self._abandoned.append(self._call_thread)
             self._call_thread = _CallThread(self._name)
             return DeliveryResult("", error=f"no answer within {limit:g} seconds", retry=True)
         return result
 
-    def _result(self, call: Callable[[object], object], event: object) -> DeliveryResult:
+    def _result(self, call: Callable[[], object]) -> DeliveryResult:
         redact = partial(self.plugins.redact, self._name)
         try:
-            return DeliveryResult(redact(text_of(call(event) or "delivered")))
+            return DeliveryResult(redact(text_of(call() or "delivered")))
         except RetryLater as error:
             return DeliveryResult(
-                "", error=redact(text_of(error)), retry=True, after_seconds=_wait_seconds(error)
+                "",
+                error=redact(text_of(error)),
+                retry=True,
+                after_seconds=_wait_seconds(error),
+                recipients=_recipients(error),
             )
         except BaseException as error:
             return DeliveryResult("", error=redact(f"{class_name(error)}: {text_of(error)}"))
@@ -231,7 +242,7 @@ class NotifierWorker:
             log.debug("Notifier %s: %s: %s", self._name, hook, result.message)
         elif result.retry and not self._single_attempt and now - oldest < _GIVE_UP_AFTER:
             due = now + backoff(max(message.attempts for message in batch), result.after_seconds)
-            outbox.retry(batch, due, result.error, now)
+            outbox.retry(batch, due, result.error, now, result.recipients or batch[0].recipients)
             seconds = (due - now).total_seconds()
             log.warning("Notifier %s: %s; retrying in %.0f seconds", self._name, result.error, seconds)
         else:
@@ -284,6 +295,14 @@ def _wait_seconds(error: RetryLater) -> float | None:
     except BaseException:
         return None
     return min(seconds, _LONGEST_WAIT.total_seconds()) if seconds > 0 else None
+
+
+def _recipients(error: RetryLater) -> tuple[str, ...]:
+    """Return the recipients that a notifier names, none if these are not texts."""
+    try:
+        return tuple(str(recipient) for recipient in error.recipients)
+    except BaseException:
+        return ()
 
 
 def backoff(attempts: int, after_seconds: float | None) -> timedelta:

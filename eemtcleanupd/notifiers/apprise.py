@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from typing import Annotated, Any, Self
 
@@ -10,6 +11,7 @@ from pydantic import BeforeValidator, Field, SecretStr, Strict, model_validator
 from eemtcleanupd.config.plugin_settings import needs_secret
 from eemtcleanupd.config.types import FilePath
 from eemtcleanupd.events import Event, Severity
+from eemtcleanupd.formatting import plural
 from eemtcleanupd.hookspecs import Digest, NotifierSettings, RetryLater, hookimpl
 from eemtcleanupd.notifiers.messages import render
 
@@ -46,13 +48,23 @@ def register_settings() -> type[AppriseSettings]:
 
 
 @hookimpl
-def notify(event: Event | Digest, settings: AppriseSettings) -> str:
+def notify(event: Event | Digest, settings: AppriseSettings, recipients: tuple[str, ...]) -> str:
     message = render(event)
-    service = _service(settings.urls)
-    kind = _TYPES[message.severity]
-    if not service.notify(title=message.headline, body=message.text(), notify_type=kind):
-        raise RetryLater("at least one service did not accept the message")
-    return f"sent to {len(settings.urls)} services"
+    urls = {_name(url): url for url in settings.urls}
+    chosen = {name: url for name, url in urls.items() if not recipients or name in recipients}
+    text = {"title": message.headline, "body": message.text(), "notify_type": _TYPES[message.severity]}
+    refused = [name for name, url in chosen.items() if not _service((url,)).notify(**text)]
+    if refused:
+        raise RetryLater(
+            f"{len(refused)} of {plural(len(chosen), 'service')} did not accept the message",
+            recipients=refused,
+        )
+    return f"sent to {plural(len(chosen), 'service')}"
+
+
+def _name(url: SecretStr) -> str:
+    """Return a name for a URL, which is secret; it stays the same when URLs are added or removed."""
+    return hashlib.sha256(url.get_secret_value().encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def _service(urls: tuple[SecretStr, ...]) -> Any:

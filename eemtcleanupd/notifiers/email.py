@@ -17,10 +17,15 @@ def _address(value: str) -> str:
     from email.headerregistry import Address
 
     try:
-        Address(addr_spec=value)
+        address = Address(addr_spec=value)
+        if address.domain.isascii():
+            return value
+        import idna
+
+        # As DNS has it, because a mail server does not need to know SMTPUTF8 (RFC 6531) for that.
+        return f"{value.rpartition('@')[0]}@{idna.encode(address.domain, uts46=True).decode('ascii')}"
     except (ValueError, IndexError):
-        raise ValueError("write an address such as admin@example.com") from None
-    return value
+        raise ValueError("write an address such as admin@example.com, in ASCII before the @") from None
 
 
 MailAddress = Annotated[Text, AfterValidator(_address)]
@@ -75,7 +80,7 @@ def register_settings() -> type[EmailSettings]:
 
 
 @hookimpl
-def notify(event: Event | Digest, settings: EmailSettings) -> str:
+def notify(event: Event | Digest, settings: EmailSettings, recipients: tuple[str, ...]) -> str:
     from eemtcleanupd.notifiers.smtp import send
 
-    return send(event, settings)
+    return send(event, settings, recipients)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from pydantic import Field, SecretStr
 
 from eemtcleanupd.config.plugin_settings import needs_secret
@@ -20,7 +22,7 @@ class PingSettings(NotifierSettings, strict=True):
 
     enabled: bool = Field(False, description="Whether to send pings.")
     url: SecretStr | None = Field(
-        None, description="URL of the check, secret; /start and /fail are appended to it."
+        None, description="URL of the check, secret; /start and /fail are appended to its path."
     )
     url_file: FilePath | None = Field(
         None, description="File that contains the URL, or the name of a systemd credential."
@@ -57,6 +59,7 @@ def run_failed(event: RunFailed, settings: PingSettings) -> str:
 
 def _ping(settings: PingSettings, suffix: str, text: str) -> str:
     assert settings.url is not None  # noqa: S101  (checked with the settings)
-    url = SecretStr(settings.url.get_secret_value().rstrip("/") + suffix)
+    parts = urlsplit(settings.url.get_secret_value())
+    url = SecretStr(parts._replace(path=parts.path.rstrip("/") + suffix).geturl())
     body = text.encode("utf-8", "replace")[:_MAX_BODY_BYTES]
     return post(url, body, content_type="text/plain; charset=utf-8", timeout_seconds=settings.timeout_seconds)

@@ -24,6 +24,7 @@ def post(
     content_type: str = "application/json",
     headers: Mapping[str, str] | None = None,
     timeout_seconds: float,
+    success_text: str | None = None,
 ) -> str:
     """POST a body and return the response as text, such as ``200 ok``.
 
@@ -31,7 +32,8 @@ def post(
 
     Raises:
         RetryLater: the connection failed, or the status is 408, 421, 425, 429 or 5xx.
-        RefusedError: the status is another error, or the URL is invalid.
+        RefusedError: the status is another error, the URL is invalid, or the text of the response is not
+            ``success_text``.
     """
     import requests
 
@@ -55,8 +57,11 @@ def post(
     except (requests.RequestException, OSError) as error:
         # Not chained, and never as text: exceptions of requests contain the URL, which is secret.
         raise RetryLater(_reason(error)) from None
-    text = f"{response.status_code} {raw.decode('utf-8', 'replace').strip() or response.reason}"[:300]
+    answer = raw.decode("utf-8", "replace").strip()
+    text = f"{response.status_code} {answer or response.reason}"[:300]
     if response.ok and response.status_code < 300:
+        if success_text not in {None, answer}:
+            raise RefusedError(f"the receiver answered {text}, not {success_text}. Check the URL")
         return text
     if response.status_code in _RETRY_STATUS_CODES or response.status_code >= 500:
         raise RetryLater(f"the receiver answered {text}", _retry_after(response.headers.get("Retry-After")))

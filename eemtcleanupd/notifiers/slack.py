@@ -72,4 +72,5 @@ def _escaped(text: str, limit: int) -> str:
 def notify(event: Event | Digest, settings: SlackSettings) -> str:
     assert settings.webhook_url is not None  # noqa: S101  (checked with the settings)
     body = json.dumps(payload(render(event))).encode()
-    return post(settings.webhook_url, body, timeout_seconds=settings.timeout_seconds)
+    # Slack answers `ok`; anything else comes from a proxy, or from another page of Slack.
+    return post(settings.webhook_url, body, timeout_seconds=settings.timeout_seconds, success_text="ok")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import smtplib
 import socket
 import ssl
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
 from typing import Any
@@ -12,11 +14,13 @@ from typing import Any
 from jinja2 import Environment
 
 from eemtcleanupd.events import Event, Severity
+from eemtcleanupd.formatting import plural
 from eemtcleanupd.hookspecs import Digest, RetryLater
 from eemtcleanupd.notifiers.email import EmailSettings
 from eemtcleanupd.notifiers.messages import Message, render
 from eemtcleanupd.report.plots import trend_png
 
+_Refused = dict[str, tuple[int, bytes]]
 _PORTS = {"none": 25, "starttls": 587, "tls": 465}
 _TEMPLATE = """\
 <!doctype html><html><body style="font-family:sans-serif;color:#222">
@@ -34,25 +38,26 @@ _TEMPLATE = """\
 _COLORS = {Severity.GOOD: "#1a7f37", Severity.WARNING: "#9a6700", Severity.DANGER: "#cf222e"}
 
 
-def send(event: Event | Digest, settings: EmailSettings) -> str:
-    """Send an event to all recipients and return the result as text.
+def send(event: Event | Digest, settings: EmailSettings, only: Collection[str] = ()) -> str:
+    """Send an event to the recipients of the settings and return the result as text.
+
+    Args:
+        event: the event.
+        settings: the server and the recipients.
+        only: those who have not received it, from an earlier attempt; empty means all.
 
     Raises:
-        RetryLater: no connection, a 4xx reply, or an untrusted certificate.
+        RetryLater: no connection, a 4xx reply, or an untrusted certificate.  If the server accepted the mail
+            for some recipients, the error names the others.
         RuntimeError: any other failure, which a retry cannot change.
     """
+    # Each once: smtplib counts addresses, so two refusals of one address would look like one success.
+    recipients = list(dict.fromkeys(to for to in settings.recipients if not only or to in only))
+    if not recipients:
+        return "the remaining recipients are no longer in the configuration"
     mail = compose(render(event), settings)
     try:
-        with _connect(settings) as server:
-            if settings.username and settings.password:
-                server.login(settings.username, settings.password.get_secret_value())
-            refused = server.send_message(mail)
-    except smtplib.SMTPRecipientsRefused as error:
-        codes = [code for code, _ in error.recipients.values()]
-        reason = f"no recipient was accepted ({', '.join(map(str, codes))})"
-        if all(400 <= code < 500 for code in codes):
-            raise RetryLater(reason) from None
-        raise RuntimeError(reason) from None
+        refused = _transfer(mail, settings, recipients)
     except smtplib.SMTPResponseException as error:
         reason = f"the server answered {error.smtp_code} {_text(error.smtp_error)}"
         if 400 <= error.smtp_code < 500 or error.smtp_code < 0:
@@ -68,8 +73,37 @@ def send(event: Event | Digest, settings: EmailSettings) -> str:
             f"no connection to {settings.smtp_server} ({reason or type(error).__name__})"
         ) from None
     if refused:
-        return f"sent, but {len(refused)} of {len(settings.recipients)} recipients were refused"
-    return f"sent to {len(settings.recipients)} recipients by {settings.smtp_server}"
+        accepted = len(recipients) - len(refused)
+        answers = ", ".join(f"{name}: {code} {_text(text)}" for name, (code, text) in refused.items())
+        reason = f"the server accepted {accepted} of {plural(len(recipients), 'recipient')} ({answers})"
+        if any(400 <= code < 500 for code, _ in refused.values()):
+            raise RetryLater(reason, recipients=tuple(refused))
+        raise RuntimeError(reason)
+    return f"sent to {plural(len(recipients), 'recipient')} by {settings.smtp_server}"
+
+
+def _transfer(mail: EmailMessage, settings: EmailSettings, recipients: Sequence[str]) -> _Refused:
+    """Hand the mail to the server; return the recipients that it refused, with its answers."""
+    server = _connect(settings)
+    try:
+        if settings.username and settings.password:
+            server.login(settings.username, settings.password.get_secret_value())
+        try:
+            refused: _Refused = server.send_message(mail, to_addrs=recipients)
+        except smtplib.SMTPRecipientsRefused as error:
+            # Nobody gets it, even if the server closed the connection before it heard all recipients.
+            rest = dict.fromkeys(recipients, (421, b"the server closed the connection"))
+            refused = {**rest, **error.recipients} if _is_closed(server) else error.recipients
+        # Accepted: whatever the server answers from here on, it has the mail.
+        with suppress(smtplib.SMTPException, OSError):
+            server.quit()
+        return refused
+    finally:
+        server.close()
+
+
+def _is_closed(server: smtplib.SMTP) -> bool:
+    return server.sock is None
 
 
 def compose(message: Message, settings: EmailSettings) -> EmailMessage:

@@ -129,12 +129,17 @@ class Plugins:
         """Return the settings for deliveries to a notifier."""
         return self._delivery.get(name) or _Unfiltered()
 
-    def hook_for(self, name: str, hook: str) -> Callable[[object], object] | None:
-        """Return a function that calls a notifier's hook with an event, None if it has no such hook."""
+    def hook_for(self, name: str, hook: str) -> Callable[..., object] | None:
+        """Return a function that calls a notifier's hook with an event, None if it has no such hook.
+
+        Its second argument, ``recipients``, names those that a retry is for; empty means all.
+        """
         implementation = dict(self._implementations(hook)).get(name)
         if implementation is None and hook in NOTIFY_COVERS:
             implementation = dict(self._implementations("notify")).get(name)
-        return None if implementation is None else lambda event: implementation(event=event)
+        if implementation is None:
+            return None
+        return lambda event, recipients=(): implementation(event=event, recipients=recipients)
 
     def redact(self, name: str, text: str) -> str:
         """Return text on one line, without any secret of the plugin's settings."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from sqlalchemy import Connection, delete, func, insert, inspect, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import Ledger
@@ -20,7 +21,11 @@ _STALE_AFTER = timedelta(days=7)
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One event for one notifier.  ``payload`` is the event as its producer serialized it."""
+    """One event for one notifier.
+
+    ``payload`` is the event as its producer serialized it.  ``recipients`` are those who have not received
+    it; empty means all.
+    """
 
     notifier: str
     event: str
@@ -29,6 +34,7 @@ class Message:
     due_at: datetime
     attempts: int = 0
     id: int = 0
+    recipients: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +66,15 @@ class Outbox(Protocol):
     def done(self, messages: Sequence[Message], outcome: str, error: str | None, now: datetime) -> None:
         """Remove messages.  ``outcome`` is one of ``DELIVERY_OUTCOMES``."""
 
-    def retry(self, messages: Sequence[Message], due_at: datetime, error: str, now: datetime) -> None:
-        """Keep messages for another attempt at ``due_at``."""
+    def retry(
+        self,
+        messages: Sequence[Message],
+        due_at: datetime,
+        error: str,
+        now: datetime,
+        recipients: tuple[str, ...] = (),
+    ) -> None:
+        """Keep messages for another attempt at ``due_at``, for these recipients; empty means all."""
 
 
 class MemoryOutbox:
@@ -98,13 +111,22 @@ class MemoryOutbox:
         for message in messages:
             self._messages[message.notifier].pop(message.id, None)
 
-    def retry(self, messages: Sequence[Message], due_at: datetime, error: str, now: datetime) -> None:
-        """Keep messages for another attempt at ``due_at``."""
+    def retry(
+        self,
+        messages: Sequence[Message],
+        due_at: datetime,
+        error: str,
+        now: datetime,
+        recipients: tuple[str, ...] = (),
+    ) -> None:
+        """Keep messages for another attempt at ``due_at``, for these recipients; empty means all."""
         del error, now
         for message in messages:
             waiting = self._messages[message.notifier]
             if message.id in waiting:
-                waiting[message.id] = replace(message, due_at=due_at, attempts=message.attempts + 1)
+                waiting[message.id] = replace(
+                    message, due_at=due_at, attempts=message.attempts + 1, recipients=recipients
+                )
 
 
 class LedgerOutbox:
@@ -120,9 +142,10 @@ class LedgerOutbox:
         self._limit = limit
 
     def exists(self) -> bool:
-        """Return whether the ledger has an outbox."""
+        """Return whether the ledger has an outbox, with the columns of this version."""
         with self._database.read() as connection:
-            return bool(inspect(connection).has_table(OUTBOX.name))
+            existing = self._database.ledger_columns(connection)
+        return all((OUTBOX.name, column.name) in existing for column in OUTBOX.columns)
 
     def put(self, messages: Sequence[Message]) -> None:
         """Add messages in one transaction."""
@@ -176,6 +199,7 @@ class LedgerOutbox:
                 _utc(row.due_at),
                 row.attempts,
                 row.id,
+                tuple(json.loads(row.recipients or "[]")),
             )
             for row in rows
         ]
@@ -196,14 +220,26 @@ class LedgerOutbox:
 
         self._database.write(work)
 
-    def retry(self, messages: Sequence[Message], due_at: datetime, error: str, now: datetime) -> None:
-        """Keep messages for another attempt at ``due_at``, and count this one."""
+    def retry(
+        self,
+        messages: Sequence[Message],
+        due_at: datetime,
+        error: str,
+        now: datetime,
+        recipients: tuple[str, ...] = (),
+    ) -> None:
+        """Keep messages for another attempt at ``due_at``, for these recipients, and count this one."""
 
         def work(connection: Connection) -> None:
             connection.execute(
                 update(OUTBOX)
                 .where(OUTBOX.c.id.in_([message.id for message in messages]))
-                .values(due_at=utc_timestamp(due_at), attempts=OUTBOX.c.attempts + 1, error=error)
+                .values(
+                    due_at=utc_timestamp(due_at),
+                    attempts=OUTBOX.c.attempts + 1,
+                    error=error,
+                    recipients=json.dumps(recipients) if recipients else None,
+                )
             )
             _count(connection, messages[0].notifier, "retried", 1, error=error, now=now)
 

@@ -132,6 +132,7 @@ OUTBOX = Table(
     Column("due_at", String, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("error", Text),
+    Column("recipients", Text),  # JSON: those whom a retry is for; NULL means all
 )
 DELIVERY_OUTCOMES = ("delivered", "retried", "failed", "dropped")
 """How an attempt to send a message can end: ``failed`` after all retries, ``dropped`` from a full queue."""

@@ -65,6 +65,41 @@ def test_an_undelivered_message_is_sent_once_after_a_restart(recorder: Recorder)
     assert recorder.events() == ["RunFinished"]
 
 
+def test_a_retry_is_for_those_who_have_not_received_the_message_even_after_a_restart(
+    recorder: Recorder,
+) -> None:
+    recorder.set_code("raise RetryLater('busy', recipients=['second'])")
+    first = recorder.open()
+    first.publish(FINISHED)
+    assert first.drain(10)
+    first.close()
+    recorder.set_code("raise RetryLater('no connection')")
+    recorder.now += timedelta(minutes=1)
+    second = recorder.open()
+    wait_until(lambda: recorder.stats().retried == 2)
+    second.close()
+    recorder.set_code(None)
+    recorder.now += timedelta(minutes=1)
+    recorder.open()
+    wait_until(recorder.events)
+    assert recorder.events() == ["RunFinished:second"]
+
+
+def test_digests_for_different_recipients_are_separate(recorder: Recorder) -> None:
+    recorder.set_code("raise RetryLater('busy', recipients=['second'])")
+    dispatcher = recorder.open(", digest: '07:00'")
+    dispatcher.publish(FINISHED)
+    recorder.now += timedelta(days=1)
+    wake(dispatcher)
+    wait_until(lambda: recorder.stats().retried == 1)
+    recorder.set_code(None)
+    dispatcher.publish(FINISHED)
+    recorder.now += timedelta(days=1)
+    wake(dispatcher)
+    wait_until(lambda: len(recorder.events()) == 2)
+    assert sorted(recorder.events()) == ["Digest", "Digest:second"]
+
+
 def test_a_call_that_hangs_is_abandoned_and_retried(recorder: Recorder) -> None:
     recorder.set_code("import threading; threading.Event().wait(30)")
     dispatcher = recorder.open(", timeout_seconds: 0.05")

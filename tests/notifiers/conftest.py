@@ -31,6 +31,7 @@ class MailServer:
     received: list[tuple[str, list[str], bytes]] = field(default_factory=list)
     answer: str = "250 OK"
     rejected: dict[str, str] = field(default_factory=dict)
+    farewell: str = "221 Bye"
     encrypted: list[bool] = field(default_factory=list)
 
     async def handle_RCPT(  # noqa: N802
@@ -47,6 +48,9 @@ class MailServer:
             assert isinstance(envelope.content, bytes)
             self.received.append((str(envelope.mail_from), list(envelope.rcpt_tos), envelope.content))
         return self.answer
+
+    async def handle_QUIT(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
+        return self.farewell
 
 
 def _login(server: SMTP, session: Session, envelope: Envelope, mechanism: str, data: object) -> AuthResult:

@@ -134,16 +134,69 @@ def test_the_reply_code_decides_about_a_retry(
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
 
 
-@pytest.mark.slow
-def test_refused_recipients_are_reported_and_the_others_receive_the_mail(
+@pytest.mark.parametrize("farewell", ["421 timed out", "500 what", "250 fine"])
+def test_an_accepted_mail_is_sent_whatever_the_server_answers_to_quit(
+    start_mail: StartMail, plugins: MakePlugins, farewell: str
+) -> None:
+    server = start_mail()
+    server.farewell = farewell
+    assert "2" in str(send(plugins(block(server))))
+    assert len(server.received) == 1
+
+
+def test_a_recipient_that_is_refused_for_ever_is_an_error_and_the_others_receive_the_mail(
     start_mail: StartMail, plugins: MakePlugins
 ) -> None:
     server = start_mail()
     server.rejected["second@example.com"] = "550 nobody"
-    assert "1 of 2" in str(send(plugins(block(server))))
-    server.rejected["admin@example.com"] = "550 nobody"
-    with pytest.raises(RuntimeError, match="550"):
+    with pytest.raises(RuntimeError, match=r"second@example\.com: 550"):
         send(plugins(block(server)))
+    assert [recipients for _, recipients, _ in server.received] == [["admin@example.com"]]
+    server.rejected["admin@example.com"] = "550 nobody"
+    with pytest.raises(RuntimeError, match=r"admin@example\.com: 550"):
+        send(plugins(block(server)))
+
+
+def test_only_the_recipients_that_did_not_receive_the_mail_get_it_in_a_retry(
+    start_mail: StartMail, plugins: MakePlugins
+) -> None:
+    server = start_mail()
+    server.rejected["second@example.com"] = "450 greylisted"
+    loaded = plugins(block(server))
+    with pytest.raises(RetryLater) as caught:
+        send(loaded)
+    assert caught.value.recipients == ("second@example.com",)
+    server.rejected.clear()
+    call = loaded.hook_for("email", "run_finished")
+    assert call is not None
+    call(without_image(FINISHED), caught.value.recipients)
+    assert [recipients for _, recipients, _ in server.received] == [
+        ["admin@example.com"],
+        ["second@example.com"],
+    ]
+    assert "recipients" in str(call(without_image(FINISHED), ("gone@example.com",)))
+    assert len(server.received) == 2
+
+
+def test_nobody_received_a_mail_during_which_the_server_closed_the_connection(
+    start_mail: StartMail, plugins: MakePlugins
+) -> None:
+    server = start_mail()
+    server.rejected["second@example.com"] = "421 shutting down"
+    with pytest.raises(RetryLater) as caught:
+        send(plugins(block(server)))
+    assert set(caught.value.recipients) == {"admin@example.com", "second@example.com"}
+    assert server.received == []
+
+
+def test_an_international_domain_reaches_a_server_without_smtputf8(
+    start_mail: StartMail, plugins: MakePlugins
+) -> None:
+    server = start_mail()
+    text = block(server).replace("second@example.com", "second@exämple.org").replace("gis@", "gis@büro.")
+    send(plugins(text))
+    assert server.received[0][1] == ["admin@example.com", "second@xn--exmple-cua.org"]
+    assert last(server)["Reply-To"] == "gis@xn--bro-hoa.example.com"
 
 
 def test_a_wrong_password_is_neither_retried_nor_shown(start_mail: StartMail, plugins: MakePlugins) -> None:
@@ -193,6 +246,8 @@ def test_a_missing_server_and_a_silent_one_are_retried(
             "{enabled: true, recipients: [a@b.c], smtp_server: m, security: none, username: x, password: y}",
             "security",
         ),
+        ("{recipients: ['jösé@example.com']}", "recipients.*ASCII"),
+        ("{recipients: ['a@exa_mple。ä']}", "recipients"),
         ("{digest: '7:00'}", "digest.*7:00"),
         ("{on: [sucess]}", "sucess"),
     ],

@@ -26,6 +26,15 @@ def test_a_recovery_run_does_not_count_as_the_expected_cleanup(
     assert httpserver.log == []
 
 
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_query_stays_behind_the_path(httpserver: HTTPServer, slash: str) -> None:
+    httpserver.expect_request("/hook/fail", query_string="rid=1&a=b").respond_with_data("ok")
+    url = httpserver.url_for(f"/hook{slash}?rid=1&a=b")
+    settings = PingSettings.model_validate({"enabled": True, "url": url})
+    run_finished(RunFinished(report(Outcome.ERRORS, errors=1)), settings)
+    assert len(httpserver.log) == 1
+
+
 def test_a_recovery_run_with_errors_is_a_failure(settings: PingSettings, httpserver: HTTPServer) -> None:
     run_finished(RunFinished(report(Outcome.ERRORS, errors=1, trigger=Trigger.RECOVERY)), settings)
     assert [request.path for request, _ in httpserver.log] == ["/hook/fail"]
