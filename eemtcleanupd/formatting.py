@@ -26,6 +26,11 @@ def human_size(size_bytes: float, *, fixed: bool = False) -> str:
     return text if fixed else text.replace(".0 ", " ")
 
 
+def space(size_bytes: int) -> dict[str, int | str]:
+    """Return an amount of disk space for JSON, as in the API: bytes, and text for people."""
+    return {"bytes": size_bytes, "human_readable": human_size(size_bytes, fixed=True)}
+
+
 def parse_size(text: str | int) -> int:
     """Parse a size such as ``10G``, ``500 MB``, ``1.5GiB`` or a plain number into bytes; powers of 1024.
 

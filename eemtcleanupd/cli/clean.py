@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import click
 
 from eemtcleanupd.cancellation import StopFlag
-from eemtcleanupd.cli.common import DATABASE, caller, config_option, load_config, print_json, setting_option
+from eemtcleanupd.cli.common import DATABASE, caller, config_option, load_config, setting_option
 from eemtcleanupd.cli.stdio import SafeStdout
-from eemtcleanupd.errors import CleanupError, ReportError
+from eemtcleanupd.errors import ReportError
 from eemtcleanupd.formatting import parse_size
 
 if TYPE_CHECKING:
@@ -103,69 +103,64 @@ def clean(  # noqa: PLR0917  (click passes them by name)
     """Delete the data of expired jobs now.  All job metadata is kept."""
     if size_threshold is not None and not skip_large:
         raise click.UsageError("--size-threshold has no effect without --skip-large. Give both options.")
-    try:
-        loaded = load_config()
-        from eemtcleanupd.cleanup import Progress, RunRequest, clean as run_clean
-        from eemtcleanupd.cleanup.ballast import release_initial_ballast
-        from eemtcleanupd.events import Warned
-        from eemtcleanupd.plugins import Plugins
+    loaded = load_config()
+    from eemtcleanupd.cleanup import Progress, RunRequest, clean as run_clean
+    from eemtcleanupd.cleanup.ballast import release_initial_ballast
+    from eemtcleanupd.events import Warned
+    from eemtcleanupd.plugins import Plugins
 
-        config = loaded.config
-        threshold = parse_size(_DEFAULT_THRESHOLD) if size_threshold is None else size_threshold
-        request = RunRequest(
-            user=caller(),
-            dry_run=dry_run or config.dry_run,
-            force=force,
-            allow_orphans=allow_orphans,
-            skip_larger_than_bytes=threshold if skip_large else None,
-        )
-        with ExitStack() as stack:
-            if debug:
-                _debug_to_stderr()
-            listener, finish = _output(as_json=as_json, verbose=verbose or debug)
-            listeners, warnings = [listener], list(loaded.warnings)
-            if not request.dry_run:  # a dry run writes nothing at all
-                from eemtcleanupd.logs.events import write_event
-                from eemtcleanupd.logs.setup import log_to_file
+    config = loaded.config
+    threshold = parse_size(_DEFAULT_THRESHOLD) if size_threshold is None else size_threshold
+    request = RunRequest(
+        user=caller(),
+        dry_run=dry_run or config.dry_run,
+        force=force,
+        allow_orphans=allow_orphans,
+        skip_larger_than_bytes=threshold if skip_large else None,
+    )
+    with ExitStack() as stack:
+        if debug:
+            _debug_to_stderr()
+        listener, finish = _output(as_json=as_json, verbose=verbose or debug)
+        listeners, warnings = [listener], list(loaded.warnings)
+        if not request.dry_run:  # a dry run writes nothing at all
+            from eemtcleanupd.logs.events import write_event
+            from eemtcleanupd.logs.setup import log_to_file
 
-                if (warning := release_initial_ballast(config)) is not None:
-                    warnings.append(warning)
-                handler = log_to_file(
-                    config.logging.file,
-                    form=config.logging.format,
-                    level=config.logging.level,
-                    on_error=lambda message: click.echo(f"[WARNING] {message}", err=True),
-                )
-                stack.callback(handler.close)
-                # If a crontab redirects stdout to the log file, write each line once, in the log's format.
-                is_redirected = not as_json and _stdout_is_log_file(handler)
-                listeners = [write_event] if is_redirected else [*listeners, write_event]
-            plugins = Plugins(config)
-            listeners.append(stack.enter_context(_notification_dispatcher(config, plugins, request)))
+            if (warning := release_initial_ballast(config)) is not None:
+                warnings.append(warning)
+            handler = log_to_file(
+                config.logging.file,
+                form=config.logging.format,
+                level=config.logging.level,
+                on_error=lambda message: click.echo(f"[WARNING] {message}", err=True),
+            )
+            stack.callback(handler.close)
+            # If a crontab redirects stdout to the log file, write each line once, in the log's format.
+            is_redirected = not as_json and _stdout_is_log_file(handler)
+            listeners = [write_event] if is_redirected else [*listeners, write_event]
+        plugins = Plugins(config)
+        listeners.append(stack.enter_context(_notification_dispatcher(config, plugins, request)))
 
-            def emit(event: Event) -> None:
-                for listener in listeners:
-                    listener(event)
+        def emit(event: Event) -> None:
+            for listener in listeners:
+                listener(event)
 
-            for warning in warnings:
-                emit(Warned(warning))
-            stop = StopFlag()
-            received_signal = stack.enter_context(_stop_on_signals(stop))
-            if request.dry_run:
-                listeners.append(_stop_on_closed_stdout(stop))
-            progress = Progress()
-            if not as_json and not debug and sys.stderr.isatty():
-                from eemtcleanupd.cli.progress import bar
+        for warning in warnings:
+            emit(Warned(warning))
+        stop = StopFlag()
+        received_signal = stack.enter_context(_stop_on_signals(stop))
+        if request.dry_run:
+            listeners.append(_stop_on_closed_stdout(stop))
+        progress = Progress()
+        if not as_json and not debug and sys.stderr.isatty():
+            from eemtcleanupd.cli.progress import bar
 
-                stack.enter_context(bar(progress))
-            gc.freeze()
-            gc.enable()
-            report = run_clean(config, request, emit=emit, stop=stop, progress=progress, hooks=plugins)
-        finish()
-    except CleanupError as error:
-        if as_json:
-            print_json({"success": False, "error": str(error), "exit_code": error.exit_code})
-        raise
+            stack.enter_context(bar(progress))
+        gc.freeze()
+        gc.enable()
+        report = run_clean(config, request, emit=emit, stop=stop, progress=progress, hooks=plugins)
+    finish()
     return _exit_code(report, received_signal())
 
 

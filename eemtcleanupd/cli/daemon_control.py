@@ -15,7 +15,9 @@ from eemtcleanupd.cli.common import (
     Command,
     become_owner_of,
     given,
+    json_option,
     load_config,
+    print_json,
     store_options,
     working_folder,
 )
@@ -35,26 +37,28 @@ def _timeout_option(seconds: int, action: str) -> Callable[[Command], Command]:
 
 @click.command()
 @store_options
+@json_option
 @_timeout_option(100, "exit")
-def stop(timeout: int) -> None:
+def stop(timeout: int, as_json: bool) -> None:
     """Stop the daemon gracefully and wait until it has exited."""
     from eemtcleanupd.store.lock import signalled
 
     with signalled(_store_address(), signal.SIGTERM) as daemon:
         if daemon is None:
-            click.echo("No daemon is running.")
+            _answer(as_json, "No daemon is running.", stopped=False, pid=None)
             return
         if not _wait_until(daemon.has_exited, timeout):
             raise CleanupError(
                 f"The daemon (process {daemon.pid}) has not exited within {timeout} seconds. See its log."
             )
-        click.echo(f"Stopped process {daemon.pid}.")
+        _answer(as_json, f"Stopped process {daemon.pid}.", stopped=True, pid=daemon.pid)
 
 
 @click.command()
 @store_options
+@json_option
 @_timeout_option(30, "respond")
-def reload(timeout: int) -> None:
+def reload(timeout: int, as_json: bool) -> None:
     """Make the daemon reload its configuration.
 
     Exits with 2 if the daemon rejects the new configuration and keeps the previous one.
@@ -90,7 +94,14 @@ def reload(timeout: int) -> None:
             "The daemon rejected the new configuration; the previous one stays in effect. "
             f"{after.config_error}"
         )
-    click.echo("The new configuration is in effect.")
+    _answer(as_json, "The new configuration is in effect.", reloaded=True, pid=daemon.pid)
+
+
+def _answer(as_json: bool, message: str, **document: object) -> None:
+    if as_json:
+        print_json(document)
+    else:
+        click.echo(message)
 
 
 def _store_address() -> StoreAddress:

@@ -9,9 +9,10 @@ import click
 
 from eemtcleanupd.cli.common import json_option, load_config, open_ledger, print_json, store_options
 from eemtcleanupd.errors import CleanupError
-from eemtcleanupd.formatting import human_size, printable, shortened
+from eemtcleanupd.formatting import human_size, printable, shortened, space
 
 if TYPE_CHECKING:
+    from eemtcleanupd.store.history import LogEntry
     from eemtcleanupd.store.ledger import Ledger
     from eemtcleanupd.store.runs import RunRecord
 
@@ -59,7 +60,7 @@ def _list(runs: list[RunRecord], *, as_json: bool) -> None:
 def _show(ledger: Ledger, run: RunRecord, *, as_json: bool) -> None:
     entries = ledger.log_entries(run.id)
     if as_json:
-        print_json({**_document(run), "jobs": [asdict(entry) for entry in entries]})
+        print_json({**_document(run), "jobs": [_entry(entry) for entry in entries]})
         return
     finished = f"{run.finished_at:%Y-%m-%d %H:%M:%S} UTC" if run.finished_at else "unknown"
     click.echo(f"Run      {run.id} ({run.outcome or 'unfinished'})")
@@ -76,4 +77,12 @@ def _show(ledger: Ledger, run: RunRecord, *, as_json: bool) -> None:
 
 
 def _document(run: RunRecord) -> dict[str, object]:
-    return {**asdict(run), "space_freed": human_size(run.bytes_freed, fixed=True)}
+    from eemtcleanupd.daemon.status_document import run_document
+
+    more = ("user", "host", "pid", "policy", "orphans", "skipped")
+    return {**run_document(run), **{name: getattr(run, name) for name in more}}
+
+
+def _entry(entry: LogEntry) -> dict[str, object]:
+    document = asdict(entry)
+    return {**document, "space_freed": space(document.pop("bytes_freed"))}

@@ -46,7 +46,8 @@ class _FutureTime(click.ParamType[datetime]):
 )
 @click.option("--reason", default="", help="Reason for the hold, shown by holds and in reports.")
 @store_options
-def hold(job_id: str, until: datetime | None, reason: str) -> None:
+@json_option
+def hold(job_id: str, until: datetime | None, reason: str, as_json: bool) -> None:
     """Protect JOB from cleanup, permanently or until a time."""
     config = load_config().config
     from eemtcleanupd.cleanup.session import hold_warning
@@ -61,6 +62,10 @@ def hold(job_id: str, until: datetime | None, reason: str) -> None:
         )
         ledger.hold(Hold(job_id, reason or "no reason given", caller(), until), system_clock())
         warning = hold_warning(config, ledger, job_id)
+    if as_json:
+        warnings = [] if warning is None else [warning]
+        print_json({"job_id": job_id, "held": True, "held_until": until, "warnings": warnings})
+        return
     click.echo(f"Job {printable(job_id)} is held {_duration(until)}.")
     if warning is not None:
         click.echo(f"[WARNING] {warning}", err=True)
@@ -69,13 +74,17 @@ def hold(job_id: str, until: datetime | None, reason: str) -> None:
 @click.command()
 @click.argument("job_id", metavar="JOB")
 @store_options
-def release(job_id: str) -> int:
+@json_option
+def release(job_id: str, as_json: bool) -> int:
     """Remove the hold from JOB; exit with 1 if it is not held."""
     with open_audited(load_config().config) as (ledger, audit):
         is_held = ledger.exists() and any(held.job_id == job_id for held in ledger.all_holds())
         if is_held:
             audit("release", job_id=printable(job_id))
             ledger.release(job_id)
+    if as_json:
+        print_json({"job_id": job_id, "held": False, "was_held": is_held})
+        return 0 if is_held else 1
     click.echo(f"Job {printable(job_id)} is " + ("no longer held." if is_held else "not held."))
     return 0 if is_held else 1
 

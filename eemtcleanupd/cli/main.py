@@ -85,11 +85,14 @@ def _run_command(stdout: stdio.SafeStdout) -> int:
     try:
         code = cli.main(prog_name="eemtcleanupd", standalone_mode=False, obj=stdout)
     except click.exceptions.Abort:
+        _print_json_error("The command was interrupted.", 130)
         return 130
     except click.ClickException as error:
+        _print_json_error(error.format_message(), error.exit_code)
         error.show()
         return error.exit_code
     except CleanupError as error:
+        _print_json_error(str(error), error.exit_code)
         if "--debug" in sys.argv:
             raise
         click.echo(f"eemtcleanupd: error: {error}", err=True)
@@ -101,6 +104,14 @@ def _run_command(stdout: stdio.SafeStdout) -> int:
             )
         return error.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _print_json_error(message: str, exit_code: int) -> None:
+    """Print an error as JSON too if the command line asks for JSON, also where it cannot be parsed."""
+    if "--json" in sys.argv[1:]:
+        from eemtcleanupd.cli.common import print_json
+
+        print_json({"success": False, "error": message, "exit_code": exit_code})
 
 
 def _exit(code: int) -> NoReturn:

@@ -45,10 +45,14 @@ def _tokens(action: str = "", **details: object) -> Iterator[TokenFile]:
 @click.option("--scope", type=SCOPES, required=True, help="read: view everything; clean: start runs as well.")
 @click.option("--days", type=click.FloatRange(min=0), help="Days until the token expires (default: never).")
 @config_option
-def add(name: str, scope: str, days: float | None) -> None:
+@json_option
+def add(name: str, scope: str, days: float | None, as_json: bool) -> None:
     """Create a token for NAME and print it once."""
     with _tokens("token_added", name=name, scope=scope, days=days) as tokens:
         secret = tokens.add(name, cast("Scope", scope), system_clock(), days)
+    if as_json:
+        print_json({"name": name, "scope": scope, "token": secret})
+        return
     click.echo("The token is shown only once. Send it as `Authorization: Bearer TOKEN`:", err=True)
     click.echo(secret)
 
@@ -77,11 +81,14 @@ def list_(as_json: bool) -> None:
 @token.command()
 @click.argument("name")
 @config_option
-def revoke(name: str) -> int:
+@json_option
+def revoke(name: str, as_json: bool) -> None:
     """Revoke the token of NAME immediately."""
     with _tokens("token_revoked", name=name) as tokens:
         was_revoked = tokens.revoke(name)
     if not was_revoked:
         raise ConfigError(f"There is no token {printable(name)}. List the tokens with `token list`.")
-    click.echo(f"Revoked token {name}.")
-    return 0
+    if as_json:
+        print_json({"name": name, "revoked": True})
+    else:
+        click.echo(f"Revoked token {printable(name)}.")

@@ -19,7 +19,7 @@ from eemtcleanupd.cli.common import (
     store_options,
 )
 from eemtcleanupd.clock import system_clock
-from eemtcleanupd.formatting import human_size, plural, printable
+from eemtcleanupd.formatting import human_size, plural, printable, space
 from eemtcleanupd.model import Trigger
 
 if TYPE_CHECKING:
@@ -170,7 +170,15 @@ def purge(older_than: float | None, yes: bool, as_json: bool) -> int:
     report = clean(config, request, emit=lambda _: None, hooks=Plugins(config))
     purged = report.trash_purged
     if as_json:
-        print_json({"purged": purged.jobs, "bytes_freed": purged.bytes_freed, "errors": report.errors})
+        print_json(
+            {
+                "run_id": report.run_id,
+                "dry_run": False,
+                "purged": purged.jobs,
+                "space_freed": space(purged.bytes_freed),
+                "error_count": report.errors,
+            }
+        )
     else:
         items, freed = plural(purged.jobs, "item"), human_size(purged.bytes_freed)
         click.echo(f"Purged {items}, {freed} freed, {report.errors} errors")
@@ -183,6 +191,6 @@ def _print_dry_purge(ledger: Ledger, age: timedelta, *, as_json: bool) -> None:
     intents = ledger.expired(now, sys.maxsize, trashed_before=now - age) if ledger.exists() else []
     size = sum(intent.size_bytes for intent in intents)
     if as_json:
-        print_json({"dry_run": True, "would_purge": len(intents), "bytes": size})
+        print_json({"dry_run": True, "purged": len(intents), "space_freed": space(size), "error_count": 0})
     else:
         click.echo(f"[DRY RUN] Would purge {len(intents)} items ({human_size(size)}): dry_run is true")

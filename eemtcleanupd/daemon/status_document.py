@@ -12,6 +12,7 @@ from eemtcleanupd.clock import system_clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.daemon.status import DaemonStatus
 from eemtcleanupd.daemon.store_queries import StoreQueries
+from eemtcleanupd.formatting import space
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.ledger import Ledger
@@ -78,6 +79,10 @@ def run_document(run: RunRecord) -> dict[str, Any]:
         "errors": run.errors,
         "bytes_freed": run.bytes_freed,
         "error": run.error,
+        # As in the document of a run that `clean --json` and the API return.
+        "cleaned_jobs": {"successful": run.successful, "failed": run.failed},
+        "space_freed": space(run.bytes_freed),
+        "error_count": run.errors,
     }
 
 

@@ -23,7 +23,7 @@ from eemtcleanupd.events import (
     RunStarted,
     Warned,
 )
-from eemtcleanupd.formatting import human_size
+from eemtcleanupd.formatting import human_size, space
 from eemtcleanupd.model import Job, Outcome
 
 MEMORY_LIMIT_BYTES = 1 << 20
@@ -111,10 +111,8 @@ class RunDocument:
             "finished_at": report.finished_at.isoformat(),
             "database": None if self._database is None else self._database.document(),
             "cleaned_jobs": {"successful": report.successful.jobs, "failed": report.failed.jobs},
-            "space_freed": {
-                "bytes": report.bytes_freed,
-                "human_readable": human_size(report.bytes_freed, fixed=True),
-            },
+            "space_freed": space(report.bytes_freed),
+            "error_count": report.errors,
             "trash_purged": report.trash_purged.jobs,
             "missing": report.missing,
             "remaining": report.remaining,

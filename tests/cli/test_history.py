@@ -20,7 +20,7 @@ def test_history_lists_runs_and_shows_one(sample_store: Path, aged: Aged, run_cl
         ("success", 3, 3),
     ]
     assert "manual" in run_cli("history", cwd=store).stdout
-    run_id = listed[1]["id"]
+    run_id = listed[1]["run_id"]
     shown = run_cli("history", run_id, cwd=store).stdout
     assert run_id in shown
     assert "3 successful and 3 failed" in shown
