@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from eemtcleanupd.clock import system_clock
-from eemtcleanupd.errors import ConfigError
+from eemtcleanupd.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from eemtcleanupd.config import Config, Loaded
     from eemtcleanupd.plugins import Plugins
     from eemtcleanupd.privileges import User
+    from eemtcleanupd.store.address import StoreAddress
     from eemtcleanupd.store.ledger import Ledger
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -108,11 +109,20 @@ def config_reader() -> Callable[[], Loaded]:
     from eemtcleanupd.plugins import load
 
     cwd, named = working_folder(), given(CONFIG_FILE)
-    file = find_file(named, os.environ, cwd)
+    file = config_file()
     if file is not None:
         become_owner_of(file)
     options = {key: value for key, value in _given().items() if key != CONFIG_FILE}
-    return lambda: load(find_file(named, os.environ, cwd), environ=os.environ, options=options, cwd=cwd)
+    return lambda: load(
+        find_file(named, os.environ, cwd, earlier=file), environ=os.environ, options=options, cwd=cwd
+    )
+
+
+def config_file() -> Path | None:
+    """Return the configuration file that the command reads, or None if there is none."""
+    from eemtcleanupd.config import find_file
+
+    return find_file(given(CONFIG_FILE), os.environ, working_folder())
 
 
 def give_up_root(config: Config) -> None:
@@ -131,6 +141,37 @@ def give_up_root(config: Config) -> None:
             click.echo(f"[WARNING] {risk}", err=True)
         return
     _become(user)
+
+
+def find_daemon_of(error: ConfigError) -> StoreAddress:
+    """Return the address of the running daemon whose configuration file cannot be loaded any more.
+
+    Its database is unknown: only its lock and its status can be used.
+
+    Raises:
+        ConfigError: ``error``, if there is no such daemon here, or more than one.
+    """
+    from eemtcleanupd.daemon.status import read_status
+    from eemtcleanupd.store.address import StoreAddress
+    from eemtcleanupd.store.lock import DAEMON_LOCK, find_daemon, open_daemon_locks
+
+    file = config_file()
+    locks = open_daemon_locks()
+    if file is None or not locks:
+        raise error
+    if len({path.lstat().st_uid for path in locks if os.path.lexists(path)}) == 1:
+        become_owner_of(locks[0])
+    found = []
+    for path in locks:
+        address = StoreAddress.of_own_file(path, DAEMON_LOCK)
+        with suppress(StoreError):  # a file of another user
+            status = None if find_daemon(address) is None else read_status(address)
+            used = None if status is None else status.config_file
+            if used is not None and os.path.realpath(used) == os.path.realpath(file):
+                found.append(address)
+    if len(found) != 1:
+        raise error
+    return found[0]
 
 
 def become_owner_of(path: Path) -> None:

@@ -14,6 +14,7 @@ from eemtcleanupd.cli.common import (
     DATABASE,
     Command,
     become_owner_of,
+    find_daemon_of,
     given,
     json_option,
     load_config,
@@ -105,7 +106,10 @@ def _answer(as_json: bool, message: str, **document: object) -> None:
 
 
 def _store_address() -> StoreAddress:
-    """Return the address of the job database; with ``--db-path`` the configuration is not read."""
+    """Return the address of the daemon's files; with ``--db-path`` the configuration is not read.
+
+    An invalid configuration does not hide a daemon that was started with the file.
+    """
     from eemtcleanupd.store.address import StoreAddress
 
     db_path = given(DATABASE)
@@ -116,7 +120,8 @@ def _store_address() -> StoreAddress:
     try:
         return StoreAddress.of(load_config().config)
     except ConfigError as error:
-        raise ConfigError(f"{error}\n(With --db-path FILE the configuration is not needed.)") from error
+        hint = "(With --db-path FILE the configuration is not needed.)"
+        return find_daemon_of(ConfigError(f"{error}\n{hint}"))
 
 
 def _wait_until(condition: Callable[[], bool], timeout_seconds: float) -> bool:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eemtcleanupd.cli.common import json_option, load_config, print_json, store_options
+from eemtcleanupd.cli.common import find_daemon_of, json_option, load_config, print_json, store_options
 from eemtcleanupd.clock import system_clock
+from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.formatting import human_size, printable
 
 if TYPE_CHECKING:
@@ -30,33 +31,49 @@ Row = tuple[str, str]
 )
 def status(as_json: bool, healthy: bool) -> int:
     """Show the daemon, the next and the last run, storage, trash, notifiers and configuration."""
-    config = load_config().config
     from eemtcleanupd.daemon.status import read_status
-    from eemtcleanupd.daemon.status_document import overview
+    from eemtcleanupd.daemon.status_document import daemon_document, overview
     from eemtcleanupd.store.address import StoreAddress
     from eemtcleanupd.store.lock import find_daemon
 
-    address = StoreAddress.of(config)
+    config, invalid = None, None
+    try:
+        config = load_config().config
+        address = StoreAddress.of(config)
+    except ConfigError as error:  # the daemon still works, with the configuration before
+        invalid = str(error)
+        address = find_daemon_of(error)
     holder = find_daemon(address)
     daemon = read_status(address) if holder is not None and holder.host == socket.gethostname() else None
     if healthy:  # a health check must not wait for a locked database
         return _print_health(daemon)
-    document = overview(config, holder, daemon)
+    document = daemon_document(holder, daemon) if config is None else overview(config, holder, daemon)
+    if invalid is not None:
+        document["config"]["error"] = invalid
     if as_json:
         print_json(document)
         return 0
     now = system_clock()
-    for title, text in (
+    rows = [
         *_daemon_rows(document, daemon, now),
-        ("Last run", _last_run(document["last_run"])),
-        *([("", f"the next run failed: {document['last_refusal']}")] if document["last_refusal"] else []),
-        *_storage_rows(document),
-        ("Trash", _trash(document["trash"])),
-        *_notifier_rows(document),
+        *([] if config is None else _store_rows(document)),
         *_config_rows(daemon, now),
-    ):
+    ]
+    if invalid is not None:
+        rows.append(("", "The file is invalid now. The daemon keeps the configuration that it has loaded."))
+        rows += [("", line.strip()) for line in invalid.splitlines()]
+    for title, text in rows:
         click.echo(f"{title:<9} {text}")
     return 0
+
+
+def _store_rows(document: dict[str, Any]) -> Iterator[Row]:
+    yield "Last run", _last_run(document["last_run"])
+    if document["last_refusal"]:
+        yield "", f"the next run failed: {document['last_refusal']}"
+    yield from _storage_rows(document)
+    yield "Trash", _trash(document["trash"])
+    yield from _notifier_rows(document)
 
 
 def _print_health(daemon: DaemonStatus | None) -> int:

@@ -78,12 +78,16 @@ class Loaded:
             yield Setting(key, _shown(value), origin)
 
 
-def find_file(explicit: Path | None, environ: Mapping[str, str], cwd: Path) -> Path | None:
+def find_file(
+    explicit: Path | None, environ: Mapping[str, str], cwd: Path, *, earlier: Path | None = None
+) -> Path | None:
     """Return the configuration file to read, or None if there is none.
 
     The order is ``--config``, EEMT_CLEANUP_CONFIG, ``./cleanup_config.yaml``, then
     ``/etc/eemtcleanupd/cleanup_config.yaml``. A file that exists but is not readable is returned as well,
-    because falling back to defaults would delete by rules that the operator did not write.
+    because falling back to defaults would delete by rules that the operator did not write. A current folder
+    that the caller cannot enter, such as root's home after `sudo -u`, is not searched, unless the file that
+    was found ``earlier``, by this process with other rights, is in it.
 
     A file that is found, not named, must belong to root or the caller, because the current folder can be
     anybody's.
@@ -101,7 +105,11 @@ def find_file(explicit: Path | None, environ: Mapping[str, str], cwd: Path) -> P
             raise ConfigError(f"The file {printable(str(file))} does not exist. It is set by {source}.")
         require_not_public(file)
         return file
-    found = next((file for file in (cwd / FILE_NAME, SYSTEM_FILE) if _is_there(file)), None)
+    local = cwd / FILE_NAME
+    found = next(
+        (file for file in (local, SYSTEM_FILE) if _is_there(file, if_hidden=file in {SYSTEM_FILE, earlier})),
+        None,
+    )
     if found is not None:
         require_trusted(found, "If you trust it nevertheless, name it with --config.")
     return found
@@ -323,12 +331,14 @@ class _ConfigBuilder:
         return self._document.file is not None and origin.startswith(f"{self._document.name}:")
 
 
-def _is_there(file: Path) -> bool:
+def _is_there(file: Path, *, if_hidden: bool) -> bool:
     try:
         file.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:  # such as a folder without search permission
+    except PermissionError:  # a folder without search permission
+        return if_hidden
+    except OSError:
         return True
     return True
 

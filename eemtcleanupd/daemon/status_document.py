@@ -37,6 +37,20 @@ def overview(config: Config, holder: Holder | None, status: DaemonStatus | None)
         trash_jobs, trash_bytes, next_purge = ledger.trash_summary() if has_ledger else (0, 0, None)
         deliveries = delivery_stats(database) if has_ledger else {}
         active = holder if database.file is not None else database.holder("daemon")
+    return {
+        **daemon_document(holder, status),
+        "active": None if active is None else {"pid": active.pid, "host": active.host, "since": active.since},
+        "dry_run": config.dry_run if status is None else status.dry_run,
+        "last_run": run_document(last[0]) if last else None,
+        "storage": _storage(config, by_class),
+        "capacity": _capacity(config, by_class if has_ledger else None),
+        "trash": {"jobs": trash_jobs, "bytes": trash_bytes, "next_purge": iso(next_purge)},
+        "notifiers": _notifiers(config, deliveries, () if status is None else status.unresponsive),
+    }
+
+
+def daemon_document(holder: Holder | None, status: DaemonStatus | None) -> dict[str, Any]:
+    """Return the part of the status document that needs neither the configuration nor the database."""
     run = None if status is None else status.run
     return {
         "running": holder is not None,
@@ -44,19 +58,19 @@ def overview(config: Config, holder: Holder | None, status: DaemonStatus | None)
         "host": None if holder is None else holder.host,
         "state": None if status is None else status.state,
         "role": None if holder is None else "active" if status is None else status.role,
-        "active": None if active is None else {"pid": active.pid, "host": active.host, "since": active.since},
+        "active": None,
         "beat_at": iso(None if status is None else status.heartbeat_at),
         "started_at": iso(None if status is None else status.started_at),
         "next_run": iso(None if status is None else status.next_run_at),
         "schedule": None if status is None else status.schedule,
-        "dry_run": config.dry_run if status is None else status.dry_run,
+        "dry_run": None if status is None else status.dry_run,
         "run": None if run is None else asdict(run) | {"started_at": iso(run.started_at)},
-        "last_run": run_document(last[0]) if last else None,
+        "last_run": None,
         "last_refusal": None if status is None else status.last_error,
-        "storage": _storage(config, by_class),
-        "capacity": _capacity(config, by_class if has_ledger else None),
-        "trash": {"jobs": trash_jobs, "bytes": trash_bytes, "next_purge": iso(next_purge)},
-        "notifiers": _notifiers(config, deliveries, () if status is None else status.unresponsive),
+        "storage": None,
+        "capacity": None,
+        "trash": None,
+        "notifiers": None,
         "config": {
             "file": None if status is None else status.config_file,
             "loaded_at": iso(None if status is None else status.config_loaded_at),

@@ -49,6 +49,11 @@ class StoreAddress:
         """Return the address of a SQLite file."""
         return cls(DatabaseAddress(file), file.parent, busy_timeout_seconds)
 
+    @classmethod
+    def of_own_file(cls, path: Path, suffix: str) -> StoreAddress:
+        """Return an address with the same :meth:`own_file`, whatever its database is."""
+        return cls.of_file(path.with_name(path.name.removesuffix(f".eemtcleanupd.{suffix}")))
+
     @property
     def file(self) -> Path | None:
         """The SQLite file, or None for a server's database."""

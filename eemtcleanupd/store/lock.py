@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from eemtcleanupd.store.address import StoreAddress
     from eemtcleanupd.store.database import Database
 
+DAEMON_LOCK = "daemon.lock"
+"""Ending of the name of the lock file that a daemon holds for its life."""
 _QUICK_SECONDS = 2.0
 _ADVICE = "Only its owner can use it. Run this command as that user, or remove the file while nothing runs."
 
@@ -77,7 +79,7 @@ def daemon_lock(location: StoreAddress, now: datetime) -> AbstractContextManager
                 pass
         except OSError as error:
             raise StoreError(f"Cannot use the folder {location.folder}: {error.strerror}.") from error
-    return file_lock(location.own_file("daemon.lock"), "daemon", str(location), _current_holder(now))
+    return file_lock(location.own_file(DAEMON_LOCK), "daemon", str(location), _current_holder(now))
 
 
 def find_daemon(location: StoreAddress) -> Holder | None:
@@ -86,7 +88,7 @@ def find_daemon(location: StoreAddress) -> Holder | None:
     Raises:
         StoreError: the lock is not readable.
     """
-    local = file_holder(location.own_file("daemon.lock"))
+    local = file_holder(location.own_file(DAEMON_LOCK))
     return local if local is not None or location.file is not None else find_active_daemon(location)
 
 
@@ -103,6 +105,18 @@ def find_active_daemon(location: StoreAddress) -> Holder | None:
         return database.holder("daemon")
     finally:
         database.close()
+
+
+def open_daemon_locks() -> list[Path]:
+    """Return the lock files of daemons that processes of this host have open, as far as this user can see.
+
+    It needs no configuration.  The names are hints only: any process can open a file of such a name.
+    """
+    found: set[Path] = set()
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        with suppress(OSError):
+            found.update(Path(os.readlink(link)) for link in folder.iterdir())  # noqa: PTH115
+    return sorted(path for path in found if path.name.endswith(f".eemtcleanupd.{DAEMON_LOCK}"))
 
 
 class StoreLock:
@@ -166,7 +180,7 @@ def signalled(location: StoreAddress, number: signal.Signals) -> Iterator[LocalD
         CleanupError: no process here is known to hold the lock, or it belongs to another user.
     """
     with ExitStack() as stack:
-        descriptor = stack.enter_context(_open_lock(location.own_file("daemon.lock")))
+        descriptor = stack.enter_context(_open_lock(location.own_file(DAEMON_LOCK)))
         if descriptor is None or not _is_held(descriptor):
             yield None
             return

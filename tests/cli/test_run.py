@@ -138,10 +138,37 @@ def test_reload_exits_with_the_result_of_the_daemon(start: Start, run_cli: RunCl
     assert "cleanup_config.yaml:1:" in answer.stderr
 
 
-def test_stop_works_with_an_invalid_configuration(start: Start, run_cli: RunCli, store: Path) -> None:
+@pytest.mark.parametrize("text", ["nonsense", "paths: {databse: x}", "{", "plugins: [missing_module]"])
+def test_an_invalid_configuration_does_not_hide_the_daemon(
+    start: Start, run_cli: RunCli, store: Path, text: str
+) -> None:
+    daemon = start()
+    (store / "cleanup_config.yaml").write_text(text)
+    document = status(run_cli, store)
+    assert (document["running"], document["pid"]) == (True, daemon.pid)
+    assert str(store / "cleanup_config.yaml") in str(document["config"])
+    assert f"process {daemon.pid}" in run_cli("status", cwd=store).stdout
+    assert run_cli("status", "--healthy", cwd=store).returncode == 0
+    assert run_cli("reload", cwd=store).returncode == 2
+    stopped = json.loads(run_cli("stop", "--json", cwd=store).stdout)
+    assert stopped == {"stopped": True, "pid": daemon.pid}
+    assert daemon.wait(10) == 0
+    again = run_cli("status", cwd=store)
+    assert (again.returncode, again.stdout) == (2, "")
+
+
+def test_a_daemon_with_another_configuration_is_left_alone(
+    start: Start, run_cli: RunCli, store: Path, tmp_path: Path
+) -> None:
+    daemon = start()
+    (tmp_path / "other.yaml").write_text("nonsense")
+    assert run_cli("stop", "--config", tmp_path / "other.yaml", cwd=tmp_path).returncode == 2
+    assert daemon.poll() is None
+
+
+def test_stop_needs_no_configuration_with_a_database(start: Start, run_cli: RunCli, store: Path) -> None:
     daemon = start()
     (store / "cleanup_config.yaml").write_text("nonsense")
-    assert "--db-path" in run_cli("stop", cwd=store).stderr
     assert str(daemon.pid) in run_cli("stop", "--db-path", "jobs.db", cwd=store).stdout
     assert daemon.wait(10) == 0
     again = run_cli("stop", "--db-path", "jobs.db", cwd=store)

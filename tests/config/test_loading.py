@@ -181,6 +181,27 @@ def test_an_inaccessible_file_is_not_replaced_by_other_rules(tmp_path: Path) -> 
     assert find_file(None, {}, tmp_path / "loop") == tmp_path / "loop" / "cleanup_config.yaml"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_a_current_folder_that_the_user_cannot_enter_is_not_searched(tmp_path: Path) -> None:
+    script = f"""
+import os, sys
+sys.path = {sys.path!r}
+from pathlib import Path
+from eemtcleanupd.config import find_file, loading
+local, loading.SYSTEM_FILE = Path.cwd() / loading.FILE_NAME, Path("/etc/passwd")
+os.setgroups([])
+os.setresgid(12345, 12345, 12345)
+os.setresuid(12345, 12345, 12345)
+print(find_file(None, {{}}, Path.cwd()))
+print(find_file(None, {{}}, Path.cwd(), earlier=local))
+"""
+    tmp_path.chmod(0o700)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["/etc/passwd", str(tmp_path / "cleanup_config.yaml")]
+
+
 def test_a_dangling_link_is_not_replaced_by_other_rules(tmp_path: Path) -> None:
     (tmp_path / "cleanup_config.yaml").symlink_to("gone")
     file = find_file(None, {}, tmp_path)
