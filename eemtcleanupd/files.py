@@ -60,7 +60,8 @@ def open_folder(path: Path, *, create: int | None = None) -> Iterator[int]:
 def _find_folder(path: Path, create: int | None) -> int:
     todo = list(reversed(path.parts))
     links = 0
-    folder = os.open(".", os.O_PATH | os.O_CLOEXEC)
+    # An absolute path must not depend on the current folder, which this user perhaps cannot enter.
+    folder = os.open("/" if path.is_absolute() else ".", os.O_PATH | os.O_CLOEXEC)
     try:
         while todo:
             name = todo.pop()

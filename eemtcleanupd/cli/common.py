@@ -143,20 +143,33 @@ def give_up_root(config: Config) -> None:
     _become(user)
 
 
-def find_daemon_of(error: ConfigError) -> StoreAddress:
-    """Return the address of the running daemon whose configuration file cannot be loaded any more.
+def load_config_or_daemon() -> tuple[Config | ConfigError, StoreAddress]:
+    """Load the configuration as :func:`load_config` does; return it with the address of its job store.
 
-    Its database is unknown: only its lock and its status can be used.
+    A daemon continues when its configuration file becomes invalid.  If there is such a daemon, return why the
+    file is invalid, and an address that is good only for the daemon's lock and status.
 
     Raises:
-        ConfigError: ``error``, if there is no such daemon here, or more than one.
+        ConfigError: the configuration is invalid, and no daemon on this host uses its file.
     """
+    from eemtcleanupd.store.address import StoreAddress
+    from eemtcleanupd.store.lock import open_daemon_locks
+
+    # Root gives up its rights while it loads, and then does not see every process.
+    locks = open_daemon_locks() if os.geteuid() == 0 else None
+    try:
+        config = load_config().config
+    except ConfigError as error:
+        return error, _find_daemon_of(error, open_daemon_locks() if locks is None else locks)
+    return config, StoreAddress.of(config)
+
+
+def _find_daemon_of(error: ConfigError, locks: list[Path]) -> StoreAddress:
     from eemtcleanupd.daemon.status import read_status
     from eemtcleanupd.store.address import StoreAddress
-    from eemtcleanupd.store.lock import DAEMON_LOCK, find_daemon, open_daemon_locks
+    from eemtcleanupd.store.lock import DAEMON_LOCK, find_daemon
 
     file = config_file()
-    locks = open_daemon_locks()
     if file is None or not locks:
         raise error
     if len({path.lstat().st_uid for path in locks if os.path.lexists(path)}) == 1:

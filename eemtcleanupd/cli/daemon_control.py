@@ -14,10 +14,9 @@ from eemtcleanupd.cli.common import (
     DATABASE,
     Command,
     become_owner_of,
-    find_daemon_of,
     given,
     json_option,
-    load_config,
+    load_config_or_daemon,
     print_json,
     store_options,
     working_folder,
@@ -118,10 +117,9 @@ def _store_address() -> StoreAddress:
         become_owner_of(path)
         return StoreAddress.of_file(path)
     try:
-        return StoreAddress.of(load_config().config)
+        return load_config_or_daemon()[1]
     except ConfigError as error:
-        hint = "(With --db-path FILE the configuration is not needed.)"
-        return find_daemon_of(ConfigError(f"{error}\n{hint}"))
+        raise ConfigError(f"{error}\n(With --db-path FILE the configuration is not needed.)") from error
 
 
 def _wait_until(condition: Callable[[], bool], timeout_seconds: float) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eemtcleanupd.cli.common import find_daemon_of, json_option, load_config, print_json, store_options
+from eemtcleanupd.cli.common import json_option, load_config_or_daemon, print_json, store_options
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.formatting import human_size, printable
@@ -33,35 +33,30 @@ def status(as_json: bool, healthy: bool) -> int:
     """Show the daemon, the next and the last run, storage, trash, notifiers and configuration."""
     from eemtcleanupd.daemon.status import read_status
     from eemtcleanupd.daemon.status_document import daemon_document, overview
-    from eemtcleanupd.store.address import StoreAddress
     from eemtcleanupd.store.lock import find_daemon
 
-    config, invalid = None, None
-    try:
-        config = load_config().config
-        address = StoreAddress.of(config)
-    except ConfigError as error:  # the daemon still works, with the configuration before
-        invalid = str(error)
-        address = find_daemon_of(error)
+    config, address = load_config_or_daemon()
     holder = find_daemon(address)
     daemon = read_status(address) if holder is not None and holder.host == socket.gethostname() else None
     if healthy:  # a health check must not wait for a locked database
         return _print_health(daemon)
-    document = daemon_document(holder, daemon) if config is None else overview(config, holder, daemon)
-    if invalid is not None:
-        document["config"]["error"] = invalid
+    if isinstance(config, ConfigError):
+        document = daemon_document(holder, daemon)
+        document["config"]["error"] = str(config)
+    else:
+        document = overview(config, holder, daemon)
     if as_json:
         print_json(document)
         return 0
     now = system_clock()
     rows = [
         *_daemon_rows(document, daemon, now),
-        *([] if config is None else _store_rows(document)),
+        *([] if isinstance(config, ConfigError) else _store_rows(document)),
         *_config_rows(daemon, now),
     ]
-    if invalid is not None:
+    if isinstance(config, ConfigError):
         rows.append(("", "The file is invalid now. The daemon keeps the configuration that it has loaded."))
-        rows += [("", line.strip()) for line in invalid.splitlines()]
+        rows += [("", line.strip()) for line in str(config).splitlines()]
     for title, text in rows:
         click.echo(f"{title:<9} {text}")
     return 0

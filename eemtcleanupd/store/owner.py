@@ -56,8 +56,8 @@ def user_to_become(config: Config) -> User | None:
     """
     is_root, named = os.geteuid() == 0, config.run_as
     if named == OWNER:
-        owner = store_owner(config)
-        return owner if is_root and owner is not None and owner.uid != 0 else None
+        owner = store_owner(config) if is_root else None
+        return owner if owner is not None and owner.uid != 0 else None
     user = _named(named)
     if not is_root and user.uid != os.geteuid():
         raise ConfigError(
@@ -69,8 +69,8 @@ def user_to_become(config: Config) -> User | None:
 
 def risk_of_root(config: Config) -> str | None:
     """Return what a process of root risks in a store of another user; None if it risks nothing."""
-    owner = store_owner(config)
-    if os.geteuid() != 0 or owner is None or owner.uid == 0:
+    owner = store_owner(config) if os.geteuid() == 0 else None
+    if owner is None or owner.uid == 0:
         return None
     return (
         f"This process works as root on the job store of user {owner}, who can make it delete or overwrite "
