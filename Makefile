@@ -40,7 +40,7 @@ endef
 packages dist deb: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all check docs reference bench stress install uninstall packages dist licences audit deb clean
+.PHONY: help run test test-all check docs reference bench stress install upgrade uninstall packages dist licences audit deb clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets

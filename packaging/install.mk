@@ -6,6 +6,9 @@ prefix ?= /usr/local
 sysconfdir ?= /etc
 libdir = $(prefix)/lib/eemtcleanupd
 sharedir = $(prefix)/share/eemtcleanupd
+# A new version is built beside the old one, which works until the new one is complete.
+NEW = $(DESTDIR)$(libdir).new
+OLD = $(DESTDIR)$(libdir).old
 systemddir = $(prefix)/lib/systemd
 zshdir = $(prefix)/share/zsh/site-functions
 # The extras to install: EXTRAS=web,apprise
@@ -16,20 +19,27 @@ COMPLETIONS = $(prefix)/share/bash-completion/completions/eemtcleanupd $(zshdir)
 UNITS := system/eemtcleanupd.service user/eemt-cleanup.service user/eemt-cleanup.timer
 
 install: ## install below $(prefix), as root: private venv, unit, configuration, man page, completion
-	$(PYTHON) -m venv --clear $(DESTDIR)$(libdir)
-	$(DESTDIR)$(libdir)/bin/python -m pip install -qq --disable-pip-version-check --no-warn-script-location \
+	@# An interrupted swap leaves only the old one.
+	if [ -e $(OLD) ] && [ ! -e $(DESTDIR)$(libdir) ]; then mv -T $(OLD) $(DESTDIR)$(libdir); fi
+	rm -rf $(OLD)
+	$(PYTHON) -m venv --clear $(NEW)
+	$(NEW)/bin/python -m pip install -qq --disable-pip-version-check --no-warn-script-location \
 		--no-compile '.[$(EXTRAS)]'
-	$(DESTDIR)$(libdir)/bin/python -m pip uninstall -qqy --disable-pip-version-check setuptools pip
+	$(NEW)/bin/python -m pip uninstall -qqy --disable-pip-version-check setuptools pip
 	@# Remove what only pip or a shell reads, and what names the build folder.
-	find $(DESTDIR)$(libdir)/bin -not -type d -not -name 'python*' -delete
-	find $(DESTDIR)$(libdir)/lib -path '*.dist-info/*' \
+	find $(NEW)/bin -not -type d -not -name 'python*' -delete
+	find $(NEW)/lib -path '*.dist-info/*' \
 		\( -name RECORD -o -name REQUESTED -o -name direct_url.json \) -delete
-	sed -i 's#$(DESTDIR)$(libdir)#$(libdir)#' $(DESTDIR)$(libdir)/pyvenv.cfg
-	printf '#!%s\nfrom eemtcleanupd.cli.main import main\n\nmain()\n' $(libdir)/bin/python >$(DESTDIR)$(libdir)/bin/eemtcleanupd
-	chmod 755 $(DESTDIR)$(libdir)/bin/eemtcleanupd
+	sed -i 's#$(NEW)#$(libdir)#' $(NEW)/pyvenv.cfg
+	printf '#!%s\nfrom eemtcleanupd.cli.main import main\n\nmain()\n' $(libdir)/bin/python >$(NEW)/bin/eemtcleanupd
+	chmod 755 $(NEW)/bin/eemtcleanupd
 	@# The folder is not writable later, so compile now; by content, because dpkg and tar change times.
-	$(DESTDIR)$(libdir)/bin/python -m compileall -qq --invalidation-mode checked-hash \
-		$(if $(DESTDIR),-s $(DESTDIR) -p /) $(DESTDIR)$(libdir)/lib
+	$(NEW)/bin/python -m compileall -qq --invalidation-mode checked-hash -s $(NEW) -p $(libdir) $(NEW)/lib
+	$(NEW)/bin/python -I -m eemtcleanupd --version >/dev/null
+	@# What can fail is behind us: swap.
+	if [ -e $(DESTDIR)$(libdir) ]; then mv -T $(DESTDIR)$(libdir) $(OLD); fi
+	mv -T $(NEW) $(DESTDIR)$(libdir) || { mv -T $(OLD) $(DESTDIR)$(libdir); exit 1; }
+	rm -rf $(OLD)
 	install -d $(DESTDIR)$(prefix)/bin
 	@# Only the environment's interpreter has the package.
 	install -Dm755 -t $(DESTDIR)$(sharedir)/scripts scripts/cleanup_jobs.py scripts/rerun_job.py scripts/setup_cleanup_cron.sh
@@ -54,9 +64,11 @@ install: ## install below $(prefix), as root: private venv, unit, configuration,
 ifeq ($(DESTDIR),)
 	if command -v systemd-sysusers >/dev/null; then systemd-sysusers eemtcleanupd.conf; fi
 	if command -v systemd-tmpfiles >/dev/null; then systemd-tmpfiles --create eemtcleanupd.conf; fi
-	if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+	if [ -d /run/systemd/system ]; then systemctl daemon-reload; systemctl try-restart eemtcleanupd; fi
 	@echo "Next: check $(CONFFILE), then run: systemctl enable --now eemtcleanupd"
 endif
+
+upgrade: install ## the same as install: keeps the configuration, and restarts the daemon if it runs
 
 uninstall: ## remove what install created; a changed configuration and the job store stay
 ifeq ($(DESTDIR),)
@@ -64,7 +76,7 @@ ifeq ($(DESTDIR),)
 endif
 	sed 's#: \./#: /srv/eemt/#' etc/cleanup_config.yaml | cmp -s - $(DESTDIR)$(CONFFILE) \
 		&& rm -f $(DESTDIR)$(CONFFILE) || true
-	rm -rf $(DESTDIR)$(libdir) $(DESTDIR)$(sharedir)
+	rm -rf $(DESTDIR)$(libdir) $(NEW) $(OLD) $(DESTDIR)$(sharedir)
 	rm -f $(DESTDIR)$(prefix)/bin/eemtcleanupd $(addprefix $(DESTDIR)$(systemddir)/,$(UNITS))
 	rm -f $(DESTDIR)$(prefix)/lib/sysusers.d/eemtcleanupd.conf $(DESTDIR)$(prefix)/lib/tmpfiles.d/eemtcleanupd.conf
 	rm -f $(DESTDIR)$(prefix)/share/man/man8/eemtcleanupd.8 $(addprefix $(DESTDIR),$(COMPLETIONS))

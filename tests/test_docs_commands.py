@@ -62,6 +62,7 @@ class Elsewhere:
 ELSEWHERE = (
     Elsewhere("README.md", "make run", "tests/test_docs_commands.py", "make test is what runs this"),
     Elsewhere("README.md", "make install", "tests/system/test_service.py", "needs a machine of its own"),
+    Elsewhere("README.md", "pipx install ", "tests/system/test_service.py", "make install does it"),
     Elsewhere("*", "pip install ", "tests/system/test_service.py", "make install does it, into a new venv"),
     Elsewhere("docs/tutorial.md", "python3 -m venv", "tests/system/test_service.py", "as above"),
     Elsewhere("*", "systemctl ", "tests/system/test_service.py", "needs a booted machine"),
