@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 
 from rich.console import Console
+from rich.file_proxy import FileProxy
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,6 +24,16 @@ from eemtcleanupd.formatting import human_size
 _INTERVAL_SECONDS = 0.2
 
 
+class _Above(FileProxy):
+    """Prints lines above the bar.
+
+    Unlike rich's own proxy it has an encoding: click writes to the terminal itself where it sees none, and so
+    into the bar.
+    """
+
+    encoding = "utf-8"  # text is not encoded here
+
+
 @contextmanager
 def bar(progress: Progress) -> Iterator[None]:
     """Draw a progress bar on stderr during the ``with`` block; printed lines appear above it."""
@@ -34,8 +45,7 @@ def bar(progress: Progress) -> Iterator[None]:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
-        # Only if stdout is the terminal too: output into a pipe must not be redirected.
-        redirect_stdout=sys.stdout.isatty(),
+        redirect_stdout=False,  # see _Above
         redirect_stderr=False,
     )
     task = display.add_task("", total=None, freed="", rate="")
@@ -59,7 +69,10 @@ def bar(progress: Progress) -> Iterator[None]:
             draw()
 
     watcher = threading.Thread(target=watch, name="progress", daemon=True)
-    with display:
+    with display, ExitStack() as stack:
+        stack.enter_context(redirect_stderr(_Above(display.console, sys.stderr)))
+        if sys.stdout.isatty():  # output into a pipe stays as it is
+            stack.enter_context(redirect_stdout(_Above(display.console, sys.stdout)))
         watcher.start()
         try:
             yield
