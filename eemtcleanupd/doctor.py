@@ -195,7 +195,7 @@ class _StoreChecks:
                 "Set database.timezone to the zone of the web interface, for example UTC.",
             )
         theirs = f"UTC{format_offset(evidence.application_offset)} or further west"
-        return _ok(f"{ours} The newest {evidence.rows} jobs show that the web interface uses {theirs}.")
+        return _ok(f"{ours} By its newest {plural(evidence.rows, 'job')}, the web interface uses {theirs}.")
 
     def check_folders(self) -> Iterator[Result]:
         self._roots = open_roots(self._config, self._ledger, self._stack)
@@ -395,7 +395,7 @@ class _StoreChecks:
                 for intent in failed[:_MAX_NAMES]
             )
             yield _problem(
-                f"{len(failed)} jobs could not be deleted or restored completely: {jobs}",
+                f"{plural(len(failed), 'job')} could not be deleted or restored completely: {jobs}",
                 "Remove the cause. Every run tries these jobs again.",
             )
 
@@ -409,14 +409,15 @@ class _StoreChecks:
         }
         for name, stats in failing.items():
             yield _problem(
-                f"Notifier {name} fails ({stats.waiting} messages waiting): {stats.last_error}",
+                f"Notifier {name} fails ({plural(stats.waiting, 'message')} waiting): {stats.last_error}",
                 f"Fix its settings. Then test them: eemtcleanupd notify-test {name}",
             )
         if failing:
             return
         waiting = sum(stats.waiting for stats in stats_by_name.values())
         if waiting and not self._has_daemon:
-            yield _warning(f"{waiting} messages are waiting.", "The daemon or the next run sends them.")
+            unsent = f"{plural(waiting, 'message')} not sent yet."
+            yield _warning(unsent, "The daemon or the next run sends them.")
         else:
             yield _ok("Every notifier delivered its last message, or had none to deliver.")
 
@@ -453,7 +454,8 @@ def _check_permissions(root: Root, *, is_known: bool) -> Result:
         )
     if undeletable := [] if has_file_access() else _undeletable_folders(root):
         return _problem(
-            f"User {uid} cannot empty {len(undeletable)} folders of {folder}: {_names(undeletable)}.",
+            f"User {uid} cannot empty {plural(len(undeletable), 'folder')} of {folder}: "
+            f"{_names(undeletable)}.",
             f"chown -R {uid} {root.path}, or give the service the drop-in root-files.conf, see SECURITY.md.",
         )
     if _is_foreign_trash(root):

@@ -52,9 +52,17 @@ def human_age(age: timedelta, *, precise: bool = True) -> str:
     return f"{text} {unit}{'' if text == '1' else 's'}"
 
 
+def local_minute(moment: datetime) -> str:
+    """Return a time for people, in the machine's time zone with its offset: ``2026-12-31 18:00 +0100``.
+
+    JSON has times in UTC instead.
+    """
+    return f"{moment.astimezone():%Y-%m-%d %H:%M %z}"
+
+
 def local_time(moment: datetime | None) -> str:
-    """Return a scheduled time in the machine's time zone as text: ``Sat 2024-01-20 02:00``."""
-    return "not scheduled" if moment is None else f"{moment.astimezone():%a %Y-%m-%d %H:%M}"
+    """Return a scheduled time for people, with the day of the week: ``Sat 2024-01-20 02:00 +0100``."""
+    return "not scheduled" if moment is None else f"{moment.astimezone():%a} {local_minute(moment)}"
 
 
 def printable(name: str) -> str:
@@ -74,9 +82,12 @@ def short_name(name: str) -> str:
     return shortened(printable(name))
 
 
-def plural(count: int, noun: str) -> str:
-    """Return a number with its noun: ``1 job``, ``2 jobs``."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def plural(count: int, noun: str, *, grouped: bool = True) -> str:
+    """Return a number with its noun: ``1 job``, ``2 jobs``, ``12,345 jobs``.
+
+    Without ``grouped`` the digits stay together, for the lines of a run that other programs read.
+    """
+    return f"{count:{',' if grouped else ''}} {noun}{'' if count == 1 else 's'}"
 
 
 def shortened(text: str, limit: int = 200) -> str:

@@ -36,7 +36,7 @@ from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.deletion.walk import Folder, measure, walk
 from eemtcleanupd.errors import BackupError
 from eemtcleanupd.files import create_new
-from eemtcleanupd.formatting import printable
+from eemtcleanupd.formatting import plural, printable
 from eemtcleanupd.model import RootName
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class _Writer:
         if not stat.S_ISDIR(status.st_mode):
             self._add_entry(root, root.fd, name, f"{base}/{name}")
         elif failed := walk(root, name, visit, enter=enter, stop=self._stop):
-            raise BackupError(f"Cannot read {failed} folders of {base}/{printable(name)}.")
+            raise BackupError(f"Cannot read {plural(failed, 'folder')} of {base}/{printable(name)}.")
         # What vanished before its turn is in no listing, and a folder that vanished is none to the walk.
         after = measure(root, name, self._stop)
         _check_stop(self._stop)

@@ -65,7 +65,7 @@ from eemtcleanupd.events import (
     RunReport,
     Warned,
 )
-from eemtcleanupd.formatting import printable
+from eemtcleanupd.formatting import plural, printable
 from eemtcleanupd.model import Found, Outcome, RootName, Trigger
 from eemtcleanupd.policy.breakers import (
     ZoneEvidence,
@@ -454,7 +454,8 @@ class _Run:
         unowned = self._session.unowned_items()
         if unowned:
             named = ", ".join(unowned[:_UNOWNED_NAMED]) + (" …" if len(unowned) > _UNOWNED_NAMED else "")
-            self._run.emit(Warned(f"The trash contains {len(unowned)} items that no run owns: {named}."))
+            items = plural(len(unowned), "item")
+            self._run.emit(Warned(f"The trash contains {items} that no run owns: {named}."))
 
 
 def _require_writable_log(session: StoreSession, run: RunContext) -> None:

@@ -18,7 +18,7 @@ from eemtcleanupd.deletion.trash import MARKER_NAME, Trash, is_group, read_marke
 from eemtcleanupd.deletion.upload_index import UploadIndex
 from eemtcleanupd.errors import NoDatabaseError, RootError, StoreError
 from eemtcleanupd.events import DatabaseSummary
-from eemtcleanupd.formatting import printable
+from eemtcleanupd.formatting import plural, printable
 from eemtcleanupd.model import TRASH_NAME, Artifact, Hold, RootName
 from eemtcleanupd.policy.breakers import table_problem
 from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, is_system_entry
@@ -233,8 +233,9 @@ def _require_own_trash(root: Root, marker: str | None, record: RootRecord | None
         )
     if not marker and record is not None and (lost := _items_of(root.name, ledger)):
         raise RootError(
-            f"The trash {trash} was removed or replaced, but {lost} items of cleaned jobs are in it. Put it "
-            f"back. If they are lost, run `eemtcleanupd roots --accept`."
+            f"The trash {trash} was removed or replaced, but it contains "
+            f"{plural(lost, 'item')} of cleaned jobs. Put it back. If they are lost, run "
+            "`eemtcleanupd roots --accept`."
         )
 
 

@@ -84,4 +84,5 @@ def _print(result: Verification, problem: StoreError | None) -> None:
         click.echo(f"The log cannot be compared with its anchor. {problem}", err=True)
     verdict = "is not intact" if result.errors else "is intact"
     verdict += "" if problem is None else ", as far as its own lines show"
-    click.echo(f"The audit log ({result.lines} lines in {plural(len(result.files), 'file')}) {verdict}.")
+    lines, files = plural(result.lines, "line"), plural(len(result.files), "file")
+    click.echo(f"The audit log ({lines} in {files}) {verdict}.")

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eemtcleanupd.cli.common import config_option, json_option, load_config, local_minute, print_json
+from eemtcleanupd.cli.common import config_option, json_option, load_config, print_json
 from eemtcleanupd.cli.trash import print_restored, restore_options, restore_request
 from eemtcleanupd.errors import BackupError
-from eemtcleanupd.formatting import human_size, printable
+from eemtcleanupd.formatting import human_size, local_minute, plural, printable
 
 if TYPE_CHECKING:
     from eemtcleanupd.backup.folder import BackupFile, BackupFolder
@@ -72,7 +72,7 @@ def verify(job_id: str | None, as_json: bool) -> int:
         try:
             contents = archive.verify(file.path)
             results.append({**_document(file), "ok": True, "files": contents.files})
-            verdict = f"ok, {contents.files} files, {human_size(contents.bytes)}"
+            verdict = f"ok, {plural(contents.files, 'file')}, {human_size(contents.bytes)}"
         except BackupError as error:
             results.append({**_document(file), "ok": False, "error": str(error)})
             verdict = f"NOT OK: {error}"

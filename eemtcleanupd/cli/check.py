@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eemtcleanupd.cli.common import config_option, json_option, load_config, print_json
+from eemtcleanupd.cli.common import config_option, echo_line, json_option, load_config, print_json
 from eemtcleanupd.errors import BreakerError, CleanupError
 from eemtcleanupd.formatting import printable
 
@@ -99,10 +99,12 @@ def _print_table(loaded: Loaded, policy: str) -> None:
     key_width = max(len(key) for key, _, _ in rows)
     value_width = min(_MAX_VALUE_WIDTH, max(len(value) for _, value, _ in rows))
     for key, value, origin in rows:
-        click.echo(f"{key:<{key_width}}  {value:<{value_width}}  {origin}")
-    click.echo(f"\n{printable(policy)}\n{user_of_run()}")
+        echo_line(f"{key:<{key_width}}  {value:<{value_width}}  {origin}", indent=4)
+    click.echo()
+    echo_line(printable(policy))
+    echo_line(user_of_run())
     for warning in loaded.warnings:
-        click.echo(click.style("[WARNING]", fg="yellow") + f" {warning}")
+        echo_line(click.style("[WARNING]", fg="yellow") + f" {warning}")
     click.echo("The configuration is valid.")
 
 

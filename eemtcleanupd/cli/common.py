@@ -85,9 +85,17 @@ def print_json(document: object) -> None:
     click.echo(json.dumps(document, indent=2, default=datetime.isoformat))
 
 
-def local_minute(moment: datetime) -> str:
-    """Return a time in the machine's time zone, to the minute: ``2026-12-31 18:00``."""
-    return f"{moment.astimezone():%Y-%m-%d %H:%M}"
+def echo_line(text: str, *, indent: int = 0) -> None:
+    """Print a line; on a terminal that is narrower, wrap it and indent what follows."""
+    if sys.stdout.isatty():
+        import shutil
+        import textwrap
+
+        width = max(shutil.get_terminal_size().columns, indent + 20)
+        text = textwrap.fill(
+            text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+        )
+    click.echo(text)
 
 
 def load_config() -> Loaded:

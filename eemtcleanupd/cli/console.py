@@ -41,7 +41,7 @@ class ConsoleReporter:
                 self._detail(event.policy)
                 if event.database is not None:
                     self._database(str(event.database))
-                self._detail(f"Found {event.jobs_to_check} jobs to check")
+                self._detail(f"Found {plural(event.jobs_to_check, 'job', grouped=False)} to check")
             case JobPlanned():
                 self._planned(event)
             case JobCleaned():
@@ -123,11 +123,11 @@ class ConsoleReporter:
                 if tally.jobs:
                     size = human_size(tally.bytes_freed)
                     _say("DRY RUN", f"Would remove {plural(tally.jobs, noun)} ({size})")
-            _say("DRY RUN", f"Summary: Would clean {plural(jobs, 'job')}, {freeing}")
+            _say("DRY RUN", f"Summary: Would clean {plural(jobs, 'job', grouped=False)}, {freeing}")
             return
         for name, tally in (("successful", report.successful), ("failed", report.failed)):
             freed = human_size(tally.bytes_freed)
-            _say("INFO", f"Cleaned {plural(tally.jobs, f'{name} job')} (freed {freed})")
+            _say("INFO", f"Cleaned {plural(tally.jobs, f'{name} job', grouped=False)} (freed {freed})")
         for noun, tally in (("orphan", report.orphans), ("expired trash item", report.trash_purged)):
             if tally.jobs:
                 _say("INFO", f"Removed {plural(tally.jobs, noun)} (freed {human_size(tally.bytes_freed)})")

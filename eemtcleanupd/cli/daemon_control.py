@@ -23,6 +23,7 @@ from eemtcleanupd.cli.common import (
 )
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.errors import CleanupError, ConfigError
+from eemtcleanupd.formatting import plural
 
 if TYPE_CHECKING:
     from eemtcleanupd.store.address import StoreAddress
@@ -49,7 +50,8 @@ def stop(timeout: int, as_json: bool) -> None:
             return
         if not _wait_until(daemon.has_exited, timeout):
             raise CleanupError(
-                f"The daemon (process {daemon.pid}) has not exited within {timeout} seconds. See its log."
+                f"The daemon (process {daemon.pid}) has not exited within {plural(timeout, 'second')}. "
+                "See its log."
             )
         _answer(as_json, f"Stopped process {daemon.pid}.", stopped=True, pid=daemon.pid)
 
@@ -86,7 +88,8 @@ def reload(timeout: int, as_json: bool) -> None:
             )
         if not _wait_until(has_tried, timeout):
             raise CleanupError(
-                f"The daemon (process {daemon.pid}) did not respond within {timeout} seconds. See its log."
+                f"The daemon (process {daemon.pid}) did not respond within {plural(timeout, 'second')}. "
+                "See its log."
             )
     after = read_status(address)
     if after is not None and after.config_error is not None:

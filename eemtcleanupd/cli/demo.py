@@ -10,7 +10,7 @@ import click
 from eemtcleanupd.cli.common import become_owner_of, json_option, print_json
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.demo import MIN_JOBS, build
-from eemtcleanupd.formatting import human_size
+from eemtcleanupd.formatting import human_size, plural
 
 
 @click.command()
@@ -39,8 +39,9 @@ def demo(directory: Path, jobs: int, seed: int, as_json: bool) -> None:
             }
         )
         return
-    by_status = ", ".join(f"{count} {status}" for status, count in sorted(summary.jobs.items()))
-    click.echo(f"Created a demo job store in {directory}: {sum(summary.jobs.values())} jobs ({by_status}),")
-    click.echo(f"{summary.files} files, {human_size(summary.size_bytes)}.  Next:")
+    by_status = ", ".join(f"{count:,} {status}" for status, count in sorted(summary.jobs.items()))
+    total = plural(sum(summary.jobs.values()), "job")
+    click.echo(f"Created a demo job store in {directory}: {total} ({by_status}),")
+    click.echo(f"{plural(summary.files, 'file')}, {human_size(summary.size_bytes)}.  Next:")
     for command in commands:
         click.echo(f"  {command}")

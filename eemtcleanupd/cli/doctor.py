@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from eemtcleanupd.cli.common import json_option, load_config, print_json, store_options
+from eemtcleanupd.cli.common import echo_line, json_option, load_config, print_json, store_options
 from eemtcleanupd.clock import system_clock
 
 
@@ -28,9 +28,9 @@ def doctor(as_json: bool) -> int:
         findings.append(finding)
         if as_json:
             continue
-        click.echo(f"{marks[finding.level]}  {finding.check}: {finding.message}")
+        echo_line(f"{marks[finding.level]}  {finding.check}: {finding.message}", indent=6)
         if finding.advice:
-            click.echo(f"      -> {finding.advice}")
+            echo_line(f"      -> {finding.advice}", indent=9)
     if as_json:
         print_json([asdict(finding) for finding in findings])
     return 1 if any(finding.level is FindingLevel.PROBLEM for finding in findings) else 0

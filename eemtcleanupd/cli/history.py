@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eemtcleanupd.cli.common import json_option, load_config, open_ledger, print_json, store_options
+from eemtcleanupd.cli.common import (
+    echo_line,
+    json_option,
+    load_config,
+    open_ledger,
+    print_json,
+    store_options,
+)
 from eemtcleanupd.errors import CleanupError
-from eemtcleanupd.formatting import human_size, printable, shortened, space
+from eemtcleanupd.formatting import human_size, local_minute, plural, printable, shortened, space
 
 if TYPE_CHECKING:
     from eemtcleanupd.store.history import LogEntry
@@ -45,15 +52,17 @@ def _list(runs: list[RunRecord], *, as_json: bool) -> None:
     if not runs:
         click.echo("There are no runs yet.")
         return
-    click.echo(
-        f"{'RUN':<21}  {'STARTED (UTC)':<19}  {'TRIGGER':<8}  {'OUTCOME':<11}  "
-        f"{'OK':>6}  {'FAILED':>6}  {'ERRORS':>6}  FREED"
+    echo_line(
+        f"{'RUN':<21}  {'STARTED':<22}  {'TRIGGER':<8}  {'OUTCOME':<11}  "
+        f"{'OK':>6}  {'FAILED':>6}  {'ERRORS':>6}  FREED",
+        indent=2,
     )
     for run in runs:
-        click.echo(
-            f"{run.id:<21}  {run.started_at:%Y-%m-%d %H:%M:%S}  {run.trigger:<8}  "
-            f"{run.outcome or 'unfinished':<11}  {run.successful:>6}  {run.failed:>6}  "
-            f"{run.errors:>6}  {human_size(run.bytes_freed)}"
+        echo_line(
+            f"{run.id:<21}  {local_minute(run.started_at):<22}  {run.trigger:<8}  "
+            f"{run.outcome or 'unfinished':<11}  {run.successful:>6,}  {run.failed:>6,}  "
+            f"{run.errors:>6,}  {human_size(run.bytes_freed)}",
+            indent=2,
         )
 
 
@@ -62,18 +71,21 @@ def _show(ledger: Ledger, run: RunRecord, *, as_json: bool) -> None:
     if as_json:
         print_json({**_document(run), "jobs": [_entry(entry) for entry in entries]})
         return
-    finished = f"{run.finished_at:%Y-%m-%d %H:%M:%S} UTC" if run.finished_at else "unknown"
-    click.echo(f"Run      {run.id} ({run.outcome or 'unfinished'})")
-    click.echo(f"Started  {run.started_at:%Y-%m-%d %H:%M:%S} UTC, finished {finished}")
-    click.echo(f"By       {run.user} ({run.trigger}), process {run.pid} on {run.host}")
-    click.echo(f"Policy   {run.policy}")
-    click.echo(f"Cleaned  {run.successful} successful and {run.failed} failed jobs, {run.orphans} orphans")
-    click.echo(f"Freed    {human_size(run.bytes_freed)}; {run.skipped} skipped, {run.errors} errors")
+    finished = local_minute(run.finished_at) if run.finished_at else "unknown"
+    echo_line(f"Run      {run.id} ({run.outcome or 'unfinished'})", indent=9)
+    echo_line(f"Started  {local_minute(run.started_at)}, finished {finished}", indent=9)
+    echo_line(f"By       {run.user} ({run.trigger}), process {run.pid} on {run.host}", indent=9)
+    echo_line(f"Policy   {run.policy}", indent=9)
+    orphans, errors = plural(run.orphans, "orphan"), plural(run.errors, "error")
+    echo_line(
+        f"Cleaned  {run.successful:,} successful and {plural(run.failed, 'failed job')}, {orphans}", indent=9
+    )
+    echo_line(f"Freed    {human_size(run.bytes_freed)}; {run.skipped:,} skipped, {errors}", indent=9)
     if run.error:
-        click.echo(f"Error    {run.error}")
+        echo_line(f"Error    {run.error}", indent=9)
     for entry in entries:
         job = shortened(printable(entry.job_id), 60)
-        click.echo(f"  {entry.action:<14}  {job}: {printable(entry.message)}")
+        echo_line(f"  {entry.action:<14}  {job}: {printable(entry.message)}", indent=18)
 
 
 def _document(run: RunRecord) -> dict[str, object]:

@@ -9,16 +9,16 @@ import click
 
 from eemtcleanupd.cli.common import (
     caller,
+    echo_line,
     json_option,
     load_config,
-    local_minute,
     open_audited,
     open_ledger,
     print_json,
     store_options,
 )
 from eemtcleanupd.clock import system_clock
-from eemtcleanupd.formatting import printable
+from eemtcleanupd.formatting import local_minute, printable
 from eemtcleanupd.model import Hold
 
 
@@ -107,7 +107,7 @@ def holds(as_json: bool) -> None:
     for held, has_row in active:
         owner, reason = printable(held.owner), printable(held.reason)
         gone = " (the job database has no such job)" if has_row is False else ""
-        click.echo(f"{printable(held.job_id)} {_duration(held.until)}, by {owner}: {reason}{gone}")
+        echo_line(f"{printable(held.job_id)} {_duration(held.until)}, by {owner}: {reason}{gone}", indent=2)
     if not active:
         click.echo("No job is held.")
 

@@ -9,6 +9,7 @@ import click
 from eemtcleanupd.cli.common import caller, json_option, load_config, print_json, store_options, write_audit
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import StoreError
+from eemtcleanupd.formatting import plural
 
 
 @click.command()
@@ -60,5 +61,6 @@ def reset(yes: bool, as_json: bool) -> None:
     if as_json:
         print_json({"jobs": job_count, "log_lines": log_lines, "copy": copy})
     else:
-        click.echo(f"Marked {job_count} jobs as not cleaned and removed {log_lines} lines from cleanup_log.")
+        marked, lines = plural(job_count, "job"), plural(log_lines, "line")
+        click.echo(f"Marked {marked} as not cleaned and removed {lines} from cleanup_log.")
         click.echo(f"Copy of the previous state: {copy}")

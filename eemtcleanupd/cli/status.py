@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from eemtcleanupd.cli.common import json_option, load_config_or_daemon, print_json, store_options
+from eemtcleanupd.cli.common import echo_line, json_option, load_config_or_daemon, print_json, store_options
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import ConfigError
-from eemtcleanupd.formatting import human_size, printable
+from eemtcleanupd.formatting import human_size, local_time, plural, printable
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from eemtcleanupd.daemon.status import DaemonStatus
 
 Row = tuple[str, str]
@@ -58,7 +57,7 @@ def status(as_json: bool, healthy: bool) -> int:
         rows.append(("", "The file is invalid now. The daemon keeps the configuration that it has loaded."))
         rows += [("", line.strip()) for line in str(config).splitlines()]
     for title, text in rows:
-        click.echo(f"{title:<9} {text}")
+        echo_line(f"{title:<9} {text}", indent=10)
     return 0
 
 
@@ -116,9 +115,10 @@ def _daemon_rows(document: dict[str, Any], daemon: DaemonStatus | None, now: dat
 def _last_run(run: dict[str, Any] | None) -> str:
     if run is None:
         return "none yet"
-    jobs = f"{run['successful']} successful and {run['failed']} failed jobs"
-    freed = f"{human_size(run['bytes_freed'])} freed, {run['errors']} errors"
-    return f"{run['started_at']} ({run['trigger']}): {run['outcome'] or 'in progress'}, {jobs}, {freed}"
+    jobs = f"{run['successful']:,} successful and {plural(run['failed'], 'failed job')}"
+    freed = f"{human_size(run['bytes_freed'])} freed, {plural(run['errors'], 'error')}"
+    started = local_time(datetime.fromisoformat(run["started_at"]))
+    return f"{started} ({run['trigger']}): {run['outcome'] or 'in progress'}, {jobs}, {freed}"
 
 
 def _storage_rows(document: dict[str, Any]) -> Iterator[Row]:
@@ -127,7 +127,7 @@ def _storage_rows(document: dict[str, Any]) -> Iterator[Row]:
         free = f"{human_size(storage['free_bytes'])} of {human_size(storage['total_bytes'])} free"
         yield "Storage", f"{storage['used_percent']:.1f} % used, {free}"
     for name, group in storage["by_status"].items():
-        yield "", f"{name}: {group['jobs']} jobs, {human_size(group['bytes'])}"
+        yield "", f"{name}: {plural(group['jobs'], 'job')}, {human_size(group['bytes'])}"
     if (capacity := document["capacity"]) is not None:
         budget = human_size(capacity["max_bytes"])
         if capacity["held_bytes"] is None:
@@ -140,7 +140,7 @@ def _storage_rows(document: dict[str, Any]) -> Iterator[Row]:
 def _trash(trash: dict[str, Any]) -> str:
     if not trash["jobs"]:
         return "empty"
-    return f"{trash['jobs']} jobs ({human_size(trash['bytes'])}) until their grace period ends"
+    return f"{plural(trash['jobs'], 'job')} ({human_size(trash['bytes'])}) until their grace period ends"
 
 
 def _notifier_rows(document: dict[str, Any]) -> Iterator[Row]:
@@ -148,7 +148,8 @@ def _notifier_rows(document: dict[str, Any]) -> Iterator[Row]:
     for name, stats in document["notifiers"].items():
         if name == "audit_log" or not (stats["enabled"] or stats["waiting"]):
             continue
-        text = f"{name}: {stats['delivered']} delivered, {stats['waiting']} waiting, {stats['failed']} failed"
+        counts = (f"{stats[count]:,} {count}" for count in ("delivered", "waiting", "failed"))
+        text = f"{name}: {', '.join(counts)}"
         if stats["unresponsive"]:
             text += "; not responding"
         elif stats["last_error"] and (stats["last_delivered_at"] or "") <= stats["last_error_at"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, cast
 
 import click
@@ -10,7 +11,7 @@ import click
 from eemtcleanupd.cli.common import config_option, json_option, load_config, print_json, write_audit
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import ConfigError
-from eemtcleanupd.formatting import printable
+from eemtcleanupd.formatting import local_minute, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,8 +73,8 @@ def list_(as_json: bool) -> None:
     for entry in known:
         expiry = ""
         if entry.expires_at is not None:
-            expiry = f", {'expired' if entry.is_expired(now) else 'expires'} {entry.expires_at[:16]} UTC"
-        click.echo(f"{printable(entry.name)} ({entry.scope}, since {entry.created_at[:10]}{expiry})")
+            expiry = f", {'expired' if entry.is_expired(now) else 'expires'} {_local(entry.expires_at)}"
+        click.echo(f"{printable(entry.name)} ({entry.scope}, since {_local(entry.created_at)}{expiry})")
     if not known:
         click.echo("There are no tokens.")
 
@@ -92,3 +93,7 @@ def revoke(name: str, as_json: bool) -> None:
         print_json({"name": name, "revoked": True})
     else:
         click.echo(f"Revoked token {printable(name)}.")
+
+
+def _local(moment: str) -> str:
+    return local_minute(datetime.fromisoformat(moment))

@@ -11,15 +11,15 @@ import click
 from eemtcleanupd.cli.common import (
     Command,
     caller,
+    echo_line,
     json_option,
     load_config,
-    local_minute,
     open_ledger,
     print_json,
     store_options,
 )
 from eemtcleanupd.clock import system_clock
-from eemtcleanupd.formatting import human_size, plural, printable, space
+from eemtcleanupd.formatting import human_size, local_minute, plural, printable, space
 from eemtcleanupd.model import Trigger
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def list_(as_json: bool) -> None:
         labels = ", ".join(printable(artifact.label) for artifact, _ in intent.items)
         deletion = "" if intent.purge_after is None else f", deleted after {local_minute(intent.purge_after)}"
         job, size = printable(intent.job_id) or "no job", human_size(intent.size_bytes)
-        click.echo(f"{job} ({intent.status or 'orphan'}, {size}{deletion}): {labels}")
+        echo_line(f"{job} ({intent.status or 'orphan'}, {size}{deletion}): {labels}", indent=2)
     if not intents:
         click.echo("The trash is empty.")
 
@@ -181,7 +181,7 @@ def purge(older_than: float | None, yes: bool, as_json: bool) -> int:
         )
     else:
         items, freed = plural(purged.jobs, "item"), human_size(purged.bytes_freed)
-        click.echo(f"Purged {items}, {freed} freed, {report.errors} errors")
+        click.echo(f"Purged {items}, {freed} freed, {plural(report.errors, 'error')}")
     return 1 if report.errors else 0
 
 
@@ -193,4 +193,5 @@ def _print_dry_purge(ledger: Ledger, age: timedelta, *, as_json: bool) -> None:
     if as_json:
         print_json({"dry_run": True, "purged": len(intents), "space_freed": space(size), "error_count": 0})
     else:
-        click.echo(f"[DRY RUN] Would purge {len(intents)} items ({human_size(size)}): dry_run is true")
+        items = plural(len(intents), "item")
+        click.echo(f"[DRY RUN] Would purge {items} ({human_size(size)}): dry_run is true")

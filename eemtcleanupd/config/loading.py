@@ -21,7 +21,7 @@ from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.config.yaml_reader import Loc, YamlDocument, dotted, read_document
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.files import read_regular
-from eemtcleanupd.formatting import printable
+from eemtcleanupd.formatting import plural, printable
 
 FILE_NAME: Final = "cleanup_config.yaml"
 SYSTEM_FILE: Final = Path("/etc/eemtcleanupd") / FILE_NAME
@@ -299,7 +299,7 @@ class _ConfigBuilder:
         if problems:
             more = len(problems) - _MAX_PROBLEMS
             tail = [f"and {more} more."] if more > 0 else []
-            head = f"The configuration has {len(problems)} problems:"
+            head = f"The configuration has {plural(len(problems), 'problem')}:"
             raise ConfigError("\n  ".join([head, *problems[:_MAX_PROBLEMS], *tail]))
         return config
 

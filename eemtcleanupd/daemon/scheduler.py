@@ -16,6 +16,7 @@ from eemtcleanupd.daemon.store_queries import StoreQueries
 from eemtcleanupd.daemon.timers import Timers
 from eemtcleanupd.errors import LockHeldError
 from eemtcleanupd.events import DiskPressure, Emit, RunReport
+from eemtcleanupd.formatting import local_minute
 from eemtcleanupd.logs.setup import log
 from eemtcleanupd.model import Trigger
 from eemtcleanupd.policy.pressure import Pressure
@@ -109,7 +110,7 @@ class RunScheduler:
         ):
             self._refuse(request, "Another run is in progress. Try again when it has ended.")
         elif running is not None and is_busy:
-            started_at = f"{running.started_at:%H:%M:%S} UTC"
+            started_at = local_minute(running.started_at)
             self._refuse(request, f"Another run, started at {started_at}, is in progress.")
         elif pending is None or not pending.trigger.plans_jobs or request.callbacks is not None:
             self._pending = request

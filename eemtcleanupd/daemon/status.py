@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AwareDatetime, PlainSerializer, TypeAdapter
 
 from eemtcleanupd.files import read_own, write_atomic
-from eemtcleanupd.formatting import human_size
+from eemtcleanupd.formatting import human_size, local_time, plural
 from eemtcleanupd.model import Trigger
 from eemtcleanupd.store.address import StoreAddress
 
@@ -85,14 +85,14 @@ class DaemonStatus:
             parts.append(f"Standby for {self.active or 'another daemon'}")
         if self.run is not None:
             freed = f", {human_size(self.run.bytes_freed)} freed" if self.run.bytes_freed else ""
-            done = f"{self.run.jobs_done} of {self.run.jobs_total} jobs processed"
+            done = f"{self.run.jobs_done:,} of {plural(self.run.jobs_total, 'job')} processed"
             if self.run.trigger == Trigger.RECOVERY:
                 done = "finishing what an interrupted run left"
             parts.append(f"Run ({self.run.trigger}): {done}{freed}")
         elif self.next_run_at is None:
             parts.append("The schedule is off (schedule.enabled)")
         else:
-            parts.append(f"Next run {self.next_run_at.astimezone():%a %Y-%m-%d %H:%M}")
+            parts.append(f"Next run {local_time(self.next_run_at)}")
         if self.dry_run:
             parts.append("dry runs only")
         if self.last_error:
@@ -169,7 +169,7 @@ def status_from_dict(document: Mapping[str, Any]) -> DaemonStatus:
 
 
 def time_with_distance(moment: datetime, now: datetime) -> str:
-    """Return a local time and its distance from now: ``Wed 2026-11-25 02:00 (5 hours from now)``."""
+    """Return a local time and its distance from now: ``Wed 2026-11-25 02:00 +0100 (5 hours from now)``."""
     import humanize  # it takes 15 ms
 
-    return f"{moment.astimezone():%a %Y-%m-%d %H:%M} ({humanize.naturaltime(now - moment, months=False)})"
+    return f"{local_time(moment)} ({humanize.naturaltime(now - moment, months=False)})"

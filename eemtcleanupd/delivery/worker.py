@@ -18,6 +18,7 @@ from eemtcleanupd.delivery.routing import DIGEST_HOOKS
 from eemtcleanupd.delivery.serialization import decode
 from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.events import HOOK_EVENTS, RunFailed, RunFinished
+from eemtcleanupd.formatting import plural
 from eemtcleanupd.hookspecs import Digest, RetryLater
 from eemtcleanupd.plugins import Plugins
 from eemtcleanupd.plugins.guard import class_name, text_of
@@ -244,7 +245,8 @@ class NotifierWorker:
             due = now + backoff(max(message.attempts for message in batch), result.after_seconds)
             outbox.retry(batch, due, result.error, now, result.recipients or batch[0].recipients)
             seconds = (due - now).total_seconds()
-            log.warning("Notifier %s: %s; retrying in %.0f seconds", self._name, result.error, seconds)
+            wait = plural(max(1, round(seconds)), "second")
+            log.warning("Notifier %s: %s; retrying in %s", self._name, result.error, wait)
         else:
             outbox.done(batch, "failed", result.error, now)
             is_frequent = hook in HOOK_EVENTS and HOOK_EVENTS[hook].is_frequent

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from eemtcleanupd.events.base import Event, Occasion, Severity
 from eemtcleanupd.events.values import ArtifactSize, DatabaseSummary, RunReport
-from eemtcleanupd.formatting import human_age, human_size, printable, short_name
+from eemtcleanupd.formatting import human_age, human_size, plural, printable, short_name
 from eemtcleanupd.model import Found, Job, JobClass, Outcome, Trigger
 
 
@@ -40,7 +40,7 @@ class RunStarted(Event):
         yield logging.INFO, f"Run {self.run_id}: {self.policy}"
         if self.database is not None:
             yield logging.INFO, str(self.database)
-        yield logging.INFO, f"Found {self.jobs_to_check} jobs to check"
+        yield logging.INFO, f"Found {plural(self.jobs_to_check, 'job', grouped=False)} to check"
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ class RunFinished(Event):
         jobs = f"{report.successful.jobs} successful, {report.failed.jobs} failed"
         yield logging.INFO, f"{self._noun} summary: {jobs}, {human_size(report.bytes_freed)} freed"
         if report.pressure:
-            early = f"{report.early.jobs} jobs before their retention"
+            early = f"{plural(report.early.jobs, 'job')} before their retention"
             freed = human_size(report.early.bytes_freed)
             yield logging.WARNING, f"Cleaned {early} ({freed}): {report.pressure}"
         yield self.log_level, self.log_line()
@@ -221,7 +221,7 @@ class RunFinished(Event):
         if self.report.outcome is Outcome.SUCCESS:
             return f"{self._noun} completed successfully"
         if self.report.outcome is Outcome.ERRORS:
-            return f"{self._noun} completed with errors on {self.report.errors} jobs"
+            return f"{self._noun} completed with errors on {plural(self.report.errors, 'job')}"
         return f"{self._noun} was interrupted; the next run continues"
 
     @property

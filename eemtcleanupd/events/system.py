@@ -25,7 +25,7 @@ class DaemonStarted(Event):
     last_success_at: datetime | None = None
 
     def log_line(self) -> str:
-        next_run = f"{self.next_run_at:%Y-%m-%d %H:%M} UTC" if self.next_run_at else "not scheduled"
+        next_run = local_time(self.next_run_at)
         return f"Daemon started, process {self.pid} on {self.host}; next run {next_run}"
 
     def headline(self) -> str:

@@ -62,7 +62,7 @@ def _report_message(event: RunFinished) -> Message:
     else:
         headline = f"{test}{what}{host}: {cleaned}"
     facts = [
-        ("Jobs Cleaned", f"{jobs} ({report.successful.jobs} successful, {report.failed.jobs} failed)"),
+        ("Jobs Cleaned", f"{jobs:,} ({report.successful.jobs:,} successful, {report.failed.jobs:,} failed)"),
         ("Space Freed", freed),
         ("Status", _STATUS[report.outcome] + (" (a test)" if report.is_test else "")),
         *_storage_facts(report.storage),
@@ -101,7 +101,7 @@ def _digest_message(digest: Digest) -> Message:
     facts = [
         ("Jobs Cleaned", str(jobs)),
         ("Space Freed", freed),
-        ("Status", f"{errors} errors" if errors else "Success"),
+        ("Status", plural(errors, "error") if errors else "Success"),
         ("Runs", f"{len(reports)} ended, {len(digest.failed)} failed"),
         *_storage_facts(storage),
         ("Next cleanup scheduled for", local_time(reports[-1].next_run_at if reports else None)),

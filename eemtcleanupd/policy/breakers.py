@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from eemtcleanupd.formatting import human_age, human_size, printable, shortened
+from eemtcleanupd.formatting import human_age, human_size, plural, printable, shortened
 from eemtcleanupd.model import RootName
 
 # Time services occasionally step a clock back by seconds, which is harmless.
@@ -67,8 +67,8 @@ class ZoneEvidence:
             return None
         return (
             f"times of jobs are read as UTC{format_offset(ours)}, but the web interface wrote them at "
-            f"UTC{format_offset(theirs)} or further west (started_at and created_at of {self.rows} jobs). "
-            f"Jobs seem {human_age(ours - theirs)} older than they are"
+            f"UTC{format_offset(theirs)} or further west (started_at and created_at of "
+            f"{plural(self.rows, 'job')}). Jobs seem {human_age(ours - theirs)} older than they are"
         )
 
     @property
@@ -113,14 +113,14 @@ def table_problem(rows: int, rows_before: int | None, job_folders: Sequence[str]
     before = rows_before or 0
     if before > MIN_ENTRIES and 2 * rows < before:
         return (
-            f"the job table has {rows} rows, and it had {before} at the last run. The files of the missing "
-            "jobs would look like orphans."
+            f"the job table has {plural(rows, 'row')}, and it had {before:,} at the last run. "
+            "The files of the missing jobs would look like orphans."
         )
     if rows == 0 and rows_before != 0 and job_folders:
         names = ", ".join(shortened(printable(name), 60) for name in job_folders[:_NAMED_ENTRIES])
         more = " …" if len(job_folders) > _NAMED_ENTRIES else ""
         return (
-            f"the job table is empty, but the results folder contains {len(job_folders)} folders or archives "
+            f"the job table is empty, but the results folder contains {len(job_folders):,} folders or archives "
             f"of jobs: {names}{more}. Is this the database of the web interface?"
         )
     return None
@@ -144,7 +144,7 @@ def orphans_problem(census: Mapping[RootName, Census], held_bytes: int, max_frac
     """
     for name, root in census.items():
         if root.entries > MIN_ENTRIES and root.due > max_fraction * root.entries:
-            return f"{root.due} of {root.entries} entries in {name} are orphans."
+            return f"{root.due:,} of {root.entries:,} entries in {name} are orphans."
         if (
             held_bytes
             and root.entries > MIN_ENTRIES

@@ -166,5 +166,6 @@ def _format_retention(retention: timedelta) -> str:
     # As operators configure it: whole days as days, everything else as hours.
     hours = retention.total_seconds() / 3600
     if hours >= 48 and hours % 24 == 0:
-        return f"{hours / 24:g} days"
+        days = hours / 24
+        return "1 day" if days == 1 else f"{days:,g} days"
     return f"{hours:g} hour{'' if hours == 1 else 's'}"

@@ -16,6 +16,7 @@ from eemtcleanupd.config import Config
 from eemtcleanupd.daemon.status import read_status
 from eemtcleanupd.daemon.store_queries import StoreQueries
 from eemtcleanupd.events import StoragePoint
+from eemtcleanupd.formatting import plural
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.forecast import Forecast, TrendLine, fit_line, forecast
 from eemtcleanupd.policy.pressure import DiskUsage
@@ -159,8 +160,8 @@ def _unknown(
         unknown.append(f"The storage history ended {humanize.naturaldelta(age)} ago; no run has added to it.")
     if history is not None and (unmeasured := jobs.total.held.jobs - jobs.total.measured):
         unknown.append(
-            f"{unmeasured} jobs that are not cleaned have no measured size. They are live, have no files, "
-            "or have ended since the last run."
+            f"{plural(unmeasured, 'uncleaned job')} without a measured size: live, without files, or "
+            "ended since the last run."
         )
     if disk is None:
         unknown.append("The results folder cannot be read, so the usage of its disk is unknown.")

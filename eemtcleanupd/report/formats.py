@@ -11,7 +11,7 @@ from typing import Any
 
 from eemtcleanupd.daemon.status import time_with_distance
 from eemtcleanupd.daemon.status_document import iso, run_document
-from eemtcleanupd.formatting import human_size, plural, printable, shortened
+from eemtcleanupd.formatting import human_size, local_time, plural, printable, shortened
 from eemtcleanupd.policy.forecast import CONFIDENCE_PERCENT, Forecast
 from eemtcleanupd.report.collect import LedgerSummary, Report
 from eemtcleanupd.store.report_queries import RunTotals, Usage, UsageGroup
@@ -146,7 +146,7 @@ def as_text(report: Report) -> str:
 
 def _rows(report: Report) -> Iterator[tuple[str, str]]:
     total, history, disk = report.jobs.total, report.history, report.disk
-    yield "Report", f"{report.made_at.astimezone():%a %Y-%m-%d %H:%M}, {printable(str(report.database))}"
+    yield "Report", f"{local_time(report.made_at)}, {printable(str(report.database))}"
     yield "Cleaned", f"{describe_usage(total.cleaned_24h)} in 24 hours"
     yield "Cleaned", f"{describe_usage(total.cleaned_30d)} in 30 days"
     if history is not None:
@@ -187,9 +187,9 @@ def outlook(report: Report) -> list[tuple[str, str]]:
     history, budget, rows = report.history, report.budget, []
     if history is not None and history.growth is not None:
         growth = history.growth.bytes_per_day
-        days = (history.trend[-1].at - history.trend[0].at).days
+        days = plural((history.trend[-1].at - history.trend[0].at).days, "day")
         more = "more" if growth >= 0 else "less"
-        rows.append(("Growth", f"{human_size(abs(growth))} {more} per day (over the last {days} days)"))
+        rows.append(("Growth", f"{human_size(abs(growth))} {more} per day (over the last {days})"))
         full = "not expected: free space is not shrinking, or lasts for ten years"
         if history.disk_full is not None:
             full = describe_forecast(history.disk_full)
@@ -223,12 +223,13 @@ def describe_group(group: UsageGroup) -> str:
     if group.measured == 0:
         return f"{plural(group.held.jobs, 'job')}{', not measured' if group.held.jobs else ''}"
     unmeasured = group.held.jobs - group.measured
-    return describe_usage(group.held) + (f" ({unmeasured} not measured)" if unmeasured else "")
+    return describe_usage(group.held) + (f" ({unmeasured:,} not measured)" if unmeasured else "")
 
 
 def describe_runs(totals: RunTotals) -> str:
     """Return the space freed by runs as text."""
-    return f"{human_size(totals.bytes_freed)} by {plural(totals.runs, 'run')} with {totals.errors} errors"
+    runs, errors = plural(totals.runs, "run"), plural(totals.errors, "error")
+    return f"{human_size(totals.bytes_freed)} by {runs} with {errors}"
 
 
 def describe_trash(history: LedgerSummary) -> str:
@@ -244,9 +245,9 @@ def describe_last_run(history: LedgerSummary) -> str:
     run = history.last_run
     if run is None:
         return "none yet"
-    started = f"{run.started_at.astimezone():%a %Y-%m-%d %H:%M} ({display_name(run.trigger)})"
-    freed = f"{run.successful + run.failed} jobs cleaned, {human_size(run.bytes_freed)} freed"
-    return f"{started}: {run.outcome or 'in progress'}, {freed}, {run.errors} errors"
+    started = f"{local_time(run.started_at)} ({display_name(run.trigger)})"
+    freed = f"{plural(run.successful + run.failed, 'job')} cleaned, {human_size(run.bytes_freed)} freed"
+    return f"{started}: {run.outcome or 'in progress'}, {freed}, {plural(run.errors, 'error')}"
 
 
 def describe_next_run(report: Report) -> str:

@@ -25,6 +25,7 @@ FORMS = ("png", "svg")
 """The image formats."""
 
 _TIMEOUT_SECONDS = 60
+_UNITS = ("KB", "MB", "GB", "TB", "PB", "EB")
 
 
 def can_draw() -> bool:
@@ -84,24 +85,26 @@ def draw(data: Mapping[str, Any], out: IO[bytes]) -> None:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
 
+    top = max(max(used, free) for _, used, free in data["points"])
+    exponent = max(1, min((int(top).bit_length() - 1) // 10, len(_UNITS)))
+    unit = 1024**exponent
     times: Any = [datetime.fromisoformat(at) for at, _, _ in data["points"]]
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(times, [used / 2**30 for _, used, _ in data["points"]], label="used by jobs", color="#0969da")
-    free = [free / 2**30 for *_, free in data["points"]]
+    axes.plot(times, [used / unit for _, used, _ in data["points"]], label="used by jobs", color="#0969da")
+    free = [free / unit for *_, free in data["points"]]
     axes.plot(times, free, label="free", color="#1a7f37", linestyle="--")
     if data["band"]:
         days: Any = [datetime.fromisoformat(at) for at, *_ in data["band"]]
-        low, middle, high = ([row[column] / 2**30 for row in data["band"]] for column in (1, 2, 3))
+        low, middle, high = ([row[column] / unit for row in data["band"]] for column in (1, 2, 3))
         axes.plot(days, middle, color="#1a7f37", linestyle=":")
         label = f"free, forecast ({CONFIDENCE_PERCENT} %); full about {data['full_at'][:10]}"
         axes.fill_between(days, low, high, color="#1a7f37", alpha=0.15, linewidth=0, label=label)
-    top = max(max(used, free) for _, used, free in data["points"])
     if data["budget"] and data["budget"] < 2 * top:  # a line far above flattens the others
         top = max(top, data["budget"])
-        axes.axhline(data["budget"] / 2**30, color="#cf222e", linewidth=1, label="budget")
-    highest = 1.05 * top / 2**30 or None  # a wide band would flatten the lines, too
-    axes.set(title="EEMT Storage Usage Trend", ylabel="Storage (GB)", ylim=(0, highest))
+        axes.axhline(data["budget"] / unit, color="#cf222e", linewidth=1, label="budget")
+    highest = 1.05 * top / unit or None  # a wide band would flatten the lines, too
+    axes.set(title="EEMT Storage Usage Trend", ylabel=f"Storage ({_UNITS[exponent - 1]})", ylim=(0, highest))
     locator = AutoDateLocator()  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]

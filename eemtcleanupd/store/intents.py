@@ -18,6 +18,7 @@ from sqlalchemy import Connection, delete, func, insert, select, true, update
 
 from eemtcleanupd.batches import batched
 from eemtcleanupd.errors import StoreError
+from eemtcleanupd.formatting import plural
 from eemtcleanupd.model import TRASH_NAME, Artifact, Found, RootName
 from eemtcleanupd.store.base import MOST_VALUES, Repository, corruption_guard, read_utc
 from eemtcleanupd.store.tables import HOLDS, INTENTS
@@ -165,8 +166,8 @@ class Intents(Repository):
             closed = connection.execute(delete(INTENTS).where(INTENTS.c.id.in_(ids))).rowcount
             if closed != len(ids):
                 raise StoreError(
-                    f"Another run has recorded {len(ids) - closed} of {len(ids)} jobs. Nothing was "
-                    "recorded twice."
+                    f"Another run has recorded {len(ids) - closed} of {plural(len(ids), 'job')}. "
+                    "Nothing was recorded twice."
                 )
 
     def begin_purge(self, connection: Connection, ids: Sequence[str]) -> None:
