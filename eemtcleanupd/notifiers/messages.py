@@ -62,9 +62,11 @@ def _report_message(event: RunFinished) -> Message:
     else:
         headline = f"{test}{what}{host}: {cleaned}"
     facts = [
-        ("Jobs Cleaned", f"{jobs:,} ({report.successful.jobs:,} successful, {report.failed.jobs:,} failed)"),
-        ("Space Freed", freed),
+        ("Jobs to Clean" if report.dry_run else "Jobs Cleaned", str(jobs)),
+        ("Space to Free" if report.dry_run else "Space Freed", freed),
         ("Status", _STATUS[report.outcome] + (" (a test)" if report.is_test else "")),
+        ("Successful Jobs", str(report.successful.jobs)),
+        ("Failed Jobs", str(report.failed.jobs)),
         *_storage_facts(report.storage),
         ("Next cleanup scheduled for", local_time(report.next_run_at)),
         ("Run", f"{report.run_id} ({_line(report.trigger)}, {_line(report.user)})"),
@@ -95,14 +97,15 @@ def _digest_message(digest: Digest) -> Message:
     jobs = sum(report.successful.jobs + report.failed.jobs for report in reports)
     freed = human_size(sum(report.bytes_freed for report in reports))
     errors = sum(report.errors for report in reports) + len(digest.failed)
-    host = next((f" on {_line(report.host)}" for report in reports if report.host), "")
-    headline = f"EEMT Daily Cleanup Report{host}: {plural(jobs, 'job')} cleaned, {freed} freed"
+    hosts = dict.fromkeys(_line(each.host) for each in (*reports, *digest.failed))
+    headline = "EEMT Daily Cleanup Report"
     storage = reports[-1].storage if reports else None
     facts = [
         ("Jobs Cleaned", str(jobs)),
         ("Space Freed", freed),
         ("Status", plural(errors, "error") if errors else "Success"),
         ("Runs", f"{len(reports)} ended, {len(digest.failed)} failed"),
+        *(("Host", host) for host in hosts if host),
         *_storage_facts(storage),
         ("Next cleanup scheduled for", local_time(reports[-1].next_run_at if reports else None)),
     ]

@@ -38,7 +38,7 @@ def register_settings() -> type[SlackSettings]:
 
 
 def payload(message: Message) -> dict[str, object]:
-    """Return the JSON for Slack: a text, and an attachment with a colour and fields.
+    """Return the JSON for Slack: a text, and an attachment with a colour, the headline and fields.
 
     Text from jobs cannot contain markup or mentions: ``&<>`` are escaped, ``@`` is followed by a zero-width
     space, and Markdown is off.
@@ -51,13 +51,21 @@ def payload(message: Message) -> dict[str, object]:
         {"title": title, "value": _escaped("\n".join(lines), _MAX_VALUE), "short": False}
         for title, lines in message.lists
     ]
+    headline = _escaped(message.headline, _MAX_TEXT)
+    attachment = {
+        "color": message.severity,
+        "title": headline,
+        "fallback": headline,  # for clients that show no attachments
+        "fields": fields,
+        "mrkdwn_in": [],
+    }
     return {
-        "text": _escaped(f"EEMT Cleanup Report: {message.headline}", _MAX_TEXT),
+        "text": "EEMT Cleanup Report",
         "mrkdwn": False,
         "parse": "none",
         "link_names": False,
         "unfurl_links": False,
-        "attachments": [{"color": message.severity, "fields": fields, "mrkdwn_in": []}],
+        "attachments": [attachment],
     }
 
 

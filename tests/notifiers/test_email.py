@@ -8,15 +8,16 @@ from dataclasses import replace
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.events import RunFinished
-from eemtcleanupd.hookspecs import RetryLater
+from eemtcleanupd.hookspecs import Digest, RetryLater
 from eemtcleanupd.plugins import Plugins
 from tests.notifiers.conftest import PASSWORD, Configure, MailServer, StartMail, free_port
-from tests.notifiers.samples import EVENTS, FAILED, FINISHED, HOSTILE, HOSTILE_REPORT
+from tests.notifiers.samples import EVENTS, FAILED, FINISHED, HOSTILE, HOSTILE_REPORT, NOW
 
 MakePlugins = Callable[[str], Plugins]
 
@@ -38,7 +39,7 @@ def block(server: MailServer, more: str = "", password: str = PASSWORD) -> str:
 """
 
 
-def without_image(event: object) -> object:
+def without_image(event: Any) -> Any:
     """Return an event whose report has no trend, because drawing it takes a second."""
     if not isinstance(event, RunFinished) or event.report.storage is None:
         return event
@@ -94,6 +95,18 @@ def test_the_trend_is_an_inline_image(start_mail: StartMail, plugins: MakePlugin
     assert image.get_content().startswith(b"\x89PNG")
     assert image["Content-Disposition"].startswith("inline")
     assert f'src="cid:{image["Content-ID"][1:-1]}"' in part(last(server), "text/html").get_content()
+
+
+def test_the_subject_of_a_digest_is_the_documented_one(start_mail: StartMail, plugins: MakePlugins) -> None:
+    server = start_mail()
+    day = Digest(NOW, NOW, (without_image(FINISHED), without_image(FINISHED)), ())
+    send(plugins(block(server)), day)
+    message = last(server)
+    assert message["Subject"] == "EEMT Daily Cleanup Report"
+    lines = part(message, "text/plain").get_content().splitlines()
+    assert {"Jobs Cleaned: 10", "Space Freed: 91 GB", "Host: gis1"} <= set(lines)
+    send(plugins(block(server)), replace(day, failed=(FAILED,)))
+    assert last(server)["Subject"] == "FAILED: EEMT Daily Cleanup Report"
 
 
 def test_failures_are_in_the_subject(start_mail: StartMail, plugins: MakePlugins) -> None:

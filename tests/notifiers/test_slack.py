@@ -1,13 +1,76 @@
-"""What counts as an answer of Slack."""
+"""What an incoming webhook of Slack receives, and what counts as its answer."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from pytest_httpserver import HTTPServer
 
+from eemtcleanupd.events import Event, RunFinished
+from eemtcleanupd.hookspecs import Digest
 from eemtcleanupd.notifiers.http import RefusedError
 from eemtcleanupd.notifiers.slack import SlackSettings, notify
-from tests.notifiers.samples import FINISHED
+from eemtcleanupd.plugins import Plugins
+from tests.notifiers.samples import FINISHED, HOSTILE_REPORT, NOW, report
+
+Posted = Callable[[Event | Digest], dict[str, Any]]
+
+
+@pytest.fixture
+def posted(plugins: Callable[[str], Plugins], httpserver: HTTPServer) -> Posted:
+    """Send an event, and return the JSON that arrives."""
+    httpserver.expect_request("/hook").respond_with_data("ok")
+    url = httpserver.url_for("/hook")
+    loaded = plugins(f"notifications: {{slack: {{enabled: true, webhook_url: '{url}'}}}}")
+
+    def post(event: Event | Digest) -> dict[str, Any]:
+        call = loaded.hook_for("slack", "digest" if isinstance(event, Digest) else event.hook)
+        assert call is not None
+        call(event)
+        document: dict[str, Any] = httpserver.log[-1][0].get_json()
+        return document
+
+    return post
+
+
+def fields(document: dict[str, Any]) -> dict[str, str]:
+    (attachment,) = document["attachments"]
+    return {field["title"]: field["value"] for field in attachment["fields"]}
+
+
+def test_a_report_has_the_documented_text_and_fields(posted: Posted) -> None:
+    document = posted(FINISHED)
+    assert document["text"] == "EEMT Cleanup Report"
+    assert document["attachments"][0]["color"] == "good"
+    first = document["attachments"][0]["fields"][:3]
+    assert first == [
+        {"title": "Jobs Cleaned", "value": "5", "short": True},
+        {"title": "Space Freed", "value": "45.5 GB", "short": True},
+        {"title": "Status", "value": "Success", "short": True},
+    ]
+    assert (fields(document)["Successful Jobs"], fields(document)["Failed Jobs"]) == ("3", "2")
+
+
+def test_a_digest_has_the_same_text_and_fields(posted: Posted) -> None:
+    document = posted(Digest(NOW, NOW, (FINISHED, FINISHED), ()))
+    assert document["text"] == "EEMT Cleanup Report"
+    assert fields(document)["Jobs Cleaned"] == "10"
+
+
+def test_a_failure_is_in_the_title_and_the_colour(posted: Posted) -> None:
+    (attachment,) = posted(HOSTILE_REPORT)["attachments"]
+    assert attachment["color"] == "danger"
+    assert attachment["title"].startswith("FAILED")
+    assert attachment["fallback"] == attachment["title"]
+    assert not set("<>@").intersection(attachment["title"].replace("@\u200b", ""))
+
+
+def test_a_dry_run_does_not_say_that_jobs_were_cleaned(posted: Posted) -> None:
+    found = fields(posted(RunFinished(report(dry_run=True))))
+    assert found["Jobs to Clean"] == "5"
+    assert not {"Jobs Cleaned", "Space Freed"} & found.keys()
 
 
 @pytest.fixture
