@@ -34,8 +34,8 @@ def can_draw() -> bool:
 
 
 def trend_png(trend: Sequence[StoragePoint]) -> bytes | None:
-    """Return a trend chart as PNG, or None with fewer than two points or without matplotlib."""
-    if len(trend) < 2 or not can_draw():
+    """Return a trend chart as PNG, or None without points or without matplotlib."""
+    if not trend or not can_draw():
         return None
     try:
         return picture(trend)
@@ -54,10 +54,12 @@ def picture(
     """Return a trend chart as an image file in one of the :data:`FORMS`, with forecast and budget in bytes.
 
     Raises:
-        ReportError: there are too few points, or matplotlib failed.
+        ReportError: there are no points, or matplotlib failed.
     """
-    if len(trend) < 2:
-        raise ReportError("The trend cannot be drawn: the storage history has fewer than two days.")
+    if not trend:
+        raise ReportError(
+            "The trend cannot be drawn: there is no storage history yet. Run `eemtcleanupd clean` once."
+        )
     data = {
         "points": [[point.at.isoformat(), point.used_bytes, point.free_bytes] for point in trend],
         "band": []
@@ -91,9 +93,11 @@ def draw(data: Mapping[str, Any], out: IO[bytes]) -> None:
     times: Any = [datetime.fromisoformat(at) for at, _, _ in data["points"]]
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(times, [used / unit for _, used, _ in data["points"]], label="used by jobs", color="#0969da")
+    marker = "o" if len(times) == 1 else None  # a single point has no line
+    used = [used / unit for _, used, _ in data["points"]]
+    axes.plot(times, used, label="used by jobs", color="#0969da", marker=marker)
     free = [free / unit for *_, free in data["points"]]
-    axes.plot(times, free, label="free", color="#1a7f37", linestyle="--")
+    axes.plot(times, free, label="free", color="#1a7f37", linestyle="--", marker=marker)
     if data["band"]:
         days: Any = [datetime.fromisoformat(at) for at, *_ in data["band"]]
         low, middle, high = ([row[column] / unit for row in data["band"]] for column in (1, 2, 3))

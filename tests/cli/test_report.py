@@ -298,6 +298,12 @@ def test_a_plot_has_the_format_of_its_suffix(store: JobStore, report: Reporter) 
     assert (store.path / "report.csv").read_text().startswith("section,name,value,unit")
 
 
+def test_a_plot_is_drawn_from_the_first_run_on(store: JobStore, report: Reporter) -> None:
+    store.run()
+    report("--plot", "trend.svg")
+    assert "<svg" in (store.path / "trend.svg").read_text()
+
+
 @pytest.mark.parametrize("name", ["trend.jpg", "trend", ".png", "trend.png.exe"])
 def test_an_unknown_suffix_is_refused_before_anything_is_written(
     store: JobStore, report: Reporter, name: str
