@@ -107,6 +107,7 @@ def clean(  # noqa: PLR0917  (click passes them by name)
     from eemtcleanupd.cleanup import Progress, RunRequest, clean as run_clean
     from eemtcleanupd.cleanup.ballast import release_initial_ballast
     from eemtcleanupd.events import Warned
+    from eemtcleanupd.logs.events import log_memory, write_event
     from eemtcleanupd.plugins import Plugins
 
     config = loaded.config
@@ -123,8 +124,9 @@ def clean(  # noqa: PLR0917  (click passes them by name)
             _debug_to_stderr()
         listener, finish = _output(as_json=as_json, verbose=verbose or debug)
         listeners, warnings = [listener], list(loaded.warnings)
-        if not request.dry_run:  # a dry run writes nothing at all
-            from eemtcleanupd.logs.events import write_event
+        if request.dry_run:  # writes nothing at all, so it has no log
+            listeners.append(log_memory)
+        else:
             from eemtcleanupd.logs.setup import log_to_file
 
             if (warning := release_initial_ballast(config)) is not None:

@@ -97,7 +97,10 @@ def _digest_message(digest: Digest) -> Message:
     jobs = sum(report.successful.jobs + report.failed.jobs for report in reports)
     freed = human_size(sum(report.bytes_freed for report in reports))
     errors = sum(report.errors for report in reports) + len(digest.failed)
-    hosts = dict.fromkeys(_line(each.host) for each in (*reports, *digest.failed))
+    hosts = dict.fromkeys(
+        _line(host)
+        for host in (*(report.host for report in reports), *(event.host for event in digest.failed))
+    )
     headline = "EEMT Daily Cleanup Report"
     storage = reports[-1].storage if reports else None
     facts = [

@@ -116,6 +116,17 @@ def test_debug_prints_sql_file_operations_durations_and_memory(
         assert text in done.stderr
 
 
+def test_debug_prints_the_same_in_a_dry_run(sample_store: Path, aged: Aged, run_cli: RunCli) -> None:
+    store = aged(sample_store, 10)
+    done = run_cli("clean", *options(store), "--dry-run", "--verbose", "--debug")
+    for text in ("[DEBUG] SQL ", " ms: SELECT", "Peak memory: "):
+        assert text in done.stderr
+    assert not (store / "logs").exists()
+    preview = run_cli("clean", *options(store), "--dry-run", "--json", "--debug")
+    assert "Peak memory: " in preview.stderr
+    assert json.loads(preview.stdout)["dry_run"] is True
+
+
 def test_json_has_the_documented_keys_and_more(sample_store: Path, aged: Aged, run_cli: RunCli) -> None:
     store = aged(sample_store, 10)
     planned = json.loads(run_cli("clean", *options(store), "--json", "--dry-run").stdout)
