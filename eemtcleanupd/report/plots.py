@@ -12,7 +12,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import IO, Any
 
 from eemtcleanupd.errors import ReportError
@@ -93,7 +93,10 @@ def draw(data: Mapping[str, Any], out: IO[bytes]) -> None:
     times: Any = [datetime.fromisoformat(at) for at, _, _ in data["points"]]
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    marker = "o" if len(times) == 1 else None  # a single point has no line
+    marker = None
+    if len(times) == 1:  # a single point has no line, and its axis would cover years
+        marker = "o"
+        axes.set_xlim(times[0] - timedelta(days=1), times[0] + timedelta(days=1))
     used = [used / unit for _, used, _ in data["points"]]
     axes.plot(times, used, label="used by jobs", color="#0969da", marker=marker)
     free = [free / unit for *_, free in data["points"]]
