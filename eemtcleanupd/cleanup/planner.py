@@ -272,7 +272,7 @@ class Selection:
     """Selects the jobs of one run within its limits, and reports the jobs that stay.
 
     ``kept_notable`` counts the kept jobs that an operator is warned of, ``vetoed`` names some that a plugin
-    keeps, ``remaining`` counts the jobs left to another run.
+    keeps, ``remaining`` counts the jobs left to another run, ``remaining_bytes`` those of the too large ones.
     """
 
     def __init__(self, run: RunContext, session: StoreSession) -> None:
@@ -281,6 +281,7 @@ class Selection:
         self.kept_notable = 0
         self.vetoed: list[JobNote] = []
         self.remaining = 0
+        self.remaining_bytes = 0
 
     def pages(self, planner: Planner, in_flight: Callable[[], Collection[str]]) -> Iterator[list[PlannedJob]]:
         """Yield the expired jobs with their artifacts, a batch at a time; report which jobs stay and why.
@@ -345,6 +346,7 @@ class Selection:
             return False
         reason = f"{human_size(size_bytes)} is larger than {human_size(limit)}: left for another run"
         self.remaining += 1
+        self.remaining_bytes += size_bytes
         self._run.emit(JobSkipped(plan.job, reason, notable=True))
         return True
 

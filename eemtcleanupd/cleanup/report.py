@@ -209,6 +209,7 @@ def build_report(
         skipped=counts.skipped + selection.kept_notable,
         errors=counts.errors,
         remaining=selection.remaining,
+        remaining_bytes=selection.remaining_bytes,
         early=JobTally(counts.early, counts.early_bytes),
         pressure=pressure,
         host=socket.gethostname(),

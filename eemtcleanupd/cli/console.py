@@ -115,7 +115,8 @@ class ConsoleReporter:
         if report.missing:
             _say("INFO", f"Found {plural(report.missing, 'uncleaned job')} without any files")
         if report.remaining:
-            _say("INFO", f"Left {plural(report.remaining, 'expired job')} for another run")
+            size = f" ({human_size(report.remaining_bytes)} too large)" if report.remaining_bytes else ""
+            _say("INFO", f"Left {plural(report.remaining, 'expired job')} for another run{size}")
         if report.dry_run:
             jobs = report.successful.jobs + report.failed.jobs
             freeing = f"freeing ~{human_size(report.bytes_freed)}"

@@ -131,6 +131,7 @@ class RunReport:
 
     ``outcome`` is ``success``, ``errors`` (on some jobs) or ``interrupted``.
     ``remaining`` counts expired jobs that a cap or a size limit left to another run.
+    ``remaining_bytes`` is the size of those that exceed the size limit.
     ``missing`` counts uncleaned terminal jobs none of whose files exist.
     ``early`` counts the cleaned jobs whose retention had not passed.  ``pressure`` says why as text; it is
     None unless disk pressure started the run.
@@ -154,6 +155,7 @@ class RunReport:
     skipped: int = 0
     errors: int = 0
     remaining: int = 0
+    remaining_bytes: int = 0
     early: JobTally = field(default_factory=JobTally)
     pressure: str | None = None
     host: str = ""

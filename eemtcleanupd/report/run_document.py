@@ -116,6 +116,7 @@ class RunDocument:
             "trash_purged": report.trash_purged.jobs,
             "missing": report.missing,
             "remaining": report.remaining,
+            "remaining_bytes": report.remaining_bytes,
         }
         stream.write(json.dumps(head, indent=2).removesuffix("\n}"))
         for name, spool in self._lists.items():

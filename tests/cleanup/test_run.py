@@ -367,6 +367,8 @@ def test_large_jobs_are_left_for_another_run(store: JobStore) -> None:
     report = store.run(skip_larger_than_bytes=100_000)
     assert store.cleaned() == {"small"}
     assert report.remaining == 1
+    assert report.remaining_bytes > 100_000
+    assert store.run(dry_run=True, skip_larger_than_bytes=100_000).remaining_bytes == report.remaining_bytes
     assert store.run().successful.jobs == 1
 
 
