@@ -314,7 +314,7 @@ class _StoreChecks:
         config = self._config
         paths = [config.logging.file, config.paths.logs / "jobs"]
         if config.notifications.audit_log.enabled:
-            paths.append(config.notifications.audit_log.path)
+            paths += config.notifications.audit_log.files
         refused = sorted({path for path in map(_nearest_existing, paths) if not os.access(path, os.W_OK)})
         for path in refused:
             yield _problem(

@@ -77,7 +77,11 @@ class _Size(click.ParamType[int]):
 @setting_option(
     "performance.batch_size", "--batch-size", "N", "Number of jobs planned at a time (default 100).", type=int
 )
-@click.option("--skip-large", is_flag=True, help="Clean only small jobs now, and leave jobs above the size threshold for another run.")
+@click.option(
+    "--skip-large",
+    is_flag=True,
+    help="Clean only small jobs now, and leave jobs above the size threshold for another run.",
+)
 @click.option(
     "--size-threshold", type=_Size(), metavar="SIZE", help="Size threshold for --skip-large (default 10G)."
 )

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from eemtcleanupd.config.plugin_settings import PluginSettings
 from eemtcleanupd.config.types import FilePath
@@ -41,6 +41,7 @@ from eemtcleanupd.notifiers.audit_verify import verify
 __all__ = ["AuditLog", "AuditLogSettings", "append", "verify"]
 
 _LOCK_SECONDS = 30.0
+_TEXT_SUFFIX = ".log"
 
 
 class AuditLogSettings(PluginSettings, strict=True):
@@ -55,6 +56,21 @@ class AuditLogSettings(PluginSettings, strict=True):
     max_mb: Annotated[float, Field(gt=0, le=100_000)] = Field(
         100, description="Size above which a new file is started; old files are kept, numbered."
     )
+    text_copy: bool = Field(
+        False,
+        description="Whether to copy each entry to a text file, which is path with the suffix .log.",
+    )
+
+    @model_validator(mode="after")
+    def _copy_is_another_file(self) -> Self:
+        if self.text_copy and self.path.suffix == _TEXT_SUFFIX:
+            raise ValueError(f"text_copy needs a path that does not end in {_TEXT_SUFFIX}")
+        return self
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The audit log and, if there is one, its text copy."""
+        return (self.path, self.path.with_suffix(_TEXT_SUFFIX)) if self.text_copy else (self.path,)
 
 
 class AuditLog:
@@ -79,6 +95,8 @@ class AuditLog:
             ledger=self._expected.get(path),
         )
         self._expected.pop(path, None)
+        for copy in settings.files[1:]:
+            append_text(copy, entries)
 
     def expect(self, path: Path, anchor: AuditAnchor | None) -> None:
         """Compare the log with the ledger's anchor, None if it has none, before the next line is written."""
@@ -161,10 +179,46 @@ def append(
                 _sync_folder(path.parent)
             return AuditAnchor(tail.seq, tail.hash)
     except OSError as error:
-        raise AuditError(
-            f"Cannot write the audit log {path} ({error.strerror}). Nothing is deleted without an audit log. "
-            "Make it writable, or set notifications.audit_log.path to a writable path."
-        ) from error
+        raise _not_written(path, error) from error
+
+
+def append_text(path: Path, entries: Sequence[AuditEntry]) -> None:
+    """Append entries to a text file, in the form of the EEMT documentation.  The file has no hashes.
+
+    Raises:
+        AuditError: writing failed.
+    """
+    lines = [
+        f"{entry.timestamp.astimezone():%Y-%m-%d %H:%M:%S},{entry.timestamp.microsecond // 1000:03d}"
+        f" - INFO - {json.dumps(_document(entry))}\n"
+        for entry in entries
+    ]
+    try:
+        descriptor = open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, mode=0o640)
+        with open(descriptor, "ab") as file:  # noqa: PTH123
+            file.write("".join(lines).encode())
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> AuditError:
+    return AuditError(
+        f"Cannot write the audit log {path} ({error.strerror}). Nothing is deleted without an audit log. "
+        "Make it writable, or set notifications.audit_log.path to a writable path."
+    )
+
+
+def _document(entry: AuditEntry) -> dict[str, Any]:
+    """Return an entry as JSON values."""
+    document: dict[str, Any] = {
+        "timestamp": entry.timestamp.isoformat(timespec="milliseconds"),
+        "user": entry.user,
+        "action": entry.action,
+        "details": dict(entry.details),
+    }
+    if entry.ip_address is not None:
+        document["ip_address"] = entry.ip_address
+    return document
 
 
 def _own_entry(entries: Sequence[AuditEntry], action: str, details: dict[str, Any]) -> AuditEntry:
@@ -232,15 +286,7 @@ class _Tail:
         ``anchored`` is the number that the ledger has, 0 to leave it out.
         """
         self.seq += 1
-        line: dict[str, Any] = {
-            "seq": self.seq,
-            "timestamp": entry.timestamp.isoformat(timespec="milliseconds"),
-            "user": entry.user,
-            "action": entry.action,
-            "details": dict(entry.details),
-        }
-        if entry.ip_address is not None:
-            line["ip_address"] = entry.ip_address
+        line: dict[str, Any] = {"seq": self.seq, **_document(entry)}
         if anchored:
             line["anchor"] = anchored
         body = json.dumps({**line, "prev": self.hash})[:-1]

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from eemtcleanupd.cleanup import RunRequest, clean
-from eemtcleanupd.errors import AuditError
+from eemtcleanupd.errors import AuditError, ConfigError
 from eemtcleanupd.events import AuditEntry, Event
 from eemtcleanupd.notifiers.audit_log import append, verify
 from eemtcleanupd.plugins import Plugins
 from tests.cleanup.conftest import JobStore
 from tests.conftest import RunCli
+from tests.notifiers.conftest import Configure
 
 NOW = datetime(2026, 6, 15, 12, tzinfo=UTC)
 MB = 1024 * 1024
@@ -53,6 +54,37 @@ def test_a_line_has_all_documented_keys(tmp_path: Path) -> None:
     assert (line["user"], line["action"], line["details"]) == ("ann", "hold", {"job_id": "x"})
     assert line["ip_address"] == "192.0.2.7"
     assert (line["seq"], line["prev"]) == (1, "0" * 64)
+
+
+def test_a_text_copy_has_the_documented_form(configure: Configure, tmp_path: Path) -> None:
+    hooks = Plugins(configure("notifications: {audit_log: {text_copy: true}}"))
+    hooks.audit([AuditEntry(NOW, "ann", "hold", {"job_id": "a\nb"}, "192.0.2.7"), entry(1)])
+    hooks.audit([entry(2)])
+    chain = [json.loads(line) for line in (tmp_path / "logs/cleanup_audit.jsonl").read_text().splitlines()]
+    text = tmp_path / "logs/cleanup_audit.log"
+    lines = [line.split(" - ", 2) for line in text.read_text().splitlines()]
+    assert [level for _, level, _ in lines] == ["INFO"] * 3
+    for (stamp, _, document), line in zip(lines, chain, strict=True):
+        assert datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").astimezone() == NOW
+        copied = json.loads(document)
+        assert copied == {key: line[key] for key in copied}
+        assert {"timestamp", "user", "action", "details"} <= copied.keys()
+    assert text.stat().st_mode & 0o007 == 0
+    assert errors(tmp_path / "logs/cleanup_audit.jsonl") == []
+
+
+def test_nothing_is_deleted_without_the_text_copy_that_was_asked_for(store: JobStore) -> None:
+    store.job("a")
+    (store.path / "logs").mkdir()
+    (store.path / "logs/cleanup_audit.log").symlink_to("/dev/null")
+    with pytest.raises(AuditError):
+        run(store, notifications__audit_log__text_copy=True)
+    assert store.results("a").exists()
+
+
+def test_a_text_copy_is_never_the_chain_itself(configure: Configure) -> None:
+    with pytest.raises(ConfigError):
+        configure("notifications: {audit_log: {text_copy: true, path: ./audit.log}}")
 
 
 def test_an_unchanged_chain_is_intact(log: Path) -> None:
@@ -146,18 +178,18 @@ def test_many_processes_write_one_chain(tmp_path: Path) -> None:
     assert errors(path) == []
 
 
-def plugins(store: JobStore) -> Plugins:
-    return Plugins(store.config())
+def plugins(store: JobStore, **options: object) -> Plugins:
+    return Plugins(store.config(**options))
 
 
-def run(store: JobStore) -> list[Event]:
+def run(store: JobStore, **options: object) -> list[Event]:
     events: list[Event] = []
     clean(
         store.config(),
         RunRequest(user="tester"),
         emit=events.append,
         clock=lambda: store.now,
-        hooks=plugins(store),
+        hooks=plugins(store, **options),
     )
     return events
 
