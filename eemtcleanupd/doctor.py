@@ -179,6 +179,11 @@ class _StoreChecks:
             return
         state = "responds and is" if file is None else "is intact and"
         yield _ok(f"{path} {state} writable. It is in use by: {used_by}.")
+        if missing := jobs.missing_columns:
+            yield _warning(
+                f"Table jobs does not have the columns {', '.join(missing)} yet. The first run adds them.",
+                "To add them now, for SQL or metrics that need them: eemtcleanupd doctor --fix",
+            )
         yield self._check_zone(jobs, utc_offset(self._now, zone))
 
     def _check_zone(self, jobs: JobTable, our_offset: timedelta) -> Result:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -327,6 +327,26 @@ def check_store(config: Config) -> None:
         check_journal(database, to_write=True)
         policy = Policy.from_config(config.retention)
         open_session(config, database, job_table(database, config, policy), policy, stack)
+
+
+def prepare_database(config: Config, before_change: Callable[[], None]) -> None:
+    """Add what is missing of this program's columns and tables to the job database, as the first run does.
+
+    Args:
+        config: the effective configuration.
+        before_change: is called first, unless nothing is missing; if it raises, nothing is added.
+
+    Raises:
+        StoreError: the database cannot be used, or is not an EEMT job database.
+    """
+    with ExitStack() as stack:
+        database = open_database(config, stack)
+        check_journal(database, to_write=True)
+        jobs, ledger = job_table(database, config), Ledger(database)
+        if jobs.missing_columns or not ledger.is_current():
+            before_change()
+            ledger.create_tables()
+            jobs.add_columns()
 
 
 def find_row(config: Config, job_id: str) -> Row | None:

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 
 import click
 
-from eemtcleanupd.cli.common import echo_line, json_option, load_config, print_json, store_options
+from eemtcleanupd.cli.common import echo_line, json_option, load_config, print_json, store_options, write_audit
 from eemtcleanupd.clock import system_clock
 
 
 @click.command()
+@click.option(
+    "--fix", is_flag=True, help="First add missing columns and tables to the job database, as a run does."
+)
 @store_options
 @json_option
-def doctor(as_json: bool) -> int:
-    """Check everything that cleanup needs; report problems and how to fix them.  Changes nothing."""
+def doctor(fix: bool, as_json: bool) -> int:
+    """Check everything that cleanup needs; report problems and how to fix them.
+
+    Changes nothing without --fix.
+    """
     loaded = load_config()
+    if fix:
+        from eemtcleanupd.cleanup.session import prepare_database
+        from eemtcleanupd.plugins import Plugins
+
+        prepare_database(loaded.config, partial(write_audit, Plugins(loaded.config), "database_prepared"))
     from eemtcleanupd.doctor import FindingLevel, examine
 
     marks = {

@@ -63,6 +63,33 @@ def test_a_store_without_runs_is_no_problem(tmp_path: Path, run_cli: RunCli) -> 
     assert "last run" not in done.stdout
 
 
+def test_fix_prepares_a_new_database_for_the_documented_sql(tmp_path: Path, run_cli: RunCli) -> None:
+    store = JobStore(tmp_path / "new")
+    store.job("a")
+    before = json.loads(run_cli("doctor", "--json", cwd=store.path).stdout)
+    assert any("--fix" in finding["advice"] for finding in before if finding["check"] == "database")
+    assert not store.sql("SELECT name FROM sqlite_master WHERE name LIKE 'cleanup%'")
+    for _ in range(2):
+        done = run_cli("doctor", "--fix", "--json", cwd=store.path)
+        assert (done.returncode, done.stderr) == (0, "")
+        findings = json.loads(done.stdout)
+        assert not any("--fix" in finding["advice"] for finding in findings)
+    assert store.sql("SELECT data_cleaned_at, data_size_mb, cleanup_summary FROM jobs") == [(None, 0.0, None)]
+    store.sql("DELETE FROM cleanup_log")
+    log = (store.path / "logs/cleanup_audit.jsonl").read_text().splitlines()
+    assert [json.loads(line)["action"] for line in log] == ["database_prepared"]
+    assert store.results("a").exists()
+    assert run_cli("clean", cwd=store.path, env={"EEMT_CLEANUP_MIN_IDLE_MINUTES": "0"}).returncode == 0
+    assert run_cli("audit", "verify", cwd=store.path).returncode == 0
+
+
+def test_fix_without_a_job_table_adds_nothing(tmp_path: Path, run_cli: RunCli) -> None:
+    store = JobStore(tmp_path / "new", schema="CREATE TABLE other (id TEXT)")
+    assert run_cli("doctor", "--fix", cwd=store.path).returncode == 3
+    assert store.sql("SELECT name FROM sqlite_master") == [("other",)]
+    assert not (store.path / "logs").exists()
+
+
 def test_a_missing_database_is_a_problem(tmp_path: Path, run_cli: RunCli) -> None:
     done = run_cli("doctor", cwd=tmp_path)
     assert done.returncode == 1
