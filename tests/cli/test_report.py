@@ -48,49 +48,7 @@ HOSTILE = (
     "\u202egnp.exe\x1b[31m\x07",
     "x" * 300,
 )
-DOCUMENTED_METRICS_SCRIPT = '''
-import sqlite3
-from datetime import datetime, timedelta
-
-def get_cleanup_metrics(db_path="jobs.db"):
-    conn = sqlite3.connect(db_path)
-    cursor = conn.cursor()
-
-    # Jobs cleaned in last 24 hours
-    yesterday = datetime.now() - timedelta(hours=24)
-    cursor.execute("""
-        SELECT COUNT(*), SUM(data_size_mb)
-        FROM jobs
-        WHERE data_cleaned_at > ?
-    """, (yesterday.isoformat(),))
-
-    count, size_mb = cursor.fetchone()
-
-    # Disk space usage
-    cursor.execute("""
-        SELECT
-            status,
-            COUNT(*) as count,
-            SUM(data_size_mb) as total_mb
-        FROM jobs
-        WHERE data_cleaned_at IS NULL
-        GROUP BY status
-    """)
-
-    usage_by_status = cursor.fetchall()
-
-    print(f"Cleanup Metrics (Last 24h):")
-    print(f"  Jobs cleaned: {count or 0}")
-    print(f"  Space freed: {(size_mb or 0) / 1024:.1f} GB")
-    print(f"\\nCurrent Usage:")
-    for status, count, mb in usage_by_status:
-        print(f"  {status}: {count} jobs, {mb/1024:.1f} GB")
-
-    conn.close()
-
-# Run metrics check
-get_cleanup_metrics()
-'''
+DOCUMENTED_METRICS_SCRIPT = (Path(__file__).parents[1] / "data/document_metrics.txt").read_text()
 
 
 @pytest.fixture
