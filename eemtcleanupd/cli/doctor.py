@@ -7,7 +7,14 @@ from functools import partial
 
 import click
 
-from eemtcleanupd.cli.common import echo_line, json_option, load_config, print_json, store_options, write_audit
+from eemtcleanupd.cli.common import (
+    echo_line,
+    json_option,
+    load_config,
+    print_json,
+    store_options,
+    write_audit,
+)
 from eemtcleanupd.clock import system_clock
 
 
