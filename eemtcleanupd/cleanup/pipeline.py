@@ -129,7 +129,9 @@ class Pipeline:
     def _delete(self, group: Sequence[ClaimedJob]) -> None:
         """Start the deletion of confirmed jobs, or leave them in the trash for their grace."""
         if self.run.grace:
-            self._recording.record([(job, [(found, None) for found, _ in job.items]) for job in group])
+            self._recording.record(
+                [(job, [(found, job.sizes.get(found, 0)) for found, _ in job.items]) for job in group]
+            )
             return
         self.submit(group)
         self._record_finished(limit=max(4 * self.run.workers, len(group)))

@@ -49,7 +49,8 @@ class ClaimedJob:
     """A claimed job (or orphan); ``items`` are its artifacts, after staging only those in the trash.
 
     ``unfinished`` counts the removals that have not ended.
-    ``known_size`` is the size in bytes that was measured earlier.  ``marks_job_cleaned`` is False if the job
+    ``known_size`` is the size in bytes that was measured earlier, and ``sizes`` those of the artifacts that
+    move to the trash for a grace period.  ``marks_job_cleaned`` is False if the job
     was held, run again or copied back since the claim, or its row was removed.  The run then deletes only the
     leftovers.  ``early`` is the reason for cleaning a job before its retention ends.
     """
@@ -62,6 +63,7 @@ class ClaimedJob:
     removals: list[tuple[Found, Future[RemovalResult]]] = field(default_factory=list)
     unfinished: int = 0
     known_size: int = 0
+    sizes: dict[Found, int] = field(default_factory=dict)
     marks_job_cleaned: bool = True
     early: str | None = None
 
@@ -69,6 +71,11 @@ class ClaimedJob:
     def is_orphan(self) -> bool:
         """Whether this is an entry that no job owns."""
         return self.intent.kind is IntentKind.ORPHAN
+
+    @property
+    def staged_bytes(self) -> int:
+        """The bytes of its artifacts that are in the trash for a grace period."""
+        return sum(self.sizes.get(found, 0) for found, _ in self.items)
 
     def moves_to_trash(self, grace: timedelta) -> bool:
         """Return whether the job's artifacts stay in the trash for a grace period."""
@@ -299,7 +306,8 @@ class Staging:
             if job.job_class in self._run.policy.keep_logs and not self._keep_logs(job):
                 return False
             if self._run.grace:
-                job.known_size = sum(self._measure(found) for found, _ in job.items)
+                job.sizes = {found: self._measure(found) for found, _ in job.items}
+                job.known_size = job.staged_bytes
                 if self._run.stop.is_set():  # the measurement is incomplete
                     self.put_back(job, [])
                     return False

@@ -15,19 +15,24 @@ from typing import TYPE_CHECKING
 import click
 
 from eemtcleanupd.cancellation import StopFlag
-from eemtcleanupd.cli.common import DATABASE, caller, config_option, load_config, print_json, setting_option
+from eemtcleanupd.cli.common import (
+    DATABASE,
+    caller,
+    config_option,
+    load_config,
+    log_file,
+    notification_dispatcher,
+    print_json,
+    setting_option,
+)
 from eemtcleanupd.cli.stdio import SafeStdout
 from eemtcleanupd.errors import CleanupError, ReportError
 from eemtcleanupd.formatting import parse_size
 
 if TYPE_CHECKING:
-    from eemtcleanupd.cleanup import RunRequest
-    from eemtcleanupd.config import Config
     from eemtcleanupd.events import Emit, Event, RunReport
-    from eemtcleanupd.plugins import Plugins
 
 _DEFAULT_THRESHOLD = "10G"
-_DRAIN_SECONDS = 30.0
 
 
 class _Size(click.ParamType[int]):
@@ -126,22 +131,16 @@ def clean(  # noqa: PLR0917  (click passes them by name)
             listeners, warnings = [listener], list(loaded.warnings)
             if not request.dry_run:  # a dry run writes nothing at all
                 from eemtcleanupd.logs.events import write_event
-                from eemtcleanupd.logs.setup import log_to_file
 
                 if (warning := release_initial_ballast(config)) is not None:
                     warnings.append(warning)
-                handler = log_to_file(
-                    config.logging.file,
-                    form=config.logging.format,
-                    level=config.logging.level,
-                    on_error=lambda message: click.echo(f"[WARNING] {message}", err=True),
-                )
-                stack.callback(handler.close)
+                handler = stack.enter_context(log_file(config))
                 # If a crontab redirects stdout to the log file, write each line once, in the log's format.
                 is_redirected = not as_json and _stdout_is_log_file(handler)
                 listeners = [write_event] if is_redirected else [*listeners, write_event]
             plugins = Plugins(config)
-            listeners.append(stack.enter_context(_notification_dispatcher(config, plugins, request)))
+            durable = not request.dry_run
+            listeners.append(stack.enter_context(notification_dispatcher(config, plugins, durable=durable)))
 
             def emit(event: Event) -> None:
                 for listener in listeners:
@@ -217,29 +216,6 @@ def _stop_on_closed_stdout(stop: StopFlag) -> Emit:
             stop.set()
 
     return emit
-
-
-@contextmanager
-def _notification_dispatcher(config: Config, plugins: Plugins, request: RunRequest) -> Iterator[Emit]:
-    """Yield the dispatcher's listener; at the end, wait for pending notifications for a limited time."""
-    from eemtcleanupd.clock import system_clock
-    from eemtcleanupd.delivery import Dispatcher
-    from eemtcleanupd.store.address import StoreAddress
-
-    dispatcher = Dispatcher(StoreAddress.of(config), system_clock)
-    dispatcher.configure(plugins, durable=not request.dry_run)
-    try:
-        yield dispatcher.publish
-    finally:
-        if not dispatcher.drain(_DRAIN_SECONDS):
-            click.echo(
-                "[WARNING] Some notifications are still pending. The daemon or the next run sends them.",
-                err=True,
-            )
-        for name, result in dispatcher.last_results().items():
-            if result.error is not None:
-                click.echo(f"[WARNING] Notifier {name}: {result.error}", err=True)
-        dispatcher.close()
 
 
 def _debug_to_stderr() -> None:

@@ -9,7 +9,7 @@ import click
 
 from eemtcleanupd.cli.common import json_option, load_config, open_ledger, print_json, store_options
 from eemtcleanupd.errors import CleanupError
-from eemtcleanupd.formatting import human_size, printable, shortened
+from eemtcleanupd.formatting import human_size, human_trashed, printable, shortened
 
 if TYPE_CHECKING:
     from eemtcleanupd.store.ledger import Ledger
@@ -46,13 +46,13 @@ def _list(runs: list[RunRecord], *, as_json: bool) -> None:
         return
     click.echo(
         f"{'RUN':<21}  {'STARTED (UTC)':<19}  {'TRIGGER':<8}  {'OUTCOME':<11}  "
-        f"{'OK':>6}  {'FAILED':>6}  {'ERRORS':>6}  FREED"
+        f"{'OK':>6}  {'FAILED':>6}  {'ERRORS':>6}  {'FREED':>8}  TRASHED"
     )
     for run in runs:
         click.echo(
             f"{run.id:<21}  {run.started_at:%Y-%m-%d %H:%M:%S}  {run.trigger:<8}  "
             f"{run.outcome or 'unfinished':<11}  {run.successful:>6}  {run.failed:>6}  "
-            f"{run.errors:>6}  {human_size(run.bytes_freed)}"
+            f"{run.errors:>6}  {human_size(run.bytes_freed):>8}  {human_size(run.bytes_trashed or 0)}"
         )
 
 
@@ -68,6 +68,8 @@ def _show(ledger: Ledger, run: RunRecord, *, as_json: bool) -> None:
     click.echo(f"Policy   {run.policy}")
     click.echo(f"Cleaned  {run.successful} successful and {run.failed} failed jobs, {run.orphans} orphans")
     click.echo(f"Freed    {human_size(run.bytes_freed)}; {run.skipped} skipped, {run.errors} errors")
+    if run.bytes_trashed:
+        click.echo(f"Trash    {human_trashed(run.bytes_trashed, run.purge_after)}")
     if run.error:
         click.echo(f"Error    {run.error}")
     for entry in entries:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from eemtcleanupd.cli.common import json_option, load_config, print_json, store_options
 from eemtcleanupd.clock import system_clock
-from eemtcleanupd.formatting import human_size, printable
+from eemtcleanupd.formatting import human_amounts, human_size, printable
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from eemtcleanupd.daemon.status import DaemonStatus
 
 Row = tuple[str, str]
@@ -105,7 +104,9 @@ def _last_run(run: dict[str, Any] | None) -> str:
     if run is None:
         return "none yet"
     jobs = f"{run['successful']} successful and {run['failed']} failed jobs"
-    freed = f"{human_size(run['bytes_freed'])} freed, {run['errors']} errors"
+    purge_after = run["purge_after"] and datetime.fromisoformat(run["purge_after"])
+    amounts = human_amounts(run["bytes_freed"], run["bytes_trashed"], purge_after)
+    freed = f"{amounts}, {run['errors']} errors"
     return f"{run['started_at']} ({run['trigger']}): {run['outcome'] or 'in progress'}, {jobs}, {freed}"
 
 

@@ -11,12 +11,16 @@ import click
 from eemtcleanupd.cli.common import (
     Command,
     caller,
+    confirm_destruction,
     json_option,
     load_config,
     local_minute,
+    log_file,
+    notification_dispatcher,
     open_ledger,
     print_json,
     store_options,
+    yes_option,
 )
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.formatting import human_size, plural, printable
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 
     from eemtcleanupd.cleanup.restore import RestoreRequest, RestoreResult
     from eemtcleanupd.config import Config
+    from eemtcleanupd.events import Event
     from eemtcleanupd.store.intents import Intent
     from eemtcleanupd.store.ledger import Ledger
 
@@ -148,7 +153,7 @@ def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool) ->
     metavar="HOURS",
     help="Purge only items that have been in the trash for this long.",
 )
-@click.option("--yes", is_flag=True, help="Skip the confirmation prompt.")
+@yes_option
 @store_options
 @json_option
 def purge(older_than: float | None, yes: bool, as_json: bool) -> int:
@@ -157,6 +162,7 @@ def purge(older_than: float | None, yes: bool, as_json: bool) -> int:
         raise click.UsageError("--older-than must be 0 or more hours.")
     config = load_config().config
     from eemtcleanupd.cleanup import RunRequest, clean
+    from eemtcleanupd.logs.events import write_event
     from eemtcleanupd.plugins import Plugins
 
     age = timedelta(hours=older_than or 0)
@@ -164,10 +170,16 @@ def purge(older_than: float | None, yes: bool, as_json: bool) -> int:
         with open_ledger(config) as ledger:
             _print_dry_purge(ledger, age, as_json=as_json)
         return 0
-    if not yes and sys.stdin.isatty():
-        click.confirm("Purged data cannot be restored. Purge the trash?", abort=True)
+    confirm_destruction("Purged data cannot be restored.", "Purge the trash?", yes=yes)
     request = RunRequest(caller(), Trigger.TRASH, purge_older_than=age, forget_missing=True)
-    report = clean(config, request, emit=lambda _: None, hooks=Plugins(config))
+    plugins = Plugins(config)
+    with log_file(config), notification_dispatcher(config, plugins, durable=True) as publish:
+
+        def emit(event: Event) -> None:
+            write_event(event)
+            publish(event)
+
+        report = clean(config, request, emit=emit, hooks=plugins)
     purged = report.trash_purged
     if as_json:
         print_json({"purged": purged.jobs, "bytes_freed": purged.bytes_freed, "errors": report.errors})

@@ -77,6 +77,8 @@ def run_document(run: RunRecord) -> dict[str, Any]:
         "failed": run.failed,
         "errors": run.errors,
         "bytes_freed": run.bytes_freed,
+        "bytes_trashed": run.bytes_trashed or 0,
+        "purge_after": iso(run.purge_after),
         "error": run.error,
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, bindparam, desc, func, insert, select, update
 
 from eemtcleanupd.events import Total
+from eemtcleanupd.formatting import human_amounts
 from eemtcleanupd.model import Outcome, Trigger
 from eemtcleanupd.store.base import Repository, read_utc
 from eemtcleanupd.store.tables import DELIVERY_OUTCOMES, NOTIFIERS, RUNS, TOTALS
@@ -39,6 +40,13 @@ class RunRecord:
     errors: int = 0
     bytes_freed: int = 0
     error: str | None = None
+    bytes_trashed: int = 0
+    purge_after: datetime | None = None
+
+    @property
+    def amounts(self) -> str:
+        """The freed space as text, and that which was moved to the trash."""
+        return human_amounts(self.bytes_freed, self.bytes_trashed or 0, self.purge_after)
 
 
 _PLANNED_JOBS = RUNS.c.trigger.not_in([trigger for trigger in Trigger if not trigger.plans_jobs])
@@ -79,7 +87,7 @@ class Runs(Repository):
             statement = statement.where(RUNS.c.id.startswith(run_id, autoescape=True))
         with self._database.read() as connection:
             rows = connection.execute(statement).mappings().all()
-        times = ("started_at", "finished_at")
+        times = ("started_at", "finished_at", "purge_after")
         return [RunRecord(**{**row, **{name: read_utc(row[name]) for name in times}}) for row in rows]
 
     def begin_run(self, run: RunRecord) -> None:
