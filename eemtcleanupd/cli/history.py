@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from eemtcleanupd.abbreviations import MOST_LISTED, complete
 from eemtcleanupd.cli.common import json_option, load_config, open_ledger, print_json, store_options
-from eemtcleanupd.errors import CleanupError
+from eemtcleanupd.errors import IdError
 from eemtcleanupd.formatting import human_size, human_trashed, printable, shortened
 
 if TYPE_CHECKING:
@@ -29,12 +30,11 @@ def history(run_id: str | None, limit: int, as_json: bool) -> None:
         if run_id is None:
             _list(ledger.runs(limit) if ledger.exists() else [], as_json=as_json)
             return
-        runs = ledger.runs(2, run_id) if ledger.exists() else []
-        if not runs:
-            raise CleanupError(f"There is no run {run_id}. List the runs with `eemtcleanupd history`.")
-        if len(runs) > 1:
-            raise CleanupError(f"Several run ids start with {run_id}. Give a longer part.")
-        _show(ledger, runs[0], as_json=as_json)
+        runs = ledger.runs(MOST_LISTED + 1, run_id) if ledger.exists() else []
+        complete_id = complete(run_id, (run.id for run in runs), "runs")
+        if complete_id is None:
+            raise IdError(f"There is no run {printable(run_id)}. List the runs with `eemtcleanupd history`.")
+        _show(ledger, next(run for run in runs if run.id == complete_id), as_json=as_json)
 
 
 def _list(runs: list[RunRecord], *, as_json: bool) -> None:

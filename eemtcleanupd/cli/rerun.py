@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eemtcleanupd.cli.common import json_option, load_config, print_json, store_options, write_audit
-from eemtcleanupd.errors import RerunError
+from eemtcleanupd.errors import IdError, RerunError
 from eemtcleanupd.formatting import printable, shortened
 
 if TYPE_CHECKING:
@@ -36,16 +36,20 @@ _TIMEOUT_SECONDS = 600
 @store_options
 @json_option
 def rerun(job: str | None, job_id: str | None, dem: Path | None, url: str, as_json: bool) -> None:
-    """Submit JOB again to the EEMT web interface with the parameters stored in its row."""
+    """Submit JOB again to the EEMT web interface with the parameters stored in its row.
+
+    JOB is an id or the start of one.
+    """
     wanted = job or job_id
     if wanted is None or (job and job_id and job != job_id):
         raise click.UsageError("Give exactly one job: eemtcleanupd rerun JOB")
-    from eemtcleanupd.cleanup.session import find_row
+    from eemtcleanupd.cleanup.session import find_job_id, find_row
 
     config = load_config().config
+    wanted = find_job_id(config, wanted) or wanted
     row = find_row(config, wanted)
     if row is None:
-        raise RerunError(f"Job {printable(wanted)} is not in the job database.")
+        raise IdError(f"Job {printable(wanted)} is not in the job database.")
     stored = row.job
     form = _form(stored)
     upload = stored.dem_filename

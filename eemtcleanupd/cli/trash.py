@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from eemtcleanupd.abbreviations import complete
 from eemtcleanupd.cli.common import (
     Command,
     caller,
@@ -136,14 +137,28 @@ def print_restored(restored: RestoreResult, *, as_json: bool) -> int:
 def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool) -> int:
     """Move the data of JOB from the trash back to its place; existing files are never overwritten.
 
-    The command marks the job as not cleaned and holds it for one retention period.  To restore an orphan,
-    give its path as printed by list.
+    JOB is an id or the start of one.  The command marks the job as not cleaned and holds it for one retention
+    period.  To restore an orphan, give its path as printed by list.
     """
     config = load_config().config
     from eemtcleanupd.cleanup.restore import restore as restore_trash
 
-    request = restore_request(config, job_id, only, hold=not no_hold)
+    request = restore_request(config, _restorable(config, job_id), only, hold=not no_hold)
     return print_restored(restore_trash(request), as_json=as_json)
+
+
+def _restorable(config: Config, given: str) -> str:
+    """Return the job, or the path of an orphan, that a person means; what was given if there is none."""
+    from eemtcleanupd.cleanup.session import find_job_id, find_row
+
+    with open_ledger(config) as ledger:
+        intents = ledger.trashed() if ledger.exists() else []
+    names = [intent.job_id for intent in intents if intent.job_id]
+    names += [found.label for intent in intents if not intent.job_id for found, _ in intent.items]
+    # A job can share an upload with one in the trash without being there itself.
+    if given in names or find_row(config, given) is not None:
+        return given
+    return complete(given, names, "items of the trash") or find_job_id(config, given) or given
 
 
 @trash.command()

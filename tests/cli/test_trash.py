@@ -132,7 +132,7 @@ def test_a_hold_that_comes_too_late_is_a_warning(
         "INSERT INTO cleanup_intents (id, run_id, kind, state, job_id, artifacts, created_at)"
         " VALUES ('x.1', 'x', 'job', 'open', 'started', '[]', '2026-06-01 00:00:00')"
     )
-    done = run_cli("hold", job, cwd=store.path)
+    done = run_cli("hold", job, "--unknown-ok", cwd=store.path)
     assert done.returncode == 0
     holds = json.loads(run_cli("holds", "--json", cwd=store.path).stdout)
     assert [held["job_id"] for held in holds] == [job]

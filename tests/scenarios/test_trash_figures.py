@@ -20,8 +20,6 @@ from eemtcleanupd.store.ledger import Ledger
 from tests.cleanup.conftest import NOW, JobStore
 from tests.conftest import RunCli
 
-_GRACE = {"trash__grace_hours": 48}
-
 
 @pytest.fixture
 def store(tmp_path: Path) -> JobStore:
@@ -41,8 +39,8 @@ def test_a_report_counts_what_waits_in_the_trash_and_when_it_is_deleted(store: J
         disk_bytes(store.results("a")) + disk_bytes(store.path / "uploads/a.tif"),
         disk_bytes(store.results("b")),
     ]
-    planned = store.run(dry_run=True, **_GRACE)
-    report = store.run(**_GRACE)
+    planned = store.run(dry_run=True, trash__grace_hours=48)
+    report = store.run(trash__grace_hours=48)
     for each in (planned, report):
         assert (each.bytes_freed, each.bytes_trashed) == (0, sum(sizes))
         assert [each.successful.bytes_trashed, each.failed.bytes_trashed] == sizes
@@ -54,7 +52,7 @@ def test_a_report_counts_what_waits_in_the_trash_and_when_it_is_deleted(store: J
 
 
 def test_every_text_names_both_figures(store: JobStore, capsys: pytest.CaptureFixture[str]) -> None:
-    report = store.run(**_GRACE)
+    report = store.run(trash__grace_hours=48)
     waiting = human_size(report.bytes_trashed)
     assert report.purge_after is not None
     deletion = f"{report.purge_after.astimezone():%Y-%m-%d}"
@@ -76,7 +74,7 @@ def test_every_text_names_both_figures(store: JobStore, capsys: pytest.CaptureFi
 
 
 def test_the_ledger_keeps_both_figures_of_a_run_and_of_its_jobs(store: JobStore) -> None:
-    report = store.run(**_GRACE)
+    report = store.run(trash__grace_hours=48)
     ledger = Ledger(store.open())
     (run,) = ledger.runs(1)
     document = run_document(run)
@@ -92,7 +90,7 @@ def test_an_upload_that_another_job_needs_again_does_not_count_as_trashed(store:
         if not store.sql("SELECT 1 FROM jobs WHERE id = 'new'"):
             store.job("new", "pending", days=None, dem="a.tif", files=0)
 
-    report = store.run(on_event=submit, **_GRACE)
+    report = store.run(on_event=submit, trash__grace_hours=48)
     assert report.bytes_trashed == Ledger(store.open()).trash_summary()[1]
     assert (store.path / "uploads" / "a.tif").exists()
 
@@ -109,10 +107,10 @@ def test_without_the_trash_nothing_is_said_about_it(
 
 def test_a_purge_is_reported_by_default_only_if_it_frees_space(store: JobStore) -> None:
     settings = NotifierSettings()
-    store.run(**_GRACE)
-    assert not wants(settings, RunFinished(store.run(trigger=Trigger.TRASH, **_GRACE)))
+    store.run(trash__grace_hours=48)
+    assert not wants(settings, RunFinished(store.run(trigger=Trigger.TRASH, trash__grace_hours=48)))
     store.now += timedelta(hours=49)
-    purge = store.run(trigger=Trigger.TRASH, **_GRACE)
+    purge = store.run(trigger=Trigger.TRASH, trash__grace_hours=48)
     assert purge.bytes_freed > 0
     assert wants(settings, RunFinished(purge))
     assert human_size(purge.bytes_freed) in dict(render(RunFinished(purge)).facts)["Deleted from Trash"]
