@@ -26,6 +26,7 @@ from typing import Final, NoReturn
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion.rate_limit import DeletionControls
 from eemtcleanupd.deletion.tree import FolderTask, RemovalStats, Shard, empty_folder, remove_small
+from eemtcleanupd.formatting import shortened
 
 PACKET_BYTES = 1 << 16
 """The maximum size of a packet; the largest contains a few dozen shortened paths."""
@@ -33,7 +34,7 @@ FORKED: Final = b"forked"
 """The reply to a request for a helper; any other reply is an error message."""
 SMALL_BATCH = 50
 """How many small entries one request can contain."""
-_SMALL_ERROR = 150
+_SMALL_ERROR = 60
 _MAX_CHANNELS = 64
 
 
@@ -106,7 +107,7 @@ def _serve(channel: socket.socket, controls: DeletionControls) -> None:
             stats = empty_folder(item_fd, task, controls, lambda *subfolder: _send(channel, subfolder))
         except OSError as error:
             stats = RemovalStats()
-            stats.fail(task.label, error)
+            stats.fail(task.label, error, task.name)
         finally:
             os.close(item_fd)
         if not _answer(channel, asdict(stats)):
@@ -115,7 +116,8 @@ def _serve(channel: socket.socket, controls: DeletionControls) -> None:
 
 def _shortened(stats: RemovalStats) -> dict[str, object]:
     """Return statistics whose errors fit into a packet together with those of others."""
-    return asdict(stats) | {"errors": [error[:_SMALL_ERROR] for error in stats.errors[:1]]}
+    errors = [[shortened(text, _SMALL_ERROR) for text in error] for error in stats.errors[:1]]
+    return asdict(stats) | {"errors": errors}
 
 
 def _answer(channel: socket.socket, message: object) -> bool:

@@ -30,6 +30,7 @@ from eemtcleanupd.deletion.rate_limit import DeletionControls, RateLimits
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.deletion.tree import (
     FOLDER_FLAGS,
+    Failure,
     FolderTask,
     OnSubfolder,
     RemovalStats,
@@ -65,7 +66,7 @@ class RemovalResult:
     bytes_freed: int
     files: int
     folders: int
-    errors: tuple[str, ...]
+    errors: tuple[Failure, ...]
     error_count: int
     complete: bool
 
@@ -314,6 +315,7 @@ class _ItemRemoval:
         self._removed_before = -1
         self._needs_round = False
         self._failed: set[str] = set()
+        self._labels: dict[str, str] = {}
         self._sharded: set[str] = set()
         self._fd = -1
         self._started = monotonic_seconds()
@@ -324,7 +326,7 @@ class _ItemRemoval:
         except FileNotFoundError:
             self._finish(complete=True)
         except OSError as error:
-            self._stats.fail(self._item, error)
+            self._stats.fail("", error)
             self._finish(complete=False)
         else:
             self._run_round()
@@ -344,8 +346,10 @@ class _ItemRemoval:
                     # A file with the prefix is removed by the task that moved it here.
                     if not entry.name.startswith(self._pool.controls.in_progress_prefix):
                         unlink_entry(self._fd, entry.name, entry.name, stats, self._pool.controls)
-                elif not self._submit(entry.name, entry.name):
-                    self._empty(entry.name, entry.name, stats)  # the queue is full: empty it in this thread
+                    continue
+                label = self._labels.pop(entry.name, entry.name)
+                if not self._submit(entry.name, label):
+                    self._empty(entry.name, label, stats)  # the queue is full: empty it in this thread
 
     def _submit(self, name: str, label: str, shard: Shard | None = None) -> bool:
         """Submit the task of a folder; if the queue is full, return False and leave it for a later round."""
@@ -355,6 +359,8 @@ class _ItemRemoval:
             return True
         with self._lock:
             self._pending -= 1  # never the last one: the caller's task is pending
+            if len(self._labels) < QUEUE_LIMIT:
+                self._labels[name] = label
             self._needs_round = True
         return False
 
@@ -400,9 +406,9 @@ class _ItemRemoval:
         try:
             yield stats
         except OSError as error:
-            stats.fail(self._item, error)
+            stats.fail("", error)
         except BaseException as error:  # a programming error: the waiting thread must receive it
-            stats.fail(self._item, OSError(errno.EIO, repr(error)))
+            stats.fail("", OSError(errno.EIO, repr(error)))
             log.exception("A deletion task failed")
         self._pool.count(stats)
         with self._lock:
@@ -430,7 +436,7 @@ class _ItemRemoval:
                 self._removed_before = removed
                 self._pool.submit(self._run_round)
                 return
-            self._stats.fail(self._item, error)
+            self._stats.fail("", error)
             self._finish(complete=False)
             return
         self._finish(complete=True)

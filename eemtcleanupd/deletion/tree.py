@@ -78,6 +78,11 @@ OnSubfolder = Callable[[str, str], object]
 """Receives the new name and the label of each child folder that was moved up into the item."""
 
 
+Failure = tuple[str, str, str]
+"""A path that was not removed: its original path in the item (empty for the item itself), where it is in the
+item now, and the reason."""
+
+
 @dataclass(slots=True)
 class RemovalStats:
     """What was removed; ``errors`` names the first failed paths, ``error_count`` counts all of them."""
@@ -85,7 +90,7 @@ class RemovalStats:
     bytes_freed: int = 0
     files: int = 0
     folders: int = 0
-    errors: list[str] = field(default_factory=list)
+    errors: list[Failure] = field(default_factory=list)
     error_count: int = 0
 
     def add(self, other: RemovalStats) -> None:
@@ -96,11 +101,12 @@ class RemovalStats:
         self.error_count += other.error_count
         self.errors += other.errors[: _MAX_NAMED_ERRORS - len(self.errors)]
 
-    def fail(self, path: str, error: OSError) -> None:
-        """Count a path that could not be removed."""
+    def fail(self, label: str, error: OSError, place: str | None = None) -> None:
+        """Count a path that could not be removed, and where it is in the item now (default: its label)."""
         self.error_count += 1
         if len(self.errors) < _MAX_NAMED_ERRORS:
-            self.errors.append(f"{printable(path)}: {error.strerror}")
+            now = shortened(printable(label if place is None else place))
+            self.errors.append((printable(label), now, str(error.strerror or error)))
 
 
 def empty_folder(
@@ -128,12 +134,12 @@ def empty_folder(
         if error.errno in _NO_FOLDER:  # replaced by a link or a file: remove that without entering it
             unlink_entry(item_fd, name, label, stats, controls)
         else:
-            stats.fail(label, error)
+            stats.fail(label, error, name)
         return stats
     try:
         status = os.fstat(fd)
         if status.st_dev != task.device:
-            stats.fail(label, OSError(errno.EXDEV, "is on another filesystem"))
+            stats.fail(label, OSError(errno.EXDEV, "is on another filesystem"), name)
             return stats
         if task.shard is not None:
             _empty_once(fd, item_fd, task, stats, controls=controls, on_subfolder=on_subfolder)
@@ -151,7 +157,7 @@ def empty_folder(
             except OSError as error:
                 if error.errno in {errno.ENOTEMPTY, errno.EEXIST} and removed and reading < _MAX_READINGS:
                     continue
-                stats.fail(label, error)
+                stats.fail(label, error, name)
                 return stats
             stats.folders += 1
             stats.bytes_freed += size
@@ -228,7 +234,7 @@ def _empty_once(
             except FileNotFoundError:
                 pass
             except OSError as error:
-                stats.fail(_child_label(task.label, entry.name), error)
+                stats.fail(_child_label(task.label, entry.name), error, f"{task.name}/{entry.name}")
                 continue
             removed += 1
     return removed
@@ -289,7 +295,7 @@ def unlink_entry(
     except FileNotFoundError:
         pass
     except OSError as error:
-        stats.fail(label, error)
+        stats.fail(label, error, name)
 
 
 def _open_folder(parent_fd: int, name: str) -> int:
