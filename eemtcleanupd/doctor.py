@@ -336,7 +336,7 @@ class _StoreChecks:
             yield _warning("There are no runs yet.", "eemtcleanupd clean --dry-run")
             return
         started = time_with_distance(run.started_at, self._now)
-        if run.outcome == Outcome.FAILED:
+        if run.outcome in Outcome.unsuccessful():
             yield _problem(f"The last run, on {started}, failed: {run.error}")
         elif self._now - run.started_at > _MAX_RUN_AGE:
             yield _warning(f"The last run was on {started}.", "Check the schedule above.")

@@ -48,7 +48,7 @@ def status(as_json: bool, healthy: bool) -> int:
     for title, text in (
         *_daemon_rows(document, daemon, now),
         ("Last run", _last_run(document["last_run"])),
-        *([("", f"the next run failed: {document['last_refusal']}")] if document["last_refusal"] else []),
+        *_failure_rows(document),
         *_storage_rows(document),
         ("Trash", _trash(document["trash"])),
         *_notifier_rows(document),
@@ -108,6 +108,14 @@ def _last_run(run: dict[str, Any] | None) -> str:
     amounts = human_amounts(run["bytes_freed"], run["bytes_trashed"], purge_after)
     freed = f"{amounts}, {run['errors']} errors"
     return f"{run['started_at']} ({run['trigger']}): {run['outcome'] or 'in progress'}, {jobs}, {freed}"
+
+
+def _failure_rows(document: dict[str, Any]) -> Iterator[Row]:
+    error = (document["last_run"] or {}).get("error")
+    if error:
+        yield "", f"reason: {printable(error)}"
+    if document["last_refusal"] not in {None, error}:  # such as on a database that cannot be written
+        yield "", f"a later run did not begin: {printable(document['last_refusal'])}"
 
 
 def _storage_rows(document: dict[str, Any]) -> Iterator[Row]:

@@ -12,6 +12,7 @@ from eemtcleanupd.clock import system_clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.daemon.status import DaemonStatus
 from eemtcleanupd.daemon.store_queries import StoreQueries
+from eemtcleanupd.model import Outcome
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.ledger import Ledger
@@ -51,7 +52,7 @@ def overview(config: Config, holder: Holder | None, status: DaemonStatus | None)
         "dry_run": config.dry_run if status is None else status.dry_run,
         "run": None if run is None else asdict(run) | {"started_at": iso(run.started_at)},
         "last_run": run_document(last[0]) if last else None,
-        "last_refusal": None if status is None else status.last_error,
+        "last_refusal": _last_failure(status, last[0] if last else None),
         "storage": _storage(config, by_class),
         "capacity": _capacity(config, by_class if has_ledger else None),
         "trash": {"jobs": trash_jobs, "bytes": trash_bytes, "next_purge": iso(next_purge)},
@@ -63,6 +64,13 @@ def overview(config: Config, holder: Holder | None, status: DaemonStatus | None)
             "error": None if status is None else status.config_error,
         },
     }
+
+
+def _last_failure(status: DaemonStatus | None, last: RunRecord | None) -> str | None:
+    """Return why the last run failed: the daemon knows it even if the ledger could not be written."""
+    if status is not None and status.last_error:
+        return status.last_error
+    return last.error if last is not None and last.outcome in Outcome.unsuccessful() else None
 
 
 def run_document(run: RunRecord) -> dict[str, Any]:

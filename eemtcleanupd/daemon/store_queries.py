@@ -38,11 +38,13 @@ class LastCleanup:
     """The last cleanup in the ledger.
 
     ``began_at`` is the start of the last run that considered all jobs.  ``needs_recovery`` says whether the
-    newest run was killed, or ended early and left deletions that it had started.
+    newest run was killed, or ended early and left deletions that it had started.  ``error`` is why the newest
+    run failed, None if it did not.
     """
 
     began_at: datetime | None
     needs_recovery: bool
+    error: str | None = None
 
 
 class StoreQueries:
@@ -61,7 +63,8 @@ class StoreQueries:
             outcome = newest[0].outcome
             ended_early = outcome not in {None, Outcome.SUCCESS, Outcome.ERRORS}
             needs_recovery = outcome is None or (ended_early and bool(ledger.open_intents()))
-            return LastCleanup(ledger.last_cleanup_at(), needs_recovery)
+            error = newest[0].error if outcome in Outcome.unsuccessful() else None
+            return LastCleanup(ledger.last_cleanup_at(), needs_recovery, error)
 
         return _ask(config, query)
 

@@ -51,13 +51,19 @@ class RunRecord:
 
 _PLANNED_JOBS = RUNS.c.trigger.not_in([trigger for trigger in Trigger if not trigger.plans_jobs])
 
+_BEGAN = func.coalesce(RUNS.c.outcome, "") != Outcome.REFUSED
+
 
 class Runs(Repository):
     """``cleanup_runs`` and ``cleanup_totals``."""
 
     def last_run_at(self) -> datetime | None:
-        """Return when the last run finished or, if unfinished, started.  Return None before the first run."""
-        return self._time(select(func.max(func.coalesce(RUNS.c.finished_at, RUNS.c.started_at))))
+        """Return when the last run finished or, if unfinished, started.  Return None before the first run.
+
+        A refused run says nothing about the clock: its time can be the reason.
+        """
+        last = func.max(func.coalesce(RUNS.c.finished_at, RUNS.c.started_at))
+        return self._time(select(last).where(_BEGAN))
 
     def has_whole_run(self) -> bool:
         """Return whether any run has checked all jobs and finished."""
@@ -67,7 +73,7 @@ class Runs(Repository):
 
     def last_cleanup_at(self) -> datetime | None:
         """Return when the last run that checked all jobs started, or None before the first."""
-        return self._time(select(func.max(RUNS.c.started_at)).where(_PLANNED_JOBS))
+        return self._time(select(func.max(RUNS.c.started_at)).where(_PLANNED_JOBS, _BEGAN))
 
     def last_success_at(self) -> datetime | None:
         """Return when the last run that checked all jobs without errors finished."""
@@ -102,6 +108,16 @@ class Runs(Repository):
             # Runs are ordered by start time, and by this number within the same second.
             number = select(func.coalesce(func.max(RUNS.c.number), 0) + 1).scalar_subquery()
             connection.execute(insert(RUNS).values({**_run_values(run), "number": number}))
+
+        self._database.write(work)
+
+    def add_refused_run(self, run: RunRecord) -> None:
+        """Write the row of a run that did not begin, unless it has one because it did."""
+
+        def work(connection: Connection) -> None:
+            if connection.execute(select(RUNS.c.id).where(RUNS.c.id == run.id)).first() is None:
+                number = select(func.coalesce(func.max(RUNS.c.number), 0) + 1).scalar_subquery()
+                connection.execute(insert(RUNS).values({**_run_values(run), "number": number}))
 
         self._database.write(work)
 
