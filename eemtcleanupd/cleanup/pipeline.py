@@ -93,6 +93,7 @@ class Pipeline:
             self._sizes.pop(plan.job.id, None)
         confirmed = self.staging.stage_and_confirm(claimed, self.in_flight())
         self._resize_group(monotonic_seconds() - started)
+        self.run.progress.done({plan.job.id for plan in group}.difference(job.job.id for job in confirmed))
         self._delete(confirmed)
 
     def _resize_group(self, seconds: float) -> None:
@@ -134,6 +135,7 @@ class Pipeline:
             self._recording.record(
                 [(job, [(found, job.sizes.get(found, 0)) for found, _ in job.items]) for job in group]
             )
+            self.run.progress.done(job.job.id for job in group)
             return
         self.submit(group)
         self._record_finished(limit=max(4 * self.run.workers, len(group)))
@@ -166,7 +168,7 @@ class Pipeline:
                 else:
                     self._remove(job, found, item)
             if not job.items:
-                self._finished.put(job)
+                self._has_ended(job)
         for (root, folder), members in grouped.items():
             names = [name for _, _, name in members]
             trash, deleting = self.session.trashes[root], deleting_name(folder)
@@ -203,7 +205,12 @@ class Pipeline:
             job.unfinished -= 1
             is_finished = job.unfinished == 0
         if is_finished:
-            self._finished.put(job)
+            self._has_ended(job)
+
+    def _has_ended(self, job: ClaimedJob) -> None:
+        """Queue a job for its record."""
+        self.run.progress.done([job.job.id])
+        self._finished.put(job)
 
     # -- record ------------------------------------------------------------------------------------
 

@@ -152,18 +152,24 @@ class Recording:
             if job.intent.id not in changed or not self._moves_to_trash(job)
         ]
         cleaned = []
+        counts: Counter[str] = Counter()
         for job, removed in done:
             to_trash = self._moves_to_trash(job)
             if to_trash:
                 ledger.save_intent(connection, self._trashed_intent(job, now))
+            counts["bytes_trashed" if to_trash else "bytes_freed"] += sum(size for _, size in removed)
+            counts["orphans"] += job.is_orphan and job.intent.state is not IntentState.TRASHED
             is_first = not job.is_orphan and job.intent.state is not IntentState.TRASHED
             if is_first and job.marks_job_cleaned and job.intent.id not in changed:
                 # An interrupted attempt did not count what it removed: then the earlier size is more correct.
                 size = self._freed(job, removed) or job.known_size
                 cleaned.append((job.job.id, size, _summary(removed, trashed=to_trash)))
+                if job.job_class in {JobClass.SUCCESSFUL, JobClass.FAILED}:
+                    counts[job.job_class] += 1
         # All rows of a table in one statement: a statement costs more than its rows, and holds the lock.
         self._session.jobs.mark_cleaned(connection, cleaned, now)
         ledger.add_log(connection, self._run.id, [self._log_entry(*pair) for pair in done], now)
+        ledger.add_to_run(connection, self._run.id, counts)
         lines = [line for pair in done for line in self._audit_lines(*pair)]
         ledger.add_audit(connection, lines, self._run.request.user, now)
         ledger.close_intents(connection, [job.intent.id for job, _ in jobs if not self._moves_to_trash(job)])

@@ -32,6 +32,8 @@ from eemtcleanupd.store.jobs import Backlog
 from eemtcleanupd.store.runs import RunRecord
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from eemtcleanupd.cleanup.inventory import InventoryResult
     from eemtcleanupd.cleanup.planner import Selection
     from eemtcleanupd.cleanup.staging import ClaimedJob
@@ -132,6 +134,7 @@ class RunStats:
             counts.orphan_trashed_bytes += size_bytes
         else:
             counts.trashed[job.job_class] += size_bytes
+        self._run.progress.bytes_trashed += size_bytes
         counts.purge_after = max(purge_after, counts.purge_after or purge_after)
 
     def _count_cleaned(self, job: ClaimedJob, freed: int, trashed: int) -> None:
@@ -175,7 +178,12 @@ class RunStats:
         now = run.clock()
         run.audit("failed", job_id=job_id, status=status, error=printable(error))
         entry = LogEntry(job.id, job.status, "failed", 0, error)
-        session.database.write(lambda connection: session.ledger.add_log(connection, run.id, [entry], now))
+
+        def work(connection: Connection) -> None:
+            session.ledger.add_log(connection, run.id, [entry], now)
+            session.ledger.add_to_run(connection, run.id, {"errors": 1})
+
+        session.database.write(work)
         run.emit(JobFailed(run.id, job.id, job.status, error))
 
 

@@ -278,9 +278,12 @@ class _Run:
         blockers = run.blockers(session.roots.values())
         sharing: set[str] = set()
         for plans in selection.pages(self._planner, lambda: sharing):
+            looked_at: list[str] = []
             for plan in plans:
                 if run.stop.is_set():
                     break
+                run.progress.done(looked_at)
+                looked_at = [plan.job.id]
                 if plan.job.id in unfinished:
                     continue
                 if plan.trashed is not None:
@@ -313,6 +316,7 @@ class _Run:
                         to_trash=bool(run.grace),
                     )
                 )
+            run.progress.done(looked_at)
 
         def plan_entries(entries: Sequence[tuple[Found, int]], kind: EntryKind) -> None:
             is_planned = kind is not EntryKind.ORPHAN

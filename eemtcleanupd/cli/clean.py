@@ -112,8 +112,10 @@ def clean(  # noqa: PLR0917  (click passes them by name)
         loaded = load_config()
         from eemtcleanupd.cleanup import Progress, RunRequest, clean as run_clean
         from eemtcleanupd.cleanup.ballast import release_initial_ballast
+        from eemtcleanupd.daemon.status import published_progress
         from eemtcleanupd.events import Warned
         from eemtcleanupd.plugins import Plugins
+        from eemtcleanupd.store.address import StoreAddress
 
         config = loaded.config
         threshold = parse_size(_DEFAULT_THRESHOLD) if size_threshold is None else size_threshold
@@ -159,6 +161,8 @@ def clean(  # noqa: PLR0917  (click passes them by name)
                 stack.enter_context(bar(progress))
             gc.freeze()
             gc.enable()
+            if not request.dry_run:
+                stack.enter_context(published_progress(StoreAddress.of(config), request.trigger, progress))
             report = run_clean(config, request, emit=emit, stop=stop, progress=progress, hooks=plugins)
         finish()
     except CleanupError as error:

@@ -47,6 +47,7 @@ def status(as_json: bool, healthy: bool) -> int:
     now = system_clock()
     for title, text in (
         *_daemon_rows(document, daemon, now),
+        *_progress_rows(document),
         ("Last run", _last_run(document["last_run"])),
         *_failure_rows(document),
         *_storage_rows(document),
@@ -91,8 +92,6 @@ def _daemon_rows(document: dict[str, Any], daemon: DaemonStatus | None, now: dat
             yield "", f"no heartbeat for {silence}; the daemon may be stuck"
         if daemon.role == "standby":
             yield "Active", daemon.active or "another daemon"
-        if daemon.run is not None:
-            yield "Now", daemon.summary()
         if daemon.next_run_at is None:
             yield "Next run", "none: the schedule is off (schedule.enabled)"
         else:
@@ -108,6 +107,13 @@ def _last_run(run: dict[str, Any] | None) -> str:
     amounts = human_amounts(run["bytes_freed"], run["bytes_trashed"], purge_after)
     freed = f"{amounts}, {run['errors']} errors"
     return f"{run['started_at']} ({run['trigger']}): {run['outcome'] or 'in progress'}, {jobs}, {freed}"
+
+
+def _progress_rows(document: dict[str, Any]) -> Iterator[Row]:
+    if (run := document["run"]) is not None:
+        from eemtcleanupd.daemon.status import RunStatus
+
+        yield "Now", RunStatus(**run).summary()
 
 
 def _failure_rows(document: dict[str, Any]) -> Iterator[Row]:

@@ -176,9 +176,11 @@ def purge(older_than: float | None, yes: bool, as_json: bool) -> int:
     if older_than is not None and older_than < 0:
         raise click.UsageError("--older-than must be 0 or more hours.")
     config = load_config().config
-    from eemtcleanupd.cleanup import RunRequest, clean
+    from eemtcleanupd.cleanup import Progress, RunRequest, clean
+    from eemtcleanupd.daemon.status import published_progress
     from eemtcleanupd.logs.events import write_event
     from eemtcleanupd.plugins import Plugins
+    from eemtcleanupd.store.address import StoreAddress
 
     age = timedelta(hours=older_than or 0)
     if config.dry_run:
@@ -188,13 +190,18 @@ def purge(older_than: float | None, yes: bool, as_json: bool) -> int:
     confirm_destruction("Purged data cannot be restored.", "Purge the trash?", yes=yes)
     request = RunRequest(caller(), Trigger.TRASH, purge_older_than=age, forget_missing=True)
     plugins = Plugins(config)
-    with log_file(config), notification_dispatcher(config, plugins, durable=True) as publish:
+    progress = Progress()
+    with (
+        log_file(config),
+        notification_dispatcher(config, plugins, durable=True) as publish,
+        published_progress(StoreAddress.of(config), request.trigger, progress),
+    ):
 
         def emit(event: Event) -> None:
             write_event(event)
             publish(event)
 
-        report = clean(config, request, emit=emit, hooks=plugins)
+        report = clean(config, request, emit=emit, progress=progress, hooks=plugins)
     purged = report.trash_purged
     if as_json:
         print_json({"purged": purged.jobs, "bytes_freed": purged.bytes_freed, "errors": report.errors})

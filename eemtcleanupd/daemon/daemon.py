@@ -27,7 +27,7 @@ from eemtcleanupd.daemon.leader_election import LeaderElection
 from eemtcleanupd.daemon.messages import Message, Notice
 from eemtcleanupd.daemon.runner import ActiveRun, Runner
 from eemtcleanupd.daemon.scheduler import USER, RunScheduler
-from eemtcleanupd.daemon.status import BEAT_SECONDS, DaemonStatus, StatusFile
+from eemtcleanupd.daemon.status import BEAT_SECONDS, PROGRESS_SECONDS, DaemonStatus, StatusFile
 from eemtcleanupd.daemon.store_queries import StoreQueries
 from eemtcleanupd.daemon.systemd import SystemdNotifier
 from eemtcleanupd.daemon.timers import Timers, explain, interval_schedule
@@ -49,7 +49,6 @@ from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.lock import daemon_lock
 
 _DRAIN_SECONDS = 10.0
-_RUN_WAIT_SECONDS = 2.0
 _LONGEST_WAIT_SECONDS = 30.0  # not longer, since the machine can be suspended meanwhile
 
 
@@ -199,7 +198,7 @@ class Daemon:
             self._timers.seconds_to_next(),
             self._debouncer.seconds_left(),
             self._scheduler.seconds_to_start(),
-            None if self.active_run is None else _RUN_WAIT_SECONDS,
+            None if self.active_run is None else PROGRESS_SECONDS,
             None if self._systemd.watchdog_seconds is None else self._systemd.watchdog_seconds / 3,
         ]
         return max(0.0, min(seconds for seconds in waits if seconds is not None))

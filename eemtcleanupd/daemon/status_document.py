@@ -10,7 +10,7 @@ from typing import Any
 
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.config import Config
-from eemtcleanupd.daemon.status import DaemonStatus
+from eemtcleanupd.daemon.status import DaemonStatus, read_progress
 from eemtcleanupd.daemon.store_queries import StoreQueries
 from eemtcleanupd.model import Outcome
 from eemtcleanupd.policy.capacity import Budget
@@ -37,7 +37,10 @@ def overview(config: Config, holder: Holder | None, status: DaemonStatus | None)
         trash_jobs, trash_bytes, next_purge = ledger.trash_summary() if has_ledger else (0, 0, None)
         deliveries = delivery_stats(database) if has_ledger else {}
         active = holder if database.file is not None else database.holder("daemon")
+        run_holder = database.holder("run")
     run = None if status is None else status.run
+    if run is None:  # without a daemon, or beside it
+        run = read_progress(StoreAddress.of(config), run_holder)
     return {
         "running": holder is not None,
         "pid": None if holder is None else holder.pid,

@@ -111,6 +111,12 @@ class Runs(Repository):
 
         self._database.write(work)
 
+    def add_to_run(self, connection: Connection, run_id: str, counts: Mapping[str, int]) -> None:
+        """Add to the counts in the row of an active run, in the transaction that records what they count."""
+        values = {name: RUNS.c[name] + count for name, count in counts.items() if count}
+        if values:
+            connection.execute(update(RUNS).where(RUNS.c.id == run_id).values(values))
+
     def add_refused_run(self, run: RunRecord) -> None:
         """Write the row of a run that did not begin, unless it has one because it did."""
 

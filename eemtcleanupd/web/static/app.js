@@ -170,7 +170,7 @@ events.addEventListener('progress', (event) => {
   $('running').hidden = false;
   $('bar').max = progress.jobs_total || 1;
   $('bar').value = progress.jobs_done;
-  $('progress-text').textContent = `${progress.jobs_done} of ${progress.jobs_total} jobs, ${size(progress.bytes_freed)} freed`;
+  $('progress-text').textContent = `${progress.jobs_done} of ${progress.jobs_total} jobs, ${amounts(progress.bytes_freed, progress.bytes_trashed)}`;
 });
 events.addEventListener('idle', () => {
   if (!wasRunning || isOwnRun) return;
