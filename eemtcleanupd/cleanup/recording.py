@@ -163,7 +163,9 @@ class Recording:
             if is_first and job.marks_job_cleaned and job.intent.id not in changed:
                 # An interrupted attempt did not count what it removed: then the earlier size is more correct.
                 size = self._freed(job, removed) or job.known_size
-                cleaned.append((job.job.id, size, _summary(removed, trashed=to_trash)))
+                # Without sizes of what is in the trash, as mark_trashed writes it again after a reset.
+                parts = [(found, None) for found, _ in removed] if to_trash else removed
+                cleaned.append((job.job.id, size, _summary(parts, trashed=to_trash)))
                 if job.job_class in {JobClass.SUCCESSFUL, JobClass.FAILED}:
                     counts[job.job_class] += 1
         # All rows of a table in one statement: a statement costs more than its rows, and holds the lock.

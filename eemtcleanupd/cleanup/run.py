@@ -7,7 +7,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -50,7 +50,7 @@ from eemtcleanupd.clock import Clock, system_clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.filesystem import disk_usage
 from eemtcleanupd.deletion.pool import DeletionPool
-from eemtcleanupd.errors import AuditError, BreakerError, CleanupError, LockHeldError
+from eemtcleanupd.errors import AuditError, BreakerError, CleanupError
 from eemtcleanupd.events import (
     ArtifactSize,
     Emit,
@@ -74,10 +74,8 @@ from eemtcleanupd.policy.breakers import (
 )
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.retention import Policy
-from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.history import AuditLine, LogEntry
 from eemtcleanupd.store.jobs import Backlog
-from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.lock import run_lock
 from eemtcleanupd.store.mount_check import check_journal
 from eemtcleanupd.store.runs import RunRecord
@@ -87,7 +85,6 @@ if TYPE_CHECKING:
     from eemtcleanupd.deletion.dask_executor import DaskExecutor
 
 _UNOWNED_NAMED = 5
-_REFUSAL_SECONDS = 2.0
 
 
 def clean(
@@ -141,8 +138,6 @@ def clean(
         if not request.dry_run and not isinstance(error, AuditError):
             with suppress(AuditError):  # the first error is the one to report
                 run.audit("run_failed", error=printable(str(error)))
-        if not request.dry_run and not isinstance(error, LockHeldError):  # else another run does its work
-            _record_refusal(run, error)
         emit(RunFailed(run.id, str(error), request.trigger, socket.gethostname(), clock()))
         raise
 
@@ -363,7 +358,15 @@ class _Run:
         trashes = self._stack.enter_context(ExitStack())
         pool = self._start_pool()
         session.create_ledger()
-        record = _record(run)
+        record = RunRecord(
+            id=run.id,
+            started_at=run.started_at,
+            trigger=request.trigger,
+            user=request.user,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            policy=str(run.policy),
+        )
         _require_writable_log(session, run)
         ledger.begin_run(record)
         try:
@@ -469,31 +472,6 @@ class _Run:
         if unowned:
             named = ", ".join(unowned[:_UNOWNED_NAMED]) + (" …" if len(unowned) > _UNOWNED_NAMED else "")
             self._run.emit(Warned(f"The trash contains {len(unowned)} items that no run owns: {named}."))
-
-
-def _record(run: RunContext) -> RunRecord:
-    """Return the ledger's row of a run that begins."""
-    return RunRecord(
-        id=run.id,
-        started_at=run.started_at,
-        trigger=run.request.trigger,
-        user=run.request.user,
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        policy=str(run.policy),
-    )
-
-
-def _record_refusal(run: RunContext, error: CleanupError) -> None:
-    """Write into an existing ledger why a run did not begin, so that it is known after a restart too."""
-    with (
-        suppress(CleanupError),  # the database can be the cause
-        closing(StoreAddress.of(run.config).open(_REFUSAL_SECONDS)) as database,
-    ):
-        ledger = Ledger(database)
-        if ledger.is_current():
-            record = replace(_record(run), finished_at=run.clock(), outcome=Outcome.REFUSED, error=str(error))
-            ledger.add_refused_run(record)
 
 
 def _require_writable_log(session: StoreSession, run: RunContext) -> None:

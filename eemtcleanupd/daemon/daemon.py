@@ -18,6 +18,7 @@ from typing import Protocol
 
 from eemtcleanupd import __version__
 from eemtcleanupd.cleanup.ballast import release_initial_ballast
+from eemtcleanupd.cleanup.context import RunRequest
 from eemtcleanupd.cleanup.session import check_store
 from eemtcleanupd.clock import Clock, elapsed_seconds, system_clock
 from eemtcleanupd.config import Config, Loaded
@@ -41,6 +42,7 @@ from eemtcleanupd.events import (
     DaemonStopping,
     Emit,
     Event,
+    RunFailed,
     RunFinished,
 )
 from eemtcleanupd.logs.setup import LogFile, log, log_threads
@@ -96,7 +98,7 @@ class Daemon:
         self.plugins = Plugins(self.config)
         self._dispatcher = Dispatcher(self._address, clock)
         self._election = LeaderElection(self._address, self.config.ha.takeover_seconds, put, clock)
-        self._runner = Runner(put, self._emit, clock)
+        self._runner = Runner(put, self._emit, clock, self._record_refusal)
         self._timers = Timers(clock, elapsed)
         self._queries = StoreQueries(clock)
         self._debouncer = Debouncer(config_manager, elapsed)
@@ -345,6 +347,9 @@ class Daemon:
             event = RunFinished(replace(event.report, next_run_at=self._timers.next_cleanup()))
         self._write_event(event)
         self._dispatcher.publish(event)
+
+    def _record_refusal(self, failed: RunFailed, request: RunRequest) -> None:
+        self._queries.record_refusal(self.config, failed, request.user)
 
     def _audit(self, action: str, **details: object) -> None:
         if not self.config.dry_run:

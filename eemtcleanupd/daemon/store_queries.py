@@ -20,12 +20,14 @@ from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.filesystem import disk_usage
 from eemtcleanupd.errors import CleanupError
-from eemtcleanupd.events import CapacityWarning, Total
+from eemtcleanupd.events import CapacityWarning, RunFailed, Total
 from eemtcleanupd.model import Outcome
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.pressure import DiskUsage
+from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.ledger import Ledger
+from eemtcleanupd.store.runs import RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +103,23 @@ class StoreQueries:
 
         if not config.dry_run:
             _ask(config, query)
+
+    def record_refusal(self, config: Config, failed: RunFailed, user: str) -> None:
+        """Write into the ledger why a run did not begin, so that it is known after a restart too."""
+        now = failed.failed_at or self._clock()
+        record = RunRecord(
+            id=failed.run_id,
+            started_at=now,
+            finished_at=now,
+            trigger=failed.trigger or "",
+            user=user,
+            host=failed.host,
+            pid=os.getpid(),
+            policy=str(Policy.from_config(config.retention)),
+            outcome=Outcome.REFUSED,
+            error=failed.error,
+        )
+        _ask(config, lambda ledger: ledger.add_refused_run(record) if ledger.is_current() else None)
 
     def usage(self, config: Config) -> DiskUsage | None:
         """Return the usage of the results filesystem, None when it cannot be read."""

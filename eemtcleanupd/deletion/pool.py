@@ -167,40 +167,50 @@ class DeletionPool:
     def _remove_small(
         self, trash: Trash, group: str, names: Sequence[str], futures: Sequence[Future[RemovalResult]]
     ) -> None:
-        try:
-            removed = self._removed_small(trash, group, names)
-        except BaseException as error:  # the thread that waits for the futures must receive it
-            if not isinstance(error, OSError):
-                log.exception("A deletion task failed")
-            removed = [RemovalStats() for _ in names]
-            for stats, name in zip(removed, names, strict=True):
-                stats.fail(name, error if isinstance(error, OSError) else OSError(errno.EIO, repr(error)))
-        total = RemovalStats()
-        for stats in removed:
-            total.add(stats)
-        self.count(total)
-        for future, name, stats in zip(futures, names, removed, strict=True):
+        waiting = list(zip(names, futures, strict=True))
+
+        def removed(stats: RemovalStats) -> None:
+            name, future = waiting.pop(0)
+            self.count(stats)
             is_complete = not stats.error_count and not (
                 self._stop.is_set() and trash.exists(f"{group}/{name}")
             )
             future.set_result(_result(stats, complete=is_complete))
+
+        try:
+            self._remove_each(trash, group, names, removed)
+        except BaseException as error:  # the thread that waits for the futures must receive it
+            if not isinstance(error, OSError):
+                log.exception("A deletion task failed")
+            while waiting:
+                stats = RemovalStats()
+                stats.fail(
+                    waiting[0][0], error if isinstance(error, OSError) else OSError(errno.EIO, repr(error))
+                )
+                removed(stats)
         self._item_done()
 
-    def _removed_small(self, trash: Trash, group: str, names: Sequence[str]) -> list[RemovalStats]:
-        device, removed = trash.root.device, None
+    def _remove_each(
+        self, trash: Trash, group: str, names: Sequence[str], removed: Callable[[RemovalStats], object]
+    ) -> None:
+        """Remove small entries; ``removed`` receives the statistics of each, in order."""
+        device = trash.root.device
         try:
             group_fd = os.open(group, FOLDER_FLAGS, dir_fd=trash.fd)
         except FileNotFoundError:
-            return [RemovalStats() for _ in names]
+            for _ in names:
+                removed(RemovalStats())
+            return
         try:
             with self._local_slots:
-                if self.files >= _FEW_ENTRIES:
-                    removed = self._started_helpers().remove_small(group_fd, names, device)
-                if removed is None:
-                    removed = [remove_small(group_fd, name, name, device, self.controls) for name in names]
+                if self.files >= _FEW_ENTRIES and self._started_helpers().remove_small(
+                    group_fd, names, device, removed
+                ):
+                    return
+                for name in names:
+                    removed(remove_small(group_fd, name, name, device, self.controls))
         finally:
             os.close(group_fd)
-        return removed
 
     def try_submit(self, task: Callable[[], None]) -> bool:
         """Queue the task of a folder; return False when too many are waiting."""
@@ -231,11 +241,20 @@ class DeletionPool:
             stats = self._cluster.empty_folder(trash, item, task, self.controls, on_subfolder)
         if stats is not None:
             return stats
+        reported = 0
+
+        def on_progress(bytes_freed: int) -> None:
+            nonlocal reported
+            with self._changed:
+                self.bytes_freed += bytes_freed - reported
+            reported = bytes_freed
+
         with self._local_slots:
             if is_large:
-                stats = self._started_helpers().empty_folder(item_fd, task, on_subfolder)
+                stats = self._started_helpers().empty_folder(item_fd, task, on_subfolder, on_progress)
             if stats is None:
-                stats = empty_folder(item_fd, task, self.controls, on_subfolder)
+                stats = empty_folder(item_fd, task, self.controls, on_subfolder, on_progress)
+        stats.bytes_reported = reported
         return stats
 
     def prepare(self) -> None:
@@ -257,7 +276,7 @@ class DeletionPool:
     def count(self, stats: RemovalStats) -> None:
         """Count what was removed."""
         with self._changed:
-            self.bytes_freed += stats.bytes_freed
+            self.bytes_freed += stats.bytes_freed - stats.bytes_reported
             self.files += stats.files
             self._removed += stats.files + stats.folders
             removed = self._removed

@@ -98,6 +98,7 @@ def test_a_dry_run_counts_its_jobs_too(store: JobStore) -> None:
 def test_the_bytes_of_one_large_folder_are_counted_while_it_is_emptied(tmp_path: Path) -> None:
     store = JobStore(tmp_path / "large", now=datetime.now(UTC))
     store.job("large", files=3000)
+    store.job("other", files=3000)
     with running(store, performance__max_deletes_per_second=300, performance__max_workers=1) as progress:
         values = set[int]()
 
