@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -37,7 +38,7 @@ from eemtcleanupd.model import TRASH_NAME, Outcome, RootName
 from eemtcleanupd.policy.breakers import ZoneEvidence, format_offset
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.retention import Policy
-from eemtcleanupd.privileges import has_file_access
+from eemtcleanupd.privileges import User, has_file_access
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.jobs import JobTable
@@ -92,6 +93,9 @@ def examine(loaded: Loaded, now: datetime) -> Iterator[Finding]:
     for result in _check_configuration(loaded):
         yield Finding("configuration", *result)
     yield Finding("user", *_check_user(loaded.config))
+    if (user := _other_user_of_service(loaded.config)) is not None:
+        yield Finding("user", *_check_as(user))
+        return
     with ExitStack() as stack:
         try:
             database = open_database(loaded.config, stack, 1)
@@ -138,6 +142,23 @@ def _check_user(config: Config) -> Result:
     if (risk := risk_of_root(config)) is not None:
         return _warning(risk, "Remove run_as, or set it to owner.")
     return _ok(user_of_run())
+
+
+def _other_user_of_service(config: Config) -> User | None:
+    """Return who owns the lock of the store's daemon, None if that is this user or no daemon ever ran."""
+    try:
+        owner = StoreAddress.of(config).own_file("daemon.lock").lstat().st_uid
+    except OSError:
+        return None
+    return None if owner == os.geteuid() else User.of(owner)
+
+
+def _check_as(service: User) -> Result:
+    return _problem(
+        f"The daemon works as user {service}, and this command as user {User.of(os.geteuid())}. What this "
+        "user can do says nothing about the daemon, so no more is checked.",
+        f"eemtcleanupd doctor --run-as {shlex.quote(service.name)}",
+    )
 
 
 class _StoreChecks:
@@ -320,11 +341,11 @@ class _StoreChecks:
         paths = [config.logging.file, config.paths.logs / "jobs"]
         if config.notifications.audit_log.enabled:
             paths += config.notifications.audit_log.files
-        refused = sorted({path for path in map(_nearest_existing, paths) if not os.access(path, os.W_OK)})
+        refused = sorted({path for path in map(_nearest_existing, paths) if not _can(path, os.W_OK)})
         for path in refused:
             yield _problem(
                 f"{path} is not writable for user {os.geteuid()}. Runs fail, or their logs are lost.",
-                f"chown -h {os.geteuid()} {path}",
+                _give(path),
             )
         if not refused:
             yield _ok(f"Logs are writable below {config.paths.logs}.")
@@ -385,10 +406,13 @@ class _StoreChecks:
     def check_runs(self) -> Iterator[Result]:
         run = next(iter(self._ledger.runs(1)), None) if self._has_ledger else None
         if run is None:
-            yield _warning("There are no runs yet.", "eemtcleanupd clean --dry-run")
+            yield _warning(
+                "There are no runs yet.",
+                "`eemtcleanupd clean --dry-run` shows the first run, and `eemtcleanupd clean` does it.",
+            )
             return
         started = time_with_distance(run.started_at, self._now)
-        if run.outcome == Outcome.FAILED:
+        if run.outcome in Outcome.unsuccessful():
             yield _problem(f"The last run, on {started}, failed: {run.error}")
         elif self._now - run.started_at > _MAX_RUN_AGE:
             yield _warning(f"The last run was on {started}.", "Check the schedule above.")
@@ -439,39 +463,48 @@ class _StoreChecks:
             with folder.opened():
                 count = len(folder.all())
         except BackupError as error:
-            yield _problem(str(error), f"chown -h {os.geteuid()} {path}; chmod 700 {path}")
+            yield _problem(str(error), f"{_give(path)}; chmod 700 {shlex.quote(str(path))}")
             return
-        if os.access(path, os.W_OK | os.X_OK):
+        if _can(path, os.W_OK | os.X_OK):
             yield _ok(f"{path} contains {count} backups. Verify them with `backup verify`.")
         else:
             uid = os.geteuid()
-            yield _problem(f"{path} is not writable for user {uid}.", f"chown -h {uid} {path}")
+            yield _problem(f"{path} is not writable for user {uid}.", _give(path))
 
 
 def _check_permissions(root: Root, *, is_known: bool) -> Result:
     folder, uid = f"{root.name} at {root.path}", os.geteuid()
     if os.fstatvfs(root.fd).f_flag & os.ST_RDONLY:
-        return _problem(f"{folder} is mounted read-only.", f"mount -o remount,rw {root.path}")
-    if not os.access(root.path, os.R_OK | os.W_OK | os.X_OK):
         return _problem(
-            f"{folder} is not writable for user {uid}.",
-            f"Change its owner (chown), or run cleanup as user {os.fstat(root.fd).st_uid}.",
+            f"{folder} is mounted read-only.", f"mount -o remount,rw {shlex.quote(str(root.path))}"
         )
+    if not _can(root.path, os.R_OK | os.W_OK | os.X_OK):
+        return _problem(f"{folder} is not writable for user {uid}.", _give(root.path))
     if undeletable := [] if has_file_access() else _undeletable_folders(root):
         return _problem(
             f"User {uid} cannot empty {plural(len(undeletable), 'folder')} of {folder}: "
-            f"{_names(undeletable)}.",
-            f"chown -R {uid} {root.path}, or give the service the drop-in root-files.conf, see SECURITY.md.",
+            f"{_names(undeletable)}. The service can with the drop-in root-files.conf, see SECURITY.md.",
+            _give(root.path, "-R"),
         )
     if _is_foreign_trash(root):
         trash = root.path / TRASH_NAME
         return _problem(
             f"{trash} belongs to another user or is writable by others. User {uid} cannot use it. "
-            "Was cleanup run as another user?",
-            f"chown -R {uid} {trash}; chmod 700 {trash}; or run cleanup as its owner.",
+            "Was cleanup run as another user? Then its owner can use it too.",
+            f"{_give(trash, '-R')}; chmod 700 {shlex.quote(str(trash))}",
         )
     state = "is the folder of the last run" if is_known else "exists"
     return _ok(f"{folder} {state} and is writable.")
+
+
+def _give(path: Path, option: str = "-h") -> str:
+    """Return the command that makes this user, who is the service's, the owner of a path."""
+    return f"chown {option} {os.geteuid()} {shlex.quote(str(path))}"
+
+
+def _can(path: Path, mode: int) -> bool:
+    """Return whether a run has these rights: its real group can be another one than its effective group."""
+    return os.access(path, mode, effective_ids=True)
 
 
 def _is_foreign_trash(root: Root) -> bool:
@@ -482,7 +515,9 @@ def _is_foreign_trash(root: Root) -> bool:
         return False
     is_own = status.st_uid in {os.geteuid(), 0} and not status.st_mode & 0o022
     mode = os.R_OK | os.W_OK | os.X_OK
-    return not is_own or not (has_file_access() or os.access(TRASH_NAME, mode, dir_fd=root.fd))
+    return not is_own or not (
+        has_file_access() or os.access(TRASH_NAME, mode, dir_fd=root.fd, effective_ids=True)
+    )
 
 
 def _nearest_existing(path: Path) -> Path:
@@ -496,7 +531,7 @@ def _undeletable_folders(root: Root) -> list[str]:
             for entry in itertools.islice(entries, _MAX_ENTRIES)
             if entry.name != TRASH_NAME
             and entry.is_dir(follow_symlinks=False)
-            and not os.access(entry.name, os.W_OK | os.X_OK, dir_fd=root.fd)
+            and not os.access(entry.name, os.W_OK | os.X_OK, dir_fd=root.fd, effective_ids=True)
         ]
 
 

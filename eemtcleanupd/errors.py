@@ -56,6 +56,10 @@ class AuditError(CleanupError):
     exit_code = 3
 
 
+class IdError(CleanupError):
+    """An id is unknown, or several ids start with it."""
+
+
 class TrashError(CleanupError):
     """A request to the trash failed and changed nothing."""
 

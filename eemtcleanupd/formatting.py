@@ -44,6 +44,21 @@ def parse_size(text: str | int) -> int:
     return int(float(match[1]) * 1024**exponent)
 
 
+def human_amounts(freed_bytes: float, trashed_bytes: float, purge_after: datetime | None) -> str:
+    """Return freed and waiting space as text, which differ: data in the trash uses its space until then.
+
+    ``45 GB freed``, or ``0 B freed, 820 MB moved to the trash, deleted on 2026-12-01 02:00``.
+    """
+    freed = f"{human_size(freed_bytes)} freed"
+    return f"{freed}, {human_trashed(trashed_bytes, purge_after)}" if trashed_bytes else freed
+
+
+def human_trashed(size_bytes: float, purge_after: datetime | None) -> str:
+    """Return what was moved to the trash as text, with the local time of its deletion."""
+    deletion = "" if purge_after is None else f", deleted on {purge_after.astimezone():%Y-%m-%d %H:%M}"
+    return f"{human_size(size_bytes)} moved to the trash{deletion}"
+
+
 def human_age(age: timedelta, *, precise: bool = True) -> str:
     """Return an age as text: ``8.2 days`` (``8 days`` if not precise), ``11.0 hours`` below a day."""
     seconds = age.total_seconds()

@@ -49,13 +49,22 @@ class Trigger(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How a run ended: without errors, with errors on some jobs, stopped on request, failed, or killed."""
+    """How a run ended: without errors, with errors on some jobs, stopped on request, failed, or killed.
+
+    A refused run did not begin.
+    """
 
     SUCCESS = "success"
     ERRORS = "errors"
     INTERRUPTED = "interrupted"
     FAILED = "failed"
     KILLED = "killed"
+    REFUSED = "refused"
+
+    @classmethod
+    def unsuccessful(cls) -> frozenset[Outcome]:
+        """Return the outcomes of runs that ended with an error of the whole run."""
+        return frozenset({cls.FAILED, cls.REFUSED})
 
 
 class JobClass(StrEnum):

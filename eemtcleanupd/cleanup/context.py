@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
@@ -107,13 +107,35 @@ class RunRequest:
 class Progress:
     """The progress of a run, for readers in other threads; jobs include those that are kept.
 
-    ``limits`` is set when other rate limits than those of the run's configuration are in force.
+    A job is done when it is kept, or when its data is deleted or in the trash.  ``limits`` is set when other
+    rate limits than those of the run's configuration are in force.
     """
 
     jobs_total: int = 0
-    jobs_done: int = 0
+    bytes_trashed: int = 0
     pool: DeletionPool | None = None
     limits: RateLimits | None = None
+    _decided: int = 0
+    _open: set[str] = field(default_factory=set)
+
+    @property
+    def jobs_done(self) -> int:
+        """The number of jobs that need nothing more in this run."""
+        return max(0, self._decided - len(self._open))
+
+    @property
+    def bytes_freed(self) -> int:
+        """The bytes freed so far."""
+        return 0 if self.pool is None else self.pool.bytes_freed
+
+    def decided(self, jobs: int, to_clean: Iterable[str]) -> None:
+        """Note that so many more jobs were decided on, of which these are to be cleaned."""
+        self._open.update(to_clean)  # first, so that no reader sees them as done
+        self._decided += jobs
+
+    def done(self, job_ids: Iterable[str]) -> None:
+        """Note that these jobs need nothing more."""
+        self._open.difference_update(job_ids)
 
     def apply_limits(self, config: Config) -> None:
         """Apply the rate limits of another configuration; everything else stays as the run started."""

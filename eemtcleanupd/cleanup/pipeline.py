@@ -21,11 +21,13 @@ from eemtcleanupd.cleanup.planner import PlannedJob, Planner
 from eemtcleanupd.cleanup.recording import Recording, RemovedArtifacts
 from eemtcleanupd.cleanup.report import RunStats
 from eemtcleanupd.cleanup.session import StoreSession
-from eemtcleanupd.cleanup.staging import ClaimedJob, Staging, describe_oserror
+from eemtcleanupd.cleanup.staging import ClaimedJob, Staging
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.deletion.pool import DeletionPool, RemovalResult
 from eemtcleanupd.deletion.trash import Trash, deleting_name, group_name, is_grouped
-from eemtcleanupd.model import Artifact, Found, Job, RootName
+from eemtcleanupd.deletion.tree import Failure
+from eemtcleanupd.formatting import printable
+from eemtcleanupd.model import TRASH_NAME, Artifact, Found, Job, RootName
 from eemtcleanupd.store.intents import Intent, with_error
 
 # A group that is staged in less time than this was quick: the next can be twice as large.
@@ -91,6 +93,7 @@ class Pipeline:
             self._sizes.pop(plan.job.id, None)
         confirmed = self.staging.stage_and_confirm(claimed, self.in_flight())
         self._resize_group(monotonic_seconds() - started)
+        self.run.progress.done({plan.job.id for plan in group}.difference(job.job.id for job in confirmed))
         self._delete(confirmed)
 
     def _resize_group(self, seconds: float) -> None:
@@ -129,7 +132,10 @@ class Pipeline:
     def _delete(self, group: Sequence[ClaimedJob]) -> None:
         """Start the deletion of confirmed jobs, or leave them in the trash for their grace."""
         if self.run.grace:
-            self._recording.record([(job, [(found, None) for found, _ in job.items]) for job in group])
+            self._recording.record(
+                [(job, [(found, job.sizes.get(found, 0)) for found, _ in job.items]) for job in group]
+            )
+            self.run.progress.done(job.job.id for job in group)
             return
         self.submit(group)
         self._record_finished(limit=max(4 * self.run.workers, len(group)))
@@ -162,11 +168,11 @@ class Pipeline:
                 else:
                     self._remove(job, found, item)
             if not job.items:
-                self._finished.put(job)
+                self._has_ended(job)
         for (root, folder), members in grouped.items():
             names = [name for _, _, name in members]
+            trash, deleting = self.session.trashes[root], deleting_name(folder)
             try:
-                trash, deleting = self.session.trashes[root], deleting_name(folder)
                 if is_whole_group:
                     trash.mark_deleting(folder)
                 elif not trash.exists(deleting):
@@ -179,7 +185,7 @@ class Pipeline:
             except OSError as error:
                 removals = [_failed(error) for _ in names]
             for (job, found, _), removal in zip(members, removals, strict=True):
-                self._follow(job, found, removal)
+                self._follow(job, found, deleting, removal)
 
     def _remove(self, job: ClaimedJob, found: Found, item: str) -> None:
         trash = self.session.trashes[found.artifact.root]
@@ -187,10 +193,10 @@ class Pipeline:
             removal = self._pool.remove(trash, trash.mark_deleting(item))
         except OSError as error:
             removal = _failed(error)
-        self._follow(job, found, removal)
+        self._follow(job, found, deleting_name(item), removal)
 
-    def _follow(self, job: ClaimedJob, found: Found, removal: Future[RemovalResult]) -> None:
-        job.removals.append((found, removal))
+    def _follow(self, job: ClaimedJob, found: Found, folder: str, removal: Future[RemovalResult]) -> None:
+        job.removals.append((found, folder, removal))
         removal.add_done_callback(partial(self._count, job))
 
     def _count(self, job: ClaimedJob, _removal: Future[RemovalResult]) -> None:
@@ -199,7 +205,12 @@ class Pipeline:
             job.unfinished -= 1
             is_finished = job.unfinished == 0
         if is_finished:
-            self._finished.put(job)
+            self._has_ended(job)
+
+    def _has_ended(self, job: ClaimedJob) -> None:
+        """Queue a job for its record."""
+        self.run.progress.done([job.job.id])
+        self._finished.put(job)
 
     # -- record ------------------------------------------------------------------------------------
 
@@ -243,7 +254,7 @@ class Pipeline:
         """Record jobs whose deletion has ended, and how far it came for those that are not fully deleted."""
         deleted: list[tuple[ClaimedJob, RemovedArtifacts]] = []
         for job in jobs:
-            results = [(found, future.result()) for found, future in job.removals]
+            results = [(found, future.result()) for found, _, future in job.removals]
             if all(result.complete for _, result in results):
                 deleted.append((job, [(found, result.bytes_freed) for found, result in results]))
             else:
@@ -254,15 +265,30 @@ class Pipeline:
     def _record_incomplete(self, job: ClaimedJob, results: Sequence[RemovalResult]) -> None:
         """Record in a job's intent, which the next run finishes, the freed bytes and the first error."""
         freed = sum(result.bytes_freed for result in results)
-        errors = [error for result in results for error in result.errors]
+        errors = [
+            self._describe(found, folder, failure)
+            for (found, folder, _), result in zip(job.removals, results, strict=True)
+            for failure in result.errors
+        ]
         self.stats.freed(job, freed)
         self.staging.save_intent(with_error(job.intent, errors[0] if errors else "interrupted", freed))
         if errors:
             more = sum(result.error_count for result in results) - 1
             self.stats.failed(job.job, errors[0] + (f" (and {more} more)" if more else ""))
 
+    def _describe(self, found: Found, folder: str, failure: Failure) -> str:
+        """Return a failure with the path as an operator knows it, and where that entry is now."""
+        label, place, reason = failure
+        name, path = printable(found.artifact.name), found.label
+        if label == name or label.startswith(f"{name}/"):
+            path = f"{found.artifact.root}/{label}"
+        elif label:  # a subfolder that was moved up: only its last part is known after an interruption
+            path = f"{found.label}…/{label.partition('/')[2] or label}"
+        trash = self.session.roots[found.artifact.root].path / TRASH_NAME / folder
+        return f"{path}: {reason} (now in {printable(str(trash))}/{place})"
+
 
 def _failed(error: OSError) -> Future[RemovalResult]:
     removal: Future[RemovalResult] = Future()
-    removal.set_result(RemovalResult(0, 0, 0, (describe_oserror(error),), 1, complete=False))
+    removal.set_result(RemovalResult(0, 0, 0, (("", "", error.strerror or str(error)),), 1, complete=False))
     return removal

@@ -301,8 +301,11 @@ class Selection:
             for plan in plans:
                 if plan.problem is not None:
                     self._keep(replace(plan.decision, clean=False, reason=plan.problem, notable=True))
-            yield [plan for plan in plans if plan.problem is None]
-            run.progress.jobs_done += len(decisions)
+            planned = [plan for plan in plans if plan.problem is None]
+            ids = {plan.job.id for plan in planned}
+            run.progress.decided(len(decisions), ids)
+            yield planned
+            run.progress.done(ids.difference(in_flight()))
 
     def _keep(self, decision: Decision) -> None:
         self.kept_notable += decision.notable

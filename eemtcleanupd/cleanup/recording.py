@@ -22,8 +22,8 @@ from eemtcleanupd.model import Found, Job, JobClass
 from eemtcleanupd.store.history import AuditLine, LogEntry
 from eemtcleanupd.store.intents import Intent, IntentState, with_error
 
-RemovedArtifacts = Sequence[tuple[Found, int | None]]
-"""The artifacts of a job that were removed, with the bytes that each freed: None while it is in the trash."""
+RemovedArtifacts = Sequence[tuple[Found, int]]
+"""The artifacts of a job that were removed, with the bytes that each freed, or that wait in the trash."""
 
 
 class Recording:
@@ -121,11 +121,11 @@ class Recording:
                 self._staging.put_back(job, job.items)
                 self._stats.skipped(job.job, "its row changed while it was staged")
             else:
-                self._stats.recorded(job, removed)
+                self._stats.recorded(job, removed, now)
 
     def _record_failure(self, job: ClaimedJob, removed: RemovedArtifacts, reason: str) -> None:
         """Report a job whose row the database refuses to update; its intent stays for the next run."""
-        freed = sum(size or 0 for _, size in removed)
+        freed = self._freed_now(job, removed)
         self._stats.freed(job, freed)
         self._staging.save_intent(with_error(job.intent, reason, freed))
         self._stats.failed(job.job, f"Its row cannot be updated. {reason}")
@@ -152,18 +152,26 @@ class Recording:
             if job.intent.id not in changed or not self._moves_to_trash(job)
         ]
         cleaned = []
+        counts: Counter[str] = Counter()
         for job, removed in done:
             to_trash = self._moves_to_trash(job)
             if to_trash:
                 ledger.save_intent(connection, self._trashed_intent(job, now))
+            counts["bytes_trashed" if to_trash else "bytes_freed"] += sum(size for _, size in removed)
+            counts["orphans"] += job.is_orphan and job.intent.state is not IntentState.TRASHED
             is_first = not job.is_orphan and job.intent.state is not IntentState.TRASHED
             if is_first and job.marks_job_cleaned and job.intent.id not in changed:
                 # An interrupted attempt did not count what it removed: then the earlier size is more correct.
-                size = _freed(job, removed) or job.known_size
-                cleaned.append((job.job.id, size, _summary(removed, trashed=to_trash)))
+                size = self._freed(job, removed) or job.known_size
+                # Without sizes of what is in the trash, as mark_trashed writes it again after a reset.
+                parts = [(found, None) for found, _ in removed] if to_trash else removed
+                cleaned.append((job.job.id, size, _summary(parts, trashed=to_trash)))
+                if job.job_class in {JobClass.SUCCESSFUL, JobClass.FAILED}:
+                    counts[job.job_class] += 1
         # All rows of a table in one statement: a statement costs more than its rows, and holds the lock.
         self._session.jobs.mark_cleaned(connection, cleaned, now)
         ledger.add_log(connection, self._run.id, [self._log_entry(*pair) for pair in done], now)
+        ledger.add_to_run(connection, self._run.id, counts)
         lines = [line for pair in done for line in self._audit_lines(*pair)]
         ledger.add_audit(connection, lines, self._run.request.user, now)
         ledger.close_intents(connection, [job.intent.id for job, _ in jobs if not self._moves_to_trash(job)])
@@ -182,7 +190,9 @@ class Recording:
         return "purged" if job.intent.state is IntentState.TRASHED else "cleaned"
 
     def _details(self, job: ClaimedJob, removed: RemovedArtifacts) -> dict[str, object]:
-        details = {**job.audit_details(), "bytes_freed": _freed(job, removed)}
+        details = {**job.audit_details(), "bytes_freed": self._freed(job, removed)}
+        if self._moves_to_trash(job):
+            details["bytes_trashed"] = job.staged_bytes
         return {**details, "early": job.early} if job.early else details
 
     def _trashed_intent(self, job: ClaimedJob, now: datetime) -> Intent:
@@ -191,7 +201,7 @@ class Recording:
             job.intent,
             state=IntentState.TRASHED,
             purge_after=now + self._run.grace,
-            size_bytes=job.known_size,
+            size_bytes=job.staged_bytes,
             items=tuple(pair for pair in job.intent.items if pair[1] in in_trash),
         )
 
@@ -199,25 +209,31 @@ class Recording:
         message = _summary(removed, trashed=self._moves_to_trash(job))
         if job.early:
             message += f"; {job.early}"
-        return LogEntry(job.job.id, job.job.status, self._action(job), _freed(job, removed), message)
+        trashed = job.staged_bytes if self._moves_to_trash(job) else 0
+        freed = self._freed(job, removed)
+        return LogEntry(job.job.id, job.job.status, self._action(job), freed, message, trashed)
 
     def _audit_lines(self, job: ClaimedJob, removed: RemovedArtifacts) -> Iterable[AuditLine]:
         if not removed:
-            yield AuditLine(job.job.id, "marked_cleaned", _freed(job, removed))
-        verb = "trashed" if self._moves_to_trash(job) else "deleted"
+            yield AuditLine(job.job.id, "marked_cleaned", self._freed(job, removed))
+        in_trash = self._moves_to_trash(job)
+        verb = "trashed" if in_trash else "deleted"
         freed_by_root: Counter[str] = Counter()
         for found, size in removed:
-            freed_by_root[found.artifact.root] += size or 0
+            freed_by_root[found.artifact.root] += 0 if in_trash else size
         for root, freed in freed_by_root.items():
             yield AuditLine(job.job.id, f"{verb}_{root}", freed)
 
+    def _freed(self, job: ClaimedJob, removed: RemovedArtifacts) -> int:
+        """Return the bytes that all attempts at a job have freed."""
+        return job.intent.bytes_freed + self._freed_now(job, removed)
 
-def _freed(job: ClaimedJob, removed: RemovedArtifacts) -> int:
-    """Return the bytes that all attempts at a job have freed."""
-    return job.intent.bytes_freed + sum(size or 0 for _, size in removed)
+    def _freed_now(self, job: ClaimedJob, removed: RemovedArtifacts) -> int:
+        """Return the bytes that this run has freed: none while the job waits in the trash."""
+        return 0 if self._moves_to_trash(job) else sum(size for _, size in removed)
 
 
-def _summary(removed: RemovedArtifacts, *, trashed: bool) -> str:
+def _summary(removed: Sequence[tuple[Found, int | None]], *, trashed: bool) -> str:
     if not removed:
         return "no files were left"
     parts = []

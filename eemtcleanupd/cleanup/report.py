@@ -7,6 +7,7 @@ import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from eemtcleanupd.cleanup.context import RunContext
@@ -32,6 +33,8 @@ from eemtcleanupd.store.jobs import Backlog
 from eemtcleanupd.store.runs import RunRecord
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from eemtcleanupd.cleanup.inventory import InventoryResult
     from eemtcleanupd.cleanup.planner import Selection
     from eemtcleanupd.cleanup.staging import ClaimedJob
@@ -48,8 +51,11 @@ class RunCounts:
 
     cleaned: dict[JobClass, int] = field(default_factory=lambda: dict.fromkeys(JobClass, 0))
     freed: dict[JobClass, int] = field(default_factory=lambda: dict.fromkeys(JobClass, 0))
+    trashed: dict[JobClass, int] = field(default_factory=lambda: dict.fromkeys(JobClass, 0))
+    purge_after: datetime | None = None
     orphans: int = 0
     orphan_bytes: int = 0
+    orphan_trashed_bytes: int = 0
     purged: int = 0
     purged_bytes: int = 0
     early: int = 0
@@ -66,9 +72,18 @@ class RunCounts:
         """All freed space."""
         return sum(self.freed.values()) + self.orphan_bytes + self.purged_bytes
 
+    @property
+    def bytes_trashed(self) -> int:
+        """All space that waits in the trash."""
+        return sum(self.trashed.values()) + self.orphan_trashed_bytes
+
+    def tally(self, job_class: JobClass) -> JobTally:
+        """Return the cleaned jobs of a class."""
+        return JobTally(self.cleaned[job_class], self.freed[job_class], self.trashed[job_class])
+
 
 def _largest(notes: Iterable[JobNote]) -> list[JobNote]:
-    return heapq.nlargest(NAMED_JOBS_LIMIT, notes, key=lambda note: note.bytes_freed)
+    return heapq.nlargest(NAMED_JOBS_LIMIT, notes, key=lambda note: note.bytes_cleaned)
 
 
 class RunStats:
@@ -79,42 +94,56 @@ class RunStats:
         self._session = session
         self.counts = RunCounts()
 
-    def recorded(self, job: ClaimedJob, removed: Sequence[tuple[Found, int | None]]) -> None:
-        """Count and report a recorded job: cleaned, moved to the trash, or purged from there."""
-        freed = sum(size or 0 for _, size in removed)
+    def recorded(self, job: ClaimedJob, removed: Sequence[tuple[Found, int]], now: datetime) -> None:
+        """Count and report a job recorded at ``now``: cleaned, moved to the trash, or purged from there."""
+        total = sum(size for _, size in removed)
+        in_trash = job.moves_to_trash(self._run.grace)
+        freed, trashed = (0, total) if in_trash else (total, 0)
         self.freed(job, freed)
+        if in_trash:
+            self._count_trashed(job, trashed, now + self._run.grace)
         if job.intent.state is IntentState.TRASHED:
             self.counts.purged += 1
         elif job.is_orphan:
             self.counts.orphans += 1
             for found, size in removed:
-                self._run.emit(OrphanFound(found, size or 0, removed=True))
+                self._run.emit(OrphanFound(found, size, removed=True))
             return
         elif not job.marks_job_cleaned:
             reason = "it ran again, or its files are in place again, so it does not count as cleaned"
             self.skipped(job.job, reason)
             return
         else:
-            self._count_cleaned(job, freed)
+            self._count_cleaned(job, freed, trashed)
         self._run.emit(
             JobCleaned(
                 self._run.id,
                 job.job,
                 job.job_class,
                 job.age,
-                tuple(ArtifactSize(found, size or 0) for found, size in removed),
+                tuple(ArtifactSize(found, size) for found, size in removed),
                 job.intent.bytes_freed + freed,
-                in_trash=job.moves_to_trash(self._run.grace),
+                trashed,
+                in_trash=in_trash,
                 ahead_of_retention=job.early,
             )
         )
 
-    def _count_cleaned(self, job: ClaimedJob, freed: int) -> None:
+    def _count_trashed(self, job: ClaimedJob, size_bytes: int, purge_after: datetime) -> None:
+        counts = self.counts
+        if job.is_orphan:
+            counts.orphan_trashed_bytes += size_bytes
+        else:
+            counts.trashed[job.job_class] += size_bytes
+        self._run.progress.bytes_trashed += size_bytes
+        counts.purge_after = max(purge_after, counts.purge_after or purge_after)
+
+    def _count_cleaned(self, job: ClaimedJob, freed: int, trashed: int) -> None:
         counts = self.counts
         job_id, status = printable(job.job.id), printable(job.job.status)
         counts.cleaned[job.job_class] += 1
         counts.by_status[status] += 1
-        counts.largest.append(JobNote(job_id, status, job.intent.bytes_freed + freed))
+        counts.largest.append(JobNote(job_id, status, job.intent.bytes_freed + freed, bytes_trashed=trashed))
         if len(counts.largest) > 10 * NAMED_JOBS_LIMIT:
             counts.largest = _largest(counts.largest)
         if job.early:
@@ -150,7 +179,12 @@ class RunStats:
         now = run.clock()
         run.audit("failed", job_id=job_id, status=status, error=printable(error))
         entry = LogEntry(job.id, job.status, "failed", 0, error)
-        session.database.write(lambda connection: session.ledger.add_log(connection, run.id, [entry], now))
+
+        def work(connection: Connection) -> None:
+            session.ledger.add_log(connection, run.id, [entry], now)
+            session.ledger.add_to_run(connection, run.id, {"errors": 1})
+
+        session.database.write(work)
         run.emit(JobFailed(run.id, job.id, job.status, error))
 
 
@@ -200,9 +234,9 @@ def build_report(
         started_at=run.started_at,
         finished_at=run.clock(),
         outcome=Outcome.INTERRUPTED if interrupted else Outcome.ERRORS if counts.errors else Outcome.SUCCESS,
-        successful=JobTally(counts.cleaned[JobClass.SUCCESSFUL], counts.freed[JobClass.SUCCESSFUL]),
-        failed=JobTally(counts.cleaned[JobClass.FAILED], counts.freed[JobClass.FAILED]),
-        orphans=JobTally(counts.orphans, counts.orphan_bytes),
+        successful=counts.tally(JobClass.SUCCESSFUL),
+        failed=counts.tally(JobClass.FAILED),
+        orphans=JobTally(counts.orphans, counts.orphan_bytes, counts.orphan_trashed_bytes),
         trash_purged=JobTally(counts.purged, counts.purged_bytes),
         orphans_found=inventory.orphans,
         missing=max(0, uncleaned - inventory.jobs_with_files) if looked else 0,
@@ -212,6 +246,7 @@ def build_report(
         remaining_bytes=selection.remaining_bytes,
         early=JobTally(counts.early, counts.early_bytes),
         pressure=pressure,
+        purge_after=counts.purge_after,
         host=socket.gethostname(),
         biggest=tuple(_largest(counts.largest)),
         failures=tuple(counts.failures),
@@ -241,6 +276,7 @@ def audit_summary(report: RunReport) -> dict[str, object]:
         "failed": report.failed.jobs,
         "errors": report.errors,
         "bytes_freed": report.bytes_freed,
+        "bytes_trashed": report.bytes_trashed,
     }
 
 
@@ -256,4 +292,6 @@ def finished_record(record: RunRecord, report: RunReport) -> RunRecord:
         skipped=report.skipped,
         errors=report.errors,
         bytes_freed=report.bytes_freed,
+        bytes_trashed=report.bytes_trashed,
+        purge_after=report.purge_after,
     )

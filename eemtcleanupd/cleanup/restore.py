@@ -34,7 +34,7 @@ from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.errors import BackupError, TrashError
 from eemtcleanupd.events import AuditEntry
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.model import Artifact, Found, Hold, JobClass, RootName
+from eemtcleanupd.model import TRASH_NAME, Artifact, Found, Hold, JobClass, RootName
 from eemtcleanupd.policy.ownership import possible_owner_ids
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.privileges import with_file_access
@@ -336,8 +336,9 @@ class _LockedStore:
         with DeletionPool(1, StopFlag()) as pool:
             for root, item in items:
                 trash = self.session.trashes[root]
-                for error in pool.remove(trash, trash.mark_deleting(item)).result().errors:
-                    log.warning("Cannot delete the unpacked files of %s: %s", item, error)
+                for _, place, reason in pool.remove(trash, trash.mark_deleting(item)).result().errors:
+                    path = trash.root.path / TRASH_NAME / deleting_name(item) / place
+                    log.warning("Cannot delete an unpacked file: %s. It is %s.", reason, printable(str(path)))
 
     def restore(self, status: str, chosen: Sequence[tuple[Intent, Intent]], source: str) -> RestoreResult:
         """Move items to their places; the row first counts as not cleaned, so that no kill makes it wrong.

@@ -269,9 +269,12 @@ class _Run:
         blockers = run.blockers(session.roots.values())
         sharing: set[str] = set()
         for plans in selection.pages(self._planner, lambda: sharing):
+            looked_at: list[str] = []
             for plan in plans:
                 if run.stop.is_set():
                     break
+                run.progress.done(looked_at)
+                looked_at = [plan.job.id]
                 if plan.job.id in unfinished:
                     continue
                 if plan.trashed is not None:
@@ -291,17 +294,29 @@ class _Run:
                     sharing.add(plan.job.id)
                 decision = plan.decision
                 counts.cleaned[decision.job_class] += 1
-                counts.freed[decision.job_class] += size
+                (counts.trashed if run.grace else counts.freed)[decision.job_class] += size
                 age = decision.age or timedelta()
                 run.emit(
-                    JobPlanned(plan.job, decision.job_class, age, decision.reason, artifacts, plan.shared)
+                    JobPlanned(
+                        plan.job,
+                        decision.job_class,
+                        age,
+                        decision.reason,
+                        artifacts,
+                        plan.shared,
+                        to_trash=bool(run.grace),
+                    )
                 )
+            run.progress.done(looked_at)
 
         def plan_entries(entries: Sequence[tuple[Found, int]], kind: EntryKind) -> None:
             is_planned = kind is not EntryKind.ORPHAN
             for found, size_bytes in entries:
                 counts.orphans += is_planned
-                counts.orphan_bytes += size_bytes if is_planned else 0
+                if is_planned and run.grace:
+                    counts.orphan_trashed_bytes += size_bytes
+                elif is_planned:
+                    counts.orphan_bytes += size_bytes
                 run.emit(OrphanFound(found, size_bytes, removed=False, planned=is_planned))
 
         inventory = Inventory(run, session, self._planner, plan_entries, is_recording=False).scan()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from eemtcleanupd.abbreviations import MOST_LISTED, complete
 from eemtcleanupd.cleanup.other_databases import PRIVATE_FOLDERS, where_to_look
 from eemtcleanupd.config import Config, configured_paths
 from eemtcleanupd.deletion.filesystem import locate, mounts
@@ -360,6 +361,23 @@ def find_row(config: Config, job_id: str) -> Row | None:
         jobs = job_table(database, config)
         with database.read() as connection:
             return jobs.rows(connection, [job_id]).get(job_id)
+
+
+def find_job_id(config: Config, given: str) -> str | None:
+    """Return the id of the only job that has this id, or whose id starts with it; None if there is none.
+
+    Raises:
+        IdError: several ids start with it.
+        StoreError: the database cannot be used.
+    """
+    with ExitStack() as stack:
+        database = open_database(config, stack)
+        jobs = job_table(database, config)
+        with database.read() as connection:
+            if not given or given in jobs.rows(connection, [given]):
+                return given or None
+            found = jobs.ids_starting_with(connection, given, MOST_LISTED + 1)
+    return complete(given, found, "jobs")
 
 
 def hold_warning(config: Config, ledger: Ledger, job_id: str) -> str | None:

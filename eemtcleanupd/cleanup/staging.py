@@ -48,10 +48,12 @@ Item = tuple[Found, str]
 class ClaimedJob:
     """A claimed job (or orphan); ``items`` are its artifacts, after staging only those in the trash.
 
-    ``unfinished`` counts the removals that have not ended.
-    ``known_size`` is the size in bytes that was measured earlier.  ``marks_job_cleaned`` is False if the job
-    was held, run again or copied back since the claim, or its row was removed.  The run then deletes only the
-    leftovers.  ``early`` is the reason for cleaning a job before its retention ends.
+    ``removals`` has each artifact with the folder in the trash that it is deleted from, ``unfinished`` counts
+    those that have not ended.
+    ``known_size`` is the size in bytes that was measured earlier, and ``sizes`` those of the artifacts that
+    move to the trash for a grace period.  ``marks_job_cleaned`` is False if the job was held, run again or
+    copied back since the claim, or its row was removed.  The run then deletes only the leftovers.  ``early``
+    is the reason for cleaning a job before its retention ends.
     """
 
     intent: Intent
@@ -59,9 +61,10 @@ class ClaimedJob:
     job_class: JobClass
     age: timedelta | None
     items: list[Item] = field(default_factory=list)
-    removals: list[tuple[Found, Future[RemovalResult]]] = field(default_factory=list)
+    removals: list[tuple[Found, str, Future[RemovalResult]]] = field(default_factory=list)
     unfinished: int = 0
     known_size: int = 0
+    sizes: dict[Found, int] = field(default_factory=dict)
     marks_job_cleaned: bool = True
     early: str | None = None
 
@@ -69,6 +72,11 @@ class ClaimedJob:
     def is_orphan(self) -> bool:
         """Whether this is an entry that no job owns."""
         return self.intent.kind is IntentKind.ORPHAN
+
+    @property
+    def staged_bytes(self) -> int:
+        """The bytes of its artifacts that are in the trash for a grace period."""
+        return sum(self.sizes.get(found, 0) for found, _ in self.items)
 
     def moves_to_trash(self, grace: timedelta) -> bool:
         """Return whether the job's artifacts stay in the trash for a grace period."""
@@ -299,21 +307,23 @@ class Staging:
             if job.job_class in self._run.policy.keep_logs and not self._keep_logs(job):
                 return False
             if self._run.grace:
-                job.known_size = sum(self._measure(found) for found, _ in job.items)
+                job.sizes = {found: self._measure(found) for found, _ in job.items}
+                job.known_size = job.staged_bytes
                 if self._run.stop.is_set():  # the measurement is incomplete
                     self.put_back(job, [])
                     return False
             # Move nothing if the lock was lost, for example during a backup that takes hours.
             self._session.database.verify_lock()
             staged: list[Item] = []
-            try:
-                for found, item in job.items:
-                    log.debug("renameat %s/%s -> trash %s", found.artifact.root, found.artifact.name, item)
+            for found, item in job.items:
+                log.debug("renameat %s/%s -> trash %s", found.artifact.root, found.artifact.name, item)
+                try:
                     if self._session.trashes[found.artifact.root].stage(item, [found.artifact.name]):
                         staged.append((found, item))
-            except OSError:
-                self.put_back(job, staged)
-                raise
+                except OSError as error:
+                    self.put_back(job, staged)
+                    error.filename = found.label
+                    raise
             job.items = staged
         except OSError as error:
             self._stats.failed(job.job, describe_oserror(error))
@@ -453,6 +463,9 @@ def stay_reason(
             status = os.stat(name, dir_fd=root.fd, follow_symlinks=False)
         except FileNotFoundError:
             continue
+        except OSError as error:
+            error.filename = found.label
+            raise
         if (status.st_dev, status.st_ino) in session.protected_inodes:
             return f"{printable(found.label)} is a folder of eemtcleanupd's configuration"
         is_folder = stat.S_ISDIR(status.st_mode)

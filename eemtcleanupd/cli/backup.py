@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from eemtcleanupd.abbreviations import complete
 from eemtcleanupd.cli.common import config_option, json_option, load_config, print_json
 from eemtcleanupd.cli.trash import print_restored, restore_options, restore_request
 from eemtcleanupd.errors import BackupError
@@ -27,6 +28,11 @@ def _folder() -> BackupFolder:
     return BackupFolder(config.backup.path)
 
 
+def _complete(folder: BackupFolder, given: str | None) -> str | None:
+    """Return the only job with a backup whose id starts like this, else what was given."""
+    return given and (complete(given, (file.job_id for file in folder.all()), "jobs with backups") or given)
+
+
 @backup.command("list")
 @click.argument("job_id", metavar="[JOB]", required=False)
 @config_option
@@ -34,6 +40,7 @@ def _folder() -> BackupFolder:
 def list_(job_id: str | None, as_json: bool) -> None:
     """List all backups, or those of JOB, oldest first."""
     folder = _folder()
+    job_id = _complete(folder, job_id)
     backups = folder.all(job_id)
     if as_json:
         print_json([_document(file) for file in backups])
@@ -68,6 +75,7 @@ def verify(job_id: str | None, as_json: bool) -> int:
 
     results = []
     folder = _folder()
+    job_id = _complete(folder, job_id)
     for file in folder.all(job_id):
         try:
             contents = archive.verify(file.path)
@@ -100,7 +108,9 @@ def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool, na
     from eemtcleanupd.backup.folder import BackupFolder
     from eemtcleanupd.cleanup.restore import restore_backup
 
-    backups = BackupFolder(config.backup.path).all(job_id)
+    folder = BackupFolder(config.backup.path)
+    job_id = _complete(folder, job_id) or job_id
+    backups = folder.all(job_id)
     candidates = [file for file in backups if name is None or file.path.name == name]
     if not candidates:
         which = "no backup" if name is None else f"no backup {printable(name)}"

@@ -15,19 +15,23 @@ from typing import TYPE_CHECKING
 import click
 
 from eemtcleanupd.cancellation import StopFlag
-from eemtcleanupd.cli.common import DATABASE, caller, config_option, load_config, setting_option
+from eemtcleanupd.cli.common import (
+    DATABASE,
+    caller,
+    config_option,
+    load_config,
+    log_file,
+    notification_dispatcher,
+    setting_option,
+)
 from eemtcleanupd.cli.stdio import SafeStdout
 from eemtcleanupd.errors import ReportError
 from eemtcleanupd.formatting import parse_size
 
 if TYPE_CHECKING:
-    from eemtcleanupd.cleanup import RunRequest
-    from eemtcleanupd.config import Config
     from eemtcleanupd.events import Emit, Event, RunReport
-    from eemtcleanupd.plugins import Plugins
 
 _DEFAULT_THRESHOLD = "10G"
-_DRAIN_SECONDS = 30.0
 
 
 class _Size(click.ParamType[int]):
@@ -110,9 +114,11 @@ def clean(  # noqa: PLR0917  (click passes them by name)
     loaded = load_config()
     from eemtcleanupd.cleanup import Progress, RunRequest, clean as run_clean
     from eemtcleanupd.cleanup.ballast import release_initial_ballast
+    from eemtcleanupd.daemon.status import published_progress
     from eemtcleanupd.events import Warned
     from eemtcleanupd.logs.events import log_memory, write_event
     from eemtcleanupd.plugins import Plugins
+    from eemtcleanupd.store.address import StoreAddress
 
     config = loaded.config
     threshold = parse_size(_DEFAULT_THRESHOLD) if size_threshold is None else size_threshold
@@ -131,22 +137,15 @@ def clean(  # noqa: PLR0917  (click passes them by name)
         if request.dry_run:  # writes nothing at all, so it has no log
             listeners.append(log_memory)
         else:
-            from eemtcleanupd.logs.setup import log_to_file
-
             if (warning := release_initial_ballast(config)) is not None:
                 warnings.append(warning)
-            handler = log_to_file(
-                config.logging.file,
-                form=config.logging.format,
-                level=config.logging.level,
-                on_error=lambda message: click.echo(f"[WARNING] {message}", err=True),
-            )
-            stack.callback(handler.close)
+            handler = stack.enter_context(log_file(config))
             # If a crontab redirects stdout to the log file, write each line once, in the log's format.
             is_redirected = not as_json and _stdout_is_log_file(handler)
             listeners = [write_event] if is_redirected else [*listeners, write_event]
         plugins = Plugins(config)
-        listeners.append(stack.enter_context(_notification_dispatcher(config, plugins, request)))
+        durable = not request.dry_run
+        listeners.append(stack.enter_context(notification_dispatcher(config, plugins, durable=durable)))
 
         def emit(event: Event) -> None:
             for listener in listeners:
@@ -165,6 +164,8 @@ def clean(  # noqa: PLR0917  (click passes them by name)
             stack.enter_context(bar(progress))
         gc.freeze()
         gc.enable()
+        if not request.dry_run:
+            stack.enter_context(published_progress(StoreAddress.of(config), request.trigger, progress))
         report = run_clean(config, request, emit=emit, stop=stop, progress=progress, hooks=plugins)
     finish()
     return _exit_code(report, received_signal())
@@ -218,29 +219,6 @@ def _stop_on_closed_stdout(stop: StopFlag) -> Emit:
             stop.set()
 
     return emit
-
-
-@contextmanager
-def _notification_dispatcher(config: Config, plugins: Plugins, request: RunRequest) -> Iterator[Emit]:
-    """Yield the dispatcher's listener; at the end, wait for pending notifications for a limited time."""
-    from eemtcleanupd.clock import system_clock
-    from eemtcleanupd.delivery import Dispatcher
-    from eemtcleanupd.store.address import StoreAddress
-
-    dispatcher = Dispatcher(StoreAddress.of(config), system_clock)
-    dispatcher.configure(plugins, durable=not request.dry_run)
-    try:
-        yield dispatcher.publish
-    finally:
-        if not dispatcher.drain(_DRAIN_SECONDS):
-            click.echo(
-                "[WARNING] Some notifications are still pending. The daemon or the next run sends them.",
-                err=True,
-            )
-        for name, result in dispatcher.last_results().items():
-            if result.error is not None:
-                click.echo(f"[WARNING] Notifier {name}: {result.error}", err=True)
-        dispatcher.close()
 
 
 def _debug_to_stderr() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from eemtcleanupd.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from eemtcleanupd.config import Config, Loaded
+    from eemtcleanupd.events import Emit
     from eemtcleanupd.plugins import Plugins
     from eemtcleanupd.privileges import User
     from eemtcleanupd.store.address import StoreAddress
@@ -31,6 +33,7 @@ Audit = Callable[..., None]
 
 CONFIG_FILE: Final = "--config"
 DATABASE: Final = "paths.database"
+_DRAIN_SECONDS = 30.0
 _GIVEN = f"{__name__}.given"
 
 
@@ -57,6 +60,11 @@ def _given() -> dict[str, tuple[Any, str]]:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+yes_option = click.option(
+    "--yes", is_flag=True, help="Confirm. Without a terminal to ask on, the command refuses otherwise."
+)
 
 
 def config_option(command: Command) -> Command:
@@ -257,6 +265,62 @@ def open_ledger(config: Config) -> Iterator[Ledger]:
 
     with closing(StoreAddress.of(config).open()) as database:
         yield Ledger(database)
+
+
+@contextmanager
+def log_file(config: Config) -> Iterator[logging.FileHandler]:
+    """Let the log of this process go to the configured file during the ``with`` block."""
+    from eemtcleanupd.logs.setup import log_to_file
+
+    handler = log_to_file(
+        config.logging.file,
+        form=config.logging.format,
+        level=config.logging.level,
+        on_error=lambda message: click.echo(f"[WARNING] {message}", err=True),
+    )
+    with closing(handler):
+        yield handler
+
+
+@contextmanager
+def notification_dispatcher(config: Config, plugins: Plugins, *, durable: bool) -> Iterator[Emit]:
+    """Yield the dispatcher's listener; at the end, wait for pending notifications for a limited time."""
+    from eemtcleanupd.delivery import Dispatcher
+    from eemtcleanupd.store.address import StoreAddress
+
+    dispatcher = Dispatcher(StoreAddress.of(config), system_clock)
+    dispatcher.configure(plugins, durable=durable)
+    try:
+        yield dispatcher.publish
+    finally:
+        if not dispatcher.drain(_DRAIN_SECONDS):
+            click.echo(
+                "[WARNING] Some notifications are still pending. The daemon or the next run sends them.",
+                err=True,
+            )
+        for name, result in dispatcher.last_results().items():
+            if result.error is not None:
+                click.echo(f"[WARNING] Notifier {name}: {result.error}", err=True)
+        dispatcher.close()
+
+
+def confirm_destruction(what: str, question: str, *, yes: bool) -> None:
+    """Let a person confirm what cannot be undone: with ``--yes``, or at a prompt on a terminal.
+
+    Args:
+        what: what happens, as a sentence.
+        question: the question of the prompt.
+        yes: whether ``--yes`` was given.
+
+    Raises:
+        UsageError: there is no terminal to ask on.
+        Abort: the person declined.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"{what} Confirm it with --yes.")
+    click.confirm(f"{what} {question}", abort=True, err=True)  # stdout can be JSON
 
 
 def write_audit(plugins: Plugins, action: str, **details: object) -> None:

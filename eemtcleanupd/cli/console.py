@@ -12,6 +12,7 @@ from eemtcleanupd.events import (
     JobCleaned,
     JobPlanned,
     JobSkipped,
+    JobTally,
     OrphanFound,
     PurgePlanned,
     RunFailed,
@@ -19,7 +20,7 @@ from eemtcleanupd.events import (
     RunReport,
     RunStarted,
 )
-from eemtcleanupd.formatting import human_age, human_size, plural, printable, short_name
+from eemtcleanupd.formatting import human_age, human_size, human_trashed, plural, printable, short_name
 from eemtcleanupd.model import Outcome
 
 _COLORS = {"INFO": None, "WARNING": "yellow", "ERROR": "red", "DRY RUN": "cyan"}
@@ -82,7 +83,8 @@ class ConsoleReporter:
         )
         for artifact in event.artifacts:
             size = human_size(artifact.size_bytes)
-            _say("DRY RUN", f"Would delete: {short_name(artifact.found.label)} ({size})")
+            verb = "move to the trash" if event.to_trash else "delete"
+            _say("DRY RUN", f"Would {verb}: {short_name(artifact.found.label)} ({size})")
         if self._verbose:
             for label in event.shared:
                 _say("DRY RUN", f"Would keep: {short_name(label)} (another job needs it)")
@@ -120,24 +122,35 @@ class ConsoleReporter:
         if report.dry_run:
             jobs = report.successful.jobs + report.failed.jobs
             freeing = f"freeing ~{human_size(report.bytes_freed)}"
+            if report.bytes_trashed:
+                freeing += f" and moving ~{human_size(report.bytes_trashed)} to the trash"
             for noun, tally in (("orphan", report.orphans), ("trash item", report.trash_purged)):
                 if tally.jobs:
-                    size = human_size(tally.bytes_freed)
+                    size = human_size(tally.bytes_freed + tally.bytes_trashed)
                     _say("DRY RUN", f"Would remove {plural(tally.jobs, noun)} ({size})")
             _say("DRY RUN", f"Summary: Would clean {plural(jobs, 'job', grouped=False)}, {freeing}")
             return
         for name, tally in (("successful", report.successful), ("failed", report.failed)):
-            freed = human_size(tally.bytes_freed)
-            _say("INFO", f"Cleaned {plural(tally.jobs, f'{name} job', grouped=False)} (freed {freed})")
+            _say("INFO", f"Cleaned {plural(tally.jobs, f'{name} job', grouped=False)} ({_amounts(tally)})")
         for noun, tally in (("orphan", report.orphans), ("expired trash item", report.trash_purged)):
             if tally.jobs:
-                _say("INFO", f"Removed {plural(tally.jobs, noun)} (freed {human_size(tally.bytes_freed)})")
+                _say("INFO", f"Removed {plural(tally.jobs, noun)} ({_amounts(tally)})")
+        if report.bytes_trashed:
+            trashed = human_trashed(report.bytes_trashed, report.purge_after)
+            _say("INFO", f"{trashed}. List it with `eemtcleanupd trash list`.")
         if report.outcome is Outcome.SUCCESS:
             _say("INFO", "Cleanup completed successfully")
         elif report.outcome is Outcome.ERRORS:
             _say("ERROR", f"Cleanup completed with errors on {plural(report.errors, 'job')}")
         else:
             _say("WARNING", "Cleanup was interrupted; the next run continues")
+
+
+def _amounts(tally: JobTally) -> str:
+    freed = f"freed {human_size(tally.bytes_freed)}"
+    if not tally.bytes_trashed:
+        return freed
+    return f"{freed}, moved {human_size(tally.bytes_trashed)} to the trash"
 
 
 def _say(level: str, message: str) -> None:

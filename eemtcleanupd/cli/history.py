@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from eemtcleanupd.abbreviations import MOST_LISTED, complete
 from eemtcleanupd.cli.common import (
     echo_line,
     json_option,
@@ -15,8 +16,16 @@ from eemtcleanupd.cli.common import (
     print_json,
     store_options,
 )
-from eemtcleanupd.errors import CleanupError
-from eemtcleanupd.formatting import human_size, local_minute, plural, printable, shortened, space
+from eemtcleanupd.errors import IdError
+from eemtcleanupd.formatting import (
+    human_size,
+    human_trashed,
+    local_minute,
+    plural,
+    printable,
+    shortened,
+    space,
+)
 
 if TYPE_CHECKING:
     from eemtcleanupd.store.history import LogEntry
@@ -37,12 +46,11 @@ def history(run_id: str | None, limit: int, as_json: bool) -> None:
         if run_id is None:
             _list(ledger.runs(limit) if ledger.exists() else [], as_json=as_json)
             return
-        runs = ledger.runs(2, run_id) if ledger.exists() else []
-        if not runs:
-            raise CleanupError(f"There is no run {run_id}. List the runs with `eemtcleanupd history`.")
-        if len(runs) > 1:
-            raise CleanupError(f"Several run ids start with {run_id}. Give a longer part.")
-        _show(ledger, runs[0], as_json=as_json)
+        runs = ledger.runs(MOST_LISTED + 1, run_id) if ledger.exists() else []
+        complete_id = complete(run_id, (run.id for run in runs), "runs")
+        if complete_id is None:
+            raise IdError(f"There is no run {printable(run_id)}. List the runs with `eemtcleanupd history`.")
+        _show(ledger, next(run for run in runs if run.id == complete_id), as_json=as_json)
 
 
 def _list(runs: list[RunRecord], *, as_json: bool) -> None:
@@ -54,14 +62,14 @@ def _list(runs: list[RunRecord], *, as_json: bool) -> None:
         return
     echo_line(
         f"{'RUN':<21}  {'STARTED':<22}  {'TRIGGER':<8}  {'OUTCOME':<11}  "
-        f"{'OK':>6}  {'FAILED':>6}  {'ERRORS':>6}  FREED",
+        f"{'OK':>6}  {'FAILED':>6}  {'ERRORS':>6}  {'FREED':>8}  TRASHED",
         indent=2,
     )
     for run in runs:
         echo_line(
             f"{run.id:<21}  {local_minute(run.started_at):<22}  {run.trigger:<8}  "
             f"{run.outcome or 'unfinished':<11}  {run.successful:>6,}  {run.failed:>6,}  "
-            f"{run.errors:>6,}  {human_size(run.bytes_freed)}",
+            f"{run.errors:>6,}  {human_size(run.bytes_freed):>8}  {human_size(run.bytes_trashed or 0)}",
             indent=2,
         )
 
@@ -81,6 +89,8 @@ def _show(ledger: Ledger, run: RunRecord, *, as_json: bool) -> None:
         f"Cleaned  {run.successful:,} successful and {plural(run.failed, 'failed job')}, {orphans}", indent=9
     )
     echo_line(f"Freed    {human_size(run.bytes_freed)}; {run.skipped:,} skipped, {errors}", indent=9)
+    if run.bytes_trashed:
+        echo_line(f"Trash    {human_trashed(run.bytes_trashed, run.purge_after)}", indent=9)
     if run.error:
         echo_line(f"Error    {run.error}", indent=9)
     for entry in entries:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import click
 
+from eemtcleanupd.abbreviations import complete
 from eemtcleanupd.cli.common import (
     caller,
     echo_line,
@@ -18,6 +19,7 @@ from eemtcleanupd.cli.common import (
     store_options,
 )
 from eemtcleanupd.clock import system_clock
+from eemtcleanupd.errors import IdError, StoreError
 from eemtcleanupd.formatting import local_minute, printable
 from eemtcleanupd.model import Hold
 
@@ -40,18 +42,28 @@ class _FutureTime(click.ParamType[datetime]):
 
 
 @click.command()
-@click.argument("job_id", metavar="JOB")
+@click.argument("given", metavar="JOB")
 @click.option(
     "--until", type=_FutureTime(), metavar="TIME", help="End of the hold, in local time (default: no end)."
 )
 @click.option("--reason", default="", help="Reason for the hold, shown by holds and in reports.")
+@click.option("--unknown-ok", is_flag=True, help="Also hold a job that is not in the database (yet).")
 @store_options
 @json_option
-def hold(job_id: str, until: datetime | None, reason: str, as_json: bool) -> None:
-    """Protect JOB from cleanup, permanently or until a time."""
+def hold(given: str, until: datetime | None, reason: str, unknown_ok: bool, as_json: bool) -> None:
+    """Protect JOB (an id or the start of one) from cleanup, permanently or until a time."""
     config = load_config().config
-    from eemtcleanupd.cleanup.session import hold_warning
+    from eemtcleanupd.cleanup.session import find_job_id, hold_warning
 
+    try:
+        job_id = find_job_id(config, given)
+    except StoreError:  # the hold is more urgent: it is set below, with a warning
+        job_id = given
+    if job_id is None and not unknown_ok:
+        raise IdError(
+            f"The database has no job {printable(given)}. Check the id, or hold it anyway with --unknown-ok."
+        )
+    job_id = job_id or given
     with open_audited(config) as (ledger, audit):
         ledger.create_tables()
         audit(
@@ -72,21 +84,23 @@ def hold(job_id: str, until: datetime | None, reason: str, as_json: bool) -> Non
 
 
 @click.command()
-@click.argument("job_id", metavar="JOB")
+@click.argument("given", metavar="JOB")
 @store_options
 @json_option
-def release(job_id: str, as_json: bool) -> int:
-    """Remove the hold from JOB; exit with 1 if it is not held."""
+def release(given: str, as_json: bool) -> int:
+    """Remove the hold from JOB (an id or the start of one); exit with 1 if it is not held."""
     with open_audited(load_config().config) as (ledger, audit):
-        is_held = ledger.exists() and any(held.job_id == job_id for held in ledger.all_holds())
-        if is_held:
+        held = [hold.job_id for hold in ledger.all_holds()] if ledger.exists() else []
+        job_id = complete(given, held, "held jobs")
+        if job_id is not None:
             audit("release", job_id=printable(job_id))
             ledger.release(job_id)
     if as_json:
-        print_json({"job_id": job_id, "held": False, "was_held": is_held})
-        return 0 if is_held else 1
-    click.echo(f"Job {printable(job_id)} is " + ("no longer held." if is_held else "not held."))
-    return 0 if is_held else 1
+        print_json({"job_id": job_id or given, "held": False, "was_held": job_id is not None})
+    else:
+        ending = "not held." if job_id is None else "no longer held."
+        click.echo(f"Job {printable(job_id or given)} is {ending}")
+    return 1 if job_id is None else 0
 
 
 @click.command()

@@ -19,7 +19,7 @@ from rich.progress import (
 
 from eemtcleanupd.cleanup import Progress
 from eemtcleanupd.clock import monotonic_seconds
-from eemtcleanupd.formatting import human_size
+from eemtcleanupd.formatting import human_amounts
 
 _INTERVAL_SECONDS = 0.2
 
@@ -41,7 +41,7 @@ def bar(progress: Progress) -> Iterator[None]:
         TextColumn("Cleaning"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("jobs  {task.fields[freed]} freed  {task.fields[rate]}"),
+        TextColumn("jobs  {task.fields[freed]}  {task.fields[rate]}"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
@@ -54,13 +54,13 @@ def bar(progress: Progress) -> Iterator[None]:
 
     def draw() -> None:
         pool = progress.pool
-        freed, files = (pool.bytes_freed, pool.files) if pool is not None else (0, 0)
+        files = 0 if pool is None else pool.files
         rate = files / max(monotonic_seconds() - started, 0.001)
         display.update(
             task,
             total=progress.jobs_total or None,
             completed=progress.jobs_done,
-            freed=human_size(freed),
+            freed=human_amounts(progress.bytes_freed, progress.bytes_trashed, None),
             rate=f"{rate:,.0f} files/s",
         )
 

@@ -17,7 +17,7 @@ from eemtcleanupd.cli.common import (
     store_options,
     write_audit,
 )
-from eemtcleanupd.errors import RerunError
+from eemtcleanupd.errors import IdError, RerunError
 from eemtcleanupd.formatting import printable, shortened
 
 if TYPE_CHECKING:
@@ -45,13 +45,17 @@ _TIMEOUT_SECONDS = 600
 @store_options
 @json_option
 def rerun(job: str | None, job_id: str | None, dem: Path | None, dry_run: bool, as_json: bool) -> None:
-    """Submit JOB again to the EEMT web interface with the parameters stored in its row."""
+    """Submit JOB again to the EEMT web interface with the parameters stored in its row.
+
+    JOB is an id or the start of one.
+    """
     wanted = job or job_id
     if wanted is None or (job and job_id and job != job_id):
         raise click.UsageError("Give exactly one job: eemtcleanupd rerun JOB")
-    from eemtcleanupd.cleanup.session import find_row
+    from eemtcleanupd.cleanup.session import find_job_id, find_row
 
     config = load_config().config
+    wanted = find_job_id(config, wanted) or wanted
     base = config.web_interface.url
     if base is None:
         raise click.UsageError(
@@ -60,7 +64,7 @@ def rerun(job: str | None, job_id: str | None, dem: Path | None, dry_run: bool, 
         )
     row = find_row(config, wanted)
     if row is None:
-        raise RerunError(f"Job {printable(wanted)} is not in the job database.")
+        raise IdError(f"Job {printable(wanted)} is not in the job database.")
     stored = row.job
     form = _form(stored)
     upload = stored.dem_filename

@@ -6,14 +6,23 @@ from contextlib import ExitStack
 
 import click
 
-from eemtcleanupd.cli.common import caller, json_option, load_config, print_json, store_options, write_audit
+from eemtcleanupd.cli.common import (
+    caller,
+    confirm_destruction,
+    json_option,
+    load_config,
+    print_json,
+    store_options,
+    write_audit,
+    yes_option,
+)
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import StoreError
 from eemtcleanupd.formatting import plural
 
 
 @click.command()
-@click.option("--yes", is_flag=True, help="Confirm the reset.")
+@yes_option
 @store_options
 @json_option
 def reset(yes: bool, as_json: bool) -> None:
@@ -23,8 +32,7 @@ def reset(yes: bool, as_json: bool) -> None:
     keeps job files, holds, runs and the audit trail.  The next run checks all jobs again and marks jobs
     without files as cleaned.
     """
-    if not yes:
-        raise click.UsageError("A reset clears which jobs were cleaned and when. Confirm it with --yes.")
+    confirm_destruction("A reset clears which jobs were cleaned and when.", "Reset?", yes=yes)
     config = load_config().config
     from sqlalchemy import Connection
 

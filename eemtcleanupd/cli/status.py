@@ -12,7 +12,7 @@ import click
 from eemtcleanupd.cli.common import echo_line, json_option, load_config_or_daemon, print_json, store_options
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import ConfigError
-from eemtcleanupd.formatting import human_size, local_time, plural, printable
+from eemtcleanupd.formatting import human_amounts, human_size, local_time, plural, printable
 
 if TYPE_CHECKING:
     from eemtcleanupd.daemon.status import DaemonStatus
@@ -62,9 +62,9 @@ def status(as_json: bool, healthy: bool) -> int:
 
 
 def _store_rows(document: dict[str, Any]) -> Iterator[Row]:
+    yield from _progress_rows(document)
     yield "Last run", _last_run(document["last_run"])
-    if document["last_refusal"]:
-        yield "", f"the next run failed: {document['last_refusal']}"
+    yield from _failure_rows(document)
     yield from _storage_rows(document)
     yield "Trash", _trash(document["trash"])
     yield from _notifier_rows(document)
@@ -103,8 +103,6 @@ def _daemon_rows(document: dict[str, Any], daemon: DaemonStatus | None, now: dat
             yield "", f"no heartbeat for {silence}; the daemon may be stuck"
         if daemon.role == "standby":
             yield "Active", daemon.active or "another daemon"
-        if daemon.run is not None:
-            yield "Now", daemon.summary()
         if daemon.next_run_at is None:
             yield "Next run", "none: the schedule is off (schedule.enabled)"
         else:
@@ -116,9 +114,26 @@ def _last_run(run: dict[str, Any] | None) -> str:
     if run is None:
         return "none yet"
     jobs = f"{run['successful']:,} successful and {plural(run['failed'], 'failed job')}"
-    freed = f"{human_size(run['bytes_freed'])} freed, {plural(run['errors'], 'error')}"
+    purge_after = run["purge_after"] and datetime.fromisoformat(run["purge_after"])
+    amounts = human_amounts(run["bytes_freed"], run["bytes_trashed"], purge_after)
     started = local_time(datetime.fromisoformat(run["started_at"]))
-    return f"{started} ({run['trigger']}): {run['outcome'] or 'in progress'}, {jobs}, {freed}"
+    outcome = run["outcome"] or "in progress"
+    return f"{started} ({run['trigger']}): {outcome}, {jobs}, {amounts}, {plural(run['errors'], 'error')}"
+
+
+def _progress_rows(document: dict[str, Any]) -> Iterator[Row]:
+    if (run := document["run"]) is not None:
+        from eemtcleanupd.daemon.status import RunStatus
+
+        yield "Now", RunStatus(**run).summary()
+
+
+def _failure_rows(document: dict[str, Any]) -> Iterator[Row]:
+    error = (document["last_run"] or {}).get("error")
+    if error:
+        yield "", f"reason: {printable(error)}"
+    if document["last_refusal"] not in {None, error}:  # such as on a database that cannot be written
+        yield "", f"a later run did not begin: {printable(document['last_refusal'])}"
 
 
 def _storage_rows(document: dict[str, Any]) -> Iterator[Row]:

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from eemtcleanupd.abbreviations import complete
 from eemtcleanupd.cli.common import (
     Command,
     caller,
+    confirm_destruction,
     echo_line,
     json_option,
     load_config,
+    log_file,
+    notification_dispatcher,
     open_ledger,
     print_json,
     store_options,
+    yes_option,
 )
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.formatting import human_size, local_minute, plural, printable, space
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
 
     from eemtcleanupd.cleanup.restore import RestoreRequest, RestoreResult
     from eemtcleanupd.config import Config
+    from eemtcleanupd.events import Event
     from eemtcleanupd.store.intents import Intent
     from eemtcleanupd.store.ledger import Ledger
 
@@ -131,14 +137,28 @@ def print_restored(restored: RestoreResult, *, as_json: bool) -> int:
 def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool) -> int:
     """Move the data of JOB from the trash back to its place; existing files are never overwritten.
 
-    The command marks the job as not cleaned and holds it for one retention period.  To restore an orphan,
-    give its path as printed by list.
+    JOB is an id or the start of one.  The command marks the job as not cleaned and holds it for one retention
+    period.  To restore an orphan, give its path as printed by list.
     """
     config = load_config().config
     from eemtcleanupd.cleanup.restore import restore as restore_trash
 
-    request = restore_request(config, job_id, only, hold=not no_hold)
+    request = restore_request(config, _restorable(config, job_id), only, hold=not no_hold)
     return print_restored(restore_trash(request), as_json=as_json)
+
+
+def _restorable(config: Config, given: str) -> str:
+    """Return the job, or the path of an orphan, that a person means; what was given if there is none."""
+    from eemtcleanupd.cleanup.session import find_job_id, find_row
+
+    with open_ledger(config) as ledger:
+        intents = ledger.trashed() if ledger.exists() else []
+    names = [intent.job_id for intent in intents if intent.job_id]
+    names += [found.label for intent in intents if not intent.job_id for found, _ in intent.items]
+    # A job can share an upload with one in the trash without being there itself.
+    if given in names or find_row(config, given) is not None:
+        return given
+    return complete(given, names, "items of the trash") or find_job_id(config, given) or given
 
 
 @trash.command()
@@ -148,7 +168,7 @@ def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool) ->
     metavar="HOURS",
     help="Purge only items that have been in the trash for this long.",
 )
-@click.option("--yes", is_flag=True, help="Skip the confirmation prompt.")
+@yes_option
 @store_options
 @json_option
 def purge(older_than: float | None, yes: bool, as_json: bool) -> int:
@@ -156,18 +176,32 @@ def purge(older_than: float | None, yes: bool, as_json: bool) -> int:
     if older_than is not None and older_than < 0:
         raise click.UsageError("--older-than must be 0 or more hours.")
     config = load_config().config
-    from eemtcleanupd.cleanup import RunRequest, clean
+    from eemtcleanupd.cleanup import Progress, RunRequest, clean
+    from eemtcleanupd.daemon.status import published_progress
+    from eemtcleanupd.logs.events import write_event
     from eemtcleanupd.plugins import Plugins
+    from eemtcleanupd.store.address import StoreAddress
 
     age = timedelta(hours=older_than or 0)
     if config.dry_run:
         with open_ledger(config) as ledger:
             _print_dry_purge(ledger, age, as_json=as_json)
         return 0
-    if not yes and sys.stdin.isatty():
-        click.confirm("Purged data cannot be restored. Purge the trash?", abort=True)
+    confirm_destruction("Purged data cannot be restored.", "Purge the trash?", yes=yes)
     request = RunRequest(caller(), Trigger.TRASH, purge_older_than=age, forget_missing=True)
-    report = clean(config, request, emit=lambda _: None, hooks=Plugins(config))
+    plugins = Plugins(config)
+    progress = Progress()
+    with (
+        log_file(config),
+        notification_dispatcher(config, plugins, durable=True) as publish,
+        published_progress(StoreAddress.of(config), request.trigger, progress),
+    ):
+
+        def emit(event: Event) -> None:
+            write_event(event)
+            publish(event)
+
+        report = clean(config, request, emit=emit, progress=progress, hooks=plugins)
     purged = report.trash_purged
     if as_json:
         print_json(

@@ -56,7 +56,7 @@ class NotifierSettings(PluginSettings):
     outlives_restarts: ClassVar[bool] = True
 
     on: Occasions = Field(
-        ("success", "failure", "interrupted", "recovery", "pressure", "capacity", "config_rejected"),
+        ("success", "failure", "interrupted", "trash", "recovery", "pressure", "capacity", "config_rejected"),
         description="Events to report: "
         + "; ".join(f"{occasion} ({meaning})" for occasion, meaning in OCCASIONS.items())
         + ".",

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from eemtcleanupd import __version__
 from eemtcleanupd.cleanup.ballast import release_initial_ballast
+from eemtcleanupd.cleanup.context import RunRequest
 from eemtcleanupd.cleanup.session import check_store
 from eemtcleanupd.clock import Clock, elapsed_seconds, system_clock
 from eemtcleanupd.config import Config, Loaded
@@ -27,7 +28,7 @@ from eemtcleanupd.daemon.leader_election import LeaderElection
 from eemtcleanupd.daemon.messages import Message, Notice
 from eemtcleanupd.daemon.runner import ActiveRun, Runner
 from eemtcleanupd.daemon.scheduler import USER, RunScheduler
-from eemtcleanupd.daemon.status import BEAT_SECONDS, DaemonStatus, StatusFile
+from eemtcleanupd.daemon.status import BEAT_SECONDS, PROGRESS_SECONDS, DaemonStatus, StatusFile
 from eemtcleanupd.daemon.store_queries import StoreQueries
 from eemtcleanupd.daemon.systemd import SystemdNotifier
 from eemtcleanupd.daemon.timers import Timers, explain, interval_schedule
@@ -41,6 +42,7 @@ from eemtcleanupd.events import (
     DaemonStopping,
     Emit,
     Event,
+    RunFailed,
     RunFinished,
 )
 from eemtcleanupd.logs.setup import LogFile, log, log_threads
@@ -49,7 +51,6 @@ from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.lock import daemon_lock
 
 _DRAIN_SECONDS = 10.0
-_RUN_WAIT_SECONDS = 2.0
 _LONGEST_WAIT_SECONDS = 30.0  # not longer, since the machine can be suspended meanwhile
 
 
@@ -97,7 +98,7 @@ class Daemon:
         self.plugins = Plugins(self.config)
         self._dispatcher = Dispatcher(self._address, clock)
         self._election = LeaderElection(self._address, self.config.ha.takeover_seconds, put, clock)
-        self._runner = Runner(put, self._emit, clock)
+        self._runner = Runner(put, self._emit, clock, self._record_refusal)
         self._timers = Timers(clock, elapsed)
         self._queries = StoreQueries(clock)
         self._debouncer = Debouncer(config_manager, elapsed)
@@ -199,7 +200,7 @@ class Daemon:
             self._timers.seconds_to_next(),
             self._debouncer.seconds_left(),
             self._scheduler.seconds_to_start(),
-            None if self.active_run is None else _RUN_WAIT_SECONDS,
+            None if self.active_run is None else PROGRESS_SECONDS,
             None if self._systemd.watchdog_seconds is None else self._systemd.watchdog_seconds / 3,
         ]
         return max(0.0, min(seconds for seconds in waits if seconds is not None))
@@ -346,6 +347,9 @@ class Daemon:
             event = RunFinished(replace(event.report, next_run_at=self._timers.next_cleanup()))
         self._write_event(event)
         self._dispatcher.publish(event)
+
+    def _record_refusal(self, failed: RunFailed, request: RunRequest) -> None:
+        self._queries.record_refusal(self.config, failed, request.user)
 
     def _audit(self, action: str, **details: object) -> None:
         if not self.config.dry_run:

@@ -19,9 +19,8 @@ from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.daemon.messages import Enqueue, RunCallbacks, RunEnded
 from eemtcleanupd.daemon.status import RunStatus
-from eemtcleanupd.errors import CleanupError
-from eemtcleanupd.events import Emit, Event, RunReport
-from eemtcleanupd.model import Trigger
+from eemtcleanupd.errors import CleanupError, LockHeldError
+from eemtcleanupd.events import Emit, Event, RunFailed, RunReport
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +41,16 @@ class ActiveRun:
 
 
 class Runner:
-    """Starts runs and puts ``RunEnded`` into the inbox; ``emit`` receives their events, in their thread."""
+    """Starts runs and puts ``RunEnded`` into the inbox; ``emit`` receives their events, in their thread.
 
-    def __init__(self, put: Enqueue, emit: Emit, clock: Clock) -> None:
+    ``refused`` receives the event of a run that did not begin, and its request, also in that thread.
+    """
+
+    def __init__(
+        self, put: Enqueue, emit: Emit, clock: Clock, refused: Callable[[RunFailed, RunRequest], object]
+    ) -> None:
         self._put = put
+        self._refused = refused
         self._emit = emit
         self._clock = clock
         self.active_run: ActiveRun | None = None
@@ -57,7 +62,7 @@ class Runner:
         progress, stop = Progress(), StopFlag()
         work = partial(clean, config, request, stop=stop, clock=self._clock, progress=progress, hooks=hooks)
         thread = threading.Thread(
-            target=self._run, args=(work, request.trigger, callbacks), name=f"run ({request.trigger})"
+            target=self._run, args=(work, request, callbacks), name=f"run ({request.trigger})"
         )
         self.active_run = ActiveRun(request, self._clock(), progress, stop, thread)
         thread.start()
@@ -82,11 +87,16 @@ class Runner:
         with suppress(AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
 
-    def _run(self, work: Callable[..., RunReport], trigger: Trigger, callbacks: RunCallbacks | None) -> None:
+    def _run(
+        self, work: Callable[..., RunReport], request: RunRequest, callbacks: RunCallbacks | None
+    ) -> None:
         result: RunReport | CleanupError | None = None
+        failures: list[RunFailed] = []
 
         def emit(event: Event) -> None:
             self._emit(event)
+            if isinstance(event, RunFailed):
+                failures.append(event)
             if callbacks is not None:
                 callbacks.emit(event)
 
@@ -94,9 +104,11 @@ class Runner:
             result = work(emit=emit)
         except CleanupError as error:
             result = error
+            if failures and not request.dry_run and not isinstance(error, LockHeldError):
+                self._refused(failures[0], request)
         except Exception:  # a bug must end one run, not the daemon
             log.exception("The run failed unexpectedly. The next run resumes its work.")
         finally:
-            self._put(RunEnded(trigger, result))
+            self._put(RunEnded(request.trigger, result))
             if callbacks is not None:
                 callbacks.done(result)

@@ -86,6 +86,7 @@ class RunScheduler:
         config = self._config_manager.config
         schedule = config.schedule
         last = self._queries.last_cleanup(config)
+        self.last_error = None if last is None else last.error
         catch_up = schedule.enabled and schedule.catch_up and not config.dry_run
         if catch_up and last is not None and last.began_at is not None:
             self.apply_schedule(since=last.began_at)

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import os
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AwareDatetime, PlainSerializer, TypeAdapter
 
+from eemtcleanupd.clock import system_clock
 from eemtcleanupd.files import read_own, write_atomic
-from eemtcleanupd.formatting import human_size, local_time, plural
+from eemtcleanupd.formatting import human_amounts, local_time, plural
 from eemtcleanupd.model import Trigger
 from eemtcleanupd.store.address import StoreAddress
 
 if TYPE_CHECKING:
     from eemtcleanupd.cleanup import Progress
+    from eemtcleanupd.store.lock import Holder
 
 log = logging.getLogger(__name__)
 
 _FILE = "status.json"
+_RUN_FILE = "run.json"
 _MAX_BYTES = 1 << 20
+PROGRESS_SECONDS = 0.5
+"""How often the progress of a run is published."""
 BEAT_SECONDS = 30
 """Maximum age of the file while the daemon's loop is running."""
 
@@ -38,12 +47,23 @@ class RunStatus:
     jobs_done: int
     jobs_total: int
     bytes_freed: int
+    bytes_trashed: int = 0
 
     @classmethod
     def of(cls, trigger: str, started_at: datetime, progress: Progress) -> RunStatus:
         """Return the status of a run that has this progress."""
-        freed = 0 if progress.pool is None else progress.pool.bytes_freed
-        return cls(trigger, started_at, progress.jobs_done, progress.jobs_total, freed)
+        jobs = (progress.jobs_done, progress.jobs_total)
+        return cls(trigger, started_at, *jobs, progress.bytes_freed, progress.bytes_trashed)
+
+    def summary(self) -> str:
+        """Return the progress as one line."""
+        done = f"{self.jobs_done:,} of {plural(self.jobs_total, 'job')} processed"
+        if self.trigger == Trigger.RECOVERY:
+            done = "finishing what an interrupted run left"
+        elif self.trigger == Trigger.TRASH:
+            done = "emptying the trash"
+        amounts = human_amounts(self.bytes_freed, self.bytes_trashed, None)
+        return f"Run ({self.trigger}): {done}, {amounts}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +104,7 @@ class DaemonStatus:
         if self.role == "standby":
             parts.append(f"Standby for {self.active or 'another daemon'}")
         if self.run is not None:
-            freed = f", {human_size(self.run.bytes_freed)} freed" if self.run.bytes_freed else ""
-            done = f"{self.run.jobs_done:,} of {plural(self.run.jobs_total, 'job')} processed"
-            if self.run.trigger == Trigger.RECOVERY:
-                done = "finishing what an interrupted run left"
-            parts.append(f"Run ({self.run.trigger}): {done}{freed}")
+            parts.append(self.run.summary())
         elif self.next_run_at is None:
             parts.append("The schedule is off (schedule.enabled)")
         else:
@@ -105,6 +121,7 @@ class DaemonStatus:
 
 
 _ADAPTER = TypeAdapter(DaemonStatus)
+_RUN_ADAPTER = TypeAdapter(RunStatus)
 
 
 class StatusFile:
@@ -140,6 +157,55 @@ class StatusFile:
     def remove(self) -> None:
         """Remove the file when the daemon ends."""
         self._path.unlink(missing_ok=True)
+
+
+class _RunFile:
+    """What a run without a daemon tells other processes about its progress; ``pid`` is that of the run."""
+
+    def __init__(self, address: StoreAddress) -> None:
+        self._path = address.own_file(_RUN_FILE)
+
+    def write(self, run: RunStatus) -> None:
+        document = {"pid": os.getpid(), "run": _RUN_ADAPTER.dump_python(run, mode="json")}
+        with suppress(OSError):  # the disk can be full, and the run goes on
+            write_atomic(self._path, json.dumps(document).encode("ascii"), mode=None)
+
+    def remove(self) -> None:
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+
+@contextmanager
+def published_progress(address: StoreAddress, trigger: Trigger, progress: Progress) -> Iterator[None]:
+    """Let other processes read the progress of a run, which no daemon runs, during the ``with`` block."""
+    file, started_at, ended = _RunFile(address), system_clock(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(PROGRESS_SECONDS):
+            if progress.pool is not None:  # the run holds the lock, so no other run writes the file
+                file.write(RunStatus.of(trigger, started_at, progress))
+
+    watcher = threading.Thread(target=watch, name="published progress", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+        if progress.pool is not None:
+            file.remove()
+
+
+def read_progress(address: StoreAddress, holder: Holder | None) -> RunStatus | None:
+    """Return the progress of the run that holds the lock of a job store; None if it is unknown here."""
+    if holder is None or holder.host != socket.gethostname():
+        return None
+    try:
+        document = json.loads(read_own(address.own_file(_RUN_FILE), _MAX_BYTES))
+        # A killed run leaves its file.
+        return _RUN_ADAPTER.validate_python(document["run"]) if document["pid"] == holder.pid else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read_status(address: StoreAddress) -> DaemonStatus | None:

@@ -10,9 +10,10 @@ from typing import Any
 
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.config import Config
-from eemtcleanupd.daemon.status import DaemonStatus
+from eemtcleanupd.daemon.status import DaemonStatus, RunStatus, read_progress
 from eemtcleanupd.daemon.store_queries import StoreQueries
 from eemtcleanupd.formatting import space
+from eemtcleanupd.model import Outcome
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.ledger import Ledger
@@ -37,11 +38,16 @@ def overview(config: Config, holder: Holder | None, status: DaemonStatus | None)
         trash_jobs, trash_bytes, next_purge = ledger.trash_summary() if has_ledger else (0, 0, None)
         deliveries = delivery_stats(database) if has_ledger else {}
         active = holder if database.file is not None else database.holder("daemon")
+        run_holder = database.holder("run")
+    document = daemon_document(holder, status)
+    if document["run"] is None:  # a run without the daemon
+        document["run"] = _run_status(read_progress(StoreAddress.of(config), run_holder))
     return {
-        **daemon_document(holder, status),
+        **document,
         "active": None if active is None else {"pid": active.pid, "host": active.host, "since": active.since},
         "dry_run": config.dry_run if status is None else status.dry_run,
         "last_run": run_document(last[0]) if last else None,
+        "last_refusal": _last_failure(status, last[0] if last else None),
         "storage": _storage(config, by_class),
         "capacity": _capacity(config, by_class if has_ledger else None),
         "trash": {"jobs": trash_jobs, "bytes": trash_bytes, "next_purge": iso(next_purge)},
@@ -51,7 +57,6 @@ def overview(config: Config, holder: Holder | None, status: DaemonStatus | None)
 
 def daemon_document(holder: Holder | None, status: DaemonStatus | None) -> dict[str, Any]:
     """Return the part of the status document that needs neither the configuration nor the database."""
-    run = None if status is None else status.run
     return {
         "running": holder is not None,
         "pid": None if holder is None else holder.pid,
@@ -64,7 +69,7 @@ def daemon_document(holder: Holder | None, status: DaemonStatus | None) -> dict[
         "next_run": iso(None if status is None else status.next_run_at),
         "schedule": None if status is None else status.schedule,
         "dry_run": None if status is None else status.dry_run,
-        "run": None if run is None else asdict(run) | {"started_at": iso(run.started_at)},
+        "run": None if status is None else _run_status(status.run),
         "last_run": None,
         "last_refusal": None if status is None else status.last_error,
         "storage": None,
@@ -80,6 +85,17 @@ def daemon_document(holder: Holder | None, status: DaemonStatus | None) -> dict[
     }
 
 
+def _run_status(run: RunStatus | None) -> dict[str, Any] | None:
+    return None if run is None else asdict(run) | {"started_at": iso(run.started_at)}
+
+
+def _last_failure(status: DaemonStatus | None, last: RunRecord | None) -> str | None:
+    """Return why the last run failed: the daemon knows it even if the ledger could not be written."""
+    if status is not None and status.last_error:
+        return status.last_error
+    return last.error if last is not None and last.outcome in Outcome.unsuccessful() else None
+
+
 def run_document(run: RunRecord) -> dict[str, Any]:
     """Return a run of the ledger as a document."""
     return {
@@ -92,6 +108,8 @@ def run_document(run: RunRecord) -> dict[str, Any]:
         "failed": run.failed,
         "errors": run.errors,
         "bytes_freed": run.bytes_freed,
+        "bytes_trashed": run.bytes_trashed or 0,
+        "purge_after": iso(run.purge_after),
         "error": run.error,
         # As in the document of a run that `clean --json` and the API return.
         "cleaned_jobs": {"successful": run.successful, "failed": run.failed},

@@ -20,12 +20,14 @@ from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.filesystem import disk_usage
 from eemtcleanupd.errors import CleanupError
-from eemtcleanupd.events import CapacityWarning, Total
+from eemtcleanupd.events import CapacityWarning, RunFailed, Total
 from eemtcleanupd.model import Outcome
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.pressure import DiskUsage
+from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.ledger import Ledger
+from eemtcleanupd.store.runs import RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +40,13 @@ class LastCleanup:
     """The last cleanup in the ledger.
 
     ``began_at`` is the start of the last run that considered all jobs.  ``needs_recovery`` says whether the
-    newest run was killed, or ended early and left deletions that it had started.
+    newest run was killed, or ended early and left deletions that it had started.  ``error`` is why the newest
+    run failed, None if it did not.
     """
 
     began_at: datetime | None
     needs_recovery: bool
+    error: str | None = None
 
 
 class StoreQueries:
@@ -61,7 +65,8 @@ class StoreQueries:
             outcome = newest[0].outcome
             ended_early = outcome not in {None, Outcome.SUCCESS, Outcome.ERRORS}
             needs_recovery = outcome is None or (ended_early and bool(ledger.open_intents()))
-            return LastCleanup(ledger.last_cleanup_at(), needs_recovery)
+            error = newest[0].error if outcome in Outcome.unsuccessful() else None
+            return LastCleanup(ledger.last_cleanup_at(), needs_recovery, error)
 
         return _ask(config, query)
 
@@ -98,6 +103,23 @@ class StoreQueries:
 
         if not config.dry_run:
             _ask(config, query)
+
+    def record_refusal(self, config: Config, failed: RunFailed, user: str) -> None:
+        """Write into the ledger why a run did not begin, so that it is known after a restart too."""
+        now = failed.failed_at or self._clock()
+        record = RunRecord(
+            id=failed.run_id,
+            started_at=now,
+            finished_at=now,
+            trigger=failed.trigger or "",
+            user=user,
+            host=failed.host,
+            pid=os.getpid(),
+            policy=str(Policy.from_config(config.retention)),
+            outcome=Outcome.REFUSED,
+            error=failed.error,
+        )
+        _ask(config, lambda ledger: ledger.add_refused_run(record) if ledger.is_current() else None)
 
     def usage(self, config: Config) -> DiskUsage | None:
         """Return the usage of the results filesystem, None when it cannot be read."""

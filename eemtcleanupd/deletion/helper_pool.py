@@ -10,7 +10,7 @@ import queue
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import eemtcleanupd
 from eemtcleanupd import privileges
 from eemtcleanupd.deletion.helper_process import FORKED, PACKET_BYTES
 from eemtcleanupd.deletion.rate_limit import DeletionControls
-from eemtcleanupd.deletion.tree import FolderTask, OnSubfolder, RemovalStats
+from eemtcleanupd.deletion.tree import FolderTask, OnProgress, OnSubfolder, RemovalStats
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,9 @@ class HelperPool:
                 theirs.close()
         return [ours for ours, _ in pairs]
 
-    def empty_folder(self, item_fd: int, task: FolderTask, on_subfolder: OnSubfolder) -> RemovalStats | None:
+    def empty_folder(
+        self, item_fd: int, task: FolderTask, on_subfolder: OnSubfolder, on_progress: OnProgress
+    ) -> RemovalStats | None:
         """Let a helper empty a folder of an item.
 
         Returns:
@@ -146,7 +148,10 @@ class HelperPool:
                 if isinstance(message, dict):
                     self._channels.put(channel)
                     return RemovalStats(**message)
-                on_subfolder(*message)
+                if isinstance(message, int):
+                    on_progress(message)
+                else:
+                    on_subfolder(*message)
         except ConnectionResetError:  # the helper ended before it read the request: nothing is lost
             channel.close()
             return None
@@ -156,37 +161,44 @@ class HelperPool:
         channel.close()
         raise ConnectionResetError(errno.ECONNRESET, _HELPER_ENDED)
 
-    def remove_small(self, group_fd: int, names: Sequence[str], device: int) -> list[RemovalStats] | None:
-        """Let a helper remove small entries of a group.
+    def remove_small(
+        self, group_fd: int, names: Sequence[str], device: int, on_removed: Callable[[RemovalStats], object]
+    ) -> bool:
+        """Let a helper remove small entries of a group; ``on_removed`` receives what was removed of each.
 
         Returns:
-            What was removed of each; None when no helper is available and nothing was started.
+            False when no helper is available and nothing was started.
 
         Raises:
             OSError: the helper ended; what it removed is unknown.
         """
         request = json.dumps({"small": names, "device": device}).encode("ascii")
         if len(request) > PACKET_BYTES:
-            return None
+            return False
         try:
             channel = self._channels.get_nowait()
         except queue.Empty:
-            return None
+            return False
         try:
             socket.send_fds(channel, [request], [group_fd])
         except OSError:  # the helper ended before it received the request: nothing is lost
             channel.close()
-            return None
-        try:
-            packet = channel.recv(PACKET_BYTES)
-        except OSError as error:
-            channel.close()
-            raise ConnectionResetError(error.errno, _HELPER_ENDED) from error
-        if not packet:
-            channel.close()
-            raise ConnectionResetError(errno.ECONNRESET, _HELPER_ENDED)
+            return False
+        left = len(names)
+        while left:
+            try:
+                packet = channel.recv(PACKET_BYTES)
+            except OSError as error:
+                channel.close()
+                raise ConnectionResetError(error.errno, _HELPER_ENDED) from error
+            if not packet:
+                channel.close()
+                raise ConnectionResetError(errno.ECONNRESET, _HELPER_ENDED)
+            for fields in json.loads(packet):
+                on_removed(RemovalStats(**fields))
+                left -= 1
         self._channels.put(channel)
-        return [RemovalStats(**fields) for fields in json.loads(packet)]
+        return True
 
     def close(self) -> None:
         """End the processes; they must have no work."""

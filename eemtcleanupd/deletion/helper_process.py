@@ -6,9 +6,9 @@ that has one thread and few imports.  They receive no paths: each folder comes w
 item.
 
 A channel is a socket of packets (``SOCK_SEQPACKET``) that one thread at each end uses.  A request is a
-``FolderTask`` with the descriptor.  The replies are one ``[name, label]`` for each subfolder, and finally the
-``RemovalStats`` as an object.  A request can also be a list of small entries of a group, with the device, and
-its one reply has the statistics of each.
+``FolderTask`` with the descriptor.  The replies are one ``[name, label]`` for each subfolder, once in a while
+the number of bytes freed so far, and finally the ``RemovalStats`` as an object.  A request can also be a list
+of small entries of a group, with the device.  Its replies are lists with the statistics of each, in order.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from dataclasses import asdict
 from typing import Final, NoReturn
 
 from eemtcleanupd.cancellation import StopFlag
+from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.deletion.rate_limit import DeletionControls
 from eemtcleanupd.deletion.tree import FolderTask, RemovalStats, Shard, empty_folder, remove_small
+from eemtcleanupd.formatting import shortened
 
 PACKET_BYTES = 1 << 16
 """The maximum size of a packet; the largest contains a few dozen shortened paths."""
@@ -33,7 +35,8 @@ FORKED: Final = b"forked"
 """The reply to a request for a helper; any other reply is an error message."""
 SMALL_BATCH = 50
 """How many small entries one request can contain."""
-_SMALL_ERROR = 150
+_SMALL_ERROR = 60
+_ANSWER_SECONDS = 0.3
 _MAX_CHANNELS = 64
 
 
@@ -92,30 +95,50 @@ def _serve(channel: socket.socket, controls: DeletionControls) -> None:
         fields = json.loads(packet)
         if "small" in fields:
             try:
-                removed = [
-                    remove_small(item_fd, name, name, fields["device"], controls) for name in fields["small"]
-                ]
+                _remove_small(channel, item_fd, fields["small"], fields["device"], controls)
+            except OSError:  # the pool's process was killed
+                return
             finally:
                 os.close(item_fd)
-            if not _answer(channel, [_shortened(stats) for stats in removed]):
-                return
             continue
         shard = fields.pop("shard")
         task = FolderTask(**fields, shard=None if shard is None else Shard(*shard))
         try:
-            stats = empty_folder(item_fd, task, controls, lambda *subfolder: _send(channel, subfolder))
+            stats = empty_folder(
+                item_fd,
+                task,
+                controls,
+                lambda *subfolder: _send(channel, subfolder),
+                lambda bytes_freed: _send(channel, bytes_freed),
+            )
         except OSError as error:
             stats = RemovalStats()
-            stats.fail(task.label, error)
+            stats.fail(task.label, error, task.name)
         finally:
             os.close(item_fd)
         if not _answer(channel, asdict(stats)):
             return
 
 
+def _remove_small(
+    channel: socket.socket, group_fd: int, names: list[str], device: int, controls: DeletionControls
+) -> None:
+    """Remove small entries, and answer with the statistics of each: together if they are removed quickly."""
+    removed: list[dict[str, object]] = []
+    sent_at = monotonic_seconds()
+    for name in names:
+        removed.append(_shortened(remove_small(group_fd, name, name, device, controls)))
+        if monotonic_seconds() - sent_at > _ANSWER_SECONDS:
+            _send(channel, removed)
+            removed, sent_at = [], monotonic_seconds()
+    if removed:
+        _send(channel, removed)
+
+
 def _shortened(stats: RemovalStats) -> dict[str, object]:
     """Return statistics whose errors fit into a packet together with those of others."""
-    return asdict(stats) | {"errors": [error[:_SMALL_ERROR] for error in stats.errors[:1]]}
+    errors = [[shortened(text, _SMALL_ERROR) for text in error] for error in stats.errors[:1]]
+    return asdict(stats) | {"errors": errors}
 
 
 def _answer(channel: socket.socket, message: object) -> bool:

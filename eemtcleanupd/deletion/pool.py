@@ -30,6 +30,7 @@ from eemtcleanupd.deletion.rate_limit import DeletionControls, RateLimits
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.deletion.tree import (
     FOLDER_FLAGS,
+    Failure,
     FolderTask,
     OnSubfolder,
     RemovalStats,
@@ -65,7 +66,7 @@ class RemovalResult:
     bytes_freed: int
     files: int
     folders: int
-    errors: tuple[str, ...]
+    errors: tuple[Failure, ...]
     error_count: int
     complete: bool
 
@@ -166,40 +167,50 @@ class DeletionPool:
     def _remove_small(
         self, trash: Trash, group: str, names: Sequence[str], futures: Sequence[Future[RemovalResult]]
     ) -> None:
-        try:
-            removed = self._removed_small(trash, group, names)
-        except BaseException as error:  # the thread that waits for the futures must receive it
-            if not isinstance(error, OSError):
-                log.exception("A deletion task failed")
-            removed = [RemovalStats() for _ in names]
-            for stats, name in zip(removed, names, strict=True):
-                stats.fail(name, error if isinstance(error, OSError) else OSError(errno.EIO, repr(error)))
-        total = RemovalStats()
-        for stats in removed:
-            total.add(stats)
-        self.count(total)
-        for future, name, stats in zip(futures, names, removed, strict=True):
+        waiting = list(zip(names, futures, strict=True))
+
+        def removed(stats: RemovalStats) -> None:
+            name, future = waiting.pop(0)
+            self.count(stats)
             is_complete = not stats.error_count and not (
                 self._stop.is_set() and trash.exists(f"{group}/{name}")
             )
             future.set_result(_result(stats, complete=is_complete))
+
+        try:
+            self._remove_each(trash, group, names, removed)
+        except BaseException as error:  # the thread that waits for the futures must receive it
+            if not isinstance(error, OSError):
+                log.exception("A deletion task failed")
+            while waiting:
+                stats = RemovalStats()
+                stats.fail(
+                    waiting[0][0], error if isinstance(error, OSError) else OSError(errno.EIO, repr(error))
+                )
+                removed(stats)
         self._item_done()
 
-    def _removed_small(self, trash: Trash, group: str, names: Sequence[str]) -> list[RemovalStats]:
-        device, removed = trash.root.device, None
+    def _remove_each(
+        self, trash: Trash, group: str, names: Sequence[str], removed: Callable[[RemovalStats], object]
+    ) -> None:
+        """Remove small entries; ``removed`` receives the statistics of each, in order."""
+        device = trash.root.device
         try:
             group_fd = os.open(group, FOLDER_FLAGS, dir_fd=trash.fd)
         except FileNotFoundError:
-            return [RemovalStats() for _ in names]
+            for _ in names:
+                removed(RemovalStats())
+            return
         try:
             with self._local_slots:
-                if self.files >= _FEW_ENTRIES:
-                    removed = self._started_helpers().remove_small(group_fd, names, device)
-                if removed is None:
-                    removed = [remove_small(group_fd, name, name, device, self.controls) for name in names]
+                if self.files >= _FEW_ENTRIES and self._started_helpers().remove_small(
+                    group_fd, names, device, removed
+                ):
+                    return
+                for name in names:
+                    removed(remove_small(group_fd, name, name, device, self.controls))
         finally:
             os.close(group_fd)
-        return removed
 
     def try_submit(self, task: Callable[[], None]) -> bool:
         """Queue the task of a folder; return False when too many are waiting."""
@@ -230,11 +241,20 @@ class DeletionPool:
             stats = self._cluster.empty_folder(trash, item, task, self.controls, on_subfolder)
         if stats is not None:
             return stats
+        reported = 0
+
+        def on_progress(bytes_freed: int) -> None:
+            nonlocal reported
+            with self._changed:
+                self.bytes_freed += bytes_freed - reported
+            reported = bytes_freed
+
         with self._local_slots:
             if is_large:
-                stats = self._started_helpers().empty_folder(item_fd, task, on_subfolder)
+                stats = self._started_helpers().empty_folder(item_fd, task, on_subfolder, on_progress)
             if stats is None:
-                stats = empty_folder(item_fd, task, self.controls, on_subfolder)
+                stats = empty_folder(item_fd, task, self.controls, on_subfolder, on_progress)
+        stats.bytes_reported = reported
         return stats
 
     def prepare(self) -> None:
@@ -256,7 +276,7 @@ class DeletionPool:
     def count(self, stats: RemovalStats) -> None:
         """Count what was removed."""
         with self._changed:
-            self.bytes_freed += stats.bytes_freed
+            self.bytes_freed += stats.bytes_freed - stats.bytes_reported
             self.files += stats.files
             self._removed += stats.files + stats.folders
             removed = self._removed
@@ -314,6 +334,7 @@ class _ItemRemoval:
         self._removed_before = -1
         self._needs_round = False
         self._failed: set[str] = set()
+        self._labels: dict[str, str] = {}
         self._sharded: set[str] = set()
         self._fd = -1
         self._started = monotonic_seconds()
@@ -324,7 +345,7 @@ class _ItemRemoval:
         except FileNotFoundError:
             self._finish(complete=True)
         except OSError as error:
-            self._stats.fail(self._item, error)
+            self._stats.fail("", error)
             self._finish(complete=False)
         else:
             self._run_round()
@@ -344,8 +365,10 @@ class _ItemRemoval:
                     # A file with the prefix is removed by the task that moved it here.
                     if not entry.name.startswith(self._pool.controls.in_progress_prefix):
                         unlink_entry(self._fd, entry.name, entry.name, stats, self._pool.controls)
-                elif not self._submit(entry.name, entry.name):
-                    self._empty(entry.name, entry.name, stats)  # the queue is full: empty it in this thread
+                    continue
+                label = self._labels.pop(entry.name, entry.name)
+                if not self._submit(entry.name, label):
+                    self._empty(entry.name, label, stats)  # the queue is full: empty it in this thread
 
     def _submit(self, name: str, label: str, shard: Shard | None = None) -> bool:
         """Submit the task of a folder; if the queue is full, return False and leave it for a later round."""
@@ -355,6 +378,8 @@ class _ItemRemoval:
             return True
         with self._lock:
             self._pending -= 1  # never the last one: the caller's task is pending
+            if len(self._labels) < QUEUE_LIMIT:
+                self._labels[name] = label
             self._needs_round = True
         return False
 
@@ -400,9 +425,9 @@ class _ItemRemoval:
         try:
             yield stats
         except OSError as error:
-            stats.fail(self._item, error)
+            stats.fail("", error)
         except BaseException as error:  # a programming error: the waiting thread must receive it
-            stats.fail(self._item, OSError(errno.EIO, repr(error)))
+            stats.fail("", OSError(errno.EIO, repr(error)))
             log.exception("A deletion task failed")
         self._pool.count(stats)
         with self._lock:
@@ -430,7 +455,7 @@ class _ItemRemoval:
                 self._removed_before = removed
                 self._pool.submit(self._run_round)
                 return
-            self._stats.fail(self._item, error)
+            self._stats.fail("", error)
             self._finish(complete=False)
             return
         self._finish(complete=True)

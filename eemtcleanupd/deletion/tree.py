@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.deletion.rate_limit import DeletionControls
 from eemtcleanupd.deletion.truncate import BLOCK_BYTES, truncate_gradually
 from eemtcleanupd.formatting import printable, shortened
@@ -33,6 +34,7 @@ _MAX_NAMED_ERRORS = 20
 _MAX_READINGS = 1000
 # Smaller files are never truncated gradually, which saves a check for each of them.
 _MIN_CHUNK_BYTES = 1 << 20
+_REPORT_SECONDS = 0.3
 # Errors of an entry that is not (or no longer) a folder.
 _NO_FOLDER = {errno.ENOTDIR, errno.ELOOP}
 
@@ -74,37 +76,73 @@ class FolderTask:
     shard: Shard | None = None
 
 
+OnProgress = Callable[[int], object]
+"""Receives the bytes that a task has freed so far, while it goes on."""
 OnSubfolder = Callable[[str, str], object]
 """Receives the new name and the label of each child folder that was moved up into the item."""
 
 
+Failure = tuple[str, str, str]
+"""A path that was not removed: its original path in the item (empty for the item itself), where it is in the
+item now, and the reason."""
+
+
 @dataclass(slots=True)
 class RemovalStats:
-    """What was removed; ``errors`` names the first failed paths, ``error_count`` counts all of them."""
+    """What was removed; ``errors`` names the first failed paths, ``error_count`` counts all of them.
+
+    ``bytes_reported`` are those of ``bytes_freed`` that the pool counted while the task went on.
+    """
 
     bytes_freed: int = 0
+    bytes_reported: int = 0
     files: int = 0
     folders: int = 0
-    errors: list[str] = field(default_factory=list)
+    errors: list[Failure] = field(default_factory=list)
     error_count: int = 0
 
     def add(self, other: RemovalStats) -> None:
         """Add what another task removed."""
         self.bytes_freed += other.bytes_freed
+        self.bytes_reported += other.bytes_reported
         self.files += other.files
         self.folders += other.folders
         self.error_count += other.error_count
         self.errors += other.errors[: _MAX_NAMED_ERRORS - len(self.errors)]
 
-    def fail(self, path: str, error: OSError) -> None:
-        """Count a path that could not be removed."""
+    def fail(self, label: str, error: OSError, place: str | None = None) -> None:
+        """Count a path that could not be removed, and where it is in the item now (default: its label)."""
         self.error_count += 1
         if len(self.errors) < _MAX_NAMED_ERRORS:
-            self.errors.append(f"{printable(path)}: {error.strerror}")
+            now = shortened(printable(label if place is None else place))
+            self.errors.append((printable(label), now, str(error.strerror or error)))
+
+
+class ProgressReports:
+    """Calls a function with the bytes that a task has freed, once in a while."""
+
+    def __init__(self, report: OnProgress) -> None:
+        self._report = report
+        self._due = monotonic_seconds() + _REPORT_SECONDS
+
+    def check(self, stats: RemovalStats) -> None:
+        """Report the bytes if the last report is old."""
+        now = monotonic_seconds()
+        if now >= self._due:
+            self._due = now + _REPORT_SECONDS
+            self._report(stats.bytes_freed)
+
+
+def _ignore(_bytes_freed: int) -> None:
+    """Ignore a report."""
 
 
 def empty_folder(
-    item_fd: int, task: FolderTask, controls: DeletionControls, on_subfolder: OnSubfolder
+    item_fd: int,
+    task: FolderTask,
+    controls: DeletionControls,
+    on_subfolder: OnSubfolder,
+    on_progress: OnProgress = _ignore,
 ) -> RemovalStats:
     """Remove a folder of an item and its content, or a shard of its entries.
 
@@ -114,12 +152,13 @@ def empty_folder(
         controls: checked between two entries; shared by all threads and processes that remove on this
             filesystem.
         on_subfolder: called for each child folder.
+        on_progress: called once in a while with the bytes freed so far.
 
     Returns:
         What was removed.  An error affects only its own path; the siblings are still removed.
     """
     name, label = task.name, task.label
-    stats = RemovalStats()
+    stats, reports = RemovalStats(), ProgressReports(on_progress)
     try:
         fd = _open_folder(item_fd, name)
     except FileNotFoundError:
@@ -128,19 +167,21 @@ def empty_folder(
         if error.errno in _NO_FOLDER:  # replaced by a link or a file: remove that without entering it
             unlink_entry(item_fd, name, label, stats, controls)
         else:
-            stats.fail(label, error)
+            stats.fail(label, error, name)
         return stats
     try:
         status = os.fstat(fd)
         if status.st_dev != task.device:
-            stats.fail(label, OSError(errno.EXDEV, "is on another filesystem"))
+            stats.fail(label, OSError(errno.EXDEV, "is on another filesystem"), name)
             return stats
         if task.shard is not None:
-            _empty_once(fd, item_fd, task, stats, controls=controls, on_subfolder=on_subfolder)
+            _empty_once(fd, item_fd, task, stats, reports, controls=controls, on_subfolder=on_subfolder)
             return stats
         # Reading while removing can miss entries (readdir(3)), so repeat as long as that makes progress.
         for reading in itertools.count(1):
-            removed = _empty_once(fd, item_fd, task, stats, controls=controls, on_subfolder=on_subfolder)
+            removed = _empty_once(
+                fd, item_fd, task, stats, reports, controls=controls, on_subfolder=on_subfolder
+            )
             size = status.st_blocks * BLOCK_BYTES
             if stats.error_count or controls.stop.is_set() or not controls.acquire(size):
                 return stats
@@ -151,7 +192,7 @@ def empty_folder(
             except OSError as error:
                 if error.errno in {errno.ENOTEMPTY, errno.EEXIST} and removed and reading < _MAX_READINGS:
                     continue
-                stats.fail(label, error)
+                stats.fail(label, error, name)
                 return stats
             stats.folders += 1
             stats.bytes_freed += size
@@ -190,6 +231,7 @@ def _empty_once(
     item_fd: int,
     task: FolderTask,
     stats: RemovalStats,
+    reports: ProgressReports,
     *,
     controls: DeletionControls,
     on_subfolder: OnSubfolder,
@@ -201,6 +243,7 @@ def _empty_once(
         for entry in _by_inode(listing, task.shard):
             if is_stopped():
                 break
+            reports.check(stats)
             try:
                 if entry.is_dir(follow_symlinks=False):
                     fresh = f"{_token}-{next(_numbers)}"
@@ -228,7 +271,7 @@ def _empty_once(
             except FileNotFoundError:
                 pass
             except OSError as error:
-                stats.fail(_child_label(task.label, entry.name), error)
+                stats.fail(_child_label(task.label, entry.name), error, f"{task.name}/{entry.name}")
                 continue
             removed += 1
     return removed
@@ -289,7 +332,7 @@ def unlink_entry(
     except FileNotFoundError:
         pass
     except OSError as error:
-        stats.fail(label, error)
+        stats.fail(label, error, name)
 
 
 def _open_folder(parent_fd: int, name: str) -> int:

@@ -17,6 +17,8 @@ def wants(settings: NotifierSettings, event: Event) -> bool:
     occasion = event.occasion
     if event.is_test or occasion is None:
         return True
+    if occasion == "trash" and isinstance(event, RunFinished) and not event.report.bytes_freed:
+        return False  # what expired stays in the trash, because other jobs need it
     is_success = occasion in {"success", "recovery"}
     if is_success and settings.only_if_cleaned and isinstance(event, RunFinished):
         report = event.report

@@ -53,6 +53,7 @@ class JobPlanned(Event):
     reason: str
     artifacts: tuple[ArtifactSize, ...]
     shared: tuple[str, ...] = ()
+    to_trash: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -67,9 +68,9 @@ class JobPlanned(Event):
 class JobCleaned(Event):
     """A job's data was deleted, or moved to the trash for its grace, and the job was recorded as cleaned.
 
-    ``bytes_freed`` includes earlier, interrupted attempts.  ``age`` is None for a job that an earlier run
-    started to clean.  ``ahead_of_retention`` says why a job was cleaned before its retention passed, None
-    for an expired job.
+    ``bytes_freed`` includes earlier, interrupted attempts.  ``bytes_trashed`` waits in the trash.  ``age`` is
+    None for a job that an earlier run started to clean.  ``ahead_of_retention`` says why a job was cleaned
+    before its retention passed, None for an expired job.
     """
 
     hook = "job_cleaned"
@@ -82,6 +83,7 @@ class JobCleaned(Event):
     age: timedelta | None
     artifacts: tuple[ArtifactSize, ...]
     bytes_freed: int
+    bytes_trashed: int = 0
     in_trash: bool = False
     ahead_of_retention: str | None = None
 
@@ -210,7 +212,7 @@ class RunFinished(Event):
     def log_lines(self) -> Iterator[tuple[int, str]]:
         report = self.report
         jobs = f"{report.successful.jobs} successful, {report.failed.jobs} failed"
-        yield logging.INFO, f"{self._noun} summary: {jobs}, {human_size(report.bytes_freed)} freed"
+        yield logging.INFO, f"{self._noun} summary: {jobs}, {report.amounts}"
         if report.pressure:
             early = f"{plural(report.early.jobs, 'job')} before their retention"
             freed = human_size(report.early.bytes_freed)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from eemtcleanupd.formatting import plural, printable
+from eemtcleanupd.formatting import human_amounts, plural, printable
 from eemtcleanupd.model import Found, Outcome, Trigger
 
 DURATION_BUCKETS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0)
@@ -24,10 +24,11 @@ class ArtifactSize:
 
 @dataclass(frozen=True, slots=True)
 class JobTally:
-    """Number of jobs of one kind, and their bytes."""
+    """Number of jobs of one kind, and their bytes: those freed, and those that wait in the trash."""
 
     jobs: int = 0
     bytes_freed: int = 0
+    bytes_trashed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,12 @@ class JobNote:
     status: str
     bytes_freed: int = 0
     message: str = ""
+    bytes_trashed: int = 0
+
+    @property
+    def bytes_cleaned(self) -> int:
+        """Bytes of the cleaned data, freed or in the trash."""
+        return self.bytes_freed + self.bytes_trashed
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +142,7 @@ class RunReport:
     ``missing`` counts uncleaned terminal jobs none of whose files exist.
     ``early`` counts the cleaned jobs whose retention had not passed.  ``pressure`` says why as text; it is
     None unless disk pressure started the run.
+    ``purge_after`` is when the last data that this run moved to the trash is deleted, None if it moved none.
     ``biggest``, ``failures`` and ``vetoed`` name some of the jobs.  ``storage`` and ``totals`` are empty in a
     dry run.  Only the daemon sets ``next_run_at``.  ``is_test`` marks a report that ``notify-test`` made up.
     """
@@ -158,6 +166,7 @@ class RunReport:
     remaining_bytes: int = 0
     early: JobTally = field(default_factory=JobTally)
     pressure: str | None = None
+    purge_after: datetime | None = None
     host: str = ""
     biggest: tuple[JobNote, ...] = ()
     failures: tuple[JobNote, ...] = ()
@@ -171,3 +180,13 @@ class RunReport:
     def bytes_freed(self) -> int:
         """Bytes freed from jobs, orphans and the trash."""
         return sum(t.bytes_freed for t in (self.successful, self.failed, self.orphans, self.trash_purged))
+
+    @property
+    def bytes_trashed(self) -> int:
+        """Bytes that this run moved to the trash: their space is not free yet."""
+        return sum(t.bytes_trashed for t in (self.successful, self.failed, self.orphans))
+
+    @property
+    def amounts(self) -> str:
+        """The freed space as text, and that which waits in the trash."""
+        return human_amounts(self.bytes_freed, self.bytes_trashed, self.purge_after)

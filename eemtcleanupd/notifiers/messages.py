@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 
 from eemtcleanupd.events import Event, JobNote, RunFinished, RunReport, Severity, StorageState
 from eemtcleanupd.formatting import human_size, local_time, plural, printable, shortened
@@ -48,8 +49,10 @@ def render(event: Event | Digest) -> Message:
 def _report_message(event: RunFinished) -> Message:
     report = event.report
     jobs = report.successful.jobs + report.failed.jobs
-    freed = human_size(report.bytes_freed)
-    cleaned = f"{plural(jobs, 'job')} cleaned, {freed} freed"
+    freed, purged = human_size(report.bytes_freed), report.trash_purged
+    cleaned = f"{plural(jobs, 'job')} cleaned, {report.amounts}"
+    if report.trigger is Trigger.TRASH:
+        cleaned = f"{plural(purged.jobs, 'item')} deleted from the trash, {report.amounts}"
     host = f" on {_line(report.host)}" if report.host else ""
     test = "[TEST] " if report.is_test else ""
     what = "EEMT recovery of an interrupted run" if report.trigger is Trigger.RECOVERY else "EEMT cleanup"
@@ -58,12 +61,14 @@ def _report_message(event: RunFinished) -> Message:
     elif report.outcome is Outcome.INTERRUPTED:
         headline = f"{test}Interrupted: {what}{host}, {cleaned}"
     elif report.dry_run:
-        headline = f"{test}{what}{host}: {plural(jobs, 'job')} would be cleaned, about {freed}"
+        size = human_size(report.bytes_freed + report.bytes_trashed)
+        headline = f"{test}{what}{host}: {plural(jobs, 'job')} would be cleaned, about {size}"
     else:
         headline = f"{test}{what}{host}: {cleaned}"
     facts = [
         ("Jobs to Clean" if report.dry_run else "Jobs Cleaned", str(jobs)),
         ("Space to Free" if report.dry_run else "Space Freed", freed),
+        *_trash_facts(report),
         ("Status", _STATUS[report.outcome] + (" (a test)" if report.is_test else "")),
         ("Successful Jobs", str(report.successful.jobs)),
         ("Failed Jobs", str(report.failed.jobs)),
@@ -80,7 +85,7 @@ def _report_message(event: RunFinished) -> Message:
     lists = _lists(
         ("Errors", _failures(report)),
         ("Kept by plugins", (f"{_line(note.job_id)}: {_line(note.message)}" for note in report.vetoed)),
-        ("Biggest jobs", _sizes(note for note in report.biggest if note.bytes_freed)),
+        ("Biggest jobs", _sizes(note for note in report.biggest if note.bytes_cleaned)),
     )
     return Message(headline, event.severity, tuple(facts), lists, report.storage)
 
@@ -96,6 +101,8 @@ def _digest_message(digest: Digest) -> Message:
     reports = [event.report for event in digest.finished]
     jobs = sum(report.successful.jobs + report.failed.jobs for report in reports)
     freed = human_size(sum(report.bytes_freed for report in reports))
+    trashed = sum(report.bytes_trashed for report in reports)
+    purge_after = max((report.purge_after for report in reports if report.purge_after), default=None)
     errors = sum(report.errors for report in reports) + len(digest.failed)
     hosts = dict.fromkeys(
         _line(host)
@@ -106,6 +113,7 @@ def _digest_message(digest: Digest) -> Message:
     facts = [
         ("Jobs Cleaned", str(jobs)),
         ("Space Freed", freed),
+        *([("Moved to Trash", _waiting(trashed, purge_after))] if trashed else []),
         ("Status", plural(errors, "error") if errors else "Success"),
         ("Runs", f"{len(reports)} ended, {len(digest.failed)} failed"),
         *(("Host", host) for host in hosts if host),
@@ -114,11 +122,26 @@ def _digest_message(digest: Digest) -> Message:
     ]
     failures = [line for report in reports for line in _failures(report)]
     failures += [f"run {event.run_id}: {_line(event.error)}" for event in digest.failed]
-    biggest = sorted((n for report in reports for n in report.biggest), key=lambda note: -note.bytes_freed)
+    biggest = sorted((n for report in reports for n in report.biggest), key=lambda note: -note.bytes_cleaned)
     lists = _lists(("Errors", failures[:10]), ("Biggest jobs", _sizes(biggest[:10])))
     if errors:
         return Message(f"FAILED: {headline}", Severity.DANGER, tuple(facts), lists, storage)
     return Message(headline, Severity.GOOD, tuple(facts), lists, storage)
+
+
+def _trash_facts(report: RunReport) -> Facts:
+    facts, purged = [], report.trash_purged
+    if report.bytes_trashed:
+        facts.append(("Moved to Trash", _waiting(report.bytes_trashed, report.purge_after)))
+    if purged.jobs:
+        size = human_size(purged.bytes_freed)
+        facts.append(("Deleted from Trash", f"{plural(purged.jobs, 'item')}, {size} freed"))
+    return facts
+
+
+def _waiting(size_bytes: int, purge_after: datetime | None) -> str:
+    deletion = "" if purge_after is None else f", deleted on {local_time(purge_after)}"
+    return f"{human_size(size_bytes)}{deletion}"
 
 
 def _storage_facts(storage: StorageState | None) -> Facts:
@@ -144,7 +167,7 @@ def _failures(report: RunReport) -> list[str]:
 
 
 def _sizes(notes: Iterable[JobNote]) -> list[str]:
-    return [f"{_line(note.job_id)}: {human_size(note.bytes_freed)}" for note in notes]
+    return [f"{_line(note.job_id)}: {human_size(note.bytes_cleaned)}" for note in notes]
 
 
 def _line(text: str) -> str:

@@ -143,6 +143,7 @@ def _sanitized_run(run: RunRecord) -> RunRecord:
         failed=int(run.failed or 0),
         errors=int(run.errors or 0),
         bytes_freed=int(run.bytes_freed or 0),
+        bytes_trashed=int(run.bytes_trashed or 0),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from eemtcleanupd.daemon.status import time_with_distance
 from eemtcleanupd.daemon.status_document import iso, run_document
-from eemtcleanupd.formatting import human_size, local_time, plural, printable, shortened
+from eemtcleanupd.formatting import human_size, human_trashed, local_time, plural, printable, shortened
 from eemtcleanupd.policy.forecast import CONFIDENCE_PERCENT, Forecast
 from eemtcleanupd.report.collect import LedgerSummary, Report
 from eemtcleanupd.store.report_queries import RunTotals, Usage, UsageGroup
@@ -229,7 +229,8 @@ def describe_group(group: UsageGroup) -> str:
 def describe_runs(totals: RunTotals) -> str:
     """Return the space freed by runs as text."""
     runs, errors = plural(totals.runs, "run"), plural(totals.errors, "error")
-    return f"{human_size(totals.bytes_freed)} by {runs} with {errors}"
+    freed = f"{human_size(totals.bytes_freed)} by {runs} with {errors}"
+    return f"{freed}, {human_trashed(totals.bytes_trashed, None)}" if totals.bytes_trashed else freed
 
 
 def describe_trash(history: LedgerSummary) -> str:
@@ -246,7 +247,7 @@ def describe_last_run(history: LedgerSummary) -> str:
     if run is None:
         return "none yet"
     started = f"{local_time(run.started_at)} ({display_name(run.trigger)})"
-    freed = f"{plural(run.successful + run.failed, 'job')} cleaned, {human_size(run.bytes_freed)} freed"
+    freed = f"{plural(run.successful + run.failed, 'job')} cleaned, {run.amounts}"
     return f"{started}: {run.outcome or 'in progress'}, {freed}, {plural(run.errors, 'error')}"
 
 
@@ -313,6 +314,7 @@ def _cells(report: Report) -> Iterator[tuple[str, str, object, str]]:
         yield "runs", span, totals.runs, "runs"
         yield "runs", span, totals.errors, "errors"
         yield "runs", span, totals.bytes_freed, "bytes"
+        yield "trashed", span, totals.bytes_trashed, "bytes"
     for large in history.biggest:
         yield "biggest_jobs", large.job.id, large.size_bytes, "bytes"
     yield "capacity", "held", history.held_bytes, "bytes"

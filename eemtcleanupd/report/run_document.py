@@ -49,11 +49,12 @@ class RunDocument:
             case RunStarted():
                 self._database = event.database
             case JobPlanned():
-                detail = _job_detail(event.job, event.age, event.size_bytes)
+                freed, trashed = (0, event.size_bytes) if event.to_trash else (event.size_bytes, 0)
+                detail = _job_detail(event.job, event.age, freed, trashed)
                 artifacts = [artifact.found.label for artifact in event.artifacts]
                 self._lists["details"].add({**detail, "reason": event.reason, "artifacts": artifacts})
             case JobCleaned():
-                detail = _job_detail(event.job, event.age, event.bytes_freed)
+                detail = _job_detail(event.job, event.age, event.bytes_freed, event.bytes_trashed)
                 artifacts = [artifact.found.label for artifact in event.artifacts]
                 self._lists["details"].add({**detail, "artifacts": artifacts, "in_trash": event.in_trash})
             case JobSkipped():
@@ -112,6 +113,8 @@ class RunDocument:
             "database": None if self._database is None else self._database.document(),
             "cleaned_jobs": {"successful": report.successful.jobs, "failed": report.failed.jobs},
             "space_freed": space(report.bytes_freed),
+            "space_trashed": space(report.bytes_trashed),
+            "purge_after": None if report.purge_after is None else report.purge_after.isoformat(),
             "error_count": report.errors,
             "trash_purged": report.trash_purged.jobs,
             "missing": report.missing,
@@ -163,11 +166,17 @@ class _SpooledList:
             yield line.rstrip("\n")
 
 
-def _job_detail(job: Job, age: timedelta | None, size_bytes: int) -> dict[str, Any]:
+def _space(size_bytes: int) -> dict[str, Any]:
+    return {"bytes": size_bytes, "human_readable": human_size(size_bytes, fixed=True)}
+
+
+def _job_detail(job: Job, age: timedelta | None, freed_bytes: int, trashed_bytes: int) -> dict[str, Any]:
     return {
         "job_id": job.id,
         "status": job.status,
         "age_days": None if age is None else round(age.total_seconds() / 86400, 1),
-        "space_freed": human_size(size_bytes, fixed=True),
-        "space_freed_bytes": size_bytes,
+        "space_freed": human_size(freed_bytes, fixed=True),
+        "space_freed_bytes": freed_bytes,
+        "space_trashed": human_size(trashed_bytes, fixed=True),
+        "space_trashed_bytes": trashed_bytes,
     }

@@ -23,6 +23,7 @@ class LogEntry:
     action: str
     bytes_freed: int
     message: str
+    bytes_trashed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,9 @@ class History(Repository):
                 return
             after = rows[-1].id
             for row in rows:
-                yield LogEntry(row.job_id, row.status, row.action, row.bytes_freed, row.message)
+                yield LogEntry(
+                    row.job_id, row.status, row.action, row.bytes_freed, row.message, row.bytes_trashed or 0
+                )
 
     def add_log(
         self, connection: Connection, run_id: str, entries: Sequence[LogEntry], now: datetime

@@ -27,6 +27,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     column,
+    func,
     inspect,
     literal_column,
     not_,
@@ -320,6 +321,18 @@ class JobTable:
                     row = Row(replace(row.job, status=_DUPLICATE_ID), cleaned=False)
                 rows[row.job.id] = row
         return rows
+
+    def ids_starting_with(self, connection: Connection, start: str, limit: int) -> list[str]:
+        """Return the ids of rows that start with a text, the one that is equal to it first."""
+        job_id: ColumnElement[Any] = literal_column(self._database.as_text(self._id))
+        statement = (
+            select(job_id)
+            .select_from(self._jobs)
+            .where(func.substr(job_id, 1, len(start)) == bindparam("start", start, type_=RawText()))
+            .order_by(func.length(job_id))
+            .limit(limit)
+        )
+        return [_as_text(row[0]) for row in connection.execute(statement)]
 
     def naming(
         self, connection: Connection, dem_filenames: Sequence[str], *, besides: Collection[str] = ()

@@ -89,11 +89,12 @@ class LargeJob:
 
 @dataclass(frozen=True, slots=True)
 class RunTotals:
-    """The number of runs, the jobs that they could not clean, and the bytes that they freed."""
+    """The number of runs, the jobs that they could not clean, and the bytes that they freed or trashed."""
 
     runs: int
     errors: int
     bytes_freed: int
+    bytes_trashed: int
 
 
 def count_jobs(database: Database, job_table: JobTable, day_ago: str, month_ago: str) -> JobUsage:
@@ -156,12 +157,11 @@ def largest_jobs(database: Database, job_table: JobTable, limit: int) -> tuple[L
 
 def run_totals_since(database: Database, since: datetime) -> RunTotals:
     """Return the totals of the runs that started later.  The ledger must exist."""
-    statement = select(func.count(), func.sum(RUNS.c.errors), func.sum(RUNS.c.bytes_freed)).where(
-        RUNS.c.started_at > utc_timestamp(since)
-    )
+    sums = (func.sum(column) for column in (RUNS.c.errors, RUNS.c.bytes_freed, RUNS.c.bytes_trashed))
+    statement = select(func.count(), *sums).where(RUNS.c.started_at > utc_timestamp(since))
     with database.read() as connection:
-        runs, errors, freed = connection.execute(statement).one()
-    return RunTotals(runs, int(errors or 0), int(freed or 0))
+        runs, *sums_found = connection.execute(statement).one()
+    return RunTotals(runs, *(int(total or 0) for total in sums_found))
 
 
 def _add(groups: dict[str, UsageGroup], name: object, group: UsageGroup) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, bindparam, desc, func, insert, select, update
 
 from eemtcleanupd.events import Total
+from eemtcleanupd.formatting import human_amounts
 from eemtcleanupd.model import Outcome, Trigger
 from eemtcleanupd.store.base import Repository, read_utc
 from eemtcleanupd.store.tables import DELIVERY_OUTCOMES, NOTIFIERS, RUNS, TOTALS
@@ -39,17 +40,30 @@ class RunRecord:
     errors: int = 0
     bytes_freed: int = 0
     error: str | None = None
+    bytes_trashed: int = 0
+    purge_after: datetime | None = None
+
+    @property
+    def amounts(self) -> str:
+        """The freed space as text, and that which was moved to the trash."""
+        return human_amounts(self.bytes_freed, self.bytes_trashed or 0, self.purge_after)
 
 
 _PLANNED_JOBS = RUNS.c.trigger.not_in([trigger for trigger in Trigger if not trigger.plans_jobs])
+
+_BEGAN = func.coalesce(RUNS.c.outcome, "") != Outcome.REFUSED
 
 
 class Runs(Repository):
     """``cleanup_runs`` and ``cleanup_totals``."""
 
     def last_run_at(self) -> datetime | None:
-        """Return when the last run finished or, if unfinished, started.  Return None before the first run."""
-        return self._time(select(func.max(func.coalesce(RUNS.c.finished_at, RUNS.c.started_at))))
+        """Return when the last run finished or, if unfinished, started.  Return None before the first run.
+
+        A refused run says nothing about the clock: its time can be the reason.
+        """
+        last = func.max(func.coalesce(RUNS.c.finished_at, RUNS.c.started_at))
+        return self._time(select(last).where(_BEGAN))
 
     def has_whole_run(self) -> bool:
         """Return whether any run has checked all jobs and finished."""
@@ -59,7 +73,7 @@ class Runs(Repository):
 
     def last_cleanup_at(self) -> datetime | None:
         """Return when the last run that checked all jobs started, or None before the first."""
-        return self._time(select(func.max(RUNS.c.started_at)).where(_PLANNED_JOBS))
+        return self._time(select(func.max(RUNS.c.started_at)).where(_PLANNED_JOBS, _BEGAN))
 
     def last_success_at(self) -> datetime | None:
         """Return when the last run that checked all jobs without errors finished."""
@@ -79,7 +93,7 @@ class Runs(Repository):
             statement = statement.where(RUNS.c.id.startswith(run_id, autoescape=True))
         with self._database.read() as connection:
             rows = connection.execute(statement).mappings().all()
-        times = ("started_at", "finished_at")
+        times = ("started_at", "finished_at", "purge_after")
         return [RunRecord(**{**row, **{name: read_utc(row[name]) for name in times}}) for row in rows]
 
     def begin_run(self, run: RunRecord) -> None:
@@ -94,6 +108,22 @@ class Runs(Repository):
             # Runs are ordered by start time, and by this number within the same second.
             number = select(func.coalesce(func.max(RUNS.c.number), 0) + 1).scalar_subquery()
             connection.execute(insert(RUNS).values({**_run_values(run), "number": number}))
+
+        self._database.write(work)
+
+    def add_to_run(self, connection: Connection, run_id: str, counts: Mapping[str, int]) -> None:
+        """Add to the counts in the row of an active run, in the transaction that records what they count."""
+        values = {name: RUNS.c[name] + count for name, count in counts.items() if count}
+        if values:
+            connection.execute(update(RUNS).where(RUNS.c.id == run_id).values(values))
+
+    def add_refused_run(self, run: RunRecord) -> None:
+        """Write the row of a run that did not begin, unless it has one because it did."""
+
+        def work(connection: Connection) -> None:
+            if connection.execute(select(RUNS.c.id).where(RUNS.c.id == run.id)).first() is None:
+                number = select(func.coalesce(func.max(RUNS.c.number), 0) + 1).scalar_subquery()
+                connection.execute(insert(RUNS).values({**_run_values(run), "number": number}))
 
         self._database.write(work)
 

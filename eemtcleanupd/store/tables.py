@@ -27,6 +27,8 @@ RUNS = Table(
     Column("errors", Integer, server_default=text("0")),
     Column("bytes_freed", BigInteger, server_default=text("0")),
     Column("error", Text),
+    Column("bytes_trashed", BigInteger, server_default=text("0")),
+    Column("purge_after", String),
 )
 INTENTS = Table(
     "cleanup_intents",
@@ -56,6 +58,7 @@ LOG = Table(
     Column("action", String),
     Column("bytes_freed", BigInteger),
     Column("message", Text),
+    Column("bytes_trashed", BigInteger, server_default=text("0")),
 )
 AUDIT = Table(
     "cleanup_audit",

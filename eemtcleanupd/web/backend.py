@@ -19,7 +19,7 @@ from typing import Any
 from eemtcleanupd.cleanup import Progress, RunRequest, clean
 from eemtcleanupd.clock import monotonic_seconds, system_clock
 from eemtcleanupd.config import Config, Loaded
-from eemtcleanupd.daemon.status import RunStatus
+from eemtcleanupd.daemon.status import RunStatus, published_progress
 from eemtcleanupd.daemon.status_document import overview
 from eemtcleanupd.delivery import Dispatcher
 from eemtcleanupd.errors import CleanupError, LockHeldError
@@ -199,15 +199,11 @@ class LocalBackend:
                 callbacks.emit(event)
 
             try:
-                result = clean(
-                    config,
-                    RunRequest(
-                        user=run.user, trigger=Trigger.API, dry_run=config.dry_run, force=run.options.force
-                    ),
-                    emit=emit,
-                    progress=progress,
-                    hooks=self.plugins,
+                request = RunRequest(
+                    user=run.user, trigger=Trigger.API, dry_run=config.dry_run, force=run.options.force
                 )
+                with published_progress(StoreAddress.of(config), Trigger.API, progress):
+                    result = clean(config, request, emit=emit, progress=progress, hooks=self.plugins)
             finally:
                 dispatcher.drain(_DRAIN_SECONDS)
                 dispatcher.close()

@@ -98,7 +98,10 @@ def run_page_data(config: Config, run_id: str) -> dict[str, Any]:
     """
     with open_ledger(config) as ledger:
         run = run_with_details(ledger, run_id, _MAX_DETAILS)
-    details = sorted(run["details"], key=lambda entry: (entry["action"] != "failed", -entry["bytes_freed"]))
+    details = sorted(
+        run["details"],
+        key=lambda entry: (entry["action"] != "failed", -entry["bytes_freed"] - entry["bytes_trashed"]),
+    )
     return {"run": run, "details": details, "is_cut": len(details) == _MAX_DETAILS}
 
 
@@ -106,8 +109,10 @@ def run_page_data(config: Config, run_id: str) -> dict[str, Any]:
 def _largest_first(plan: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the plan without its jobs, and its largest jobs; the same plan is parsed once."""
     document = json.loads(plan)
-    jobs = sorted(document["details"], key=lambda job: -job["space_freed_bytes"])
-    summary = {key: document[key] for key in ("cleaned_jobs", "space_freed", "finished_at")}
+    jobs = sorted(
+        document["details"], key=lambda job: -(job["space_freed_bytes"] + job["space_trashed_bytes"])
+    )
+    summary = {key: document[key] for key in ("cleaned_jobs", "space_freed", "space_trashed", "finished_at")}
     return {**summary, "jobs": len(jobs)}, jobs[:_MAX_JOBS]
 
 

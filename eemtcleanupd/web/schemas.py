@@ -100,6 +100,7 @@ class CleanupAnswer(BaseModel):
     dry_run: bool
     cleaned_jobs: JobCounts
     space_freed: Space
+    space_trashed: Space
     details: list[Detail]
 
 

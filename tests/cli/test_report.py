@@ -180,7 +180,7 @@ def test_report_shows_used_and_freed_space_and_changes_nothing(store: JobStore, 
     assert (sol["workflow_type"], sol["jobs"], sol["measured_jobs"]) == ("sol", 3, 2)
     assert [job["job_id"] for job in found["biggest_jobs"]] == ["big", "broken", "small"]
     (run,) = store.sql("SELECT bytes_freed FROM cleanup_runs")
-    assert found["runs"]["last_24h"] == {"runs": 1, "errors": 0, "bytes_freed": run[0]}
+    assert found["runs"]["last_24h"] == {"runs": 1, "errors": 0, "bytes_freed": run[0], "bytes_trashed": 0}
     assert found["unknown"][-1].startswith("1 ")
     assert len(found["disk"]) == 4
     for form in FORMS:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -60,32 +62,49 @@ def test_restoring_an_unknown_job_is_one_error(store: JobStore, run_cli: RunCli)
 
 
 def test_purge_empties_the_trash(store: JobStore, run_cli: RunCli) -> None:
-    purged = json.loads(run_cli("trash", "purge", "--older-than", "1", "--json", cwd=store.path).stdout)
+    purge = ("trash", "purge", "--yes", "--json")
+    purged = json.loads(run_cli(*purge, "--older-than", "1", cwd=store.path).stdout)
     assert (purged["purged"], purged["space_freed"]["bytes"], purged["error_count"]) == (0, 0, 0)
-    done = run_cli("trash", "purge", "--json", cwd=store.path)
+    done = run_cli(*purge, cwd=store.path)
     assert (done.returncode, json.loads(done.stdout)["purged"]) == (0, 2)
     assert json.loads(run_cli("trash", "list", "--json", cwd=store.path).stdout) == []
 
 
-def test_purge_asks_for_confirmation_on_a_terminal(store: JobStore) -> None:
-    import os
-    import pty
+DESTROY = (("trash", "purge"), ("reset",))
 
+
+@pytest.mark.parametrize("command", DESTROY)
+def test_without_a_terminal_only_yes_destroys(
+    store: JobStore, run_cli: RunCli, command: tuple[str, ...]
+) -> None:
+    before = (store.snapshot(), store.cleaned())
+    done = run_cli(*command, "--json", cwd=store.path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--yes" in done.stderr
+    assert (store.snapshot(), store.cleaned()) == before
+    assert run_cli(*command, "--yes", cwd=store.path).returncode == 0
+    assert (store.snapshot(), store.cleaned()) != before
+
+
+@pytest.mark.parametrize("command", DESTROY)
+def test_on_a_terminal_the_command_asks_before_it_destroys(store: JobStore, command: tuple[str, ...]) -> None:
+    before = (store.snapshot(), store.cleaned())
     leader, follower = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "eemtcleanupd", "trash", "purge"],
+        [sys.executable, "-m", "eemtcleanupd", *command, "--json"],
         cwd=store.path,
         stdin=follower,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     os.write(leader, b"n\n")
-    out, _ = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)
     os.close(leader)
     os.close(follower)
-    assert b"[y/N]" in out
+    assert out == b""  # it is for JSON only
+    assert b"[y/N]" in err
     assert process.returncode != 0
-    assert len(store.trash()) == 2
+    assert (store.snapshot(), store.cleaned()) == before
 
 
 def test_purge_with_dry_run_in_the_configuration_deletes_nothing(store: JobStore, run_cli: RunCli) -> None:
@@ -110,7 +129,7 @@ def test_a_hold_that_comes_too_late_is_a_warning(
         "INSERT INTO cleanup_intents (id, run_id, kind, state, job_id, artifacts, created_at)"
         " VALUES ('x.1', 'x', 'job', 'open', 'started', '[]', '2026-06-01 00:00:00')"
     )
-    done = run_cli("hold", job, cwd=store.path)
+    done = run_cli("hold", job, "--unknown-ok", cwd=store.path)
     assert done.returncode == 0
     holds = json.loads(run_cli("holds", "--json", cwd=store.path).stdout)
     assert [held["job_id"] for held in holds] == [job]

@@ -47,7 +47,7 @@ def test_no_two_helpers_give_a_folder_the_same_name(trash: Trash) -> None:
     fresh: list[str] = []
     for folder in folders:  # the first helper returns to the end of the queue
         task = FolderTask(folder, "", trash.root.device)
-        helpers.empty_folder(item, task, lambda name, _label: fresh.append(name))
+        helpers.empty_folder(item, task, lambda name, _label: fresh.append(name), lambda _: None)
     helpers.close()
     controls.close()
     os.close(item)
@@ -286,7 +286,7 @@ socket.send_fds = send_and_be_killed
 item = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY)
 helpers = HelperPool(1, DeletionControls(StopFlag()))
 helpers.ensure_processes(1)
-helpers.empty_folder(item, FolderTask("folder", "", os.fstat(item).st_dev), print)
+helpers.empty_folder(item, FolderTask("folder", "", os.fstat(item).st_dev), print, print)
 """
 
 

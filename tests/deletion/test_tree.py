@@ -126,7 +126,7 @@ def test_a_process_that_keeps_creating_files_cannot_block_a_run_forever(
     stats = empty_folder(root.fd, FolderTask("folder", "job", root.device), controls, lambda *_: None)
     controls.close()
     assert (stats.error_count, stats.folders) == (1, 0)
-    assert stats.errors[0].startswith("job: ")
+    assert stats.errors[0][:2] == ("job", "folder")
 
 
 @given(of=st.integers(1, 5), files=st.integers(0, 40), folders=st.integers(0, 5))
@@ -245,7 +245,9 @@ def test_paths_that_cannot_be_removed_are_named_and_the_rest_is_removed(
     assert removed.error_count == 25
     assert len(removed.errors) == 20
     if queue_limit:
-        assert all(error.startswith("job/sub/stuck") for error in removed.errors)
+        assert all(label.startswith("job/sub/stuck") for label, _, _ in removed.errors)
+    for _, place, _ in removed.errors:
+        assert (root.path / TRASH_NAME / "item.deleting" / place).exists()
     assert [name for name in _left(root) if name.startswith(("stuck", "loose", "file"))] == [
         file.name for file in immutable
     ]

@@ -32,6 +32,7 @@ WANTED = [
     (RunFinished(report(dry_run=True)), {"on": ("dry_run",)}, True),
     (RunFinished(report(trigger=Trigger.TRASH)), {"on": ("success",)}, False),
     (RunFinished(report(trigger=Trigger.TRASH)), {"on": ("trash",)}, True),
+    (RunFinished(report(trigger=Trigger.TRASH)), {}, True),
     (RunFinished(report(Outcome.ERRORS, errors=1, trigger=Trigger.TRASH)), {"on": ("failure",)}, True),
     (RunFinished(report(trigger=Trigger.RECOVERY)), {"on": ("success",)}, False),
     (RunFinished(report(trigger=Trigger.RECOVERY)), {}, True),

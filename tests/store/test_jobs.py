@@ -313,3 +313,20 @@ def test_a_database_of_another_program_is_refused(tmp_path: Path, schema: str, m
     with pytest.raises(StoreError, match=missing):
         JobTable(database, POLICY, None)
     database.close()
+
+
+def test_ids_are_found_by_their_start_and_the_shortest_is_first(jobs: Jobs) -> None:
+    names = ("ab1", "ab", "abc_%", "Ab", "b", "é1", "é12")
+    jobs.fill([(name, "completed", None) for name in names])
+    database = jobs.open()
+    try:
+        table = JobTable(database, POLICY, None)
+        with database.read() as connection:
+            found = {
+                start: table.ids_starting_with(connection, start, 2)
+                for start in ("ab", "abc_", "é", "_", "x\0")
+            }
+    finally:
+        database.close()
+    assert found.pop("ab")[0] == "ab"
+    assert found == {"abc_": ["abc_%"], "é": ["é1", "é12"], "_": [], "x\0": []}

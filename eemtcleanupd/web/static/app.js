@@ -27,6 +27,11 @@ function size(bytes) {
   return `${bytes.toFixed(index ? 1 : 0)} ${units[index]}`;
 }
 
+// Data in the trash uses its space until it is deleted from there.
+function amounts(freed, trashed) {
+  return `${size(freed)} freed${trashed ? `, ${size(trashed)} moved to the trash` : ''}`;
+}
+
 async function post(path, body, headers = {}) {
   const answer = await fetch(path, {
     method: 'POST',
@@ -76,8 +81,8 @@ function refresh(milliseconds) {
 }
 
 async function plan() {
-  const { cleaned_jobs: jobs, space_freed: space } = await read(await fetch('/api/cleanup/plan'));
-  return `${jobs.successful + jobs.failed} jobs (${jobs.successful} successful, ${jobs.failed} failed), ${space.human_readable}`;
+  const { cleaned_jobs: jobs, space_freed: freed, space_trashed: trashed } = await read(await fetch('/api/cleanup/plan'));
+  return `${jobs.successful + jobs.failed} jobs (${jobs.successful} successful, ${jobs.failed} failed), ${amounts(freed.bytes, trashed.bytes)}`;
 }
 
 $('preview').addEventListener('click', (event) => run(event.target, async () => {
@@ -89,7 +94,7 @@ $('clean').addEventListener('click', (event) => run(event.target, async () => {
   show('Calculating …');
   const summary = await plan();
   show('');
-  if (!(await confirm('Clean now?', `This deletes the data of ${summary}. The metadata of the jobs is kept.`, 'Clean now'))) return;
+  if (!(await confirm('Clean now?', `This cleans the data of ${summary}. The metadata of the jobs is kept.`, 'Clean now'))) return;
   const started = await post('/api/cleanup', {}, { Prefer: 'respond-async' });
   show(`Run ${started.run_id} has started.`);
   isOwnRun = true;
@@ -102,7 +107,7 @@ async function watch({ run_id: id, url }) {
     await new Promise((resolve) => setTimeout(resolve, 500));
     const result = await read(await fetch(url));
     if (!result.finished_at) continue;
-    showAfterReload(`Run ${id} has finished: ${result.outcome}, ${size(result.bytes_freed)} freed.`);
+    showAfterReload(`Run ${id} has finished: ${result.outcome}, ${amounts(result.bytes_freed, result.bytes_trashed)}.`);
     return;
   }
 }
@@ -165,7 +170,7 @@ events.addEventListener('progress', (event) => {
   $('running').hidden = false;
   $('bar').max = progress.jobs_total || 1;
   $('bar').value = progress.jobs_done;
-  $('progress-text').textContent = `${progress.jobs_done} of ${progress.jobs_total} jobs, ${size(progress.bytes_freed)} freed`;
+  $('progress-text').textContent = `${progress.jobs_done} of ${progress.jobs_total} jobs, ${amounts(progress.bytes_freed, progress.bytes_trashed)}`;
 });
 events.addEventListener('idle', () => {
   if (!wasRunning || isOwnRun) return;

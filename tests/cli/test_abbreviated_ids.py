@@ -1,0 +1,108 @@
+"""The start of an id stands for it in every command, and an id that nobody knows is an error."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from pytest_httpserver import HTTPServer
+
+from tests.cleanup.conftest import JobStore
+from tests.conftest import RunCli
+
+ONE, OTHER, THIRD = "32ffd03d-aaaa", "32ffd03d-bbbb", "7c91-cccc"
+AMBIGUOUS = "32ffd03d"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    store = JobStore(tmp_path / "store", now=datetime.now(UTC))
+    config = "trash: {grace_hours: 24}\ndatabase: {timezone: UTC}\nbackup: {enabled: true, path: backups}\n"
+    (store.path / "cleanup_config.yaml").write_text(config)
+    for job in (ONE, OTHER, THIRD):
+        store.job(job, dem=f"{job}.tif")
+        store.upload(f"{job}.tif")
+    return store
+
+
+def held(store: JobStore) -> set[object]:
+    return {row[0] for row in store.sql("SELECT job_id FROM cleanup_holds")}
+
+
+def test_hold_and_release_know_a_job_by_the_start_of_its_id(store: JobStore, run_cli: RunCli) -> None:
+    assert run_cli("hold", "7c", cwd=store.path).returncode == 0
+    assert run_cli("hold", "32ffd03d-b", cwd=store.path).returncode == 0
+    assert held(store) == {THIRD, OTHER}
+    assert run_cli("release", "3", cwd=store.path).returncode == 0
+    assert held(store) == {THIRD}
+    assert run_cli("release", ONE, cwd=store.path).returncode == 1
+
+
+def test_an_unknown_job_is_held_only_on_request(store: JobStore, run_cli: RunCli) -> None:
+    for unknown in ("nobody", "", "%", "32FFD03D-b", "c91"):
+        done = run_cli("hold", unknown, cwd=store.path)
+        assert (done.returncode, done.stdout) == (1, "")
+    assert run_cli("holds", "--json", cwd=store.path).stdout.strip() == "[]"
+    assert run_cli("hold", "nobody", "--unknown-ok", cwd=store.path).returncode == 0
+    assert held(store) == {"nobody"}
+
+
+def test_an_id_that_starts_another_one_is_itself(store: JobStore, run_cli: RunCli) -> None:
+    store.job("7c91", files=0)
+    assert run_cli("hold", "7c91", cwd=store.path).returncode == 0
+    assert held(store) == {"7c91"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("hold",), ("release",), ("rerun",), ("trash", "restore"), ("backup", "restore")],
+    ids=" ".join,
+)
+def test_an_ambiguous_id_is_an_error_that_lists_the_ids(
+    store: JobStore, run_cli: RunCli, command: tuple[str, ...]
+) -> None:
+    for job in (ONE, OTHER) if command == ("release",) else ():
+        run_cli("hold", job, cwd=store.path)
+    if command in {("trash", "restore"), ("backup", "restore")}:
+        assert run_cli("clean", cwd=store.path).returncode == 0
+    done = run_cli(*command, AMBIGUOUS, cwd=store.path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert ONE in done.stderr
+    assert OTHER in done.stderr
+    assert THIRD not in done.stderr
+
+
+@pytest.mark.parametrize("command", [("trash", "restore"), ("backup", "restore")], ids=" ".join)
+def test_a_restore_knows_a_job_by_the_start_of_its_id(
+    store: JobStore, run_cli: RunCli, command: tuple[str, ...]
+) -> None:
+    assert run_cli("clean", cwd=store.path).returncode == 0
+    if command[0] == "backup":
+        assert run_cli("trash", "purge", "--yes", cwd=store.path).returncode == 0
+    done = run_cli(*command, "7", "--json", cwd=store.path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["job_id"] == THIRD
+    assert store.results(THIRD).exists()
+
+
+def test_rerun_knows_a_job_by_the_start_of_its_id(
+    store: JobStore, run_cli: RunCli, httpserver: HTTPServer
+) -> None:
+    store.sql("UPDATE jobs SET parameters = '{}'")
+    httpserver.expect_request("/api/submit-job").respond_with_json({"job_id": "new"})
+    done = run_cli("rerun", "7c", "--url", httpserver.url_for(""), "--json", cwd=store.path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["job_id"] == THIRD
+
+
+def test_history_lists_the_runs_that_an_ambiguous_id_can_mean(store: JobStore, run_cli: RunCli) -> None:
+    for _ in range(2):
+        assert run_cli("clean", cwd=store.path).returncode == 0
+    ids = [run["id"] for run in json.loads(run_cli("history", "--json", cwd=store.path).stdout)]
+    done = run_cli("history", ids[0][:6], cwd=store.path)
+    assert done.returncode == 1
+    assert all(each in done.stderr for each in ids)
+    assert json.loads(run_cli("history", ids[0][:-1], "--json", cwd=store.path).stdout)["id"] == ids[0]
+    assert run_cli("history", "nothing", cwd=store.path).returncode == 1
