@@ -10,7 +10,7 @@ from eemtcleanupd.config.plugin_settings import needs_secret
 from eemtcleanupd.config.types import FilePath
 from eemtcleanupd.events import RunFailed, RunFinished, RunStarted
 from eemtcleanupd.hookspecs import NotifierSettings, hookimpl
-from eemtcleanupd.model import Outcome, Trigger
+from eemtcleanupd.model import Outcome
 from eemtcleanupd.notifiers.http import post
 from eemtcleanupd.notifiers.messages import render
 
@@ -46,7 +46,7 @@ def run_started(event: RunStarted, settings: PingSettings) -> str:
 @hookimpl
 def run_finished(event: RunFinished, settings: PingSettings) -> str:
     report = event.report
-    if report.trigger is Trigger.RECOVERY and report.outcome is not Outcome.ERRORS:
+    if not report.trigger.plans_jobs and report.outcome is not Outcome.ERRORS:
         return ""  # to the monitor, a success means that a cleanup was run
     suffix = "/fail" if report.outcome is Outcome.ERRORS else ""
     return _ping(settings, suffix, render(event).text())

@@ -120,8 +120,8 @@ def table_problem(rows: int, rows_before: int | None, job_folders: Sequence[str]
         names = ", ".join(shortened(printable(name), 60) for name in job_folders[:_NAMED_ENTRIES])
         more = " …" if len(job_folders) > _NAMED_ENTRIES else ""
         return (
-            f"the job table is empty, but the results folder contains "
-            f"{plural(len(job_folders), 'item')} of jobs: {names}{more}. Is this the database of the web interface?"
+            f"the job table is empty, but the results folder contains {plural(len(job_folders), 'item')} of "
+            f"jobs: {names}{more}. Is this the database of the web interface?"
         )
     return None
 

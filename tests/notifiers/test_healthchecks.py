@@ -18,11 +18,12 @@ def settings(httpserver: HTTPServer) -> PingSettings:
     return PingSettings.model_validate({"enabled": True, "url": httpserver.url_for("/hook")})
 
 
-def test_a_recovery_run_does_not_count_as_the_expected_cleanup(
-    settings: PingSettings, httpserver: HTTPServer
+@pytest.mark.parametrize("trigger", [Trigger.RECOVERY, Trigger.TRASH])
+def test_a_run_that_plans_no_jobs_does_not_count_as_the_expected_cleanup(
+    settings: PingSettings, httpserver: HTTPServer, trigger: Trigger
 ) -> None:
-    run_started(RunStarted("r", False, Trigger.RECOVERY, "policy", 0, 0), settings)
-    run_finished(RunFinished(report(trigger=Trigger.RECOVERY)), settings)
+    run_started(RunStarted("r", False, trigger, "policy", 0, 0), settings)
+    run_finished(RunFinished(report(trigger=trigger)), settings)
     assert httpserver.log == []
 
 
