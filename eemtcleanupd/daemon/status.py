@@ -167,7 +167,7 @@ class _RunFile:
 
     def write(self, run: RunStatus) -> None:
         document = {"pid": os.getpid(), "run": _RUN_ADAPTER.dump_python(run, mode="json")}
-        with suppress(OSError):  # the disk can be full, and the run goes on
+        with suppress(OSError):  # the disk can be full, and the run continues
             write_atomic(self._path, json.dumps(document).encode("ascii"), mode=None)
 
     def remove(self) -> None:

@@ -77,7 +77,7 @@ class FolderTask:
 
 
 OnProgress = Callable[[int], object]
-"""Receives the bytes that a task has freed so far, while it goes on."""
+"""Receives the bytes that a task has freed so far, while it continues."""
 OnSubfolder = Callable[[str, str], object]
 """Receives the new name and the label of each child folder that was moved up into the item."""
 
