@@ -8,7 +8,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Hashable
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -52,7 +52,7 @@ def add_query_routes(router: APIRouter, context: ApiContext) -> None:
         return await context.answer(request, "status", lambda: json.dumps(backend.overview()).encode("ascii"))
 
     @router.get("/runs", dependencies=may_read, responses=COMMON_ERRORS)
-    async def runs(request: Request, limit: Annotated[int, Query(ge=1, le=500)] = 20) -> Response:
+    async def runs(request: Request, limit: int = Query(20, ge=1, le=500)) -> Response:
         """List runs, the newest first."""
         return await answer(
             request,
@@ -63,7 +63,7 @@ def add_query_routes(router: APIRouter, context: ApiContext) -> None:
     @router.get("/runs/{run_id}", dependencies=may_read, responses={**COMMON_ERRORS, **error_responses(404)})
     def run(
         run_id: Text,
-        limit: Annotated[int, Query(ge=1, le=100_000, description="Maximum number of details.")] = 1000,
+        limit: int = Query(1000, ge=1, le=100_000, description="Maximum number of details."),
     ) -> Response:
         """Show a run and what it did with each job."""
         with open_ledger(backend.config) as ledger:
@@ -76,7 +76,7 @@ def add_query_routes(router: APIRouter, context: ApiContext) -> None:
     )
     async def events(
         request: Request,
-        once: Annotated[bool, Query(description="End after the first event.")] = False,
+        once: bool = Query(False, description="End after the first event."),
         caller: Caller = Depends(context.may_read),
     ) -> Response:
         """Stream server-sent events: `progress` during a run, and `idle` without one."""
@@ -94,9 +94,9 @@ def add_query_routes(router: APIRouter, context: ApiContext) -> None:
     @router.get("/trash", dependencies=may_read, responses=COMMON_ERRORS)
     async def trash(
         request: Request,
-        limit: Annotated[
-            int, Query(ge=1, le=100_000, description="Maximum number of jobs, the next to be deleted first.")
-        ] = 1000,
+        limit: int = Query(
+            1000, ge=1, le=100_000, description="Maximum number of jobs, the next to be deleted first."
+        ),
     ) -> Response:
         """List the jobs in the trash. `more` is true if there are more than `limit`."""
 
