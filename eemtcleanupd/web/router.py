@@ -32,9 +32,9 @@ def install(
     authorize: Callable[..., Any] | None = None,
     environ: dict[str, str] | None = None,
 ) -> tuple[str, ...]:
-    """Put the routes into another FastAPI application, in place of its own routes of the same path and method.
+    """Put the routes into another FastAPI application, in place of its own for the same path and method.
 
-    They come first, whatever else the application has or adds later for their paths.
+    They come first, whatever else the application has, or adds later, for their paths.
 
     Args:
         app: the application.

@@ -13,8 +13,10 @@ from typing import Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from eemtcleanupd.cleanup.job_state import job_state
+from eemtcleanupd.clock import system_clock
 from eemtcleanupd.daemon.status_document import run_document
-from eemtcleanupd.formatting import printable
+from eemtcleanupd.formatting import human_size, printable
 from eemtcleanupd.store.intents import Intent
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.web.auth import Caller
@@ -23,7 +25,7 @@ from eemtcleanupd.web.cache import PLAN_FRESH_SECONDS
 from eemtcleanupd.web.context import ApiContext, open_ledger
 from eemtcleanupd.web.problems import COMMON_ERRORS, AsciiJsonResponse, error_responses, http_error
 from eemtcleanupd.web.routes.runs import plan_document
-from eemtcleanupd.web.schemas import CleanupAnswer, Text
+from eemtcleanupd.web.schemas import CleanupAnswer, JobAnswer, Text
 
 _POLL_SECONDS = 0.5
 _POLLS_PER_KEEPALIVE = 30
@@ -68,6 +70,16 @@ def add_query_routes(router: APIRouter, context: ApiContext) -> None:
         """Show a run and what it did with each job."""
         with open_ledger(backend.config) as ledger:
             return AsciiJsonResponse(run_with_details(ledger, run_id, limit))
+
+    @router.get(
+        "/jobs/{job_id}",
+        dependencies=may_read,
+        response_model=JobAnswer,
+        responses={**COMMON_ERRORS, **error_responses(404)},
+    )
+    async def job(request: Request, job_id: Text) -> Response:
+        """Show where a job's data is: kept until when and why, cleaned, in the trash, or held."""
+        return await context.answer(request, ("job", job_id), lambda: job_document(backend, job_id))
 
     @router.get(
         "/events",
@@ -150,6 +162,23 @@ def run_with_details(ledger: Ledger | None, run_id: str, limit: int) -> dict[str
         raise http_error(404, f"There is no run {printable(run_id)}.")
     details = [asdict(entry) for entry in itertools.islice(ledger.log_entries(run_id), limit)]
     return {**run_document(run), "details": details}
+
+
+def job_document(backend: Backend, job_id: str) -> bytes:
+    """Return the state of a job as JSON.
+
+    Raises:
+        HTTPException: 404, there is no such job.
+    """
+    state = job_state(backend.config, job_id, backend.plugins, system_clock())
+    if state is None:
+        raise http_error(404, f"There is no job {printable(job_id)}.")
+    document = asdict(state)
+    size_bytes = document.pop("size_bytes")
+    document["size"] = None
+    if size_bytes is not None:
+        document["size"] = {"bytes": size_bytes, "human_readable": human_size(size_bytes, fixed=True)}
+    return json.dumps(document, default=datetime.isoformat).encode("ascii")
 
 
 def _trash_document(intent: Intent) -> dict[str, Any]:
