@@ -55,7 +55,8 @@ def test_an_expired_job_has_the_reason_of_the_next_run(store: JobStore) -> None:
 def test_an_expired_job_that_something_keeps_has_its_reason_and_no_end(store: JobStore, keeper: str) -> None:
     store.job("a")
     due = state(store, "a")
-    hooks, options = NullHooks(), {}
+    hooks: NullHooks = NullHooks()
+    options: dict[str, Any] = {}
     match keeper:
         case "veto":
             hooks = Vetoes()

@@ -132,7 +132,8 @@ def test_install_keeps_replaced_routes_out_of_the_documentation(store: JobStore)
 
 
 def test_install_without_authorization_changes_nothing(store: JobStore) -> None:
-    app = program(store, calls := [])
+    calls: list[str] = []
+    app = program(store, calls)
     with pytest.raises(ConfigError):
         install(app, store.path / "cleanup_config.yaml", environ={})
     with TestClient(app) as client:
