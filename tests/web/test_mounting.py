@@ -1,4 +1,4 @@
-"""The EEMT web interface with our routes, as docs/api.md shows it: with the pinned versions, and the newest."""
+"""The EEMT web interface with our routes, as in docs/api.md: with the pinned versions, and the newest."""
 
 from __future__ import annotations
 
@@ -114,6 +114,8 @@ def check(web: WebInterface) -> None:
     assert web.get("/api/cleanup/runs?limit=0", **OPERATOR).status_code == 422
     assert "event: idle" in web.get("/api/cleanup/events?once=true", **OPERATOR).text
     assert web.get("/api/cleanup/jobs/a").json()["cleaned"] is False
+    assert web.clean(**OPERATOR, Origin="https://evil.example").status_code == 403
+    assert web.clean("x" * 70_000, **OPERATOR).status_code == 413
     assert web.store.results("a").exists()
     run = web.clean(**OPERATOR).json()
     assert run["cleaned_jobs"] == dry["cleaned_jobs"]
