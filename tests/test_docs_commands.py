@@ -37,6 +37,7 @@ NO_COMMANDS = {
     "cron",
     "diff",
     "dockerfile",
+    "html",
     "ini",
     "json",
     "markdown",

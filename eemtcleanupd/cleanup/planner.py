@@ -94,9 +94,10 @@ class Planner:
             for page in batched(jobs, page_size):
                 with self._session.database.read() as connection:
                     holds = self.holds(connection, [job.id for job in page])
-                yield [self._decide(job, holds.get(job.id)) for job in page]
+                yield [self.decide(job, holds.get(job.id)) for job in page]
 
-    def _decide(self, job: Job, hold: Hold | None) -> Decision:
+    def decide(self, job: Job, hold: Hold | None) -> Decision:
+        """Decide on a job that has not been cleaned, with all that can keep it before its files are read."""
         decision = decide(job, self._policy, self._run.started_at, hold=hold, among_last=job.id in self._last)
         if not decision.clean:
             return decision

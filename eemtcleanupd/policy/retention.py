@@ -158,6 +158,21 @@ def decide(
     return Decision(job, job_class, clean=True, reason=reason, age=age)
 
 
+def kept_until(decision: Decision, policy: Policy, now: datetime, hold: Hold | None) -> datetime | None:
+    """Return until when a job that has not been cleaned is kept: until its retention and its hold have ended.
+
+    The time of an expired job is in the past.  Return None if that time is not known: the job is live, it has
+    no valid end, its hold has no end, or something else keeps it.
+    """
+    end = decision.job.completed_at
+    if decision.age is None or end is None:
+        return None
+    expiry = end + policy.retention(decision.job_class, decision.job.workflow_type)
+    if hold is not None and hold.is_active(now):
+        return None if hold.until is None else max(expiry, hold.until)
+    return expiry if decision.clean or now < expiry else None
+
+
 def _format_moment(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M} UTC"
 

@@ -95,6 +95,14 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class CleanupRecord:
+    """What this program wrote into a job's row; None for what it did not write, or what makes no sense."""
+
+    size_bytes: int | None
+    summary: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Backlog:
     """The number of uncleaned terminal jobs, and of jobs that need a decision."""
 
@@ -333,6 +341,19 @@ class JobTable:
             .limit(limit)
         )
         return [_as_text(row[0]) for row in connection.execute(statement)]
+
+    def cleanup_record(self, connection: Connection, job_id: str) -> CleanupRecord:
+        """Return what the row of a job says about its cleanup, or about its size before it."""
+        statement = self._select(("data_size_mb", "cleanup_summary")).where(self._is_row(self._key()))
+        row = connection.execute(statement, {"key": job_id}).first()
+        if row is None:
+            return CleanupRecord(None, None)
+        _, _, size, summary = row
+        try:
+            size_bytes = round(float(size) * BYTES_PER_MB)
+        except (TypeError, ValueError, OverflowError):  # every program can write there
+            size_bytes = -1
+        return CleanupRecord(size_bytes if size_bytes >= 0 else None, _optional_text(summary))
 
     def naming(
         self, connection: Connection, dem_filenames: Sequence[str], *, besides: Collection[str] = ()

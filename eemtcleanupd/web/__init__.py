@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eemtcleanupd.web.router import cleanup_router
+    from eemtcleanupd.web.router import cleanup_router, install
 
-__all__ = ["cleanup_router"]
+__all__ = ["cleanup_router", "install"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import FastAPI only when :func:`cleanup_router` is used."""
-    if name == "cleanup_router":
-        from eemtcleanupd.web.router import cleanup_router
+    """Import FastAPI only when the routes are used."""
+    if name in __all__:
+        from eemtcleanupd.web import router
 
-        return cleanup_router
+        return getattr(router, name)
     raise AttributeError(name)

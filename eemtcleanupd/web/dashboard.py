@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from importlib import resources
-from typing import Annotated
 
 import jinja2
 from fastapi import APIRouter, Form, Request, Response
@@ -103,7 +102,7 @@ def _add_session_routes(
     router: APIRouter, authenticator: Authenticator, render: Callable[..., bytes]
 ) -> None:
     @router.post("/login")
-    def login(request: Request, token: Annotated[str, Form()] = "") -> Response:
+    def login(request: Request, token: str = Form("")) -> Response:
         try:
             session = authenticator.log_in(token.strip(), request)
         except HTTPException as error:

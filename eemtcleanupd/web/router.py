@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.web.auth import Authenticator, Caller
@@ -19,6 +21,57 @@ from eemtcleanupd.web.refusals import Refusals, client_address
 from eemtcleanupd.web.routes.jobs import add_job_routes
 from eemtcleanupd.web.routes.queries import add_query_routes
 from eemtcleanupd.web.routes.runs import add_run_routes
+
+log = logging.getLogger(__name__)
+
+
+def install(
+    app: FastAPI,
+    config: str | Path,
+    *,
+    authorize: Callable[..., Any] | None = None,
+    environ: dict[str, str] | None = None,
+) -> tuple[str, ...]:
+    """Put the routes into another FastAPI application, in place of its own for the same path and method.
+
+    They come first, whatever else the application has, or adds later, for their paths.
+
+    Args:
+        app: the application.
+        config: the configuration file.
+        authorize: see :func:`cleanup_router`.
+        environ: the environment, by default the process's.
+
+    Returns:
+        The method and path of each replaced route, which the log names too.
+
+    Raises:
+        ConfigError: the configuration is invalid, or there is neither ``authorize`` nor a token file.
+    """
+    router = cleanup_router(config, authorize=authorize, environ=environ)
+    ours = {operation for operation, _ in _operations(router.routes)}
+    routes = app.router.routes
+    theirs = list(routes)
+    replaced = []
+    for operation, route in _operations(theirs):
+        if operation in ours:
+            replaced.append(operation)
+            route.include_in_schema = False  # it gets no more requests
+            log.warning("Replaced %s of the application (%s)", operation, route.name)
+    app.include_router(router)
+    # In front: a pattern, a mount or a router of the application cannot answer first, now or later.
+    routes[:] = [*routes[len(theirs) :], *theirs]
+    return tuple(replaced)
+
+
+def _operations(routes: Iterable[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the operations of routes, such as ``GET /runs/{}``, each with its route."""
+    for route in routes:
+        # Since version 0.137, FastAPI does not copy the routes of included routers.
+        if (included := getattr(route, "original_router", None)) is not None:
+            yield from _operations(included.routes, prefix + route.include_context.prefix)
+        for method in getattr(route, "methods", None) or ():
+            yield f"{method} {prefix}{re.sub('{.*?}', '{}', route.path)}", route
 
 
 def cleanup_router(

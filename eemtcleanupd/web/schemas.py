@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
@@ -102,6 +103,35 @@ class CleanupAnswer(BaseModel):
     space_freed: Space
     space_trashed: Space
     details: list[Detail]
+
+
+class ActiveHold(BaseModel):
+    """Who holds a job, and why; without `until`, until it is released."""
+
+    owner: str = Field(examples=["ann"])
+    reason: str = Field(examples=["needed for the paper"])
+    until: datetime | None
+
+
+class JobAnswer(BaseModel):
+    """Where a job's data is, and for how long."""
+
+    job_id: str = Field(examples=["job-20240115-123456"])
+    status: str = Field(examples=["completed"])
+    cleaned: bool = Field(description="Whether the data was deleted, or moved to the trash.")
+    why: str = Field(
+        description="Why the next run keeps or cleans the job, or what the run that cleaned it did.",
+        examples=["its retention of 7 days ends in 2.5 days"],
+    )
+    kept_until: datetime | None = Field(
+        description="End of the retention and of the hold; null if there is none."
+    )
+    cleaned_at: datetime | None
+    size: Space | None = Field(description="Size of the data, also after it was cleaned; null if unknown.")
+    purge_after: datetime | None = Field(
+        description="When the data is deleted from the trash, if it is there."
+    )
+    hold: ActiveHold | None
 
 
 class RunAccepted(BaseModel):

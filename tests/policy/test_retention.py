@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 
 from eemtcleanupd.config import RetentionConfig
 from eemtcleanupd.model import Hold, Job, JobClass
-from eemtcleanupd.policy.retention import Policy, decide, end_problem
+from eemtcleanupd.policy.retention import Policy, decide, end_problem, kept_until
 
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
 MAY = datetime(2025, 5, 1, 12, tzinfo=UTC)
@@ -177,3 +177,36 @@ def test_a_longer_retention_never_cleans_more(retentions: list[float], age: floa
         for hours in sorted(retentions)
     )
     assert decide(job(hours=age), short, NOW).clean or not decide(job(hours=age), long, NOW).clean
+
+
+ENDED = NOW - timedelta(hours=200)
+EXPIRED = ENDED + POLICY.successful
+
+
+@pytest.mark.parametrize(
+    ("status", "hours", "hold_hours", "among_last", "expected"),
+    [
+        ("completed", 100, None, False, NOW + timedelta(hours=68)),
+        ("failed", 11, None, False, NOW + timedelta(hours=1)),
+        ("completed", 200, None, False, EXPIRED),
+        ("completed", 200, 5, False, NOW + timedelta(hours=5)),
+        ("completed", 100, 5, False, NOW + timedelta(hours=68)),
+        ("completed", 200, -5, False, EXPIRED),
+        ("completed", 100, float("inf"), False, None),
+        ("completed", 200, None, True, None),
+        ("completed", 100, None, True, NOW + timedelta(hours=68)),
+        ("completed", None, None, False, None),
+        ("completed", -5, None, False, None),
+        ("running", 200, None, False, None),
+        ("archived", 200, None, False, None),
+    ],
+)
+def test_a_job_is_kept_until_its_retention_and_its_hold_have_ended(
+    status: str, hours: float | None, hold_hours: float | None, among_last: bool, expected: datetime | None
+) -> None:
+    hold = None
+    if hold_hours is not None:
+        until = None if hold_hours == float("inf") else NOW + timedelta(hours=hold_hours)
+        hold = Hold("job-1", "mine", "ann", until)
+    decision = decide(job(status, hours), POLICY, NOW, hold=hold, among_last=among_last)
+    assert kept_until(decision, POLICY, NOW, hold) == expected

@@ -51,6 +51,9 @@ def test_a_cleanup_answers_with_what_it_cleaned(cleaned: Cleaned) -> None:
     assert {job["job_id"] for job in run["details"]} == {"a", "b"}
     assert daemon.get("/api/cleanup/runs")["runs"][0]["run_id"] == result["run_id"]
     assert '"user": "clean"' in daemon.audit()
+    job = daemon.request("GET", "/api/cleanup/jobs/a", token="read").json()
+    assert (job["job_id"], job["cleaned"]) == ("a", True)
+    assert daemon.request("GET", "/api/cleanup/jobs/a", token=None).status_code == 401
 
 
 @shared

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
-from fastapi import FastAPI, Header, HTTPException
+from fastapi import APIRouter, FastAPI, Header, HTTPException
 from fastapi.testclient import TestClient
 
 from eemtcleanupd.errors import ConfigError
-from eemtcleanupd.web import cleanup_router
+from eemtcleanupd.web import cleanup_router, install
 from tests.cleanup.conftest import JobStore
 from tests.web.conftest import eemtcleanupd
 
@@ -58,3 +59,101 @@ def test_a_router_without_authorization_is_refused(store: JobStore) -> None:
     (store.path / "cleanup_config.yaml").write_text(CONFIG)
     with pytest.raises(ConfigError):
         cleanup_router(Path(store.path / "cleanup_config.yaml"), environ={})
+
+
+def program(store: JobStore, calls: list[str]) -> FastAPI:
+    """Return an application with a cleanup of its own, as a route, in a router and behind a pattern."""
+    (store.path / "cleanup_config.yaml").write_text(CONFIG)
+    app = FastAPI()
+
+    @app.post("/api/cleanup")
+    def own_cleanup(dry_run: bool = False) -> None:
+        calls.append("cleanup")
+
+    @app.get("/api/cleanup")
+    def own_page() -> str:
+        return "page"
+
+    inner = APIRouter(prefix="/cleanup")
+
+    @inner.get("/runs/{number}")
+    def own_run(number: str) -> None:
+        calls.append("run")
+
+    api = APIRouter(prefix="/api")
+    api.include_router(inner)
+    app.include_router(api)
+
+    @app.api_route("/{path:path}", methods=["GET", "POST"], include_in_schema=False)
+    def everything(path: str) -> str:
+        return path
+
+    return app
+
+
+ADMIN = {"X-Admin": "yes"}
+
+
+def test_install_replaces_the_routes_of_the_application_and_names_them(
+    store: JobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[str] = []
+    app = program(store, calls)
+    replaced = install(app, store.path / "cleanup_config.yaml", authorize=authorize, environ={})
+    assert replaced == ("POST /api/cleanup", "GET /api/cleanup/runs/{}")
+    assert all(operation in caplog.text for operation in replaced)
+
+    @app.post("/api/cleanup")
+    def added_later() -> None:
+        calls.append("later")
+
+    with TestClient(app) as client:
+        assert client.post("/api/cleanup", json={"dry_run": True}).status_code == 403
+        dry = client.post("/api/cleanup", json={"dry_run": True}, headers=ADMIN).json()
+        assert (dry["dry_run"], dry["cleaned_jobs"]) == (True, {"successful": 1, "failed": 1})
+        assert client.post("/api/cleanup?dry_run=true", headers=ADMIN).status_code == 422
+        assert store.results("a").exists()
+        assert client.get("/api/cleanup/runs/x", headers=ADMIN).status_code == 404
+        assert client.post("/api/cleanup", headers=ADMIN).json()["cleaned_jobs"] == dry["cleaned_jobs"]
+        assert client.get("/api/cleanup").json() == "page"
+        assert client.get("/elsewhere").json() == "elsewhere"
+    assert calls == []
+    assert store.cleaned() == {"a", "b"}
+
+
+def test_install_keeps_replaced_routes_out_of_the_documentation(store: JobStore) -> None:
+    app = program(store, [])
+    install(app, store.path / "cleanup_config.yaml", authorize=authorize, environ={})
+    paths = app.openapi()["paths"]
+    assert "/api/cleanup/runs/{number}" not in paths
+    assert "get" in paths["/api/cleanup"]
+    body = paths["/api/cleanup"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert "CleanupBody" in str(body)
+
+
+def test_install_without_authorization_changes_nothing(store: JobStore) -> None:
+    calls: list[str] = []
+    app = program(store, calls)
+    with pytest.raises(ConfigError):
+        install(app, store.path / "cleanup_config.yaml", environ={})
+    with TestClient(app) as client:
+        client.post("/api/cleanup")
+    assert calls == ["cleanup"]
+
+
+def test_a_job_has_a_route(client: TestClient, store: JobStore) -> None:
+    assert client.get("/api/cleanup/jobs/a").status_code == 403
+    hold = {"job_id": "young", "reason": "paper", "hours": 1000}
+    assert client.post("/api/cleanup/holds", json=hold, headers=ADMIN).status_code == 201
+    client.post("/api/cleanup", headers=ADMIN)
+    young, cleaned = (
+        client.get(f"/api/cleanup/jobs/{name}", headers=ADMIN).json() for name in ("young", "a")
+    )
+    assert (young["hold"]["owner"], young["hold"]["reason"]) == ("admin", "paper")
+    assert young["kept_until"] == young["hold"]["until"]
+    assert (young["cleaned"], young["cleaned_at"], young["size"]["bytes"] > 0) == (False, None, True)
+    assert (cleaned["cleaned"], cleaned["kept_until"], cleaned["hold"]) == (True, None, None)
+    assert set(cleaned["size"]) == {"bytes", "human_readable"}
+    assert datetime.fromisoformat(cleaned["cleaned_at"]).tzinfo is not None
+    missing = client.get("/api/cleanup/jobs/nobody", headers=ADMIN)
+    assert (missing.status_code, missing.headers["content-type"]) == (404, "application/problem+json")

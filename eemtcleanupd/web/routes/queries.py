@@ -8,14 +8,16 @@ import json
 from collections.abc import AsyncIterator, Callable, Hashable
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from eemtcleanupd.cleanup.job_state import job_state
 from eemtcleanupd.cleanup.session import held_jobs
+from eemtcleanupd.clock import system_clock
 from eemtcleanupd.daemon.status_document import run_document
-from eemtcleanupd.formatting import printable
+from eemtcleanupd.formatting import human_size, printable
 from eemtcleanupd.store.intents import Intent
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.web.auth import Caller
@@ -24,7 +26,7 @@ from eemtcleanupd.web.cache import PLAN_FRESH_SECONDS
 from eemtcleanupd.web.context import ApiContext, open_ledger
 from eemtcleanupd.web.problems import COMMON_ERRORS, AsciiJsonResponse, error_responses, http_error
 from eemtcleanupd.web.routes.runs import plan_document
-from eemtcleanupd.web.schemas import CleanupAnswer, Text
+from eemtcleanupd.web.schemas import CleanupAnswer, JobAnswer, Text
 
 _POLL_SECONDS = 0.5
 _POLLS_PER_KEEPALIVE = 30
@@ -53,7 +55,7 @@ def add_query_routes(router: APIRouter, context: ApiContext) -> None:
         return await context.answer(request, "status", lambda: json.dumps(backend.overview()).encode("ascii"))
 
     @router.get("/runs", dependencies=may_read, responses=COMMON_ERRORS)
-    async def runs(request: Request, limit: Annotated[int, Query(ge=1, le=500)] = 20) -> Response:
+    async def runs(request: Request, limit: int = Query(20, ge=1, le=500)) -> Response:
         """List runs, the newest first."""
         return await answer(
             request,
@@ -64,11 +66,21 @@ def add_query_routes(router: APIRouter, context: ApiContext) -> None:
     @router.get("/runs/{run_id}", dependencies=may_read, responses={**COMMON_ERRORS, **error_responses(404)})
     def run(
         run_id: Text,
-        limit: Annotated[int, Query(ge=1, le=100_000, description="Maximum number of details.")] = 1000,
+        limit: int = Query(1000, ge=1, le=100_000, description="Maximum number of details."),
     ) -> Response:
         """Show a run and what it did with each job."""
         with open_ledger(backend.config) as ledger:
             return AsciiJsonResponse(run_with_details(ledger, run_id, limit))
+
+    @router.get(
+        "/jobs/{job_id}",
+        dependencies=may_read,
+        response_model=JobAnswer,
+        responses={**COMMON_ERRORS, **error_responses(404)},
+    )
+    async def job(request: Request, job_id: Text) -> Response:
+        """Show where a job's data is: kept until when and why, cleaned, in the trash, or held."""
+        return await context.answer(request, ("job", job_id), lambda: job_document(backend, job_id))
 
     @router.get(
         "/events",
@@ -77,7 +89,7 @@ def add_query_routes(router: APIRouter, context: ApiContext) -> None:
     )
     async def events(
         request: Request,
-        once: Annotated[bool, Query(description="End after the first event.")] = False,
+        once: bool = Query(False, description="End after the first event."),
         caller: Caller = Depends(context.may_read),
     ) -> Response:
         """Stream server-sent events: `progress` during a run, and `idle` without one."""
@@ -100,9 +112,9 @@ def add_query_routes(router: APIRouter, context: ApiContext) -> None:
     @router.get("/trash", dependencies=may_read, responses=COMMON_ERRORS)
     async def trash(
         request: Request,
-        limit: Annotated[
-            int, Query(ge=1, le=100_000, description="Maximum number of jobs, the next to be deleted first.")
-        ] = 1000,
+        limit: int = Query(
+            1000, ge=1, le=100_000, description="Maximum number of jobs, the next to be deleted first."
+        ),
     ) -> Response:
         """List the jobs in the trash. `more` is true if there are more than `limit`."""
 
@@ -156,6 +168,23 @@ def run_with_details(ledger: Ledger | None, run_id: str, limit: int) -> dict[str
         raise http_error(404, f"There is no run {printable(run_id)}.")
     details = [asdict(entry) for entry in itertools.islice(ledger.log_entries(run_id), limit)]
     return {**run_document(run), "details": details}
+
+
+def job_document(backend: Backend, job_id: str) -> bytes:
+    """Return the state of a job as JSON.
+
+    Raises:
+        HTTPException: 404, there is no such job.
+    """
+    state = job_state(backend.config, job_id, backend.plugins, system_clock())
+    if state is None:
+        raise http_error(404, f"There is no job {printable(job_id)}.")
+    document = asdict(state)
+    size_bytes = document.pop("size_bytes")
+    document["size"] = None
+    if size_bytes is not None:
+        document["size"] = {"bytes": size_bytes, "human_readable": human_size(size_bytes, fixed=True)}
+    return json.dumps(document, default=datetime.isoformat).encode("ascii")
 
 
 def _trash_document(intent: Intent) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from typing import IO, Annotated, Any
+from typing import IO, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import StreamingResponse
@@ -44,7 +44,7 @@ def add_run_routes(router: APIRouter, context: ApiContext) -> None:
     async def cleanup(
         request: Request,
         body: CleanupBody | None = None,
-        prefer: Annotated[str, Header()] = "",
+        prefer: str = Header(""),
         caller: Caller = Depends(context.may_clean),
     ) -> Response:
         """Start a run, or with `dry_run` a dry run, and answer when it has finished."""

@@ -1,0 +1,93 @@
+"""The state of one job's data: kept until when and why, cleaned when, or in the trash; changes nothing."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+
+from eemtcleanupd.cancellation import StopFlag
+from eemtcleanupd.cleanup.context import Progress, RunContext, RunHooks, RunRequest
+from eemtcleanupd.cleanup.planner import Planner
+from eemtcleanupd.cleanup.session import job_table, open_database, open_session
+from eemtcleanupd.config import Config
+from eemtcleanupd.model import Hold
+from eemtcleanupd.policy.retention import Policy, decide, kept_until
+from eemtcleanupd.store.ledger import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """Where a job's data is, and for how long.  Times are aware, in UTC.
+
+    Attributes:
+        why: the reason for which the next run keeps or cleans the job, or what the run that cleaned it did.
+        kept_until: the end of its retention and of its hold; None if it has none, or was cleaned.
+        cleaned_at: when its data was cleaned; None if it was not, or the time in its row is invalid.
+        size_bytes: what its data needs, or needed before it was cleaned; None if nothing has measured it.
+        purge_after: when its data is deleted from the trash, where it waits; None if nothing of it is there.
+        hold: the active hold.
+    """
+
+    job_id: str
+    status: str
+    cleaned: bool
+    why: str
+    kept_until: datetime | None
+    cleaned_at: datetime | None
+    size_bytes: int | None
+    purge_after: datetime | None
+    hold: Hold | None
+
+
+def job_state(config: Config, job_id: str, hooks: RunHooks, now: datetime) -> JobState | None:
+    """Return the state of a job at ``now``, or None if the database has no such job.
+
+    Raises:
+        StoreError: the database cannot be used.
+        RootError: the job is expired, but the folders that could keep it cannot be used.
+    """
+    with ExitStack() as stack:
+        database = open_database(config, stack)
+        policy = Policy.from_config(config.retention)
+        jobs = job_table(database, config, policy, has_parameters=hooks.read_jobs)
+        ledger = Ledger(database)
+        has_ledger = ledger.is_current()
+        with database.read() as connection:
+            row = jobs.rows(connection, [job_id]).get(job_id)
+            if row is None:
+                return None
+            record = jobs.cleanup_record(connection, job_id)
+            hold = ledger.holds(connection, [job_id]).get(job_id) if has_ledger else None
+            measured = ledger.measured(connection, [job_id]).get(job_id) if has_ledger else None
+        trashed = ledger.trashed(job_id) if has_ledger else []
+        why, until = record.summary or "its data was cleaned", None
+        if not row.cleaned:
+            decision = decide(row.job, policy, now, hold=hold)
+            if decision.clean:  # what else can keep it is known to the planner of a run
+                session = open_session(config, database, jobs, policy, stack)
+                run = RunContext(
+                    id="",
+                    started_at=now,
+                    config=config,
+                    request=RunRequest(user="", dry_run=True),
+                    policy=policy,
+                    emit=lambda _: None,
+                    stop=StopFlag(),
+                    clock=lambda: now,
+                    progress=Progress(),
+                    hooks=hooks,
+                )
+                decision = Planner(run, session).decide(row.job, hold)
+            why, until = decision.reason, kept_until(decision, policy, now, hold)
+        return JobState(
+            job_id=job_id,
+            status=row.job.status,
+            cleaned=row.cleaned,
+            why=why,
+            kept_until=until,
+            cleaned_at=row.cleaned_at,
+            size_bytes=record.size_bytes if measured is None else measured,
+            purge_after=min((intent.purge_after for intent in trashed if intent.purge_after), default=None),
+            hold=hold if hold is not None and hold.is_active(now) else None,
+        )
