@@ -17,7 +17,7 @@ from eemtcleanupd.deletion.filesystem import locate, mounts
 from eemtcleanupd.deletion.roots import Root, check_roots, identity, open_root
 from eemtcleanupd.deletion.trash import MARKER_NAME, Trash, is_group, read_marker, write_marker
 from eemtcleanupd.deletion.upload_index import UploadIndex
-from eemtcleanupd.errors import NoDatabaseError, RootError, StoreError
+from eemtcleanupd.errors import BreakerError, NoDatabaseError, RootError, StoreError
 from eemtcleanupd.events import DatabaseSummary
 from eemtcleanupd.formatting import plural, printable
 from eemtcleanupd.model import TRASH_NAME, Artifact, Hold, RootName
@@ -338,16 +338,20 @@ def prepare_database(config: Config, before_change: Callable[[], None]) -> None:
         before_change: is called first, unless nothing is missing; if it raises, nothing is added.
 
     Raises:
-        StoreError: the database cannot be used, or is not an EEMT job database.
+        BreakerError: the database is probably not the one of the web interface.
+        StoreError, RootError: a run could not start, see :func:`check_store`.
     """
     with ExitStack() as stack:
         database = open_database(config, stack)
         check_journal(database, to_write=True)
-        jobs, ledger = job_table(database, config), Ledger(database)
-        if jobs.missing_columns or not ledger.is_current():
+        policy = Policy.from_config(config.retention)
+        jobs = job_table(database, config, policy)
+        session = open_session(config, database, jobs, policy, stack)
+        if (problem := job_table_problem(session, jobs.summary())) is not None:
+            raise BreakerError(f"Refused, nothing was changed: {problem}")
+        if jobs.missing_columns or not session.ledger.is_current():
             before_change()
-            ledger.create_tables()
-            jobs.add_columns()
+            session.create_ledger()
 
 
 def find_row(config: Config, job_id: str) -> Row | None:

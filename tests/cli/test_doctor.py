@@ -83,6 +83,14 @@ def test_fix_prepares_a_new_database_for_the_documented_sql(tmp_path: Path, run_
     assert run_cli("audit", "verify", cwd=store.path).returncode == 0
 
 
+def test_fix_adds_nothing_to_an_empty_table_beside_jobs(tmp_path: Path, run_cli: RunCli) -> None:
+    store = JobStore(tmp_path / "new")
+    store.job("a")
+    store.sql("DELETE FROM jobs")
+    assert run_cli("doctor", "--fix", cwd=store.path).returncode == 5
+    assert store.sql("SELECT name FROM sqlite_master WHERE type = 'table'") == [("jobs",)]
+
+
 def test_fix_without_a_job_table_adds_nothing(tmp_path: Path, run_cli: RunCli) -> None:
     store = JobStore(tmp_path / "new", schema="CREATE TABLE other (id TEXT)")
     assert run_cli("doctor", "--fix", cwd=store.path).returncode == 3

@@ -16,6 +16,7 @@ import yaml
 
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.web.tokens import TokenFile
+from tests.packaging.conftest import give_away
 from tests.packaging.containers import Podman, pod_options
 from tests.packaging.test_docker import DONE, cleaned
 
@@ -159,6 +160,15 @@ class Swapped:
         return self.folder
 
 
+def database_of_pods(store: Path) -> Path:
+    """Move the database to the folder of the volume that is ``/tmp`` in the web interface's pod."""
+    folder = store / "db"
+    folder.mkdir()
+    (store / "jobs.db").rename(folder / "jobs.db")
+    give_away(folder)
+    return folder / "jobs.db"
+
+
 ASK = """
 import sys, urllib.request
 request = urllib.request.Request(f"http://127.0.0.1:5001{sys.argv[1]}", headers={"Host": "10.1.2.3:5001"})
@@ -177,9 +187,10 @@ class TestInContainers:
     def test_the_container_of_the_cron_job_cleans(self, podman: Podman, store: Path, tmp_path: Path) -> None:
         config = Swapped(tmp_path / "config").put(one("cronjob", "ConfigMap")["data"])
         pod = pod_of(one("cronjob", "CronJob"))
+        database = database_of_pods(store)
         said = podman.run(*pod_options(pod, {"data": store, "config": config}))
         assert f"[INFO] {DONE}" in said
-        assert cleaned(store / "jobs.db") == 6
+        assert cleaned(database) == 6
         assert DONE in (store / "logs/cleanup.log").read_text()
 
     def test_the_container_of_the_deployment_serves_reloads_and_ends_in_order(
@@ -193,6 +204,7 @@ class TestInContainers:
         files = one("monitored", "ConfigMap")["data"]
         pod = pod_of(one("monitored", "Deployment"))
         volumes = {"data": store, "secrets": secrets, "config": config.put(files)}
+        database = database_of_pods(store)
         daemon = podman.start("deployment", *pod_options(pod, volumes))
         probe = pod["containers"][0]["livenessProbe"]["httpGet"]["path"]
         daemon.until(lambda: daemon.exec("python", "-c", ASK, probe, check=False).startswith("200"))
@@ -209,5 +221,5 @@ class TestInContainers:
         assert json.loads(daemon.exec("eemtcleanupd", "status", "--json", at))["running"] is True
         podman("kill", "--signal=USR1", "deployment")
         daemon.until(lambda: DONE in (store / "logs/cleanup.log").read_text())
-        assert cleaned(store / "jobs.db") == 0  # 336 hours, by the overlay, and 1000000, by the file
+        assert cleaned(database) == 0  # 336 hours, by the overlay, and 1000000, by the file
         assert daemon.stop() == 0

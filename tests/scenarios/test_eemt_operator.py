@@ -335,7 +335,12 @@ def test_jobs_are_held_restored_and_submitted_again(site: Site, jobs: Jobs) -> N
 @pytest.mark.timeout(200)
 def test_the_documented_sql_works_after_a_run(site: Site, jobs: Jobs) -> None:
     configuration(site)
+    site.sql(
+        "CREATE TABLE cleanup_audit (id INTEGER PRIMARY KEY, timestamp DATETIME DEFAULT CURRENT_TIMESTAMP,"
+        " job_id TEXT, action TEXT, space_freed_mb INTEGER, user TEXT)"
+    )
     site.shell("eemtcleanupd clean")
+    assert site.sql("SELECT count(*) FROM cleanup_audit") != [(0,)]
     # docs/migration.md translates the column of the document.
     (found,) = site.sql("SELECT * FROM jobs WHERE id = ?", jobs.old)
     assert found[0] == jobs.old

@@ -23,9 +23,11 @@ from eemtcleanupd.daemon.status import StatusFile, read_status
 from eemtcleanupd.deletion.job_logs import keep_logs
 from eemtcleanupd.deletion.roots import open_root
 from eemtcleanupd.errors import CleanupError, StoreError
+from eemtcleanupd.events import AuditEntry
 from eemtcleanupd.files import open_own
 from eemtcleanupd.logs.setup import log_to_file
 from eemtcleanupd.model import RootName
+from eemtcleanupd.notifiers.audit_log import append_text
 from eemtcleanupd.notifiers.prometheus import Prometheus
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.lock import Holder, daemon_lock, file_lock, find_daemon, signalled
@@ -144,6 +146,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "jobs.db.eemtcleanupd.daemon.lock": _daemon_lock,
     "jobs.db.eemtcleanupd.ballast": _ballast,
     "api.sock": _socket,
+    "cleanup_audit.log": lambda path: append_text(path, [AuditEntry(NOW, "ann", "hold", {})]),
 }
 
 
