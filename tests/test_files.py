@@ -226,6 +226,7 @@ ELSEWHERE = {
     "logs/setup.py: logging.handlers.RotatingFileHandler": "its _open uses files.py",
     "logs/setup.py: open 'a'": "an open descriptor",
     "notifiers/audit_log.py: mkdir(parents)": "a folder of the operator",
+    "notifiers/audit_log.py: open 'ab'": "an open descriptor",
     "report/run_document.py: tempfile.SpooledTemporaryFile": "has no name",
     "store/sqlite.py: sqlite3.connect": "SQLite opens files by path",
     "store/sqlite.py: tempfile.TemporaryDirectory": "a private folder with a random name",

@@ -268,13 +268,13 @@ class Trash:
 
     @with_file_access
     def remove_if_empty(self, folder: str) -> None:
-        """Remove the folder of a group unless something is in it."""
+        """Remove the folder of a group unless something is in it; a later run removes one that stays."""
         self._close_group(folder)
         try:
             os.rmdir(folder, dir_fd=self.fd)
         except OSError as error:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}:
-                raise
+                log.warning("Cannot remove the empty folder %s of the trash: %s", folder, error.strerror)
 
     @with_file_access
     def mark_deleting(self, item: str) -> str:

@@ -224,6 +224,7 @@ def test_an_upload_that_came_anew_meanwhile_stays_and_is_no_reason_to_refuse(tra
 
 
 def test_an_entry_of_no_job_comes_back_by_its_label_and_is_young_again(store: JobStore) -> None:
+    store.job("live", "running", days=None, files=0)  # an empty table would be refused
     stranger = store.path / "results/stranger"
     stranger.mkdir()
     (stranger / "data").write_text("data")

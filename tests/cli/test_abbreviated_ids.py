@@ -100,7 +100,7 @@ def test_rerun_knows_a_job_by_the_start_of_its_id(
 def test_history_lists_the_runs_that_an_ambiguous_id_can_mean(store: JobStore, run_cli: RunCli) -> None:
     for _ in range(2):
         assert run_cli("clean", cwd=store.path).returncode == 0
-    ids = [run["id"] for run in json.loads(run_cli("history", "--json", cwd=store.path).stdout)]
+    ids = [run["run_id"] for run in json.loads(run_cli("history", "--json", cwd=store.path).stdout)]
     done = run_cli("history", ids[0][:6], cwd=store.path)
     assert done.returncode == 1
     assert all(each in done.stderr for each in ids)

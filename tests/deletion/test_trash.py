@@ -191,6 +191,24 @@ def test_one_rename_starts_the_deletion_of_a_group(root: Root, trash: Trash) -> 
     assert list(trash.items()) == []
 
 
+def test_a_folder_of_a_group_that_cannot_be_removed_is_left_to_a_later_run(
+    root: Root, trash: Trash, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = group_name("run", 3)
+    (root.path / "a").write_text("a")
+    trash.stage(f"{group}/a", ["a"])
+    trash.mark_deleting(f"{group}/a")
+    (root.path / TRASH_NAME / f"{group}.deleting/a").unlink()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "rmdir", full)
+    assert not trash.remove_group(f"{group}.deleting")
+    monkeypatch.undo()
+    assert trash.remove_group(f"{group}.deleting")
+
+
 @pytest.mark.parametrize("item", ["../a", "a/..", "a/b/c", "/a", "a/"])
 def test_no_item_leads_out_of_the_trash(root: Root, trash: Trash, item: str) -> None:
     for act in (lambda: trash.stage(item, ["x"]), lambda: trash.restore(item), lambda: trash.exists(item)):
