@@ -139,7 +139,7 @@ def check(web: WebInterface) -> None:
 
 
 def freeze(python: Path) -> set[str]:
-    command = [python, "-m", "pip", "freeze"]
+    command = [str(python), "-m", "pip", "freeze"]
     return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n"))
 
 
@@ -150,7 +150,7 @@ def test_with_the_pins_of_the_web_interface(tmp_path: Path) -> None:
     shutil.copytree(PROJECT, source, ignore=shutil.ignore_patterns(".*", "build", "dist", "tests", "docs"))
     python = tmp_path / "venv/bin/python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*install, *PINS], check=True)
     before = freeze(python)
     subprocess.run([*install, f"{source}[router]"], check=True)
