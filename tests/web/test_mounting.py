@@ -183,6 +183,7 @@ def test_the_snippet_shows_a_user_where_the_data_is(store: JobStore) -> None:
 
         expect(note).to_be_hidden()
         assert "until" in shown("young")
+        assert "next" in shown("a")
         assert "running" in shown("live")
         held = {"job_id": "young", "reason": "<b>paper</b>"}
         requests.post(f"{web.url}/api/cleanup/holds", json=held, headers=OPERATOR, timeout=60)
