@@ -60,7 +60,7 @@ class Refusals:
     def refuse(self, request: Request, error: HTTPException, *, user: str = UNKNOWN_USER) -> Refusal:
         """Record a refused request and return the error to raise: 429 if its client is throttled."""
         if self.record(
-            request.method, request.url.path, str(error.detail), client_address(request), user=user
+            request.method, request.scope["path"], str(error.detail), client_address(request), user=user
         ):
             return Refusal(429, THROTTLED, {"Retry-After": "60"})
         return Refusal(error.status_code, error.detail, error.headers)

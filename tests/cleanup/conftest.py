@@ -217,6 +217,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "test_restore",
         "test_orphans",
         "test_refused_records",
+        "test_job_state",
     }
     if of_both and "backend" in metafunc.fixturenames:
         is_sqlite = metafunc.definition.get_closest_marker("sqlite") is not None

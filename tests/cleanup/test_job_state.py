@@ -106,6 +106,7 @@ def test_a_job_in_the_trash_says_until_when(store: JobStore) -> None:
     assert state(store, "a").purge_after == NOW + timedelta(hours=24)
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("size", ["much", float("inf"), -5.0, b"\xff", "nan"])
 def test_what_others_wrote_for_a_size_is_no_size(store: JobStore, size: object) -> None:
     store.job("a")

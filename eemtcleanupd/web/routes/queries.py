@@ -78,9 +78,9 @@ def add_query_routes(router: APIRouter, context: ApiContext) -> None:
         response_model=JobAnswer,
         responses={**COMMON_ERRORS, **error_responses(404)},
     )
-    async def job(request: Request, job_id: Text) -> Response:
+    def job(job_id: Text) -> Response:
         """Show where a job's data is: kept until when and why, cleaned, in the trash, or held."""
-        return await context.answer(request, ("job", job_id), lambda: job_document(backend, job_id))
+        return AsciiJsonResponse(job_document(backend, job_id))
 
     @router.get(
         "/events",
@@ -170,8 +170,8 @@ def run_with_details(ledger: Ledger | None, run_id: str, limit: int) -> dict[str
     return {**run_document(run), "details": details}
 
 
-def job_document(backend: Backend, job_id: str) -> bytes:
-    """Return the state of a job as JSON.
+def job_document(backend: Backend, job_id: str) -> dict[str, Any]:
+    """Return the state of a job.
 
     Raises:
         HTTPException: 404, there is no such job.
@@ -184,7 +184,7 @@ def job_document(backend: Backend, job_id: str) -> bytes:
     document["size"] = None
     if size_bytes is not None:
         document["size"] = {"bytes": size_bytes, "human_readable": human_size(size_bytes, fixed=True)}
-    return json.dumps(document, default=datetime.isoformat).encode("ascii")
+    return document
 
 
 def _trash_document(intent: Intent) -> dict[str, Any]:
