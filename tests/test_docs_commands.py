@@ -88,7 +88,8 @@ VARIES = {
     "<token>": r"eemt_[\w-]{43}",
     "<run>": r"\b\d{8}T\d{6}-[0-9a-f]{4}\b",
     "<stamp>": r"\b\d{8}T\d{12}Z\b",
-    "<time>": r"(?:\b[A-Z][a-z]{2} )?\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d)?(?:\.\d+)?(?: ?[+-]\d\d:?\d\d|Z)?",
+    "<time>": r"(?:\b[A-Z][a-z]{2} )?\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d)?(?:\.\d+)?"
+    r"(?: ?[+-]\d\d:?\d\d|Z)?",
     "<ago>": r"\b(?:now|an? \w+ ago|\d+ \w+ ago)\b",
     "<duration>": r"\b(?:\d+(?:\.\d+)?|an?) (?:second|minute|hour|day)s?\b",
     "<size>": r"\b(?!0 B)\d+(?:\.\d+)? (?:[KMGT]?B|%)(?!\w)",
