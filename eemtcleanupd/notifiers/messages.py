@@ -98,7 +98,8 @@ _STATUS = {
 
 
 def _digest_message(digest: Digest) -> Message:
-    reports = [event.report for event in digest.finished]
+    all_reports = [event.report for event in digest.finished]
+    reports = [report for report in all_reports if not report.dry_run]
     jobs = sum(report.successful.jobs + report.failed.jobs for report in reports)
     freed = human_size(sum(report.bytes_freed for report in reports))
     trashed = sum(report.bytes_trashed for report in reports)
@@ -106,8 +107,10 @@ def _digest_message(digest: Digest) -> Message:
     errors = sum(report.errors for report in reports) + len(digest.failed)
     hosts = dict.fromkeys(
         _line(host)
-        for host in (*(report.host for report in reports), *(event.host for event in digest.failed))
+        for host in (*(report.host for report in all_reports), *(event.host for event in digest.failed))
     )
+    dry_count = len(all_reports) - len(reports)
+    dry_runs = f", {plural(dry_count, 'dry run')}" if dry_count else ""
     headline = "EEMT Daily Cleanup Report"
     storage = reports[-1].storage if reports else None
     facts = [
@@ -115,10 +118,10 @@ def _digest_message(digest: Digest) -> Message:
         ("Space Freed", freed),
         *([("Moved to Trash", _waiting(trashed, purge_after))] if trashed else []),
         ("Status", plural(errors, "error") if errors else "Success"),
-        ("Runs", f"{len(reports)} ended, {len(digest.failed)} failed"),
+        ("Runs", f"{len(reports)} ended, {len(digest.failed)} failed{dry_runs}"),
         *(("Host", host) for host in hosts if host),
         *_storage_facts(storage),
-        ("Next cleanup scheduled for", local_time(reports[-1].next_run_at if reports else None)),
+        ("Next cleanup scheduled for", local_time(all_reports[-1].next_run_at if all_reports else None)),
     ]
     failures = [line for report in reports for line in _failures(report)]
     failures += [f"run {event.run_id}: {_line(event.error)}" for event in digest.failed]

@@ -73,6 +73,12 @@ def test_a_dry_run_does_not_say_that_jobs_were_cleaned(posted: Posted) -> None:
     assert not {"Jobs Cleaned", "Space Freed"} & found.keys()
 
 
+def test_a_digest_counts_no_jobs_of_dry_runs(posted: Posted) -> None:
+    found = fields(posted(Digest(NOW, NOW, (FINISHED, RunFinished(report(dry_run=True, storage=None))), ())))
+    assert (found["Jobs Cleaned"], found["Space Freed"]) == ("5", "45.5 GB")
+    assert "Current Storage Usage" in found
+
+
 @pytest.fixture
 def settings(httpserver: HTTPServer) -> SlackSettings:
     return SlackSettings.model_validate({"enabled": True, "webhook_url": httpserver.url_for("/hook")})
