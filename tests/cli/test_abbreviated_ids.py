@@ -104,5 +104,5 @@ def test_history_lists_the_runs_that_an_ambiguous_id_can_mean(store: JobStore, r
     done = run_cli("history", ids[0][:6], cwd=store.path)
     assert done.returncode == 1
     assert all(each in done.stderr for each in ids)
-    assert json.loads(run_cli("history", ids[0][:-1], "--json", cwd=store.path).stdout)["id"] == ids[0]
+    assert json.loads(run_cli("history", ids[0][:-1], "--json", cwd=store.path).stdout)["run_id"] == ids[0]
     assert run_cli("history", "nothing", cwd=store.path).returncode == 1

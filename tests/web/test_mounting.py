@@ -139,11 +139,7 @@ def check(web: WebInterface) -> None:
 
 
 def freeze(python: Path) -> set[str]:
-<<<<<<< HEAD
-    command: list[str | Path] = [python, "-m", "pip", "freeze"]
-=======
     command = [str(python), "-m", "pip", "freeze"]
->>>>>>> wt-mount
     return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n"))
 
 
@@ -154,11 +150,7 @@ def test_with_the_pins_of_the_web_interface(tmp_path: Path) -> None:
     shutil.copytree(PROJECT, source, ignore=shutil.ignore_patterns(".*", "build", "dist", "tests", "docs"))
     python = tmp_path / "venv/bin/python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-<<<<<<< HEAD
-    install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-=======
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
->>>>>>> wt-mount
     subprocess.run([*install, *PINS], check=True)
     before = freeze(python)
     subprocess.run([*install, f"{source}[router]"], check=True)
