@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup.context import Progress, RunContext, RunHooks, RunRequest
 from eemtcleanupd.cleanup.planner import Planner
 from eemtcleanupd.cleanup.session import job_table, open_database, open_session
+from eemtcleanupd.cleanup.staging import stay_reason
 from eemtcleanupd.config import Config
 from eemtcleanupd.model import Hold
 from eemtcleanupd.policy.retention import Policy, decide, kept_until
@@ -27,6 +28,8 @@ class JobState:
         size_bytes: what its data needs, or needed before it was cleaned; None if nothing has measured it.
         purge_after: when its data is deleted from the trash, where it waits; None if nothing of it is there.
         hold: the active hold.
+        would_clean: whether the next run cleans the job.
+        shared: the uploads that stay with other jobs when this one goes; empty unless it was looked for.
     """
 
     job_id: str
@@ -38,10 +41,17 @@ class JobState:
     size_bytes: int | None
     purge_after: datetime | None
     hold: Hold | None
+    would_clean: bool
+    shared: tuple[str, ...]
 
 
-def job_state(config: Config, job_id: str, hooks: RunHooks, now: datetime) -> JobState | None:
+def job_state(
+    config: Config, job_id: str, hooks: RunHooks, now: datetime, *, is_thorough: bool = False
+) -> JobState | None:
     """Return the state of a job at ``now``, or None if the database has no such job.
+
+    With ``is_thorough`` an expired job is checked like in a dry run: whether it is still in use, and which
+    other jobs need its uploads.  That reads the whole job table, and the open files of all processes.
 
     Raises:
         StoreError: the database cannot be used.
@@ -61,7 +71,8 @@ def job_state(config: Config, job_id: str, hooks: RunHooks, now: datetime) -> Jo
             hold = ledger.holds(connection, [job_id]).get(job_id) if has_ledger else None
             measured = ledger.measured(connection, [job_id]).get(job_id) if has_ledger else None
         trashed = ledger.trashed(job_id) if has_ledger else []
-        why, until = record.summary or "its data was cleaned", None
+        why, until, would_clean = record.summary or "its data was cleaned", None, False
+        shared: tuple[str, ...] = ()
         if not row.cleaned:
             decision = decide(row.job, policy, now, hold=hold)
             if decision.clean:  # what else can keep it is known to the planner of a run
@@ -78,8 +89,17 @@ def job_state(config: Config, job_id: str, hooks: RunHooks, now: datetime) -> Jo
                     progress=Progress(),
                     hooks=hooks,
                 )
-                decision = Planner(run, session).decide(row.job, hold)
+                planner = Planner(run, session)
+                decision = planner.decide(row.job, hold)
+                if decision.clean and is_thorough:
+                    (plan,) = planner.plan([decision], ())
+                    shared = plan.shared
+                    blockers = run.blockers(session.roots.values())
+                    reason = plan.problem or stay_reason(session, blockers, job_id, plan.artifacts)
+                    if reason is not None:
+                        decision = replace(decision, clean=False, reason=reason)
             why, until = decision.reason, kept_until(decision, policy, now, hold)
+            would_clean = decision.clean
         return JobState(
             job_id=job_id,
             status=row.job.status,
@@ -90,4 +110,6 @@ def job_state(config: Config, job_id: str, hooks: RunHooks, now: datetime) -> Jo
             size_bytes=record.size_bytes if measured is None else measured,
             purge_after=min((intent.purge_after for intent in trashed if intent.purge_after), default=None),
             hold=hold if hold is not None and hold.is_active(now) else None,
+            would_clean=would_clean,
+            shared=shared,
         )

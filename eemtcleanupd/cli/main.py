@@ -39,6 +39,7 @@ COMMANDS: Final = {
     "stop": ("eemtcleanupd.cli.daemon_control", "Stop the daemon and wait until it has exited."),
     "token": ("eemtcleanupd.cli.token", "Add, list or revoke tokens of the HTTP interface."),
     "trash": ("eemtcleanupd.cli.trash", "List, restore or purge the trash."),
+    "why": ("eemtcleanupd.cli.why", "Say why a job's data is kept or goes, and until when."),
 }
 """Each command name with the module that defines its click command, and its line in ``--help``."""
 

@@ -35,6 +35,7 @@ CALLS = (
     ("backup", "list"),
     ("backup", "verify"),
     ("audit", "verify"),
+    ("why", JOB),
     ("hold", JOB),
     ("holds",),
     ("release", JOB),
