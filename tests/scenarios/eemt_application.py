@@ -46,14 +46,11 @@ CREATE TABLE IF NOT EXISTS jobs (
 ADMIN = "secret"
 
 
-def mount_cleanup(app: FastAPI, config: Path, authorize: Callable[..., object]) -> None:
-    """Answer ``/api/cleanup`` by eemtcleanupd, in front of the routes that the program has."""
-    from eemtcleanupd.web import cleanup_router
+def mount_cleanup(app: FastAPI, config: Path, authorize: Callable[..., object]) -> tuple[str, ...]:
+    """Answer ``/api/cleanup`` by eemtcleanupd, in place of the program's own route."""
+    from eemtcleanupd.web import install
 
-    own = list(app.router.routes)
-    app.include_router(cleanup_router(config, authorize=authorize))
-    ours = [route for route in app.router.routes if route not in own]
-    app.router.routes[:] = [*ours, *own]
+    return install(app, config, authorize=authorize)
 
 
 def require_admin(authorization: Annotated[str, Header()] = "") -> str:

@@ -295,6 +295,14 @@ def test_the_application_answers_the_documented_requests_with_our_routes(site: S
     assert {entry["job_id"] for entry in answer["details"]} == jobs.expired
     assert {"job_id", "status", "age_days", "space_freed"} <= answer["details"][0].keys()
     assert site.cleaned() == jobs.expired
+    assert site.downloads(jobs.old) == 404
+    states = [
+        requests.get(
+            f"{site.url}/api/cleanup/jobs/{job_id}", headers={"Authorization": f"Bearer {ADMIN}"}, timeout=60
+        ).json()
+        for job_id in (jobs.old, jobs.young)
+    ]
+    assert [state["cleaned"] for state in states] == [True, False]
     assert len(site.sql("SELECT id FROM jobs")) == 5
     assert site.downloads(jobs.young) == 200
 
@@ -327,7 +335,7 @@ def test_jobs_are_held_restored_and_submitted_again(site: Site, jobs: Jobs) -> N
     site.shell(f"python scripts/rerun_job.py --job-id {jobs.old} --dem {dem} --url {site.url}")
     assert len(site.sql("SELECT id FROM jobs")) == 7
 
-    site.shell("eemtcleanupd trash purge")
+    site.shell("eemtcleanupd trash purge --yes")
     assert json.loads(site.shell("eemtcleanupd trash list --json")) == []
 
 
