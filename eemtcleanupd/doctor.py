@@ -32,7 +32,7 @@ from eemtcleanupd.deletion.filesystem import disk_usage
 from eemtcleanupd.deletion.open_files import deleted_but_open, users_of
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.upload_index import UploadIndex
-from eemtcleanupd.errors import BackupError, CleanupError
+from eemtcleanupd.errors import BackupError, CleanupError, NoDatabaseError
 from eemtcleanupd.formatting import human_size, plural, printable
 from eemtcleanupd.model import TRASH_NAME, Outcome, RootName
 from eemtcleanupd.policy.breakers import ZoneEvidence, format_offset
@@ -122,6 +122,9 @@ def examine(loaded: Loaded, now: datetime) -> Iterator[Finding]:
             try:
                 for result in check():
                     yield Finding(name, *result)
+            except NoDatabaseError as error:
+                yield Finding(name, *_problem(str(error)))
+                return
             except CleanupError as error:
                 yield Finding(name, *_problem(str(error)))
 

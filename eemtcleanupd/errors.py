@@ -25,7 +25,7 @@ class StoreError(CleanupError):
 
 
 class NoDatabaseError(StoreError):
-    """There is no job database at its path."""
+    """There is no job database at its path, or the file there has no table ``jobs``."""
 
 
 class RowError(StoreError):

@@ -148,14 +148,18 @@ def job_table(
     Without ``has_parameters`` it does not read the parameters of jobs, which can be large.
 
     Raises:
-        StoreError: the database has no table ``jobs`` that can be used.
+        NoDatabaseError: it has no table ``jobs``; the message names other job databases of this machine.
+        StoreError: its table ``jobs`` cannot be used.
     """
-    return JobTable(
-        database,
-        policy or Policy.from_config(config.retention),
-        zone_named(config.database.timezone),
-        has_parameters=has_parameters,
-    )
+    try:
+        return JobTable(
+            database,
+            policy or Policy.from_config(config.retention),
+            zone_named(config.database.timezone),
+            has_parameters=has_parameters,
+        )
+    except NoDatabaseError as error:
+        raise NoDatabaseError(f"{error} {where_to_look(config)} Correct paths.database.") from error
 
 
 def open_session(

@@ -42,7 +42,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import Integer, NullType, TypeEngine
 
 from eemtcleanupd.batches import batched
-from eemtcleanupd.errors import RowError, StoreError
+from eemtcleanupd.errors import NoDatabaseError, RowError, StoreError
 from eemtcleanupd.events import DatabaseSummary
 from eemtcleanupd.formatting import BYTES_PER_MB, printable
 from eemtcleanupd.model import Job, JobClass
@@ -541,5 +541,5 @@ def _columns(connection: Connection, database: Database) -> dict[str, TypeEngine
                 f"jobs in {database.name} is a view. It can hide rows, whose files would look unused. "
                 "Use the database and schema of the table itself."
             )
-        raise StoreError(f"{database.name} has no table jobs. This is not an EEMT job database.")
+        raise NoDatabaseError(f"{database.name} has no table jobs. This is not an EEMT job database.")
     return {column["name"]: column["type"] for column in inspector.get_columns("jobs")}

@@ -156,6 +156,24 @@ def test_a_missing_database_is_an_error_with_the_places(wrong: JobStore, run_cli
     assert str(wrong.path / "db/jobs.db") in json.loads(checked.stdout)["database"]["error"]
 
 
+@pytest.mark.parametrize("content", ["", "VACUUM", "CREATE TABLE other (id)"])
+def test_a_database_without_a_job_table_is_an_error_with_the_places(
+    wrong: JobStore, run_cli: RunCli, content: str
+) -> None:
+    """The repository of the web interface contains such a file."""
+    (wrong.path / "jobs.db").write_bytes(b"")
+    if content:
+        wrong.sql(content)
+    with pytest.raises(NoDatabaseError, match=str(wrong.path / "db/jobs.db")):
+        wrong.run()
+    checked = run_cli("check", "--json", cwd=wrong.path)
+    assert checked.returncode == 0
+    assert str(wrong.path / "db/jobs.db") in json.loads(checked.stdout)["database"]["error"]
+    findings = json.loads(run_cli("doctor", "--json", cwd=wrong.path).stdout)
+    (problem,) = [each for each in findings if each["level"] == "problem"]
+    assert str(wrong.path / "db/jobs.db") in problem["message"]
+
+
 def test_the_newest_of_the_usual_places_is_named_once_and_no_empty_file(store: JobStore) -> None:
     for name, days in (("db", 3), ("web-interface", 1), ("data", 2)):
         (store.path / name).mkdir()
