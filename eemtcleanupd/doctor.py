@@ -303,7 +303,7 @@ class _StoreChecks:
         if usage.used_bytes > _NEARLY_FULL_FRACTION * usage.total_bytes:
             yield _warning(
                 f"The disk of the results folder is nearly full: {space}",
-                "Shorten the retention, run `trash purge`, or enable pressure. "
+                "Shorten the retention, run `trash purge --yes`, or enable pressure. "
                 "`clean --dry-run` shows what a run would free.",
             )
         else:

@@ -158,7 +158,7 @@ def purge(pipeline: Pipeline, intents: Sequence[Intent]) -> None:
 def _missing_message(label: str) -> str:
     return (
         f"{printable(label)} is not in the trash any more, and no run has deleted it. If it is lost, "
-        "`eemtcleanupd trash purge` removes its entry."
+        "`eemtcleanupd trash purge --yes` removes its entry."
     )
 
 
