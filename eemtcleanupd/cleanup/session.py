@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,6 +31,28 @@ from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.mount_check import check_journal
 from eemtcleanupd.store.roots import RootRecord
 from eemtcleanupd.store.timestamps import zone_named
+
+
+class ReservedEntries:
+    """The entries of roots that no job can own: paths of the configuration, or folders that contain one.
+
+    A file in a root also reserves names with the same stem.  These are its lock, its head, its text copy,
+    and what rotation made of it.
+    """
+
+    def __init__(self, paths: Iterable[tuple[RootName, tuple[str, ...]]]) -> None:
+        """``paths`` are below the roots, as their components."""
+        entries: set[Artifact] = set()
+        stems: dict[RootName, tuple[str, ...]] = {}
+        for root, parts in paths:
+            entries.add(Artifact(root, parts[0]))
+            if len(parts) == 1:
+                stems[root] = (*stems.get(root, ()), f"{Path(parts[0]).stem}.")
+        self._entries = frozenset(entries)
+        self._stems = stems
+
+    def __contains__(self, artifact: Artifact) -> bool:
+        return artifact in self._entries or artifact.name.startswith(self._stems.get(artifact.root, ()))
 
 
 @dataclass
@@ -78,8 +100,8 @@ class StoreSession:
             _require_own_trash(root, trash.marker(), known.get(name), self.ledger)
 
     @cached_property
-    def reserved_entries(self) -> frozenset[Artifact]:
-        """Return entries of roots that contain paths of the configuration: no job can own them.
+    def reserved_entries(self) -> ReservedEntries:
+        """Return the entries that no job can own.
 
         A path is compared by its place on its filesystem, so that a bind mount hides nothing.
         """
@@ -90,8 +112,8 @@ class StoreSession:
             for own in {path.parent.resolve() / path.name, path.resolve()}:
                 for name, place in places.items():
                     if parts := locate(own, all_mounts).inside(place):
-                        reserved.add(Artifact(name, parts[0]))
-        return frozenset(reserved)
+                        reserved.add((name, parts))
+        return ReservedEntries(reserved)
 
     @cached_property
     def protected_inodes(self) -> frozenset[tuple[int, int]]:

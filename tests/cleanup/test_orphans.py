@@ -140,6 +140,22 @@ def test_no_path_of_the_configuration_is_an_orphan_or_an_artifact(store: JobStor
     assert any(isinstance(event, JobSkipped) and event.notable for event in store.events)
 
 
+def test_no_file_that_is_named_after_one_of_the_configuration_is_an_orphan(store: JobStore) -> None:
+    """Such as the locks and anchors of logs, their copies, and what rotation leaves."""
+    names = ["audit.jsonl", "audit.jsonl.head", "audit.jsonl.000000042", "audit.log", "run.log-20260615"]
+    for name in (*names, "auditor", "runs.log"):
+        (store.path / "results" / name).touch()
+    store.upload("audit.log")
+    store.wait(days=2)
+    report = store.run(
+        **DELETE,
+        logging__file=str(store.path / "results/run.log"),
+        notifications__audit_log__path=str(store.path / "results/audit.jsonl"),
+    )
+    assert (report.orphans_found, report.orphans.jobs) == (3, 3)
+    assert {path.name for path in (store.path / "results").iterdir()} == {*names, ".eemtcleanupd-trash"}
+
+
 _BIND = """
 import subprocess, sys
 from pathlib import Path
