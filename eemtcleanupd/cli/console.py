@@ -113,7 +113,7 @@ class ConsoleReporter:
         if self._orphans:
             size = human_size(self._orphan_bytes)
             hint = "" if self._verbose else ". List them with --verbose."
-            _say("WARNING", f"Found {plural(self._orphans, 'orphan')} ({size}) that belong to no job{hint}")
+            _say("WARNING", f"Found {plural(self._orphans, 'orphan')} ({size}) without a job{hint}")
         if report.missing:
             _say("INFO", f"Found {plural(report.missing, 'uncleaned job')} without any files")
         if report.remaining:
