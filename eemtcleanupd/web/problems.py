@@ -13,10 +13,11 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from eemtcleanupd.errors import AuditError, CleanupError, ReportError, RootError, StoreError
+from eemtcleanupd.errors import AuditError, CleanupError, NoDatabaseError, ReportError, RootError, StoreError
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE: Final = "application/problem+json"
+NO_DATABASE: Final = "There is no job database. Run `eemtcleanupd doctor` on the server to find it."
 DAEMON_TIMEOUT: Final = "The daemon does not answer. Try again later."
 
 
@@ -87,6 +88,8 @@ def problem_from(error: Exception) -> Response:
             return problem(422, message, [FieldProblem(field="body", message=message)])
         case StarletteHTTPException():
             return problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+        case NoDatabaseError():  # its message names files and processes of this machine
+            return problem(503, NO_DATABASE)
         case StoreError() | RootError() | AuditError() | ReportError():
             return problem(503, str(error))
         case TimeoutError():

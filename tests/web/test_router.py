@@ -10,7 +10,7 @@ import pytest
 from fastapi import APIRouter, FastAPI, Header, HTTPException
 from fastapi.testclient import TestClient
 
-from eemtcleanupd.errors import ConfigError
+from eemtcleanupd.errors import ConfigError, NoDatabaseError
 from eemtcleanupd.web import cleanup_router, install
 from tests.cleanup.conftest import JobStore
 from tests.web.conftest import eemtcleanupd
@@ -157,3 +157,23 @@ def test_a_job_has_a_route(client: TestClient, store: JobStore) -> None:
     assert datetime.fromisoformat(cleaned["cleaned_at"]).tzinfo is not None
     missing = client.get("/api/cleanup/jobs/nobody", headers=ADMIN)
     assert (missing.status_code, missing.headers["content-type"]) == (404, "application/problem+json")
+
+
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_an_error_names_no_other_database_of_the_machine(
+    client: TestClient, store: JobStore, is_missing: bool
+) -> None:
+    other = store.path / "db/jobs.db"
+    other.parent.mkdir()
+    (store.path / "jobs.db").rename(other)
+    if not is_missing:
+        (store.path / "jobs.db").touch()
+    with pytest.raises(NoDatabaseError, match=str(other)):
+        store.run()
+    for path in ("jobs/a", "plan"):
+        answer = client.get(f"/api/cleanup/{path}", headers={"X-Admin": "yes"})
+        assert answer.status_code == 503
+        assert str(other) not in answer.text
+    answer = client.post("/api/cleanup", headers={"X-Admin": "yes"})
+    assert answer.status_code == 503
+    assert str(other) not in answer.text
