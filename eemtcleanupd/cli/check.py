@@ -65,9 +65,9 @@ def check(as_json: bool, schema: bool) -> int:
     else:
         _print_table(loaded, policy)
         if database is not None:
-            click.echo(str(database))
+            echo_line(str(database))
         if problem is not None:
-            click.echo(click.style("[WARNING]", fg="yellow") + f" {problem}")
+            echo_line(click.style("[WARNING]", fg="yellow") + f" {problem}")
     return problem.exit_code if isinstance(problem, BreakerError) else 0
 
 
