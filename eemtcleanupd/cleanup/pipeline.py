@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 
+from eemtcleanupd.batches import batched
 from eemtcleanupd.cleanup.context import RunContext
 from eemtcleanupd.cleanup.planner import PlannedJob, Planner
 from eemtcleanupd.cleanup.recording import Recording, RemovedArtifacts
@@ -121,10 +122,14 @@ class Pipeline:
         Returns:
             Those that must stay: a row names them now, say.
         """
-        claimed = self.staging.claim_orphans(entries, are_leftovers=are_leftovers)
-        confirmed = self.staging.stage_and_confirm(claimed, self.in_flight())
-        taken = {found.artifact for orphan in confirmed for found, _ in orphan.intent.items}
-        self._delete(confirmed)
+        # With a grace each entry is measured before it moves, and what blocks entries is read once a group.
+        size = self._group_size if self.run.grace else _LARGEST_GROUP
+        taken: set[Artifact] = set()
+        for group in batched(entries, size):
+            claimed = self.staging.claim_orphans(group, are_leftovers=are_leftovers)
+            confirmed = self.staging.stage_and_confirm(claimed, self.in_flight())
+            taken.update(found.artifact for orphan in confirmed for found, _ in orphan.intent.items)
+            self._delete(confirmed)
         return frozenset(found.artifact for found in entries) - taken
 
     # -- delete ------------------------------------------------------------------------------------
