@@ -43,7 +43,7 @@ def bar(progress: Progress) -> Iterator[None]:
         MofNCompleteColumn(),
         TextColumn("jobs  {task.fields[freed]}  {task.fields[rate]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=Console(stderr=True, soft_wrap=True),  # a long path stays in one piece, to be copied
         transient=True,
         redirect_stdout=False,  # see _Above
         redirect_stderr=False,

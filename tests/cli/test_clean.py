@@ -343,14 +343,15 @@ def test_lines_are_coloured_on_a_terminal_unless_no_color_is_set(sample_store: P
 def test_the_database_in_use_is_shown_on_a_terminal_and_not_on_stdout(
     sample_store: Path, run_cli: RunCli, tmp_path: Path
 ) -> None:
+    store = sample_store.rename(tmp_path / ("wider-than-the-terminal-" * 5))
     with (tmp_path / "stdout").open("wb") as stdout:
-        shown = _on_terminal(sample_store, {"TERM": "xterm"}, stdout)
-    plain = run_cli("clean", "--dry-run", cwd=sample_store)
-    assert f"{sample_store}/jobs.db" in shown
+        shown = _on_terminal(store, {"TERM": "xterm"}, stdout)
+    plain = run_cli("clean", "--dry-run", cwd=store)
+    assert f"{store}/jobs.db" in shown
     assert plain.stderr == ""
     assert (tmp_path / "stdout").read_text() == plain.stdout
     assert "jobs.db" not in plain.stdout
-    assert f"{sample_store}/jobs.db" in run_cli("clean", "--dry-run", "--verbose", cwd=sample_store).stdout
+    assert f"{store}/jobs.db" in run_cli("clean", "--dry-run", "--verbose", cwd=store).stdout
 
 
 def _on_terminal(store: Path, environment: dict[str, str], stdout: IO[bytes] | None = None) -> str:
