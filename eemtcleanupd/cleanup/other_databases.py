@@ -104,7 +104,7 @@ def _of_processes(results: Path) -> Iterator[tuple[Path, OtherDatabase]]:
     for process in open_processes():
         folder = Path("/proc", process.pid)
         is_of_store = our_results is not None and identity(folder / "cwd/results") == our_results
-        places = [(target, Path(link)) for target, link in process.targets.items()]
+        places = [(target, Path(links[0])) for target, links in process.targets.items()]
         places = [(target, link) for target, link in places if Path(target).name == _NAME]
         if is_of_store and process.namespace != our_namespace:
             places.append((str(DEFAULT), folder / "root" / DEFAULT.relative_to("/")))

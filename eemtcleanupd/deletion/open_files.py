@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,6 +15,7 @@ from eemtcleanupd.deletion.truncate import BLOCK_BYTES
 from eemtcleanupd.formatting import printable
 
 _DELETED: Final = " (deleted)"
+_LISTING: Final = os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ def deleted_but_open(folders: list[Path]) -> Iterator[Held]:
     """Yield the deleted files of these folders that processes have open, each file once."""
     seen = set()
     for process in open_processes():
-        for target, link in process.targets.items():
+        for target, (link, *_) in process.targets.items():
             path = target.removesuffix(_DELETED)
             if path == target or not any(Path(path).is_relative_to(folder) for folder in folders):
                 continue
@@ -51,12 +52,22 @@ def users_of(path: Path) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class OpenProcess:
-    """Another process with its open files: a link in ``/proc`` by target, as its mount namespace names it."""
+    """Another process with its open files: links in ``/proc`` by target, as its mount namespace names it."""
 
     pid: str
     label: str
     namespace: str
-    targets: Mapping[str, str]
+    targets: Mapping[str, Sequence[str]]
+
+    def only_lists(self, target: str) -> bool:
+        """Return whether the process only lists a folder, as our own plans do, ``find`` or ``rm``.
+
+        Their descriptors have ``O_DIRECTORY`` and ``O_NOFOLLOW`` (proc(5): fdinfo).
+        """
+        try:
+            return all(_flags(link) & _LISTING == _LISTING for link in self.targets[target])
+        except (OSError, KeyError, ValueError):  # in doubt, the process uses it
+            return False
 
     def mounts(self) -> list[Mount]:
         """Return the mounts that the process sees, none when it has ended."""
@@ -75,7 +86,9 @@ def open_processes() -> Iterator[OpenProcess]:
                 continue
             try:
                 with os.scandir(f"{folder.path}/fd") as links:
-                    targets = dict(_targets(links))
+                    targets: dict[str, list[str]] = {}
+                    for target, link in _targets(links):
+                        targets.setdefault(target, []).append(link)
                 if targets:
                     namespace = os.readlink(f"{folder.path}/ns/mnt")  # noqa: PTH115
                     name = Path(folder.path, "comm").read_text(encoding="utf-8", errors="replace").strip()
@@ -91,3 +104,14 @@ def _targets(links: Iterator[os.DirEntry[str]]) -> Iterator[tuple[str, str]]:
             target = os.readlink(link.path)  # noqa: PTH115
             if target.startswith("/"):
                 yield target, link.path
+
+
+def _flags(link: str) -> int:
+    """Return the flags with which a descriptor was opened.
+
+    Raises:
+        OSError: it was closed.
+    """
+    info = Path(link.replace("/fd/", "/fdinfo/")).read_text(encoding="ascii")
+    fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    return int(fields["flags"], 8)

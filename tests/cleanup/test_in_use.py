@@ -86,6 +86,23 @@ def test_a_file_that_another_process_has_open_keeps_its_job(store: JobStore) -> 
     assert store.run(**IDLE).successful.jobs == 1
 
 
+LIST = """
+import os, sys
+from eemtcleanupd.deletion.tree import FOLDER_FLAGS
+folder = os.open(sys.argv[1], FOLDER_FLAGS)
+user = os.open(sys.argv[1], os.O_RDONLY) if sys.argv[2] == "use" else None
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(("how", "cleaned"), [("list", 1), ("use", 0)])
+def test_a_process_that_only_lists_a_folder_does_not_use_it(store: JobStore, how: str, cleaned: int) -> None:
+    store.job("a")
+    with open_elsewhere(sys.executable, "-c", LIST, store.results("a"), how):
+        assert store.run(**IDLE).successful.jobs == cleaned
+
+
 @needs("unshare", "mount")
 def test_a_file_that_is_open_in_a_container_under_another_path_keeps_its_job(
     store: JobStore, tmp_path: Path
