@@ -22,6 +22,7 @@ from benchmarks.measures import Measure
 FIGURES = Path(__file__).parent / "figures.json"
 """What README.md shows: the figures of the last ``python -m benchmarks --readme``."""
 
+_NONE = "-"  # not measured
 # The columns with ratios: of which contender, to which.
 _RATIOS = ((CLEAN, EEMT), (CLEAN, FOUR_RM), (CLEAN_16, SIXTEEN_RM), (DAEMON, FOUR_RM), (DAEMON, SIXTEEN_RM))
 
@@ -64,8 +65,11 @@ class Figures:
             ratios = [f"{ours} to {other}" for ours, other in _RATIOS]
             lines += ["", _row("work", *CONTENDERS, *ratios), "|---|" + "--:|" * len([*CONTENDERS, *ratios])]
         for each in self.contests:
-            seconds = [f"{each.median(name):.2f}" for name in CONTENDERS]
-            lines.append(_row(each.title, *seconds, *(f"{each.ratio(*pair):.2f}" for pair in _RATIOS)))
+            seconds = [f"{each.median(name):.2f}" if name in each.seconds else _NONE for name in CONTENDERS]
+            pairs = [
+                f"{each.ratio(*pair):.2f}" if each.seconds.keys() >= set(pair) else _NONE for pair in _RATIOS
+            ]
+            lines.append(_row(each.title, *seconds, *pairs))
         measures = [f"- {each.title}: {each.median:.3g} {each.unit}" for each in self.measures]
         return "\n".join([*lines, "", *measures])
 

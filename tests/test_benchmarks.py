@@ -71,7 +71,7 @@ def test_each_target_and_each_measure_has_a_verdict() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_quick_bench_measures_all_kinds(tmp_path: Path) -> None:
-    parts = ["small-jobs", "big-jobs-memory", "plan", "rows", "clients", "start", "large"]
+    parts = ["big-jobs", "deep", "plan", "rows", "clients", "start", "large"]
     command = [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1", "--results", str(tmp_path)]
     subprocess.run(
         [*command, "--only", *parts],
@@ -81,6 +81,6 @@ def test_a_quick_bench_measures_all_kinds(tmp_path: Path) -> None:
     )
     (written,) = tmp_path.glob("*.json")
     figures = Figures.read(written)
-    assert [set(each.seconds) for each in figures.contests] == [set(CONTENDERS)] * 2
+    assert [len(each.seconds) for each in figures.contests] == [len(CONTENDERS), 3]
     assert len(figures.measures) == 8
     assert all(value > 0 for each in figures.measures for value in each.values)
