@@ -82,6 +82,8 @@ def local_time(moment: datetime | None) -> str:
 
 def printable(name: str) -> str:
     """Escape an untrusted name so that it fits on one line of a log or terminal and cannot forge another."""
+    if name.isascii() and name.isprintable() and "\\" not in name:  # nearly all, and ten times as fast
+        return name
 
     def escape(match: re.Match[str]) -> str:
         code = ord(match[0])

@@ -84,9 +84,26 @@ class Planner:
         self._last = self._jobs.newest_successful(self._policy.keep_last, run.started_at)
         self._ahead: Sequence[Job] = ()
         self._named_ahead: Mapping[str, Sequence[Row]] | None = None
+        self._counted: list[list[Decision]] | None = None
+
+    def count_expired(self, page_size: int, candidates: int) -> int:
+        """Count the expired jobs among the gathered candidates.
+
+        Of not too many candidates, the next :meth:`decisions` yields the same decisions again: a claim
+        reads each row and hold again.
+        """
+        pages = self.decisions(page_size)
+        if candidates <= _JOBS_AHEAD and not self._run.hooks.read_jobs:
+            pages = iter(counted := list(pages))
+            self._counted = counted
+        return sum(decision.clean for page in pages for decision in page)
 
     def decisions(self, page_size: int) -> Iterator[list[Decision]]:
         """Yield the decisions on all gathered candidates, in pages, oldest first."""
+        if self._counted is not None:
+            counted, self._counted = self._counted, None
+            yield from counted
+            return
         # Parameters can be large, so jobs that have them are not read ahead.
         ahead = page_size if self._run.hooks.read_jobs else max(page_size, _JOBS_AHEAD)
         for jobs in self._jobs.candidates(ahead):

@@ -34,6 +34,7 @@ class Recording:
         self._session = session
         self._staging = staging
         self._stats = stats
+        self._grace = run.grace
 
     def record(self, jobs: Sequence[tuple[ClaimedJob, RemovedArtifacts]]) -> None:
         """Record that these jobs are cleaned, or in the trash; a few of them in each transaction."""
@@ -180,7 +181,7 @@ class Recording:
         return changed
 
     def _moves_to_trash(self, job: ClaimedJob) -> bool:
-        return job.moves_to_trash(self._run.grace)
+        return job.moves_to_trash(self._grace)
 
     def _action(self, job: ClaimedJob) -> str:
         if job.is_orphan:
@@ -200,7 +201,7 @@ class Recording:
         return replace(
             job.intent,
             state=IntentState.TRASHED,
-            purge_after=now + self._run.grace,
+            purge_after=now + self._grace,
             size_bytes=job.staged_bytes,
             items=tuple(pair for pair in job.intent.items if pair[1] in in_trash),
         )

@@ -243,8 +243,8 @@ class _Run:
         # Decide on every row twice only if the breaker can trip.
         if not is_too_many(min(backlog.candidates, cap), backlog.uncleaned, *limits):
             return None
-        pages = self._planner.decisions(self._run.config.performance.batch_size)
-        expired = min(sum(decision.clean for page in pages for decision in page), cap)
+        page_size = self._run.config.performance.batch_size
+        expired = min(self._planner.count_expired(page_size, backlog.candidates), cap)
         if not is_too_many(expired, backlog.uncleaned, *limits):
             return None
         return (

@@ -68,7 +68,7 @@ class Blockers:
     @with_file_access
     def reason(self, root: Root, name: str, *, is_folder: bool = True) -> str | None:
         """Return why an entry of a root cannot be moved now; None when nothing blocks it."""
-        path = root.path / name
+        path = root.path / name if self.mounts else root.path
         for mount in self.mounts:
             if mount == path or path in mount.parents:
                 return f"a filesystem is mounted at {printable(str(mount))}"
