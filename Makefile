@@ -78,7 +78,7 @@ docs: $(READY) ## build the documentation site in site/
 	$(BIN)/python -m tools.site site
 	@echo "To view it: $(BIN)/python -m http.server --directory site --bind 127.0.0.1 8000"
 
-reference: $(READY) ## regenerate etc/, and the generated parts of docs/*.md, ARCHITECTURE.md, README.md and the man page
+reference: $(READY) ## regenerate etc/, and the generated parts of docs/, ARCHITECTURE.md, README.md and the man page
 	$(BIN)/python -m tools.reference
 
 bench: $(READY) ## measure what the README's figures come from, in ten minutes (as root, on a quiet machine)
@@ -111,7 +111,7 @@ dist: packages ## build sdist, wheel and bill of materials (SBOM) into dist/
 	$(BIN)/cyclonedx-py environment $(BUILD)/runtime --output-reproducible --no-validate \
 		--output-file $(DIST).cdx.json
 
-licences: dist ## regenerate docs/licences.md, the licences of all dependencies
+licences: dist ## regenerate docs/reference/licences.md, the licences of all dependencies
 	$(BIN)/python -m tools.licences $(DIST).cdx.json
 
 audit: dist ## look for known vulnerabilities of what it runs with: asks an advisory service on the network

@@ -259,13 +259,13 @@ class _StoreChecks:
                 yield _warning(
                     f"The web interface seems to use another job database: {other}.",
                     "Compare their jobs. Then correct paths.database, or move the database of the web "
-                    "interface: see docs/database.md.",
+                    "interface: see docs/how-to/web-interface-database.md.",
                 )
         if self._database.file is not None and self._database.file.parent in PRIVATE_FOLDERS:
             yield _warning(
                 f"A restart of the machine can delete {self._database.file}. A service or a container "
                 "can have a folder /tmp of its own.",
-                "Move the database of the web interface: see docs/database.md.",
+                "Move the database of the web interface: see docs/how-to/web-interface-database.md.",
             )
 
     def check_orphans(self) -> Iterator[Result]:

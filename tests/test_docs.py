@@ -11,13 +11,13 @@ from eemtcleanupd.cli.main import COMMANDS
 from eemtcleanupd.store.tables import METADATA
 
 ROOT = Path(__file__).parents[1]
-REFERENCE = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+REFERENCE = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_a_section_with_its_generated_options(name: str) -> None:
     section = re.search(rf"^## {name}$(.*?)(?=^## |\Z)", REFERENCE, re.MULTILINE | re.DOTALL)
-    assert section, f"docs/commands.md has no section {name}"
+    assert section, f"docs/reference/commands.md has no section {name}"
     block = f'<!-- [[[cog cog.outl(reference.command("{name}")) ]]] -->\n'
     assert block in section[1], (
         f"Add this block to the section, and run make reference:\n{block}<!-- [[[end]]] -->"
@@ -31,13 +31,13 @@ def test_every_table_of_the_ledger_is_in_the_architecture() -> None:
 
 
 def test_links_between_documents_have_a_target_in_the_repository() -> None:
-    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
 def test_the_documented_notifier_is_the_example() -> None:
-    shown = (ROOT / "docs" / "writing-a-notifier.md").read_text(encoding="utf-8")
+    shown = (ROOT / "docs" / "how-to" / "write-a-notifier.md").read_text(encoding="utf-8")
     for name in ("eemtcleanupd_ntfy.py", "pyproject.toml"):
         assert (ROOT / "examples" / "eemtcleanupd-ntfy" / name).read_text(encoding="utf-8").rstrip() in shown
 
@@ -45,7 +45,7 @@ def test_the_documented_notifier_is_the_example() -> None:
 def test_every_key_of_all_notifiers_is_explained() -> None:
     from eemtcleanupd.config.plugin_settings import NotifierSettings
 
-    channels = (ROOT / "docs" / "notifications.md").read_text(encoding="utf-8")
+    channels = (ROOT / "docs" / "how-to" / "notifications.md").read_text(encoding="utf-8")
     for key in NotifierSettings.model_fields:
         assert f"`{key}`" in channels
 

@@ -65,23 +65,52 @@ ELSEWHERE = (
     Elsewhere("README.md", "make install", "tests/system/test_service.py", "needs a machine of its own"),
     Elsewhere("README.md", "pipx install ", "tests/system/test_service.py", "make install does it"),
     Elsewhere("*", "pip install ", "tests/system/test_service.py", "make install does it, into a new venv"),
-    Elsewhere("docs/tutorial.md", "python3 -m venv", "tests/system/test_service.py", "as above"),
-    Elsewhere("*", "systemctl ", "tests/system/test_service.py", "needs a booted machine"),
-    Elsewhere("docs/api.md", "# Trigger cleanup", "tests/web/test_docs_api.py", "the answers are looked at"),
     Elsewhere(
-        "docs/notifications.md", "eemtcleanupd notify-test", "tests/cli/test_notify_test.py", "needs servers"
+        "docs/tutorial/first-cleanup.md", "python3 -m venv", "tests/system/test_service.py", "as above"
     ),
-    Elsewhere("docs/capacity.md", "eemtcleanupd report --plot", "tests/cli/test_report.py", "a history"),
-    Elsewhere("docs/scaling.md", "dask ", "tests/deletion/test_dask_executor.py", "needs certificates"),
-    Elsewhere("docs/database.md", "", "tests/cleanup/test_other_databases.py", "needs a /tmp of its own"),
-    Elsewhere("docs/deploy-cron.md", "", "tests/system/test_schedulers.py", "needs a booted machine"),
-    Elsewhere("docs/deploy-debian.md", "", "tests/system/test_debian.py", "needs a booted machine"),
-    Elsewhere("docs/deploy-docker.md", "", "tests/packaging/test_docker.py", "needs an engine"),
-    Elsewhere("docs/deploy-kubernetes.md", "", "tests/packaging/test_kubernetes.py", "needs a cluster"),
+    Elsewhere("*", "systemctl ", "tests/system/test_service.py", "needs a booted machine"),
+    Elsewhere(
+        "docs/how-to/http-api.md",
+        "# Trigger cleanup",
+        "tests/web/test_docs_api.py",
+        "the answers are looked at",
+    ),
+    Elsewhere(
+        "docs/how-to/notifications.md",
+        "eemtcleanupd notify-test",
+        "tests/cli/test_notify_test.py",
+        "needs servers",
+    ),
+    Elsewhere(
+        "docs/how-to/reports-and-capacity.md",
+        "eemtcleanupd report --plot",
+        "tests/cli/test_report.py",
+        "a history",
+    ),
+    Elsewhere(
+        "docs/how-to/speed-and-clusters.md",
+        "dask ",
+        "tests/deletion/test_dask_executor.py",
+        "needs certificates",
+    ),
+    Elsewhere(
+        "docs/how-to/web-interface-database.md",
+        "",
+        "tests/cleanup/test_other_databases.py",
+        "needs a /tmp of its own",
+    ),
+    Elsewhere(
+        "docs/how-to/cron-and-timers.md", "", "tests/system/test_schedulers.py", "needs a booted machine"
+    ),
+    Elsewhere(
+        "docs/how-to/install-and-upgrade.md", "", "tests/system/test_debian.py", "needs a booted machine"
+    ),
+    Elsewhere("docs/how-to/docker.md", "", "tests/packaging/test_docker.py", "needs an engine"),
+    Elsewhere("docs/how-to/kubernetes.md", "", "tests/packaging/test_kubernetes.py", "needs a cluster"),
 )
 BEFORE = {
-    "docs/tutorial.md": "cd .. && rm -r store",  # it begins with nothing
-    "docs/api.md": "echo 'api: {tokens_file: ./tokens.json}' >> cleanup_config.yaml",
+    "docs/tutorial/first-cleanup.md": "cd .. && rm -r store",  # it begins with nothing
+    "docs/how-to/http-api.md": "echo 'api: {tokens_file: ./tokens.json}' >> cleanup_config.yaml",
 }
 """What is done before the first command of a page."""
 

@@ -1,4 +1,4 @@
-"""Writes docs/licences.md from the SBOM of `make dist`, and refuses licences that are not reviewed yet.
+"""Writes docs/reference/licences.md from the SBOM of `make dist`, and refuses unreviewed licences.
 
 The page has no versions, and one name for all spellings of a licence. It changes only when a dependency is
 added or removed, or changes its terms.
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-PAGE: Final = Path(__file__).parents[1] / "docs/licences.md"
+PAGE: Final = Path(__file__).parents[1] / "docs/reference/licences.md"
 HEAD: Final = """# Licences
 
 eemtcleanupd is under the Apache License 2.0. This table lists its dependencies, including those of all

@@ -3,7 +3,7 @@
 ``python -m tools.reference`` writes the files. With ``--check`` it writes nothing, and exits with 1 if a file
 is out of date.
 
-Cog (https://cog.readthedocs.io) runs the blocks between ``[[[cog`` and ``[[[end]]]`` in ``docs/*.md``,
+Cog (https://cog.readthedocs.io) runs the blocks between ``[[[cog`` and ``[[[end]]]`` in ``docs/``,
 ARCHITECTURE.md, README.md and the man page. Each block calls a function of this package, or of
 ``benchmarks.report``, that returns its text.
 """
@@ -382,7 +382,7 @@ def main() -> None:
         "-p",
         "import cog; from benchmarks import report; from tools import architecture, reference",
     ]
-    pages = [*sorted((_ROOT / "docs").glob("*.md")), _ARCHITECTURE, _ROOT / "README.md", _MAN_PAGE]
+    pages = [*sorted((_ROOT / "docs").rglob("*.md")), _ARCHITECTURE, _ROOT / "README.md", _MAN_PAGE]
     done = subprocess.run([*cog, "--check" if is_check else "-r", *pages], cwd=_ROOT, check=False)
     if done.returncode and not is_check:
         sys.exit(done.returncode)

@@ -38,9 +38,11 @@ def _copy_pages(pages: Path) -> None:
         shutil.copy(document, pages)
     for name in _FOLDERS:
         shutil.copytree(_ROOT / name, pages / name, ignore=shutil.ignore_patterns(*_EXCLUDED))
-    for folder in [path for path in pages.rglob("*") if path.is_dir()]:
-        if not any(folder.glob("*.md")):
-            names = sorted(path.name for path in folder.iterdir())
+    folders = [path for path in pages.rglob("*") if path.is_dir()]
+    with_pages = {path for path in folders if any(path.glob("*.md"))}  # the navigation lists these pages
+    for folder in folders:
+        if folder not in with_pages:
+            names = sorted(path.name for path in folder.iterdir() if path not in with_pages)
             lines = [f"# {folder.relative_to(pages)}", "", *(f"- [{name}]({name})" for name in names)]
             (folder / "index.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

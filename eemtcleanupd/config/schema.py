@@ -247,7 +247,7 @@ class PerformanceConfig(Section):
     executor: Literal["threads", "dask"] = Field(
         "threads",
         description="Where workers run. threads are on this machine; they move large folders to helper "
-        "processes. dask uses the workers of a cluster as well, see docs/scaling.md.",
+        "processes. dask uses the workers of a cluster as well, see docs/how-to/speed-and-clusters.md.",
     )
     dask: DaskConfig = Field(default_factory=DaskConfig)
     io_priority: Literal["best-effort", "idle"] = Field(
@@ -354,7 +354,10 @@ class PressureConfig(Section):
 
 
 class CapacityConfig(Section):
-    """Budget for the data of all jobs. It only warns (`on: capacity` of a notifier), see docs/capacity.md."""
+    """Budget for the data of all jobs. It only warns (`on: capacity` of a notifier).
+
+    See docs/how-to/reports-and-capacity.md.
+    """
 
     max_bytes: Size | None = Field(
         None, description="Budget in bytes, or a size such as 500G (powers of 1024). null means no budget."
@@ -391,7 +394,10 @@ class WebInterfaceConfig(Section):
 
 
 class ApiConfig(Section):
-    """HTTP interface and dashboard, see docs/api.md. Clients need a token, except on a Unix socket."""
+    """HTTP interface and dashboard. Clients need a token, except on a Unix socket.
+
+    See docs/how-to/http-api.md.
+    """
 
     enabled: bool = Field(False, description="Serve HTTP.")
     listen: Listen = Field(
@@ -483,7 +489,7 @@ class Config(Section):
         (),
         description="Modules of plugins to load, as MODULE or MODULE:NAME, in addition to installed plugins. "
         "The settings of a plugin are in the block of its name under notifications, see "
-        "docs/writing-a-notifier.md.",
+        "docs/how-to/write-a-notifier.md.",
     )
     blocked_plugins: Texts = Field(
         (), description="Names of plugins that are not used although they are installed or built in."

@@ -13,7 +13,7 @@ from pathlib import Path
 from eemtcleanupd.errors import StoreError
 from eemtcleanupd.store.database import Database
 
-_ADVICE = "Mount its folder instead (docs/deploy-docker.md)."
+_ADVICE = "Mount its folder instead (docs/how-to/docker.md)."
 
 
 def is_mounted_alone(file: Path) -> bool:

@@ -111,10 +111,11 @@ class PostgresDatabase(Database):
         "failed to resolve host": "Check the host in paths.database.",
         "could not translate host": "Check the host in paths.database.",
         "timeout expired": "Check that the server is running and that no firewall blocks it.",
-        "must be owner of table jobs": "Its owner can append the columns once. See docs/postgresql.md.",
-        "permission denied": "Grant the permission. See docs/postgresql.md.",
+        "must be owner of table jobs": "Its owner can append the columns once. See "
+        "docs/how-to/postgresql.md.",
+        "permission denied": "Grant the permission. See docs/how-to/postgresql.md.",
         "row-level security": "A policy hides rows of jobs from this role, so their files would look "
-        "unused. Grant it BYPASSRLS, or make it the owner of the table. See docs/postgresql.md.",
+        "unused. Grant it BYPASSRLS, or make it the owner of the table. See docs/how-to/postgresql.md.",
         "read-only transaction": "This is a read-only replica. Use the primary server in paths.database.",
         "lock timeout": "Another program locked a row or table for longer than "
         "database.busy_timeout_seconds. pg_locks names it.",

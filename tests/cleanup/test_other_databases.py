@@ -277,7 +277,7 @@ def test_a_link_in_tmp_moves_the_database_of_the_web_interface(
     private: Callable[[str], subprocess.CompletedProcess[str]],
 ) -> None:
     insert = "INSERT INTO jobs (id, workflow_type, status) VALUES ('b', 'sol', 'pending')"
-    page = (Path(__file__).parents[2] / "docs/database.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/how-to/web-interface-database.md").read_text()
     commands = page.split("```sh\n")[1].split("```")[0].replace("/srv/eemt", "/mnt/store")
     done = private(
         f"""

@@ -412,7 +412,7 @@ def test_contradictory_formats_are_refused(report: Reporter) -> None:
 
 
 def test_the_documented_crontab_line_mails_the_report(store: JobStore, tmp_path: Path) -> None:
-    document = (Path(__file__).parents[2] / "docs" / "capacity.md").read_text(encoding="utf-8")
+    document = (Path(__file__).parents[2] / "docs/how-to/reports-and-capacity.md").read_text(encoding="utf-8")
     (line,) = re.findall(r"^0 7 \* \* 1  eemt  (.*)$", document, re.MULTILINE)
     assert "%" not in line  # cron would end the command there
     tools = tmp_path / "bin"

@@ -55,7 +55,7 @@ class Podman:
         return done.stdout.strip()
 
     def build(self) -> None:
-        """Build the image as docs/deploy-docker.md says, with the packages in the base image."""
+        """Build the image as docs/how-to/docker.md says, with the packages in the base image."""
         extra = self.folder / "extra"
         (extra / "etc").mkdir(parents=True)
         (extra / "etc/pip.conf").write_text("[global]\nno-index = true\nfind-links = /wheels\n")

@@ -21,7 +21,7 @@ from tests.packaging.conftest import give_away
 from tests.packaging.containers import EVERYWHERE, IMAGE, Podman, compose_options, web_options
 
 DOCKER = Path(__file__).parents[2] / "packaging/docker"
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs/how-to"
 DONE = "Cleanup completed successfully"
 containers = [
     pytest.mark.slow,
@@ -179,7 +179,7 @@ class TestInContainers:
         more = f'[ "$verb" != run ] || set -- {" ".join(EVERYWHERE)} "$@"'
         shim.write_text(f'#!/bin/sh\nverb=$1; shift\n{more}\nexec {podman.command} "$verb" "$@"\n')
         shim.chmod(0o755)
-        shown = re.findall(r"^\$ (docker .*)$", (DOCS / "deploy-docker.md").read_text(), re.MULTILINE)
+        shown = re.findall(r"^\$ (docker .*)$", (DOCS / "docker.md").read_text(), re.MULTILINE)
         assert shown.pop(0) == "docker build -f packaging/docker/Dockerfile -t eemtcleanupd ."
         assert len(shown) == 7
         for command in shown:

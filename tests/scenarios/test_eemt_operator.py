@@ -349,7 +349,7 @@ def test_the_documented_sql_works_after_a_run(site: Site, jobs: Jobs) -> None:
     )
     site.shell("eemtcleanupd clean")
     assert site.sql("SELECT count(*) FROM cleanup_audit") != [(0,)]
-    # docs/migration.md translates the column of the document.
+    # docs/how-to/migrate-from-eemt-scripts.md translates the column of the document.
     (found,) = site.sql("SELECT * FROM jobs WHERE id = ?", jobs.old)
     assert found[0] == jobs.old
     site.sql(

@@ -55,11 +55,11 @@ def test_a_run_warns_and_cleans(store: Path) -> None:
     done = run_mounted(store, "clean")
     assert done.returncode == 0, done.stderr
     assert "[WARNING]" in done.stdout
-    assert "docs/deploy-docker.md" in done.stdout
+    assert "docs/how-to/docker.md" in done.stdout
     with closing(sqlite3.connect(store / "jobs.db")) as connection:
         cleaned = connection.execute("SELECT count(*) FROM jobs WHERE data_cleaned_at IS NOT NULL").fetchone()
     assert cleaned == (6,)
-    assert "docs/deploy-docker.md" in run_mounted(store, "doctor").stdout
+    assert "docs/how-to/docker.md" in run_mounted(store, "doctor").stdout
     assert not is_mounted_alone(store / "jobs.db")
 
 
@@ -94,4 +94,4 @@ def test_a_run_is_refused_if_the_folder_is_not_writable(store: Path) -> None:
     """
     done = run_mounted(store, "clean", before=before)
     assert done.returncode == 3, done.stdout
-    assert "docs/deploy-docker.md" in done.stderr
+    assert "docs/how-to/docker.md" in done.stderr

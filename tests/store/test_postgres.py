@@ -179,7 +179,7 @@ def test_a_user_who_does_not_own_the_table_can_use_columns_added_by_the_owner(op
     name = opener.url.rpartition("/")[2]
     opener.server.admin("ALTER TABLE jobs OWNER TO owner", name)
     opener.server.admin("GRANT SELECT ON jobs TO eemt", name)
-    with pytest.raises(StoreError, match=r"docs/postgresql\.md"):
+    with pytest.raises(StoreError, match=r"docs/how-to/postgresql\.md"):
         JobTable(opener(), POLICY, UTC).add_columns()
     opener.server.admin(
         "ALTER TABLE jobs ADD data_cleaned_at TEXT, ADD data_size_mb FLOAT, ADD cleanup_summary TEXT", name

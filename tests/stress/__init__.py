@@ -1,1 +1,1 @@
-"""Attacks that take too long for the tests: what docs/reliability.md has its figures from."""
+"""Attacks that take too long for the tests, the source of docs/explanation/how-it-was-tested.md."""

@@ -100,7 +100,7 @@ def test_the_users_systemd_has_the_timer_and_cleans_on_request(alice: Alice) -> 
 
 
 def test_the_documented_commands_work(alice: Alice) -> None:
-    text = (PROJECT / "docs/deploy-cron.md").read_text(encoding="utf-8")
+    text = (PROJECT / "docs/how-to/cron-and-timers.md").read_text(encoding="utf-8")
     for command in re.findall(r"^# ([a-z].*)$", text, re.MULTILINE):
         alice.machine.sh(command)
     alice.machine.until(lambda: "running" in alice("systemctl --user is-system-running", check=False))

@@ -1,4 +1,4 @@
-"""The examples of docs/api.md."""
+"""The examples of docs/how-to/http-api.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from tests.web.conftest import RunningDaemon
 
-TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[2] / "docs" / "how-to" / "http-api.md").read_text(encoding="utf-8")
 
 
 def examples(language: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The EEMT web interface with our routes, as in docs/api.md: with the pinned versions, and the newest."""
+"""The EEMT web interface with the routes of docs/how-to/http-api.md, in pinned and newest versions."""
 
 from __future__ import annotations
 

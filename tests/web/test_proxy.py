@@ -1,4 +1,4 @@
-"""The interface behind nginx, with the configuration of docs/api.md."""
+"""The interface behind nginx, with the configuration of docs/how-to/http-api.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.requirements import find_program, needs
 from tests.web.conftest import eventually, free_port, start
 
 NGINX = find_program("nginx")
-TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[2] / "docs" / "how-to" / "http-api.md").read_text(encoding="utf-8")
 
 
 @needs("nginx")

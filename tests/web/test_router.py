@@ -1,4 +1,4 @@
-"""The routes inside another FastAPI application, as docs/api.md shows it, without a daemon."""
+"""The routes inside another FastAPI application, as docs/how-to/http-api.md shows it, without a daemon."""
 
 from __future__ import annotations
 
