@@ -173,7 +173,7 @@ class _StoreChecks:
         self._now = now
         self._stack = stack
         self._ledger = Ledger(database)
-        self._has_ledger = self._ledger.is_current()
+        self._has_ledger = self._ledger.exists()
         self._roots: dict[RootName, Root] = {}
         self._has_daemon = False
 
@@ -432,7 +432,9 @@ class _StoreChecks:
             )
 
     def check_delivery(self) -> Iterator[Result]:
-        stats_by_name = delivery_stats(self._database) if self._has_ledger else {}
+        disabled = {name for name, block in self._config.notifications if not getattr(block, "enabled", False)}
+        found = delivery_stats(self._database) if self._has_ledger else {}
+        stats_by_name = {name: stats for name, stats in found.items() if name not in disabled}
         failing = {
             name: stats
             for name, stats in stats_by_name.items()

@@ -62,7 +62,7 @@ def job_state(
         policy = Policy.from_config(config.retention)
         jobs = job_table(database, config, policy, has_parameters=hooks.read_jobs)
         ledger = Ledger(database)
-        has_ledger = ledger.is_current()
+        has_ledger = ledger.exists()
         with database.read() as connection:
             row = jobs.rows(connection, [job_id]).get(job_id)
             if row is None:

@@ -32,7 +32,7 @@ def overview(config: Config, holder: Holder | None, status: DaemonStatus | None)
     """
     with closing(StoreAddress.of(config).open()) as database:
         ledger = Ledger(database)
-        has_ledger = ledger.is_current()
+        has_ledger = ledger.exists()
         last = ledger.runs(1)[:1] if has_ledger else []
         by_class = ledger.storage_by_class() if has_ledger else {}
         trash_jobs, trash_bytes, next_purge = ledger.trash_summary() if has_ledger else (0, 0, None)

@@ -10,14 +10,15 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from sqlalchemy import BindParameter, Connection, Engine, event, exc
+from sqlalchemy import BindParameter, Column, Connection, Engine, SelectBase, Subquery, Table, event, exc
 from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.visitors import replacement_traverse
 from sqlalchemy.types import TypeEngine
 
 from eemtcleanupd.errors import CleanupError, RowError, StoreError
@@ -62,6 +63,7 @@ class Database(ABC):
     def __init__(self, name: str, *, busy_timeout_seconds: float) -> None:
         self.name = name
         self._busy_timeout_seconds = busy_timeout_seconds
+        self._stand_ins: Mapping[str, Subquery] | None = None
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -128,6 +130,34 @@ class Database(ABC):
             result: Result = end.result
             return result
         raise AssertionError
+
+    def read_instead(self, stand_ins: Mapping[str, Subquery]) -> None:
+        """Let every query that names one of these tables read its stand-in, until the next call."""
+        if self._stand_ins is None:
+            if not stand_ins:
+                return
+            event.listen(self._executor, "before_execute", self._with_stand_ins, retval=True)
+        self._stand_ins = stand_ins
+
+    def _with_stand_ins(
+        self, _: Connection, statement: Any, multiparams: Any, params: Any, _options: Any
+    ) -> tuple[Any, Any, Any]:
+        stand_ins = self._stand_ins or {}
+
+        def stand_in(element: Any, **_: object) -> Any:
+            if isinstance(element, Column):
+                found = stand_ins.get(getattr(element.table, "name", ""))
+                return None if found is None else found.c[element.name]
+            return stand_ins.get(element.name) if isinstance(element, Table) else None
+
+        if stand_ins and isinstance(statement, SelectBase):
+            statement = replacement_traverse(statement, {}, stand_in)
+        return statement, multiparams, params
+
+    @property
+    @abstractmethod
+    def _executor(self) -> Connection | Engine:
+        """What executes all statements."""
 
     @abstractmethod
     def _reading(self) -> AbstractContextManager[Connection]:

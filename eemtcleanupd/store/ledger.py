@@ -5,7 +5,19 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, Connection, Table, text
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    DefaultClause,
+    Subquery,
+    Table,
+    cast,
+    false,
+    null,
+    select,
+    text,
+)
 from sqlalchemy.schema import CreateColumn
 
 from eemtcleanupd.events import StorageState
@@ -24,13 +36,21 @@ class Ledger(Runs, Intents, History, AuditAnchors, UsageTables, Holds, Roots):
     """The ledger in the job database.  No table is created before :meth:`create_tables`."""
 
     def exists(self) -> bool:
-        """Return whether the tables exist, without creating them (a dry run changes nothing)."""
+        """Return whether the tables exist, without creating them (a dry run changes nothing).
+
+        Afterwards all queries work, also if an earlier version created the tables.
+        """
         with self._database.read() as connection:
-            return any(table == ROOTS.name for table, _ in self._database.ledger_columns(connection))
+            existing = self._database.ledger_columns(connection)
+        if not any(table == ROOTS.name for table, _ in existing):
+            return False
+        self._database.read_instead(_stand_ins(existing))
+        return True
 
     def create_tables(self) -> None:
         """Create missing tables, and missing columns of tables from an earlier version."""
         if self.is_current():
+            self._database.read_instead({})
             return
 
         def work(connection: Connection) -> None:
@@ -40,6 +60,7 @@ class Ledger(Runs, Intents, History, AuditAnchors, UsageTables, Holds, Roots):
                 connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
 
         self._database.write(work)
+        self._database.read_instead({})
 
     def is_current(self) -> bool:
         """Return whether all tables exist with all their columns."""
@@ -68,3 +89,25 @@ class Ledger(Runs, Intents, History, AuditAnchors, UsageTables, Holds, Roots):
             trash_bytes=trash_bytes,
             trend=self.trend(now),
         )
+
+
+def _stand_ins(existing: set[tuple[str, str]]) -> dict[str, Subquery]:
+    """Return what to read in place of the tables that an earlier version lacks, or lacks columns of.
+
+    A missing column has its default in every row, and a missing table has no rows.
+    """
+    stand_ins = {}
+    for table in METADATA.tables.values():
+        present = [column for column in table.columns if (table.name, column.name) in existing]
+        if len(present) == len(table.columns):
+            continue
+        columns = (column if column in present else _default(column) for column in table.columns)
+        query = select(*columns) if present else select(*map(_default, table.columns)).where(false())
+        stand_ins[table.name] = query.subquery(table.name)
+    return stand_ins
+
+
+def _default(column: Column[Any]) -> ColumnElement[Any]:
+    default = column.server_default
+    value = default.arg if isinstance(default, DefaultClause) else null()
+    return cast(value, column.type).label(column.name)

@@ -248,7 +248,7 @@ class LedgerOutbox:
 
 def delivery_stats(database: Database) -> dict[str, DeliveryStats]:
     """Return the delivery statistics by notifier name."""
-    if not LedgerOutbox(database, 0).exists():
+    if not Ledger(database).exists():
         return {}
     with database.read() as connection:
         rows = connection.execute(select(NOTIFIERS)).all()

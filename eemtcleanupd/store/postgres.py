@@ -19,6 +19,7 @@ from sqlalchemy import (
     BindParameter,
     Connection,
     DateTime,
+    Engine,
     Integer,
     Numeric,
     String,
@@ -216,6 +217,10 @@ class PostgresDatabase(Database):
         if self._held is not None:
             self._reacquire_lock(raw.execute, *self._held)
         raw.autocommit = False
+
+    @property
+    def _executor(self) -> Engine:
+        return self._engine
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:

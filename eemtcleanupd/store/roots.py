@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import Connection, delete, insert
+from sqlalchemy import Connection, delete, insert, select
 
 from eemtcleanupd.model import RootName
 from eemtcleanupd.store.base import Repository, corruption_guard
@@ -30,8 +30,7 @@ class Roots(Repository):
     def roots(self) -> dict[RootName, RootRecord]:
         """Return the roots as they were at the last run."""
         with self._database.read() as connection:
-            # Every column that is there: a dry run does not add those that an earlier version did not have.
-            rows = connection.exec_driver_sql("SELECT * FROM cleanup_roots").mappings().all()
+            rows = connection.execute(select(ROOTS)).mappings().all()
         with corruption_guard("cleanup_roots"):
             return {
                 RootName(row["name"]): RootRecord(
@@ -40,7 +39,7 @@ class Roots(Repository):
                     row["device"],
                     row["inode"],
                     row["marker"],
-                    row.get("job_rows"),
+                    row["job_rows"],
                 )
                 for row in rows
             }

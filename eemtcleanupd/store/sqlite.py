@@ -77,6 +77,10 @@ class SqliteDatabase(Database):
         with self.read() as connection:
             connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").fetchone()
 
+    @property
+    def _executor(self) -> Connection:
+        return self._connection
+
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
         self._require_same_file()

@@ -68,4 +68,4 @@ def open_ledger(config: Config, *, create: bool = False) -> Iterator[Ledger | No
         ledger = Ledger(database)
         if create:
             ledger.create_tables()
-        yield ledger if ledger.is_current() else None
+        yield ledger if ledger.exists() else None
