@@ -432,7 +432,8 @@ class _StoreChecks:
             )
 
     def check_delivery(self) -> Iterator[Result]:
-        disabled = {name for name, block in self._config.notifications if not getattr(block, "enabled", False)}
+        blocks = dict(self._config.notifications)
+        disabled = {name for name, block in blocks.items() if not getattr(block, "enabled", False)}
         found = delivery_stats(self._database) if self._has_ledger else {}
         stats_by_name = {name: stats for name, stats in found.items() if name not in disabled}
         failing = {

@@ -50,6 +50,10 @@ class BreakerError(CleanupError):
     exit_code = 5
 
 
+class JobTableError(BreakerError):
+    """The job table is probably not that of this store, so the run was refused."""
+
+
 class AuditError(CleanupError):
     """The audit log is not writable, so the action was not performed."""
 

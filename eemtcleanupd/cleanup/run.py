@@ -51,7 +51,7 @@ from eemtcleanupd.clock import Clock, system_clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.filesystem import disk_usage
 from eemtcleanupd.deletion.pool import DeletionPool
-from eemtcleanupd.errors import AuditError, BreakerError, CleanupError
+from eemtcleanupd.errors import AuditError, BreakerError, CleanupError, JobTableError
 from eemtcleanupd.events import (
     ArtifactSize,
     DatabaseSummary,
@@ -205,7 +205,7 @@ class _Run:
         run, session = self._run, self._session
         self._database = session.jobs.summary()
         if (problem := job_table_problem(session, self._database)) is not None:
-            raise BreakerError(f"Refused, nothing was changed: {problem}")
+            raise JobTableError(f"Refused, nothing was changed: {problem}")
         if run.config.orphans.delete_after_hours is None or run.request.allow_orphans:
             return
         census = Inventory(run, session, self._planner, lambda *_: None, is_recording=False).scan().census

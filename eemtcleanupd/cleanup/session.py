@@ -17,7 +17,7 @@ from eemtcleanupd.deletion.filesystem import locate, mounts
 from eemtcleanupd.deletion.roots import Root, check_roots, identity, open_root
 from eemtcleanupd.deletion.trash import MARKER_NAME, Trash, is_group, read_marker, write_marker
 from eemtcleanupd.deletion.upload_index import UploadIndex
-from eemtcleanupd.errors import BreakerError, NoDatabaseError, RootError, StoreError
+from eemtcleanupd.errors import JobTableError, NoDatabaseError, RootError, StoreError
 from eemtcleanupd.events import DatabaseSummary
 from eemtcleanupd.formatting import plural, printable
 from eemtcleanupd.model import TRASH_NAME, Artifact, Hold, RootName
@@ -374,7 +374,7 @@ def prepare_database(config: Config, before_change: Callable[[], None]) -> None:
         jobs = job_table(database, config, policy)
         session = open_session(config, database, jobs, policy, stack)
         if (problem := job_table_problem(session, jobs.summary())) is not None:
-            raise BreakerError(f"Refused, nothing was changed: {problem}")
+            raise JobTableError(f"Refused, nothing was changed: {problem}")
         if jobs.missing_columns or not session.ledger.is_current():
             before_change()
             session.create_ledger()

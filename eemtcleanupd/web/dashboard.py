@@ -22,7 +22,7 @@ from eemtcleanupd.web.auth import SESSION_LIFETIME, Authenticator, Caller, beare
 from eemtcleanupd.web.cache import PLAN_FRESH_SECONDS
 from eemtcleanupd.web.context import ApiContext
 from eemtcleanupd.web.dashboard_data import DashboardData, run_page_data
-from eemtcleanupd.web.problems import DAEMON_TIMEOUT
+from eemtcleanupd.web.problems import DAEMON_TIMEOUT, public_text
 from eemtcleanupd.web.routes.runs import plan_document
 
 _STALE_SECONDS = 5.0
@@ -59,7 +59,7 @@ def build_pages(context: ApiContext, authenticator: Authenticator) -> APIRouter:
         except HTTPException as error:
             status, text = error.status_code, error.detail
         except CleanupError as error:
-            status, text = 503, str(error)
+            status, text = 503, public_text(error)
         except TimeoutError:
             status, text = 503, DAEMON_TIMEOUT
         return HTMLResponse(render("problem", caller=caller, problem=text), status)

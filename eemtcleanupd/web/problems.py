@@ -13,11 +13,27 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from eemtcleanupd.errors import AuditError, CleanupError, NoDatabaseError, ReportError, RootError, StoreError
+from eemtcleanupd.errors import (
+    AuditError,
+    CleanupError,
+    JobTableError,
+    NoDatabaseError,
+    ReportError,
+    RootError,
+    StoreError,
+)
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE: Final = "application/problem+json"
-NO_DATABASE: Final = "There is no job database. Run `eemtcleanupd doctor` on the server to find it."
+_SEE: Final = "See the log, or run `eemtcleanupd doctor` on the server."
+_WITHOUT_PATHS: Final[dict[type[CleanupError], str]] = {
+    NoDatabaseError: "There is no job database. Run `eemtcleanupd doctor` on the server to find it.",
+    StoreError: f"The job database cannot be used. Another program might have locked it: try again. {_SEE}",
+    RootError: f"A folder of the job store cannot be used. {_SEE}",
+    AuditError: f"The audit log is not writable, so nothing was done. {_SEE}",
+    JobTableError: f"The job database is probably not that of this job store, so runs are refused. {_SEE}",
+}
+"""What clients read instead of a message that names paths, hosts, users or processes of this machine."""
 DAEMON_TIMEOUT: Final = "The daemon does not answer. Try again later."
 
 
@@ -88,17 +104,24 @@ def problem_from(error: Exception) -> Response:
             return problem(422, message, [FieldProblem(field="body", message=message)])
         case StarletteHTTPException():
             return problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
-        case NoDatabaseError():  # its message names files and processes of this machine
-            return problem(503, NO_DATABASE)
         case StoreError() | RootError() | AuditError() | ReportError():
-            return problem(503, str(error))
+            return problem(503, public_text(error))
         case TimeoutError():
             return problem(503, DAEMON_TIMEOUT)
         case CleanupError():
-            return problem(409, str(error))
+            return problem(409, public_text(error))
         case _:
             log.error("Cannot answer an HTTP request", exc_info=error)
             return problem(500, "Internal error. See the daemon's log.")
+
+
+def public_text(error: CleanupError) -> str:
+    """Return what clients may read of an error.  The log has its message if that names more."""
+    kind = next((kind for kind in _WITHOUT_PATHS if isinstance(error, kind)), None)
+    if kind is None:
+        return str(error)
+    log.warning("Cannot answer an HTTP request: %s", error)
+    return _WITHOUT_PATHS[kind]
 
 
 def http_error(status: int, detail: str, **headers: str) -> HTTPException:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from eemtcleanupd.errors import ConfigError, NoDatabaseError
 from eemtcleanupd.web import cleanup_router, install
 from tests.cleanup.conftest import JobStore
+from tests.postgres import ROLE, Server
 from tests.web.conftest import eemtcleanupd
 
 CONFIG = "database: {timezone: UTC}\n"
@@ -177,3 +178,57 @@ def test_an_error_names_no_other_database_of_the_machine(
     answer = client.post("/api/cleanup", headers={"X-Admin": "yes"})
     assert answer.status_code == 503
     assert str(other) not in answer.text
+
+
+def damage_database(store: JobStore) -> None:
+    (store.path / "jobs.db").write_bytes(b"no database" * 1000)
+
+
+def remove_results(store: JobStore) -> None:
+    (store.path / "results").rename(store.path / "elsewhere")
+
+
+def empty_job_table(store: JobStore) -> None:
+    store.sql("DELETE FROM jobs")
+
+
+def block_audit_log(store: JobStore) -> None:
+    (store.path / "logs").write_text("no folder")
+
+
+@pytest.mark.parametrize(
+    ("damage", "method", "status"),
+    [
+        (damage_database, "GET", 503),
+        (remove_results, "GET", 503),
+        (empty_job_table, "GET", 409),
+        (block_audit_log, "POST", 503),
+    ],
+)
+def test_only_the_log_names_paths(
+    client: TestClient,
+    store: JobStore,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[JobStore], None],
+    method: str,
+    status: int,
+) -> None:
+    damage(store)
+    path = "/api/cleanup/plan" if method == "GET" else "/api/cleanup"
+    answer = client.request(method, path, headers=ADMIN)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert str(store.path) not in answer.text
+    assert answer.json()["detail"]
+    assert str(store.path) in caplog.text
+
+
+def test_an_error_names_neither_host_nor_user_of_a_server(store: JobStore, postgres: Server) -> None:
+    file = store.path / "cleanup_config.yaml"
+    file.write_text(f"{CONFIG}paths: {{database: '{postgres.url('nowhere')}'}}\n")
+    app = FastAPI()
+    app.include_router(cleanup_router(file, authorize=authorize, environ={}))
+    with TestClient(app) as client:
+        answer = client.get("/api/cleanup/plan", headers=ADMIN)
+    assert answer.status_code == 503
+    for part in ("127.0.0.1", str(postgres.port), ROLE, "nowhere"):
+        assert part not in answer.text.replace("eemtcleanupd", "")
