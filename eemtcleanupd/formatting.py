@@ -1,13 +1,16 @@
-"""Format sizes, ages and untrusted names for people; parse sizes."""
+"""Format sizes, ages and untrusted names for people; parse sizes and durations."""
 
 from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta
 from functools import lru_cache
+from math import isfinite
 
 BYTES_PER_MB = 1024 * 1024
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtpe]?)(?:i?b)?\s*", re.IGNORECASE)
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([mhdw])\s*", re.IGNORECASE)
+_HOURS_OF = {"m": 1 / 60, "h": 1, "d": 24, "w": 7 * 24}
 # Control characters, line and paragraph separators and bidirectional overrides can forge a line in a log
 # or on a terminal.  Surrogates are the bytes of a name that is not valid UTF-8.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -42,6 +45,24 @@ def parse_size(text: str | int) -> int:
         raise ValueError(f"{text!r} is not a size. Use a format such as 10G, 500M or 1048576.")
     exponent = " kmgtpe".index(match[2].lower() or " ")
     return int(float(match[1]) * 1024**exponent)
+
+
+def parse_hours(text: str) -> float:
+    """Parse a duration such as ``90m``, ``12h``, ``7d``, ``2w``, or a plain number of hours, into hours.
+
+    Raises:
+        ValueError: the text is not a duration.
+    """
+    match = _DURATION.fullmatch(text)
+    try:
+        hours = float(match[1]) * _HOURS_OF[match[2].lower()] if match else float(text)
+        if isfinite(hours):
+            return hours
+    except ValueError:
+        pass
+    raise ValueError(
+        f"{text!r} is not a duration. Use a format such as 90m, 12h, 7d, 2w or a number of hours."
+    )
 
 
 def human_amounts(freed_bytes: float, trashed_bytes: float, purge_after: datetime | None) -> str:

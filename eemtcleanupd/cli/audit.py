@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eemtcleanupd.cli.common import config_option, json_option, load_config, open_ledger, print_json
+from eemtcleanupd.cli.common import (
+    config_option,
+    examples,
+    json_option,
+    load_config,
+    open_ledger,
+    print_json,
+    quiet_option,
+)
+from eemtcleanupd.cli.groups import CommandGroup
 from eemtcleanupd.errors import AuditError, ConfigError, StoreError
 from eemtcleanupd.formatting import plural, printable
 
@@ -18,15 +27,16 @@ if TYPE_CHECKING:
     from eemtcleanupd.notifiers.audit_verify import Verification
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def audit() -> None:
     """Verify the audit log."""
 
 
-@audit.command()
+@audit.command(epilog=examples("audit verify", "audit verify --quiet"))
 @config_option
+@quiet_option
 @json_option
-def verify(as_json: bool) -> int:
+def verify(quiet: bool, as_json: bool) -> int:
     """Find lines of the audit log that were changed, removed, inserted or reordered.
 
     Also compares the log with its anchor in the job database, so that a truncated, deleted or replaced log is
@@ -60,7 +70,7 @@ def verify(as_json: bool) -> int:
             }
         )
     else:
-        _print(result, problem)
+        _print(result, problem, quiet=quiet)
     return 1 if result.errors else 0 if problem is None else problem.exit_code
 
 
@@ -75,13 +85,15 @@ def _anchor(config: Config, log: Path) -> tuple[AuditAnchor | None, StoreError |
         return None, error
 
 
-def _print(result: Verification, problem: StoreError | None) -> None:
+def _print(result: Verification, problem: StoreError | None, *, quiet: bool) -> None:
     for finding in result.errors:
         click.echo(f"{printable(str(finding.file))}:{finding.line}: {printable(finding.message)}")
-    for file, line in result.interrupted:
+    for file, line in () if quiet else result.interrupted:
         click.echo(f"{printable(str(file))}:{line}: incomplete, because a writer was interrupted (no error)")
     if problem is not None:
         click.echo(f"The log cannot be compared with its anchor. {problem}", err=True)
+    if quiet and not result.errors:
+        return
     verdict = "is not intact" if result.errors else "is intact"
     verdict += "" if problem is None else ", as far as its own lines show"
     lines, files = plural(result.lines, "line"), plural(len(result.files), "file")

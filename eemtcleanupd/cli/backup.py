@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eemtcleanupd.abbreviations import complete
-from eemtcleanupd.cli.common import config_option, json_option, load_config, print_json
+from eemtcleanupd.cli.common import (
+    config_option,
+    examples,
+    json_option,
+    load_config,
+    print_json,
+    quiet_option,
+)
+from eemtcleanupd.cli.groups import CommandGroup
 from eemtcleanupd.cli.trash import print_restored, restore_options, restore_request
 from eemtcleanupd.errors import BackupError
 from eemtcleanupd.formatting import human_size, local_minute, plural, printable
@@ -16,7 +24,7 @@ if TYPE_CHECKING:
     from eemtcleanupd.backup.folder import BackupFile, BackupFolder
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def backup() -> None:
     """List, verify or restore backups of jobs (see backup.enabled)."""
 
@@ -33,7 +41,7 @@ def _complete(folder: BackupFolder, given: str | None) -> str | None:
     return given and (complete(given, (file.job_id for file in folder.all()), "jobs with backups") or given)
 
 
-@backup.command("list")
+@backup.command("list", epilog=examples("backup list", "backup list 32ffd03d"))
 @click.argument("job_id", metavar="[JOB]", required=False)
 @config_option
 @json_option
@@ -62,11 +70,12 @@ def _document(file: BackupFile) -> dict[str, Any]:
     return {"job_id": file.job_id, "name": file.path.name, "made_at": file.made_at, "bytes": file.size_bytes}
 
 
-@backup.command()
+@backup.command(epilog=examples("backup verify", "backup verify 32ffd03d --quiet"))
 @click.argument("job_id", metavar="[JOB]", required=False)
+@quiet_option
 @config_option
 @json_option
-def verify(job_id: str | None, as_json: bool) -> int:
+def verify(job_id: str | None, quiet: bool, as_json: bool) -> int:
     """Read all backups, or those of JOB, completely and compare them with their manifests.
 
     It is an error if JOB has no backup.
@@ -84,17 +93,17 @@ def verify(job_id: str | None, as_json: bool) -> int:
         except BackupError as error:
             results.append({**_document(file), "ok": False, "error": str(error)})
             verdict = f"NOT OK: {error}"
-        if not as_json:
+        if not as_json and not (quiet and results[-1]["ok"]):
             click.echo(f"{file.path.name}: {verdict}")
     if as_json:
         print_json(results)
-    elif not results:
+    elif not results and not (quiet and job_id is None):
         _print_no_backups(folder, job_id)
     is_missing = job_id is not None and not results
     return 1 if is_missing or not all(result["ok"] for result in results) else 0
 
 
-@backup.command()
+@backup.command(epilog=examples("backup restore 32ffd03d", "backup restore 32ffd03d --only results/32ffd03d"))
 @click.option(
     "--backup", "name", metavar="NAME", help="Backup to restore, as printed by list (default: the newest)."
 )

@@ -9,25 +9,34 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eemtcleanupd.cli.common import config_option, echo_line, json_option, load_config, print_json
+from eemtcleanupd.cli.common import (
+    config_option,
+    echo_line,
+    examples,
+    json_option,
+    load_config,
+    print_json,
+    working_folder,
+)
 from eemtcleanupd.errors import BreakerError, CleanupError
 from eemtcleanupd.formatting import printable
 
 if TYPE_CHECKING:
-    from eemtcleanupd.config import Config, Loaded
+    from eemtcleanupd.config import Config, Loaded, Setting
     from eemtcleanupd.events import DatabaseSummary
 
 _MAX_VALUE_WIDTH = 44
 _BUSY_SECONDS = 1.0
 
 
-@click.command()
+@click.command(epilog=examples("check", "check --changed", "--config new.yaml check"))
 @config_option
 @json_option
 @click.option(
     "--schema", is_flag=True, help="Print the JSON Schema of configuration files (for editors) and exit."
 )
-def check(as_json: bool, schema: bool) -> int:
+@click.option("--changed", is_flag=True, help="Show only keys whose value differs from the default.")
+def check(as_json: bool, schema: bool, changed: bool) -> int:
     """Show every configuration key, its value and the origin of the value, and the job database in use.
 
     Exits with 2 and lists every problem with file and line if the configuration is invalid.  Exits with 5 if
@@ -43,6 +52,7 @@ def check(as_json: bool, schema: bool) -> int:
     from eemtcleanupd.privileges import User
     from eemtcleanupd.store.address import StoreAddress
 
+    settings = _changed_settings(loaded) if changed else list(loaded.settings())
     policy = str(Policy.from_config(loaded.config.retention))
     database, problem = _examine_database(loaded.config)
     if as_json:
@@ -57,18 +67,33 @@ def check(as_json: bool, schema: bool) -> int:
                 },
                 "settings": [
                     {"key": setting.key, "value": setting.value, "from": setting.origin}
-                    for setting in loaded.settings()
+                    for setting in settings
                 ],
                 "warnings": list(loaded.warnings),
             }
         )
     else:
-        _print_table(loaded, policy)
+        _print_table(loaded, settings, policy)
         if database is not None:
             echo_line(str(database))
         if problem is not None:
             echo_line(click.style("[WARNING]", fg="yellow") + f" {problem}")
     return problem.exit_code if isinstance(problem, BreakerError) else 0
+
+
+def _changed_settings(loaded: Loaded) -> list[Setting]:
+    """Return the keys that a source sets to another value than an empty file in the same folder has."""
+    from eemtcleanupd.config import DEFAULT
+    from eemtcleanupd.plugins import load
+
+    folder = working_folder() if loaded.file is None else loaded.file.parent
+    defaults = {setting.key: setting.value for setting in load(None, environ={}, cwd=folder).settings()}
+    return [
+        setting
+        for setting in loaded.settings()
+        if setting.origin != DEFAULT
+        and (setting.key not in defaults or setting.value != defaults[setting.key])
+    ]
 
 
 def _examine_database(config: Config) -> tuple[DatabaseSummary | None, CleanupError | None]:
@@ -89,16 +114,18 @@ def _examine_database(config: Config) -> tuple[DatabaseSummary | None, CleanupEr
     return summary, None if problem is None else BreakerError(f"Runs are refused: {problem}")
 
 
-def _print_table(loaded: Loaded, policy: str) -> None:
+def _print_table(loaded: Loaded, settings: list[Setting], policy: str) -> None:
     from eemtcleanupd.store.owner import user_of_run
 
     file = "none, defaults are used" if loaded.file is None else printable(str(loaded.file))
     click.echo(f"Configuration file: {file}\n")
+    if not settings:
+        click.echo("All keys have their default values.")
     rows = [("key", "value", "from")]
-    rows += [(setting.key, _text(setting.value), setting.origin) for setting in loaded.settings()]
+    rows += [(setting.key, _text(setting.value), setting.origin) for setting in settings]
     key_width = max(len(key) for key, _, _ in rows)
     value_width = min(_MAX_VALUE_WIDTH, max(len(value) for _, value, _ in rows))
-    for key, value, origin in rows:
+    for key, value, origin in rows if settings else ():
         echo_line(f"{key:<{key_width}}  {value:<{value_width}}  {origin}", indent=4)
     click.echo()
     echo_line(printable(policy))

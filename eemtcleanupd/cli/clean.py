@@ -17,11 +17,14 @@ import click
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cli.common import (
     DATABASE,
+    Duration,
     caller,
     config_option,
+    examples,
     load_config,
     log_file,
     notification_dispatcher,
+    quiet_option,
     setting_option,
 )
 from eemtcleanupd.cli.stdio import SafeStdout
@@ -44,7 +47,14 @@ class _Size(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "clean --dry-run",
+        "clean --success-retention 3d --failed-retention 6h",
+        "clean --skip-large --size-threshold 50G",
+        "--config /srv/eemt/cleanup_config.yaml clean --quiet",
+    )
+)
 @config_option
 @setting_option(DATABASE, "--db-path", "FILE", "Path of the job database (default ./jobs.db).")
 @setting_option("paths.uploads", "--uploads-dir", "DIR", "Folder of uploaded DEMs (default ./uploads).")
@@ -53,19 +63,20 @@ class _Size(click.ParamType[int]):
 @setting_option(
     "retention.successful_jobs.hours",
     "--success-retention",
-    "HOURS",
-    "Hours to keep the data of successful jobs (default 168).",
-    type=float,
+    "DURATION",
+    "How long to keep the data of successful jobs, such as 7d; a number means hours (default 168).",
+    type=Duration(),
 )
 @setting_option(
     "retention.failed_jobs.hours",
     "--failed-retention",
-    "HOURS",
-    "Hours to keep the data of failed jobs (default 12).",
-    type=float,
+    "DURATION",
+    "How long to keep the data of failed jobs, such as 12h; a number means hours (default 12).",
+    type=Duration(),
 )
-@click.option("--dry-run", is_flag=True, help="Show what would be deleted without changing anything.")
-@click.option("--verbose", is_flag=True, help="Print every job, including kept jobs.")
+@click.option("-n", "--dry-run", is_flag=True, help="Show what would be deleted without changing anything.")
+@quiet_option
+@click.option("-v", "--verbose", is_flag=True, help="Print every job, including kept jobs.")
 @click.option("--debug", is_flag=True, help="Print every SQL statement and file operation with its duration.")
 @setting_option(
     "performance.parallel_delete",
@@ -100,6 +111,7 @@ class _Size(click.ParamType[int]):
 @click.option("--json", "as_json", is_flag=True, help="Print the run as one JSON document.")
 def clean(  # noqa: PLR0917  (click passes them by name)
     dry_run: bool,
+    quiet: bool,
     verbose: bool,
     debug: bool,
     skip_large: bool,
@@ -111,6 +123,8 @@ def clean(  # noqa: PLR0917  (click passes them by name)
     """Delete the data of expired jobs now.  All job metadata is kept."""
     if size_threshold is not None and not skip_large:
         raise click.UsageError("--size-threshold has no effect without --skip-large. Give both options.")
+    if quiet and (verbose or debug):
+        raise click.UsageError("--quiet contradicts --verbose and --debug. Give only one of them.")
     loaded = load_config()
     from eemtcleanupd.cleanup import Progress, RunRequest, clean as run_clean
     from eemtcleanupd.cleanup.ballast import release_initial_ballast
@@ -132,7 +146,7 @@ def clean(  # noqa: PLR0917  (click passes them by name)
     with ExitStack() as stack:
         if debug:
             _debug_to_stderr()
-        listener, finish = _output(as_json=as_json, verbose=verbose or debug)
+        listener, finish = _output(as_json=as_json, quiet=quiet, verbose=verbose or debug)
         listeners, warnings = [listener], list(loaded.warnings)
         if request.dry_run:  # writes nothing at all, so it has no log
             listeners.append(log_memory)
@@ -158,7 +172,7 @@ def clean(  # noqa: PLR0917  (click passes them by name)
         if request.dry_run:
             listeners.append(_stop_on_closed_stdout(stop))
         progress = Progress()
-        if not as_json and not debug and sys.stderr.isatty():
+        if not (as_json or quiet or debug) and sys.stderr.isatty():
             from eemtcleanupd.cli.progress import bar
 
             stack.enter_context(bar(progress))
@@ -180,7 +194,7 @@ def _exit_code(report: RunReport, signal_number: int | None) -> int:
     return 1 if report.errors else 0
 
 
-def _output(*, as_json: bool, verbose: bool) -> tuple[Emit, Callable[[], None]]:
+def _output(*, as_json: bool, quiet: bool, verbose: bool) -> tuple[Emit, Callable[[], None]]:
     """Return the function that receives events for stdout, and the function to call at the end."""
     from eemtcleanupd.cli.console import ConsoleReporter
     from eemtcleanupd.report.run_document import RunDocument
@@ -200,7 +214,7 @@ def _output(*, as_json: bool, verbose: bool) -> tuple[Emit, Callable[[], None]]:
                 document.close()
 
         return document, finish
-    return ConsoleReporter(verbose=verbose), lambda: None
+    return ConsoleReporter(quiet=quiet, verbose=verbose), lambda: None
 
 
 def _stdout_is_log_file(handler: logging.FileHandler) -> bool:

@@ -18,6 +18,7 @@ import click
 
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import ConfigError, StoreError
+from eemtcleanupd.formatting import parse_hours
 
 if TYPE_CHECKING:
     from eemtcleanupd.config import Config, Loaded
@@ -62,9 +63,29 @@ def _given() -> dict[str, tuple[Any, str]]:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print only warnings and errors.")
+
+
 yes_option = click.option(
     "--yes", is_flag=True, help="Confirm. Without a terminal to ask on, the command refuses otherwise."
 )
+
+
+class Duration(click.ParamType[float]):
+    """A duration such as ``7d``, in hours; a plain number is a number of hours."""
+
+    name = "duration"
+    _MOST_HOURS = 1_000_000
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the hours, which can be negative."""
+        try:
+            hours = parse_hours(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if hours > self._MOST_HOURS:
+            self.fail(f"{value} is too long. Use at most {self._MOST_HOURS:,} hours.", param, ctx)
+        return hours
 
 
 def config_option(command: Command) -> Command:
@@ -91,6 +112,11 @@ def store_options(command: Command) -> Command:
 def print_json(document: object) -> None:
     """Print a document as indented JSON, with times in ISO 8601."""
     click.echo(json.dumps(document, indent=2, default=datetime.isoformat))
+
+
+def examples(*commands: str) -> str:
+    """Return the end of a command's ``--help``: example command lines, as they are."""
+    return "\n".join(["\b", "Examples:", *(f"  eemtcleanupd {command}" for command in commands)])
 
 
 def echo_line(text: str, *, indent: int = 0) -> None:

@@ -27,9 +27,10 @@ _COLORS = {"INFO": None, "WARNING": "yellow", "ERROR": "red", "DRY RUN": "cyan"}
 
 
 class ConsoleReporter:
-    """Prints summaries, warnings and errors; with ``verbose`` also every job and artifact."""
+    """Prints summaries, warnings and errors; with ``verbose`` every job too, with ``quiet`` no summary."""
 
-    def __init__(self, *, verbose: bool) -> None:
+    def __init__(self, *, verbose: bool = False, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._verbose = verbose
         self._orphans = 0
         self._orphan_bytes = 0
@@ -49,45 +50,51 @@ class ConsoleReporter:
                 self._cleaned(event)
             case JobSkipped():
                 if event.notable:
-                    _say("WARNING", f"Kept job {short_name(event.job.id)}: {event.reason}")
+                    self._say("WARNING", f"Kept job {short_name(event.job.id)}: {event.reason}")
                 else:
                     self._detail(f"Keeping job {short_name(event.job.id)}: {event.reason}")
             case OrphanFound():
                 self._orphan(event)
             case PurgePlanned():
                 labels = ", ".join(map(short_name, event.artifacts))
-                _say("DRY RUN", f"Would delete from the trash: {labels} ({human_size(event.size_bytes)})")
+                self._say(
+                    "DRY RUN", f"Would delete from the trash: {labels} ({human_size(event.size_bytes)})"
+                )
             case RunFinished(report):
                 self._finished(report)
             case RunFailed():
                 pass  # the command prints the error when it exits
             case _ if event.log_level >= logging.WARNING:
-                _say(logging.getLevelName(event.log_level), event.log_line())
+                self._say(logging.getLevelName(event.log_level), event.log_line())
 
     def _database(self, summary: str) -> None:
         """Print which database is in use.  Without ``verbose``, only a person at a terminal sees it."""
         if self._verbose:
-            _say("INFO", summary)
-        elif sys.stderr.isatty():
+            self._say("INFO", summary)
+        elif sys.stderr.isatty() and not self._quiet:
             # The progress bar is on this line, and is drawn again below.
             click.echo(f"\r\033[K[INFO] {summary}", err=True, color=True)
 
     def _detail(self, message: str) -> None:
         if self._verbose:
-            _say("INFO", message)
+            self._say("INFO", message)
+
+    def _say(self, level: str, message: str) -> None:
+        if level in {"WARNING", "ERROR"} or not self._quiet:
+            click.echo(click.style(f"[{level}]", fg=_COLORS[level]) + f" {message}")
 
     def _planned(self, event: JobPlanned) -> None:
         age = human_age(event.age)
-        _say(
+        self._say(
             "DRY RUN", f"Would clean job {short_name(event.job.id)} (status: {event.job.status}, age: {age})"
         )
         for artifact in event.artifacts:
             size = human_size(artifact.size_bytes)
             verb = "move to the trash" if event.to_trash else "delete"
-            _say("DRY RUN", f"Would {verb}: {short_name(artifact.found.label)} ({size})")
+            self._say("DRY RUN", f"Would {verb}: {short_name(artifact.found.label)} ({size})")
         if self._verbose:
             for label in event.shared:
-                _say("DRY RUN", f"Would keep: {short_name(label)} (another job needs it)")
+                self._say("DRY RUN", f"Would keep: {short_name(label)} (another job needs it)")
 
     def _cleaned(self, event: JobCleaned) -> None:
         age = "left by an earlier run" if event.age is None else f"{human_age(event.age, precise=False)} old"
@@ -100,7 +107,7 @@ class ConsoleReporter:
     def _orphan(self, event: OrphanFound) -> None:
         if event.planned:
             size = human_size(event.size_bytes)
-            _say("DRY RUN", f"Would delete: {short_name(event.found.label)} ({size}, owned by no job)")
+            self._say("DRY RUN", f"Would delete: {short_name(event.found.label)} ({size}, owned by no job)")
             return
         if event.removed:
             self._detail(f"Deleted orphan {short_name(event.found.label)} ({human_size(event.size_bytes)})")
@@ -113,12 +120,12 @@ class ConsoleReporter:
         if self._orphans:
             size = human_size(self._orphan_bytes)
             hint = "" if self._verbose else ". List them with --verbose."
-            _say("WARNING", f"Found {plural(self._orphans, 'orphan')} ({size}) without a job{hint}")
+            self._say("WARNING", f"Found {plural(self._orphans, 'orphan')} ({size}) without a job{hint}")
         if report.missing:
-            _say("INFO", f"Found {plural(report.missing, 'uncleaned job')} without any files")
+            self._say("INFO", f"Found {plural(report.missing, 'uncleaned job')} without any files")
         if report.remaining:
             size = f" ({human_size(report.remaining_bytes)} too large)" if report.remaining_bytes else ""
-            _say("INFO", f"Left {plural(report.remaining, 'expired job')} for another run{size}")
+            self._say("INFO", f"Left {plural(report.remaining, 'expired job')} for another run{size}")
         if report.dry_run:
             jobs = report.successful.jobs + report.failed.jobs
             freeing = f"freeing ~{human_size(report.bytes_freed)}"
@@ -127,23 +134,25 @@ class ConsoleReporter:
             for noun, tally in (("orphan", report.orphans), ("trash item", report.trash_purged)):
                 if tally.jobs:
                     size = human_size(tally.bytes_freed + tally.bytes_trashed)
-                    _say("DRY RUN", f"Would remove {plural(tally.jobs, noun)} ({size})")
-            _say("DRY RUN", f"Summary: Would clean {plural(jobs, 'job', grouped=False)}, {freeing}")
+                    self._say("DRY RUN", f"Would remove {plural(tally.jobs, noun)} ({size})")
+            self._say("DRY RUN", f"Summary: Would clean {plural(jobs, 'job', grouped=False)}, {freeing}")
             return
         for name, tally in (("successful", report.successful), ("failed", report.failed)):
-            _say("INFO", f"Cleaned {plural(tally.jobs, f'{name} job', grouped=False)} ({_amounts(tally)})")
+            self._say(
+                "INFO", f"Cleaned {plural(tally.jobs, f'{name} job', grouped=False)} ({_amounts(tally)})"
+            )
         for noun, tally in (("orphan", report.orphans), ("expired trash item", report.trash_purged)):
             if tally.jobs:
-                _say("INFO", f"Removed {plural(tally.jobs, noun)} ({_amounts(tally)})")
+                self._say("INFO", f"Removed {plural(tally.jobs, noun)} ({_amounts(tally)})")
         if report.bytes_trashed:
             trashed = human_trashed(report.bytes_trashed, report.purge_after)
-            _say("INFO", f"{trashed}. List it with `eemtcleanupd trash list`.")
+            self._say("INFO", f"{trashed}. List it with `eemtcleanupd trash list`.")
         if report.outcome is Outcome.SUCCESS:
-            _say("INFO", "Cleanup completed successfully")
+            self._say("INFO", "Cleanup completed successfully")
         elif report.outcome is Outcome.ERRORS:
-            _say("ERROR", f"Cleanup completed with errors on {plural(report.errors, 'job')}")
+            self._say("ERROR", f"Cleanup completed with errors on {plural(report.errors, 'job')}")
         else:
-            _say("WARNING", "Cleanup was interrupted; the next run continues")
+            self._say("WARNING", "Cleanup was interrupted; the next run continues")
 
 
 def _amounts(tally: JobTally) -> str:
@@ -151,7 +160,3 @@ def _amounts(tally: JobTally) -> str:
     if not tally.bytes_trashed:
         return freed
     return f"{freed}, moved {human_size(tally.bytes_trashed)} to the trash"
-
-
-def _say(level: str, message: str) -> None:
-    click.echo(click.style(f"[{level}]", fg=_COLORS[level]) + f" {message}")

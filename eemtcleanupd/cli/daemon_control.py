@@ -14,6 +14,7 @@ from eemtcleanupd.cli.common import (
     DATABASE,
     Command,
     become_owner_of,
+    examples,
     given,
     json_option,
     load_config_or_daemon,
@@ -36,7 +37,7 @@ def _timeout_option(seconds: int, action: str) -> Callable[[Command], Command]:
     return click.option("--timeout", type=click.IntRange(1), default=seconds, show_default=True, help=text)
 
 
-@click.command()
+@click.command(epilog=examples("stop", "stop --timeout 600"))
 @store_options
 @json_option
 @_timeout_option(100, "exit")
@@ -56,7 +57,7 @@ def stop(timeout: int, as_json: bool) -> None:
         _answer(as_json, f"Stopped process {daemon.pid}.", stopped=True, pid=daemon.pid)
 
 
-@click.command()
+@click.command(epilog=examples("reload"))
 @store_options
 @json_option
 @_timeout_option(30, "respond")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from eemtcleanupd.cli.common import become_owner_of, json_option, print_json
+from eemtcleanupd.cli.common import become_owner_of, examples, json_option, print_json
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.demo import MIN_JOBS, build
 from eemtcleanupd.formatting import human_size, plural
 
 
-@click.command()
+@click.command(epilog=examples("demo demo-store", "demo demo-store --jobs 40"))
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "--jobs", type=click.IntRange(min=MIN_JOBS), default=400, show_default=True, help="Number of jobs."

@@ -9,6 +9,7 @@ import click
 
 from eemtcleanupd.cli.common import (
     echo_line,
+    examples,
     json_option,
     load_config,
     print_json,
@@ -18,7 +19,7 @@ from eemtcleanupd.cli.common import (
 from eemtcleanupd.clock import system_clock
 
 
-@click.command()
+@click.command(epilog=examples("doctor", "doctor --fix"))
 @click.option(
     "--fix", is_flag=True, help="First add missing columns and tables to the job database, as a run does."
 )

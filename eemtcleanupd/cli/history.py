@@ -10,6 +10,7 @@ import click
 from eemtcleanupd.abbreviations import MOST_LISTED, complete
 from eemtcleanupd.cli.common import (
     echo_line,
+    examples,
     json_option,
     load_config,
     open_ledger,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from eemtcleanupd.store.runs import RunRecord
 
 
-@click.command()
+@click.command(epilog=examples("history --limit 5", "history 20240120T020001-3f2a"))
 @click.argument("run_id", metavar="[RUN]", required=False)
 @click.option(
     "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Number of runs to list."

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import click
 
 from eemtcleanupd.abbreviations import complete
 from eemtcleanupd.cli.common import (
+    Duration,
     caller,
     echo_line,
+    examples,
     json_option,
     load_config,
     open_audited,
@@ -25,26 +27,43 @@ from eemtcleanupd.model import Hold
 
 
 class _FutureTime(click.ParamType[datetime]):
+    """A time, or a duration from now."""
+
     name = "time"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         try:
             moment = datetime.fromisoformat(str(value)).astimezone(UTC)
-        except ValueError:
-            self.fail(
-                f"{value!r} is not a valid time. Use a format such as 2026-12-31 or 2026-12-31T18:00.",
-                param,
-                ctx,
-            )
+        except (ValueError, OverflowError):
+            try:
+                hours = Duration().convert(value, None, None)
+            except click.BadParameter:
+                self.fail(
+                    f"{value!r} is neither a time nor a duration. Use a format such as 2026-12-31, "
+                    "2026-12-31T18:00, 7d or 12h.",
+                    param,
+                    ctx,
+                )
+            moment = system_clock() + timedelta(hours=hours)
         if moment <= system_clock():
             self.fail(f"{value} is in the past. Give a future time.", param, ctx)
         return moment
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        'hold 32ffd03d --reason "figures of the paper"',
+        "hold 32ffd03d --for 2w",
+        "hold 32ffd03d --until 2099-12-31T18:00",
+    )
+)
 @click.argument("given", metavar="JOB")
 @click.option(
-    "--until", type=_FutureTime(), metavar="TIME", help="End of the hold, in local time (default: no end)."
+    "--until",
+    "--for",
+    type=_FutureTime(),
+    metavar="TIME",
+    help="End of the hold: a local time, or a duration from now, such as 7d (default: no end).",
 )
 @click.option("--reason", default="", help="Reason for the hold, shown by holds and in reports.")
 @click.option("--unknown-ok", is_flag=True, help="Also hold a job that is not in the database (yet).")
@@ -83,7 +102,7 @@ def hold(given: str, until: datetime | None, reason: str, unknown_ok: bool, as_j
         click.echo(f"[WARNING] {warning}", err=True)
 
 
-@click.command()
+@click.command(epilog=examples("release 32ffd03d"))
 @click.argument("given", metavar="JOB")
 @store_options
 @json_option
@@ -103,7 +122,7 @@ def release(given: str, as_json: bool) -> int:
     return 1 if job_id is None else 0
 
 
-@click.command()
+@click.command(epilog=examples("holds", "holds --json"))
 @store_options
 @json_option
 def holds(as_json: bool) -> None:

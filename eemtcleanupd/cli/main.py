@@ -14,6 +14,7 @@ import click
 
 from eemtcleanupd import __version__
 from eemtcleanupd.cli import stdio
+from eemtcleanupd.cli.groups import CommandGroup
 from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.privileges import became
 
@@ -44,7 +45,7 @@ COMMANDS: Final = {
 """Each command name with the module that defines its click command, and its line in ``--help``."""
 
 
-class LazyGroup(click.Group):
+class LazyGroup(CommandGroup):
     """A command group that imports a command's module only when the command is called."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
@@ -66,7 +67,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="eemtcleanupd")
+@click.version_option(__version__, "-V", "--version", prog_name="eemtcleanupd")
 def cli() -> None:
     """Free disk space in an EEMT job store: delete expired job data, keep all metadata, report every step."""
 

@@ -10,6 +10,7 @@ import click
 from eemtcleanupd.cli.common import (
     caller,
     config_option,
+    examples,
     json_option,
     load_config,
     open_ledger,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _TIMEOUT_SECONDS = 120.0
 
 
-@click.command("notify-test")
+@click.command("notify-test", epilog=examples("notify-test", "notify-test slack"))
 @click.argument("name", required=False)
 @config_option
 @json_option

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eemtcleanupd.cli.common import load_config, store_options
+from eemtcleanupd.cli.common import examples, load_config, store_options
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import ConfigError, ReportError
 from eemtcleanupd.files import write_output
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from eemtcleanupd.report.collect import Report
 
 
-@click.command()
+@click.command(
+    epilog=examples("report", "report --format html --output report.html", "report --plot storage.png")
+)
 @click.option(
     "--plot",
     metavar="FILE",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eemtcleanupd.cli.common import (
+    examples,
     json_option,
     load_config,
     print_json,
@@ -29,7 +30,7 @@ _SUBMIT, _UPLOAD = "/api/submit-job", "/api/upload-file"
 _TIMEOUT_SECONDS = 600
 
 
-@click.command()
+@click.command(epilog=examples("rerun 32ffd03d --dry-run", "rerun 32ffd03d --url http://localhost:5000"))
 @click.argument("job", metavar="JOB", required=False)
 @click.option("--job-id", metavar="JOB", help="Job to submit again (same as the argument JOB).")
 @click.option(
@@ -41,7 +42,7 @@ _TIMEOUT_SECONDS = 600
 @setting_option(
     "web_interface.url", "--url", "URL", "Base URL of the EEMT web interface (default: web_interface.url)."
 )
-@click.option("--dry-run", is_flag=True, help="Show what would be sent without sending it.")
+@click.option("-n", "--dry-run", is_flag=True, help="Show what would be sent without sending it.")
 @store_options
 @json_option
 def rerun(job: str | None, job_id: str | None, dem: Path | None, dry_run: bool, as_json: bool) -> None:

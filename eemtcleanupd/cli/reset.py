@@ -9,6 +9,7 @@ import click
 from eemtcleanupd.cli.common import (
     caller,
     confirm_destruction,
+    examples,
     json_option,
     load_config,
     print_json,
@@ -21,7 +22,7 @@ from eemtcleanupd.errors import StoreError
 from eemtcleanupd.formatting import plural
 
 
-@click.command()
+@click.command(epilog=examples("reset", "reset --yes"))
 @yes_option
 @store_options
 @json_option

@@ -7,11 +7,11 @@ from functools import partial
 
 import click
 
-from eemtcleanupd.cli.common import json_option, load_config, print_json, store_options, write_audit
+from eemtcleanupd.cli.common import examples, json_option, load_config, print_json, store_options, write_audit
 from eemtcleanupd.formatting import printable
 
 
-@click.command()
+@click.command(epilog=examples("roots", "roots --accept"))
 @store_options
 @click.option("--accept", is_flag=True, help="Accept the current folders.")
 @json_option

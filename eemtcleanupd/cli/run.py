@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eemtcleanupd.cli.common import caller, config_option, config_reader, give_up_root, working_folder
+from eemtcleanupd.cli.common import (
+    caller,
+    config_option,
+    config_reader,
+    examples,
+    give_up_root,
+    working_folder,
+)
 from eemtcleanupd.errors import CleanupError, ConfigError, LockHeldError
 from eemtcleanupd.model import Trigger
 
@@ -26,7 +33,7 @@ if TYPE_CHECKING:
 _READY = b"ready"
 
 
-@click.command()
+@click.command(epilog=examples("run", "run --detach --pidfile /run/eemtcleanupd/eemtcleanupd.pid"))
 @config_option
 @click.option("--detach", is_flag=True, help="Move to the background once the daemon has started.")
 @click.option(

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eemtcleanupd.cli.common import echo_line, json_option, load_config_or_daemon, print_json, store_options
+from eemtcleanupd.cli.common import (
+    echo_line,
+    examples,
+    json_option,
+    load_config_or_daemon,
+    print_json,
+    store_options,
+)
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.formatting import human_amounts, human_size, local_time, plural, printable
@@ -20,7 +27,7 @@ if TYPE_CHECKING:
 Row = tuple[str, str]
 
 
-@click.command()
+@click.command(epilog=examples("status", "status --healthy", "status --json"))
 @store_options
 @json_option
 @click.option(

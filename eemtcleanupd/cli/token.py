@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from eemtcleanupd.cli.common import config_option, json_option, load_config, print_json, write_audit
+from eemtcleanupd.cli.common import config_option, examples, json_option, load_config, print_json, write_audit
+from eemtcleanupd.cli.groups import CommandGroup
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.formatting import local_minute, printable
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 SCOPES = click.Choice(["read", "clean"])
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def token() -> None:
     """Add, list or revoke tokens of the HTTP interface (see api.tokens_file)."""
 
@@ -41,7 +42,7 @@ def _tokens(action: str = "", **details: object) -> Iterator[TokenFile]:
         write_audit(Plugins(config), action, **details)
 
 
-@token.command()
+@token.command(epilog=examples("token add grafana --scope read", "token add ann --scope clean --days 30"))
 @click.argument("name")
 @click.option("--scope", type=SCOPES, required=True, help="read: view everything; clean: start runs as well.")
 @click.option("--days", type=click.FloatRange(min=0), help="Days until the token expires (default: never).")
@@ -58,7 +59,7 @@ def add(name: str, scope: str, days: float | None, as_json: bool) -> None:
     click.echo(secret)
 
 
-@token.command("list")
+@token.command("list", epilog=examples("token list"))
 @config_option
 @json_option
 def list_(as_json: bool) -> None:
@@ -79,7 +80,7 @@ def list_(as_json: bool) -> None:
         click.echo("There are no tokens.")
 
 
-@token.command()
+@token.command(epilog=examples("token revoke grafana"))
 @click.argument("name")
 @config_option
 @json_option

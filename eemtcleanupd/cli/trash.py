@@ -11,18 +11,22 @@ import click
 from eemtcleanupd.abbreviations import complete
 from eemtcleanupd.cli.common import (
     Command,
+    Duration,
     caller,
     confirm_destruction,
     echo_line,
+    examples,
     json_option,
     load_config,
     log_file,
     notification_dispatcher,
     open_ledger,
     print_json,
+    quiet_option,
     store_options,
     yes_option,
 )
+from eemtcleanupd.cli.groups import CommandGroup
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.formatting import human_size, local_minute, plural, printable, space
 from eemtcleanupd.model import Trigger
@@ -37,12 +41,12 @@ if TYPE_CHECKING:
     from eemtcleanupd.store.ledger import Ledger
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def trash() -> None:
     """List, restore or purge the trash (see trash.grace_hours)."""
 
 
-@trash.command("list")
+@trash.command("list", epilog=examples("trash list"))
 @store_options
 @json_option
 def list_(as_json: bool) -> None:
@@ -132,7 +136,9 @@ def print_restored(restored: RestoreResult, *, as_json: bool) -> int:
     return exit_code
 
 
-@trash.command()
+@trash.command(
+    epilog=examples("trash restore 32ffd03d", "trash restore 32ffd03d --only results/32ffd03d --no-hold")
+)
 @restore_options
 def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool) -> int:
     """Move the data of JOB from the trash back to its place; existing files are never overwritten.
@@ -161,20 +167,21 @@ def _restorable(config: Config, given: str) -> str:
     return complete(given, names, "items of the trash") or find_job_id(config, given) or given
 
 
-@trash.command()
+@trash.command(epilog=examples("trash purge", "trash purge --older-than 2d --yes --quiet"))
 @click.option(
     "--older-than",
-    type=float,
-    metavar="HOURS",
-    help="Purge only items that have been in the trash for this long.",
+    type=Duration(),
+    metavar="DURATION",
+    help="Purge only items that have been in the trash for this long, such as 2d; a number means hours.",
 )
 @yes_option
+@quiet_option
 @store_options
 @json_option
-def purge(older_than: float | None, yes: bool, as_json: bool) -> int:
+def purge(older_than: float | None, yes: bool, quiet: bool, as_json: bool) -> int:
     """Delete everything in the trash now, even before its grace period ends; held jobs are kept."""
     if older_than is not None and older_than < 0:
-        raise click.UsageError("--older-than must be 0 or more hours.")
+        raise click.UsageError("--older-than must be 0 or more.")
     config = load_config().config
     from eemtcleanupd.cleanup import Progress, RunRequest, clean
     from eemtcleanupd.daemon.status import published_progress
@@ -213,7 +220,7 @@ def purge(older_than: float | None, yes: bool, as_json: bool) -> int:
                 "error_count": report.errors,
             }
         )
-    else:
+    elif report.errors or not quiet:
         items, freed = plural(purged.jobs, "item"), human_size(purged.bytes_freed)
         click.echo(f"Purged {items}, {freed} freed, {plural(report.errors, 'error')}")
     return 1 if report.errors else 0

@@ -6,13 +6,13 @@ from dataclasses import asdict
 
 import click
 
-from eemtcleanupd.cli.common import echo_line, json_option, load_config, print_json, store_options
+from eemtcleanupd.cli.common import echo_line, examples, json_option, load_config, print_json, store_options
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import IdError
 from eemtcleanupd.formatting import human_size, local_minute, printable, space
 
 
-@click.command()
+@click.command(epilog=examples("why 32ffd03d", "why 32ffd03d --json"))
 @click.argument("given", metavar="JOB")
 @store_options
 @json_option
