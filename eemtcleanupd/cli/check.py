@@ -83,7 +83,7 @@ def check(as_json: bool, schema: bool, changed: bool) -> int:
 
 def _changed_settings(loaded: Loaded) -> list[Setting]:
     """Return the keys that a source sets to another value than an empty file in the same folder has."""
-    from eemtcleanupd.config import DEFAULT
+    from eemtcleanupd.config.loading import DEFAULT
     from eemtcleanupd.plugins import load
 
     folder = working_folder() if loaded.file is None else loaded.file.parent
