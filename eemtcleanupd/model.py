@@ -109,6 +109,19 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """A person's statement that the warning about a kept job needs no attention.
+
+    ``warning`` is the reason for which the job was kept then, ``reason`` says why that needs no attention.
+    """
+
+    job_id: str
+    warning: str
+    reason: str
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
 class Artifact:
     """An entry directly inside a root.  The name is a single path component."""
 

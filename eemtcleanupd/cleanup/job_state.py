@@ -12,7 +12,7 @@ from eemtcleanupd.cleanup.planner import Planner
 from eemtcleanupd.cleanup.session import job_table, open_database, open_session
 from eemtcleanupd.cleanup.staging import stay_reason
 from eemtcleanupd.config import Config
-from eemtcleanupd.model import Hold
+from eemtcleanupd.model import Acknowledgement, Hold
 from eemtcleanupd.policy.retention import Policy, decide, kept_until
 from eemtcleanupd.store.ledger import Ledger
 
@@ -29,6 +29,8 @@ class JobState:
         purge_after: when its data is deleted from the trash, where it waits; None if nothing of it is there.
         hold: the active hold.
         would_clean: whether the next run cleans the job.
+        is_warned_of: whether runs warn that they keep the job for this reason.
+        acknowledgement: who has acknowledged this warning, so that runs only count it; None if nobody has.
         shared: the uploads that stay with other jobs when this one goes; empty unless it was looked for.
     """
 
@@ -42,6 +44,8 @@ class JobState:
     purge_after: datetime | None
     hold: Hold | None
     would_clean: bool
+    is_warned_of: bool
+    acknowledgement: Acknowledgement | None
     shared: tuple[str, ...]
 
 
@@ -73,6 +77,7 @@ def job_state(
         trashed = ledger.trashed(job_id) if has_ledger else []
         why, until, would_clean = record.summary or "its data was cleaned", None, False
         shared: tuple[str, ...] = ()
+        is_warned_of = False
         if not row.cleaned:
             decision = decide(row.job, policy, now, hold=hold)
             if decision.clean:  # what else can keep it is known to the planner of a run
@@ -95,11 +100,14 @@ def job_state(
                     (plan,) = planner.plan([decision], ())
                     shared = plan.shared
                     blockers = run.blockers(session.roots.values())
-                    reason = plan.problem or stay_reason(session, blockers, job_id, plan.artifacts)
-                    if reason is not None:
+                    if plan.problem is not None:
+                        decision = replace(decision, clean=False, reason=plan.problem, notable=True)
+                    elif reason := stay_reason(session, blockers, job_id, plan.artifacts):
                         decision = replace(decision, clean=False, reason=reason)
+            is_warned_of = decision.notable
             why, until = decision.reason, kept_until(decision, policy, now, hold)
             would_clean = decision.clean
+        acknowledgement = ledger.acknowledgements([job_id]).get(job_id) if is_warned_of else None
         return JobState(
             job_id=job_id,
             status=row.job.status,
@@ -111,5 +119,7 @@ def job_state(
             purge_after=min((intent.purge_after for intent in trashed if intent.purge_after), default=None),
             hold=hold if hold is not None and hold.is_active(now) else None,
             would_clean=would_clean,
+            is_warned_of=is_warned_of,
+            acknowledgement=acknowledgement if acknowledgement and acknowledgement.warning == why else None,
             shared=shared,
         )

@@ -289,14 +289,17 @@ class Planner:
 class Selection:
     """Selects the jobs of one run within its limits, and reports the jobs that stay.
 
-    ``kept_notable`` counts the kept jobs that an operator is warned of, ``vetoed`` names some that a plugin
+    ``kept_notable`` counts the kept jobs that an operator is warned of, ``acknowledged`` those of which an
+    operator has acknowledged this warning, ``vetoed`` names some that a plugin
     keeps, ``remaining`` counts the jobs left to another run, ``remaining_bytes`` those of the too large ones.
     """
 
     def __init__(self, run: RunContext, session: StoreSession) -> None:
         self._run = run
         self._roots = session.roots
+        self._ledger = session.ledger
         self.kept_notable = 0
+        self.acknowledged = 0
         self.vetoed: list[JobNote] = []
         self.remaining = 0
         self.remaining_bytes = 0
@@ -312,28 +315,41 @@ class Selection:
         for decisions in planner.decisions(run.config.performance.batch_size):
             if run.stop.is_set():
                 return
-            for decision in decisions:
-                if not decision.clean and decision.job_class is not JobClass.LIVE:
-                    self._keep(decision)
+            self._keep([each for each in decisions if not each.clean and each.job_class is not JobClass.LIVE])
             plans = planner.plan([decision for decision in decisions if decision.clean], in_flight())
-            for plan in plans:
-                if plan.problem is not None:
-                    self._keep(replace(plan.decision, clean=False, reason=plan.problem, notable=True))
+            self._keep(
+                [
+                    replace(plan.decision, clean=False, reason=plan.problem, notable=True)
+                    for plan in plans
+                    if plan.problem is not None
+                ]
+            )
             planned = [plan for plan in plans if plan.problem is None]
             ids = {plan.job.id for plan in planned}
             run.progress.decided(len(decisions), ids)
             yield planned
             run.progress.done(ids.difference(in_flight()))
 
-    def _keep(self, decision: Decision) -> None:
-        self.kept_notable += decision.notable
+    def _keep(self, decisions: Sequence[Decision]) -> None:
+        known = self._ledger.acknowledgements([each.job.id for each in decisions if each.notable])
+        for decision in decisions:
+            acknowledgement = known.get(decision.job.id)
+            is_known = acknowledgement is not None and acknowledgement.warning == decision.reason
+            self._report_kept(decision, is_acknowledged=is_known)
+
+    def _report_kept(self, decision: Decision, *, is_acknowledged: bool) -> None:
+        notable = decision.notable and not is_acknowledged
+        self.kept_notable += notable
+        self.acknowledged += is_acknowledged
         if decision.vetoed:
             job_id, status = printable(decision.job.id), printable(decision.job.status)
-            if len(self.vetoed) < NAMED_JOBS_LIMIT:
+            if notable and len(self.vetoed) < NAMED_JOBS_LIMIT:
                 self.vetoed.append(JobNote(job_id, status, message=decision.reason))
             if not self._run.request.dry_run:
                 self._run.audit("vetoed", job_id=job_id, status=status, reason=decision.reason)
-        self._run.emit(JobSkipped(decision.job, decision.reason, decision.notable, decision.vetoed))
+        self._run.emit(
+            JobSkipped(decision.job, decision.reason, notable, decision.vetoed, acknowledged=is_acknowledged)
+        )
 
     def process(self, pipeline: Pipeline, batch: Sequence[PlannedJob], sizes: Mapping[str, int]) -> None:
         """Clean those jobs of a batch that the run's limits allow.

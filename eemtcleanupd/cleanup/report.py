@@ -241,6 +241,7 @@ def build_report(
         orphans_found=inventory.orphans,
         missing=max(0, uncleaned - inventory.jobs_with_files) if looked else 0,
         skipped=counts.skipped + selection.kept_notable,
+        acknowledged=selection.acknowledged,
         errors=counts.errors,
         remaining=selection.remaining,
         remaining_bytes=selection.remaining_bytes,

@@ -52,7 +52,8 @@ class ConsoleReporter:
                 if event.notable:
                     self._say("WARNING", f"Kept job {short_name(event.job.id)}: {event.reason}")
                 else:
-                    self._detail(f"Keeping job {short_name(event.job.id)}: {event.reason}")
+                    known = " (acknowledged)" if event.acknowledged else ""
+                    self._detail(f"Keeping job {short_name(event.job.id)}: {event.reason}{known}")
             case OrphanFound():
                 self._orphan(event)
             case PurgePlanned():
@@ -121,11 +122,7 @@ class ConsoleReporter:
             size = human_size(self._orphan_bytes)
             hint = "" if self._verbose else ". List them with --verbose."
             self._say("WARNING", f"Found {plural(self._orphans, 'orphan')} ({size}) without a job{hint}")
-        if report.missing:
-            self._say("INFO", f"Found {plural(report.missing, 'uncleaned job')} without any files")
-        if report.remaining:
-            size = f" ({human_size(report.remaining_bytes)} too large)" if report.remaining_bytes else ""
-            self._say("INFO", f"Left {plural(report.remaining, 'expired job')} for another run{size}")
+        self._kept(report)
         if report.dry_run:
             jobs = report.successful.jobs + report.failed.jobs
             freeing = f"freeing ~{human_size(report.bytes_freed)}"
@@ -153,6 +150,16 @@ class ConsoleReporter:
             self._say("ERROR", f"Cleanup completed with errors on {plural(report.errors, 'job')}")
         else:
             self._say("WARNING", "Cleanup was interrupted; the next run continues")
+
+    def _kept(self, report: RunReport) -> None:
+        if report.acknowledged:
+            known = plural(report.acknowledged, "job", grouped=False)
+            self._say("INFO", f"Kept {known} with an acknowledged warning")
+        if report.missing:
+            self._say("INFO", f"Found {plural(report.missing, 'uncleaned job')} without any files")
+        if report.remaining:
+            size = f" ({human_size(report.remaining_bytes)} too large)" if report.remaining_bytes else ""
+            self._say("INFO", f"Left {plural(report.remaining, 'expired job')} for another run{size}")
 
 
 def _amounts(tally: JobTally) -> str:

@@ -19,6 +19,7 @@ from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.privileges import became
 
 COMMANDS: Final = {
+    "acknowledge": ("eemtcleanupd.cli.acknowledge", "Silence the warning of every run about a kept job."),
     "audit": ("eemtcleanupd.cli.audit", "Verify the audit log."),
     "backup": ("eemtcleanupd.cli.backup", "List, verify or restore backups of jobs."),
     "check": ("eemtcleanupd.cli.check", "Show the effective configuration and the origin of each value."),

@@ -74,6 +74,9 @@ def _store_rows(document: dict[str, Any]) -> Iterator[Row]:
     yield from _failure_rows(document)
     yield from _storage_rows(document)
     yield "Trash", _trash(document["trash"])
+    if document["acknowledged"]:
+        warnings = plural(document["acknowledged"], "warning")
+        yield "Kept", f"{warnings} acknowledged. List them with `eemtcleanupd acknowledge --list`"
     yield from _notifier_rows(document)
 
 

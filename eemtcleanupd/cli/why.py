@@ -43,6 +43,10 @@ def why(given: str, as_json: bool) -> None:
     rows.append(("Why", printable(state.why)))
     if state.kept_until is not None and not state.would_clean:
         rows.append(("Until", local_minute(state.kept_until)))
+    if (known := state.acknowledgement) is not None:
+        rows.append(("Warning", f"acknowledged by {printable(known.owner)}: {printable(known.reason)}"))
+    elif state.is_warned_of:
+        rows.append(("Warning", "every run warns about it. Silence it with `eemtcleanupd acknowledge`"))
     if state.hold is not None:
         rows.append(("Held by", f"{printable(state.hold.owner)}: {printable(state.hold.reason)}"))
     if state.shared:

@@ -36,6 +36,7 @@ def overview(config: Config, holder: Holder | None, status: DaemonStatus | None)
         last = ledger.runs(1)[:1] if has_ledger else []
         by_class = ledger.storage_by_class() if has_ledger else {}
         trash_jobs, trash_bytes, next_purge = ledger.trash_summary() if has_ledger else (0, 0, None)
+        acknowledged = ledger.count_acknowledgements() if has_ledger else 0
         deliveries = delivery_stats(database) if has_ledger else {}
         active = holder if database.file is not None else database.holder("daemon")
         run_holder = database.holder("run")
@@ -50,6 +51,7 @@ def overview(config: Config, holder: Holder | None, status: DaemonStatus | None)
         "last_refusal": _last_failure(status, last[0] if last else None),
         "storage": _storage(config, by_class),
         "capacity": _capacity(config, by_class if has_ledger else None),
+        "acknowledged": acknowledged,
         "trash": {"jobs": trash_jobs, "bytes": trash_bytes, "next_purge": iso(next_purge)},
         "notifiers": _notifiers(config, deliveries, () if status is None else status.unresponsive),
     }
@@ -74,6 +76,7 @@ def daemon_document(holder: Holder | None, status: DaemonStatus | None) -> dict[
         "last_refusal": None if status is None else status.last_error,
         "storage": None,
         "capacity": None,
+        "acknowledged": None,
         "trash": None,
         "notifiers": None,
         "config": {

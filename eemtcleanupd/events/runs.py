@@ -102,13 +102,15 @@ class JobCleaned(Event):
 class JobSkipped(Event):
     """A run kept a job; ``notable`` reasons need an operator's attention and are logged as warnings.
 
-    ``vetoed`` marks jobs that a plugin keeps.
+    ``vetoed`` marks jobs that a plugin keeps.  ``acknowledged`` marks jobs whose warning a person
+    acknowledged; they are not notable.
     """
 
     job: Job
     reason: str
     notable: bool
     vetoed: bool = False
+    acknowledged: bool = False
 
     @property
     def severity(self) -> Severity:

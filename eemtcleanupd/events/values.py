@@ -139,6 +139,7 @@ class RunReport:
     ``outcome`` is ``success``, ``errors`` (on some jobs) or ``interrupted``.
     ``remaining`` counts expired jobs that a cap or a size limit left to another run.
     ``remaining_bytes`` is the size of those that exceed the size limit.
+    ``skipped`` counts kept jobs that need attention, ``acknowledged`` those whose warning was acknowledged.
     ``missing`` counts uncleaned terminal jobs none of whose files exist.
     ``early`` counts the cleaned jobs whose retention had not passed.  ``pressure`` says why as text; it is
     None unless disk pressure started the run.
@@ -161,6 +162,7 @@ class RunReport:
     orphans_found: int = 0
     missing: int = 0
     skipped: int = 0
+    acknowledged: int = 0
     errors: int = 0
     remaining: int = 0
     remaining_bytes: int = 0

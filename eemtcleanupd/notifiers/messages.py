@@ -78,6 +78,8 @@ def _report_message(event: RunFinished) -> Message:
     ]
     if report.errors:
         facts.append(("Errors", str(report.errors)))
+    if report.acknowledged:
+        facts.append(("Acknowledged", plural(report.acknowledged, "kept job")))
     if report.remaining:
         facts.append(("Left for another run", plural(report.remaining, "job")))
     if report.pressure:

@@ -117,6 +117,7 @@ class RunDocument:
             "purge_after": None if report.purge_after is None else report.purge_after.isoformat(),
             "error_count": report.errors,
             "trash_purged": report.trash_purged.jobs,
+            "acknowledged": report.acknowledged,
             "missing": report.missing,
             "remaining": report.remaining,
             "remaining_bytes": report.remaining_bytes,

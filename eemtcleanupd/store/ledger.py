@@ -1,4 +1,4 @@
-"""The ledger: this program's tables of runs, intents, holds, usage, history and roots."""
+"""The ledger: this program's tables of runs, intents, holds, acknowledgements, usage, history and roots."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from sqlalchemy.schema import CreateColumn
 
 from eemtcleanupd.events import StorageState
 from eemtcleanupd.model import JobClass
+from eemtcleanupd.store.acknowledgements import Acknowledgements
 from eemtcleanupd.store.audit_anchors import AuditAnchors
 from eemtcleanupd.store.history import History
 from eemtcleanupd.store.holds import Holds
@@ -32,7 +33,7 @@ from eemtcleanupd.store.tables import METADATA, ROOTS
 from eemtcleanupd.store.usage import UsageTables
 
 
-class Ledger(Runs, Intents, History, AuditAnchors, UsageTables, Holds, Roots):
+class Ledger(Runs, Intents, History, AuditAnchors, UsageTables, Holds, Acknowledgements, Roots):
     """The ledger in the job database.  No table is created before :meth:`create_tables`."""
 
     def exists(self) -> bool:

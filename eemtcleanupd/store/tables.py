@@ -87,6 +87,15 @@ HOLDS = Table(
     Column("until", String),
     Column("created_at", String),
 )
+ACKNOWLEDGEMENTS = Table(
+    "cleanup_acknowledgements",
+    METADATA,
+    Column("job_id", RawText, primary_key=True),
+    Column("warning", RawText),
+    Column("reason", Text),
+    Column("owner", String),
+    Column("created_at", String),
+)
 SIZES = Table(
     "cleanup_sizes",
     METADATA,

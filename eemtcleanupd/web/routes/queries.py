@@ -180,7 +180,9 @@ def job_document(backend: Backend, job_id: str) -> dict[str, Any]:
     if state is None:
         raise http_error(404, f"There is no job {printable(job_id)}.")
     document = asdict(state)
-    del document["shared"], document["would_clean"]  # not looked for, and only as far as `why` says
+    # Not looked for, and only as far as `why` says.
+    for name in ("shared", "would_clean", "is_warned_of", "acknowledgement"):
+        del document[name]
     size_bytes = document.pop("size_bytes")
     document["size"] = None
     if size_bytes is not None:

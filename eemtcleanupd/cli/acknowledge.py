@@ -1,0 +1,111 @@
+"""``eemtcleanupd acknowledge``: silence the warning that every run prints about a kept job."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from eemtcleanupd.abbreviations import complete
+from eemtcleanupd.cli.common import (
+    caller,
+    echo_line,
+    examples,
+    json_option,
+    load_config,
+    open_audited,
+    open_ledger,
+    print_json,
+    store_options,
+)
+from eemtcleanupd.clock import system_clock
+from eemtcleanupd.errors import CleanupError, IdError
+from eemtcleanupd.formatting import printable
+
+if TYPE_CHECKING:
+    from eemtcleanupd.config import Config
+
+
+@click.command(
+    epilog=examples(
+        'acknowledge 32ffd03d --reason "ran before the upgrade"',
+        "acknowledge --list",
+        "acknowledge 32ffd03d --remove",
+    )
+)
+@click.argument("given", metavar="[JOB]", required=False)
+@click.option("--reason", default="", help="Why the warning needs no attention, shown by --list and why.")
+@click.option("--list", "show", is_flag=True, help="List the acknowledged warnings.")
+@click.option("--remove", is_flag=True, help="Let runs warn about JOB again.")
+@store_options
+@json_option
+def acknowledge(given: str | None, reason: str, show: bool, remove: bool, as_json: bool) -> int:
+    """Acknowledge the warning about JOB (an id or the start of one): runs only count it from now on.
+
+    A run warns again as soon as it keeps the job for another reason.
+    """
+    if show == (given is not None) or (show and (remove or reason)) or (remove and reason):
+        raise click.UsageError("Give a JOB, with --reason or --remove if needed, or only --list.")
+    config = load_config().config
+    if given is None:
+        _list(config, as_json=as_json)
+        return 0
+    return _remove(config, given, as_json=as_json) if remove else _add(config, given, reason, as_json=as_json)
+
+
+def _add(config: Config, given: str, reason: str, *, as_json: bool) -> int:
+    from eemtcleanupd.cleanup.job_state import job_state
+    from eemtcleanupd.cleanup.session import find_job_id
+    from eemtcleanupd.model import Acknowledgement
+    from eemtcleanupd.plugins import Plugins
+
+    job_id = find_job_id(config, given)
+    state = None
+    if job_id is not None:
+        state = job_state(config, job_id, Plugins(config), system_clock(), is_thorough=True)
+    if job_id is None or state is None:
+        raise IdError(f"The database has no job {printable(given)}. Check the id.")
+    if not state.is_warned_of:
+        raise CleanupError(
+            f"Runs do not warn about job {printable(job_id)}: {printable(state.why)}. "
+            "Acknowledge only jobs that `clean --dry-run` warns about."
+        )
+    with open_audited(config) as (ledger, audit):
+        ledger.create_tables()
+        audit("acknowledge", job_id=printable(job_id), warning=state.why, reason=printable(reason))
+        ledger.acknowledge(
+            Acknowledgement(job_id, state.why, reason or "no reason given", caller()), system_clock()
+        )
+    if as_json:
+        print_json({"job_id": job_id, "acknowledged": True, "warning": state.why})
+    else:
+        echo_line(f"Acknowledged for job {printable(job_id)}: {printable(state.why)}", indent=2)
+    return 0
+
+
+def _remove(config: Config, given: str, *, as_json: bool) -> int:
+    with open_audited(config) as (ledger, audit):
+        job_id = complete(given, (known.job_id for known in ledger.all_acknowledgements()), "jobs")
+        if job_id is not None:
+            audit("acknowledgement_removed", job_id=printable(job_id))
+            ledger.remove_acknowledgement(job_id)
+    if as_json:
+        print_json({"job_id": job_id or given, "acknowledged": False, "was_acknowledged": job_id is not None})
+    else:
+        ending = "was not acknowledged." if job_id is None else "is no longer acknowledged."
+        click.echo(f"The warning about job {printable(job_id or given)} {ending}")
+    return 1 if job_id is None else 0
+
+
+def _list(config: Config, *, as_json: bool) -> None:
+    with open_ledger(config) as ledger:
+        known = ledger.all_acknowledgements()
+    if as_json:
+        print_json([asdict(each) for each in known])
+        return
+    for each in known:
+        by = f"acknowledged by {printable(each.owner)}: {printable(each.reason)}"
+        echo_line(f"{printable(each.job_id)}: {printable(each.warning)} ({by})", indent=2)
+    if not known:
+        click.echo("No warning is acknowledged.")
