@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from eemtcleanupd.abbreviations import complete
+from eemtcleanupd.cli import completion
 from eemtcleanupd.cli.common import (
     caller,
     echo_line,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
         "acknowledge 32ffd03d --remove",
     )
 )
-@click.argument("given", metavar="[JOB]", required=False)
+@click.argument("given", metavar="[JOB]", required=False, shell_complete=completion.jobs_to_acknowledge)
 @click.option("--reason", default="", help="Why the warning needs no attention, shown by --list and why.")
 @click.option("--list", "show", is_flag=True, help="List the acknowledged warnings.")
 @click.option("--remove", is_flag=True, help="Let runs warn about JOB again.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eemtcleanupd.abbreviations import complete
+from eemtcleanupd.cli import completion
 from eemtcleanupd.cli.common import (
     config_option,
     examples,
@@ -42,7 +43,7 @@ def _complete(folder: BackupFolder, given: str | None) -> str | None:
 
 
 @backup.command("list", epilog=examples("backup list", "backup list 32ffd03d"))
-@click.argument("job_id", metavar="[JOB]", required=False)
+@click.argument("job_id", metavar="[JOB]", required=False, shell_complete=completion.backed_up_jobs)
 @config_option
 @json_option
 def list_(job_id: str | None, as_json: bool) -> None:
@@ -71,7 +72,7 @@ def _document(file: BackupFile) -> dict[str, Any]:
 
 
 @backup.command(epilog=examples("backup verify", "backup verify 32ffd03d --quiet"))
-@click.argument("job_id", metavar="[JOB]", required=False)
+@click.argument("job_id", metavar="[JOB]", required=False, shell_complete=completion.backed_up_jobs)
 @quiet_option
 @config_option
 @json_option
@@ -107,7 +108,7 @@ def verify(job_id: str | None, quiet: bool, as_json: bool) -> int:
 @click.option(
     "--backup", "name", metavar="NAME", help="Backup to restore, as printed by list (default: the newest)."
 )
-@restore_options
+@restore_options(completion.backed_up_jobs)
 def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool, name: str | None) -> int:
     """Restore the data of JOB from its backup; existing files are never overwritten.
 

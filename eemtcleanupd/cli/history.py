@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from eemtcleanupd.abbreviations import MOST_LISTED, complete
+from eemtcleanupd.cli import completion
 from eemtcleanupd.cli.common import (
     echo_line,
     examples,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog=examples("history --limit 5", "history 20240120T020001-3f2a"))
-@click.argument("run_id", metavar="[RUN]", required=False)
+@click.argument("run_id", metavar="[RUN]", required=False, shell_complete=completion.runs)
 @click.option(
     "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Number of runs to list."
 )

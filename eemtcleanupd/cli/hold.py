@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import click
 
 from eemtcleanupd.abbreviations import complete
+from eemtcleanupd.cli import completion
 from eemtcleanupd.cli.common import (
     Duration,
     caller,
@@ -57,7 +58,7 @@ class _FutureTime(click.ParamType[datetime]):
         "hold 32ffd03d --until 2099-12-31T18:00",
     )
 )
-@click.argument("given", metavar="JOB")
+@click.argument("given", metavar="JOB", shell_complete=completion.jobs)
 @click.option(
     "--until",
     "--for",
@@ -103,7 +104,7 @@ def hold(given: str, until: datetime | None, reason: str, unknown_ok: bool, as_j
 
 
 @click.command(epilog=examples("release 32ffd03d"))
-@click.argument("given", metavar="JOB")
+@click.argument("given", metavar="JOB", shell_complete=completion.held_jobs)
 @store_options
 @json_option
 def release(given: str, as_json: bool) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from eemtcleanupd.cli import completion
 from eemtcleanupd.cli.common import (
     caller,
     config_option,
@@ -31,7 +32,7 @@ _TIMEOUT_SECONDS = 120.0
 
 
 @click.command("notify-test", epilog=examples("notify-test", "notify-test slack"))
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completion.notifiers)
 @config_option
 @json_option
 def notify_test(name: str | None, as_json: bool) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from eemtcleanupd.cli import completion
 from eemtcleanupd.cli.common import (
     examples,
     json_option,
@@ -31,7 +32,7 @@ _TIMEOUT_SECONDS = 600
 
 
 @click.command(epilog=examples("rerun 32ffd03d --dry-run", "rerun 32ffd03d --url http://localhost:5000"))
-@click.argument("job", metavar="JOB", required=False)
+@click.argument("job", metavar="JOB", required=False, shell_complete=completion.jobs)
 @click.option("--job-id", metavar="JOB", help="Job to submit again (same as the argument JOB).")
 @click.option(
     "--dem",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from eemtcleanupd.cli import completion
 from eemtcleanupd.cli.common import config_option, examples, json_option, load_config, print_json, write_audit
 from eemtcleanupd.cli.groups import CommandGroup
 from eemtcleanupd.clock import system_clock
@@ -81,7 +82,7 @@ def list_(as_json: bool) -> None:
 
 
 @token.command(epilog=examples("token revoke grafana"))
-@click.argument("name")
+@click.argument("name", shell_complete=completion.tokens)
 @config_option
 @json_option
 def revoke(name: str, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eemtcleanupd.abbreviations import complete
+from eemtcleanupd.cli import completion
 from eemtcleanupd.cli.common import (
     Command,
     Duration,
@@ -32,9 +33,10 @@ from eemtcleanupd.formatting import human_size, local_minute, plural, printable,
 from eemtcleanupd.model import Trigger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from eemtcleanupd.cleanup.restore import RestoreRequest, RestoreResult
+    from eemtcleanupd.cli.completion import Completion
     from eemtcleanupd.config import Config
     from eemtcleanupd.events import Event
     from eemtcleanupd.store.intents import Intent
@@ -77,22 +79,28 @@ def _document(intent: Intent) -> dict[str, Any]:
     }
 
 
-def restore_options(command: Command) -> Command:
-    """Add the argument and options that restoring from the trash and from a backup share."""
-    for option in (
-        json_option,
-        store_options,
-        click.option("--no-hold", is_flag=True, help="Do not hold the job; the next run can clean it again."),
-        click.option(
-            "--only",
-            multiple=True,
-            metavar="ARTIFACT",
-            help="Restore only this artifact, as printed by list. Repeatable.",
-        ),
-        click.argument("job_id", metavar="JOB"),
-    ):
-        command = option(command)
-    return command
+def restore_options(complete: Completion) -> Callable[[Command], Command]:
+    """Return what adds the argument and options that restoring from the trash and from a backup share."""
+
+    def add(command: Command) -> Command:
+        for option in (
+            json_option,
+            store_options,
+            click.option(
+                "--no-hold", is_flag=True, help="Do not hold the job; the next run can clean it again."
+            ),
+            click.option(
+                "--only",
+                multiple=True,
+                metavar="ARTIFACT",
+                help="Restore only this artifact, as printed by list. Repeatable.",
+            ),
+            click.argument("job_id", metavar="JOB", shell_complete=complete),
+        ):
+            command = option(command)
+        return command
+
+    return add
 
 
 def restore_request(config: Config, job_id: str, only: Iterable[str], *, hold: bool) -> RestoreRequest:
@@ -139,7 +147,7 @@ def print_restored(restored: RestoreResult, *, as_json: bool) -> int:
 @trash.command(
     epilog=examples("trash restore 32ffd03d", "trash restore 32ffd03d --only results/32ffd03d --no-hold")
 )
-@restore_options
+@restore_options(completion.trashed_jobs)
 def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool) -> int:
     """Move the data of JOB from the trash back to its place; existing files are never overwritten.
 

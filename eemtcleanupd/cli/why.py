@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import click
 
+from eemtcleanupd.cli import completion
 from eemtcleanupd.cli.common import echo_line, examples, json_option, load_config, print_json, store_options
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import IdError
@@ -13,7 +14,7 @@ from eemtcleanupd.formatting import human_size, local_minute, printable, space
 
 
 @click.command(epilog=examples("why 32ffd03d", "why 32ffd03d --json"))
-@click.argument("given", metavar="JOB")
+@click.argument("given", metavar="JOB", shell_complete=completion.jobs)
 @store_options
 @json_option
 def why(given: str, as_json: bool) -> None:
