@@ -10,6 +10,7 @@ from eemtcleanupd.abbreviations import complete
 from eemtcleanupd.cli import completion
 from eemtcleanupd.cli.common import (
     config_option,
+    echo_line,
     examples,
     json_option,
     load_config,
@@ -56,7 +57,7 @@ def list_(job_id: str | None, as_json: bool) -> None:
         return
     for file in backups:
         details = f"{local_minute(file.made_at)}, {human_size(file.size_bytes)}"
-        click.echo(f"{printable(file.job_id)} ({details}): {file.path.name}")
+        echo_line(f"{printable(file.job_id)} ({details}): {file.path.name}", indent=2)
     if not backups:
         _print_no_backups(folder, job_id)
 
@@ -95,7 +96,7 @@ def verify(job_id: str | None, quiet: bool, as_json: bool) -> int:
             results.append({**_document(file), "ok": False, "error": str(error)})
             verdict = f"NOT OK: {error}"
         if not as_json and not (quiet and results[-1]["ok"]):
-            click.echo(f"{file.path.name}: {verdict}")
+            echo_line(f"{file.path.name}: {verdict}", indent=2)
     if as_json:
         print_json(results)
     elif not results and not (quiet and job_id is None):

@@ -1,4 +1,4 @@
-"""Complete ids and names in the shell: a few of them, within half a second, and never with an error.
+"""Complete ids and names in the shell: a few of them, soon, and never with an error.
 
 Completion reads what commands read, with the same configuration and the same rights, and changes nothing.
 """
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     Completion = Callable[[click.Context, click.Parameter, str], list[str]]
 
 _MOST = 50
-_SECONDS = 0.5
-# Users of the web interface choose ids.  A shell puts a completed word into the command line as it is, so that
-# others could run commands, become options, or end the line.
+_SECONDS = 2.0
+# Users of the web interface choose ids.  A shell puts a completed word into the command line as it is, so
+# that an id could run a command, become an option, or end the line.
 _HARMLESS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./@+-]*")
 
 

@@ -11,6 +11,7 @@ from eemtcleanupd.cli import completion
 from eemtcleanupd.cli.common import (
     caller,
     config_option,
+    echo_line,
     examples,
     json_option,
     load_config,
@@ -70,7 +71,7 @@ def notify_test(name: str | None, as_json: bool) -> int:
     else:
         for notifier, (ok, text) in results.items():
             mark = click.style("ok", fg="green") if ok else click.style("FAILED", fg="red")
-            click.echo(f"{notifier}: {mark}: {text}")
+            echo_line(f"{notifier}: {mark}: {text}", indent=2)
         if not results:
             click.echo("No notifier is enabled. See notifications in the configuration.")
     return 0 if all(ok for ok, _ in results.values()) else 1

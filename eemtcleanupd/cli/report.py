@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eemtcleanupd.cli.common import examples, load_config, store_options
+from eemtcleanupd.cli.common import echo_line, examples, load_config, store_options
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import ConfigError, ReportError
 from eemtcleanupd.files import write_output
@@ -61,7 +61,7 @@ def report(plot: Path | None, as_json: bool, form: str | None, output: Path | No
             raise ConfigError(f"{target} is the job database. Choose another file.")
     text = _render(document, "json" if as_json else form or "text")
     if output is None:
-        click.echo(text, nl=False)
+        _print(text, is_table=form in {None, "text"} and not as_json)
     else:
         _write(output, text.encode())
     if plot is not None and plot_format is not None:
@@ -71,6 +71,15 @@ def report(plot: Path | None, as_json: bool, form: str | None, output: Path | No
         budget = None if document.budget is None else document.budget.max_bytes
         trend, disk_full = ((), None) if history is None else (history.trend, history.disk_full)
         _write(plot, picture(trend, plot_format, forecast=disk_full, budget=budget))
+
+
+def _print(text: str, *, is_table: bool) -> None:
+    """Print a report; wrap the lines of one for people to the width of the terminal."""
+    if not is_table:
+        click.echo(text, nl=False)
+        return
+    for line in text.splitlines():
+        echo_line(line, indent=11)
 
 
 def _plot_format(plot: Path) -> str:

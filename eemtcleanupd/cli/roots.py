@@ -7,7 +7,15 @@ from functools import partial
 
 import click
 
-from eemtcleanupd.cli.common import examples, json_option, load_config, print_json, store_options, write_audit
+from eemtcleanupd.cli.common import (
+    echo_line,
+    examples,
+    json_option,
+    load_config,
+    print_json,
+    store_options,
+    write_audit,
+)
 from eemtcleanupd.formatting import printable
 
 
@@ -53,6 +61,7 @@ def roots(accept: bool, as_json: bool) -> None:
         print_json([{name: getattr(record, name) for name in names} for record in known.values()])
         return
     for record in known.values():
-        click.echo(f"{record.name:<8} {record.path} (device {record.device}, inode {record.inode})")
+        place = f"{record.path} (device {record.device}, inode {record.inode})"
+        echo_line(f"{record.name:<8} {place}", indent=9)
     if not known:
         click.echo("There are no runs yet.")

@@ -22,6 +22,8 @@ from eemtcleanupd.cli.common import (
     config_reader,
     examples,
     give_up_root,
+    json_option,
+    print_json,
     working_folder,
 )
 from eemtcleanupd.errors import CleanupError, ConfigError, LockHeldError
@@ -30,7 +32,7 @@ from eemtcleanupd.model import Trigger
 if TYPE_CHECKING:
     from eemtcleanupd.config import Loaded
 
-_READY = b"ready"
+_READY = b"ready "
 
 
 @click.command(epilog=examples("run", "run --detach --pidfile /run/eemtcleanupd/eemtcleanupd.pid"))
@@ -43,23 +45,31 @@ _READY = b"ready"
     help="Write the process id to this file and lock it; a file left by a crash is reused.",
 )
 @click.option("--debug", is_flag=True, help="Log every SQL statement and file operation with its duration.")
-def run(detach: bool, pidfile: Path | None, debug: bool) -> int:
+@json_option
+def run(detach: bool, pidfile: Path | None, debug: bool, as_json: bool) -> int:
     """Run the daemon: clean on schedule until SIGTERM.
 
     SIGHUP reloads the configuration, SIGUSR1 starts a run, and SIGUSR2 logs the stack of every thread.
+    With --json, the command prints the process id once the daemon has started.
     The first SIGTERM or SIGINT stops the daemon gracefully, a second one at once.
     """
     read, file = config_reader(), pidfile and working_folder() / pidfile
     if not detach:
         with _no_exit(), _pidfile(file):
-            _run_daemon(read, debug=debug)
+            _run_daemon(
+                read, debug=debug, on_ready=lambda: _started(os.getpid(), as_json=as_json, detached=False)
+            )
         return 0
-    return _run_detached(read, file, debug=debug)
+    _started(_run_detached(read, file, debug=debug), as_json=as_json, detached=True)
+    return 0
 
 
-def _run_daemon(
-    read: Callable[[], Loaded], *, debug: bool, on_ready: Callable[[], None] = lambda: None
-) -> None:
+def _started(pid: int, *, as_json: bool, detached: bool) -> None:
+    if as_json:
+        print_json({"running": True, "pid": pid, "detached": detached})
+
+
+def _run_daemon(read: Callable[[], Loaded], *, debug: bool, on_ready: Callable[[], None]) -> None:
     from eemtcleanupd.clock import system_clock
     from eemtcleanupd.daemon.config_reload import ConfigManager
     from eemtcleanupd.daemon.daemon import Daemon
@@ -177,7 +187,11 @@ def _pidfile(path: Path | None) -> Iterator[None]:
 
 
 def _run_detached(read: Callable[[], Loaded], pidfile: Path | None, *, debug: bool) -> int:
-    """Start the daemon in the background; return once it is ready or has failed, with its exit code."""
+    """Start the daemon in the background; return its process id once it is ready.
+
+    Raises:
+        CleanupError: it did not start; the error has its exit code.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child:
@@ -185,13 +199,12 @@ def _run_detached(read: Callable[[], Loaded], pidfile: Path | None, *, debug: bo
         with os.fdopen(reading, "rb") as pipe:
             answer = pipe.read()
         os.waitpid(child, 0)
-        if answer == _READY:
-            return 0
+        if answer.startswith(_READY):
+            return int(answer.removeprefix(_READY))
         code, _, message = answer.decode(errors="replace").partition(" ")
-        click.echo(
-            f"eemtcleanupd: error: {message or 'The daemon exited during start-up. See its log.'}", err=True
-        )
-        return int(code or 1)
+        error = CleanupError(message or "The daemon exited during start-up. See its log.")
+        error.exit_code = int(code or 1)
+        raise error
     from daemon import DaemonContext
 
     os.close(reading)
@@ -205,7 +218,7 @@ def _run_detached(read: Callable[[], Loaded], pidfile: Path | None, *, debug: bo
     )
 
     def ready() -> None:
-        os.write(writing, _READY)
+        os.write(writing, b"%b%d" % (_READY, os.getpid()))
         os.close(writing)
 
     try:

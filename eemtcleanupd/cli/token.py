@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from eemtcleanupd.cli import completion
-from eemtcleanupd.cli.common import config_option, examples, json_option, load_config, print_json, write_audit
+from eemtcleanupd.cli.common import (
+    config_option,
+    echo_line,
+    examples,
+    json_option,
+    load_config,
+    print_json,
+    write_audit,
+)
 from eemtcleanupd.cli.groups import CommandGroup
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import ConfigError
@@ -76,7 +84,7 @@ def list_(as_json: bool) -> None:
         expiry = ""
         if entry.expires_at is not None:
             expiry = f", {'expired' if entry.is_expired(now) else 'expires'} {_local(entry.expires_at)}"
-        click.echo(f"{printable(entry.name)} ({entry.scope}, since {_local(entry.created_at)}{expiry})")
+        echo_line(f"{printable(entry.name)} ({entry.scope}, since {_local(entry.created_at)}{expiry})")
     if not known:
         click.echo("There are no tokens.")
 
