@@ -1,11 +1,12 @@
 """Format and parse sizes, ages and untrusted names."""
 
+import re
 from datetime import timedelta
 
 import pytest
 from hypothesis import given, strategies as st
 
-from eemtcleanupd.formatting import human_age, human_size, parse_size, printable, shortened
+from eemtcleanupd.formatting import human_age, human_size, parse_hours, parse_size, printable, shortened
 
 GB = 1024**3
 
@@ -71,3 +72,17 @@ def test_different_names_stay_different_and_bytes_are_escaped() -> None:
 @given(st.text(max_size=300), st.integers(10, 250))
 def test_a_shortened_text_fits(text: str, limit: int) -> None:
     assert len(shortened(text, limit)) <= limit or len(text) <= limit
+
+
+@pytest.mark.parametrize(
+    ("text", "hours"),
+    [("90m", 1.5), ("12h", 12), ("7d", 168), ("2w", 336), ("1.5 D", 36), ("24", 24), ("0", 0), ("-1", -1)],
+)
+def test_a_duration_has_a_unit_or_is_a_number_of_hours(text: str, hours: float) -> None:
+    assert parse_hours(text) == hours
+
+
+@pytest.mark.parametrize("text", ["", "week", "7 days", "d", "-1d", "1h30m", "nan", "inf", "1e999", "7d7"])
+def test_other_text_is_no_duration(text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(repr(text))):
+        parse_hours(text)

@@ -64,3 +64,23 @@ def test_an_invalid_configuration_exits_with_2_and_its_errors(run_cli: RunCli, t
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith(f"eemtcleanupd: error: {file}:1:10: dry_run: ")
     assert "'perhaps'" in result.stderr
+
+
+def test_changed_shows_only_what_differs_from_the_default(run_cli: RunCli, tmp_path: Path) -> None:
+    file = tmp_path / "cleanup_config.yaml"
+    file.write_text(
+        CONFIG + "performance: {batch_size: 100}\nplugins: []\nlogging: {file: ./logs/cleanup.log}\n"
+    )
+    answer = json.loads(run_cli("check", "--changed", "--json", env={"EEMT_DRY_RUN": "true"}).stdout)
+    assert {setting["key"]: setting["from"] for setting in answer["settings"]} == {
+        "dry_run": "EEMT_DRY_RUN",
+        "retention.failed_jobs.hours": f"{file}:2",
+        "paths.database": f"{file}:3",
+        "notifications.slack.webhook_url": f"{file}:4",
+    }
+
+
+def test_changed_without_a_file_shows_no_key(run_cli: RunCli) -> None:
+    result = run_cli("check", "--changed")
+    assert result.returncode == 0
+    assert "performance." not in result.stdout

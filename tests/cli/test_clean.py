@@ -429,3 +429,26 @@ def test_a_log_that_cannot_be_written_is_one_warning_and_does_not_stop_the_run(
         "[WARNING] The log /dev/full cannot be written (No space left on device); continuing without it\n"
     )
     assert rows(store, "SELECT outcome, successful FROM cleanup_runs") == [("success", 3)]
+
+
+def test_a_quiet_run_prints_only_warnings_and_errors(sample_store: Path, aged: Aged, run_cli: RunCli) -> None:
+    store = aged(sample_store, 10)
+    with sqlite3.connect(store / "jobs.db") as connection:
+        connection.execute("UPDATE jobs SET status = 'archived' WHERE id = (SELECT min(id) FROM jobs)")
+    for options in (["-n"], []):
+        quiet = run_cli("clean", *options, "--quiet", cwd=store)
+        assert (quiet.returncode, quiet.stderr) == (0, "")
+        assert [line.split("]")[0] for line in quiet.stdout.splitlines()] == ["[WARNING"]
+    assert run_cli("-q", "clean", cwd=store).stdout == quiet.stdout
+    assert json.loads(run_cli("clean", "-q", "--json", cwd=store).stdout)["success"]
+    assert run_cli("clean", "-q", "-v", cwd=store).returncode == 2
+
+
+def test_retention_takes_durations(sample_store: Path, aged: Aged, run_cli: RunCli) -> None:
+    store = aged(sample_store, 10)
+    runs = [
+        json.loads(run_cli("clean", "-n", "--json", "--success-retention", text, cwd=store).stdout)
+        for text in ("216", "9d", "2w")
+    ]
+    assert runs[0]["cleaned_jobs"] == runs[1]["cleaned_jobs"]
+    assert runs[2]["cleaned_jobs"]["successful"] == 0 < runs[1]["cleaned_jobs"]["successful"]

@@ -194,6 +194,16 @@ def test_a_detached_daemon_reuses_the_pidfile_of_a_killed_one(run_cli: RunCli, s
     assert (store / "daemon.pid").exists()
 
 
+def test_run_with_json_answers_when_the_daemon_has_started(run_cli: RunCli, store: Path) -> None:
+    answer = json.loads(run_cli("run", "--detach", "--json", cwd=store).stdout)
+    holder = find_daemon(StoreAddress.of_file(store / "jobs.db"))
+    assert holder is not None
+    assert answer == {"running": True, "pid": holder.pid, "detached": True}
+    second = run_cli("run", "--detach", "--json", cwd=store)
+    assert (second.returncode, json.loads(second.stdout)["exit_code"]) == (4, 4)
+    assert run_cli("stop", cwd=store).returncode == 0
+
+
 def test_run_detach_reports_why_the_daemon_did_not_start(start: Start, run_cli: RunCli, store: Path) -> None:
     first = start()
     answer = run_cli("run", "--detach", cwd=store)

@@ -72,7 +72,16 @@ def test_no_line_is_wider_than_the_terminal(sample_store: Path, aged: Aged, run_
     store = aged(sample_store, 10)
     run_cli("clean", cwd=store)
     run_id = json.loads(run_cli("history", "--json", cwd=store).stdout)[0]["run_id"]
-    for call in (("history",), ("history", run_id), ("status",), ("check",)):
+    calls = (
+        ("history",),
+        ("history", run_id),
+        ("status",),
+        ("check",),
+        ("report",),
+        ("backup", "list"),
+        ("roots",),
+    )
+    for call in calls:
         output = on_terminal(60, "-m", "eemtcleanupd", *call, cwd=store)
         lines = [re.sub(r"\x1b\[[0-9;]*m", "", line.rstrip("\r")) for line in output.split("\n")]
         # A word, such as a path, is not cut: it can be copied.

@@ -70,6 +70,16 @@ def test_purge_empties_the_trash(store: JobStore, run_cli: RunCli) -> None:
     assert json.loads(run_cli("trash", "list", "--json", cwd=store.path).stdout) == []
 
 
+def test_purge_takes_durations_and_can_be_quiet(store: JobStore, run_cli: RunCli) -> None:
+    young = run_cli("trash", "purge", "--yes", "--older-than", "2d", "--json", cwd=store.path)
+    assert json.loads(young.stdout)["purged"] == 0
+    for wrong in ("-1", "1e300", "soon", "nan"):
+        assert run_cli("trash", "purge", "--yes", "--older-than", wrong, cwd=store.path).returncode == 2
+    quiet = run_cli("trash", "purge", "--yes", "-q", cwd=store.path)
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    assert json.loads(run_cli("trash", "list", "--json", cwd=store.path).stdout) == []
+
+
 DESTROY = (("trash", "purge"), ("reset",))
 
 

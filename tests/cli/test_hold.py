@@ -1,0 +1,44 @@
+"""``eemtcleanupd hold``: how long a hold lasts."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.cleanup.conftest import JobStore
+from tests.conftest import RunCli
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    store = JobStore(tmp_path / "store")
+    store.job("a")
+    return store
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "hours"), [("--for", "7d", 168), ("--until", "90m", 1.5), ("--for", "24", 24)]
+)
+def test_a_hold_lasts_for_a_duration(
+    option: str, text: str, hours: float, store: JobStore, run_cli: RunCli
+) -> None:
+    before = datetime.now(UTC)
+    held = json.loads(run_cli("hold", "a", option, text, "--json", cwd=store.path).stdout)
+    until = datetime.fromisoformat(held["held_until"])
+    assert before <= until - timedelta(hours=hours) <= datetime.now(UTC)
+
+
+def test_a_hold_lasts_until_a_time(store: JobStore, run_cli: RunCli) -> None:
+    held = json.loads(
+        run_cli("hold", "a", "--until", "2099-12-31T18:00+01:00", "--json", cwd=store.path).stdout
+    )
+    assert held["held_until"] == "2099-12-31T17:00:00+00:00"
+
+
+@pytest.mark.parametrize("text", ["yesterday", "2001-01-01", "-1d", "-5", "0", "0001-01-01", "99999999d"])
+def test_no_other_end_is_taken(text: str, store: JobStore, run_cli: RunCli) -> None:
+    assert run_cli("hold", "a", "--until", text, cwd=store.path).returncode == 2
+    assert json.loads(run_cli("holds", "--json", cwd=store.path).stdout) == []
