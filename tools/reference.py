@@ -51,7 +51,7 @@ _MAN_PAGE = _ROOT / "packaging/man/eemtcleanupd.8"
 
 
 def command(name: str) -> str:
-    """Return the usage and the options of a command, and of the commands below it."""
+    """Return the usage, options and examples of a command, and of the commands below it."""
     definition: click.Command = getattr(importlib.import_module(COMMANDS[name][0]), name.replace("-", "_"))
     return page(*_command(f"eemtcleanupd {name}", definition))
 
@@ -69,6 +69,9 @@ def _command(path: str, definition: click.Command) -> Iterator[str]:
         if isinstance(parameter, click.Option) and (record := parameter.get_help_record(context))
     ]
     yield table(("option", "meaning"), ((_code(option), cell(text)) for option, text in records))
+    if definition.epilog:
+        examples = [line.strip() for line in definition.epilog.splitlines() if line.startswith("  ")]
+        yield "\n".join(["```text", *examples, "```"])
 
 
 def man_commands() -> str:
@@ -88,9 +91,8 @@ def _mdoc(path: str, definition: click.Command) -> Iterator[str]:
     pieces = [f"Cm {path}"]
     for parameter in definition.params:
         if isinstance(parameter, click.Argument):
-            pieces.append(
-                f"{'' if parameter.required else 'Op '}Ar {str(parameter.name).removesuffix('_id')}"
-            )
+            name = (parameter.metavar or str(parameter.name)).strip("[]").lower()
+            pieces.append(f"{'' if parameter.required else 'Op '}Ar {name}")
     yield " ".join(pieces)
 
 
