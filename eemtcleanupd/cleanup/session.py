@@ -410,18 +410,6 @@ def find_job_id(config: Config, given: str) -> str | None:
     return complete(given, found, "jobs")
 
 
-def ids_starting_with(config: Config, start: str, limit: int) -> list[str]:
-    """Return the ids of at most ``limit`` jobs that start with a text.
-
-    Raises:
-        StoreError: the database cannot be used.
-    """
-    with ExitStack() as stack:
-        database = open_database(config, stack)
-        with database.read() as connection:
-            return job_table(database, config).ids_starting_with(connection, start, limit)
-
-
 def hold_warning(config: Config, ledger: Ledger, job_id: str) -> str | None:
     """Return why a new hold does not protect the data of its job, None when it does.
 

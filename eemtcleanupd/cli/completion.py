@@ -9,7 +9,7 @@ import io
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import closing, redirect_stderr, redirect_stdout, suppress
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Completion = Callable[[click.Context, click.Parameter, str], list[str]]
 
 _MOST = 50
-_SECONDS = 2.0
+_SECONDS = 1.0
 # Users of the web interface choose ids.  A shell puts a completed word into the command line as it is, so
 # that an id could run a command, become an option, or end the line.
 _HARMLESS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./@+-]*")
@@ -40,13 +40,17 @@ def completion(source: Source) -> Completion:
         words: list[str] = []
 
         def find() -> None:
-            with suppress(Exception), context.scope(cleanup=False):
-                found = (word for word in source(load_config().config, start) if word.startswith(start))
+            with suppress(Exception):
+                found = (word for word in source(config, start) if word.startswith(start))
                 words.extend(islice(filter(_HARMLESS.fullmatch, found), _MOST))
 
-        # The shell waits, and the database can be locked: a thread that is late ends with the process.
-        thread = threading.Thread(target=find, name="completion", daemon=True)
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), suppress(Exception):
+            import eemtcleanupd.store.ledger  # noqa: F401  (the most of what is imported)
+
+            with context.scope(cleanup=False):
+                config = load_config().config
+            # The database can be locked, and the shell waits: a thread that is late ends with the process.
+            thread = threading.Thread(target=find, name="completion", daemon=True)
             thread.start()
             thread.join(_SECONDS)
         return sorted(words)
@@ -55,9 +59,13 @@ def completion(source: Source) -> Completion:
 
 
 def _jobs(config: Config, start: str) -> Iterable[str]:
-    from eemtcleanupd.cleanup.session import ids_starting_with
+    from eemtcleanupd.policy.retention import Policy
+    from eemtcleanupd.store.address import StoreAddress
+    from eemtcleanupd.store.jobs import JobTable
 
-    return ids_starting_with(config, start, _MOST)
+    with closing(StoreAddress.of(config).open()) as database, database.read() as connection:
+        jobs = JobTable(database, Policy.from_config(config.retention), zone=None)
+        return jobs.ids_starting_with(connection, start, _MOST)
 
 
 def _held_jobs(config: Config, _: str) -> Iterator[str]:
