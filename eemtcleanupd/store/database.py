@@ -16,12 +16,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from sqlalchemy import BindParameter, Column, Connection, Engine, SelectBase, Subquery, Table, event, exc
+from sqlalchemy import BindParameter, Column, Connection, Engine, SelectBase, Subquery, Table, bindparam, event, exc, func, literal_column
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.visitors import replacement_traverse
 from sqlalchemy.types import TypeEngine
 
 from eemtcleanupd.errors import CleanupError, RowError, StoreError
+from eemtcleanupd.store.column_types import RawText
 
 if TYPE_CHECKING:
     from eemtcleanupd.store.lock import Holder
@@ -203,6 +204,11 @@ class Database(ABC):
     @abstractmethod
     def as_raw_name(self, column: str) -> str:
         """Return SQL for a column of ``jobs`` in the form of a ``RawName``."""
+
+    def starts_with(self, column: str, start: str) -> ColumnElement[bool]:
+        """Return SQL that is true where a column of ``jobs``, as text, starts with a text byte for byte."""
+        beginning = func.substr(literal_column(self.as_text(column)), 1, len(start))
+        return beginning == bindparam(None, start, type_=RawText(), unique=True)
 
     @abstractmethod
     def is_not_ascii(self, column: str) -> ColumnElement[bool]:

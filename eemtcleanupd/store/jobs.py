@@ -71,6 +71,8 @@ _COLUMNS = ("status", "completed_at", "started_at", "created_at", "workflow_type
 _OBSERVED_ROWS = 50
 # More than a plan reads ahead.
 _REMEMBERED_ROWS = 12_000
+# A list of jobs reads no more rows for one page, so that a filter that few jobs pass is as fast.
+_ROWS_PER_SEARCH = 20_000
 # A SQLite statement can have 32,766 values (https://www.sqlite.org/limits.html).
 _NAMES_PER_SCAN = 20_000
 _DUPLICATE_ID = "several rows with one id"
@@ -100,6 +102,30 @@ class CleanupRecord:
 
     size_bytes: int | None
     summary: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs a list contains: those whose id starts with a text, of a class, with or without their data."""
+
+    start: str = ""
+    job_class: JobClass | None = None
+    cleaned: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobRows:
+    """A page of the job table in the order of ids.
+
+    Attributes:
+        rows: each row, and what this program wrote into it.
+        next_after: the id after which the next page starts; None if this is the last.
+        is_partial: the search ended before it found a full page of jobs.
+    """
+
+    rows: tuple[tuple[Row, CleanupRecord], ...]
+    next_after: str | None
+    is_partial: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,24 +362,52 @@ class JobTable:
         statement = (
             select(job_id)
             .select_from(self._jobs)
-            .where(func.substr(job_id, 1, len(start)) == bindparam("start", start, type_=RawText()))
+            .where(self._database.starts_with(self._id, start))
             .order_by(func.length(job_id))
             .limit(limit)
         )
         return [_as_text(row[0]) for row in connection.execute(statement)]
 
+    def page(self, connection: Connection, wanted: JobFilter, after: str | None, limit: int) -> JobRows:
+        """Return the next jobs in the order of their ids, after the id ``after``.
+
+        Every part of the search is in the order of the id column's own index.
+        """
+        column = self._jobs.c[self._id]
+        found: list[ColumnElement[bool]] = [column.is_not(None)]
+        if after is not None:
+            found.append(column > bindparam("after", after, type_=column.type))
+        if wanted.start:
+            found.append(self._database.starts_with(self._id, wanted.start))
+        ids = select(column).where(*found).order_by(column)
+        end = connection.execute(ids.offset(_ROWS_PER_SEARCH).limit(1)).first()
+        if end is not None:
+            found.append(column <= bindparam("end", _as_text(end[0]), type_=column.type))
+        if wanted.cleaned is not None:
+            found.append(literal_column(f"{'NOT ' if wanted.cleaned else ''}({self.uncleaned})"))
+        if wanted.job_class is not None:
+            found.append(self._is_of_class(wanted.job_class))
+        statement = self._select((*_COLUMNS, "data_size_mb", "cleanup_summary")).where(*found)
+        rows = [
+            (self._convert(*values), _cleanup_record(size, summary))
+            for *values, size, summary in connection.execute(statement.order_by(column).limit(limit + 1))
+        ]
+        if len(rows) > limit:
+            return JobRows(tuple(rows[:limit]), rows[limit - 1][0].job.id, is_partial=False)
+        return JobRows(tuple(rows), None if end is None else _as_text(end[0]), is_partial=end is not None)
+
+    def _is_of_class(self, job_class: JobClass) -> ColumnElement[bool]:
+        status = literal_column(self._database.as_text("status"), RawText())
+        if job_class is not JobClass.UNKNOWN:
+            return status.in_(self._filter.statuses(job_class))
+        known = [name for kind in (*TERMINAL, JobClass.LIVE) for name in self._filter.statuses(kind)]
+        return or_(status.is_(None), status.not_in(known))
+
     def cleanup_record(self, connection: Connection, job_id: str) -> CleanupRecord:
         """Return what the row of a job says about its cleanup, or about its size before it."""
         statement = self._select(("data_size_mb", "cleanup_summary")).where(self._is_row(self._key()))
         row = connection.execute(statement, {"key": job_id}).first()
-        if row is None:
-            return CleanupRecord(None, None)
-        _, _, size, summary = row
-        try:
-            size_bytes = round(float(size) * BYTES_PER_MB)
-        except (TypeError, ValueError, OverflowError):  # every program can write there
-            size_bytes = -1
-        return CleanupRecord(size_bytes if size_bytes >= 0 else None, _optional_text(summary))
+        return CleanupRecord(None, None) if row is None else _cleanup_record(*row[2:])
 
     def naming(
         self, connection: Connection, dem_filenames: Sequence[str], *, besides: Collection[str] = ()
@@ -519,6 +573,14 @@ class JobTable:
             created_at=read_creation(created_at, self._zone),
         )
         return Row(job, cleaned_at is not None, read_timestamp(cleaned_at, self._zone))
+
+
+def _cleanup_record(size: object, summary: object) -> CleanupRecord:
+    try:
+        size_bytes = round(float(size) * BYTES_PER_MB)  # type: ignore[arg-type]  # a TypeError is handled
+    except (TypeError, ValueError, OverflowError):  # every program can write there
+        size_bytes = -1
+    return CleanupRecord(size_bytes if size_bytes >= 0 else None, _optional_text(summary))
 
 
 def _as_text(value: object) -> str:

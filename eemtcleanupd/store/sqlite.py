@@ -18,7 +18,17 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, Engine, create_engine, event, exc, literal_column
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Engine,
+    and_,
+    bindparam,
+    create_engine,
+    event,
+    exc,
+    literal_column,
+)
 from sqlalchemy.pool import NullPool
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import TypeEngine
@@ -174,6 +184,17 @@ class SqliteDatabase(Database):
     def as_raw_name(self, column: str) -> str:
         """Return the column."""
         return column
+
+    def starts_with(self, column: str, start: str) -> ColumnElement[bool]:
+        """Return the comparison with a range too, which a search finds in the column's index.
+
+        No text that starts this way is outside of it, in any collation of SQLite: in UTF-8, no byte is as
+        large as that which follows the start here.
+        """
+        first, last = (
+            bindparam(None, end, type_=RawText(), unique=True) for end in (start, f"{start}\udcff")
+        )
+        return and_(super().starts_with(column, start), literal_column(column).between(first, last))
 
     def is_not_ascii(self, column: str) -> ColumnElement[bool]:
         """Return the comparison with a pattern (GLOB)."""
