@@ -45,6 +45,7 @@ from eemtcleanupd.events import (
     RunFailed,
     RunFinished,
 )
+from eemtcleanupd.formatting import printable
 from eemtcleanupd.logs.setup import LogFile, log, log_threads
 from eemtcleanupd.plugins import Plugins
 from eemtcleanupd.store.address import StoreAddress
@@ -264,6 +265,9 @@ class Daemon:
                 self._change_role(message)
             case messages.RunRequested():
                 self._scheduler.request_run(message)
+            case messages.RunStopRequested():
+                log.warning("%s stops the run in progress", printable(message.user))
+                self._runner.stop()
             case Notice.CHECK_TRASH if is_active:
                 self._scheduler.check_trash()
             case Notice.CHECK_PRESSURE if is_active:

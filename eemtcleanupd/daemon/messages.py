@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import Enum, auto
 
 from eemtcleanupd.errors import CleanupError
@@ -52,6 +53,7 @@ class RunCallbacks:
     """Options and callbacks of a client that waits for a run.
 
     ``retention`` has hours for successful and failed jobs; None keeps the configured value.
+    ``purge_older_than`` is that of the run's request.
     ``emit`` receives the run's events, in the run's thread.  ``done`` is called once, in any thread, with the
     report, or with the error (None: an unexpected exception, which is in the log).
     """
@@ -60,6 +62,7 @@ class RunCallbacks:
     done: Callable[[RunReport | CleanupError | None], None]
     retention: tuple[float | None, float | None] = (None, None)
     force: bool = False
+    purge_older_than: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,13 @@ class RunRequested:
     trigger: Trigger
     user: str
     callbacks: RunCallbacks | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunStopRequested:
+    """Stop the run in progress in order; ``user`` requests it."""
+
+    user: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +97,6 @@ class RoleChanged:
     reason: str
 
 
-Message = Notice | StopRequested | ReloadRequested | RunRequested | RunEnded | RoleChanged
+Message = Notice | StopRequested | ReloadRequested | RunRequested | RunStopRequested | RunEnded | RoleChanged
 Enqueue = Callable[[Message], None]
 """Puts a message into the inbox."""

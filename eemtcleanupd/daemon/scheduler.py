@@ -114,6 +114,8 @@ class RunScheduler:
             started_at = local_minute(running.started_at)
             self._refuse(request, f"Another run, started at {started_at}, is in progress.")
         elif pending is None or not pending.trigger.plans_jobs or request.callbacks is not None:
+            if pending is not None and pending.callbacks is not None:
+                self._refuse(pending, "Another run starts first. Try again when it has ended.")
             self._pending = request
 
     @staticmethod
@@ -173,6 +175,7 @@ class RunScheduler:
         self._pending = None
         config, callbacks = self._config_manager.config, request.callbacks
         pressure = config.pressure
+        purge_older_than = None if callbacks is None else callbacks.purge_older_than
         self._runner.start(
             config if callbacks is None else config.with_retention(*callbacks.retention),
             RunRequest(
@@ -180,6 +183,8 @@ class RunScheduler:
                 trigger=request.trigger,
                 dry_run=config.dry_run,
                 force=callbacks is not None and callbacks.force,
+                purge_older_than=purge_older_than,
+                forget_missing=purge_older_than is not None,
                 pressure=Pressure(pressure.low_watermark_percent, timedelta(hours=pressure.minimum_age_hours))
                 if request.trigger is Trigger.PRESSURE
                 else None,

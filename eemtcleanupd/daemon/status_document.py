@@ -104,6 +104,7 @@ def run_document(run: RunRecord) -> dict[str, Any]:
     return {
         "run_id": run.id,
         "trigger": run.trigger,
+        "user": run.user,
         "started_at": iso(run.started_at),
         "finished_at": iso(run.finished_at),
         "outcome": run.outcome,

@@ -11,8 +11,9 @@ from typing import IO, Final
 from eemtcleanupd.daemon.messages import RunCallbacks
 from eemtcleanupd.errors import CleanupError, ReportError
 from eemtcleanupd.events import Event, RunReport, RunStarted
+from eemtcleanupd.model import Trigger
 from eemtcleanupd.report.run_document import RunDocument
-from eemtcleanupd.web.schemas import CleanupBody
+from eemtcleanupd.web.schemas import CleanupBody, PurgeBody
 
 IN_MEMORY_BYTES: Final = 1 << 20
 """Larger documents are stored in a temporary file."""
@@ -30,9 +31,14 @@ class ApiRun:
     """
 
     user: str
-    options: CleanupBody
+    options: CleanupBody | PurgeBody
     on_started: Callable[[str], None]
     on_finished: Callable[[Outcome], None]
+
+    @property
+    def trigger(self) -> Trigger:
+        """What the run is recorded with: a purge considers the trash only."""
+        return Trigger.TRASH if isinstance(self.options, PurgeBody) else Trigger.API
 
     def callbacks(self) -> RunCallbacks:
         """Return the callbacks that the daemon or the local backend needs for the run."""
@@ -47,6 +53,8 @@ class ApiRun:
             with closing(document):
                 self.on_finished(run_document(document) if isinstance(result, RunReport) else result)
 
+        if isinstance(self.options, PurgeBody):
+            return RunCallbacks(emit, done, purge_older_than=self.options.age)
         return RunCallbacks(emit, done, self.options.retention, self.options.force)
 
 

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import threading
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from io import BytesIO
 from os import fdopen
 from pathlib import Path
 from typing import Any
 
+from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup import Progress, RunRequest, clean
 from eemtcleanupd.clock import monotonic_seconds, system_clock
 from eemtcleanupd.config import Config, Loaded
@@ -24,6 +27,7 @@ from eemtcleanupd.daemon.status_document import overview
 from eemtcleanupd.delivery import Dispatcher
 from eemtcleanupd.errors import CleanupError, LockHeldError
 from eemtcleanupd.events import Event, RunReport
+from eemtcleanupd.formatting import printable
 from eemtcleanupd.logs.events import write_event
 from eemtcleanupd.model import Trigger
 from eemtcleanupd.plugins import Plugins, load
@@ -39,6 +43,7 @@ from eemtcleanupd.web.ipc import (
     WorkerChannel,
 )
 
+log = logging.getLogger(__name__)
 _HEARTBEAT_LIMIT_SECONDS = 90.0
 _DRAIN_SECONDS = 30.0
 
@@ -119,8 +124,13 @@ class DaemonBackend:
         """Start a run."""
         number = next(self._numbers)
         self._runs[number] = run
+        name = "purge" if run.trigger is Trigger.TRASH else "run"
         body = run.options.model_dump()
-        self._channel.send({"request": "run", "number": number, "user": run.user, "body": body})
+        self._channel.send({"request": name, "number": number, "user": run.user, "body": body})
+
+    def stop_run(self, user: str) -> None:
+        """Ask the daemon to stop its run in order."""
+        self._channel.send({"request": "stop run", "user": user})
 
     def overview(self) -> dict[str, Any]:
         """Return the status of the daemon and the job store."""
@@ -144,6 +154,14 @@ class DaemonBackend:
         return False
 
 
+@dataclass(frozen=True, slots=True)
+class _LocalRun:
+    trigger: Trigger
+    started_at: datetime
+    progress: Progress = field(default_factory=Progress)
+    stop: StopFlag = field(default_factory=StopFlag)
+
+
 class LocalBackend:
     """Works on the job store without a daemon; each run has its own thread, and a changed file is read."""
 
@@ -153,7 +171,7 @@ class LocalBackend:
         self._file = file
         self._environ = environ
         self._lock = threading.Lock()
-        self._running: tuple[datetime, Progress] | None = None
+        self._running: _LocalRun | None = None
         self._read()
 
     def _read(self) -> None:
@@ -181,15 +199,22 @@ class LocalBackend:
             if self._running is not None:
                 run.on_finished(LockHeldError("Another run is in progress. Try again when it has finished."))
                 return
-            progress = Progress()
-            self._running = (system_clock(), progress)
-        threading.Thread(target=self._run, args=(run, progress), name="run (api)").start()
+            self._running = _LocalRun(run.trigger, system_clock())
+            thread = threading.Thread(target=self._run, args=(run, self._running), name="run (api)")
+        thread.start()
 
-    def _run(self, run: ApiRun, progress: Progress) -> None:
+    def stop_run(self, user: str) -> None:
+        """Ask this backend's run to stop in order."""
+        with self._lock:
+            if self._running is not None:
+                log.warning("%s stops the run in progress", printable(user))
+                self._running.stop.set()
+
+    def _run(self, run: ApiRun, running: _LocalRun) -> None:
         callbacks = run.callbacks()
         result: RunReport | CleanupError | None = None
         try:
-            config = self.config.with_retention(*run.options.retention)
+            config = self.config.with_retention(*callbacks.retention)
             dispatcher = Dispatcher(StoreAddress.of(config), system_clock)
             dispatcher.configure(self.plugins, durable=not config.dry_run)
 
@@ -200,10 +225,22 @@ class LocalBackend:
 
             try:
                 request = RunRequest(
-                    user=run.user, trigger=Trigger.API, dry_run=config.dry_run, force=run.options.force
+                    user=run.user,
+                    trigger=run.trigger,
+                    dry_run=config.dry_run,
+                    force=callbacks.force,
+                    purge_older_than=callbacks.purge_older_than,
+                    forget_missing=callbacks.purge_older_than is not None,
                 )
-                with published_progress(StoreAddress.of(config), Trigger.API, progress):
-                    result = clean(config, request, emit=emit, progress=progress, hooks=self.plugins)
+                with published_progress(StoreAddress.of(config), run.trigger, running.progress):
+                    result = clean(
+                        config,
+                        request,
+                        emit=emit,
+                        stop=running.stop,
+                        progress=running.progress,
+                        hooks=self.plugins,
+                    )
             finally:
                 dispatcher.drain(_DRAIN_SECONDS)
                 dispatcher.close()
@@ -224,7 +261,10 @@ class LocalBackend:
 
     async def progress(self) -> RunStatus | None:
         """Return the progress of this backend's run."""
-        return None if self._running is None else RunStatus.of(Trigger.API, *self._running)
+        running = self._running
+        return (
+            None if running is None else RunStatus.of(running.trigger, running.started_at, running.progress)
+        )
 
     async def is_alive(self) -> bool:
         """Return true: there is no scheduler."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
@@ -64,6 +64,17 @@ class CleanupBody(_Body):
     def retention(self) -> tuple[float | None, float | None]:
         """Hours for successful and for failed jobs, None for the configured ones."""
         return self.success_retention_hours, self.failed_retention_hours
+
+
+class PurgeBody(_Body):
+    """Which part of the trash to delete."""
+
+    older_than_hours: Hours = Field(0, description="Delete only what has been in the trash for this long.")
+
+    @property
+    def age(self) -> timedelta:
+        """How long an item must have been in the trash."""
+        return timedelta(hours=self.older_than_hours)
 
 
 class JobCounts(BaseModel):
@@ -149,6 +160,7 @@ class HoldBody(_Body):
     hours: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] | None = Field(
         None, description="How long to hold the job. The default is until it is released."
     )
+    unknown_ok: bool = Field(False, description="Also hold a job that is not in the database (yet).")
 
 
 class ReleaseBody(_Body):

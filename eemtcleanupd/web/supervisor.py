@@ -25,11 +25,10 @@ import eemtcleanupd
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.config import Loaded
 from eemtcleanupd.config.schema import ApiConfig
-from eemtcleanupd.daemon.messages import RunRequested
+from eemtcleanupd.daemon.messages import RunRequested, RunStopRequested
 from eemtcleanupd.errors import CleanupError, ConfigError, LockHeldError
 from eemtcleanupd.files import set_socket_mode
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.model import Trigger
 from eemtcleanupd.plugins import to_dict
 from eemtcleanupd.web.api_run import IN_MEMORY_BYTES, ApiRun, Outcome
 from eemtcleanupd.web.ipc import (
@@ -42,7 +41,7 @@ from eemtcleanupd.web.ipc import (
     StateReply,
     StopWorker,
 )
-from eemtcleanupd.web.schemas import CleanupBody, storable
+from eemtcleanupd.web.schemas import CleanupBody, PurgeBody, storable
 from eemtcleanupd.web.tokens import require_tokens
 
 if TYPE_CHECKING:
@@ -311,10 +310,16 @@ class _WorkerProcess:
                 channel.send(MetricsReply(number, text))
             case {"request": "run", "number": int(number), "user": user, "body": body}:
                 self._request_run(channel, number, storable(user), CleanupBody.model_validate(body))
+            case {"request": "purge", "number": int(number), "user": user, "body": body}:
+                self._request_run(channel, number, storable(user), PurgeBody.model_validate(body))
+            case {"request": "stop run", "user": user}:
+                self._daemon.inbox.put(RunStopRequested(storable(user)))
             case _:
                 raise ValueError("The type of the message is unknown.")
 
-    def _request_run(self, channel: DaemonChannel, number: int, user: str, body: CleanupBody) -> None:
+    def _request_run(
+        self, channel: DaemonChannel, number: int, user: str, body: CleanupBody | PurgeBody
+    ) -> None:
         if not self._run_slots.acquire(blocking=False):
             error = LockHeldError("Too many runs are requested. Try again later.")
             channel.send(ApiRunFinished(number, error))
@@ -325,7 +330,7 @@ class _WorkerProcess:
             send_outcome(channel, number, outcome)
 
         run = ApiRun(user, body, lambda run_id: _send(channel, ApiRunStarted(number, run_id)), on_finished)
-        self._daemon.inbox.put(RunRequested(Trigger.API, user, run.callbacks()))
+        self._daemon.inbox.put(RunRequested(run.trigger, user, run.callbacks()))
 
 
 def _relay_log(name: str, level: int, text: str, trace: str) -> None:

@@ -1,4 +1,4 @@
-"""``POST /api/cleanup``: starts a run, or a dry run."""
+"""Routes that start a run, a dry run or a purge of the trash, and stop a run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from typing import IO, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -22,25 +23,22 @@ from eemtcleanupd.web.auth import Caller
 from eemtcleanupd.web.backend import Backend
 from eemtcleanupd.web.context import ApiContext
 from eemtcleanupd.web.problems import COMMON_ERRORS, AsciiJsonResponse, FieldProblem, error_responses, problem
-from eemtcleanupd.web.schemas import CleanupAnswer, CleanupBody, RunAccepted
+from eemtcleanupd.web.schemas import CleanupAnswer, CleanupBody, PurgeBody, RunAccepted
 
 log = logging.getLogger(__name__)
 
 
 def add_run_routes(router: APIRouter, context: ApiContext) -> None:
-    """Add the route."""
-    backend, cache = context.backend, context.cache
+    """Add the routes."""
+    backend = context.backend
     dry_run_lock = asyncio.Lock()
+    responses: dict[int | str, dict[str, Any]] = {
+        202: {"model": RunAccepted, "description": "With `Prefer: respond-async`"},
+        **COMMON_ERRORS,
+        **error_responses(409),
+    }
 
-    @router.post(
-        "",
-        response_model=CleanupAnswer,
-        responses={
-            202: {"model": RunAccepted, "description": "With `Prefer: respond-async`"},
-            **COMMON_ERRORS,
-            **error_responses(409),
-        },
-    )
+    @router.post("", response_model=CleanupAnswer, responses=responses)
     async def cleanup(
         request: Request,
         body: CleanupBody | None = None,
@@ -59,33 +57,97 @@ def add_run_routes(router: APIRouter, context: ApiContext) -> None:
             config = backend.config.with_retention(*options.retention)
             async with dry_run_lock:
                 return _answer(await asyncio.to_thread(dry_run, backend, config, caller.name, options.force))
-        await asyncio.to_thread(_audit_run, context, caller, options)
-        loop = asyncio.get_running_loop()
-        started: asyncio.Future[str] = loop.create_future()
-        finished: asyncio.Future[Outcome] = loop.create_future()
+        return await _answer_run(request, prefer, await start_run(context, caller, options))
 
-        def on_finished(outcome: Outcome) -> None:
-            cache.clear()
-            _set_result(loop, finished, outcome)
+    @router.post("/trash/purge", response_model=CleanupAnswer, responses=responses)
+    async def purge(
+        request: Request,
+        body: PurgeBody | None = None,
+        prefer: str = Header(""),
+        caller: Caller = Depends(context.may_clean),
+    ) -> Response:
+        """Delete the contents of the trash now, and answer when that is done. Held jobs stay there."""
+        return await _answer_run(request, prefer, await start_run(context, caller, body or PurgeBody()))
 
-        def on_started(run_id: str) -> None:
-            _set_result(loop, started, run_id)
+    @router.post(
+        "/stop",
+        status_code=202,
+        responses={
+            202: {"description": "The run stops as soon as it can, in order."},
+            **COMMON_ERRORS,
+            **error_responses(409),
+        },
+    )
+    async def stop(caller: Caller = Depends(context.may_clean)) -> Response:
+        """Stop the run in progress. The next run continues its work."""
+        await stop_run(context, caller)
+        return AsciiJsonResponse({"stopping": True}, 202)
 
-        backend.run(ApiRun(caller.name, options, on_started, on_finished))
-        if "respond-async" in prefer.lower():
-            await asyncio.wait((started, finished), return_when=asyncio.FIRST_COMPLETED)
-            if started.done():
-                run_id = started.result()
-                url = f"{request.url.path}/runs/{run_id}"
-                return AsciiJsonResponse({"run_id": run_id, "url": url}, 202, headers={"Location": url})
-        return _answer(await finished)
+
+@dataclass(frozen=True, slots=True)
+class RequestedRun:
+    """A run that was requested: its id once it has started, and its outcome once it has finished."""
+
+    started: asyncio.Future[str]
+    finished: asyncio.Future[Outcome]
+
+    async def wait_for_start(self) -> str | None:
+        """Return the id of the run, or None if it was refused: see its outcome."""
+        await asyncio.wait((self.started, self.finished), return_when=asyncio.FIRST_COMPLETED)
+        return self.started.result() if self.started.done() else None
 
 
-def _audit_run(context: ApiContext, caller: Caller, options: CleanupBody) -> None:
+async def start_run(context: ApiContext, caller: Caller, options: CleanupBody | PurgeBody) -> RequestedRun:
+    """Write the audit log, and request a run.
+
+    Raises:
+        AuditError: the entry cannot be written.
+        CleanupError: the configuration allows dry runs only.
+    """
+    if context.backend.config.dry_run:
+        raise CleanupError("The configuration has dry_run: true, so nothing is deleted.")
+    await asyncio.to_thread(_audit_run, context, caller, options)
+    loop = asyncio.get_running_loop()
+    run = RequestedRun(loop.create_future(), loop.create_future())
+
+    def on_finished(outcome: Outcome) -> None:
+        context.cache.clear()
+        _set_result(loop, run.finished, outcome)
+
+    def on_started(run_id: str) -> None:
+        context.cache.clear()
+        _set_result(loop, run.started, run_id)
+
+    context.backend.run(ApiRun(caller.name, options, on_started, on_finished))
+    return run
+
+
+async def stop_run(context: ApiContext, caller: Caller) -> None:
+    """Write the audit log, and ask the backend to stop its run.
+
+    Raises:
+        CleanupError: the backend has no run; one of a command is stopped where it was started.
+    """
+    if await context.backend.progress() is None:
+        raise CleanupError("There is no run to stop. Stop a run of a command where it was started.")
+    await asyncio.to_thread(context.audit, caller, "http_stop")
+    context.backend.stop_run(caller.name)
+    context.cache.clear()
+
+
+async def _answer_run(request: Request, prefer: str, run: RequestedRun) -> Response:
+    if "respond-async" in prefer.lower() and (run_id := await run.wait_for_start()) is not None:
+        url = f"{request.url.path.removesuffix('/trash/purge')}/runs/{run_id}"
+        return AsciiJsonResponse({"run_id": run_id, "url": url}, 202, headers={"Location": url})
+    return _answer(await run.finished)
+
+
+def _audit_run(context: ApiContext, caller: Caller, options: CleanupBody | PurgeBody) -> None:
     # On a full disk, the audit log needs the ballast's space.
     if warning := release_initial_ballast(context.backend.config):
         log.warning("%s", warning)
-    context.audit(caller, "http_cleanup", body=options.model_dump())
+    action = "http_purge" if isinstance(options, PurgeBody) else "http_cleanup"
+    context.audit(caller, action, body=options.model_dump())
 
 
 def dry_run(backend: Backend, config: Config, user: str, force: bool) -> IO[str] | CleanupError:
