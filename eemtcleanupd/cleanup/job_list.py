@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,8 +12,9 @@ from eemtcleanupd.cleanup.session import job_table, open_database
 from eemtcleanupd.config import Config
 from eemtcleanupd.model import Hold, JobClass
 from eemtcleanupd.policy.retention import Policy, decide, kept_until
+from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.intents import Intent
-from eemtcleanupd.store.jobs import CleanupRecord, JobFilter, JobTable, Row
+from eemtcleanupd.store.jobs import CleanupRecord, JobFilter, JobRows, JobTable, Row
 from eemtcleanupd.store.ledger import Ledger
 
 
@@ -88,15 +89,14 @@ def list_jobs(config: Config, query: JobQuery, after: str | None, limit: int, no
         has_ledger = ledger.is_current()
         if query.held:
             holds = ledger.all_holds() if has_ledger else []
-            page, next_after, is_partial = _held(jobs, ledger, query, holds, after, limit, now), None, False
-            if len(page) > limit:
-                page, next_after = page[:limit], page[limit - 1][0].job.id
+            held_ids = [hold.job_id for hold in holds if hold.is_active(now)]
+            wanted_ids = [job_id for job_id in held_ids if job_id.startswith(query.start)]
+            page = _page_of(jobs, database, wanted_ids, after, limit)
         else:
             wanted = JobFilter(query.start, query.job_class, query.cleaned)
             with database.read() as connection:
-                found = jobs.page(connection, wanted, after, limit)
-            page, next_after, is_partial = list(found.rows), found.next_after, found.is_partial
-        ids = [row.job.id for row, _ in page]
+                page = jobs.page(connection, wanted, after, limit)
+        ids = [row.job.id for row, _ in page.rows]
         held: dict[str, Hold] = {}
         sizes: dict[str, int] = {}
         trashed: dict[str, Intent] = {}
@@ -104,38 +104,32 @@ def list_jobs(config: Config, query: JobQuery, after: str | None, limit: int, no
             with database.read() as connection:
                 held, sizes = ledger.holds(connection, ids), ledger.measured(connection, ids)
             trashed = ledger.trashed_jobs(ids)
-    return JobPage(
-        tuple(
-            _listed(row, record, policy, now, held.get(job_id), trashed.get(job_id), sizes.get(job_id))
-            for job_id, (row, record) in zip(ids, page, strict=True)
-        ),
-        next_after,
-        is_partial,
-    )
+    listed = []
+    for row, record in page.rows:
+        job_id = row.job.id
+        listed.append(
+            _listed(
+                row,
+                record,
+                policy,
+                now,
+                hold=held.get(job_id),
+                trashed=trashed.get(job_id),
+                measured=sizes.get(job_id),
+            )
+        )
+    return JobPage(tuple(listed), page.next_after, page.is_partial)
 
 
-def _held(
-    jobs: JobTable,
-    ledger: Ledger,
-    query: JobQuery,
-    holds: Sequence[Hold],
-    after: str | None,
-    limit: int,
-    now: datetime,
-) -> list[tuple[Row, CleanupRecord]]:
-    """Return the rows of held jobs, one more than ``limit`` if there are more."""
-    ids = sorted(
-        hold.job_id
-        for hold in holds
-        if hold.is_active(now)
-        and hold.job_id.startswith(query.start)
-        and (after is None or hold.job_id > after)
-    )
-    with ledger.database.read() as connection:
-        rows = jobs.rows(connection, ids)
-        return [(rows[job_id], jobs.cleanup_record(connection, job_id)) for job_id in ids if job_id in rows][
-            : limit + 1
-        ]
+def _page_of(
+    jobs: JobTable, database: Database, ids: Iterable[str], after: str | None, limit: int
+) -> JobRows:
+    """Return a page of the rows with these ids; an id without a row is absent."""
+    with database.read() as connection:
+        rows = jobs.rows(connection, [job_id for job_id in ids if after is None or job_id > after])
+        page = sorted(rows)[: limit + 1]
+        found = tuple((rows[job_id], jobs.cleanup_record(connection, job_id)) for job_id in page[:limit])
+    return JobRows(found, page[limit - 1] if len(page) > limit else None, is_partial=False)
 
 
 def _listed(
@@ -143,6 +137,7 @@ def _listed(
     record: CleanupRecord,
     policy: Policy,
     now: datetime,
+    *,
     hold: Hold | None,
     trashed: Intent | None,
     measured: int | None,

@@ -106,7 +106,7 @@ class CleanupRecord:
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """Which jobs a list contains: those whose id starts with a text, of a class, with or without their data."""
+    """Which jobs a list contains: those whose id starts with a text, of a class, cleaned or not."""
 
     start: str = ""
     job_class: JobClass | None = None
