@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select
 
@@ -38,26 +39,19 @@ class AuditLine:
 class History(Repository):
     """``cleanup_log`` and ``cleanup_audit``."""
 
+    def log_page(self, run_id: str, after: int, limit: int) -> tuple[list[LogEntry], int | None]:
+        """Return what a run did after a place in its log (0 is the start), and the place of the rest."""
+        statement = select(LOG).where(LOG.c.run_id == run_id, LOG.c.id > after)
+        with self._database.read() as connection:
+            rows = connection.execute(statement.order_by(LOG.c.id).limit(limit + 1)).all()
+        return [_log_entry(row) for row in rows[:limit]], rows[limit - 1].id if len(rows) > limit else None
+
     def log_entries(self, run_id: str) -> Iterable[LogEntry]:
         """Yield what a run did, in order.  Rows are read in pages, as a run can clean a million jobs."""
-        after = 0
-        columns = LOG.c
-        while True:
-            statement = (
-                select(LOG)
-                .where(columns.run_id == run_id, columns.id > after)
-                .order_by(columns.id)
-                .limit(500)
-            )
-            with self._database.read() as connection:
-                rows = connection.execute(statement).all()
-            if not rows:
-                return
-            after = rows[-1].id
-            for row in rows:
-                yield LogEntry(
-                    row.job_id, row.status, row.action, row.bytes_freed, row.message, row.bytes_trashed or 0
-                )
+        after: int | None = 0
+        while after is not None:
+            entries, after = self.log_page(run_id, after, 500)
+            yield from entries
 
     def add_log(
         self, connection: Connection, run_id: str, entries: Sequence[LogEntry], now: datetime
@@ -85,3 +79,7 @@ class History(Repository):
         ]
         if rows:
             connection.execute(insert(AUDIT), rows)
+
+
+def _log_entry(row: Any) -> LogEntry:
+    return LogEntry(row.job_id, row.status, row.action, row.bytes_freed, row.message, row.bytes_trashed or 0)

@@ -14,13 +14,14 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, true, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, true, update
 
 from eemtcleanupd.batches import batched
 from eemtcleanupd.errors import StoreError
 from eemtcleanupd.formatting import plural
 from eemtcleanupd.model import TRASH_NAME, Artifact, Found, RootName
 from eemtcleanupd.store.base import MOST_VALUES, Repository, corruption_guard, read_utc
+from eemtcleanupd.store.column_types import RawText
 from eemtcleanupd.store.tables import HOLDS, INTENTS
 from eemtcleanupd.store.timestamps import utc_timestamp
 
@@ -92,6 +93,29 @@ class Intents(Repository):
         if job_id is not None:
             statement = statement.where(INTENTS.c.job_id == job_id)
         return self._intents(statement.order_by(INTENTS.c.purge_after, INTENTS.c.id).limit(limit))
+
+    def trash_page(self, start: str, after: str | None, limit: int) -> tuple[list[Intent], str | None]:
+        """Return a page of the trash, in the order of the deletion, and where the next page starts.
+
+        Args:
+            start: the start of the job ids in question.
+            after: what the previous page returned, None for the first page.
+            limit: the number of items on a page.
+        """
+        # As one text, because databases do not agree where an absent time is in an order.
+        place = func.coalesce(INTENTS.c.purge_after, "") + "~" + INTENTS.c.id
+        statement = select(INTENTS).where(INTENTS.c.state == IntentState.TRASHED)
+        if start:
+            beginning = func.substr(func.coalesce(INTENTS.c.job_id, ""), 1, len(start))
+            statement = statement.where(beginning == bindparam(None, start, type_=RawText(), unique=True))
+        if after is not None:
+            statement = statement.where(place > after)
+        intents = self._intents(statement.order_by(place).limit(limit + 1))
+        if len(intents) <= limit:
+            return intents, None
+        last = intents[limit - 1]
+        deletion = "" if last.purge_after is None else utc_timestamp(last.purge_after)
+        return intents[:limit], f"{deletion}~{last.id}"
 
     def trashed_jobs(self, job_ids: Sequence[str]) -> dict[str, Intent]:
         """Return what is in the trash of these jobs, by job id; of several items of a job the newest."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, desc, func, insert, select, update
@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Select, bindparam, desc, func, insert, select
 from eemtcleanupd.events import Total
 from eemtcleanupd.formatting import human_amounts
 from eemtcleanupd.model import Outcome, Trigger
-from eemtcleanupd.store.base import Repository, read_utc
+from eemtcleanupd.store.base import Repository, corruption_guard, read_utc
 from eemtcleanupd.store.tables import DELIVERY_OUTCOMES, NOTIFIERS, RUNS, TOTALS
 from eemtcleanupd.store.timestamps import utc_timestamp
 
@@ -47,6 +47,16 @@ class RunRecord:
     def amounts(self) -> str:
         """The freed space as text, and that which was moved to the trash."""
         return human_amounts(self.bytes_freed, self.bytes_trashed or 0, self.purge_after)
+
+
+@dataclass(frozen=True, slots=True)
+class RunAmounts:
+    """What a run freed and moved to the trash, with its number of errors."""
+
+    started_at: datetime
+    bytes_freed: int
+    bytes_trashed: int
+    errors: int
 
 
 _PLANNED_JOBS = RUNS.c.trigger.not_in([trigger for trigger in Trigger if not trigger.plans_jobs])
@@ -91,6 +101,35 @@ class Runs(Repository):
         statement = select(*columns).order_by(*newest).limit(limit)
         if run_id is not None:
             statement = statement.where(RUNS.c.id.startswith(run_id, autoescape=True))
+        return self._runs(statement)
+
+    def runs_before(self, run_id: str, limit: int) -> list[RunRecord]:
+        """Return the runs before one, newest first; none if there is no such run."""
+        columns = [column for column in RUNS.c if column is not RUNS.c.number]
+        number = func.coalesce(RUNS.c.number, 0)
+        later = RUNS.alias()
+        earlier = (RUNS.c.started_at < later.c.started_at) | (
+            (RUNS.c.started_at == later.c.started_at) & (number < func.coalesce(later.c.number, 0))
+        )
+        statement = select(*columns).join(later, earlier).where(later.c.id == run_id)
+        return self._runs(statement.order_by(desc(RUNS.c.started_at), desc(number)).limit(limit))
+
+    def amounts_since(self, since: datetime) -> list[RunAmounts]:
+        """Return what each run since then freed and moved to the trash, oldest first."""
+        columns = (RUNS.c.started_at, RUNS.c.bytes_freed, RUNS.c.bytes_trashed, RUNS.c.errors)
+        statement = select(*columns).where(RUNS.c.started_at >= utc_timestamp(since))
+        with self._database.read() as connection:
+            rows = connection.execute(statement.order_by(RUNS.c.started_at)).all()
+        with corruption_guard("cleanup_runs"):
+            return [
+                RunAmounts(
+                    datetime.fromisoformat(row.started_at).replace(tzinfo=UTC),
+                    *(int(value or 0) for value in row[1:]),
+                )
+                for row in rows
+            ]
+
+    def _runs(self, statement: Select[Any]) -> list[RunRecord]:
         with self._database.read() as connection:
             rows = connection.execute(statement).mappings().all()
         times = ("started_at", "finished_at", "purge_after")

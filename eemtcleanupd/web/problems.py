@@ -104,15 +104,24 @@ def problem_from(error: Exception) -> Response:
             return problem(422, message, [FieldProblem(field="body", message=message)])
         case StarletteHTTPException():
             return problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+        case _:
+            return problem(*status_and_detail(error))
+
+
+def status_and_detail(error: Exception) -> tuple[int, str]:
+    """Return the status code and the text of the answer to a request that failed with this exception."""
+    match error:
+        case StarletteHTTPException():
+            return error.status_code, str(error.detail)
         case StoreError() | RootError() | AuditError() | ReportError():
-            return problem(503, public_text(error))
+            return 503, public_text(error)
         case TimeoutError():
-            return problem(503, DAEMON_TIMEOUT)
+            return 503, DAEMON_TIMEOUT
         case CleanupError():
-            return problem(409, public_text(error))
+            return 409, public_text(error)
         case _:
             log.error("Cannot answer an HTTP request", exc_info=error)
-            return problem(500, "Internal error. See the daemon's log.")
+            return 500, "Internal error. See the daemon's log."
 
 
 def public_text(error: CleanupError) -> str:
