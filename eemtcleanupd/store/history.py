@@ -46,6 +46,12 @@ class History(Repository):
             rows = connection.execute(statement.order_by(LOG.c.id).limit(limit + 1)).all()
         return [_log_entry(row) for row in rows[:limit]], rows[limit - 1].id if len(rows) > limit else None
 
+    def failed_entries(self, run_id: str, limit: int) -> list[LogEntry]:
+        """Return the first jobs that failed in a run."""
+        statement = select(LOG).where(LOG.c.run_id == run_id, LOG.c.action == "failed")
+        with self._database.read() as connection:
+            return [_log_entry(row) for row in connection.execute(statement.order_by(LOG.c.id).limit(limit))]
+
     def log_entries(self, run_id: str) -> Iterable[LogEntry]:
         """Yield what a run did, in order.  Rows are read in pages, as a run can clean a million jobs."""
         after: int | None = 0

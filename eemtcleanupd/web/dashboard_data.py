@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from datetime import datetime
+from collections.abc import Iterator
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from eemtcleanupd.cleanup.session import held_jobs
 from eemtcleanupd.clock import system_clock
-from eemtcleanupd.config import Config, Loaded
+from eemtcleanupd.config import Loaded
 from eemtcleanupd.daemon.status_document import run_document
-from eemtcleanupd.events import StoragePoint
 from eemtcleanupd.policy.forecast import forecast
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.history import LogEntry
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.runs import RunRecord
 from eemtcleanupd.web.backend import Backend
+from eemtcleanupd.web.charts import line_chart
 from eemtcleanupd.web.context import open_ledger
-from eemtcleanupd.web.routes.queries import run_with_details
 
-_MAX_JOBS, _MAX_RUNS, _MAX_ERRORS, _MAX_DETAILS = 100, 15, 5, 1000
-_CHART_WIDTH, _CHART_HEIGHT = 600, 120
+_MAX_JOBS, _MAX_RUNS, _MAX_ERRORS = 25, 15, 5
+MOST_PLANNED = 10_000
+"""How many jobs of the next run the pages list."""
 
 
 class DashboardData:
@@ -43,11 +41,11 @@ class DashboardData:
         """
         config = self._backend.config
         status = self._backend.overview()
-        summary, jobs = (None, []) if plan is None else _largest_first(plan)
+        summary, jobs = (None, []) if plan is None else plan_summary(plan)
         values: dict[str, Any] = {
             "status": status,
             "plan": summary,
-            "jobs": jobs,
+            "jobs": jobs[:_MAX_JOBS],
             "runs": [],
             "holds": [],
             "trash": [],
@@ -56,7 +54,6 @@ class DashboardData:
             "used_chart": None,
             "full_at": None,
             "policy": str(Policy.from_config(config.retention)),
-            "settings": _settings(self._backend.loaded),
             "database": Path(config.paths.database).name,
         }
         with open_ledger(config) as ledger:
@@ -71,8 +68,8 @@ class DashboardData:
                 if usage["total_bytes"] is not None:
                     state = ledger.storage_state(system_clock(), usage["free_bytes"], usage["total_bytes"])
                     trend = state.trend
-                    values["free_chart"] = _chart(trend, [point.free_bytes for point in trend])
-                    values["used_chart"] = _chart(trend, [point.used_bytes for point in trend])
+                    values["free_chart"] = line_chart(trend, [point.free_bytes for point in trend])
+                    values["used_chart"] = line_chart(trend, [point.used_bytes for point in trend])
                     full = forecast([(point.at, point.free_bytes) for point in trend])
                     values["full_at"] = full and full.at
         return values
@@ -82,64 +79,25 @@ class DashboardData:
         if not (run.errors and run.finished_at):
             return []
         if run.id not in self._errors:
-            failed = (entry for entry in ledger.log_entries(run.id) if entry.action == "failed")
             if len(self._errors) > 10 * _MAX_RUNS:
                 self._errors.clear()
-            self._errors[run.id] = list(islice(failed, _MAX_ERRORS))
+            self._errors[run.id] = ledger.failed_entries(run.id, _MAX_ERRORS)
         return self._errors[run.id]
 
 
-def run_page_data(config: Config, run_id: str) -> dict[str, Any]:
-    """Return the values of a run's page.
-
-    Raises:
-        HTTPException: 404, there is no such run.
-        StoreError: the job database cannot be read.
-    """
-    with open_ledger(config) as ledger:
-        run = run_with_details(ledger, run_id, _MAX_DETAILS)
-    details = sorted(
-        run["details"],
-        key=lambda entry: (entry["action"] != "failed", -entry["bytes_freed"] - entry["bytes_trashed"]),
-    )
-    return {"run": run, "details": details, "is_cut": len(details) == _MAX_DETAILS}
-
-
 @lru_cache(maxsize=1)
-def _largest_first(plan: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the plan without its jobs, and its largest jobs; the same plan is parsed once."""
+def plan_summary(plan: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the plan without its jobs, and its jobs, the largest first; the same plan is parsed once."""
     document = json.loads(plan)
     jobs = sorted(
         document["details"], key=lambda job: -(job["space_freed_bytes"] + job["space_trashed_bytes"])
     )
     summary = {key: document[key] for key in ("cleaned_jobs", "space_freed", "space_trashed", "finished_at")}
-    return {**summary, "jobs": len(jobs)}, jobs[:_MAX_JOBS]
+    return {**summary, "jobs": len(jobs)}, jobs[:MOST_PLANNED]
 
 
-def _settings(loaded: Loaded) -> Iterator[tuple[str, str, str]]:
+def settings(loaded: Loaded) -> Iterator[tuple[str, str, str]]:
+    """Yield each key of the configuration in force, its value as text without secrets, and its origin."""
     for setting in loaded.settings():
         value = setting.value
         yield setting.key, value if isinstance(value, str) else json.dumps(value), setting.origin
-
-
-def _chart(points: Sequence[StoragePoint], values: Sequence[int]) -> dict[str, Any] | None:
-    """Return a line over time and the area below it, None for less than two points."""
-    if len(points) < 2:
-        return None
-    since: datetime = points[0].at
-    span = (points[-1].at - since).total_seconds() or 1
-    top = max(values) or 1
-    xs = [_CHART_WIDTH * (point.at - since).total_seconds() / span for point in points]
-    ys = [_CHART_HEIGHT * (1 - 0.94 * value / top) for value in values]  # leaves space above the maximum
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
-    return {
-        "line": line,
-        "area": f"0,{_CHART_HEIGHT} {line} {_CHART_WIDTH},{_CHART_HEIGHT}",
-        "first": values[0],
-        "last": values[-1],
-        "top": max(values),
-        "since": since,
-        "until": points[-1].at,
-        "width": _CHART_WIDTH,
-        "height": _CHART_HEIGHT,
-    }

@@ -91,9 +91,10 @@ class RequestedRun:
     started: asyncio.Future[str]
     finished: asyncio.Future[Outcome]
 
-    async def wait_for_start(self) -> str | None:
-        """Return the id of the run, or None if it was refused: see its outcome."""
-        await asyncio.wait((self.started, self.finished), return_when=asyncio.FIRST_COMPLETED)
+    async def wait_for_start(self, seconds: float | None = None) -> str | None:
+        """Return the id of the run; None if it was refused (see its outcome), or waits for another run."""
+        futures = (self.started, self.finished)
+        await asyncio.wait(futures, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         return self.started.result() if self.started.done() else None
 
 

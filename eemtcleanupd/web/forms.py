@@ -1,0 +1,157 @@
+"""Forms that change something: hold, release, restore, purge, clean and stop, each with a page to confirm.
+
+They do what the routes of the API do, with the same scope, checks and audit lines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Form, Request, Response
+from fastapi.responses import RedirectResponse
+
+from eemtcleanupd.errors import CleanupError
+from eemtcleanupd.web.auth import Caller
+from eemtcleanupd.web.cache import PLAN_FRESH_SECONDS
+from eemtcleanupd.web.context import open_ledger
+from eemtcleanupd.web.dashboard_data import plan_summary
+from eemtcleanupd.web.pages import Pages, from_key
+from eemtcleanupd.web.routes.jobs import hold_job, release_job, restore_job
+from eemtcleanupd.web.routes.runs import plan_document, start_run, stop_run
+from eemtcleanupd.web.schemas import CleanupBody, HoldBody, PurgeBody, ReleaseBody, RestoreBody
+
+_START_SECONDS = 10.0
+
+
+def add_forms(router: APIRouter, pages: Pages) -> None:
+    """Add the routes: GET shows the form that POST receives."""
+    _add_job_forms(router, pages)
+    _add_run_forms(router, pages)
+
+
+def _add_job_forms(router: APIRouter, pages: Pages) -> None:
+    context = pages.context
+
+    async def confirm(request: Request, action: str, job: str) -> Response:
+        values = {"action": action, "job": from_key(job)}
+        return await pages.show(request, "action", lambda _: values, "clean")
+
+    @router.get("/hold")
+    async def hold_form(request: Request, job: str = "") -> Response:
+        return await confirm(request, "hold", job)
+
+    @router.get("/release")
+    async def release_form(request: Request, job: str = "") -> Response:
+        return await confirm(request, "release", job)
+
+    @router.get("/restore")
+    async def restore_form(request: Request, job: str = "") -> Response:
+        return await confirm(request, "restore", job)
+
+    @router.post("/hold")
+    async def hold(
+        request: Request, job: str = Form(""), reason: str = Form(""), days: str = Form("")
+    ) -> Response:
+        def values(caller: Caller) -> dict[str, object]:
+            body = HoldBody(job_id=from_key(job), reason=reason.strip(), hours=_hours(days))
+            held, warning = hold_job(context, caller, body)
+            return {"action": "hold", "job": body.job_id, "until": held.until, "warning": warning}
+
+        return await pages.show(request, "result", values, "clean")
+
+    @router.post("/release")
+    async def release(request: Request, job: str = Form("")) -> Response:
+        def values(caller: Caller) -> dict[str, object]:
+            body = ReleaseBody(job_id=from_key(job))
+            release_job(context, caller, body)
+            return {"action": "release", "job": body.job_id}
+
+        return await pages.show(request, "result", values, "clean")
+
+    @router.post("/restore")
+    async def restore(request: Request, job: str = Form("")) -> Response:
+        def values(caller: Caller) -> dict[str, object]:
+            body = RestoreBody(job_id=from_key(job), hold=True)
+            return {"action": "restore", "job": body.job_id, "restored": restore_job(context, caller, body)}
+
+        return await pages.show(request, "result", values, "clean")
+
+
+def _add_run_forms(router: APIRouter, pages: Pages) -> None:
+    context = pages.context
+    backend, cache = context.backend, context.cache
+
+    @router.get("/purge")
+    async def purge_form(request: Request) -> Response:
+        def values(_: Caller) -> dict[str, object]:
+            with open_ledger(backend.config) as ledger:
+                jobs, size_bytes, _first = ledger.trash_summary() if ledger else (0, 0, None)
+            return {
+                "action": "purge",
+                "jobs": jobs,
+                "size_bytes": size_bytes,
+                "dry_run": backend.config.dry_run,
+            }
+
+        return await pages.show(request, "action", values, "clean")
+
+    @router.get("/clean")
+    async def clean_form(request: Request) -> Response:
+        async def make(caller: Caller) -> bytes:
+            plan = await cache.get("plan", lambda: plan_document(backend), PLAN_FRESH_SECONDS)
+            is_running = await backend.progress() is not None
+            summary, jobs = await asyncio.to_thread(plan_summary, plan)
+            return pages.render(
+                "action",
+                caller=caller,
+                action="clean",
+                plan=summary,
+                jobs=jobs[:10],
+                is_running=is_running,
+                dry_run=backend.config.dry_run,
+            )
+
+        return await pages.respond(request, make, "clean")
+
+    async def start(request: Request, options: CleanupBody | PurgeBody) -> Response:
+        async def make(caller: Caller) -> Response:
+            run = await start_run(context, caller, options)
+            run_id = await run.wait_for_start(_START_SECONDS)
+            if run_id is None and run.finished.done():
+                outcome = run.finished.result()
+                if isinstance(outcome, CleanupError):
+                    raise outcome
+                raise CleanupError("The run did not start. See the daemon's log.")
+            return RedirectResponse("/runs" if run_id is None else f"/runs/{run_id}", 303)
+
+        return await pages.respond(request, make, "clean")
+
+    @router.post("/purge")
+    async def purge(request: Request) -> Response:
+        return await start(request, PurgeBody(older_than_hours=0))
+
+    @router.post("/clean")
+    async def clean(request: Request) -> Response:
+        return await start(request, CleanupBody.model_validate({}))
+
+    @router.post("/stop")
+    async def stop(request: Request) -> Response:
+        async def make(caller: Caller) -> Response:
+            await stop_run(context, caller)
+            return RedirectResponse("/", 303)
+
+        return await pages.respond(request, make, "clean")
+
+
+def _hours(days: str) -> float | None:
+    """Return a number of days from a form in hours, None for an empty field.
+
+    Raises:
+        CleanupError: it is not a number.
+    """
+    if not days.strip():
+        return None
+    try:
+        return 24 * float(days)
+    except ValueError:
+        raise CleanupError("The days are not a number. Give a number such as 7, or nothing.") from None
