@@ -266,7 +266,7 @@ class Daemon:
             case messages.RunRequested():
                 self._scheduler.request_run(message)
             case messages.RunStopRequested():
-                log.warning("%s stops the run in progress", printable(message.user))
+                log.warning("User %s stops the run in progress", printable(message.user))
                 self._runner.stop()
             case Notice.CHECK_TRASH if is_active:
                 self._scheduler.check_trash()

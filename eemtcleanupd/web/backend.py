@@ -207,7 +207,7 @@ class LocalBackend:
         """Ask this backend's run to stop in order."""
         with self._lock:
             if self._running is not None:
-                log.warning("%s stops the run in progress", printable(user))
+                log.warning("User %s stops the run in progress", printable(user))
                 self._running.stop.set()
 
     def _run(self, run: ApiRun, running: _LocalRun) -> None:

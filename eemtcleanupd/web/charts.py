@@ -52,7 +52,7 @@ def bar_chart(runs: Sequence[RunAmounts], now: datetime, days: int) -> dict[str,
     for run in runs:
         by_day[run.started_at.astimezone().date()].append(run)
     today = now.astimezone().date()
-    first = max(today - timedelta(days=days - 1), min(min(by_day), today - timedelta(days=_FEWEST_DAYS - 1)))
+    first = max(today - timedelta(days=days - 1), min(*by_day, today - timedelta(days=_FEWEST_DAYS - 1)))
     shown = [first + timedelta(days=number) for number in range((today - first).days + 1)]
     columns = [_column(day, by_day.get(day, [])) for day in shown]
     top = _ceiling(max(max(column["freed"], column["trashed"]) for column in columns))

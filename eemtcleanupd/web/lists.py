@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import json
+from contextlib import suppress
+from datetime import datetime, timedelta
 from typing import Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -171,6 +173,7 @@ def _add_other_pages(router: APIRouter, pages: Pages) -> None:
             return {
                 "is_enabled": block is not None and block.enabled,
                 "page": page,
+                "lines": [_audit_line(entry) for entry in page.entries],
                 "q": q.strip(),
                 "is_first": before is None,
             }
@@ -190,3 +193,24 @@ def _add_other_pages(router: APIRouter, pages: Pages) -> None:
             return {"settings": shown, "status": status, "q": q.strip(), "changed": bool(changed)}
 
         return await pages.show(request, "config", values)
+
+
+def _audit_line(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return what a line of the audit log says, whatever its values are: other programs can write there."""
+    details = entry.get("details")
+    if isinstance(details, dict):
+        pairs = ((name, value) for name, value in details.items() if value is not None)
+        details = ", ".join(
+            f"{name}: {value if isinstance(value, str) else json.dumps(value)}" for name, value in pairs
+        )
+    at = str(entry.get("timestamp"))
+    with suppress(ValueError, OverflowError):
+        at = f"{datetime.fromisoformat(at).astimezone():%Y-%m-%d %H:%M:%S %z}"
+    return {
+        "seq": entry.get("seq"),
+        "at": at,
+        "user": str(entry.get("user")),
+        "action": str(entry.get("action")),
+        "address": entry.get("ip_address"),
+        "details": str(details),
+    }
