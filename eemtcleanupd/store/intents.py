@@ -103,7 +103,7 @@ class Intents(Repository):
             limit: the number of items on a page.
         """
         # As one text, because databases do not agree where an absent time is in an order.
-        place = func.coalesce(INTENTS.c.purge_after, "") + "~" + INTENTS.c.id
+        place = func.coalesce(INTENTS.c.purge_after, "") + " " + INTENTS.c.id
         statement = select(INTENTS).where(INTENTS.c.state == IntentState.TRASHED)
         if start:
             beginning = func.substr(func.coalesce(INTENTS.c.job_id, ""), 1, len(start))
@@ -115,7 +115,7 @@ class Intents(Repository):
             return intents, None
         last = intents[limit - 1]
         deletion = "" if last.purge_after is None else utc_timestamp(last.purge_after)
-        return intents[:limit], f"{deletion}~{last.id}"
+        return intents[:limit], f"{deletion} {last.id}"
 
     def trashed_jobs(self, job_ids: Sequence[str]) -> dict[str, Intent]:
         """Return what is in the trash of these jobs, by job id; of several items of a job the newest."""

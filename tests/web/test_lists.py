@@ -1,0 +1,237 @@
+"""The pages with lists, in the test's process: what they contain, page after page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from html import unescape
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from eemtcleanupd.events import AuditEntry
+from eemtcleanupd.model import Hold
+from eemtcleanupd.web.app import create_app
+from eemtcleanupd.web.auth import Authenticator
+from eemtcleanupd.web.backend import LocalBackend
+from eemtcleanupd.web.context import open_ledger
+from eemtcleanupd.web.pages import from_key, to_key
+from eemtcleanupd.web.tokens import TokenFile
+from tests.cleanup.conftest import JobStore
+from tests.web.conftest import create_store
+
+CONFIG = """
+database: {timezone: UTC}
+api: {tokens_file: ./tokens.json}
+trash: {grace_hours: 24}
+notifications: {slack: {enabled: true, webhook_url: "https://hooks.example.org/SECRET"}}
+"""
+ODD = ["../etc/passwd", '"quoted"', "a b&c=d#e?", "line\nbreak", "b\udc80yte", "<i>x</i>"]
+
+
+@dataclass
+class Site:
+    """The pages of a store, without a daemon."""
+
+    store: JobStore
+    backend: LocalBackend
+    client: TestClient = field(repr=False)
+    tokens: dict[str, str] = field(repr=False)
+
+    def get(self, path: str, scope: str = "read", status: int = 200) -> str:
+        answer = self.client.get(path, headers={"Authorization": f"Bearer {self.tokens[scope]}"})
+        assert answer.status_code == status, answer.text
+        return answer.text
+
+    def jobs(self, path: str) -> list[str]:
+        """The first cells of the rows of a list and of all pages that follow."""
+        found = []
+        while True:
+            page = re.sub("<details.*?</details>", "", self.get(path), flags=re.DOTALL)
+            found += re.findall(r'<th scope="row"[^>]*>(?:<a [^>]*>)?(.*?)(?:</a>)?</th>', page)
+            following = re.search(r'<a href="([^"]*)" rel="next">', page)
+            if following is None:
+                return [unescape(text) for text in found]
+            path = unescape(following[1])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    store = create_store(tmp_path_factory.mktemp("lists") / "store")
+    for number in range(120):
+        store.job(f"many-{number:03}", "completed" if number % 2 else "failed", days=0.1, files=0)
+    (store.path / "cleanup_config.yaml").write_text(CONFIG)
+    file = TokenFile(store.path / "tokens.json")
+    tokens = {
+        "read": file.add("read", "read", datetime.now(UTC)),
+        "clean": file.add("clean", "clean", datetime.now(UTC)),
+    }
+    backend = LocalBackend(store.path / "cleanup_config.yaml", {})
+    with TestClient(create_app(backend, Authenticator(backend)), base_url="http://127.0.0.1") as client:
+        yield Site(store, backend, client, tokens)
+
+
+def test_the_job_list_contains_every_job_once(site: Site) -> None:
+    listed = site.jobs("/jobs")
+    assert listed == sorted(str(row[0]) for row in site.store.sql("SELECT id FROM jobs"))
+    assert len(listed) > 120
+
+
+@pytest.mark.parametrize(
+    ("query", "count"),
+    [
+        ("q=many-0", 100),
+        ("q=many-007", 1),
+        ("q=MANY", 0),
+        ("q=%25", 0),
+        ("q=many&status=failed", 60),
+        ("status=live", 1),
+        ("status=unknown", 0),
+        ("show=cleaned", 0),
+        ("show=data&q=many", 120),
+        ("show=nonsense&status=nonsense&q=many-1", 20),
+    ],
+)
+def test_the_job_list_is_searched(site: Site, query: str, count: int) -> None:
+    assert len(site.jobs(f"/jobs?{query}")) == count
+
+
+def test_the_job_list_shows_who_is_held_and_only_those(site: Site) -> None:
+    with open_ledger(site.backend.config, create=True) as ledger:
+        assert ledger is not None
+        now = datetime.now(UTC)
+        ledger.hold(Hold("many-001", "paper", "ann"), now)
+        ledger.hold(Hold("many-002", "past", "ann", now - timedelta(days=1)), now)
+        ledger.hold(Hold("no such job", "typing", "ann"), now)
+    assert site.jobs("/jobs?show=held") == ["many-001"]
+    assert site.jobs("/jobs?show=held&q=x") == []
+    assert site.get("/job?job_id=many-001").count("paper") == 1
+
+
+def test_a_job_has_a_page_and_an_unknown_one_has_not(site: Site) -> None:
+    assert "7 days" in site.get("/job?job_id=young")
+    site.get("/job?job_id=nobody", status=404)
+    site.get("/job", status=404)
+
+
+@pytest.mark.parametrize("job_id", ODD)
+def test_a_job_of_any_name_is_found_by_its_link(site: Site, job_id: str) -> None:
+    site.store.sql(
+        "INSERT INTO jobs (id, workflow_type, status) VALUES (CAST(? AS TEXT), 'sol', 'odd')",
+        job_id.encode("utf-8", "surrogateescape"),
+    )
+    try:
+        page = site.get("/jobs?status=unknown")
+        (link,) = re.findall(r'<th scope="row" class="id"><a href="([^"]*)"', page)
+        assert "<h1>Job" in site.get(unescape(link))
+        assert from_key(to_key(job_id)) == job_id
+    finally:
+        site.store.sql("DELETE FROM jobs WHERE status = 'odd'")
+
+
+def test_runs_are_paged_and_name_who_started_them(site: Site) -> None:
+    with open_ledger(site.backend.config, create=True):
+        pass
+    for number in range(120):
+        site.store.sql(
+            "INSERT INTO cleanup_runs (id, number, started_at, trigger, user, bytes_freed)"
+            " VALUES (?, ?, ?, 'api', 'ann', 4096)",
+            f"run-{number:03}",
+            number,
+            f"{datetime.now(UTC) - timedelta(days=(120 - number) // 2):%Y-%m-%d %H:%M:%S}",
+        )
+    assert site.jobs("/runs") == [f"run-{number:03}" for number in reversed(range(120))]
+    page = site.get("/runs")
+    assert page.count("ann") == 50
+    assert page.count('class="column"') == 61
+    assert site.get("/runs?before=nonsense").count("<tr>") == 0
+    assert '<section class="card" aria-labelledby="h-jobs">' in site.get("/runs/run-001")
+    site.get("/runs/run-1", status=404)
+
+
+def test_the_log_of_a_run_is_paged_with_its_errors_first(site: Site) -> None:
+    with open_ledger(site.backend.config, create=True):
+        pass
+    site.store.sql(
+        "INSERT INTO cleanup_runs (id, number, started_at, outcome) VALUES ('long', 0, '2020-01-01 00:00:00', 'errors')"
+    )
+    for number in range(450):
+        action = "failed" if number == 449 else "cleaned"
+        site.store.sql(
+            "INSERT INTO cleanup_log (run_id, job_id, status, action, bytes_freed, message)"
+            " VALUES ('long', ?, 'completed', ?, 1, '')",
+            f"j-{number}",
+            action,
+        )
+    assert site.jobs("/runs/long") == ["j-449", *(f"j-{number}" for number in range(450))]
+    site.store.sql("DELETE FROM cleanup_runs WHERE id = 'long'")
+
+
+def test_the_trash_is_paged_in_the_order_of_its_deletion(site: Site) -> None:
+    with open_ledger(site.backend.config, create=True):
+        pass
+    for number in range(130):
+        site.store.sql(
+            "INSERT INTO cleanup_intents (id, run_id, kind, state, job_id, status, artifacts, purge_after,"
+            " size_bytes, created_at)"
+            " VALUES (?, 'r', 'job', 'trashed', ?, 'completed', '[]', ?, 5, '2026-01-01')",
+            f"i-{number}",
+            f"t-{number}",
+            None if number == 7 else f"2026-01-01 00:{number % 60:02}:00",
+        )
+    try:
+        expected = sorted(range(130), key=lambda n: ("" if n == 7 else f"{n % 60:02}", f"i-{n}"))
+        assert site.jobs("/trash") == [f"t-{number}" for number in expected]
+        assert sorted(site.jobs("/trash?q=t-12")) == ["t-12", *(f"t-12{digit}" for digit in range(10))]
+    finally:
+        site.store.sql("DELETE FROM cleanup_intents")
+
+
+def test_the_audit_log_is_paged_and_searched(site: Site) -> None:
+    for number in range(60):
+        entry = AuditEntry(datetime.now(UTC), "ann", "hold", {"job_id": f"Käse {number}"}, "10.0.0.1")
+        site.backend.plugins.audit([entry])
+    lines = site.jobs("/audit")
+    assert lines == [str(number) for number in range(len(lines), 0, -1)]
+    assert len(lines) >= 60
+    assert site.jobs("/audit?q=Käse") == [line for line in lines if line in lines[:60]]
+    assert len(site.jobs("/audit?q=ANN")) == 60
+    assert site.jobs("/audit?q=no-such-text") == []
+
+
+def test_the_configuration_has_origins_and_no_secrets(site: Site) -> None:
+    page = site.get("/config")
+    assert "SECRET" not in page
+    assert "trash.grace_hours" in site.jobs("/config?q=TRASH")[0]
+    assert len(site.jobs("/config?changed=1")) < 10 < len(site.jobs("/config"))
+
+
+def test_the_plan_is_a_page(site: Site) -> None:
+    assert sorted(site.jobs("/plan")) == ["a", "b"]
+    assert site.jobs("/plan?number=2") == []
+
+
+LISTS = ["/jobs", "/plan", "/trash", "/runs", "/audit", "/config", "/job?job_id=a"]
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_lists_need_a_token(site: Site, path: str) -> None:
+    assert site.client.get(path).status_code == 401
+    assert site.client.get(path, headers={"Authorization": "Bearer wrong"}).status_code in {403, 429}
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_lists_without_the_ledger_or_the_database(site: Site, tmp_path: Path, path: str) -> None:
+    store = create_store(tmp_path / "store")
+    (store.path / "cleanup_config.yaml").write_text(CONFIG)
+    tokens = {"read": TokenFile(store.path / "tokens.json").add("read", "read", datetime.now(UTC))}
+    backend = LocalBackend(store.path / "cleanup_config.yaml", {})
+    with TestClient(create_app(backend, Authenticator(backend)), base_url="http://127.0.0.1") as client:
+        empty = Site(store, backend, client, tokens)
+        empty.get(path)
+        (store.path / "jobs.db").rename(store.path / "away.db")
+        if path not in {"/audit", "/plan"}:  # the plan is remembered
+            assert str(store.path) not in empty.get(path, status=503)
