@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from fastapi.testclient import TestClient
 
+from eemtcleanupd.web.app import create_app
+from eemtcleanupd.web.auth import Authenticator
+from eemtcleanupd.web.backend import LocalBackend
 from eemtcleanupd.web.tokens import SCOPES, Scope, TokenFile
 from tests.cleanup.conftest import JobStore
 from tests.daemon.conftest import daemon as harness
@@ -138,6 +145,56 @@ def create_store(path: Path) -> JobStore:
     store.job("live", "running", days=None)
     store.upload("dem.tif")
     return store
+
+
+SITE_CONFIG = """
+database: {timezone: UTC}
+api: {tokens_file: ./tokens.json}
+trash: {grace_hours: 24}
+notifications: {slack: {enabled: true, webhook_url: "https://hooks.example.org/SECRET"}}
+"""
+
+
+@dataclass
+class Site:
+    """The pages of a store, without a daemon."""
+
+    store: JobStore
+    backend: LocalBackend
+    client: TestClient = field(repr=False)
+    tokens: dict[str, str] = field(repr=False)
+
+    def bearer(self, scope: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.tokens[scope]}"}
+
+    def json(self, path: str) -> Any:
+        return json.loads(self.get(path))
+
+    def get(self, path: str, scope: str = "read", status: int = 200) -> str:
+        answer = self.client.get(path, headers=self.bearer(scope))
+        assert answer.status_code == status, answer.text
+        return answer.text
+
+    def jobs(self, path: str) -> list[str]:
+        """The first cells of the rows of a list and of all pages that follow."""
+        found = []
+        while True:
+            page = re.sub("<details.*?</details>", "", self.get(path), flags=re.DOTALL)
+            found += re.findall(r'<th scope="row"[^>]*>(?:<a [^>]*>)?(.*?)(?:</a>)?</th>', page)
+            following = re.search(r'<a href="([^"]*)" rel="next">', page)
+            if following is None:
+                return [unescape(text) for text in found]
+            path = unescape(following[1])
+
+
+@contextmanager
+def site_of(store: JobStore, config: str = "") -> Iterator[Site]:
+    (store.path / "cleanup_config.yaml").write_text(SITE_CONFIG + config)
+    file = TokenFile(store.path / "tokens.json")
+    tokens = {scope: file.add(scope, scope, datetime.now(UTC)) for scope in SCOPES}
+    backend = LocalBackend(store.path / "cleanup_config.yaml", {})
+    with TestClient(create_app(backend, Authenticator(backend)), base_url="http://127.0.0.1") as client:
+        yield Site(store, backend, client, tokens)
 
 
 @pytest.fixture

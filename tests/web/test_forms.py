@@ -1,0 +1,166 @@
+"""The forms of the pages: what each does, who can send it, and what the audit log says then."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.web.conftest import Site, create_store, site_of
+
+FORMS = ["/hold", "/release", "/restore", "/purge", "/clean", "/stop"]
+NAME = '"><i>\udc80</i>\n'
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with site_of(create_store(tmp_path / "store")) as site:
+        yield site
+
+
+def post(site: Site, path: str, scope: str = "clean", **data: str) -> Any:
+    token = {"Authorization": f"Bearer {site.tokens[scope]}"}
+    return site.client.post(path, data=data, headers=token, follow_redirects=False)
+
+
+def log_in(site: Site, scope: str = "clean") -> None:
+    """Let the browser have a session."""
+    origin = {"Origin": "http://127.0.0.1"}
+    assert site.client.post("/login", data={"token": site.tokens[scope]}, headers=origin).status_code == 200
+
+
+def run_of(site: Site, answer: Any) -> str:
+    """Return the page of a run that a form started, when the run has ended."""
+    assert answer.status_code == 303, answer.text
+    assert re.fullmatch(r"/runs/\S+", answer.headers["Location"])
+    while ">in progress<" in (page := site.get(answer.headers["Location"])):
+        pass
+    return page
+
+
+def audited(site: Site) -> list[str]:
+    lines = (site.store.path / "logs" / "cleanup_audit.jsonl").read_text().splitlines()
+    return [json.loads(line)["action"] for line in lines]
+
+
+def test_a_job_is_held_and_released(site: Site) -> None:
+    assert post(site, "/hold", job="a", reason="paper", days="2").status_code == 200
+    (hold,) = site.json("/api/cleanup/holds")["holds"]
+    assert (hold["job_id"], hold["reason"], hold["owner"]) == ("a", "paper", "clean")
+    assert hold["until"] is not None
+    assert "paper" in site.get("/job?job_id=a")
+    assert post(site, "/release", job="a").status_code == 200
+    assert post(site, "/release", job="a").status_code == 404
+    assert site.json("/api/cleanup/holds")["holds"] == []
+    assert [action for action in audited(site) if action != "http_refused"] == ["hold", "release"]
+
+
+def test_a_job_of_any_name_is_held_with_the_form_of_its_page(site: Site) -> None:
+    site.store.sql(
+        "INSERT INTO jobs (id, workflow_type, status) VALUES (CAST(? AS TEXT), 'sol', 'odd')",
+        NAME.encode("utf-8", "surrogateescape"),
+    )
+    page = site.get("/jobs?status=unknown", scope="clean")
+    (key,) = re.findall(r'<input type="hidden" name="job" value="([^"]*)">', page)
+    assert "<i>" not in page
+    form = site.client.get("/hold", params={"job": unescape(key)}, headers=site.bearer("clean")).text
+    (key,) = re.findall(r'<input type="hidden" name="job" value="([^"]*)">', form)
+    assert post(site, "/hold", job=unescape(key)).status_code == 200
+    assert [hold["job_id"] for hold in site.json("/api/cleanup/holds")["holds"]] == [NAME]
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        ({"job": "nobody"}, 404),
+        ({"job": ""}, 422),
+        ({"job": "a", "days": "-1"}, 422),
+        ({"job": "a", "days": "nan"}, 422),
+        ({"job": "a", "days": "soon"}, 409),
+        ({"job": "a", "reason": "x" * 1001}, 422),
+    ],
+)
+def test_an_invalid_hold_is_refused_and_changes_nothing(
+    site: Site, data: dict[str, str], status: int
+) -> None:
+    answer = post(site, "/hold", **data)
+    assert answer.status_code == status
+    assert 'role="alert"' in answer.text
+    assert site.json("/api/cleanup/holds")["holds"] == []
+
+
+def test_a_run_is_started_after_a_page_that_shows_what_it_cleans(site: Site) -> None:
+    form = site.get("/clean", scope="clean")
+    assert "2 jobs" in form
+    assert site.store.results("a").exists()
+    page = run_of(site, post(site, "/clean"))
+    assert site.store.cleaned() == {"a", "b"}
+    assert "by clean" in page
+    assert "http_cleanup" in audited(site)
+
+
+def test_data_comes_back_from_the_trash_and_the_rest_is_purged(site: Site) -> None:
+    run_of(site, post(site, "/clean"))
+    assert post(site, "/restore", job="a").status_code == 200
+    assert site.store.results("a").exists()
+    assert post(site, "/restore", job="a").status_code == 409
+    assert "1 item" in site.get("/purge", scope="clean")
+    run_of(site, post(site, "/purge"))
+    assert site.json("/api/cleanup/trash")["trash"] == []
+    assert site.store.results("a").exists()
+    run = site.json("/api/cleanup/runs")["runs"][0]
+    assert (run["trigger"], run["user"]) == ("trash", "clean")
+    assert "http_purge" in audited(site)
+
+
+def test_in_dry_run_mode_the_forms_delete_nothing(tmp_path: Path) -> None:
+    with site_of(create_store(tmp_path / "store"), "dry_run: true\n") as site:
+        before = site.store.snapshot()
+        for path in ("/clean", "/purge"):
+            assert "disabled" in site.get(path, scope="clean")
+            assert post(site, path).status_code == 409
+        assert site.store.snapshot() == before
+
+
+def test_without_a_run_there_is_nothing_to_stop(site: Site) -> None:
+    assert post(site, "/stop").status_code == 409
+    token = site.bearer("clean")
+    assert site.client.post("/api/cleanup/stop", headers=token).status_code == 409
+
+
+@pytest.mark.parametrize("path", FORMS)
+def test_forms_need_clean_scope(site: Site, path: str) -> None:
+    before = site.store.snapshot()
+    assert post(site, path, "read", job="a").status_code == 403
+    assert site.client.post(path, data={"job": "a"}).status_code == 401
+    assert site.client.post(path, headers={"Authorization": "Bearer wrong"}).status_code == 403
+    if path != "/stop":
+        site.get(path, status=403)
+    assert site.store.snapshot() == before
+    assert set(audited(site)) == {"http_refused"}
+
+
+@pytest.mark.parametrize("path", FORMS)
+def test_a_page_of_another_site_sends_no_form(site: Site, path: str) -> None:
+    log_in(site)
+    before = site.store.snapshot()
+    for headers in (
+        {"Origin": "https://evil.example"},
+        {"Sec-Fetch-Site": "cross-site", "Origin": "http://127.0.0.1"},
+        {"Sec-Fetch-Site": "same-site"},
+        {},
+    ):
+        answer = site.client.post(path, data={"job": "a"}, headers=headers, follow_redirects=False)
+        assert answer.status_code == 403
+    assert site.store.snapshot() == before
+
+
+def test_a_session_sends_forms(site: Site) -> None:
+    log_in(site)
+    headers = {"Origin": "http://127.0.0.1", "Sec-Fetch-Site": "same-origin"}
+    assert site.client.post("/hold", data={"job": "a"}, headers=headers).status_code == 200
