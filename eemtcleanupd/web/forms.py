@@ -117,6 +117,7 @@ def _add_run_forms(router: APIRouter, pages: Pages) -> None:
         async def make(caller: Caller) -> Response:
             run = await start_run(context, caller, options)
             run_id = await run.wait_for_start(_START_SECONDS)
+            run.discard_outcome()
             if run_id is None and run.finished.done():
                 outcome = run.finished.result()
                 if isinstance(outcome, CleanupError):

@@ -151,7 +151,7 @@ SITE_CONFIG = """
 database: {timezone: UTC}
 api: {tokens_file: ./tokens.json}
 trash: {grace_hours: 24}
-notifications: {slack: {enabled: true, webhook_url: "https://hooks.example.org/SECRET"}}
+notifications: {slack: {enabled: false, webhook_url: "https://hooks.example.org/SECRET"}}
 """
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
+from io import IOBase
+from tempfile import SpooledTemporaryFile
 from typing import IO, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -97,6 +99,10 @@ class RequestedRun:
         await asyncio.wait(futures, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         return self.started.result() if self.started.done() else None
 
+    def discard_outcome(self) -> None:
+        """Close the document of the run when it has finished, because nobody reads it."""
+        self.finished.add_done_callback(lambda run: None if run.cancelled() else _close(run.result()))
+
 
 async def start_run(context: ApiContext, caller: Caller, options: CleanupBody | PurgeBody) -> RequestedRun:
     """Write the audit log, and request a run.
@@ -138,6 +144,7 @@ async def stop_run(context: ApiContext, caller: Caller) -> None:
 
 async def _answer_run(request: Request, prefer: str, run: RequestedRun) -> Response:
     if "respond-async" in prefer.lower() and (run_id := await run.wait_for_start()) is not None:
+        run.discard_outcome()
         url = f"{request.url.path.removesuffix('/trash/purge')}/runs/{run_id}"
         return AsciiJsonResponse({"run_id": run_id, "url": url}, 202, headers={"Location": url})
     return _answer(await run.finished)
@@ -187,11 +194,20 @@ def _answer(outcome: Outcome) -> Response:
 
 
 def _set_result(loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], value: object) -> None:
-    """Set the result of a future of the loop from any thread, unless the request was cancelled."""
+    """Set the result of a future of the loop from any thread; close it if the request was cancelled."""
 
     def set_result() -> None:
-        if not future.done():
+        if future.done():
+            _close(value)
+        else:
             future.set_result(value)
 
-    with suppress(RuntimeError):  # the loop is closed
+    try:
         loop.call_soon_threadsafe(set_result)
+    except RuntimeError:  # the loop is closed
+        _close(value)
+
+
+def _close(outcome: object) -> None:
+    if isinstance(outcome, IOBase | SpooledTemporaryFile):
+        outcome.close()
