@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.daemon.messages import Notice, RunRequested, StopRequested
+from eemtcleanupd.daemon.messages import Notice, RunCallbacks, RunRequested, RunStopRequested, StopRequested
 from eemtcleanupd.errors import ConfigError, LockHeldError, RootError, StoreError
 from eemtcleanupd.events import (
     ConfigRejected,
@@ -398,6 +398,42 @@ def test_a_request_to_stop_interrupts_the_run_in_order_and_ends_the_daemon(daemo
     assert daemon.store.cleaned() <= deleted
     daemon.store.run()  # allowed to clean nearly all of them, since no run has been complete yet
     assert len(daemon.store.cleaned()) == 200
+
+
+def test_a_run_is_stopped_in_order_and_the_daemon_continues(daemon: DaemonHarness) -> None:
+    for number in range(200):
+        daemon.store.job(f"old-{number}", files=3)
+    daemon.start("performance: {batch_size: 2}")
+    daemon.put(RunStopRequested("tester"))  # without a run, nothing happens
+    daemon.put(RunRequested(Trigger.SIGNAL, "tester"))
+    daemon.until(lambda: daemon.events_of(JobCleaned))
+    daemon.put(RunStopRequested("tester"))
+    daemon.settle()
+    (event,) = daemon.events_of(RunFinished)
+    assert isinstance(event, RunFinished)
+    assert event.report.outcome == "interrupted"
+    assert daemon.step()
+
+
+def test_a_requested_purge_empties_the_trash_and_is_refused_before_a_cleanup(daemon: DaemonHarness) -> None:
+    daemon.store.job("old")
+    daemon.start("trash: {grace_hours: 24}")
+    daemon.put(RunRequested(Trigger.SIGNAL, "tester"))
+    daemon.settle()
+    results: list[object] = []
+    purge = RunCallbacks(lambda _: None, results.append, purge_older_than=timedelta())
+    daemon.put(RunRequested(Trigger.TRASH, "tester", purge))
+    daemon.settle()
+    (report,) = results
+    assert isinstance(report, RunReport)
+    assert report.trash_purged.jobs == 1
+    daemon.store.job("older")
+    daemon.put(RunRequested(Trigger.TRASH, "tester", purge))
+    daemon.put(RunRequested(Trigger.TRASH, "tester", purge))  # waits for the first
+    daemon.put(RunRequested(Trigger.SIGNAL, "tester"))
+    daemon.settle()
+    assert {type(result) for result in results[1:]} == {RunReport, LockHeldError}
+    assert "older" in daemon.store.cleaned()
 
 
 @pytest.mark.parametrize("outcome", ["interrupted", "failed"])

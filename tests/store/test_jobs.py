@@ -19,7 +19,7 @@ from eemtcleanupd.model import Decision, Job
 from eemtcleanupd.policy.retention import Policy, decide, end_problem
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.jobs import JobTable
+from eemtcleanupd.store.jobs import JobFilter, JobTable
 from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.postgres import Server
 
@@ -330,3 +330,48 @@ def test_ids_are_found_by_their_start_and_the_shortest_is_first(jobs: Jobs) -> N
         database.close()
     assert found.pop("ab")[0] == "ab"
     assert found == {"abc_": ["abc_%"], "é": ["é1", "é12"], "_": [], "x\0": []}
+
+
+@pytest.mark.parametrize(
+    "declared", ["TEXT PRIMARY KEY", "TEXT COLLATE NOCASE PRIMARY KEY", "INTEGER PRIMARY KEY"]
+)
+def test_pages_contain_each_job_once_whatever_the_type_of_its_id(tmp_path: Path, declared: str) -> None:
+    ids = [str(number) for number in range(1, 40)]
+    if "TEXT" in declared:
+        ids += ["a", "B", "abZ", "ab[", "ab", "ab\udcff", "ab\udcff\udcff", "ü", "%", "_", " "]
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as connection, connection:
+        connection.execute(f"CREATE TABLE jobs (id {declared}, status TEXT, completed_at TIMESTAMP)")
+        connection.executemany(
+            "INSERT INTO jobs VALUES (CAST(? AS TEXT), 'completed', '')",
+            [(name.encode("utf-8", "surrogateescape"),) for name in ids],
+        )
+    with closing(SqliteDatabase(tmp_path / "jobs.db", busy_timeout_seconds=1)) as database:
+        table = JobTable(database, POLICY, None)
+
+        def listed(start: str, limit: int) -> list[str]:
+            found: list[str] = []
+            after = None
+            while True:
+                with database.read() as connection:
+                    page = table.page(connection, JobFilter(start), after, limit)
+                found += [row.job.id for row, _ in page.rows]
+                after = page.next_after
+                if after is None:
+                    return found
+
+        for limit in (1, 7, 100):
+            assert sorted(listed("", limit)) == sorted(ids)
+        for start in ("1", "ab", "abZ", "AB", "ab\udcff", "%", "ü"):
+            assert sorted(listed(start, 3)) == sorted(name for name in ids if name.startswith(start))
+
+
+def test_the_start_of_an_id_is_found_in_its_index(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as connection, connection:
+        connection.execute("CREATE TABLE jobs (id TEXT PRIMARY KEY, status TEXT, completed_at TIMESTAMP)")
+    with closing(SqliteDatabase(tmp_path / "jobs.db", busy_timeout_seconds=1)) as database:
+        condition = database.starts_with("id", "abc").compile(compile_kwargs={"literal_binds": False})
+        with database.read() as connection:
+            plan = connection.exec_driver_sql(
+                f"EXPLAIN QUERY PLAN SELECT id FROM jobs WHERE {condition}", tuple(condition.params.values())
+            ).all()
+    assert "SEARCH" in str(plan)

@@ -156,6 +156,8 @@ CHANGE_PATHS: dict[str, dict[str, str]] = {
     "/api/cleanup/holds": {"job_id": "a"},
     "/api/cleanup/holds/release": {"job_id": "a"},
     "/api/cleanup/trash/restore": {"job_id": "a"},
+    "/api/cleanup/trash/purge": {},
+    "/api/cleanup/stop": {},
 }
 
 
@@ -266,9 +268,8 @@ def test_a_hold_keeps_a_job_until_it_is_released(daemon: RunningDaemon) -> None:
 @pytest.mark.slow
 def test_a_hold_that_comes_too_late_has_a_warning(daemon: RunningDaemon) -> None:
     def warning(job_id: str) -> str | None:
-        answer: dict[str, str | None] = daemon.request(
-            "POST", "/api/cleanup/holds", {"job_id": job_id}
-        ).json()
+        body = {"job_id": job_id, "unknown_ok": True}
+        answer: dict[str, str | None] = daemon.request("POST", "/api/cleanup/holds", body).json()
         return answer["warning"]
 
     assert warning("b") is None
@@ -278,6 +279,13 @@ def test_a_hold_that_comes_too_late_has_a_warning(daemon: RunningDaemon) -> None
     assert unknown is not None
     assert "nobody" in unknown
     assert unknown.replace("nobody", "a") != cleaned
+
+
+@shared
+def test_a_hold_of_an_unknown_job_is_refused(shared_daemon: RunningDaemon) -> None:
+    answer = shared_daemon.request("POST", "/api/cleanup/holds", {"job_id": "nobody"})
+    assert answer.status_code == 404
+    assert "nobody" not in str(shared_daemon.get("/api/cleanup/holds"))
 
 
 @pytest.mark.slow
