@@ -45,6 +45,8 @@ log = logging.getLogger("eemtcleanupd.store.database")
 _BUSY_MESSAGES = ("database is locked", "database is busy", "database table is locked")
 # https://www.sqlite.org/tempfiles.html
 _BESIDE = ("-journal", "-wal", "-shm")
+# No byte is higher, and no name of a file is longer.
+_HIGHEST_NAME = "\udcff" * 256
 _ADDED = {"time": "TIMESTAMP", "megabytes": "REAL DEFAULT 0", "text": "TEXT"}
 
 
@@ -188,13 +190,11 @@ class SqliteDatabase(Database):
     def starts_with(self, column: str, start: str) -> ColumnElement[bool]:
         """Return the comparison with a range too, which a search finds in the column's index.
 
-        No text that starts this way is outside of it, in any collation of SQLite: in UTF-8, no byte is as
-        large as that which follows the start here.
+        No name of a file that starts this way is outside of it, in any collation of SQLite.
         """
-        first, last = (
-            bindparam(None, end, type_=RawText(), unique=True) for end in (start, f"{start}\udcff")
-        )
-        return and_(super().starts_with(column, start), literal_column(column).between(first, last))
+        last = f"{start}{_HIGHEST_NAME}"
+        ends = (bindparam(None, end, type_=RawText(), unique=True) for end in (start, last))
+        return and_(super().starts_with(column, start), literal_column(column).between(*ends))
 
     def is_not_ascii(self, column: str) -> ColumnElement[bool]:
         """Return the comparison with a pattern (GLOB)."""
