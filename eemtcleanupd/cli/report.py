@@ -14,6 +14,7 @@ from eemtcleanupd.errors import ConfigError, ReportError
 from eemtcleanupd.files import write_output
 
 if TYPE_CHECKING:
+    from eemtcleanupd.config import Config
     from eemtcleanupd.report.collect import Report
 
 
@@ -46,24 +47,31 @@ if TYPE_CHECKING:
     show_default=True,
     help="Number of the largest jobs to list.",
 )
+@click.option(
+    "--what-if",
+    is_flag=True,
+    help="Compare retention periods instead: what each keeps and frees, and when the disk is full.",
+)
 @store_options
-def report(plot: Path | None, as_json: bool, form: str | None, output: Path | None, biggest: int) -> None:
+def report(  # noqa: PLR0917  (the options)
+    plot: Path | None, as_json: bool, form: str | None, output: Path | None, biggest: int, what_if: bool
+) -> None:
     """Report cleaned data, storage usage and the disk-full forecast.  Changes nothing."""
     if as_json and form not in {None, "json"}:
         raise click.UsageError(f"--json and --format {form} contradict each other. Give only one of them.")
+    if what_if and form not in {None, "text", "json"}:
+        raise click.UsageError(f"--what-if has no format {form}. Use text or json.")
     plot_format = None if plot is None else _plot_format(plot)
     config = load_config().config
+    if what_if:
+        _report_what_if(config, plot, plot_format, output, as_json=as_json or form == "json")
+        return
     from eemtcleanupd.report.collect import gather
 
     document = gather(config, system_clock, biggest=biggest)
-    for target in (plot, output):
-        if target is not None and target.exists() and target.samefile(document.database):
-            raise ConfigError(f"{target} is the job database. Choose another file.")
+    _spare_database(document.database, plot, output)
     text = _render(document, "json" if as_json else form or "text")
-    if output is None:
-        _print(text, is_table=form in {None, "text"} and not as_json)
-    else:
-        _write(output, text.encode())
+    _print(text, output, is_table=form in {None, "text"} and not as_json)
     if plot is not None and plot_format is not None:
         from eemtcleanupd.report.plots import picture
 
@@ -73,13 +81,36 @@ def report(plot: Path | None, as_json: bool, form: str | None, output: Path | No
         _write(plot, picture(trend, plot_format, forecast=disk_full, budget=budget))
 
 
-def _print(text: str, *, is_table: bool) -> None:
-    """Print a report; wrap the lines of one for people to the width of the terminal."""
-    if not is_table:
+def _report_what_if(
+    config: Config, plot: Path | None, plot_format: str | None, output: Path | None, *, as_json: bool
+) -> None:
+    from eemtcleanupd.report.what_if import as_document, as_text, compare_retention
+
+    comparison = compare_retention(config, system_clock)
+    _spare_database(comparison.database, plot, output)
+    text = json.dumps(as_document(comparison), indent=2) + "\n" if as_json else as_text(comparison)
+    _print(text, output, is_table=not as_json)
+    if plot is not None and plot_format is not None:
+        from eemtcleanupd.report.plots import what_if_picture
+
+        _write(plot, what_if_picture(comparison.curves, plot_format))
+
+
+def _spare_database(database: str, *targets: Path | None) -> None:
+    for target in targets:
+        if target is not None and target.exists() and target.samefile(database):
+            raise ConfigError(f"{target} is the job database. Choose another file.")
+
+
+def _print(text: str, output: Path | None, *, is_table: bool) -> None:
+    """Print or write a report; wrap the lines of one for people to the width of the terminal."""
+    if output is not None:
+        _write(output, text.encode())
+    elif is_table:
+        for line in text.splitlines():
+            echo_line(line, indent=11)
+    else:
         click.echo(text, nl=False)
-        return
-    for line in text.splitlines():
-        echo_line(line, indent=11)
 
 
 def _plot_format(plot: Path) -> str:

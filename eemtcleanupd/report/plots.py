@@ -1,4 +1,4 @@
-"""Draw the storage trend with matplotlib in a separate process.
+"""Draw the storage trend and the comparison of retention periods with matplotlib in a separate process.
 
 In the daemon's own process, matplotlib's memory would stay allocated until the daemon exits.  Without the
 extra ``plots`` no chart is drawn, and everything else works.
@@ -18,6 +18,7 @@ from typing import IO, Any
 from eemtcleanupd.errors import ReportError
 from eemtcleanupd.events import StoragePoint
 from eemtcleanupd.policy.forecast import CONFIDENCE_PERCENT, Forecast
+from eemtcleanupd.policy.what_if import Curve
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,31 @@ def picture(
         "budget": budget,
         "form": form,
     }
+    return _drawn(data)
+
+
+def what_if_picture(curves: Sequence[Curve], form: str) -> bytes:
+    """Return a chart of what each retention keeps as an image file in one of the :data:`FORMS`.
+
+    Raises:
+        ReportError: no size is known yet, or matplotlib failed.
+    """
+    if not all(curve.points for curve in curves):
+        raise ReportError(
+            "The chart cannot be drawn: no job has a known size yet. Run `eemtcleanupd clean` once."
+        )
+    lines = [
+        {
+            "name": f"{curve.job_class} jobs",
+            "line": curve.line,
+            "configured": [curve.hours, curve.current.kept_bytes],
+        }
+        for curve in curves
+    ]
+    return _drawn({"curves": lines, "form": form})
+
+
+def _drawn(data: Mapping[str, Any]) -> bytes:
     try:
         process = subprocess.run(
             [sys.executable, "-m", "eemtcleanupd.report.plots"],
@@ -78,17 +104,55 @@ def picture(
             check=True,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise ReportError(f"The trend could not be drawn: {type(error).__name__}.") from error
+        raise ReportError(f"The chart could not be drawn: {type(error).__name__}.") from error
     return process.stdout
 
 
 def draw(data: Mapping[str, Any], out: IO[bytes]) -> None:
-    """Draw the data of :func:`picture`, with times in ISO 8601, into a file."""
+    """Draw the data of :func:`picture` or :func:`what_if_picture` into a file."""
+    if "curves" in data:
+        _draw_what_if(data, out)
+    else:
+        _draw_trend(data, out)
+
+
+def _draw_what_if(data: Mapping[str, Any], out: IO[bytes]) -> None:
+    from matplotlib.figure import Figure
+
+    top = max(kept for curve in data["curves"] for _, kept in curve["line"])
+    exponent = _exponent(top)
+    unit = 1024**exponent
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for curve, color in zip(data["curves"], ("#1a7f37", "#b3530b"), strict=True):
+        days = [hours / 24 for hours, _ in curve["line"]]
+        axes.plot(days, [kept / unit for _, kept in curve["line"]], label=curve["name"], color=color)
+        hours, kept = curve["configured"]
+        label = f"configured: {hours:g} h"
+        axes.plot([hours / 24], [kept / unit], marker="o", linestyle="", color=color, label=label)
+    axes.set(
+        title="Data kept by retention",
+        xlabel="Retention (days)",
+        ylabel=f"Data kept ({_UNITS[exponent - 1]})",
+        xscale="log",
+        ylim=(0, 1.05 * top / unit or None),
+    )
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(out, format=data["form"], dpi=100)
+
+
+def _exponent(top: float) -> int:
+    return max(1, min((int(top).bit_length() - 1) // 10, len(_UNITS)))
+
+
+def _draw_trend(data: Mapping[str, Any], out: IO[bytes]) -> None:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
 
     top = max(max(used, free) for _, used, free in data["points"])
-    exponent = max(1, min((int(top).bit_length() - 1) // 10, len(_UNITS)))
+    exponent = _exponent(top)
     unit = 1024**exponent
     times: Any = [datetime.fromisoformat(at) for at, _, _ in data["points"]]
     figure = Figure(figsize=(8, 4), layout="constrained")
