@@ -118,7 +118,8 @@ def _unknown(
             mean = "0 B until the next run measures them"
             if curve.mean_bytes is not None:
                 mean = f"the mean of the measured ones, {human_size(curve.mean_bytes)}, for each"
-            yield f"{jobs} without a known size, ended since the last run. Counted with {mean}."
+            since = "" if ages.measured_until is None else ", ended since the last run"
+            yield f"{jobs} without a known size{since}. Counted with {mean}."
     if ages.cleaned_without_size:
         yield f"{plural(ages.cleaned_without_size, 'cleaned job')} without a recorded size, counted with 0 B."
     if without_end := sum(amount.jobs for amount in ages.without_end.values()):
@@ -171,6 +172,7 @@ def _curve_document(curve: Curve) -> dict[str, Any]:
         "points": [
             {
                 "retention_hours": point.hours,
+                "label": retention_label(point.hours),
                 "is_configured": point.hours == curve.hours,
                 "kept": space(point.kept_bytes),
                 "kept_of_all_jobs": space(point.total_bytes),
@@ -179,6 +181,7 @@ def _curve_document(curve: Curve) -> dict[str, Any]:
             }
             for point in curve.points
         ],
+        "line": [[round(hours, 2), kept] for hours, kept in curve.line],
     }
 
 

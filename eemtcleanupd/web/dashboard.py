@@ -14,6 +14,7 @@ from eemtcleanupd.web.forms import add_forms
 from eemtcleanupd.web.lists import add_lists
 from eemtcleanupd.web.pages import MEDIA_TYPES, Pages
 from eemtcleanupd.web.routes.runs import plan_document
+from eemtcleanupd.web.what_if_panel import what_if_panel
 
 _STALE_SECONDS = 5.0
 
@@ -29,10 +30,10 @@ def build_pages(context: ApiContext, authenticator: Authenticator) -> APIRouter:
         async def make(caller: Caller) -> bytes:
             if cache.is_expired("plan") and await backend.progress() is None:
                 cache.refresh("plan", lambda: plan_document(backend), PLAN_FRESH_SECONDS)
-            plan = cache.peek("plan")
+            plan, what_if = cache.peek("plan"), what_if_panel(cache, backend)
             return await cache.get(
-                ("page", caller.name, caller.scope, plan is None),
-                lambda: pages.render("dashboard", caller=caller, **data.dashboard(plan)),
+                ("page", caller.name, caller.scope, plan is None, what_if is None),
+                lambda: pages.render("dashboard", caller=caller, what_if=what_if, **data.dashboard(plan)),
                 stale_seconds=_STALE_SECONDS,
             )
 

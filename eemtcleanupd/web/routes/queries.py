@@ -27,6 +27,7 @@ from eemtcleanupd.web.context import ApiContext, open_ledger
 from eemtcleanupd.web.problems import COMMON_ERRORS, AsciiJsonResponse, error_responses, http_error
 from eemtcleanupd.web.routes.runs import plan_document
 from eemtcleanupd.web.schemas import CleanupAnswer, JobAnswer, Text
+from eemtcleanupd.web.what_if_panel import CACHE_KEY, FRESH_SECONDS, comparison_document
 
 _POLL_SECONDS = 0.5
 _POLLS_PER_KEEPALIVE = 30
@@ -53,6 +54,11 @@ def add_query_routes(router: APIRouter, context: ApiContext) -> None:
     async def status(request: Request) -> Response:
         """Show the status of the daemon and the job store."""
         return await context.answer(request, "status", lambda: json.dumps(backend.overview()).encode("ascii"))
+
+    @router.get("/what-if", dependencies=may_read, responses=COMMON_ERRORS)
+    async def what_if(request: Request) -> Response:
+        """Compare retention periods: what each keeps and frees, and when the disk is full."""
+        return await context.answer(request, CACHE_KEY, lambda: comparison_document(backend), FRESH_SECONDS)
 
     @router.get("/runs", dependencies=may_read, responses=COMMON_ERRORS)
     async def runs(request: Request, limit: int = Query(20, ge=1, le=500)) -> Response:
