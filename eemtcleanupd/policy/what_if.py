@@ -70,7 +70,7 @@ class Point:
         hours: the retention.
         kept_bytes: data of this class that it keeps.
         total_bytes: data of all jobs that are kept.
-        freed_bytes: data of all jobs that the next run deletes.
+        freed_bytes: data of this class that the next run deletes.
         disk_full_at: when the disk is full, None if not within ten years, or if the disk is not readable.
     """
 
@@ -93,7 +93,7 @@ class Curve:
         mean_bytes: mean size of the measured jobs, None if there are none.
         bytes_per_day: data that these jobs produce per day.
         points: the periods of :data:`HOURS` and the configured one, none if no size is known at all.
-        line: hours and kept bytes for a drawing.
+        line: hours, kept and freed bytes for a drawing.
     """
 
     job_class: JobClass
@@ -103,7 +103,7 @@ class Curve:
     mean_bytes: int | None
     bytes_per_day: int
     points: tuple[Point, ...] = ()
-    line: tuple[tuple[float, int], ...] = ()
+    line: tuple[tuple[float, int, int], ...] = ()
 
     @property
     def current(self) -> Point:
@@ -217,7 +217,8 @@ class JobAges:
         configured = (policy.successful if job_class is JobClass.SUCCESSFUL else policy.failed) / _HOUR
         longest = max(HOURS[-1], min(configured * 2, _TEN_YEARS))
         step = (longest / HOURS[0]) ** (1 / (_LINE_POINTS - 1))
-        line = [HOURS[0] * step**index for index in range(_LINE_POINTS)]
+        periods = sorted({*map(float, HOURS), configured})
+        line = sorted({*periods, *(HOURS[0] * step**index for index in range(_LINE_POINTS))})
         present = [
             amount for key, ages in self._present.items() if key[0] is job_class for amount in ages.values()
         ]
@@ -233,8 +234,11 @@ class JobAges:
             return curve
         return replace(
             curve,
-            points=tuple(store.point(job_class, hours) for hours in sorted({*map(float, HOURS), configured})),
-            line=tuple((hours, store.kept(job_class, {job_class: hours})) for hours in line),
+            points=tuple(store.point(job_class, hours) for hours in periods),
+            line=tuple(
+                (hours, store.kept(job_class, {job_class: hours}), store.freed(job_class, hours))
+                for hours in line
+            ),
         )
 
 
@@ -314,19 +318,25 @@ class _Store:
         )
         return round(kept + (self._always if job_class is None else 0))
 
+    def freed(self, job_class: JobClass, hours: float) -> int:
+        """Return the bytes of a class that a run deletes at once with these hours."""
+        return round(
+            sum(
+                stream.present[-1] - _younger(stream.present, self._hours(stream, {job_class: hours}))
+                for stream in self._streams
+                if stream.job_class is job_class
+            )
+        )
+
     def point(self, job_class: JobClass, hours: float) -> Point:
         """Return what a retention of a class keeps, frees, and when the disk is full."""
         given = {job_class: hours}
-        freed = sum(
-            stream.present[-1] - _younger(stream.present, self._hours(stream, given))
-            for stream in self._streams
-        )
         full = self._full_after(given)
         return Point(
             hours=hours,
             kept_bytes=self.kept(job_class, given),
             total_bytes=self.kept(None, given),
-            freed_bytes=round(freed),
+            freed_bytes=self.freed(job_class, hours),
             disk_full_at=None if full is None else self._now + full * _HOUR,
         )
 

@@ -119,21 +119,23 @@ def draw(data: Mapping[str, Any], out: IO[bytes]) -> None:
 def _draw_what_if(data: Mapping[str, Any], out: IO[bytes]) -> None:
     from matplotlib.figure import Figure
 
-    top = max(kept for curve in data["curves"] for _, kept in curve["line"])
+    top = max(kept for curve in data["curves"] for _, *values in curve["line"] for kept in values)
     exponent = _exponent(top)
     unit = 1024**exponent
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for curve, color in zip(data["curves"], ("#1a7f37", "#b3530b"), strict=True):
-        days = [hours / 24 for hours, _ in curve["line"]]
-        axes.plot(days, [kept / unit for _, kept in curve["line"]], label=curve["name"], color=color)
+        days = [hours / 24 for hours, *_ in curve["line"]]
+        axes.plot(days, [kept / unit for _, kept, _ in curve["line"]], label=curve["name"], color=color)
+        freed = [freed / unit for *_, freed in curve["line"]]
+        axes.plot(days, freed, label="freed by the next run", color=color, linestyle=":")
         hours, kept = curve["configured"]
         label = f"configured: {hours:g} h"
         axes.plot([hours / 24], [kept / unit], marker="o", linestyle="", color=color, label=label)
     axes.set(
-        title="Data kept by retention",
+        title="Data kept and freed by retention",
         xlabel="Retention (days)",
-        ylabel=f"Data kept ({_UNITS[exponent - 1]})",
+        ylabel=f"Data ({_UNITS[exponent - 1]})",
         xscale="log",
         ylim=(0, 1.05 * top / unit or None),
     )

@@ -172,7 +172,6 @@ def _curve_document(curve: Curve) -> dict[str, Any]:
         "points": [
             {
                 "retention_hours": point.hours,
-                "label": retention_label(point.hours),
                 "is_configured": point.hours == curve.hours,
                 "kept": space(point.kept_bytes),
                 "kept_of_all_jobs": space(point.total_bytes),
@@ -181,7 +180,7 @@ def _curve_document(curve: Curve) -> dict[str, Any]:
             }
             for point in curve.points
         ],
-        "line": [[round(hours, 2), kept] for hours, kept in curve.line],
+        "line": [[round(hours, 2), kept, freed] for hours, kept, freed in curve.line],
     }
 
 
@@ -201,8 +200,14 @@ def summary(curve: Curve) -> str | None:
 
 def retention_label(hours: float) -> str:
     """Return a period as operators configure it, with days if it is whole days: ``168 h (7 days)``."""
+    days = whole_days(hours)
+    return f"{hours:g} h ({days})" if days else f"{hours:g} h"
+
+
+def whole_days(hours: float) -> str:
+    """Return a period as days, empty if it is not a number of whole days."""
     days = hours / 24
-    return f"{hours:g} h ({plural(int(days), 'day')})" if days >= 1 and days.is_integer() else f"{hours:g} h"
+    return plural(int(days), "day") if days >= 1 and days.is_integer() else ""
 
 
 def disk_full_label(point: Point, *, knows_disk: bool) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.formatting import human_size
-from eemtcleanupd.report.what_if import as_document, compare_retention
+from eemtcleanupd.report.what_if import as_document, compare_retention, whole_days
 from eemtcleanupd.web.backend import Backend
 from eemtcleanupd.web.cache import ResponseCache
 
@@ -20,7 +20,8 @@ FRESH_SECONDS: Final = 300.0
 WIDTH: Final = 420
 HEIGHT: Final = 200
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 10, 12, 40
+_NAMES = ("successful", "failed")
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 26, 40
 _TICK_HOURS = (
     (6, "6 h"),
     (24, "1 d"),
@@ -53,10 +54,9 @@ def what_if_panel(cache: ResponseCache, backend: Backend) -> dict[str, Any] | No
 def _panel(document: bytes) -> dict[str, Any]:
     """Return the values of the panel from the JSON; the same comparison is parsed once."""
     comparison = json.loads(document)
-    curves = [
-        {**comparison[name], "name": name, "chart": _chart(comparison[name])}
-        for name in ("successful", "failed")
-    ]
+    curves = [comparison[name] | {"name": name, "chart": _chart(comparison[name])} for name in _NAMES]
+    for point in (point for curve in curves for point in curve["points"]):
+        point["days"] = whole_days(point["retention_hours"])
     return {
         "curves": curves,
         "disk_known": comparison["disk_known"],
@@ -68,11 +68,11 @@ def _panel(document: bytes) -> dict[str, Any]:
 
 def _chart(curve: dict[str, Any]) -> dict[str, Any] | None:
     """Return the geometry of a curve over a logarithmic axis of hours, None without a known size."""
-    line: Sequence[tuple[float, int]] = curve["line"]
+    line: Sequence[tuple[float, int, int]] = curve["line"]
     if not line:
         return None
     first, last = line[0][0], line[-1][0]
-    top = max(kept for _, kept in line) or 1
+    top = max(size for _, *sizes in line for size in sizes) or 1
     bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
 
     def x(hours: float) -> float:
@@ -82,9 +82,10 @@ def _chart(curve: dict[str, Any]) -> dict[str, Any] | None:
     def y(kept: float) -> float:
         return round(bottom - min(kept / top, 1) * (bottom - _TOP), 1)
 
-    points = " ".join(f"{x(hours)},{y(kept)}" for hours, kept in line)
+    points = " ".join(f"{x(hours)},{y(kept)}" for hours, kept, _ in line)
     return {
         "line": points,
+        "freed": " ".join(f"{x(hours)},{y(freed)}" for hours, _, freed in line),
         "area": f"{_LEFT},{bottom} {points} {right},{bottom}",
         "left": _LEFT,
         "right": right,
