@@ -7,6 +7,7 @@ their size: a period of three days keeps what the last three days produced.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -299,7 +300,7 @@ class _Store:
             if left <= 0:
                 return 0.0 if left == self._policy.keep_last else float(age)
             left -= counts[age]
-        return math.inf if self._policy.keep_last else 0.0
+        return float(_TEN_YEARS + 1) if self._policy.keep_last else 0.0
 
     def _hours(self, stream: _Stream, given: Mapping[JobClass, float]) -> float:
         hours = stream.hours(self._policy, given)
@@ -363,7 +364,9 @@ class _Store:
         for step in range(_STEPS + 1):
             after = steady * step / _STEPS
             if free(after) <= 0:
-                return after
+                first = math.floor(steady * max(0, step - 1) / _STEPS)
+                between = range(first, math.ceil(after))
+                return first + bisect_left(between, True, key=lambda hour: free(hour) <= 0)
         if other <= 0:
             return None
         after = steady + free(steady) / other

@@ -1,0 +1,197 @@
+"""``report --what-if``: its figures are those of the store, in each form and on each database."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from eemtcleanupd.cli.main import cli
+from eemtcleanupd.errors import CleanupError
+from tests.cleanup.conftest import JobStore
+from tests.postgres import Server
+
+_EAST = timezone(timedelta(hours=5))
+CONFIG = "database: {timezone: UTC}\nsafety: {min_idle_minutes: 0}\n"
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobStore:
+    store = JobStore(tmp_path / "store", now=datetime.now(UTC))
+    (store.path / "cleanup_config.yaml").write_text(CONFIG)
+    monkeypatch.chdir(store.path)
+    return store
+
+
+def what_if(*options: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(cli, ["report", "--what-if", *options])
+    if isinstance(result.exception, CleanupError):  # main() turns it into a message
+        result.exit_code = result.exception.exit_code
+    assert result.exit_code == code, (result.stderr, result.exception)
+    return result
+
+
+def document() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(what_if("--json").stdout)
+    return found
+
+
+def kept(found: dict[str, Any], of: str = "successful") -> dict[float, int]:
+    return {point["retention_hours"]: point["kept"]["bytes"] for point in found[of]["points"]}
+
+
+def filled(store: JobStore) -> None:
+    for name, days, files in (("cleaned", 10, 3), ("kept", 4, 2), ("new", 1.2, 1)):
+        store.job(name, days=days, files=files)
+    store.job("failed", "failed", days=0.1, files=4)
+    store.job("live", "running", days=None, files=9)
+    store.run()
+
+
+def test_periods_keep_and_free_the_measured_data(store: JobStore) -> None:
+    filled(store)
+    found = document()
+    size = found["failed"]["points"][0]["kept"]["bytes"] // 4  # four files and folders
+    assert size > 0
+    measured = dict(store.sql("SELECT job_id, bytes FROM cleanup_sizes"))
+    sizes = kept(found)
+    assert (sizes[24], sizes[48], sizes[72]) == (0, measured["new"], measured["new"])
+    assert sizes[168] == int(measured["new"]) + int(measured["kept"])  # type: ignore[call-overload]
+    assert sizes[336] > sizes[168]
+    frees = {
+        point["retention_hours"]: point["freed_by_next_run"]["bytes"]
+        for point in found["successful"]["points"]
+    }
+    assert (frees[6], frees[72], frees[168]) == (sizes[168], measured["kept"], 0)
+    assert [found[name]["retention_hours"] for name in ("successful", "failed")] == [168, 12]
+    assert [found[name]["jobs"] for name in ("successful", "failed")] == [2, 1]
+    text = what_if().stdout
+    assert found["successful"]["summary"] in text
+    assert text.count(" *") == 2
+
+
+def test_nothing_changes_and_no_folder_is_read(store: JobStore) -> None:
+    filled(store)
+    before = document()
+    database = (store.path / "jobs.db").read_bytes()
+    for name in ("uploads", "temp"):
+        (store.path / name).rename(store.path / f"{name}.gone")
+    (store.path / "results").rename(store.path / "results.gone")
+    (store.path / "results").mkdir()
+    after = document()
+    assert (kept(after), kept(after, "failed")) == (kept(before), kept(before, "failed"))
+    assert (store.path / "jobs.db").read_bytes() == database
+
+
+def test_jobs_without_a_known_size_are_counted_and_estimated(store: JobStore) -> None:
+    filled(store)
+    known = kept(document())[168]
+    for name in ("later", "latest"):
+        store.job(name, days=-0.0001, files=0)
+    found = document()
+    assert (found["successful"]["estimated_jobs"], found["successful"]["jobs"]) == (2, 4)
+    assert kept(found)[168] == known + 2 * found["successful"]["mean_size"]["bytes"]
+    assert len(found["unknown"]) == len(document()["unknown"])
+
+
+def test_before_the_first_run_nothing_is_claimed(store: JobStore) -> None:
+    store.job("old")
+    found = document()
+    assert found["successful"]["points"] == []
+    assert (found["successful"]["summary"], found["successful"]["mean_size"]) == (None, None)
+    assert found["successful"]["estimated_jobs"] == 1
+    assert what_if().stdout
+    what_if("--plot", "curve.svg", code=1)
+
+
+def test_an_unreadable_results_folder_leaves_the_day_of_a_full_disk_unknown(store: JobStore) -> None:
+    filled(store)
+    (store.path / "results").rename(store.path / "gone")
+    found = document()
+    assert found["disk_known"] is False
+    assert kept(found)[168] > 0
+    assert {point["disk_full_at"] for point in found["successful"]["points"]} == {None}
+
+
+def test_a_held_job_stays_in_the_total_of_each_period(store: JobStore) -> None:
+    filled(store)
+    held = dict(store.sql("SELECT job_id, bytes FROM cleanup_sizes"))["kept"]
+    CliRunner().invoke(cli, ["hold", "kept"], catch_exceptions=False)
+    first = document()["successful"]["points"][0]
+    assert first["freed_by_next_run"]["bytes"] == kept(document())[168]
+    failed = kept(document(), "failed")[12]
+    assert first["kept_of_all_jobs"]["bytes"] == first["kept"]["bytes"] + failed + int(held)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--format", "csv"], 2),
+        (["--format", "html"], 2),
+        (["--plot", "x.gif"], 2),
+        (["--format", "text"], 0),
+    ],
+)
+def test_only_text_json_and_pictures_are_formats(store: JobStore, options: list[str], code: int) -> None:
+    what_if(*options, code=code)
+
+
+def test_the_curves_are_drawn_and_the_report_is_written_to_a_file(store: JobStore) -> None:
+    filled(store)
+    assert not what_if("--plot", "curve.svg", "--json", "--output", "what_if.json").stdout
+    assert "<svg" in (store.path / "curve.svg").read_text()
+    assert json.loads((store.path / "what_if.json").read_text())["successful"]["points"]
+    what_if("--output", "jobs.db", code=2)
+
+
+def test_rows_that_make_no_sense_change_no_other_figure(store: JobStore) -> None:
+    filled(store)
+    before = document()
+    ends = ("", "yesterday", "2026-13-45T99", "20260601", "9999-12-31T23:59:59+14:00", "0001-01-01 00:00:00")
+    sizes = ("much", "9e999", "-5", "1e300")
+    for ended, size in product((*ends, "x" * 5000, None), sizes):
+        name = f"{ended}, {size}"
+        store.job(name, files=0)
+        store.sql("UPDATE jobs SET completed_at = ?, data_size_mb = ? WHERE id = ?", ended, size, name)
+    after = document()
+    assert (kept(after), kept(after, "failed")) == (kept(before), kept(before, "failed"))
+
+
+def test_ends_with_a_zone_of_their_own_count_at_their_moment(store: JobStore) -> None:
+    filled(store)
+    moment = store.sql("SELECT completed_at FROM jobs WHERE id = 'new'")[0][0]
+    before = kept(document())
+    assert isinstance(moment, str)
+    local = datetime.fromisoformat(moment).replace(tzinfo=UTC).astimezone(tz=_EAST).isoformat()
+    store.sql("UPDATE jobs SET completed_at = ? WHERE id = 'new'", local)
+    assert local.endswith("+05:00")
+    assert kept(document()) == before
+
+
+def test_a_store_on_postgresql_has_the_same_figures(
+    store: JobStore, tmp_path: Path, postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = JobStore(tmp_path / "served", now=store.now, url=postgres.create())
+    (served.path / "cleanup_config.yaml").write_text(
+        f"{CONFIG}paths: {{database: '{served.url}'}}\n"
+        "retention: {overrides: [{workflow_type: eemt, successful_hours: 24}]}\n"
+    )
+    (store.path / "cleanup_config.yaml").write_text(
+        f"{CONFIG}retention: {{overrides: [{{workflow_type: eemt, successful_hours: 24}}]}}\n"
+    )
+    documents = []
+    for each in (store, served):
+        filled(each)
+        each.job("other", days=2, files=7, workflow="eemt")
+        each.run()
+        monkeypatch.chdir(each.path)
+        documents.append(document())
+    for found in documents:
+        for name in ("made_at", "database"):
+            del found[name]
+    assert documents[0] == documents[1]
