@@ -63,6 +63,12 @@ class Digest:
     finished: tuple[RunFinished, ...]
     failed: tuple[RunFailed, ...]
 
+    @property
+    def page(self) -> str | None:
+        """Path of the dashboard's page of the newest run, which leads to the others."""
+        pages = [event.page for event in (*self.failed, *self.finished) if event.page is not None]
+        return pages[-1] if pages else None
+
 
 class Hooks:
     """All hooks; each event class with a hook name adds one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, Strict, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, Strict, model_validator
 
 from eemtcleanupd.config.base import Section
 from eemtcleanupd.config.types import not_empty, one_or_more, require
@@ -70,3 +70,14 @@ class NotifierSettings(PluginSettings):
     timeout_seconds: Annotated[float, Field(gt=0, le=600)] = Field(
         10, description="Seconds to wait for a response from the service."
     )
+    # From the configuration and not from an event: everyone who can write the job database can write the
+    # events that wait there, and must not choose where a message links to.
+    _public_url: str | None = PrivateAttr(None)
+
+    def set_public_url(self, url: str | None) -> None:
+        """Set the URL of the dashboard (``api.public_url``)."""
+        self._public_url = url
+
+    def page_url(self, path: str | None) -> str | None:
+        """Return the URL of a page of the dashboard, None without a page or without ``api.public_url``."""
+        return None if path is None or self._public_url is None else f"{self._public_url}/{path}"

@@ -421,6 +421,11 @@ class ApiConfig(Section):
     trusted_proxies: Texts = Field(
         (), description="Addresses of proxies whose X-Forwarded-For header is trusted."
     )
+    public_url: HttpUrl | None = Field(
+        None,
+        description="URL at which browsers reach the dashboard. Notifications then link to the run's page.",
+        examples=["https://cleanup.example.com"],
+    )
 
     @model_validator(mode="after")
     def _both_of_tls(self) -> Self:

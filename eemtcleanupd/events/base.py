@@ -84,6 +84,11 @@ class Event:
         """Whether the event only shows what a real one looks like."""
         return False
 
+    @property
+    def page(self) -> str | None:
+        """Path of the dashboard's page about the event, to which messages link; None if there is none."""
+        return None
+
     def log_line(self) -> str:
         """Return the event as one line of the log and of the console."""
         return self.headline()

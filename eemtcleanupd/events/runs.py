@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from urllib.parse import quote
 
 from eemtcleanupd.events.base import Event, Occasion, Severity
 from eemtcleanupd.events.values import ArtifactSize, DatabaseSummary, RunReport
@@ -193,6 +194,13 @@ class RunFinished(Event):
     report: RunReport
 
     @property
+    def page(self) -> str | None:
+        report = self.report
+        if report.dry_run:
+            return None
+        return "" if report.is_test else f"runs/{quote(report.run_id, safe='')}"
+
+    @property
     def occasion(self) -> Occasion:
         report = self.report
         if report.dry_run:
@@ -247,6 +255,10 @@ class RunFailed(Event):
     trigger: Trigger | None = None
     host: str = ""
     failed_at: datetime | None = None
+
+    @property
+    def page(self) -> str:
+        return ""  # a run that was refused can be in no list
 
     def log_line(self) -> str:
         return f"Cleanup failed: {self.error}"

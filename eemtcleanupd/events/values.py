@@ -86,6 +86,7 @@ class StoragePoint:
 class StorageState:
     """The job store after a run: bytes of measured jobs, the results filesystem, the trend of 90 days.
 
+    ``trash_purge_at`` is when the first data in the trash is deleted, None if the trash is empty.
     ``capacity_max_bytes`` is the budget of all jobs (``capacity.max_bytes``), None without a budget.
     """
 
@@ -95,6 +96,7 @@ class StorageState:
     total_bytes: int
     trash_jobs: int = 0
     trash_bytes: int = 0
+    trash_purge_at: datetime | None = None
     trend: tuple[StoragePoint, ...] = ()
     capacity_max_bytes: int | None = None
 

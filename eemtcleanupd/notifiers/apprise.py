@@ -49,7 +49,7 @@ def register_settings() -> type[AppriseSettings]:
 
 @hookimpl
 def notify(event: Event | Digest, settings: AppriseSettings, recipients: tuple[str, ...]) -> str:
-    message = render(event)
+    message = render(event, settings)
     urls = {_name(url): url for url in settings.urls}
     chosen = {name: url for name, url in urls.items() if not recipients or name in recipients}
     text = {"title": message.headline, "body": message.text(), "notify_type": _TYPES[message.severity]}

@@ -49,12 +49,12 @@ def run_finished(event: RunFinished, settings: PingSettings) -> str:
     if not report.trigger.plans_jobs and report.outcome is not Outcome.ERRORS:
         return ""  # to the monitor, a success means that a cleanup was run
     suffix = "/fail" if report.outcome is Outcome.ERRORS else ""
-    return _ping(settings, suffix, render(event).text())
+    return _ping(settings, suffix, render(event, settings).text())
 
 
 @hookimpl
 def run_failed(event: RunFailed, settings: PingSettings) -> str:
-    return _ping(settings, "/fail", render(event).text())
+    return _ping(settings, "/fail", render(event, settings).text())
 
 
 def _ping(settings: PingSettings, suffix: str, text: str) -> str:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from heapq import nlargest
 
 from eemtcleanupd.events import Event, JobNote, RunFinished, RunReport, Severity, StorageState
 from eemtcleanupd.formatting import human_size, local_time, plural, printable, shortened
-from eemtcleanupd.hookspecs import Digest
+from eemtcleanupd.hookspecs import Digest, NotifierSettings
 from eemtcleanupd.model import Outcome, Trigger
 
+LINK_TITLE = "On the dashboard"
+_NAMED_JOBS = 3
+# An error names one or two paths, and a path without its middle cannot be found.
+_ERROR_LIMIT = 1000
 Facts = list[tuple[str, str]]
 Lists = tuple[tuple[str, tuple[str, ...]], ...]
 
@@ -18,6 +23,8 @@ Lists = tuple[tuple[str, tuple[str, ...]], ...]
 @dataclass(frozen=True, slots=True)
 class Message:
     """An event as text: ``facts`` are titles with a value, ``lists`` titles with lines.
+
+    ``link`` is the URL of a page of the dashboard, from the configuration.
 
     ``headline`` is a complete subject.  No text contains markup, and each is at most one line long.
     """
@@ -27,23 +34,27 @@ class Message:
     facts: tuple[tuple[str, str], ...]
     lists: Lists = ()
     storage: StorageState | None = None
+    link: str | None = None
 
     def text(self) -> str:
         """Return facts and lists as plain text."""
         lines = [f"{title}: {value}" for title, value in self.facts]
+        if self.link is not None:
+            lines.append(f"{LINK_TITLE}: {self.link}")
         for title, entries in self.lists:
             lines += ["", f"{title}:", *(f"  {entry}" for entry in entries)]
         return "\n".join(lines)
 
 
-def render(event: Event | Digest) -> Message:
-    """Return an event as text."""
+def render(event: Event | Digest, settings: NotifierSettings | None = None) -> Message:
+    """Return an event as text, with a link to the dashboard if the settings of the notifier know its URL."""
+    link = None if settings is None else settings.page_url(event.page)
     if isinstance(event, Digest):
-        return _digest_message(event)
+        return replace(_digest_message(event), link=link)
     if isinstance(event, RunFinished):
-        return _report_message(event)
+        return replace(_report_message(event), link=link)
     facts = tuple((title, _line(value)) for title, value in event.facts())
-    return Message(_line(event.headline()), event.severity, facts)
+    return Message(_line(event.headline()), event.severity, facts, link=link)
 
 
 def _report_message(event: RunFinished) -> Message:
@@ -68,8 +79,8 @@ def _report_message(event: RunFinished) -> Message:
     facts = [
         ("Jobs to Clean" if report.dry_run else "Jobs Cleaned", str(jobs)),
         ("Space to Free" if report.dry_run else "Space Freed", freed),
-        *_trash_facts(report),
         ("Status", _STATUS[report.outcome] + (" (a test)" if report.is_test else "")),
+        *_trash_facts(report),
         ("Successful Jobs", str(report.successful.jobs)),
         ("Failed Jobs", str(report.failed.jobs)),
         *_storage_facts(report.storage),
@@ -87,7 +98,7 @@ def _report_message(event: RunFinished) -> Message:
     lists = _lists(
         ("Errors", _failures(report)),
         ("Kept by plugins", (f"{_line(note.job_id)}: {_line(note.message)}" for note in report.vetoed)),
-        ("Biggest jobs", _sizes(note for note in report.biggest if note.bytes_cleaned)),
+        ("Biggest jobs", _sizes(report.biggest)),
     )
     return Message(headline, event.severity, tuple(facts), lists, report.storage)
 
@@ -118,8 +129,8 @@ def _digest_message(digest: Digest) -> Message:
     facts = [
         ("Jobs Cleaned", str(jobs)),
         ("Space Freed", freed),
-        *([("Moved to Trash", _waiting(trashed, purge_after))] if trashed else []),
         ("Status", plural(errors, "error") if errors else "Success"),
+        *([("Moved to Trash", _waiting(trashed, purge_after))] if trashed else []),
         ("Runs", f"{len(reports)} ended, {len(digest.failed)} failed{dry_runs}"),
         *(("Host", host) for host in hosts if host),
         *_storage_facts(storage),
@@ -127,11 +138,11 @@ def _digest_message(digest: Digest) -> Message:
     ]
     failures = [line for report in reports for line in _failures(report)]
     failures += [f"run {event.run_id}: {_line(event.error)}" for event in digest.failed]
-    biggest = sorted((n for report in reports for n in report.biggest), key=lambda note: -note.bytes_cleaned)
-    lists = _lists(("Errors", failures[:10]), ("Biggest jobs", _sizes(biggest[:10])))
-    if errors:
-        return Message(f"FAILED: {headline}", Severity.DANGER, tuple(facts), lists, storage)
-    return Message(headline, Severity.GOOD, tuple(facts), lists, storage)
+    biggest = [note for report in reports for note in report.biggest]
+    lists = _lists(("Errors", failures[:10]), ("Biggest jobs", _sizes(biggest)))
+    severity = Severity.DANGER if errors else Severity.GOOD
+    subject = f"FAILED: {headline}" if errors else headline
+    return Message(subject, severity, tuple(facts), lists, storage)
 
 
 def _trash_facts(report: RunReport) -> Facts:
@@ -153,6 +164,12 @@ def _storage_facts(storage: StorageState | None) -> Facts:
     if storage is None:
         return []
     facts = [("Current Storage Usage", human_size(storage.used_bytes))]
+    if storage.trash_jobs:
+        first = (
+            "" if storage.trash_purge_at is None else f", deleted from {local_time(storage.trash_purge_at)}"
+        )
+        size = human_size(storage.trash_bytes)
+        facts.append(("Waiting in Trash", f"{plural(storage.trash_jobs, 'item')}, {size}{first}"))
     if storage.capacity_max_bytes:
         percent = 100 * storage.used_bytes / storage.capacity_max_bytes
         facts.append(("Budget", f"{human_size(storage.capacity_max_bytes)}, {percent:.1f} % used"))
@@ -168,12 +185,15 @@ def _lists(*lists: tuple[str, Iterable[str]]) -> Lists:
 
 def _failures(report: RunReport) -> list[str]:
     # Ids are in printable form; to escape them twice does no harm.
-    return [f"{_line(note.job_id)}: {_line(note.message)}" for note in report.failures]
+    return [f"{_line(note.job_id)}: {_line(note.message, _ERROR_LIMIT)}" for note in report.failures]
 
 
 def _sizes(notes: Iterable[JobNote]) -> list[str]:
-    return [f"{_line(note.job_id)}: {human_size(note.bytes_cleaned)}" for note in notes]
+    """Return the largest of these jobs with their sizes."""
+    cleaned = [note for note in notes if note.bytes_cleaned]
+    largest = nlargest(_NAMED_JOBS, cleaned, key=lambda note: note.bytes_cleaned)
+    return [f"{_line(note.job_id)}: {human_size(note.bytes_cleaned)}" for note in largest]
 
 
-def _line(text: str) -> str:
-    return shortened(printable(text.replace("\n", " ")), 300)
+def _line(text: str, limit: int = 300) -> str:
+    return shortened(printable(text.replace("\n", " ")), limit)

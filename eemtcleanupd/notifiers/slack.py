@@ -38,7 +38,7 @@ def register_settings() -> type[SlackSettings]:
 
 
 def payload(message: Message) -> dict[str, object]:
-    """Return the JSON for Slack: a text, and an attachment with a colour, the headline and fields.
+    """Return the JSON for Slack: a text, and an attachment with a colour, the headline as link, and fields.
 
     Text from jobs cannot contain markup or mentions: ``&<>`` are escaped, ``@`` is followed by a zero-width
     space, and Markdown is off.
@@ -57,6 +57,7 @@ def payload(message: Message) -> dict[str, object]:
         "title": headline,
         "fallback": headline,  # for clients that show no attachments
         "fields": fields,
+        **({} if message.link is None else {"title_link": message.link}),
         "mrkdwn_in": [],
     }
     return {
@@ -79,6 +80,6 @@ def _escaped(text: str, limit: int) -> str:
 @hookimpl
 def notify(event: Event | Digest, settings: SlackSettings) -> str:
     assert settings.webhook_url is not None  # noqa: S101  (checked with the settings)
-    body = json.dumps(payload(render(event))).encode()
+    body = json.dumps(payload(render(event, settings))).encode()
     # Slack answers `ok`; anything else comes from a proxy, or from another page of Slack.
     return post(settings.webhook_url, body, timeout_seconds=settings.timeout_seconds, success_text="ok")

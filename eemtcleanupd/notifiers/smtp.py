@@ -17,7 +17,7 @@ from eemtcleanupd.events import Event, Severity
 from eemtcleanupd.formatting import plural
 from eemtcleanupd.hookspecs import Digest, RetryLater
 from eemtcleanupd.notifiers.email import EmailSettings
-from eemtcleanupd.notifiers.messages import Message, render
+from eemtcleanupd.notifiers.messages import LINK_TITLE, Message, render
 from eemtcleanupd.report.plots import trend_png
 
 _Refused = dict[str, tuple[int, bytes]]
@@ -28,7 +28,8 @@ _TEMPLATE = """\
 <table cellpadding="4">
 {% for title, value in message.facts %}<tr><td><b>{{ title }}</b></td><td>{{ value }}</td></tr>
 {% endfor %}</table>
-{% for title, lines in message.lists %}<h3>{{ title }}</h3><ul>
+{% if message.link %}<p>{{ link_title }}: <a href="{{ message.link }}">{{ message.link }}</a></p>
+{% endif %}{% for title, lines in message.lists %}<h3>{{ title }}</h3><ul>
 {% for line in lines %}<li>{{ line }}</li>
 {% endfor %}</ul>
 {% endfor %}{% if image_id %}<h3>Storage trend</h3>
@@ -55,7 +56,7 @@ def send(event: Event | Digest, settings: EmailSettings, only: Collection[str] =
     recipients = list(dict.fromkeys(to for to in settings.recipients if not only or to in only))
     if not recipients:
         return "the remaining recipients are no longer in the configuration"
-    mail = compose(render(event), settings)
+    mail = compose(render(event, settings), settings)
     try:
         refused = _transfer(mail, settings, recipients)
     except smtplib.SMTPResponseException as error:
@@ -126,7 +127,12 @@ def compose(message: Message, settings: EmailSettings) -> EmailMessage:
     html = (
         Environment(autoescape=True)
         .from_string(_TEMPLATE)
-        .render(message=message, color=_COLORS[message.severity], image_id=image_id[1:-1] if image else None)
+        .render(
+            message=message,
+            link_title=LINK_TITLE,
+            color=_COLORS[message.severity],
+            image_id=image_id[1:-1] if image else None,
+        )
     )
     mail.add_alternative(html, subtype="html")
     if image is not None:

@@ -43,7 +43,8 @@ def register_settings() -> type[WebhookSettings]:
 def notify(event: Event | Digest, settings: WebhookSettings) -> str:
     assert settings.url is not None  # noqa: S101  (checked with the settings)
     name = type(event).__name__
-    document = {"event": name, "headline": render(event).headline, "data": asdict(event)}
+    message = render(event, settings)
+    document = {"event": name, "headline": message.headline, "link": message.link, "data": asdict(event)}
     body = json.dumps(document, default=str).encode()
     stamp = str(int(time.time()))
     headers = {"X-Eemtcleanupd-Event": name, "X-Eemtcleanupd-Timestamp": stamp}

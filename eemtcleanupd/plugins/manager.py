@@ -84,6 +84,8 @@ class Plugins:
             return  # the block is missing, and its keys have no defaults
         # Everything that calls code of the plugin comes before the first change.
         delivery, secrets = _delivery_settings(settings), _secrets(settings)
+        if isinstance(settings, NotifierSettings):
+            settings.set_public_url(self._config.api.public_url)
         self.manager.register(self._instance(plugin, before), name)
         self._settings[name] = settings
         self._delivery[name] = delivery

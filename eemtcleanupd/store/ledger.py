@@ -80,7 +80,7 @@ class Ledger(Runs, Intents, History, AuditAnchors, UsageTables, Holds, Acknowled
     def storage_state(self, now: datetime, free_bytes: int, total_bytes: int) -> StorageState:
         """Return the storage usage of jobs and trash, with the trend of 90 days."""
         usage = self.storage_by_class()
-        trash_jobs, trash_bytes, _ = self.trash_summary()
+        trash_jobs, trash_bytes, purge_at = self.trash_summary()
         return StorageState(
             successful_bytes=usage.get(JobClass.SUCCESSFUL, (0, 0))[1],
             failed_bytes=usage.get(JobClass.FAILED, (0, 0))[1],
@@ -88,6 +88,7 @@ class Ledger(Runs, Intents, History, AuditAnchors, UsageTables, Holds, Acknowled
             total_bytes=total_bytes,
             trash_jobs=trash_jobs,
             trash_bytes=trash_bytes,
+            trash_purge_at=purge_at,
             trend=self.trend(now),
         )
 

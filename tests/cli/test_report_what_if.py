@@ -45,6 +45,10 @@ def kept(found: dict[str, Any], of: str = "successful") -> dict[float, int]:
     return {point["retention_hours"]: point["kept"]["bytes"] for point in found[of]["points"]}
 
 
+def measured(store: JobStore) -> dict[str, int]:
+    return {str(name): int(str(size)) for name, size in store.sql("SELECT job_id, bytes FROM cleanup_sizes")}
+
+
 def filled(store: JobStore) -> None:
     for name, days, files in (("cleaned", 10, 3), ("kept", 4, 2), ("new", 1.2, 1)):
         store.job(name, days=days, files=files)
@@ -56,18 +60,15 @@ def filled(store: JobStore) -> None:
 def test_periods_keep_and_free_the_measured_data(store: JobStore) -> None:
     filled(store)
     found = document()
-    size = found["failed"]["points"][0]["kept"]["bytes"] // 4  # four files and folders
-    assert size > 0
-    measured = dict(store.sql("SELECT job_id, bytes FROM cleanup_sizes"))
-    sizes = kept(found)
-    assert (sizes[24], sizes[48], sizes[72]) == (0, measured["new"], measured["new"])
-    assert sizes[168] == int(measured["new"]) + int(measured["kept"])  # type: ignore[call-overload]
+    known, sizes = measured(store), kept(found)
+    assert (sizes[24], sizes[48], sizes[72]) == (0, known["new"], known["new"])
+    assert sizes[168] == known["new"] + known["kept"]
     assert sizes[336] > sizes[168]
     frees = {
         point["retention_hours"]: point["freed_by_next_run"]["bytes"]
         for point in found["successful"]["points"]
     }
-    assert (frees[6], frees[72], frees[168]) == (sizes[168], measured["kept"], 0)
+    assert (frees[6], frees[72], frees[168]) == (sizes[168], known["kept"], 0)
     assert [found[name]["retention_hours"] for name in ("successful", "failed")] == [168, 12]
     assert [found[name]["jobs"] for name in ("successful", "failed")] == [2, 1]
     text = what_if().stdout
@@ -120,12 +121,12 @@ def test_an_unreadable_results_folder_leaves_the_day_of_a_full_disk_unknown(stor
 
 def test_a_held_job_stays_in_the_total_of_each_period(store: JobStore) -> None:
     filled(store)
-    held = dict(store.sql("SELECT job_id, bytes FROM cleanup_sizes"))["kept"]
+    held = measured(store)["kept"]
     CliRunner().invoke(cli, ["hold", "kept"], catch_exceptions=False)
     first = document()["successful"]["points"][0]
     assert first["freed_by_next_run"]["bytes"] == kept(document())[168]
     failed = kept(document(), "failed")[12]
-    assert first["kept_of_all_jobs"]["bytes"] == first["kept"]["bytes"] + failed + int(held)  # type: ignore[call-overload]
+    assert first["kept_of_all_jobs"]["bytes"] == first["kept"]["bytes"] + failed + held
 
 
 @pytest.mark.parametrize(
