@@ -18,12 +18,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 import pytest
 
 from eemtcleanupd.hookspecs import PROJECT
 from tests.commands import Commands
 from tests.postgres import Server, running_server
 
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES = 4 << 30
+"""What a run of all tests needs at most, with room to spare."""
 EXAMPLE = Path(__file__).parents[1] / "examples" / "eemtcleanupd-ntfy"
 SAMPLE = Path(__file__).parent / "data" / "eemt-sample"
 
@@ -47,6 +51,30 @@ def settle(place: Path, moment: datetime) -> None:
     for path in (place, *place.rglob("*")):
         if path.is_dir() or path.suffix == ".zip":
             os.utime(path, (moment.timestamp(), moment.timestamp()))
+
+
+def disk_bytes(place: Path) -> int:
+    """Return what a file or folder takes on its disk."""
+    return sum(path.lstat().st_blocks * 512 for path in (place, *place.rglob("*")))
+
+
+def in_kb(size: int) -> str:
+    return f"{size / 1024:g} KB"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put the tests' folders into memory where there is enough, because most tests wait for the disk."""
+    if MEMORY.is_dir() and os.access(MEMORY, os.W_OK):
+        state = os.statvfs(MEMORY)
+        free = min(state.f_bavail * state.f_frsize, psutil.virtual_memory().available)
+        if free >= MEMORY_BYTES and not state.f_flag & os.ST_NOEXEC:
+            os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start slow tests first, so that no worker has one left when the others are done."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # groups are started before
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,7 +17,7 @@ from typing import IO
 import pytest
 
 import eemtcleanupd
-from tests.conftest import Aged, RunCli, settle
+from tests.conftest import Aged, RunCli, disk_bytes, in_kb, settle
 
 A2E = "a2e927ff-30e3-4752-92b5-69b5b10d59df_VCaldera_0939_DEM_025m.tif"
 EB6 = "eb6a0141-e36c-44fb-931a-a13fc0894f84_topo.tif"
@@ -34,6 +34,11 @@ def options(store: Path) -> list[str]:
         "--db-path", f"{store}/jobs.db", "--uploads-dir", f"{store}/uploads",
         "--results-dir", f"{store}/results", "--temp-dir", f"{store}/temp",
     ]  # fmt: skip
+
+
+def data_of(store: Path) -> int:
+    """Return what the data of all jobs takes; the filesystem decides what a folder or small file takes."""
+    return sum(disk_bytes(path) for root in ("uploads", "results") for path in (store / root).glob("[!.]*"))
 
 
 def test_all_expired_jobs_of_the_sample_are_cleaned_except_uploads_of_live_jobs(
@@ -69,30 +74,40 @@ def test_the_retention_of_failed_jobs_is_exact_in_every_time_zone(
 
 
 def test_a_dry_run_prints_the_documented_lines(sample_store: Path, aged: Aged, run_cli: RunCli) -> None:
-    lines = run_cli("clean", *options(aged(sample_store, 10)), "--dry-run").stdout.splitlines()
+    store = aged(sample_store, 10)
+    lines = run_cli("clean", *options(store), "--dry-run").stdout.splitlines()
     job = "ab1034c4-ce51-4d3a-9b8c-a89a7af0a326"
+    upload, results, before = (
+        disk_bytes(store / "uploads" / CF7),
+        disk_bytes(store / "results" / job),
+        data_of(store),
+    )
+    run_cli("clean", *options(store))
     assert f"[DRY RUN] Would clean job {job} (status: completed, age: 10.0 days)" in lines
-    assert f"[DRY RUN] Would delete: uploads/{CF7} (20 KB)" in lines
-    assert f"[DRY RUN] Would delete: results/{job}/ (36 KB)" in lines
-    assert lines[-1] == "[DRY RUN] Summary: Would clean 6 jobs, freeing ~144 KB"
+    assert f"[DRY RUN] Would delete: uploads/{CF7} ({in_kb(upload)})" in lines
+    assert f"[DRY RUN] Would delete: results/{job}/ ({in_kb(results)})" in lines
+    assert lines[-1] == f"[DRY RUN] Summary: Would clean 6 jobs, freeing ~{in_kb(before - data_of(store))}"
 
 
 def test_verbose_prints_the_documented_lines_and_the_log_has_its_format(
     sample_store: Path, aged: Aged, run_cli: RunCli
 ) -> None:
     store = aged(sample_store, 10)
-    lines = run_cli("clean", "--verbose", cwd=store).stdout.splitlines()
     job = "ab1034c4-ce51-4d3a-9b8c-a89a7af0a326"
+    results, archive = (disk_bytes(store / "results" / name) for name in (job, f"{job}_results.zip"))
+    failed, before = disk_bytes(store / "uploads" / CF7), data_of(store)
+    lines = run_cli("clean", "--verbose", cwd=store).stdout.splitlines()
+    freed = before - data_of(store)
     assert lines[0] == "[INFO] Starting job cleanup process..."
     index = lines.index(f"[INFO] Checking job {job} (completed, 10 days old)")
     assert lines[index + 1 : index + 4] == [
-        f"[INFO] Deleting results/{job}/ (36 KB)",
-        f"[INFO] Deleting results/{job}_results.zip (4 KB)",
+        f"[INFO] Deleting results/{job}/ ({in_kb(results)})",
+        f"[INFO] Deleting results/{job}_results.zip ({in_kb(archive)})",
         "[INFO] Updated database: marked job as cleaned",
     ]
     assert lines[-3:] == [
-        "[INFO] Cleaned 3 successful jobs (freed 124 KB)",
-        "[INFO] Cleaned 3 failed jobs (freed 20 KB)",
+        f"[INFO] Cleaned 3 successful jobs (freed {in_kb(freed - failed)})",
+        f"[INFO] Cleaned 3 failed jobs (freed {in_kb(failed)})",
         "[INFO] Cleanup completed successfully",
     ]
     log = (store / "logs/cleanup.log").read_text().splitlines()
@@ -101,9 +116,9 @@ def test_verbose_prints_the_documented_lines_and_the_log_has_its_format(
     assert texts[0] == "INFO: Starting job cleanup process"
     assert "INFO: Found 6 jobs to check" in texts
     assert f"INFO: Cleaning job {job} (completed, 10.0 days old)" in texts
-    assert f"INFO: Deleted results/{job}/ (36 KB)" in texts
+    assert f"INFO: Deleted results/{job}/ ({in_kb(results)})" in texts
     assert texts[-2:] == [
-        "INFO: Cleanup summary: 3 successful, 3 failed, 144 KB freed",
+        f"INFO: Cleanup summary: 3 successful, 3 failed, {in_kb(freed)} freed",
         "INFO: Cleanup completed successfully",
     ]
 
@@ -129,18 +144,22 @@ def test_debug_prints_the_same_in_a_dry_run(sample_store: Path, aged: Aged, run_
 
 def test_json_has_the_documented_keys_and_more(sample_store: Path, aged: Aged, run_cli: RunCli) -> None:
     store = aged(sample_store, 10)
+    job = "ab1034c4-ce51-4d3a-9b8c-a89a7af0a326"
+    of_job, before = sum(map(disk_bytes, (store / "results").glob(f"{job}*"))), data_of(store)
     planned = json.loads(run_cli("clean", *options(store), "--json", "--dry-run").stdout)
     answer = json.loads(run_cli("clean", *options(store), "--json").stdout)
+    freed = before - data_of(store)
     for document in (planned, answer):
         assert document["success"] is True
         assert document["cleaned_jobs"] == {"successful": 3, "failed": 3}
-        assert document["space_freed"] == {"bytes": 147456, "human_readable": "144.0 KB"}
+        assert document["space_freed"] == {"bytes": freed, "human_readable": f"{freed / 1024:.1f} KB"}
         assert (document["skipped"], document["errors"]) == ([], [])
     assert (planned["dry_run"], answer["dry_run"]) == (True, False)
     by_id = {detail["job_id"]: detail for detail in answer["details"]}
     assert len(by_id) == 6
-    detail = by_id["ab1034c4-ce51-4d3a-9b8c-a89a7af0a326"]
-    assert (detail["status"], detail["age_days"], detail["space_freed"]) == ("completed", 10.0, "40.0 KB")
+    detail = by_id[job]
+    assert (detail["status"], detail["age_days"]) == ("completed", 10.0)
+    assert detail["space_freed"] == f"{of_job / 1024:.1f} KB"
     assert {d["job_id"] for d in planned["details"]} == set(by_id)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.conftest import Aged, RunCli
+from tests.conftest import Aged, RunCli, disk_bytes, in_kb
 
 
 def test_history_lists_runs_and_shows_one(sample_store: Path, aged: Aged, run_cli: RunCli) -> None:
     store = aged(sample_store, 10)
     assert run_cli("history", cwd=store).stdout.count("\n") == 1
     assert json.loads(run_cli("history", "--json", cwd=store).stdout) == []
+    job = "ab1034c4-ce51-4d3a-9b8c-a89a7af0a326"
+    size = disk_bytes(store / "results" / job)
     run_cli("clean", cwd=store)
     run_cli("clean", cwd=store)
     listed = json.loads(run_cli("history", "--json", cwd=store).stdout)
@@ -24,7 +26,7 @@ def test_history_lists_runs_and_shows_one(sample_store: Path, aged: Aged, run_cl
     shown = run_cli("history", run_id, cwd=store).stdout
     assert run_id in shown
     assert "3 successful and 3 failed" in shown
-    assert "results/ab1034c4-ce51-4d3a-9b8c-a89a7af0a326/ (36 KB)" in shown
+    assert f"results/{job}/ ({in_kb(size)})" in shown
     jobs = json.loads(run_cli("history", run_id, "--json", cwd=store).stdout)["jobs"]
     assert len(jobs) == 6
     unknown = run_cli("history", "nonsense", cwd=store)

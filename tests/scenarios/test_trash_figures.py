@@ -18,7 +18,7 @@ from eemtcleanupd.model import Trigger
 from eemtcleanupd.notifiers.messages import render
 from eemtcleanupd.store.ledger import Ledger
 from tests.cleanup.conftest import NOW, JobStore
-from tests.conftest import RunCli
+from tests.conftest import RunCli, disk_bytes
 
 
 @pytest.fixture
@@ -28,10 +28,6 @@ def store(tmp_path: Path) -> JobStore:
     store.upload("a.tif")
     store.job("b", "failed", files=2)
     return store
-
-
-def disk_bytes(folder: Path) -> int:
-    return sum(path.lstat().st_blocks * 512 for path in (folder, *folder.rglob("*")))
 
 
 def test_a_report_counts_what_waits_in_the_trash_and_when_it_is_deleted(store: JobStore) -> None:
