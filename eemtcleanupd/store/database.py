@@ -16,7 +16,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from sqlalchemy import BindParameter, Column, Connection, Engine, SelectBase, Subquery, Table, bindparam, event, exc, func, literal_column
+from sqlalchemy import (
+    BindParameter,
+    Column,
+    Connection,
+    Engine,
+    SelectBase,
+    Subquery,
+    Table,
+    bindparam,
+    event,
+    exc,
+    func,
+    literal_column,
+)
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.visitors import replacement_traverse
 from sqlalchemy.types import TypeEngine

@@ -193,8 +193,8 @@ class SqliteDatabase(Database):
         No name of a file that starts this way is outside of it, in any collation of SQLite.
         """
         last = f"{start}{_HIGHEST_NAME}"
-        ends = (bindparam(None, end, type_=RawText(), unique=True) for end in (start, last))
-        return and_(super().starts_with(column, start), literal_column(column).between(*ends))
+        low, high = (bindparam(None, end, type_=RawText(), unique=True) for end in (start, last))
+        return and_(super().starts_with(column, start), literal_column(column).between(low, high))
 
     def is_not_ascii(self, column: str) -> ColumnElement[bool]:
         """Return the comparison with a pattern (GLOB)."""

@@ -366,8 +366,8 @@ def test_pages_contain_each_job_once_whatever_the_type_of_its_id(tmp_path: Path,
 
 
 def test_the_start_of_an_id_is_found_in_its_index(tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "jobs.db")) as connection, connection:
-        connection.execute("CREATE TABLE jobs (id TEXT PRIMARY KEY, status TEXT, completed_at TIMESTAMP)")
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as file, file:
+        file.execute("CREATE TABLE jobs (id TEXT PRIMARY KEY, status TEXT, completed_at TIMESTAMP)")
     with closing(SqliteDatabase(tmp_path / "jobs.db", busy_timeout_seconds=1)) as database:
         condition = database.starts_with("id", "abc").compile(compile_kwargs={"literal_binds": False})
         with database.read() as connection:
