@@ -85,7 +85,7 @@ def what_if_picture(curves: Sequence[Curve], form: str) -> bytes:
         )
     lines = [
         {
-            "name": f"{curve.job_class} jobs",
+            "name": curve.job_class,
             "line": curve.line,
             "configured": [curve.hours, curve.current.kept_bytes],
         }
@@ -126,11 +126,13 @@ def _draw_what_if(data: Mapping[str, Any], out: IO[bytes]) -> None:
     axes = figure.subplots()
     for curve, color in zip(data["curves"], ("#1a7f37", "#b3530b"), strict=True):
         days = [hours / 24 for hours, *_ in curve["line"]]
-        axes.plot(days, [kept / unit for _, kept, _ in curve["line"]], label=curve["name"], color=color)
+        axes.plot(
+            days, [kept / unit for _, kept, _ in curve["line"]], label=f"{curve['name']}: kept", color=color
+        )
         freed = [freed / unit for *_, freed in curve["line"]]
-        axes.plot(days, freed, label="freed by the next run", color=color, linestyle=":")
+        axes.plot(days, freed, label=f"{curve['name']}: freed by the next run", color=color, linestyle=":")
         hours, kept = curve["configured"]
-        label = f"configured: {hours:g} h"
+        label = f"{curve['name']}: configured, {hours:g} h"
         axes.plot([hours / 24], [kept / unit], marker="o", linestyle="", color=color, label=label)
     axes.set(
         title="Data kept and freed by retention",
