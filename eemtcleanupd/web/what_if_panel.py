@@ -20,6 +20,7 @@ FRESH_SECONDS: Final = 300.0
 WIDTH: Final = 420
 HEIGHT: Final = 200
 
+_FIRST_HOURS = 0.5  # a logarithm has no 0, but a retention can be 0
 _NAMES = ("successful", "failed")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 26, 40
 _TICK_HOURS = (
@@ -47,11 +48,11 @@ def what_if_panel(cache: ResponseCache, backend: Backend) -> dict[str, Any] | No
     if cache.is_expired(CACHE_KEY):
         cache.refresh(CACHE_KEY, lambda: comparison_document(backend), FRESH_SECONDS)
     document = cache.peek(CACHE_KEY)
-    return None if document is None else _panel(document)
+    return None if document is None else panel_values(document)
 
 
 @lru_cache(maxsize=1)
-def _panel(document: bytes) -> dict[str, Any]:
+def panel_values(document: bytes) -> dict[str, Any]:
     """Return the values of the panel from the JSON; the same comparison is parsed once."""
     comparison = json.loads(document)
     curves = [comparison[name] | {"name": name, "chart": _chart(comparison[name])} for name in _NAMES]
@@ -71,7 +72,7 @@ def _chart(curve: dict[str, Any]) -> dict[str, Any] | None:
     line: Sequence[tuple[float, int, int]] = curve["line"]
     if not line:
         return None
-    first, last = line[0][0], line[-1][0]
+    first, last = max(line[0][0], _FIRST_HOURS), line[-1][0]
     top = max(size for _, *sizes in line for size in sizes) or 1
     bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
 

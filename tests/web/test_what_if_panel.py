@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect, sync_playwright
 
+from eemtcleanupd.report.what_if import as_document, compare_retention
+from eemtcleanupd.web.what_if_panel import HEIGHT, WIDTH, panel_values
 from tests.cleanup.conftest import JobStore
 from tests.requirements import find_program, needs
 from tests.web.conftest import RunningDaemon, create_store, start
@@ -87,6 +91,18 @@ def test_the_panel_is_accessible_and_fits_the_screen(pages: Any, scheme: str, wi
     assert min(box["x"] for box in boxes) >= 0
     assert max(box["x"] + box["width"] for box in boxes) <= width
     page.context.close()
+
+
+@pytest.mark.parametrize("hours", [0, 0.25, 6, 1_000_000])
+def test_any_retention_has_a_place_on_the_chart(tmp_path: Path, hours: float) -> None:
+    store = create_store(tmp_path / "store")
+    store.run(retention__successful_jobs__hours=1_000_000, retention__failed_jobs__hours=1_000_000)
+    config = store.config(retention__successful_jobs__hours=hours, retention__failed_jobs__hours=hours)
+    document = as_document(compare_retention(config, lambda: store.now))
+    for curve in panel_values(json.dumps(document).encode())["curves"]:
+        marks = curve["chart"]["marks"]
+        assert [mark["is_configured"] for mark in marks].count(True) == 1
+        assert all(0 <= mark["x"] <= WIDTH and 0 <= mark["y"] <= HEIGHT for mark in marks)
 
 
 def test_before_the_first_run_the_panel_claims_nothing(daemon: RunningDaemon) -> None:
