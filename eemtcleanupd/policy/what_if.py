@@ -114,9 +114,8 @@ class Curve:
     @property
     def alternative(self) -> Point:
         """The longest period of at most half the configured one, or the next longer one."""
-        shorter = [point for point in self.points if point.hours <= self.hours / 2]
-        longer = [point for point in self.points if point.hours > self.hours]
-        return [*longer[:1], self.current, *shorter][-1] if shorter or not longer else longer[0]
+        shorter = [point for point in self.points if point.hours <= self.hours / 2 < self.hours]
+        return shorter[-1] if shorter else next(point for point in self.points if point.hours > self.hours)
 
 
 @dataclass(slots=True)

@@ -142,9 +142,10 @@ def test_a_period_of_a_century_is_compared_as_well() -> None:
     assert longest_retention(policy) == timedelta(days=3650)
 
 
-def test_the_longest_period_has_no_shorter_alternative_below_the_shortest() -> None:
-    curve = successful(ages(group(1.5), policy=Policy(successful=timedelta(hours=6))))
-    assert curve.alternative.hours == HOURS[1]
+def test_the_alternative_is_at_most_half_of_the_period_or_the_next_longer_one() -> None:
+    for hours, expected in ((0, HOURS[0]), (6, HOURS[1]), (12, HOURS[0]), (1_000_000, HOURS[-1])):
+        curve = successful(ages(group(1.5), policy=Policy(successful=timedelta(hours=hours))))
+        assert curve.alternative.hours == expected
 
 
 # -- the disk --------------------------------------------------------------------------------------
