@@ -111,6 +111,7 @@ def test_any_rows_in_the_job_table(rows: list[tuple[object, ...]]) -> None:
             "cleanup_roots",
             "cleanup_outbox",
             "cleanup_sizes",
+            "cleanup_acknowledgements",
         ]
     ),
     ROWS,
