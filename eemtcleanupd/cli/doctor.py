@@ -13,6 +13,7 @@ from eemtcleanupd.cli.common import (
     json_option,
     load_config,
     print_json,
+    quiet_option,
     store_options,
     write_audit,
 )
@@ -23,9 +24,10 @@ from eemtcleanupd.clock import system_clock
 @click.option(
     "--fix", is_flag=True, help="First add missing columns and tables to the job database, as a run does."
 )
+@quiet_option
 @store_options
 @json_option
-def doctor(fix: bool, as_json: bool) -> int:
+def doctor(fix: bool, quiet: bool, as_json: bool) -> int:
     """Check everything that cleanup needs; report problems and how to fix them.
 
     Changes nothing without --fix.
@@ -46,7 +48,7 @@ def doctor(fix: bool, as_json: bool) -> int:
     findings = []
     for finding in examine(loaded, system_clock()):
         findings.append(finding)
-        if as_json:
+        if as_json or (quiet and finding.level is FindingLevel.OK):
             continue
         echo_line(f"{marks[finding.level]}  {finding.check}: {finding.message}", indent=6)
         if finding.advice:
