@@ -31,7 +31,7 @@ class CommandGroup(click.Group):
                 click.Option(
                     names,
                     metavar=metavar,
-                    is_flag=metavar is None,
+                    is_flag=metavar is None or None,  # False would make the value optional
                     type=None if metavar is None else click.Path(),
                     help=text,
                     hidden=type(self) is CommandGroup,
@@ -45,9 +45,23 @@ class CommandGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command; its arguments begin with the options that were given before it."""
         if not ctx.resilient_parsing and self.get_command(ctx, args[0]) is None:
-            raise click.UsageError(_unknown(args[0], self.list_commands(ctx)), ctx)
+            raise click.UsageError(self._unknown(ctx, args[0]), ctx)
         name, command, rest = super().resolve_command(ctx, args)
         return name, command, [*ctx.meta.pop(_PASSED_ON, ()), *rest]
+
+    def _unknown(self, ctx: click.Context, name: str) -> str:
+        from difflib import get_close_matches
+
+        known = self.list_commands(ctx)
+        groups = ((group, self.get_command(ctx, group)) for group in known)
+        # `restore` is meant as `trash restore`, though `reset` looks more like it.
+        matches = [
+            f"{group} {name}"
+            for group, inner in groups
+            if isinstance(inner, click.Group) and name in inner.list_commands(ctx)
+        ] or get_close_matches(name, known)
+        start = f"No such command {name!r}."
+        return f"{start} Did you mean {' or '.join(matches)}?" if matches else start
 
 
 def _pass_on(context: click.Context, option: click.Parameter, value: Any) -> None:
@@ -55,11 +69,3 @@ def _pass_on(context: click.Context, option: click.Parameter, value: Any) -> Non
         name = option.opts[-1]
         passed_on = context.meta.setdefault(_PASSED_ON, [])
         passed_on.append(name if value is True else f"{name}={value}")
-
-
-def _unknown(name: str, known: list[str]) -> str:
-    from difflib import get_close_matches
-
-    matches = get_close_matches(name, known)
-    start = f"No such command {name!r}."
-    return f"{start} Did you mean {' or '.join(matches)}?" if matches else start

@@ -62,7 +62,13 @@ def test_an_option_that_the_command_does_not_have_is_an_error(run_cli: RunCli) -
 
 
 @pytest.mark.parametrize(
-    ("call", "meant"), [(["statsu"], "status"), (["trash", "lst"], "list"), (["clean", "--forse"], "--force")]
+    ("call", "meant"),
+    [
+        (["statsu"], "status"),
+        (["trash", "lst"], "list"),
+        (["restore", "x"], "trash restore"),
+        (["clean", "--forse"], "--force"),
+    ],
 )
 def test_a_typo_is_answered_with_what_was_meant(call: list[str], meant: str, run_cli: RunCli) -> None:
     done = run_cli(*call)
@@ -70,8 +76,15 @@ def test_a_typo_is_answered_with_what_was_meant(call: list[str], meant: str, run
     assert meant in done.stderr.splitlines()[-1]
 
 
-def test_an_unknown_word_is_an_error(run_cli: RunCli) -> None:
+def test_an_unknown_word_or_nothing_is_an_error(run_cli: RunCli) -> None:
     assert run_cli("xyzzy").returncode == 2
+    assert run_cli("--json").returncode == 2
+
+
+def test_config_needs_a_file_before_and_after_the_command(run_cli: RunCli) -> None:
+    before, after = run_cli("--config"), run_cli("check", "--config")
+    assert (before.returncode, after.returncode) == (2, 2)
+    assert before.stderr.splitlines()[-1] == after.stderr.splitlines()[-1]
 
 
 def test_both_names_of_version(run_cli: RunCli) -> None:
