@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -82,18 +83,31 @@ def check(as_json: bool, schema: bool, changed: bool) -> int:
 
 
 def _changed_settings(loaded: Loaded) -> list[Setting]:
-    """Return the keys that a source sets to another value than an empty file in the same folder has."""
+    """Return the keys that a source sets to another value than the default."""
     from eemtcleanupd.config.loading import DEFAULT
-    from eemtcleanupd.plugins import load
 
     folder = working_folder() if loaded.file is None else loaded.file.parent
-    defaults = {setting.key: setting.value for setting in load(None, environ={}, cwd=folder).settings()}
     return [
         setting
         for setting in loaded.settings()
-        if setting.origin != DEFAULT
-        and (setting.key not in defaults or setting.value != defaults[setting.key])
+        if setting.origin != DEFAULT and not _has_default(loaded.config, setting.key, folder)
     ]
+
+
+def _has_default(config: Config, key: str, folder: Path) -> bool:
+    from eemtcleanupd.config.types import DatabaseAddress
+
+    *blocks, name = key.split(".")
+    block: Any = config
+    for part in blocks:
+        block = getattr(block, part)
+    value, default = (
+        getattr(block, name),
+        type(block).model_fields[name].get_default(call_default_factory=True),
+    )
+    if isinstance(value, Path | DatabaseAddress) and default is not None:
+        return str(value) == str(folder / default)
+    return bool(value == default)
 
 
 def _examine_database(config: Config) -> tuple[DatabaseSummary | None, CleanupError | None]:

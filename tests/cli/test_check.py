@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from tests.conftest import RunCli
 
@@ -84,3 +85,16 @@ def test_changed_without_a_file_shows_no_key(run_cli: RunCli) -> None:
     result = run_cli("check", "--changed")
     assert result.returncode == 0
     assert "performance." not in result.stdout
+
+
+def test_no_key_differs_that_is_set_to_its_default(run_cli: RunCli, tmp_path: Path) -> None:
+    document: dict[str, Any] = {}
+    for setting in json.loads(run_cli("check", "--json").stdout)["settings"]:
+        *blocks, name = setting["key"].split(".")
+        block = document
+        for part in blocks:
+            block = block.setdefault(part, {})
+        if setting["value"] is not None:
+            block[name] = setting["value"]
+    (tmp_path / "cleanup_config.yaml").write_text(json.dumps(document), encoding="utf-8")
+    assert json.loads(run_cli("check", "--changed", "--json").stdout)["settings"] == []
