@@ -7,6 +7,7 @@ import stat
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
@@ -331,11 +332,17 @@ class Selection:
             run.progress.done(ids.difference(in_flight()))
 
     def _keep(self, decisions: Sequence[Decision]) -> None:
-        known = self._ledger.acknowledgements([each.job.id for each in decisions if each.notable])
+        notable = [each.job.id for each in decisions if each.notable]
+        known = self._ledger.acknowledgements(notable) if notable and self._any_acknowledged else {}
         for decision in decisions:
             acknowledgement = known.get(decision.job.id)
             is_known = acknowledgement is not None and acknowledgement.warning == decision.reason
             self._report_kept(decision, is_acknowledged=is_known)
+
+    @cached_property
+    def _any_acknowledged(self) -> bool:
+        """Whether anything is acknowledged: usually nothing is, and jobs to warn about can be many."""
+        return self._ledger.count_acknowledgements() > 0
 
     def _report_kept(self, decision: Decision, *, is_acknowledged: bool) -> None:
         notable = decision.notable and not is_acknowledged
