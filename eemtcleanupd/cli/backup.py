@@ -65,7 +65,7 @@ def list_(job_id: str | None, as_json: bool) -> None:
 def _print_no_backups(folder: BackupFolder, job_id: str | None) -> None:
     job = f" of job {printable(job_id)}" if job_id else ""
     where = "" if folder.path.exists() else f": the folder {folder.path} does not exist"
-    click.echo(f"There are no backups{job}{where}.")
+    echo_line(f"There are no backups{job}{where}.")
 
 
 def _document(file: BackupFile) -> dict[str, Any]:

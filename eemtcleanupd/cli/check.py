@@ -132,7 +132,8 @@ def _print_table(loaded: Loaded, settings: list[Setting], policy: str) -> None:
     from eemtcleanupd.store.owner import user_of_run
 
     file = "none, defaults are used" if loaded.file is None else printable(str(loaded.file))
-    click.echo(f"Configuration file: {file}\n")
+    echo_line(f"Configuration file: {file}", indent=2)
+    click.echo()
     if not settings:
         click.echo("All keys have their default values.")
     rows = [("key", "value", "from")]

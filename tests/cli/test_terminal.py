@@ -70,6 +70,9 @@ def test_a_warning_is_on_a_line_of_its_own_beside_the_progress_bar(tmp_path: Pat
 @pytest.mark.slow
 def test_no_line_is_wider_than_the_terminal(sample_store: Path, aged: Aged, run_cli: RunCli) -> None:
     store = aged(sample_store, 10)
+    (store / "cleanup_config.yaml").write_text(
+        "trash: {grace_hours: 24}\nbackup: {enabled: true, path: ./backups}\n", encoding="utf-8"
+    )
     run_cli("clean", cwd=store)
     run_id = json.loads(run_cli("history", "--json", cwd=store).stdout)[0]["run_id"]
     calls = (
@@ -79,6 +82,10 @@ def test_no_line_is_wider_than_the_terminal(sample_store: Path, aged: Aged, run_
         ("check",),
         ("report",),
         ("backup", "list"),
+        ("backup", "list", "no-such-job-has-a-backup-in-this-folder"),
+        ("backup", "verify"),
+        ("trash", "list"),
+        ("why", "ab1034c4"),
         ("roots",),
     )
     for call in calls:
