@@ -108,6 +108,7 @@ def _add_run_forms(router: APIRouter, pages: Pages) -> None:
                 plan=summary,
                 jobs=jobs[:10],
                 is_running=is_running,
+                most=backend.config.safety.max_jobs_per_run,
                 dry_run=backend.config.dry_run,
             )
 
