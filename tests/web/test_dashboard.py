@@ -57,7 +57,7 @@ def test_a_user_holds_cleans_restores_and_purges(
     page.get_by_label("Reason").fill("paper")
     page.get_by_role("button", name="Hold").click()
     page.get_by_role("link", name="b", exact=True).click()
-    expect(page.get_by_text("paper")).to_be_visible()
+    expect(page.get_by_text("paper").first).to_be_visible()
     page.get_by_role("button", name="Release …").click()
     page.get_by_role("button", name="Release").click()
     page.get_by_role("link", name="Dashboard").first.click()
