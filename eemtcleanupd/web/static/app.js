@@ -41,6 +41,14 @@ for (const table of document.querySelectorAll('table.sortable')) {
   });
 }
 
+// A reload must not cancel the way to another page, or a form that is being sent.
+let isLeaving = false;
+addEventListener('beforeunload', () => { isLeaving = true; });
+
+function reload(milliseconds) {
+  setTimeout(() => { if (!isLeaving) location.reload(); }, milliseconds);
+}
+
 if ($('running')) {
   let wasRunning = !$('running').hidden;
   const events = new EventSource('/api/cleanup/events');
@@ -59,7 +67,7 @@ if ($('running')) {
     if (!wasRunning) return;
     wasRunning = false;
     sessionStorage.setItem('message', 'The run has finished.');
-    setTimeout(() => location.reload(), 100);
+    reload(100);
   });
 }
 
@@ -69,4 +77,4 @@ if ($('message') && sessionStorage.getItem('message')) {
 }
 
 // The server is still calculating the plan; the next load of the page shows it.
-if ('planPending' in main.dataset) setTimeout(() => location.reload(), 1500);
+if ('planPending' in main.dataset) reload(1500);
