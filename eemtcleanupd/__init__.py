@@ -1,3 +1,3 @@
 """eemtcleanupd: a data retention daemon for EEMT job stores."""
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"

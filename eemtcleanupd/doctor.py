@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
+from eemtcleanupd import remedies
 from eemtcleanupd.backup.folder import BackupFolder
 from eemtcleanupd.cleanup.ballast import ballast_bytes
 from eemtcleanupd.cleanup.inventory import EntryKind, count_orphans
@@ -92,17 +92,20 @@ def examine(loaded: Loaded, now: datetime) -> Iterator[Finding]:
     """Yield the findings of all checks, as soon as each is known; ``now`` is aware."""
     for result in _check_configuration(loaded):
         yield Finding("configuration", *result)
-    yield Finding("user", *_check_user(loaded.config))
+    yield Finding("user", *_check_user(loaded))
     if (user := _other_user_of_service(loaded.config)) is not None:
-        yield Finding("user", *_check_as(user))
+        yield Finding("user", *_check_as(user, loaded))
         return
     with ExitStack() as stack:
         try:
             database = open_database(loaded.config, stack, 1)
+        except NoDatabaseError as error:
+            yield Finding("database", *_problem(str(error), _use_other(loaded)))
+            return
         except CleanupError as error:
             yield Finding("database", *_problem(str(error)))
             return
-        store = _StoreChecks(loaded.config, database, now, stack)
+        store = _StoreChecks(loaded, database, now, stack)
         for name, check in (
             ("database", store.check_database),
             ("folders", store.check_folders),
@@ -137,13 +140,26 @@ def _check_configuration(loaded: Loaded) -> Iterator[Result]:
     if loaded.config.dry_run:
         yield _warning(
             "dry_run is true, so runs delete nothing.",
-            "Remove dry_run from the file and EEMT_CLEANUP_DRY_RUN from the environment.",
+            remedies.set_key(loaded, "dry_run", "false"),
         )
 
 
-def _check_user(config: Config) -> Result:
-    if (risk := risk_of_root(config)) is not None:
-        return _warning(risk, "Remove run_as, or set it to owner.")
+def _use_other(loaded: Loaded) -> str:
+    """Return how to use the most likely other job database of which this process can see the file."""
+    found = [other for other in other_databases(loaded.config) if Path(other.path).is_file()]
+    if not found:
+        return ""
+    likely = max(found, key=lambda other: (other.is_of_store, other.changed_at))
+    return f"If {printable(likely.path)} is right: {_set_database(loaded, likely.path)}"
+
+
+def _set_database(loaded: Loaded, path: str) -> str:
+    return remedies.set_key(loaded, "paths.database", printable(path))
+
+
+def _check_user(loaded: Loaded) -> Result:
+    if (risk := risk_of_root(loaded.config)) is not None:
+        return _warning(risk, remedies.set_key(loaded, "run_as", "owner"))
     return _ok(user_of_run())
 
 
@@ -156,19 +172,20 @@ def _other_user_of_service(config: Config) -> User | None:
     return None if owner == os.geteuid() else User.of(owner)
 
 
-def _check_as(service: User) -> Result:
+def _check_as(service: User, loaded: Loaded) -> Result:
     return _problem(
         f"The daemon works as user {service}, and this command as user {User.of(os.geteuid())}. What this "
         "user can do says nothing about the daemon, so no more is checked.",
-        f"eemtcleanupd doctor --run-as {shlex.quote(service.name)}",
+        remedies.run(remedies.program(loaded, f"doctor --run-as {remedies.quoted(service.name)}")),
     )
 
 
 class _StoreChecks:
     """The checks that need an open database; each yields its findings."""
 
-    def __init__(self, config: Config, database: Database, now: datetime, stack: ExitStack) -> None:
-        self._config = config
+    def __init__(self, loaded: Loaded, database: Database, now: datetime, stack: ExitStack) -> None:
+        self._loaded = loaded
+        self._config = loaded.config
         self._database = database
         self._now = now
         self._stack = stack
@@ -182,8 +199,7 @@ class _StoreChecks:
         if errors := self._database.integrity_errors():
             yield _problem(
                 f"{path} is damaged: {errors[0]}",
-                "Stop every program that uses it. Then restore a copy, or save the readable data with "
-                f"`sqlite3 {path} .recover`.",
+                _recover(path),
             )
             return
         if warning := check_journal(self._database, to_write=True):
@@ -193,22 +209,33 @@ class _StoreChecks:
         file = self._database.file
         users = self._database.sessions() if file is None else users_of(file)
         used_by = ", ".join(users[:_MAX_NAMES]) or "no other process"
+        # BEGIN IMMEDIATE succeeds on a read-only file, and creates no journal.
+        for place in () if file is None else (file, file.parent):
+            if not _can(place, os.W_OK):
+                yield _problem(
+                    f"{place} is not writable for user {os.geteuid()}, so no run can be recorded.",
+                    _make_writable(place),
+                )
+                return
         try:
             self._database.write(lambda _: None)
         except CleanupError as error:
-            yield _problem(
-                str(error),
-                f"It is in use by: {used_by}. End a process that hangs, or check the file's owner and mode.",
-            )
+            yield _problem(str(error), _end_users(users))
             return
         state = "responds and is" if file is None else "is intact and"
         yield _ok(f"{path} {state} writable. It is in use by: {used_by}.")
         if missing := jobs.missing_columns:
             yield _warning(
                 f"Table jobs does not have the columns {', '.join(missing)} yet. The first run adds them.",
-                "To add them now, for SQL or metrics that need them: eemtcleanupd doctor --fix",
+                "To add them now, for SQL or metrics that need them: " + self._run("doctor --fix"),
             )
         yield self._check_zone(jobs, utc_offset(self._now, zone))
+
+    def _run(self, *commands: str) -> str:
+        return remedies.run(*(remedies.program(self._loaded, command) for command in commands))
+
+    def _set(self, key: str, value: object) -> str:
+        return remedies.set_key(self._loaded, key, value)
 
     def _check_zone(self, jobs: JobTable, our_offset: timedelta) -> Result:
         """Compare the zone of times without one with the zone that the web interface shows in its rows."""
@@ -221,7 +248,8 @@ class _StoreChecks:
         if evidence.problem is not None:
             return _problem(
                 f"{ours} But {evidence.problem}.",
-                "Set database.timezone to the zone of the web interface, for example UTC.",
+                self._set("database.timezone", _zone_of(evidence.application_offset))
+                + " If the web interface runs in another zone, use its name instead.",
             )
         theirs = f"UTC{format_offset(evidence.application_offset)} or further west"
         return _ok(f"{ours} By its newest {plural(evidence.rows, 'job')}, the web interface uses {theirs}.")
@@ -258,14 +286,21 @@ class _StoreChecks:
             if other.is_of_store:
                 yield _warning(
                     f"The web interface seems to use another job database: {other}.",
-                    "Compare their jobs. Then correct paths.database, or move the database of the web "
-                    "interface: see docs/how-to/web-interface-database.md.",
+                    "Compare their jobs. If it is the right one: "
+                    + self._set("paths.database", printable(other.path))
+                    + " If this process cannot see that file, move it: see docs/how-to/web-interface-database.md.",
                 )
-        if self._database.file is not None and self._database.file.parent in PRIVATE_FOLDERS:
+        file = self._database.file
+        if file is not None and file.parent in PRIVATE_FOLDERS:
+            new = config.paths.results.parent / file.name
+            move = f"mv -n {remedies.quoted(file)} {remedies.quoted(new)}"
+            link = f"ln -s {remedies.quoted(new)} {remedies.quoted(file)}"
             yield _warning(
-                f"A restart of the machine can delete {self._database.file}. A service or a container "
-                "can have a folder /tmp of its own.",
-                "Move the database of the web interface: see docs/how-to/web-interface-database.md.",
+                f"A restart of the machine can delete {file}. A service or a container can have its own "
+                "folder /tmp.",
+                "Stop the web interface and the daemon. "
+                + remedies.run(*map(remedies.with_own_rights, (move, link)))
+                + f" {self._set('paths.database', printable(str(new)))} See docs/how-to/web-interface-database.md.",
             )
 
     def check_orphans(self) -> Iterator[Result]:
@@ -286,7 +321,8 @@ class _StoreChecks:
         if hours is None:
             yield _warning(
                 f"{message} EEMT leaves the upload of a job that somebody deletes, for example.",
-                f"orphans.delete_after_hours: {proposed} would delete {effect} now.",
+                f"If nobody needs them: {self._set('orphans.delete_after_hours', proposed)} "
+                f"It would delete {effect} now.",
             )
         else:
             yield _ok(f"{message} The next run deletes {effect}.")
@@ -303,8 +339,9 @@ class _StoreChecks:
         if usage.used_bytes > _NEARLY_FULL_FRACTION * usage.total_bytes:
             yield _warning(
                 f"The disk of the results folder is nearly full: {space}",
-                "Shorten the retention, run `trash purge --yes`, or enable pressure. "
-                "`clean --dry-run` shows what a run would free.",
+                "Delete expired jobs and empty the trash: "
+                + self._run("clean", "trash purge --yes")
+                + " If that is not enough, shorten the retention.",
             )
         else:
             yield _ok(space)
@@ -315,7 +352,8 @@ class _StoreChecks:
         if mounts := Blockers.snapshot(self._roots.values()).mounts:
             yield _warning(
                 f"Filesystems are mounted inside the folders: {_names(map(str, mounts))}.",
-                "Unmount them. A job that contains a mounted filesystem is not cleaned.",
+                "A job that contains a mounted filesystem is not cleaned. "
+                + remedies.run_as_root(f"umount {' '.join(map(remedies.quoted, mounts[:_MAX_NAMES]))}"),
             )
         else:
             yield _ok("No filesystem is mounted inside the folders.")
@@ -336,19 +374,23 @@ class _StoreChecks:
         yield _warning(
             f"{len(held)} deleted files ({human_size(by_process.total())}) still use space. "
             f"Processes hold them open: {processes}.",
-            "The space is freed when these processes close the files or exit. Restart them if necessary.",
+            "The space is freed when they close the files or end. "
+            + remedies.run(remedies.end_processes(list(by_process)[:_MAX_NAMES])),
         )
 
     def check_logs(self) -> Iterator[Result]:
         config = self._config
-        paths = [config.logging.file, config.paths.logs / "jobs"]
+        logs = [(config.logging.file, "logging.file"), (config.paths.logs / "jobs", "paths.logs")]
         if config.notifications.audit_log.enabled:
-            paths += config.notifications.audit_log.files
-        refused = sorted({path for path in map(_nearest_existing, paths) if not _can(path, os.W_OK)})
-        for path in refused:
+            logs += [(path, "notifications.audit_log.path") for path in config.notifications.audit_log.files]
+        refused: dict[Path, str] = {}
+        for path, key in logs:
+            if not _can(existing := _nearest_existing(path), os.W_OK):
+                wanted = config.paths.logs if key == "paths.logs" and existing != path else path
+                refused.setdefault(existing, remedies.give_log(wanted, key))
+        for path, advice in sorted(refused.items()):
             yield _problem(
-                f"{path} is not writable for user {os.geteuid()}. Runs fail, or their logs are lost.",
-                _give(path),
+                f"{path} is not writable for user {os.geteuid()}. Runs fail, or their logs are lost.", advice
             )
         if not refused:
             yield _ok(f"Logs are writable below {config.paths.logs}.")
@@ -364,7 +406,9 @@ class _StoreChecks:
             yield _ok(message)
         else:
             yield _warning(
-                message, "Find the biggest jobs with `report`. Shorten the retention, or raise the budget."
+                message,
+                f"{self._set('capacity.max_bytes', 2 * held)} Or shorten the retention. The biggest jobs are "
+                f"in `{remedies.program(self._loaded, 'report')}`.",
             )
 
     def check_schedule(self) -> Iterator[Result]:
@@ -374,8 +418,8 @@ class _StoreChecks:
         if holder is None:
             yield _warning(
                 "No daemon is running.",
-                "Start it with `systemctl start eemtcleanupd`. `journalctl -u eemtcleanupd` shows its log. "
-                "With cron or a timer you need no daemon: see `crontab -l`, `systemctl list-timers 'eemt*'`.",
+                f"{remedies.run(remedies.start_daemon(self._loaded))} Its log is in "
+                f"{self._config.logging.file}. With cron or a timer you need no daemon.",
             )
             return
         if status is None:
@@ -385,13 +429,13 @@ class _StoreChecks:
             yield _problem(
                 f"The daemon ({holder}) has not responded since "
                 f"{time_with_distance(status.heartbeat_at, self._now)}.",
-                "Check with `df -h` whether a network filesystem hangs. "
-                "Then restart the daemon: `systemctl restart eemtcleanupd`.",
+                "Check whether a network filesystem hangs. Then restart the daemon. "
+                + remedies.run(*remedies.restart_daemon(self._loaded)),
             )
         elif status.next_run_at is None:
             yield _warning(
                 "The daemon is running, but its schedule is off.",
-                "Set schedule.enabled to true, or start runs with `clean`.",
+                self._set("schedule.enabled", "true"),
             )
         else:
             next_run = time_with_distance(status.next_run_at, self._now)
@@ -399,7 +443,8 @@ class _StoreChecks:
         if status.config_error:
             yield _problem(
                 f"The daemon rejected its new configuration: {status.config_error}",
-                "Fix the file; `check` shows the errors. The previous configuration is still in effect.",
+                "The previous configuration is still in effect. This command can use the file. Restart the "
+                "daemon. " + remedies.run(*remedies.restart_daemon(self._loaded)),
             )
 
     def check_locks(self) -> Iterator[Result]:
@@ -411,14 +456,19 @@ class _StoreChecks:
         if run is None:
             yield _warning(
                 "There are no runs yet.",
-                "`eemtcleanupd clean --dry-run` shows the first run, and `eemtcleanupd clean` does it.",
+                "The first of these commands shows the first run, and the other one does it. "
+                + self._run("clean --dry-run", "clean"),
             )
             return
         started = time_with_distance(run.started_at, self._now)
         if run.outcome in Outcome.unsuccessful():
-            yield _problem(f"The last run, on {started}, failed: {run.error}")
+            yield _problem(
+                f"The last run, on {started}, failed: {run.error}", f"Remove the cause. {self._run('clean')}"
+            )
         elif self._now - run.started_at > _MAX_RUN_AGE:
-            yield _warning(f"The last run was on {started}.", "Check the schedule above.")
+            yield _warning(
+                f"The last run was on {started}.", f"Check the schedule above. {self._run('clean')}"
+            )
         else:
             yield _ok(f"The last run was on {started}: {run.outcome or 'not finished'}.")
         if failed := [intent for intent in self._ledger.open_intents() if intent.error]:
@@ -428,7 +478,7 @@ class _StoreChecks:
             )
             yield _problem(
                 f"{plural(len(failed), 'job')} could not be deleted or restored completely: {jobs}",
-                "Remove the cause. Every run tries these jobs again.",
+                f"Remove the cause. Every run tries these jobs again. {self._run('clean')}",
             )
 
     def check_delivery(self) -> Iterator[Result]:
@@ -445,14 +495,14 @@ class _StoreChecks:
         for name, stats in failing.items():
             yield _problem(
                 f"Notifier {name} fails ({plural(stats.waiting, 'message')} waiting): {stats.last_error}",
-                f"Fix its settings. Then test them: eemtcleanupd notify-test {name}",
+                f"Correct its settings. {self._run(f'notify-test {name}')}",
             )
         if failing:
             return
         waiting = sum(stats.waiting for stats in stats_by_name.values())
         if waiting and not self._has_daemon:
             unsent = f"{plural(waiting, 'message')} not sent yet."
-            yield _warning(unsent, "The daemon or the next run sends them.")
+            yield _warning(unsent, f"The daemon or the next run sends them. {self._run('clean')}")
         else:
             yield _ok("Every notifier delivered its last message, or had none to deliver.")
 
@@ -469,43 +519,76 @@ class _StoreChecks:
             with folder.opened():
                 count = len(folder.all())
         except BackupError as error:
-            yield _problem(str(error), f"{_give(path)}; chmod 700 {shlex.quote(str(path))}")
+            yield _problem(str(error), remedies.make_private(path))
             return
         if _can(path, os.W_OK | os.X_OK):
             yield _ok(f"{path} contains {count} backups. Verify them with `backup verify`.")
         else:
             uid = os.geteuid()
-            yield _problem(f"{path} is not writable for user {uid}.", _give(path))
+            yield _problem(f"{path} is not writable for user {uid}.", remedies.make_private(path))
 
 
 def _check_permissions(root: Root, *, is_known: bool) -> Result:
     folder, uid = f"{root.name} at {root.path}", os.geteuid()
     if os.fstatvfs(root.fd).f_flag & os.ST_RDONLY:
         return _problem(
-            f"{folder} is mounted read-only.", f"mount -o remount,rw {shlex.quote(str(root.path))}"
+            f"{folder} is mounted read-only.",
+            remedies.run_as_root(f"mount -o remount,rw {remedies.quoted(_mount_point(root.path))}"),
         )
     if not _can(root.path, os.R_OK | os.W_OK | os.X_OK):
-        return _problem(f"{folder} is not writable for user {uid}.", _give(root.path))
+        return _problem(f"{folder} is not writable for user {uid}.", remedies.give(root.path))
     if undeletable := [] if has_file_access() else _undeletable_folders(root):
         return _problem(
             f"User {uid} cannot empty {plural(len(undeletable), 'folder')} of {folder}: "
             f"{_names(undeletable)}. The service can with the drop-in root-files.conf, see SECURITY.md.",
-            _give(root.path, "-R"),
+            remedies.give(root.path, recursive=True),
         )
     if _is_foreign_trash(root):
         trash = root.path / TRASH_NAME
         return _problem(
             f"{trash} belongs to another user or is writable by others. User {uid} cannot use it. "
             "Was cleanup run as another user? Then its owner can use it too.",
-            f"{_give(trash, '-R')}; chmod 700 {shlex.quote(str(trash))}",
+            remedies.make_private(trash),
         )
     state = "is the folder of the last run" if is_known else "exists"
     return _ok(f"{folder} {state} and is writable.")
 
 
-def _give(path: Path, option: str = "-h") -> str:
-    """Return the command that makes this user, who is the service's, the owner of a path."""
-    return f"chown {option} {os.geteuid()} {shlex.quote(str(path))}"
+def _make_writable(path: Path) -> str:
+    if path.lstat().st_uid != os.geteuid():
+        return remedies.give(path)
+    return remedies.run(remedies.with_own_rights(f"chmod u+rwX {remedies.quoted(path)}"))
+
+
+def _end_users(users: list[str]) -> str:
+    """Return how to end the programs that use the database."""
+    if not users:
+        return "Look for a program that this user cannot see, and for a full disk."
+    return f"It is in use by: {', '.join(users)}. If they hang: {remedies.run(remedies.end_processes(users))}"
+
+
+def _recover(path: str) -> str:
+    """Return how to save the readable data of a damaged database: a new file takes its place."""
+    old, new = remedies.quoted(path), remedies.quoted(f"{path}.recovered")
+    script = (
+        # Debian's .recover ends with an error.  A dump of a damaged file ends with a rollback.
+        f"sqlite3 {old} .dump | sed 's/^ROLLBACK.*/COMMIT;/' | sqlite3 {new} && "
+        f"chmod --reference={old} {new} && "
+        f"mv {old} {remedies.quoted(f'{path}.damaged')} && mv {new} {old}"
+    )
+    return "Stop every program that uses it. Then restore a copy, or keep its readable data. " + remedies.run(
+        remedies.with_own_rights(f"sh -c {remedies.quoted(script)}")
+    )
+
+
+def _zone_of(offset: timedelta) -> str:
+    """Return a zone with this UTC offset or, by less than an hour, further west, where jobs seem younger."""
+    hours = offset // timedelta(hours=1)
+    return "UTC" if hours == 0 else f"Etc/GMT{-hours:+d}"
+
+
+def _mount_point(path: Path) -> Path:
+    return next(place for place in (path, *path.parents) if place.is_mount())
 
 
 def _can(path: Path, mode: int) -> bool:
