@@ -132,11 +132,10 @@ def with_file_access(function: Callable[Arguments, Result]) -> Callable[Argument
     return wrapper
 
 
-def raise_for_thread() -> None:
-    """Let this thread use :func:`file_access` for its whole life: it does nothing else than delete."""
+def lower_new_thread() -> None:
+    """Begin this thread without :func:`file_access`, which it has if the thread that started it had it."""
     if _kept:
-        _raised.depth = 1
-        _set_capabilities(effective=_kept, inheritable=0)
+        _set_capabilities(effective=0, inheritable=0)
 
 
 @contextmanager

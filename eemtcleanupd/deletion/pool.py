@@ -39,7 +39,7 @@ from eemtcleanupd.deletion.tree import (
     remove_small,
     unlink_entry,
 )
-from eemtcleanupd.privileges import raise_for_thread
+from eemtcleanupd.privileges import lower_new_thread, with_file_access
 
 if TYPE_CHECKING:
     from eemtcleanupd.deletion.dask_executor import DaskExecutor
@@ -107,7 +107,7 @@ class DeletionPool:
         self._local_slots = self._adaptive or threading.BoundedSemaphore(local_threads)
         # One thread waits for each folder that a helper or the cluster is emptying.
         threads = local_threads + (cluster.threads if cluster else 0)
-        self._executor = ThreadPoolExecutor(threads, "delete", raise_for_thread)
+        self._executor = ThreadPoolExecutor(threads, "delete", lower_new_thread)
         self._executor.submit(int)  # starts one thread, which does all queued work if no other can be started
         self._stop = stop
         self.controls = DeletionControls(stop)
@@ -224,7 +224,7 @@ class DeletionPool:
     def submit(self, task: Callable[[], None]) -> None:
         """Queue a task that is not limited by the queue size."""
         with suppress(RuntimeError):  # no more threads can be started: the existing ones run the task
-            self._executor.submit(task)
+            self._executor.submit(with_file_access(task))
 
     def task_started(self) -> None:
         """Free the queue slot of a folder's task."""

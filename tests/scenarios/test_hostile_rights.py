@@ -154,8 +154,8 @@ handler = log_to_file(Path("{folder}/real/cleanup.log"), form="text", level="INF
 Path("{folder}/real").rename("{folder}/moved")
 Path("{folder}/real").symlink_to("{victim}")
 handler.maxBytes = 1
+@privileges.with_file_access
 def delete():
-    privileges.raise_for_thread()
     logging.getLogger("eemtcleanupd").warning("as a thread that deletes")
     Path("{victim}/raised").touch()
 thread = Thread(target=delete)
@@ -166,6 +166,37 @@ thread.join()
     done = subprocess.run([python(), "-c", program], env=environment(), cwd=folder, check=False)
     assert done.returncode == 0
     assert [path.name for path in victim.iterdir()] == ["raised"]
+
+
+def test_a_thread_that_deletes_has_capabilities_only_while_it_deletes(folder: Path) -> None:
+    (folder / "root").mkdir()
+    os.chown(folder / "root", OWNER, OWNER)
+    program = f"""
+import re, time
+from pathlib import Path
+from threading import Barrier
+from eemtcleanupd import privileges
+from eemtcleanupd.cancellation import StopFlag
+from eemtcleanupd.deletion.pool import DeletionPool
+def effective(task="thread-self"):
+    return re.search("CapEff:.([0-9a-f]+)", Path("/proc", task, "status").read_text())[1]
+privileges.become(privileges.User({OWNER}, {OWNER}, "owner", ()))
+with DeletionPool(2, StopFlag()) as pool:
+    seen, together = [], Barrier(3)
+    def task():
+        seen.append(effective())
+        if len(seen) == 1:
+            pool.submit(task)  # starts a thread from one that has them
+        together.wait(10)
+    pool.submit(task)
+    together.wait(10)
+    assert [int(found, 16) for found in seen] == [10, 10], seen
+    deadline = time.monotonic() + 10
+    while any(int(effective(f"self/task/{{task.name}}"), 16) for task in Path("/proc/self/task").iterdir()):
+        assert time.monotonic() < deadline
+"""
+    done = subprocess.run([python(), "-c", program], env=environment(), cwd=folder, check=False)
+    assert done.returncode == 0
 
 
 def test_stop_finds_the_daemon_by_its_database_as_by_its_configuration(folder: Path, store: JobStore) -> None:
