@@ -495,7 +495,7 @@ class _StoreChecks:
         for name, stats in failing.items():
             yield _problem(
                 f"Notifier {name} fails ({plural(stats.waiting, 'message')} waiting): {stats.last_error}",
-                f"Correct its settings. {self._run(f'notify-test {name}')}",
+                f"Correct its settings. {self._run(f'notify-test {name}', 'clean')}",
             )
         if failing:
             return

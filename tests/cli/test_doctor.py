@@ -221,8 +221,8 @@ def test_files_left_by_a_run_of_another_user_are_a_problem(store: JobStore) -> N
     )
     assert done.returncode == 1
     trash = store.path / "results/.eemtcleanupd-trash"
-    assert f"-> chown -R 0 {trash}; chmod 700 {trash}" in done.stdout
-    assert f"-> chown -h 0 {store.path}/logs\n" in done.stdout
-    assert f"-> chown -h 0 {store.path}/logs/cleanup.log\n" in done.stdout
+    assert f"`chown -Rh 0 {trash}`, then `chmod 700 {trash}`" in done.stdout
+    assert f"`chown -h 0 {store.path}/logs`" in done.stdout
+    assert f"`chown -h 0 {store.path}/logs/cleanup.log`" in done.stdout
     again = subprocess.run([*command, "clean"], cwd=store.path, capture_output=True, check=False, timeout=60)
     assert again.returncode != 0, "the reported files do prevent a run"
