@@ -17,7 +17,7 @@ from eemtcleanupd import remedies
 from eemtcleanupd.backup.folder import BackupFolder
 from eemtcleanupd.cleanup.ballast import ballast_bytes
 from eemtcleanupd.cleanup.inventory import EntryKind, count_orphans
-from eemtcleanupd.cleanup.other_databases import PRIVATE_FOLDERS, other_databases
+from eemtcleanupd.cleanup.other_databases import PRIVATE_FOLDERS, OtherDatabase, other_databases
 from eemtcleanupd.cleanup.session import (
     StoreSession,
     job_table,
@@ -149,7 +149,12 @@ def _use_other(loaded: Loaded) -> str:
     found = [other for other in other_databases(loaded.config) if Path(other.path).is_file()]
     if not found:
         return ""
-    likely = max(found, key=lambda other: (other.is_of_store, other.changed_at))
+    store = loaded.config.paths.results.parent
+
+    def likelihood(other: OtherDatabase) -> tuple[bool, bool, datetime]:
+        return other.is_of_store, Path(other.path).is_relative_to(store), other.changed_at
+
+    likely = max(found, key=likelihood)
     return f"If {printable(likely.path)} is right: {_set_database(loaded, likely.path)}"
 
 
