@@ -230,7 +230,7 @@ def locked_database(service: Service) -> None:
 def held_by(service: Service, command: list[str]) -> None:
     """Start a process that holds something until the advice ends it."""
     holder = service.stack.enter_context(
-        subprocess.Popen(command, stdout=subprocess.PIPE, cwd="/", user=OWNER, group=OWNER, extra_groups=[])
+        subprocess.Popen(command, stdout=subprocess.PIPE, cwd="/", user=OWNER, group=65534, extra_groups=[])
     )
     service.stack.callback(holder.kill)
     Thread(target=holder.wait, daemon=True).start()  # a process that nobody waits for stays in /proc
