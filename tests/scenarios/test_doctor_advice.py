@@ -291,6 +291,7 @@ def mount_in_the_results(service: Service) -> None:
 
 
 def full_disk(service: Service) -> None:
+    assert service.execute(["trash", "purge", "--yes"], OWNER).returncode == 0
     mount(service, service.path / "results", f"size=10m,mode=755,uid={OWNER}")
     service.set("backup.enabled", False)
     assert service.execute(["roots", "--accept"], OWNER).returncode == 0
