@@ -408,7 +408,7 @@ CASES: list[tuple[str, int, Callable[[Service], None]]] = [
     ("configuration", 0, dry_run),
     ("configuration", 0, dry_run_in_the_environment),
     ("user", 0, run_as_root),
-    ("database", 0, database_elsewhere),
+    ("database", OWNER, database_elsewhere),
     ("database", 0, damaged_database),
     ("database", 0, database_of_root),
     ("database", 0, read_only_database),
