@@ -77,11 +77,12 @@ def _running(store: Path, *args: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.fixture
-def victim(tmp_path: Path) -> Path:
-    path = tmp_path / "victim"
-    path.write_bytes(b"precious")
-    path.chmod(0o640)
-    return path
+def victim() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # where ``theirs`` is, for a hard link
+        path = Path(folder) / "victim"
+        path.write_bytes(b"precious")
+        path.chmod(0o640)
+        yield path
 
 
 @pytest.fixture
