@@ -71,6 +71,17 @@ def pytest_configure(config: pytest.Config) -> None:
             os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
+@pytest.fixture(scope="session")
+def httpserver_listen_address() -> tuple[str, int]:
+    """Where test servers listen; the default is ``localhost``, which not every machine knows."""
+    return "127.0.0.1", 0
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if os.geteuid() != 0 and item.get_closest_marker("root") is not None:
+        pytest.skip("needs root")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start slow tests first, so that no worker has one left when the others are done."""
     if "PYTEST_XDIST_WORKER" in os.environ:

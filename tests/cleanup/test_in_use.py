@@ -103,6 +103,7 @@ def test_a_process_that_only_lists_a_folder_does_not_use_it(store: JobStore, how
         assert store.run(**IDLE).successful.jobs == cleaned
 
 
+@pytest.mark.root
 @needs("unshare", "mount")
 def test_a_file_that_is_open_in_a_container_under_another_path_keeps_its_job(
     store: JobStore, tmp_path: Path
@@ -131,6 +132,7 @@ mkdir store/uploads store/temp; btrfs -q subvolume create store/results >/dev/nu
 """
 
 
+@pytest.mark.root
 @needs("mkfs.btrfs", "btrfs", "unshare")
 def test_a_job_with_a_subvolume_inside_is_kept_as_a_whole(tmp_path: Path) -> None:
     code = """

@@ -137,6 +137,7 @@ print(sorted(store.cleaned()), sorted(path.name for path in results.iterdir() if
 """
 
 
+@pytest.mark.root
 @needs("mkntfs", "lowntfs-3g", "unshare")
 @pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse")
 def test_on_a_filesystem_that_ignores_case_both_jobs_stay(tmp_path: Path) -> None:

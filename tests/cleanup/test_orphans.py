@@ -177,6 +177,7 @@ print((source / "live.tif").exists())
 """
 
 
+@pytest.mark.root
 @needs("unshare", "mount")
 @pytest.mark.parametrize("depth", ["flat", "deep"])
 def test_a_folder_that_is_mounted_inside_another_is_refused(tmp_path: Path, depth: str) -> None:
