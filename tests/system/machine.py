@@ -19,14 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
-SUITE = "bookworm"
+SUITES = ("bookworm", "trixie")
+SUITE = SUITES[0]
 PACKAGES = (
     "systemd,systemd-sysv,dbus,make,procps,python3,python3-venv,sqlite3,util-linux"
     ",cron,libpam-systemd"  # a user's crontab and timers
 )
 TOOLS = ("systemd-nspawn", "debootstrap", "nsenter")
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eemtcleanupd"
-_NSPAWN = ("--register=no", "--keep-unit", "--private-network", "--quiet")
+NSPAWN = ("systemd-nspawn", "--register=no", "--keep-unit", "--quiet")
+OFFLINE = "--private-network"
 
 
 def why_not() -> str | None:
@@ -37,30 +39,30 @@ def why_not() -> str | None:
     return f"needs {', '.join(missing)}" if missing else None
 
 
-def base_root() -> Path:
+def base_root(suite: str = SUITE, packages: str = PACKAGES) -> Path:
     """Return the root filesystem that machines are copied from; make it if it is not in the cache."""
-    key = hashlib.sha256(f"{SUITE} {PACKAGES}".encode()).hexdigest()[:12]
-    root = _CACHE / f"{SUITE}-{key}"
+    key = hashlib.sha256(f"{suite} {packages}".encode()).hexdigest()[:12]
+    root = _CACHE / f"{suite}-{key}"
     _CACHE.mkdir(parents=True, exist_ok=True)
     with (_CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the container tests use it too
         if not root.exists():
             incomplete = root.with_suffix(f".{os.getpid()}")
-            command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(incomplete)]
-            _run([*command, *_mirror()], timeout=900)
+            command = ["debootstrap", "--variant=minbase", f"--include={packages}", suite, str(incomplete)]
+            run([*command, *_mirror()], timeout=900)
             incomplete.rename(root)
     return root
 
 
 def _mirror() -> list[str]:
-    """Return this host's mirror of the suite, or nothing for debootstrap's default."""
+    """Return this host's mirror, which has all suites, or nothing for debootstrap's default."""
     listed = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"],
         capture_output=True,
         text=True,
         check=False,
     )
-    mirrors = [line.split()[0] for line in listed.stdout.splitlines() if line.split()[1:] == [SUITE]]
+    mirrors = [line.split()[0] for line in listed.stdout.splitlines() if line.split()[1] in SUITES]
     return mirrors[:1]
 
 
@@ -72,11 +74,21 @@ def wheelhouse(folder: Path) -> Path:
     needed += setup["options.extras_require"]["web"].split()
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--only-binary=:all:", "--python-version", "3.11", "--dest", str(folder)]
-    _run([*command, *needed, "setuptools>=69", "wheel"], timeout=600)
+    run([*command, *needed, "setuptools>=69", "wheel"], timeout=600)
     return folder
 
 
-def _run(command: list[str], timeout: float) -> None:
+def copy_source(folder: Path) -> None:
+    """Copy what git knows or would add."""
+    command = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
+    files = subprocess.run(command, cwd=PROJECT, capture_output=True, check=True)
+    for name in filter(None, files.stdout.decode().split("\0")):
+        if (PROJECT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(PROJECT / name, folder / name, follow_symlinks=False)
+
+
+def run(command: list[str], timeout: float) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     if done.returncode:
         raise RuntimeError(f"{command[0]} failed: {done.stdout[-2000:]}\n{done.stderr[-2000:]}")
@@ -92,31 +104,21 @@ class Machine:
 
     def copy(self, base: Path) -> None:
         """Copy a root filesystem with cp, which copies device files without reading them."""
-        _run(["cp", "--archive", "--reflink=auto", str(base), str(self.root)], timeout=120)
+        run(["cp", "--archive", "--reflink=auto", str(base), str(self.root)], timeout=120)
 
     def install(self, scratch: Path) -> None:
         """Install the project as its user would: ``make install``."""
-        source = self.root / "usr/src/eemtcleanupd"
-        files = subprocess.run(
-            ["git", "ls-files", "-co", "--exclude-standard", "-z"],
-            cwd=PROJECT,
-            capture_output=True,
-            check=True,
-        )
-        for name in filter(None, files.stdout.decode().split("\0")):
-            if (PROJECT / name).is_file():
-                (source / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(PROJECT / name, source / name)
+        copy_source(self.root / "usr/src/eemtcleanupd")
         shutil.copytree(wheelhouse(scratch / "wheels"), self.root / "usr/src/wheels")
         inside = "PIP_NO_INDEX=1 PIP_FIND_LINKS=/usr/src/wheels make -C /usr/src/eemtcleanupd install"
-        command = ["systemd-nspawn", *_NSPAWN, "--pipe", f"--directory={self.root}", "/bin/sh", "-c", inside]
-        _run(command, timeout=300)
+        command = [*NSPAWN, OFFLINE, "--pipe", f"--directory={self.root}", "/bin/sh", "-c", inside]
+        run(command, timeout=300)
 
     def boot(self) -> None:
         """Boot and wait until the start is complete."""
         console = ["--console=read-only", "--kill-signal=SIGRTMIN+4"]
         self.process = subprocess.Popen(
-            ["systemd-nspawn", *_NSPAWN, *console, "--boot", f"--directory={self.root}"],
+            [*NSPAWN, OFFLINE, *console, "--boot", f"--directory={self.root}"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
