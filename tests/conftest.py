@@ -58,6 +58,11 @@ def disk_bytes(place: Path) -> int:
     return sum(path.lstat().st_blocks * 512 for path in (place, *place.rglob("*")))
 
 
+def data_of(store: Path) -> int:
+    """Return what the data of all jobs takes; the filesystem decides what a folder or small file takes."""
+    return sum(disk_bytes(path) for root in ("uploads", "results") for path in (store / root).glob("[!.]*"))
+
+
 def in_kb(size: int) -> str:
     return f"{size / 1024:g} KB"
 

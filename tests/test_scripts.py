@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import Aged
+from tests.conftest import Aged, data_of, in_kb
 
 SCRIPT = Path(__file__).parents[1] / "scripts/cleanup_jobs.py"
 
@@ -18,10 +18,8 @@ def test_cleanup_jobs_accepts_the_documented_options(sample_store: Path, aged: A
         f"{store}/results", "--success-retention", "168", "--failed-retention", "12", "--verbose",
         "--parallel", "--workers", "4", "--batch-size", "50", "--skip-large", "--size-threshold", "10G",
     ]  # fmt: skip
-    for more, last in (
-        (["--dry-run"], "[DRY RUN] Summary: Would clean 6 jobs, freeing ~144 KB"),
-        ([], "[INFO] Cleanup completed successfully"),
-    ):
+    before, last = data_of(store), []
+    for more in (["--dry-run"], []):
         done = subprocess.run(
             [sys.executable, str(SCRIPT), *arguments, *more],
             cwd=store,
@@ -29,7 +27,11 @@ def test_cleanup_jobs_accepts_the_documented_options(sample_store: Path, aged: A
             text=True,
             check=True,
         )
-        assert done.stdout.splitlines()[-1] == last
+        last.append(done.stdout.splitlines()[-1])
+    assert last == [
+        f"[DRY RUN] Summary: Would clean 6 jobs, freeing ~{in_kb(before - data_of(store))}",
+        "[INFO] Cleanup completed successfully",
+    ]
 
 
 def test_without_the_package_the_script_exits_with_advice(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 from cronsim import CronSim
 
 from tests.conftest import Aged
+from tests.requirements import needs
 
 SCRIPT = Path(__file__).parents[1] / "scripts/setup_cleanup_cron.sh"
 MARKER = "# eemt-cleanup: managed by setup_cleanup_cron.sh"
@@ -194,7 +195,7 @@ def test_environment_variables_and_configuration_are_installed(
         (["install"], {"CRONTAB_FAILS": "You (alice) are not allowed"}, 3, "You (alice) are not allowed"),
         (["install"], {"PATH": "NO_CRONTAB"}, 2, "crontab"),
         (["install-systemd"], {"PATH": "NO_SYSTEMD"}, 2, "systemd"),
-        (["install-systemd"], {}, 3, "loginctl enable-linger"),
+        pytest.param(["install-systemd"], {}, 3, "loginctl enable-linger", marks=needs("systemctl")),
         (["remove", "--schedule", "@daily"], {}, 2, "--schedule"),
         (["instal"], {}, 2, "'instal'"),
         (["install", "--verbose"], {}, 2, "'--verbose'"),

@@ -501,6 +501,7 @@ def test_a_zone_that_changes_under_the_daemon_reaches_its_next_run(
     assert store.cleaned() == {"failed"}
 
 
+@pytest.mark.root
 def test_one_undeletable_file_leaves_its_job_uncleaned_and_the_next_run_tries_again(store: JobStore) -> None:
     store.job("stuck", files=5)
     store.job("done")
@@ -527,7 +528,11 @@ def test_one_undeletable_file_leaves_its_job_uncleaned_and_the_next_run_tries_ag
 def _set_immutable(path: Path, *, on: bool) -> None:
     import subprocess
 
-    subprocess.run(["chattr", "+i" if on else "-i", str(path)], check=True)
+    command = ["chattr", "+i" if on else "-i", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "not supported" in done.stderr:
+        pytest.skip("needs a filesystem with immutable files")  # in memory: from Linux 6.6
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_job_under_a_lock_is_kept_for_this_run(store: JobStore) -> None:

@@ -17,7 +17,7 @@ from typing import IO
 import pytest
 
 import eemtcleanupd
-from tests.conftest import Aged, RunCli, disk_bytes, in_kb, settle
+from tests.conftest import Aged, RunCli, data_of, disk_bytes, in_kb, settle
 
 A2E = "a2e927ff-30e3-4752-92b5-69b5b10d59df_VCaldera_0939_DEM_025m.tif"
 EB6 = "eb6a0141-e36c-44fb-931a-a13fc0894f84_topo.tif"
@@ -34,11 +34,6 @@ def options(store: Path) -> list[str]:
         "--db-path", f"{store}/jobs.db", "--uploads-dir", f"{store}/uploads",
         "--results-dir", f"{store}/results", "--temp-dir", f"{store}/temp",
     ]  # fmt: skip
-
-
-def data_of(store: Path) -> int:
-    """Return what the data of all jobs takes; the filesystem decides what a folder or small file takes."""
-    return sum(disk_bytes(path) for root in ("uploads", "results") for path in (store / root).glob("[!.]*"))
 
 
 def test_all_expired_jobs_of_the_sample_are_cleaned_except_uploads_of_live_jobs(

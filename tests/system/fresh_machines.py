@@ -55,6 +55,7 @@ def try_suite(suite: str, scratch: Path) -> dict[str, bool]:
     """Run the commands as root and as an ordinary user, and return whether they passed."""
     machine = Machine(scratch / suite)
     machine.copy(base_root(suite, PACKAGES))
+    (machine.root / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")  # as every installer does
     inside = [*NSPAWN, "--pipe", "--as-pid2", f"--directory={machine.root}"]
     run([*inside, OFFLINE, "useradd", "--create-home", "alice"], timeout=60)
     results = {}

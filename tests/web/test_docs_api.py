@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.requirements import needs
 from tests.web.conftest import RunningDaemon
 
 TEXT = (Path(__file__).parents[2] / "docs" / "how-to" / "http-api.md").read_text(encoding="utf-8")
@@ -25,6 +26,7 @@ def run(daemon: RunningDaemon, *command: str) -> str:
     return done.stdout
 
 
+@needs("curl")
 def test_the_curl_examples(daemon: RunningDaemon) -> None:
     (script,) = examples("bash")
     assert script.count("curl") == 3
