@@ -69,7 +69,7 @@ test-all: check ## run all checks and all tests
 check: $(READY) ## run the linters, the type checker, the import contracts and the prose checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --num-workers 2
+	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell -D tools/plain_english.txt $(PROSE)
 	$(BIN)/python -m tools.prose
