@@ -12,7 +12,14 @@ from pathlib import Path
 
 _PROJECT = Path(__file__).parents[1]
 _CODE = ("eemtcleanupd", "etc", "packaging", "scripts", "tools")
-_DOCUMENTS = ("ARCHITECTURE.md", "CONTRIBUTING.md")
+# Documents, and how many words a sentence of their paragraphs has at most on average.
+_MEAN_WORDS = {
+    "README.md": 16,
+    "docs/how-to/*.md": 16,
+    "docs/*/*.md": 20,
+    "*.md": 20,
+}
+_MOST_WORDS = 25
 _SUFFIXES = {".py", ".html", ".js", ".yaml", ".service", ".timer", ".sh", ".8", ".mk", ".md"}
 _PHRASES = {
     r"\bfor ever\b": "permanently",
@@ -25,11 +32,10 @@ _PHRASES = {
     # "tell who asks", "show what is due": a relative clause without a noun
     r"\b(?:tell|say|show|take)s? (?:who|what) (?:is|was|asks|may|has)\b": "name the noun",
 }
-_MEAN_WORDS = 20
 
 
 def findings() -> Iterator[str]:
-    """Yield ``FILE:LINE: phrase: better`` for each phrase, and documents whose mean sentence is too long."""
+    """Yield ``FILE:LINE: phrase: better`` for each phrase, and what is too long in documents."""
     for path in _files():
         name = path.relative_to(_PROJECT)
         if name == Path("tools/prose.py"):
@@ -38,24 +44,48 @@ def findings() -> Iterator[str]:
             for phrase, better in _PHRASES.items():
                 if match := re.search(phrase, line, re.IGNORECASE):
                     yield f"{name}:{number}: {match[0]!r}: better: {better}"
-    for document in _DOCUMENTS:
-        lengths = [len(sentence.split()) for sentence in _sentences((_PROJECT / document).read_text("utf-8"))]
-        if lengths and sum(lengths) / len(lengths) > _MEAN_WORDS:
-            yield f"{document}: sentences have {sum(lengths) / len(lengths):.1f} words on average"
+    for name, most in _documents().items():
+        yield from _lengths(name, (_PROJECT / name).read_text("utf-8"), most)
 
 
 def _files() -> Iterator[Path]:
     for folder in _CODE:
         yield from (path for path in sorted((_PROJECT / folder).rglob("*")) if path.suffix in _SUFFIXES)
-    yield from (_PROJECT / name for name in _DOCUMENTS)
+    yield from (_PROJECT / name for name in _documents())
 
 
-def _sentences(markdown: str) -> list[str]:
-    """Return the sentences of a document's paragraphs, without tables, lists, headings and code."""
-    text = re.sub(r"```.*?```", "", markdown, flags=re.DOTALL)
-    paragraphs = re.split(r"\n\s*\n", text)
-    prose = (part.replace("\n", " ") for part in paragraphs if not re.match(r"\s*(?:[|#<*>-]|\d+\.)", part))
-    return [sentence for part in prose for sentence in re.split(r"(?<=[.:])\s+", part) if sentence.strip()]
+def _documents() -> dict[str, int]:
+    documents: dict[str, int] = {}
+    for pattern, most in _MEAN_WORDS.items():
+        for path in sorted(_PROJECT.glob(pattern)):
+            documents.setdefault(str(path.relative_to(_PROJECT)), most)
+    return documents
+
+
+def _lengths(name: str, markdown: str, most_on_average: int) -> Iterator[str]:
+    prose, items = _sentences(markdown)
+    for sentence in (*prose, *items):
+        if len(sentence.split()) > _MOST_WORDS:
+            yield f"{name}: {len(sentence.split())} words: {sentence}"
+    mean = sum(len(sentence.split()) for sentence in prose) / max(len(prose), 1)
+    if mean >= most_on_average:
+        yield f"{name}: sentences have {mean:.1f} words on average, and should have less than {most_on_average}"
+
+
+def _sentences(markdown: str) -> tuple[list[str], list[str]]:
+    """Return the sentences of paragraphs and of list items, without tables, headings, code and generated parts."""
+    text = re.sub(r"<!-- \[\[\[cog.*?\[\[\[end\]\]\] -->|```.*?```", "", markdown, flags=re.DOTALL)
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)  # the text of links
+    text = re.sub(r"^(\s*)(?=[-*] |\d+\. )", r"\n\1", text, flags=re.MULTILINE)
+    prose: list[str] = []
+    items: list[str] = []
+    for part in re.split(r"\n\s*\n", text):
+        if re.match(r"\s*(?:[|#<>]|!\[)", part):
+            continue
+        marker = re.match(r"\s*(?:[-*]|\d+\.)\s+", part)
+        sentences = re.split(r"(?<=[.:?!])\s+", " ".join(part[marker.end() if marker else 0 :].split()))
+        (items if marker else prose).extend(sentence for sentence in sentences if sentence)
+    return prose, items
 
 
 def main() -> int:
