@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,32 @@ def test_every_table_of_the_ledger_is_in_the_architecture() -> None:
         assert f"`{table}`" in architecture
 
 
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+
+
+def anchors(document: Path) -> set[str]:
+    """Return the anchors of the headings, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links() -> Iterator[tuple[Path, str, str, str]]:
+    """Yield the document, text, target and anchor of each link within the repository."""
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        for found in re.finditer(r"\[([^\[\]]*)\]\((?!\w+:)([^)#]*)#?([^)]*)\)", text):
+            yield document, found[1], found[2], found[3]
+
+
 def test_links_between_documents_have_a_target_in_the_repository() -> None:
-    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
+    for document, _, target, anchor in links():
+        file = document.parent / target if target else document
+        assert file.exists(), f"{document.name}: {target}"
+        assert not anchor or anchor in anchors(file), f"{document.name}: {target}#{anchor}"
+
+
+def test_links_to_a_page_name_the_page_and_not_its_file() -> None:
+    assert [f"{document.name}: {text}" for document, text, *_ in links() if text.endswith(".md")] == []
 
 
 def test_the_documented_notifier_is_the_example() -> None:
