@@ -62,11 +62,17 @@ class Elsewhere:
 
 ELSEWHERE = (
     Elsewhere("README.md", "make run", "tests/test_docs_commands.py", "make test is what runs this"),
-    Elsewhere("README.md", "make install", "tests/system/test_service.py", "needs a machine of its own"),
-    Elsewhere("README.md", "pipx install ", "tests/system/test_service.py", "make install does it"),
+    Elsewhere("README.md", "make deb", "tests/system/test_debian.py", "needs a machine of its own"),
+    Elsewhere("README.md", "docker build", "tests/packaging/test_docker.py", "needs an engine"),
+    Elsewhere("*", "make install", "tests/system/test_service.py", "needs a machine of its own"),
+    Elsewhere("*", "pipx install ", "tests/system/test_service.py", "make install does it"),
     Elsewhere("*", "pip install ", "tests/system/test_service.py", "make install does it, into a new venv"),
+    Elsewhere("*", "python3 -m venv", "tests/system/test_service.py", "as above"),
     Elsewhere(
-        "docs/tutorial/first-cleanup.md", "python3 -m venv", "tests/system/test_service.py", "as above"
+        "docs/how-to/uninstall.md",
+        "./scripts/setup_cleanup_cron.sh remove",
+        "tests/system/test_schedulers.py",
+        "needs a booted machine",
     ),
     Elsewhere("*", "systemctl ", "tests/system/test_service.py", "needs a booted machine"),
     Elsewhere(
