@@ -69,11 +69,11 @@ def _lengths(name: str, markdown: str, most_on_average: int) -> Iterator[str]:
             yield f"{name}: {len(sentence.split())} words: {sentence}"
     mean = sum(len(sentence.split()) for sentence in prose) / max(len(prose), 1)
     if mean >= most_on_average:
-        yield f"{name}: sentences have {mean:.1f} words on average, and should have less than {most_on_average}"
+        yield f"{name}: {mean:.1f} words in a sentence on average, and should be below {most_on_average}"
 
 
 def _sentences(markdown: str) -> tuple[list[str], list[str]]:
-    """Return the sentences of paragraphs and of list items, without tables, headings, code and generated parts."""
+    """Return the sentences of paragraphs and of list items, without tables, headings, code, generated parts."""
     text = re.sub(r"<!-- \[\[\[cog.*?\[\[\[end\]\]\] -->|```.*?```", "", markdown, flags=re.DOTALL)
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)  # the text of links
     text = re.sub(r"^(\s*)(?=[-*] |\d+\. )", r"\n\1", text, flags=re.MULTILINE)

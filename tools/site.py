@@ -43,7 +43,15 @@ def _copy_pages(pages: Path) -> None:
     for folder in folders:
         if folder not in with_pages:
             names = sorted(path.name for path in folder.iterdir() if path not in with_pages)
-            lines = [f"# {folder.relative_to(pages)}", "", *(f"- [{name}]({name})" for name in names)]
+            # Searches are for the pages of the documentation.
+            lines = [
+                "---",
+                "search: {exclude: true}",
+                "---",
+                f"# {folder.relative_to(pages)}",
+                "",
+                *(f"- [{name}]({name})" for name in names),
+            ]
             (folder / "index.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page as BrowserPage, expect, sync_playwright
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium")
@@ -92,7 +92,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def served(site: Path) -> Iterator[str]:
     handler = functools.partial(Quiet, directory=str(site))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -101,24 +101,69 @@ def served(site: Path) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
-def test_the_search_finds_a_key_without_requests_to_other_hosts(served: str) -> None:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page()
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        errors: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        with page.expect_response(re.compile("/workers/search"), timeout=60_000):  # now the button works
-            page.goto(served)
-        page.get_by_role("button", name="Search").click()
-        page.get_by_role("combobox", name="Search").fill("grace_hours", timeout=20_000)
-        page.locator('[role=option][href*="configuration-keys.html"]').first.click(timeout=20_000)
-        expect(page.locator("article")).to_contain_text("trash.grace_hours")
+        yield browser
         browser.close()
+
+
+def search(tab: BrowserPage, address: str, words: str) -> Locator:
+    """Search for words on the start page; return the results, of which the first is there."""
+    with tab.expect_response(re.compile("/workers/search"), timeout=60_000):  # now the button works
+        tab.goto(address)
+    tab.get_by_role("button", name="Search").click()
+    tab.get_by_role("combobox", name="Search").fill(words, timeout=20_000)
+    results = tab.locator("[role=option][href*='?h=']")
+    expect(results.first).to_be_attached(timeout=20_000)
+    return results
+
+
+@pytest.mark.slow
+def test_the_search_finds_a_key_without_requests_to_other_hosts(browser: Browser, served: str) -> None:
+    page = browser.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    search(page, served, "grace_hours")
+    page.locator('[role=option][href*="configuration-keys.html"]').first.click(timeout=20_000)
+    expect(page.locator("article")).to_contain_text("trash.grace_hours")
+    page.close()
     assert errors == []
     assert {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} == {
         "127.0.0.1"
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "pages"),
+    [
+        ("install", "install-and-upgrade"),
+        ("upgrade", "install-and-upgrade"),
+        ("uninstall", "uninstall"),
+        ("change retention", "change-the-retention"),
+        ("undelete", "restore-a-job"),
+        ("restore", "restore-a-job"),
+        ("free space", "free-space-now"),
+        ("disk full", "troubleshooting|free-space-now"),
+        ("permission denied", "troubleshooting"),
+        ("database is locked", "troubleshooting"),
+        ("Slack", "notifications"),
+        ("cron", "cron-and-timers"),
+        ("systemd", "run-the-daemon|cron-and-timers"),
+        ("Docker", "docker"),
+        ("PostgreSQL", "postgresql"),
+    ],
+)
+def test_the_search_finds_the_page_for_a_task_first(
+    browser: Browser, served: str, words: str, pages: str
+) -> None:
+    page = browser.new_page()
+    first = search(page, served, words).first
+    expect(first).to_have_attribute("href", re.compile(rf"docs/how-to/(?:{pages})\.html\?"))
+    page.close()
