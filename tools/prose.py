@@ -73,7 +73,7 @@ def _lengths(name: str, markdown: str, most_on_average: int) -> Iterator[str]:
 
 
 def _sentences(markdown: str) -> tuple[list[str], list[str]]:
-    """Return the sentences of paragraphs and of list items, without tables, headings, code, generated parts."""
+    """Return the sentences of paragraphs and of list items, without tables, headings, code, cog parts."""
     text = re.sub(r"<!-- \[\[\[cog.*?\[\[\[end\]\]\] -->|```.*?```", "", markdown, flags=re.DOTALL)
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)  # the text of links
     text = re.sub(r"^(\s*)(?=[-*] |\d+\. )", r"\n\1", text, flags=re.MULTILINE)
