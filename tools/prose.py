@@ -44,8 +44,8 @@ def findings() -> Iterator[str]:
             for phrase, better in _PHRASES.items():
                 if match := re.search(phrase, line, re.IGNORECASE):
                     yield f"{name}:{number}: {match[0]!r}: better: {better}"
-    for name, most in _documents().items():
-        yield from _lengths(name, (_PROJECT / name).read_text("utf-8"), most)
+    for document, most in _documents().items():
+        yield from too_long(document, (_PROJECT / document).read_text("utf-8"), most)
 
 
 def _files() -> Iterator[Path]:
@@ -62,7 +62,8 @@ def _documents() -> dict[str, int]:
     return documents
 
 
-def _lengths(name: str, markdown: str, most_on_average: int) -> Iterator[str]:
+def too_long(name: str, markdown: str, most_on_average: int) -> Iterator[str]:
+    """Yield each sentence of a document that is too long, and its mean if that is too high."""
     prose, items = _sentences(markdown)
     for sentence in (*prose, *items):
         if len(sentence.split()) > _MOST_WORDS:
