@@ -72,7 +72,7 @@ _OBSERVED_ROWS = 50
 # More than a plan reads ahead.
 _REMEMBERED_ROWS = 12_000
 # A list of jobs reads no more rows for one page, so that a filter that few jobs pass is as fast.
-_ROWS_PER_SEARCH = 20_000
+_ROWS_PER_SEARCH = 10_000
 # A SQLite statement can have 32,766 values (https://www.sqlite.org/limits.html).
 _NAMES_PER_SCAN = 20_000
 _DUPLICATE_ID = "several rows with one id"
