@@ -55,6 +55,7 @@ _PROPOSED_ORPHAN_HOURS = 720
 _MAX_NAMES = 5
 _MAX_HEARTBEAT_AGE = timedelta(minutes=2)
 _MAX_RUN_AGE = timedelta(hours=48)
+_DATABASE_PAGE = "docs/how-to/web-interface-database.md"
 
 
 class FindingLevel(StrEnum):
@@ -293,7 +294,7 @@ class _StoreChecks:
                     f"The web interface seems to use another job database: {other}.",
                     "Compare their jobs. If it is the right one: "
                     + self._set("paths.database", printable(other.path))
-                    + " If this process cannot see that file, move it: see docs/how-to/web-interface-database.md.",
+                    + f" If this process cannot see that file, move it: see {_DATABASE_PAGE}.",
                 )
         file = self._database.file
         if file is not None and file.parent in PRIVATE_FOLDERS:
@@ -305,7 +306,7 @@ class _StoreChecks:
                 "folder /tmp.",
                 "Stop the web interface and the daemon. "
                 + remedies.run(*map(remedies.with_own_rights, (move, link)))
-                + f" {self._set('paths.database', printable(str(new)))} See docs/how-to/web-interface-database.md.",
+                + f" {self._set('paths.database', printable(str(new)))} See {_DATABASE_PAGE}.",
             )
 
     def check_orphans(self) -> Iterator[Result]:

@@ -98,7 +98,7 @@ def give_log(path: Path, key: str) -> str:
 
 
 def with_own_rights(command: str) -> str:
-    """Return a command that has no more rights than this user, whoever executes it of root and this user."""
+    """Return a command that has only the rights of this user, also if root executes it."""
     return _with_rights_of_this_user(command) if became() is not None else command
 
 
