@@ -84,7 +84,7 @@ def _sentences(markdown: str) -> tuple[list[str], list[str]]:
         if re.match(r"\s*(?:[|#<>]|!\[)", part):
             continue
         marker = re.match(r"\s*(?:[-*]|\d+\.)\s+", part)
-        sentences = re.split(r"(?<=[.:?!])\s+", " ".join(part[marker.end() if marker else 0 :].split()))
+        sentences = re.split(r"(?<=[.?!])\s+", " ".join(part[marker.end() if marker else 0 :].split()))
         (items if marker else prose).extend(sentence for sentence in sentences if sentence)
     return prose, items
 
