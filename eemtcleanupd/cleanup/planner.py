@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -84,7 +84,7 @@ class Planner:
         self._reserved = session.reserved_entries
         self._last = self._jobs.newest_successful(self._policy.keep_last, run.started_at)
         self._ahead: Sequence[Job] = ()
-        self._named_ahead: Mapping[str, Sequence[Row]] | None = None
+        self._named_ahead: dict[str, list[Row]] | None = None
         self._counted: list[list[Decision]] | None = None
 
     def count_expired(self, page_size: int, candidates: int) -> int:
@@ -147,7 +147,7 @@ class Planner:
         ambiguous = _ambiguous_names(self._session.roots, everything)
         being_cleaned = {decision.job.id for decision in expired} | set(in_flight)
         with self._session.database.read() as connection:
-            named = self._rows_ahead(connection)
+            named = self._rows_ahead(connection, everything, being_cleaned)
             claimants = self.claimants(connection, everything, besides=being_cleaned, named=named)
             alike = {root: self._jobs.spelled_alike(connection, names) for root, names in ambiguous.items()}
         problems = self._spelling_problems(ambiguous, alike)
@@ -215,17 +215,30 @@ class Planner:
                 found[artifact] = other
         return found
 
-    def _rows_ahead(self, connection: Connection) -> Mapping[str, Sequence[Row]]:
-        """Return the rows that name an upload of the jobs read ahead, by upload, as they were at first.
+    def _rows_ahead(
+        self, connection: Connection, artifacts: Iterable[Artifact], being_cleaned: Set[str]
+    ) -> Mapping[str, Sequence[Row]]:
+        """Return the rows that name an upload of the jobs read ahead, by upload.
 
-        A plan can be out of date; what counts is what is read again after the move.
+        Rows that keep one of these artifacts are as they are now, because this run might have cleaned them
+        since.  The others can be out of date; what counts is what is read again after the move.
         """
         if self._named_ahead is None:
             uploads = {job.dem_filename for job in self._ahead if job.dem_filename is not None}
             named_after = self._session.uploads.named_after([job.id for job in self._ahead])
             uploads |= {found.artifact.name for _, found in named_after}
             self._named_ahead = self._rows_naming(connection, uploads, frozenset())
-        return self._named_ahead
+        ahead = self._named_ahead
+        shared = {
+            artifact.name: rows
+            for artifact in artifacts
+            if artifact.root is RootName.UPLOADS
+            and (rows := ahead.get(artifact.name))
+            and any(not row.cleaned and row.job.id not in being_cleaned for row in rows)
+        }
+        now = self._jobs.rows(connection, {row.job.id for rows in shared.values() for row in rows})
+        ahead.update({name: [now.get(row.job.id, row) for row in rows] for name, rows in shared.items()})
+        return ahead
 
     def _rows_naming(
         self, connection: Connection, uploads: Collection[str], besides: Collection[str]

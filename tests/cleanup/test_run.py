@@ -106,14 +106,29 @@ def test_an_upload_that_another_job_needs_stays(store: JobStore, other: str) -> 
     assert upload.exists()
 
 
+@pytest.mark.parametrize("grace_hours", [0, 24])
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
-def test_the_last_of_the_jobs_that_share_an_upload_takes_it_along(store: JobStore, batch_size: int) -> None:
+def test_the_last_of_the_jobs_that_share_an_upload_takes_it_along(
+    store: JobStore, batch_size: int, grace_hours: int
+) -> None:
     for number in range(5):
         store.job(f"job-{number}", days=10 + number, dem="shared.tif")
     upload = store.upload("shared.tif")
-    planned = store.run(dry_run=True, performance__batch_size=batch_size)
+    settings: dict[str, Any] = {"performance__batch_size": batch_size, "trash__grace_hours": grace_hours}
+    planned = store.run(dry_run=True, **settings)
     assert upload.exists()
-    assert store.run(performance__batch_size=batch_size).bytes_freed == planned.bytes_freed
+    report = store.run(**settings)
+    assert report.bytes_freed + report.bytes_trashed == planned.bytes_freed + planned.bytes_trashed
+    assert report.orphans.jobs == 0
+    assert not upload.exists()
+
+
+def test_a_shared_upload_goes_with_the_last_job_though_the_first_ones_are_recorded(store: JobStore) -> None:
+    for number in range(120):  # more than one group
+        store.job(f"job-{number}", days=10 + number / 100, dem="shared.tif", files=0)
+    upload = store.upload("shared.tif")
+    report = store.run(performance__batch_size=10, trash__grace_hours=24)
+    assert (report.successful.jobs, report.orphans.jobs) == (120, 0)
     assert not upload.exists()
 
 
