@@ -5,23 +5,26 @@ from __future__ import annotations
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.text import Text
 
 _IMAGE = Path(__file__).parents[1] / "docs/images/terminal.svg"
 _COMMANDS = ("clean --dry-run", "clean", "history")
+_COLUMNS = 118
 _FIRST_LINES = 7
 _LAST_LINES = 2
 
 
 def main() -> None:
     """Run commands on a demo store and draw the session."""
-    console = Console(record=True, width=118, file=io.StringIO(), force_terminal=True)
+    console = Console(record=True, width=_COLUMNS, file=io.StringIO(), force_terminal=True)
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
             [sys.executable, "-m", "eemtcleanupd", "demo", folder], check=True, capture_output=True
@@ -39,7 +42,9 @@ def main() -> None:
                 console.print(Text.from_ansi(line), soft_wrap=False, overflow="ellipsis", no_wrap=True)
             console.print()
     _IMAGE.parent.mkdir(exist_ok=True)
-    console.save_svg(str(_IMAGE), title="eemtcleanupd on a demo job store")
+    # Rich loads its font from another host.
+    picture = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    console.save_svg(str(_IMAGE), title="eemtcleanupd on a demo job store", code_format=picture)
 
 
 def _on_terminal(arguments: list[str], folder: str) -> str:
@@ -48,6 +53,7 @@ def _on_terminal(arguments: list[str], folder: str) -> str:
     process = subprocess.Popen(
         [sys.executable, "-m", "eemtcleanupd", *arguments],
         cwd=folder,
+        env={**os.environ, "COLUMNS": str(_COLUMNS)},
         stdout=terminal,
         stderr=subprocess.DEVNULL,
     )

@@ -87,6 +87,12 @@ def test_every_document_is_in_the_navigation() -> None:
     assert sorted(named) == sorted(there)
 
 
+def test_no_picture_loads_from_another_host() -> None:
+    for picture in (ROOT / "docs/images").glob("*.svg"):
+        text = picture.read_text(encoding="utf-8")
+        assert re.findall(r"""(?:url\(|href=|src=)["']?(?:https?:)?//""", text) == [], picture
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (its name there)
         pass
