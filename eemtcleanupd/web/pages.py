@@ -98,12 +98,14 @@ def to_key(job_id: str) -> str:
 
 
 def from_key(key: str) -> str:
-    """Return the id of :func:`to_key`; a key that it does not return stands for itself."""
+    """Return the id of :func:`to_key`; a key that it returns for no id stands for itself."""
     if key.startswith('"'):
         try:
-            return str(json.loads(key))
+            job_id = str(json.loads(key))
+            job_id.encode("utf-8", "surrogateescape")  # other lone surrogates stand for no byte
         except ValueError:
-            pass
+            return key
+        return job_id
     return key
 
 

@@ -86,6 +86,17 @@ def test_a_job_of_any_name_is_found_by_its_link(site: Site, job_id: str) -> None
         site.store.sql("DELETE FROM jobs WHERE status = 'odd'")
 
 
+@pytest.mark.parametrize(
+    "key", ['"\\ud800"', '"\\udfff"', '"\\ud83d"', '"', '"a"b', '"\\u0000"', "\0", "x" * 2_000]
+)
+def test_a_key_of_no_job_finds_none(site: Site, key: str) -> None:
+    params = {"q": key, "after": key, "job": key, "job_id": key, "before": key}
+    for path, status in {"/jobs": 200, "/job": 404, "/trash": 200, "/runs": 200, "/hold": 200}.items():
+        answer = site.client.get(path, params=params, headers=site.bearer("clean"))
+        assert answer.status_code == status
+    assert from_key(to_key(key)) == key
+
+
 def test_runs_are_paged_and_name_who_started_them(site: Site) -> None:
     with open_ledger(site.backend.config, create=True):
         pass
