@@ -6,10 +6,12 @@ They do what the routes of the API do, with the same scope, checks and audit lin
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
+from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.web.auth import Caller
 from eemtcleanupd.web.cache import PLAN_FRESH_SECONDS
@@ -83,17 +85,24 @@ def _add_run_forms(router: APIRouter, pages: Pages) -> None:
 
     @router.get("/purge")
     async def purge_form(request: Request) -> Response:
-        def values(_: Caller) -> dict[str, object]:
+        def values(is_running: bool) -> dict[str, object]:
+            shown_at = system_clock().timestamp()
             with open_ledger(backend.config) as ledger:
                 jobs, size_bytes, _first = ledger.trash_summary() if ledger else (0, 0, None)
             return {
                 "action": "purge",
                 "jobs": jobs,
                 "size_bytes": size_bytes,
+                "shown_at": shown_at,
+                "is_running": is_running,
                 "dry_run": backend.config.dry_run,
             }
 
-        return await pages.show(request, "action", values, "clean")
+        async def make(caller: Caller) -> bytes:
+            is_running = await backend.progress() is not None
+            return pages.render("action", caller=caller, **await asyncio.to_thread(values, is_running))
+
+        return await pages.respond(request, make, "clean")
 
     @router.get("/clean")
     async def clean_form(request: Request) -> Response:
@@ -114,9 +123,9 @@ def _add_run_forms(router: APIRouter, pages: Pages) -> None:
 
         return await pages.respond(request, make, "clean")
 
-    async def start(request: Request, options: CleanupBody | PurgeBody) -> Response:
+    async def start(request: Request, options: Callable[[], CleanupBody | PurgeBody]) -> Response:
         async def make(caller: Caller) -> Response:
-            run = await start_run(context, caller, options)
+            run = await start_run(context, caller, options())
             run_id = await run.wait_for_start(_START_SECONDS)
             run.discard_outcome()
             if run_id is None and run.finished.done():
@@ -129,12 +138,12 @@ def _add_run_forms(router: APIRouter, pages: Pages) -> None:
         return await pages.respond(request, make, "clean")
 
     @router.post("/purge")
-    async def purge(request: Request) -> Response:
-        return await start(request, PurgeBody(older_than_hours=0))
+    async def purge(request: Request, shown_at: str = Form("")) -> Response:
+        return await start(request, lambda: PurgeBody(older_than_hours=_hours_since(shown_at)))
 
     @router.post("/clean")
     async def clean(request: Request) -> Response:
-        return await start(request, CleanupBody.model_validate({}))
+        return await start(request, lambda: CleanupBody.model_validate({}))
 
     @router.post("/stop")
     async def stop(request: Request) -> Response:
@@ -157,3 +166,15 @@ def _hours(days: str) -> float | None:
         return 24 * float(days)
     except ValueError:
         raise CleanupError("The days are not a number. Give a number such as 7, or nothing.") from None
+
+
+def _hours_since(shown_at: str) -> float:
+    """Return how long ago a page was shown, so that what moved to the trash since then stays there.
+
+    Raises:
+        CleanupError: the form does not say when.
+    """
+    try:
+        return (system_clock().timestamp() - float(shown_at)) / 3600
+    except ValueError:
+        raise CleanupError("Confirm the purge on its page, which says what is deleted.") from None

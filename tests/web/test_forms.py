@@ -43,6 +43,12 @@ def run_of(site: Site, answer: Any) -> str:
     return page
 
 
+def shown_at(form: str) -> str:
+    """Return what the form of a purge says about its time."""
+    (value,) = re.findall(r'name="shown_at" value="([^"]*)"', form)
+    return value
+
+
 def audited(site: Site) -> list[str]:
     lines = (site.store.path / "logs" / "cleanup_audit.jsonl").read_text().splitlines()
     return [json.loads(line)["action"] for line in lines]
@@ -109,8 +115,9 @@ def test_data_comes_back_from_the_trash_and_the_rest_is_purged(site: Site) -> No
     assert post(site, "/restore", job="a").status_code == 200
     assert site.store.results("a").exists()
     assert post(site, "/restore", job="a").status_code == 409
-    assert "1 item" in site.get("/purge", scope="clean")
-    run_of(site, post(site, "/purge"))
+    form = site.get("/purge", scope="clean")
+    assert "1 item" in form
+    run_of(site, post(site, "/purge", shown_at=shown_at(form)))
     assert site.json("/api/cleanup/trash")["trash"] == []
     assert site.store.results("a").exists()
     run = site.json("/api/cleanup/runs")["runs"][0]
@@ -118,12 +125,35 @@ def test_data_comes_back_from_the_trash_and_the_rest_is_purged(site: Site) -> No
     assert "http_purge" in audited(site)
 
 
+def test_a_purge_leaves_what_moved_to_the_trash_after_its_page_was_shown(site: Site) -> None:
+    post(site, "/hold", job="b")
+    run_of(site, post(site, "/clean"))
+    site.store.sql("UPDATE cleanup_intents SET created_at = '2020-01-01 00:00:00'")
+    form = site.get("/purge", scope="clean")
+    assert "1 item" in form
+    post(site, "/release", job="b")
+    run_of(site, post(site, "/clean"))
+    run_of(site, post(site, "/purge", shown_at=str(float(shown_at(form)) - 60)))  # the ledger has seconds
+    assert [item["job_id"] for item in site.json("/api/cleanup/trash")["trash"]] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("value", "status"), [("", 409), ("x", 409), ("nan", 422), ("inf", 422), ("9e9", 422)]
+)
+def test_a_purge_without_the_time_of_its_page_is_refused(site: Site, value: str, status: int) -> None:
+    run_of(site, post(site, "/clean"))
+    before = site.json("/api/cleanup/trash")
+    assert post(site, "/purge", shown_at=value).status_code == status
+    assert site.json("/api/cleanup/trash") == before
+    assert "http_purge" not in audited(site)
+
+
 def test_in_dry_run_mode_the_forms_delete_nothing(tmp_path: Path) -> None:
     with site_of(create_store(tmp_path / "store"), "dry_run: true\n") as site:
         before = site.store.snapshot()
         for path in ("/clean", "/purge"):
             assert "disabled" in site.get(path, scope="clean")
-            assert post(site, path).status_code == 409
+            assert post(site, path, shown_at="0").status_code == 409
         assert site.store.snapshot() == before
 
 
