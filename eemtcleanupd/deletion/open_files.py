@@ -16,6 +16,8 @@ from eemtcleanupd.formatting import printable
 
 _DELETED: Final = " (deleted)"
 _LISTING: Final = os.O_DIRECTORY | os.O_NOFOLLOW
+# O_TMPFILE contains O_DIRECTORY, and a descriptor with O_PATH cannot list.
+_NOT_LISTING: Final = os.O_ACCMODE | (os.O_TMPFILE & ~os.O_DIRECTORY) | os.O_PATH
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,11 @@ class OpenProcess:
     def only_lists(self, target: str) -> bool:
         """Return whether the process only lists a folder, as our own plans do, ``find`` or ``rm``.
 
-        Their descriptors have ``O_DIRECTORY`` and ``O_NOFOLLOW`` (proc(5): fdinfo).
+        Their descriptors have ``O_DIRECTORY`` and ``O_NOFOLLOW`` (proc(5): fdinfo), and are for reading only.
         """
         try:
-            return all(_flags(link) & _LISTING == _LISTING for link in self.targets[target])
+            flags = [_flags(link) for link in self.targets[target]]
+            return all(each & (_LISTING | _NOT_LISTING) == _LISTING for each in flags)
         except (OSError, KeyError, ValueError):  # in doubt, the process uses it
             return False
 

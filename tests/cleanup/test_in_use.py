@@ -90,13 +90,18 @@ LIST = """
 import os, sys
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 folder = os.open(sys.argv[1], FOLDER_FLAGS)
-user = os.open(sys.argv[1], os.O_RDONLY) if sys.argv[2] == "use" else None
+flags = {
+    "use": os.O_RDONLY,
+    "write": os.O_TMPFILE | os.O_WRONLY | os.O_NOFOLLOW,
+    "anchor": os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW,
+}
+user = os.open(sys.argv[1], flags[sys.argv[2]]) if sys.argv[2] in flags else None
 print("open", flush=True)
 sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize(("how", "cleaned"), [("list", 1), ("use", 0)])
+@pytest.mark.parametrize(("how", "cleaned"), [("list", 1), ("use", 0), ("write", 0), ("anchor", 0)])
 def test_a_process_that_only_lists_a_folder_does_not_use_it(store: JobStore, how: str, cleaned: int) -> None:
     store.job("a")
     with open_elsewhere(sys.executable, "-c", LIST, store.results("a"), how):
