@@ -26,6 +26,7 @@ _POSITION = re.compile(rb'\{"seq": (\d{1,18}), .*, "hash": "([0-9a-f]{64})"\}')
 # The suffixes of our own rotation, and those of logrotate (numbers, dateext).
 _ROTATED = re.compile(r"[.-](\d[\d-]*)(\.(?:gz|bz2|xz|zst|lz4))?")
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FIRST_LINE = re.compile(rb'\n\{"seq": (\d{1,18}), ')
 _BLOCK = 16 * 1024
 _LONGEST_LINE = 4 * 1024 * 1024
 
@@ -103,9 +104,9 @@ def split_hash(line: str) -> tuple[str, str]:
     return body, end[:-2]
 
 
-def backwards(descriptor: int) -> Iterator[bytes]:
-    """Yield the text after the last newline, then the complete lines, the last one first."""
-    end = os.fstat(descriptor).st_size
+def backwards(descriptor: int, end: int | None = None) -> Iterator[bytes]:
+    """Yield the text after the last newline before ``end``, then the complete lines, the last one first."""
+    end = os.fstat(descriptor).st_size if end is None else end
     rest = b""
     while end > 0 and len(rest) <= _LONGEST_LINE:
         start = max(0, end - _BLOCK)
@@ -115,19 +116,37 @@ def backwards(descriptor: int) -> Iterator[bytes]:
     yield rest
 
 
-def chain_backwards(path: Path) -> Iterator[bytes]:
-    """Yield all complete lines of a log and of its older files, the newest first."""
+def chain_backwards(path: Path, before: int | None = None) -> Iterator[bytes]:
+    """Yield all complete lines of a log and of its older files, the newest first.
+
+    With ``before``, most lines of this number and of later ones are left out without being read.
+    """
     with suppress(FileNotFoundError):
-        yield from _complete_lines(path)
+        yield from _complete_lines(path, before)
     for file in reversed(rotated(path)[0]):
-        yield from _complete_lines(file)
+        yield from _complete_lines(file, before)
 
 
-def _complete_lines(file: Path) -> Iterator[bytes]:
+def _complete_lines(file: Path, before: int | None) -> Iterator[bytes]:
     with opened(file) as descriptor:
-        lines = backwards(descriptor)
+        lines = backwards(descriptor, None if before is None else _end_before(descriptor, before))
         next(lines)  # incomplete
         yield from lines
+
+
+def _end_before(descriptor: int, number: int) -> int:
+    """Return a place soon after the lines before a number: numbers rise in a file of a log."""
+    start, end = 0, os.fstat(descriptor).st_size
+    while end - start > _BLOCK:
+        middle = (start + end) // 2
+        found = _FIRST_LINE.search(os.pread(descriptor, min(4 * _BLOCK, end - middle), middle))
+        if found is None:
+            break
+        if int(found[1]) >= number:
+            end = middle + found.start() + 1
+        else:
+            start = middle + found.end()
+    return end
 
 
 def lost_anchors(lines: Iterable[bytes], anchors: Iterable[AuditAnchor]) -> set[AuditAnchor]:

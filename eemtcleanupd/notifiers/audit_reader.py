@@ -39,7 +39,7 @@ def read_page(path: Path, before: int | None, contains: str, limit: int) -> Audi
     matches = _matcher(contains)
     entries: list[dict[str, Any]] = []
     searched = 0
-    for line in chain_backwards(path):
+    for line in chain_backwards(path, before):
         place = position(line)
         if place is None or (before is not None and place.seq >= before):
             continue

@@ -16,7 +16,9 @@ import pytest
 from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.errors import AuditError, ConfigError
 from eemtcleanupd.events import AuditEntry, Event
+from eemtcleanupd.notifiers.audit_chain import chain_backwards
 from eemtcleanupd.notifiers.audit_log import append, verify
+from eemtcleanupd.notifiers.audit_reader import read_page
 from eemtcleanupd.plugins import Plugins
 from tests.cleanup.conftest import JobStore
 from tests.conftest import RunCli
@@ -136,6 +138,28 @@ def test_a_change_of_any_byte_is_detected(log: Path) -> None:
 def test_the_last_line_cannot_be_forged_alone(log: Path) -> None:
     edit(log, lambda lines: [*lines[:-1], _forged(lines[-1].replace("job-9", "job-5"))])
     assert [line for line, _ in errors(log)] == [9]
+
+
+@pytest.mark.parametrize("limit", [7, 400])
+def test_pages_contain_each_line_once_and_reading_one_reads_few_others(tmp_path: Path, limit: int) -> None:
+    path = tmp_path / "audit.jsonl"
+    for first in range(1, 2000, 100):
+        append(path, [entry(number) for number in range(first, first + 100)], max_bytes=MB // 8)
+    with path.open("a") as file:
+        file.write('{"seq": 2001, "torn')
+    assert len(list(tmp_path.glob("audit.jsonl.*"))) > 2
+    found: list[int] = []
+    before = None
+    while True:
+        page = read_page(path, before, "", limit)
+        found += [line["seq"] for line in page.entries]
+        if page.before is None:
+            break
+        before = page.before
+        assert sum(json.loads(line)["seq"] >= before for line in chain_backwards(path, before)) < 150
+    assert found == list(range(2000, 0, -1))
+    assert read_page(path, 10**30, "", 1).entries[0]["seq"] == 2000
+    assert read_page(path, -1, "", 1).entries == ()
 
 
 def test_rotation_keeps_the_chain_and_every_line(tmp_path: Path) -> None:
