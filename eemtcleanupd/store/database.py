@@ -218,6 +218,10 @@ class Database(ABC):
     def as_raw_name(self, column: str) -> str:
         """Return SQL for a column of ``jobs`` in the form of a ``RawName``."""
 
+    def is_key(self, column: str) -> ColumnElement[bool]:
+        """Return SQL that is true where a column of ``jobs`` has a value that can be equal to an id."""
+        return literal_column(column).is_not(None)
+
     def starts_with(self, column: str, start: str) -> ColumnElement[bool]:
         """Return SQL that is true where a column of ``jobs``, as text, starts with a text byte for byte."""
         beginning = func.substr(literal_column(self.as_text(column)), 1, len(start))

@@ -73,6 +73,8 @@ _OBSERVED_ROWS = 50
 _REMEMBERED_ROWS = 12_000
 # A list of jobs reads no more rows for one page, so that a filter that few jobs pass is as fast.
 _ROWS_PER_SEARCH = 10_000
+# A list shows no more rows that share an id.
+_MOST_ALIKE = 200
 # A SQLite statement can have 32,766 values (https://www.sqlite.org/limits.html).
 _NAMES_PER_SCAN = 20_000
 _DUPLICATE_ID = "several rows with one id"
@@ -374,7 +376,7 @@ class JobTable:
         Every part of the search is in the order of the id column's own index.
         """
         column = self._jobs.c[self._id]
-        found: list[ColumnElement[bool]] = [column.is_not(None)]
+        found: list[ColumnElement[bool]] = [self._database.is_key(self._id)]
         if after is not None:
             found.append(column > bindparam("after", after, type_=column.type))
         if wanted.start:
@@ -388,13 +390,23 @@ class JobTable:
         if wanted.job_class is not None:
             found.append(self._is_of_class(wanted.job_class))
         statement = self._select((*_COLUMNS, "data_size_mb", "cleanup_summary")).where(*found)
-        rows = [
-            (self._convert(*values), _cleanup_record(size, summary))
-            for *values, size, summary in connection.execute(statement.order_by(column).limit(limit + 1))
-        ]
+        rows = self._listed(connection, statement.order_by(column).limit(limit + 1))
         if len(rows) > limit:
-            return JobRows(tuple(rows[:limit]), rows[limit - 1][0].job.id, is_partial=False)
+            last = rows[limit - 1][0].job.id
+            alike = statement.where(column == bindparam("last", last, type_=column.type)).limit(_MOST_ALIKE)
+            same = self._listed(connection, alike)
+            if len(same) > 1:  # the next page starts after all rows that a collation takes for this id
+                before = statement.where(column < bindparam("last", last, type_=column.type))
+                rows = [*self._listed(connection, before.order_by(column).limit(limit)), *same]
+                return JobRows(tuple(rows), last, is_partial=False)
+            return JobRows(tuple(rows[:limit]), last, is_partial=False)
         return JobRows(tuple(rows), None if end is None else _as_text(end[0]), is_partial=end is not None)
+
+    def _listed(self, connection: Connection, statement: Select[Any]) -> list[tuple[Row, CleanupRecord]]:
+        return [
+            (self._convert(*values), _cleanup_record(size, summary))
+            for *values, size, summary in connection.execute(statement)
+        ]
 
     def _is_of_class(self, job_class: JobClass) -> ColumnElement[bool]:
         status = literal_column(self._database.as_text("status"), RawText())

@@ -187,6 +187,10 @@ class SqliteDatabase(Database):
         """Return the column."""
         return column
 
+    def is_key(self, column: str) -> ColumnElement[bool]:
+        """Return the comparison with the types that are comparable with text: no text equals a BLOB."""
+        return literal_column(f"typeof({column}) NOT IN ('null', 'blob')")
+
     def starts_with(self, column: str, start: str) -> ColumnElement[bool]:
         """Return the comparison with a range too, which a search finds in the column's index.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -346,23 +347,61 @@ def test_pages_contain_each_job_once_whatever_the_type_of_its_id(tmp_path: Path,
             [(name.encode("utf-8", "surrogateescape"),) for name in ids],
         )
     with closing(SqliteDatabase(tmp_path / "jobs.db", busy_timeout_seconds=1)) as database:
-        table = JobTable(database, POLICY, None)
-
-        def listed(start: str, limit: int) -> list[str]:
-            found: list[str] = []
-            after = None
-            while True:
-                with database.read() as connection:
-                    page = table.page(connection, JobFilter(start), after, limit)
-                found += [row.job.id for row, _ in page.rows]
-                after = page.next_after
-                if after is None:
-                    return found
-
         for limit in (1, 7, 100):
-            assert sorted(listed("", limit)) == sorted(ids)
+            assert sorted(listed(database, "", limit)) == sorted(ids)
         for start in ("1", "ab", "abZ", "AB", "ab\udcff", "%", "ü"):
-            assert sorted(listed(start, 3)) == sorted(name for name in ids if name.startswith(start))
+            assert sorted(listed(database, start, 3)) == sorted(
+                name for name in ids if name.startswith(start)
+            )
+
+
+@pytest.mark.parametrize(
+    ("declared", "ids", "expected"),
+    [
+        ("TEXT", ["a", "a", "a", "b", "b"], 5),
+        ("TEXT COLLATE NOCASE", ["a", "A", "b", "B", "c"], 5),
+        ("TEXT COLLATE RTRIM", ["a", "a ", "a  ", "b"], 4),
+        ("INTEGER", [1, 2, 10, 2**60, 2**60 + 1, "x"], 6),
+        ("TEXT", ["a", None, b"b", b"c", b"d", "e"], 2),  # no id is equal to a BLOB
+    ],
+)
+@pytest.mark.parametrize("limit", [1, 2, 3, 100])
+def test_pages_contain_each_row_of_a_column_that_is_not_unique(
+    tmp_path: Path, declared: str, ids: list[object], expected: int, limit: int
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as connection, connection:
+        connection.execute(f"CREATE TABLE jobs (job_id {declared}, status TEXT, completed_at TIMESTAMP)")
+        connection.executemany("INSERT INTO jobs VALUES (?, 'completed', '')", [(each,) for each in ids])
+    with closing(SqliteDatabase(tmp_path / "jobs.db", busy_timeout_seconds=1)) as database:
+        found = listed(database, "", limit)
+    assert len(found) == expected
+    assert set(found) == {str(each) for each in ids if isinstance(each, str | int)}
+
+
+def test_pages_contain_each_job_once_in_any_database(jobs: Jobs) -> None:
+    names = ["a", "A", "ab", "a b", "ä", "Z", "_", "%", "10", "9", *(f"job-{number}" for number in range(20))]
+    jobs.fill([(name, "completed", None) for name in names])
+    with closing(jobs.open()) as database:
+        for limit in (1, 7, 100):
+            assert sorted(listed(database, "", limit)) == sorted(names)
+            assert sorted(listed(database, "job-1", limit)) == sorted(
+                filter(re.compile("job-1").match, names)
+            )
+
+
+def listed(database: Database, start: str, limit: int) -> list[str]:
+    """Return the ids of all pages of a list."""
+    table = JobTable(database, POLICY, None)
+    found: list[str] = []
+    after = None
+    while True:
+        with database.read() as connection:
+            page = table.page(connection, JobFilter(start), after, limit)
+        found += [row.job.id for row, _ in page.rows]
+        assert page.next_after is None or page.next_after != after
+        after = page.next_after
+        if after is None:
+            return found
 
 
 def test_the_start_of_an_id_is_found_in_its_index(tmp_path: Path) -> None:
