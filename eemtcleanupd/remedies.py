@@ -103,8 +103,24 @@ def with_own_rights(command: str) -> str:
 
 
 def quoted(path: Path | str) -> str:
-    """Return a path as a word of the shell."""
-    return shlex.quote(str(path))
+    """Return a path as a word of the shell, on one line and without what a terminal would act on."""
+    text = str(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = "".join(
+        f"\\{character}"
+        if character in "\\'"
+        else character
+        if character.isprintable()
+        else _escaped(character)
+        for character in text
+    )
+    return f"$'{escaped}'"  # of bash, zsh, ksh and POSIX.1-2024
+
+
+def _escaped(character: str) -> str:
+    # Octal, because hexadecimal digits have no end.
+    return "".join(f"\\{byte:03o}" for byte in character.encode("utf-8", "surrogateescape"))
 
 
 def _chown(path: Path, *, recursive: bool) -> str:
