@@ -86,7 +86,7 @@ def list_jobs(config: Config, query: JobQuery, after: str | None, limit: int, no
         policy = Policy.from_config(config.retention)
         jobs = job_table(database, config, policy, has_parameters=False)
         ledger = Ledger(database)
-        has_ledger = ledger.is_current()
+        has_ledger = ledger.exists()
         if query.held:
             holds = ledger.all_holds() if has_ledger else []
             held_ids = [hold.job_id for hold in holds if hold.is_active(now)]

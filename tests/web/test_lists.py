@@ -195,3 +195,13 @@ def test_lists_without_the_ledger_and_without_the_database(tmp_path: Path) -> No
         for path in LISTS:
             if path not in {"/audit", "/plan"}:  # the plan is remembered
                 assert str(site.store.path) not in site.get(path, status=503)
+
+
+def test_lists_read_the_ledger_of_an_earlier_version(tmp_path: Path) -> None:
+    with site_of(create_store(tmp_path / "store")) as site:
+        assert site.client.post("/hold", data={"job": "a"}, headers=site.bearer("clean")).status_code == 200
+        site.store.sql("DROP TABLE cleanup_acknowledgements")
+        site.store.sql("ALTER TABLE cleanup_runs DROP COLUMN number")
+        assert site.jobs("/jobs?show=held") == ["a"]
+        for path in LISTS:
+            site.get(path)
