@@ -29,6 +29,7 @@ from eemtcleanupd.web.routes.runs import plan_document
 _ROWS = 50
 _DETAILS = 200
 _CHART_DAYS = 90
+_MOST_CHARACTERS = 10_000
 _SHOWN = {"all": None, "data": False, "cleaned": True}
 
 
@@ -195,7 +196,7 @@ def _add_other_pages(router: APIRouter, pages: Pages) -> None:
         return await pages.show(request, "config", values)
 
 
-def _audit_line(entry: dict[str, Any]) -> dict[str, Any]:
+def _audit_line(entry: dict[str, Any]) -> dict[str, str]:
     """Return what a line of the audit log says, whatever its values are: other programs can write there."""
     details = entry.get("details")
     if isinstance(details, dict):
@@ -206,11 +207,16 @@ def _audit_line(entry: dict[str, Any]) -> dict[str, Any]:
     at = str(entry.get("timestamp"))
     with suppress(ValueError, OverflowError):
         at = f"{datetime.fromisoformat(at).astimezone():%Y-%m-%d %H:%M:%S %z}"
-    return {
+    texts = {
         "seq": entry.get("seq"),
         "at": at,
-        "user": str(entry.get("user")),
-        "action": str(entry.get("action")),
-        "address": entry.get("ip_address"),
-        "details": str(details),
+        "user": entry.get("user"),
+        "action": entry.get("action"),
+        "address": entry.get("ip_address") or "",
+        "details": details,
     }
+    return {name: _cut(str(text)) for name, text in texts.items()}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]} …"

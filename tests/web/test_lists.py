@@ -166,6 +166,25 @@ def test_the_audit_log_is_paged_and_searched(site: Site) -> None:
     assert site.jobs("/audit?q=no-such-text") == []
 
 
+def test_a_line_that_another_program_wrote_harms_no_page_of_the_audit_log(tmp_path: Path) -> None:
+    with site_of(create_store(tmp_path / "store")) as site:
+        site.client.get("/hold", headers=site.bearer("read"))  # refused, so there is a line
+        log = site.store.path / "logs/cleanup_audit.jsonl"
+        for line in (
+            '"seq": "<script>\u202e", "timestamp": 1e999, "details": {"\\ud800": "\\u202e"}',
+            '"timestamp": "0001-01-01T00:00:00+14:00", "details": 1, "user": ["<script>"]',
+            f'"details": {{"x": {"[" * 900}{"]" * 900}}}, "ip_address": {{"a": "<script>\u202e"}}',
+            f'"user": "{"x" * 3_000_000}", "action": null',
+        ):
+            with log.open("a", encoding="utf-8") as file:
+                file.write(f'{{"seq": 9, {line}, "hash": "{"a" * 64}"}}\n')
+        page = site.get("/audit")
+        assert len(page) < 100_000
+        assert "<script>" not in page
+        assert "\u202e" not in page
+        assert page.count("<tr>") == 6
+
+
 def test_the_configuration_has_origins_and_no_secrets(site: Site) -> None:
     page = site.get("/config")
     assert "SECRET" not in page
