@@ -46,7 +46,7 @@ def run_of(site: Site, answer: Any) -> str:
 def shown_at(form: str) -> str:
     """Return what the form of a purge says about its time."""
     (value,) = re.findall(r'name="shown_at" value="([^"]*)"', form)
-    return value
+    return str(value)
 
 
 def audited(site: Site) -> list[str]:
