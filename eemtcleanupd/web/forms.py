@@ -177,4 +177,4 @@ def _hours_since(shown_at: str) -> float:
     try:
         return (system_clock().timestamp() - float(shown_at)) / 3600
     except ValueError:
-        raise CleanupError("Confirm the purge on its page, which says what is deleted.") from None
+        raise CleanupError("Confirm the purge on its page, which lists its content.") from None
