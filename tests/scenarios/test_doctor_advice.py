@@ -460,13 +460,15 @@ def test_an_advice_that_is_followed_to_the_letter_heals(
 
     first_run(service)
     damage(service)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (found := ill()):
         assert time.monotonic() < deadline, "doctor finds nothing"
-    for finding in found:
-        service.follow(finding["advice"], uid)
+    followed = set()
     while found := ill():
         assert time.monotonic() < deadline, found
+        for advice in {finding["advice"] for finding in found} - followed:
+            service.follow(advice, uid)
+            followed.add(advice)
     assert service.problems(uid) == []
     assert service.problems(OWNER) == []
     assert service.execute(["clean"], OWNER).returncode == 0

@@ -175,6 +175,7 @@ def test_a_read_only_database_raises_an_error(file: Path) -> None:
         folder.chmod(0o755)
     script = (
         "import os, sys; from pathlib import Path; from eemtcleanupd.store.sqlite import SqliteDatabase;"
+        "d = SqliteDatabase(Path(sys.argv[1]), busy_timeout_seconds=1); d.close();"  # imports all modules
         "os.setgid(65534); os.setuid(65534); d = SqliteDatabase(Path(sys.argv[1]), busy_timeout_seconds=1);"
         "d.write(lambda c: c.exec_driver_sql('INSERT INTO t VALUES (1)'))"
     )
