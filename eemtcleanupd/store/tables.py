@@ -82,7 +82,7 @@ HOLDS = Table(
     "cleanup_holds",
     METADATA,
     Column("job_id", RawText, primary_key=True),
-    Column("reason", Text),
+    Column("reason", RawText),
     Column("owner", String),
     Column("until", String),
     Column("created_at", String),
@@ -92,7 +92,7 @@ ACKNOWLEDGEMENTS = Table(
     METADATA,
     Column("job_id", RawText, primary_key=True),
     Column("warning", RawText),
-    Column("reason", Text),
+    Column("reason", RawText),
     Column("owner", String),
     Column("created_at", String),
 )

@@ -42,3 +42,10 @@ def test_a_hold_lasts_until_a_time(store: JobStore, run_cli: RunCli) -> None:
 def test_no_other_end_is_taken(text: str, store: JobStore, run_cli: RunCli) -> None:
     assert run_cli("hold", "a", "--until", text, cwd=store.path).returncode == 2
     assert json.loads(run_cli("holds", "--json", cwd=store.path).stdout) == []
+
+
+def test_a_reason_that_is_not_utf8_is_kept(store: JobStore, run_cli: RunCli) -> None:
+    held = run_cli("hold", "a", "--reason", "caf\udce9", "--json", cwd=store.path)
+    assert held.returncode == 0, held.stderr
+    (hold,) = json.loads(run_cli("holds", "--json", cwd=store.path).stdout)
+    assert hold["reason"].startswith("caf")
