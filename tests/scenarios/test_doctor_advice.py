@@ -463,7 +463,7 @@ def test_an_advice_that_is_followed_to_the_letter_heals(
     deadline = time.monotonic() + 60
     while not (found := ill()):
         assert time.monotonic() < deadline, "doctor finds nothing"
-    followed = set()
+    followed: set[str] = set()
     while found := ill():
         assert time.monotonic() < deadline, found
         for advice in {finding["advice"] for finding in found} - followed:
