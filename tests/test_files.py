@@ -223,6 +223,7 @@ ELSEWHERE = {
     "backup/archive.py: tempfile.TemporaryFile": "has no name",
     "cli/stdio.py: O_WRONLY": "/dev/null",
     "deletion/truncate.py: O_WRONLY": "truncates a file in the trash by descriptor, with fstat",
+    "deletion/open_files.py: O_TMPFILE": "compares flags of open descriptors",
     "logs/setup.py: logging.handlers.RotatingFileHandler": "its _open uses files.py",
     "logs/setup.py: open 'a'": "an open descriptor",
     "notifiers/audit_log.py: mkdir(parents)": "a folder of the operator",
