@@ -96,9 +96,8 @@ def list_(as_json: bool) -> None:
 def revoke(name: str, as_json: bool) -> None:
     """Revoke the token of NAME immediately."""
     with _tokens("token_revoked", name=name) as tokens:
-        was_revoked = tokens.revoke(name)
-    if not was_revoked:
-        raise ConfigError(f"There is no token {printable(name)}. List the tokens with `token list`.")
+        if not tokens.revoke(name):
+            raise ConfigError(f"There is no token {printable(name)}. List the tokens with `token list`.")
     if as_json:
         print_json({"name": name, "revoked": True})
     else:
