@@ -146,7 +146,7 @@ def _listed(
     until = None
     if row.cleaned:
         state = DataState.CLEANED if trashed is None else DataState.TRASHED
-        why = record.summary or "its data was cleaned"
+        why = record.describe(in_trash=trashed is not None)
     else:
         decision = decide(job, policy, now, hold=hold)
         why, until = decision.reason, kept_until(decision, policy, now, hold)

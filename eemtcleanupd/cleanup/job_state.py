@@ -75,7 +75,7 @@ def job_state(
             hold = ledger.holds(connection, [job_id]).get(job_id) if has_ledger else None
             measured = ledger.measured(connection, [job_id]).get(job_id) if has_ledger else None
         trashed = ledger.trashed(job_id) if has_ledger else []
-        why, until, would_clean = record.summary or "its data was cleaned", None, False
+        why, until, would_clean = record.describe(in_trash=bool(trashed)), None, False
         shared: tuple[str, ...] = ()
         is_warned_of = False
         if not row.cleaned:

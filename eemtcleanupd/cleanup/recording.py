@@ -21,6 +21,7 @@ from eemtcleanupd.formatting import human_size, printable
 from eemtcleanupd.model import Found, Job, JobClass
 from eemtcleanupd.store.history import AuditLine, LogEntry
 from eemtcleanupd.store.intents import Intent, IntentState, with_error
+from eemtcleanupd.store.jobs import IN_TRASH
 
 RemovedArtifacts = Sequence[tuple[Found, int]]
 """The artifacts of a job that were removed, with the bytes that each freed, or that wait in the trash."""
@@ -241,4 +242,4 @@ def _summary(removed: Sequence[tuple[Found, int | None]], *, trashed: bool) -> s
     for found, size in removed:
         label = printable(found.label)
         parts.append(label if size is None else f"{label} ({human_size(size)})")
-    return ("in the trash: " if trashed else "deleted ") + ", ".join(parts)
+    return (IN_TRASH if trashed else "deleted ") + ", ".join(parts)

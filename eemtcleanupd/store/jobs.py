@@ -98,12 +98,23 @@ class Row:
     cleaned_at: datetime | None = None
 
 
+IN_TRASH = "in the trash: "
+"""How the summary in a job's row begins if its data was moved to the trash."""
+
+
 @dataclass(frozen=True, slots=True)
 class CleanupRecord:
     """What this program wrote into a job's row; None for what it did not write, or what makes no sense."""
 
     size_bytes: int | None
     summary: str | None
+
+    def describe(self, *, in_trash: bool) -> str:
+        """Return what happened to the job's data: a purge of the trash leaves the row as it is."""
+        summary = self.summary or "its data was cleaned"
+        if not in_trash and summary.startswith(IN_TRASH):
+            return f"deleted from the trash: {summary.removeprefix(IN_TRASH)}"
+        return summary
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,15 @@ def test_a_job_in_the_trash_says_until_when(store: JobStore) -> None:
     trashed = state(store, "a")
     assert trashed.cleaned
     assert trashed.purge_after == NOW + timedelta(hours=24)
+    before = trashed.why
+    store.now += timedelta(hours=25)
+    store.run(trash__grace_hours=24)
+    assert state(store, "a").why != before
+
+
+def test_a_job_whose_row_was_reset_is_still_in_the_trash(store: JobStore) -> None:
+    store.job("a")
+    store.run(trash__grace_hours=24)
     store.sql("UPDATE jobs SET data_cleaned_at = NULL")  # the reset SQL of the EEMT documentation
     assert state(store, "a").purge_after == NOW + timedelta(hours=24)
 
