@@ -236,21 +236,27 @@ class Inventory:
         return not row.cleaned and self._run.policy.classify(row.job.status) in TERMINAL
 
     def _artifacts(self, jobs: Sequence[Job], tables: InventoryTables) -> list[list[Found]]:
-        """Return the artifacts of each job, without the uploads that rows name: these are counted there.
+        """Return the artifacts of each job that count for it.
 
-        An upload can be named by a row and be called ``<id>_*`` too, and others can share it.
+        Uploads that rows name are counted there, also if they are called ``<id>_*``.  What can belong to
+        several jobs by its name counts for none of them, as a shared upload does.
 
         One call for all, in one thread: threads that list the same open folder share its position.
         """
         found = find_artifacts(self._session, [Job(job.id, job.status) for job in jobs])
-        uploads = {
-            each.artifact.name
-            for artifacts in found.values()
-            for each in artifacts
-            if each.artifact.root is RootName.UPLOADS
-        }
-        named = {Artifact(RootName.UPLOADS, name) for name in tables.named_by_uncleaned(sorted(uploads))}
-        return [[each for each in found[job.id] if each.artifact not in named] for job in jobs]
+        artifacts = {each.artifact for entries in found.values() for each in entries}
+        uploads = sorted(artifact.name for artifact in artifacts if artifact.root is RootName.UPLOADS)
+        not_counted = {Artifact(RootName.UPLOADS, name) for name in tables.named_by_uncleaned(uploads)}
+        not_counted |= self._of_several(artifacts)
+        return [[each for each in found[job.id] if each.artifact not in not_counted] for job in jobs]
+
+    def _of_several(self, artifacts: Iterable[Artifact]) -> set[Artifact]:
+        """Return those artifacts that belong to several uncleaned jobs by their names."""
+        owners = {artifact: ids for artifact in artifacts if len(ids := possible_owner_ids(artifact)) > 1}
+        with self._session.database.read() as connection:
+            rows = self._session.jobs.rows(connection, set(itertools.chain.from_iterable(owners.values())))
+        uncleaned = {job_id for job_id, row in rows.items() if not row.cleaned}
+        return {artifact for artifact, ids in owners.items() if len(uncleaned.intersection(ids)) > 1}
 
     def _size(self, artifacts: Iterable[Found]) -> int:
         return sum(self._measure(found.artifact).bytes for found in artifacts)

@@ -114,7 +114,20 @@ class Pipeline:
 
     def mark_trashed(self, jobs: Sequence[tuple[Job, Intent]]) -> None:
         """Mark jobs as cleaned again whose rows were reset while their data is in the trash."""
-        self._recording.mark_trashed(jobs)
+        session, in_trash = self.session, []
+        for job, intent in jobs:
+            if intent.is_purging or all(
+                session.in_trash(found.artifact.root, item) for found, item in intent.items
+            ):
+                in_trash.append((job, intent))
+            else:
+                self.stats.skipped(job, "its row was reset, and its item is missing from the trash")
+        for job in self._recording.mark_reset(in_trash):
+            self.stats.already_trashed(job)
+
+    def mark_before_purge(self, jobs: Sequence[tuple[Job, Intent]]) -> None:
+        """Mark jobs as cleaned again whose rows were reset, before the trash forgets what they had."""
+        self.stats.counts.already_trashed += len(self._recording.mark_reset(jobs))
 
     def process_orphans(self, entries: Sequence[Found], *, are_leftovers: bool) -> frozenset[Artifact]:
         """Remove entries that no row names, or whose jobs are all cleaned, through the same stages.

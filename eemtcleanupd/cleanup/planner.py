@@ -170,12 +170,19 @@ class Planner:
         return self._with_trashed(plans)
 
     def _with_trashed(self, plans: list[PlannedJob]) -> list[PlannedJob]:
-        """Add what is in the trash of jobs that have no data in place: their rows were reset since."""
-        without_data = [plan.job.id for plan in plans if not plan.artifacts]
+        """Add what is in the trash of jobs that have no data in place: their rows were reset since.
+
+        An upload is no such data: it stayed for another job.  It goes once all its jobs are marked.
+        """
+        without_data = [
+            plan.job.id
+            for plan in plans
+            if all(found.artifact.root is RootName.UPLOADS for found in plan.artifacts)
+        ]
         if not without_data or not self._session.has_ledger:
             return plans
         trashed = self._session.ledger.trashed_jobs(without_data)
-        return [plan if plan.artifacts else replace(plan, trashed=trashed.get(plan.job.id)) for plan in plans]
+        return [replace(plan, trashed=trashed.get(plan.job.id)) for plan in plans]
 
     def _spelling_problems(
         self, ambiguous: Mapping[RootName, set[str]], alike: Mapping[RootName, Mapping[str, list[str]]]

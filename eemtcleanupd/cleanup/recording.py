@@ -15,7 +15,6 @@ from eemtcleanupd.cleanup.planner import has_files_in_place
 from eemtcleanupd.cleanup.report import RunStats
 from eemtcleanupd.cleanup.session import StoreSession
 from eemtcleanupd.cleanup.staging import JOBS_PER_TRANSACTION, ClaimedJob, Staging
-from eemtcleanupd.deletion.trash import deleting_name
 from eemtcleanupd.errors import RowError
 from eemtcleanupd.formatting import human_size, printable
 from eemtcleanupd.model import Found, Job, JobClass
@@ -51,39 +50,32 @@ class Recording:
         for page in batched(jobs, JOBS_PER_TRANSACTION):
             self._record_batch(page, now)
 
-    def mark_trashed(self, jobs: Sequence[tuple[Job, Intent]]) -> None:
-        """Mark jobs as cleaned again whose rows were reset while their data is in the trash.
+    def mark_reset(self, jobs: Sequence[tuple[Job, Intent]]) -> list[Job]:
+        """Mark jobs as cleaned again whose rows were reset after their data was moved to the trash.
 
         An earlier run has counted and logged them, so the rows get back what that run wrote, and no more.
+
+        Returns:
+            The jobs that were marked: their rows have not changed otherwise, and can be updated.
         """
+        if not jobs:
+            return []
         session, ledger = self._session, self._session.ledger
         session.database.verify_lock()
-        in_trash = []
-        for job, intent in jobs:
-            if all(
-                session.in_trash(found.artifact.root, item)
-                or session.in_trash(found.artifact.root, deleting_name(item))  # a purge has started
-                for found, item in intent.items
-            ):
-                in_trash.append((job, intent))
-            else:
-                self._stats.skipped(job, "its row was reset, and its item is missing from the trash")
-        if not in_trash:
-            return
         self._run.audit_all(
             (
                 "marked_cleaned",
                 ClaimedJob(intent, job, JobClass.UNKNOWN, None, list(intent.items)).audit_details(),
             )
-            for job, intent in in_trash
+            for job, intent in jobs
         )
         now = self._run.clock()
 
         def work(connection: Connection) -> list[Job]:
-            rows = session.jobs.rows(connection, [job.id for job, _ in in_trash], lock=True)
+            rows = session.jobs.rows(connection, [job.id for job, _ in jobs], lock=True)
             same = [
                 (job, intent)
-                for job, intent in in_trash
+                for job, intent in jobs
                 if (row := rows.get(job.id)) is not None and not row.cleaned and row.job == job
             ]
             by_time: dict[datetime, list[tuple[str, int, str]]] = defaultdict(list)
@@ -98,8 +90,13 @@ class Recording:
             self._run.hooks.anchor_audit(ledger, connection)
             return [job for job, _ in same]
 
-        for job in session.database.write(work):
-            self._stats.already_trashed(job)
+        try:
+            return session.database.write(work)
+        except RowError as error:
+            if len(jobs) > 1:
+                return [job for pair in jobs for job in self.mark_reset([pair])]
+            self._stats.failed(jobs[0][0], f"Its row was reset and cannot be updated. {error}")
+            return []
 
     def _record_batch(self, jobs: Sequence[tuple[ClaimedJob, RemovedArtifacts]], now: datetime) -> None:
         """Record some jobs, report their outcome, and put back what must not stay in the trash."""
@@ -165,7 +162,7 @@ class Recording:
             if is_first and job.marks_job_cleaned and job.intent.id not in changed:
                 # An interrupted attempt did not count what it removed: then the earlier size is more correct.
                 size = self._freed(job, removed) or job.known_size
-                # Without sizes of what is in the trash, as mark_trashed writes it again after a reset.
+                # Without sizes of what is in the trash, as mark_reset writes it again after a reset.
                 parts = [(found, None) for found, _ in removed] if to_trash else removed
                 cleaned.append((job.job.id, size, _summary(parts, trashed=to_trash)))
                 if job.job_class in {JobClass.SUCCESSFUL, JobClass.FAILED}:

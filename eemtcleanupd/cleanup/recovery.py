@@ -148,6 +148,8 @@ def purge(pipeline: Pipeline, intents: Sequence[Intent]) -> None:
             if not pipeline.run.request.forget_missing:
                 continue
         jobs.append(job)
+    # A row that was reset must not look like a job whose files nobody has counted yet.
+    pipeline.mark_before_purge([(job.job, job.intent) for job in jobs if job.is_row_reset])
     session.database.write(
         lambda connection: session.ledger.begin_purge(connection, [job.intent.id for job in jobs])
     )

@@ -30,7 +30,7 @@ from eemtcleanupd.events import Warned
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import ArtifactPath, Found, Job, JobClass, RootName
 from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, blocking_claimant
-from eemtcleanupd.store.intents import Intent, IntentKind, with_error
+from eemtcleanupd.store.intents import Intent, IntentKind, IntentState, with_error
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,11 @@ class ClaimedJob:
     def is_orphan(self) -> bool:
         """Whether this is an entry that no job owns."""
         return self.intent.kind is IntentKind.ORPHAN
+
+    @property
+    def is_row_reset(self) -> bool:
+        """Whether its row counts as not cleaned again, although all that a run took is in the trash."""
+        return self.intent.state is IntentState.TRASHED and not self.is_orphan and self.marks_job_cleaned
 
     @property
     def staged_bytes(self) -> int:

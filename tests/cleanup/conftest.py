@@ -214,6 +214,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the tests of some modules on both databases, unless they are about SQLite."""
     of_both = metafunc.module.__name__.rpartition(".")[2] in {
         "test_run",
+        "test_reset_rows",
         "test_restore",
         "test_orphans",
         "test_refused_records",

@@ -95,3 +95,23 @@ def test_scans_of_the_table_do_not_grow_with_the_orphans(store: JobStore) -> Non
         store.request(allow_orphans=True, orphans__delete_after_hours=1)
     assert len(scans) <= 4
     assert not list((store.path / "uploads").glob("[!.]*"))
+
+
+def test_an_upload_whose_name_begins_with_the_ids_of_two_jobs_counts_for_none(store: JobStore) -> None:
+    for job in ("run", "run_1", "run_1_b", "other"):
+        store.job(job, days=1)
+    store.upload("run_1_dem.tif")
+    store.run()
+    sizes = measured(store)
+    assert sizes["run"] == sizes["run_1"] == sizes["run_1_b"] == sizes["other"]
+
+
+def test_an_archive_that_can_belong_to_two_jobs_counts_for_none(store: JobStore) -> None:
+    for job in ("a", "b"):
+        store.job(job, days=1)
+    store.job("a_results.zip", days=1, files=0)
+    (store.path / "results/a_results.zip").write_bytes(b"zip" * 1000)
+    store.run()
+    sizes = measured(store)
+    assert sizes["a"] == sizes["b"]
+    assert sizes["a_results.zip"] == 0

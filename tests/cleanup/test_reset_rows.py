@@ -1,0 +1,69 @@
+"""Rows that are reset while their data is in the trash: no job counts as cleaned twice."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from eemtcleanupd.events import JobFailed
+from eemtcleanupd.model import Trigger
+from tests.cleanup.conftest import JobStore
+from tests.cleanup.test_refused_records import refuse
+
+GRACE: dict[str, Any] = {"trash__grace_hours": 24}
+_RESET = "UPDATE jobs SET data_cleaned_at = NULL, data_size_mb = NULL, cleanup_summary = NULL"
+_RECORD = "SELECT data_cleaned_at, data_size_mb, cleanup_summary FROM jobs WHERE id = 'a'"
+_TOTAL = "SELECT value FROM cleanup_totals WHERE name = 'jobs_cleaned' AND label = 'completed'"
+
+
+@pytest.mark.parametrize("how", ["the grace ends", "a person purges"])
+def test_a_job_that_is_purged_after_its_row_was_reset_gets_its_record_back(store: JobStore, how: str) -> None:
+    store.job("a", dem="a_dem.tif")
+    store.upload("a_dem.tif")
+    store.run(**GRACE)
+    record, total = store.sql(_RECORD), store.sql(_TOTAL)
+    store.sql(_RESET)
+    store.now += timedelta(hours=25)
+    if how == "the grace ends":
+        report = store.run(**GRACE)
+    else:
+        store.request(Trigger.TRASH, **GRACE)
+        report = store.run(**GRACE)
+    assert store.trash() == []
+    assert (report.successful.jobs, report.missing, report.skipped) == (0, 0, 0)
+    assert store.sql(_RECORD) == record
+    assert store.sql(_TOTAL) == total
+
+
+def test_a_reset_job_whose_shared_upload_is_in_place_counts_once(store: JobStore) -> None:
+    """The upload goes with the run after both jobs are cleaned, whichever of them ended last."""
+    store.now = datetime.now(UTC).replace(microsecond=0)
+    store.job("a", "failed", days=2, dem="shared.tif")
+    store.job("b", days=6, dem="shared.tif")
+    upload = store.upload("shared.tif")
+    store.run(**GRACE)
+    assert store.cleaned() == {"a"}
+    record = store.sql(_RECORD)
+    store.sql(_RESET)
+    store.wait(days=2)
+    report = store.run(trash__grace_hours=24 * 365)
+    assert (report.successful.jobs, report.failed.jobs) == (1, 0)
+    assert store.sql(_RECORD) == record
+    assert not upload.exists()
+
+
+@pytest.mark.parametrize("hours", [1, 25])
+def test_a_reset_row_that_cannot_be_updated_stops_no_other(store: JobStore, hours: int) -> None:
+    for job in ("a", "bad"):
+        store.job(job)
+    store.run(**GRACE)
+    store.sql(_RESET)
+    refuse(store, "abort")
+    store.job("c")
+    store.now += timedelta(hours=hours)
+    report = store.run(**GRACE)
+    assert report.successful.jobs == 1
+    assert store.cleaned() == {"a", "c"}
+    assert {event.job_id for event in store.events if isinstance(event, JobFailed)} == {"bad"}
