@@ -7,6 +7,7 @@ import stat
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 # The own size of a folder with some hundred entries.  Where folders count their subfolders as links, two
 # links mean that there are none.
 _SMALL_BYTES = 16 * 1024
+# How far the time of a file can be behind the clock of a run.
+_CLOCKS_DIFFER = timedelta(seconds=2)
 # How many jobs are read ahead: which rows name their uploads takes a scan of the table.
 _JOBS_AHEAD = 10_000
 
@@ -170,10 +173,7 @@ class Planner:
         return self._with_trashed(plans)
 
     def _with_trashed(self, plans: list[PlannedJob]) -> list[PlannedJob]:
-        """Add what is in the trash of jobs that have no data in place: their rows were reset since.
-
-        An upload is no such data: it stayed for another job.  It goes once all its jobs are marked.
-        """
+        """Add what is in the trash of jobs that got no data since: their rows were reset."""
         without_data = [
             plan.job.id
             for plan in plans
@@ -182,7 +182,13 @@ class Planner:
         if not without_data or not self._session.has_ledger:
             return plans
         trashed = self._session.ledger.trashed_jobs(without_data)
-        return [replace(plan, trashed=trashed.get(plan.job.id)) for plan in plans]
+        return [
+            replace(plan, trashed=intent)
+            if (intent := trashed.get(plan.job.id)) is not None
+            and got_no_data_since(self._session, intent, plan.artifacts)
+            else plan
+            for plan in plans
+        ]
 
     def _spelling_problems(
         self, ambiguous: Mapping[RootName, set[str]], alike: Mapping[RootName, Mapping[str, list[str]]]
@@ -477,6 +483,21 @@ def has_files_in_place(roots: Mapping[RootName, Root], job: Job) -> bool:
     return invalid_name_reason(job.id) is None and any(
         roots[folder.root].has(folder.name) for folder in folders if len(possible_owner_ids(folder)) == 1
     )
+
+
+def got_no_data_since(session: StoreSession, trashed: Intent, artifacts: Iterable[Found]) -> bool:
+    """Return whether a job has nothing in place but uploads that stayed when the rest moved to the trash.
+
+    Another job needed them then.  What was restored or uploaded since is newer: every move renews its ctime.
+    """
+    for found in artifacts:
+        root, name = found.artifact.root, found.artifact.name
+        status = _status(session.roots[root], name) if root is RootName.UPLOADS else None
+        if status is None or trashed.created_at is None:
+            return False
+        if status.st_ctime >= (trashed.created_at - _CLOCKS_DIFFER).timestamp():
+            return False
+    return True
 
 
 def _status(root: Root, name: str) -> os.stat_result | None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence, Set
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup.pipeline import Pipeline
-from eemtcleanupd.cleanup.planner import Planner, has_files_in_place
+from eemtcleanupd.cleanup.planner import Planner, find_artifacts, got_no_data_since, has_files_in_place
 from eemtcleanupd.cleanup.session import StoreSession
 from eemtcleanupd.cleanup.staging import ClaimedJob
-from eemtcleanupd.deletion.trash import deleting_name, is_group
+from eemtcleanupd.deletion.trash import deleting_name, is_group, is_grouped
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
+from eemtcleanupd.deletion.truncate import BLOCK_BYTES
 from eemtcleanupd.deletion.walk import measure
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import TRASH_NAME, Found, Job
@@ -149,7 +151,15 @@ def purge(pipeline: Pipeline, intents: Sequence[Intent]) -> None:
                 continue
         jobs.append(job)
     # A row that was reset must not look like a job whose files nobody has counted yet.
-    pipeline.mark_before_purge([(job.job, job.intent) for job in jobs if job.is_row_reset])
+    reset = [job for job in jobs if job.is_row_reset]
+    in_place = find_artifacts(session, [job.job for job in reset])
+    pipeline.mark_before_purge(
+        [
+            (job.job, job.intent)
+            for job in reset
+            if got_no_data_since(session, job.intent, in_place[job.job.id])
+        ]
+    )
     session.database.write(
         lambda connection: session.ledger.begin_purge(connection, [job.intent.id for job in jobs])
     )
@@ -194,8 +204,15 @@ def trash_bytes(session: StoreSession, found: Found, item: str, stop: StopFlag) 
     except OSError:
         return 0
     try:
-        trash = replace(root, fd=trash_fd)
-        return sum(measure(trash, name, stop).bytes for name in (item, deleting_name(item)))
+        trash, size = replace(root, fd=trash_fd), 0
+        for name in (item, deleting_name(item)):
+            measured = measure(trash, name, stop).bytes
+            if not is_grouped(item):  # the item itself is a folder of the trash, and not of the job
+                with suppress(FileNotFoundError):
+                    status = os.stat(name, dir_fd=trash_fd, follow_symlinks=False)
+                    measured -= status.st_blocks * BLOCK_BYTES
+            size += max(0, measured)
+        return size
     finally:
         os.close(trash_fd)
 

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +24,7 @@ from eemtcleanupd.backup import archive
 from eemtcleanupd.backup.folder import BackupFolder
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup.context import RunHooks
+from eemtcleanupd.cleanup.recovery import trash_bytes
 from eemtcleanupd.cleanup.session import StoreSession, job_table, open_database, open_session
 from eemtcleanupd.cleanup.staging import Item
 from eemtcleanupd.clock import Clock
@@ -45,6 +46,7 @@ from eemtcleanupd.store.lock import run_lock
 log = logging.getLogger(__name__)
 
 _UNPACKED: Final = "backup-"
+_LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class RestoreResult:
     """What was restored, and until when the job is held so that the next run does not clean it again.
 
     ``not_restored`` has the other artifacts that were asked for, each with the reason.  ``warnings`` name
-    attributes of files (modes, extended attributes) that could not be set.
+    attributes of files (modes, extended attributes) that could not be set, and older artifacts that stay.
     """
 
     job_id: str
@@ -100,19 +102,29 @@ def restore(request: RestoreRequest) -> RestoreResult:
         name = printable(request.job_id)
         if not intents and not shared:
             raise TrashError(f"The trash has nothing of job {name}.")
-        chosen = [_split_intent(intent, request.only) for intent in intents]
-        chosen += [
-            _split_intent(intent, labels)
+        wanted = [
+            (intent, [pair for pair in intent.items if _is_named(pair[0], request.only)])
+            for intent in intents
+        ]
+        wanted += [
+            (intent, [pair for pair in intent.items if _is_named(pair[0], labels)])
             for intent, labels in shared
             if not request.only or labels <= set(request.only)
         ]
+        older = _drop_older(wanted)
+        chosen = [store.split(intent, pairs) for intent, pairs in wanted]
         items = [pair for intent, _ in chosen for pair in intent.items]
         if not items:
             known = ", ".join(printable(found.label) for intent in intents for found, _ in intent.items)
             raise TrashError(f"The trash has no such artifact of job {name}. It has: {known}.")
         store.require_items(items)
         store.require_free_places([found for found, _ in items])
-        return store.restore(chosen[0][0].status, chosen, "from the trash")
+        result = store.restore(chosen[0][0].status, chosen, "from the trash")
+        warnings = [
+            f"{printable(found.label)} is in the trash more than once. Only the newest was restored."
+            for found in older
+        ]
+        return replace(result, warnings=tuple(warnings))
 
 
 def restore_backup(request: RestoreRequest, backup: Path) -> RestoreResult:
@@ -151,6 +163,18 @@ def restore_backup(request: RestoreRequest, backup: Path) -> RestoreResult:
 def _from_label(label: str) -> Found:
     root, _, name = label.partition("/")
     return Found(Artifact(RootName(root), name.rstrip("/")), is_folder=name.endswith("/"))
+
+
+def _drop_older(wanted: Sequence[tuple[Intent, list[Item]]]) -> list[Found]:
+    """Drop the items of artifacts that went into the trash again since; return these artifacts."""
+    newest: dict[Artifact, Intent] = {}
+    for intent, pairs in sorted(wanted, key=lambda each: each[0].created_at or _LONG_AGO):
+        newest.update({found.artifact: intent for found, _ in pairs})
+    older = []
+    for intent, pairs in wanted:
+        older += [found for found, _ in pairs if newest[found.artifact] is not intent]
+        pairs[:] = [pair for pair in pairs if newest[pair[0].artifact] is intent]
+    return older
 
 
 @contextmanager
@@ -226,6 +250,23 @@ class _LockedStore:
             if kept:
                 shared.append((intent, {found.label.rstrip("/") for found in kept}))
         return shared
+
+    def split(self, intent: Intent, wanted: Sequence[Item]) -> tuple[Intent, Intent]:
+        """Split an intent into an open one for what is to be put back, and what stays in the trash."""
+        rest = tuple(pair for pair in intent.items if pair not in wanted)
+        # The items in the trash are named after the intent, so the part that stays there keeps its id.
+        opened = replace(
+            intent,
+            id=f"{intent.id}{PART_BACK}{secrets.token_hex(2)}" if rest else intent.id,
+            items=tuple(wanted),
+            state=IntentState.OPEN,
+            purge_after=None,
+            size_bytes=0,
+        )
+        size = intent.size_bytes
+        if wanted and rest:
+            size = sum(trash_bytes(self.session, found, item, StopFlag()) for found, item in rest)
+        return opened, replace(intent, items=rest, size_bytes=size)
 
     def _in_place(self, found: Found) -> bool:
         roots, artifact = self.session.roots, found.artifact
@@ -447,19 +488,3 @@ def _is_named(found: Found, only: Collection[str]) -> bool:
     """Return whether an artifact is asked for, by its label or by its printable form."""
     label = found.label.rstrip("/")
     return not only or label in only or printable(label) in only
-
-
-def _split_intent(intent: Intent, only: Collection[str]) -> tuple[Intent, Intent]:
-    """Split an intent into an open one for what is to be put back, and what stays in the trash."""
-    wanted = [pair for pair in intent.items if _is_named(pair[0], only)]
-    rest = tuple(pair for pair in intent.items if pair not in wanted)
-    # The items in the trash are named after the intent, so the part that stays there keeps its id.
-    opened = replace(
-        intent,
-        id=f"{intent.id}{PART_BACK}{secrets.token_hex(2)}" if rest else intent.id,
-        items=tuple(wanted),
-        state=IntentState.OPEN,
-        purge_after=None,
-        size_bytes=0,
-    )
-    return opened, replace(intent, items=rest)

@@ -172,7 +172,11 @@ class Intents(Repository):
     def add_intents(self, connection: Connection, intents: Sequence[Intent], now: datetime) -> None:
         """Write intents, before the first of their files moves."""
         if intents:
-            rows = [{**_intent_values(intent), "created_at": utc_timestamp(now)} for intent in intents]
+            created_at = utc_timestamp(now)
+            rows = [
+                {**_intent_values(intent), "is_purging": int(intent.is_purging), "created_at": created_at}
+                for intent in intents
+            ]
             connection.execute(insert(INTENTS), rows)
 
     def delete_intents(self, connection: Connection, ids: Sequence[str]) -> None:

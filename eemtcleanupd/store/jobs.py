@@ -491,10 +491,13 @@ class JobTable:
             return
         connection.execute(self._update_by_id, rows)
         if refused := self._still_uncleaned(connection, [job_id for job_id, _, _ in jobs]):
-            names = ", ".join(printable(job_id) for job_id in refused[:5])
-            raise RowError(
-                f"Job database {self._database.name}: a trigger or rule ignores the update of {names}."
-            )
+            raise self._ignored(refused)
+
+    def _ignored(self, ids: Sequence[str]) -> RowError:
+        names = ", ".join(printable(job_id) for job_id in ids[:5])
+        return RowError(
+            f"Job database {self._database.name}: a trigger or rule ignores the update of {names}."
+        )
 
     def _still_uncleaned(self, connection: Connection, ids: Sequence[str]) -> list[str]:
         """Return those of these jobs whose rows are there and do not say that their data was cleaned."""
@@ -519,12 +522,16 @@ class JobTable:
         return bindparam("key", job_id, type_=self._jobs.c[self._id].type)
 
     def mark_uncleaned(self, connection: Connection, job_id: str) -> None:
-        """Record in the job's row that its data was restored.  The measured size stays."""
-        connection.execute(
-            update(self._jobs)
-            .where(self._is_row(self._key(job_id)))
-            .values(data_cleaned_at=None, cleanup_summary=None)
-        )
+        """Record in the job's row that its data was restored.  The measured size stays.
+
+        Raises:
+            RowError: the row still says that its data was cleaned.
+        """
+        row = self._is_row(self._key(job_id))
+        connection.execute(update(self._jobs).where(row).values(data_cleaned_at=None, cleanup_summary=None))
+        still = select(self._jobs.c[self._id]).where(row, self._jobs.c.data_cleaned_at.is_not(None))
+        if connection.execute(still).first() is not None:
+            raise self._ignored([job_id])
 
     def mark_all_uncleaned(self, connection: Connection) -> int:
         """Record in all rows that their data has not been cleaned, and return how many changed."""

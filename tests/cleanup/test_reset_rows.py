@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from eemtcleanupd.cleanup.context import NullHooks
+from eemtcleanupd.cleanup.restore import RestoreRequest, restore
 from eemtcleanupd.events import JobFailed
 from eemtcleanupd.model import Trigger
 from tests.cleanup.conftest import JobStore
@@ -39,10 +41,12 @@ def test_a_job_that_is_purged_after_its_row_was_reset_gets_its_record_back(store
 
 def test_a_reset_job_whose_shared_upload_is_in_place_counts_once(store: JobStore) -> None:
     """The upload goes with the run after both jobs are cleaned, whichever of them ended last."""
-    store.now = datetime.now(UTC).replace(microsecond=0)
+    store.now = datetime.now(UTC)
     store.job("a", "failed", days=2, dem="shared.tif")
     store.job("b", days=6, dem="shared.tif")
     upload = store.upload("shared.tif")
+    store.wait(seconds=10)
+    store.now = store.now.replace(microsecond=0)
     store.run(**GRACE)
     assert store.cleaned() == {"a"}
     record = store.sql(_RECORD)
@@ -67,3 +71,22 @@ def test_a_reset_row_that_cannot_be_updated_stops_no_other(store: JobStore, hour
     assert report.successful.jobs == 1
     assert store.cleaned() == {"a", "c"}
     assert {event.job_id for event in store.events if isinstance(event, JobFailed)} == {"bad"}
+
+
+@pytest.mark.parametrize("when", ["in the trash", "purged"])
+def test_what_is_restored_of_a_job_is_cleaned_again_later(store: JobStore, when: str) -> None:
+    store.now = datetime.now(UTC)
+    store.job("a", dem="a_dem.tif")
+    upload = store.upload("a_dem.tif")
+    store.run(**GRACE)
+    store.wait(seconds=0)
+    restore(
+        RestoreRequest(
+            store.config(**GRACE), "a", {"uploads/a_dem.tif"}, False, "ann", NullHooks(), lambda: store.now
+        )
+    )
+    assert upload.exists()
+    store.now += timedelta(hours=25 if when == "purged" else 1)
+    report = store.run(**GRACE)
+    assert report.successful.jobs == 1
+    assert not upload.exists()

@@ -14,11 +14,12 @@ import pytest
 from eemtcleanupd.cleanup.context import NullHooks
 from eemtcleanupd.cleanup.restore import RestoreRequest, RestoreResult, restore
 from eemtcleanupd.deletion.trash import Trash
-from eemtcleanupd.errors import LockHeldError, TrashError
+from eemtcleanupd.errors import LockHeldError, RowError, TrashError
 from eemtcleanupd.events import Warned
 from eemtcleanupd.model import Trigger
 from eemtcleanupd.store.lock import run_lock
 from tests.cleanup.conftest import JobStore
+from tests.cleanup.test_refused_records import refuse
 
 GRACE: dict[str, Any] = {"trash__grace_hours": 24}
 
@@ -378,3 +379,48 @@ def test_an_item_that_vanishes_during_the_restore_is_not_restored(
     assert [found.label for found in done.artifacts] == ["results/a/"]
     assert [found.label for found, _ in done.not_restored] == ["uploads/dem.tif"]
     assert trashed.sql("SELECT * FROM cleanup_intents") == []
+
+
+def test_what_stays_in_the_trash_after_a_restore_in_part_has_its_own_size(trashed: JobStore) -> None:
+    trashed.run(**GRACE)
+    put_back(trashed, "a", "results/a/")
+    (size,) = trashed.sql("SELECT size_bytes FROM cleanup_intents")
+    assert size == (4096,)
+
+
+def test_a_restore_in_part_of_a_purge_that_was_killed_invents_no_loss(trashed: JobStore) -> None:
+    trashed.run(**GRACE)
+    shutil.rmtree(trash_item(trashed, "results"))
+    trashed.sql("UPDATE cleanup_intents SET is_purging = 1")
+    put_back(trashed, "a", "uploads/dem.tif")
+    trashed.now += timedelta(hours=25)
+    assert trashed.run(**GRACE).errors == 0
+    assert len(trashed.sql("SELECT * FROM cleanup_intents")) == 1, "only that of the upload, which went again"
+
+
+def test_a_row_that_cannot_be_updated_is_not_restored(trashed: JobStore) -> None:
+    trashed.job("bad")
+    trashed.run(**GRACE)
+    refuse(trashed, "ignore")
+    before = trashed.snapshot()
+    with pytest.raises(RowError):
+        put_back(trashed, "bad")
+    assert trashed.snapshot() == before
+    assert trashed.cleaned() == {"a", "bad"}
+    assert len(put_back(trashed, "a").artifacts) == 2
+
+
+def test_of_an_artifact_that_was_trashed_twice_the_newer_one_is_restored(trashed: JobStore) -> None:
+    trashed.run(**GRACE)
+    trashed.sql("UPDATE jobs SET data_cleaned_at = NULL")
+    trashed.results("a").mkdir()
+    (trashed.results("a") / "new.tif").write_bytes(b"new")
+    trashed.now += timedelta(hours=1)
+    trashed.run(**GRACE)
+    done = put_back(trashed, "a")
+    assert sorted(found.label for found in done.artifacts) == ["results/a/", "uploads/dem.tif"]
+    assert done.not_restored == ()
+    assert (trashed.results("a") / "new.tif").exists()
+    trashed.now += timedelta(hours=25)
+    trashed.run(**GRACE)
+    assert len(trashed.trash()) == 2  # the results, and the upload
