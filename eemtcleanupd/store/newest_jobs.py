@@ -81,15 +81,24 @@ class NewestJobs:
         for job in jobs:
             if job.completed_at is None or end_problem(job, self._now) is not None:
                 continue
-            entry = (job.completed_at, job.id)
-            if len(self._heap) < self._count:
-                heapq.heappush(self._heap, entry)
-            else:
-                heapq.heappushpop(self._heap, entry)
+            self._add(job.completed_at, job.id)
         if len(page) < self._page_size:
             self.is_complete = True
         else:
             self._last = (page[-1]["ended_key"], page[-1]["id_key"])
+
+    def _add(self, ended: datetime, job_id: str) -> None:
+        if len(self._heap) == self._count and (ended, job_id) <= self._heap[0]:
+            return
+        same = next((entry for entry in self._heap if entry[1] == job_id), None)
+        if same is not None:  # a column job_id might not be unique: the rows take one place
+            self._heap.remove(same)
+            self._heap.append(max(same, (ended, job_id)))
+            heapq.heapify(self._heap)
+        elif len(self._heap) < self._count:
+            heapq.heappush(self._heap, (ended, job_id))
+        else:
+            heapq.heapreplace(self._heap, (ended, job_id))
 
     def _bound(self, moment: datetime) -> ColumnElement[str]:
         return literal(local_timestamp(moment, self._zone)[:19].replace("T", " "), RawText())

@@ -37,17 +37,17 @@ class Jobs:
         self._url = None if server is None else server.create()
         self.forms = {"TIMESTAMP": ["T"], "TIMESTAMPTZ": ["zone"]}.get(kind, ["T", "space", "zone"])
 
-    def fill(self, rows: list[tuple[object, ...]]) -> None:
+    def fill(self, rows: list[tuple[object, ...]], key: str = "id TEXT PRIMARY KEY") -> None:
         if self._url is not None:
             with psycopg.connect(self._url) as server:
                 server.execute("DROP TABLE IF EXISTS jobs")
-                form = f"(id TEXT PRIMARY KEY, status TEXT, completed_at {self._kind})"
+                form = f"({key}, status TEXT, completed_at {self._kind})"
                 server.execute(f"CREATE TABLE jobs {form}")
                 server.cursor().executemany("INSERT INTO jobs VALUES (%s, %s, %s)", rows)
             return
         with closing(sqlite3.connect(self._file)) as connection, connection:
             connection.execute("DROP TABLE IF EXISTS jobs")
-            connection.execute("CREATE TABLE jobs (id TEXT PRIMARY KEY, status TEXT, completed_at TIMESTAMP)")
+            connection.execute(f"CREATE TABLE jobs ({key}, status TEXT, completed_at TIMESTAMP)")
             connection.executemany("INSERT INTO jobs VALUES (?, ?, ?)", rows)
 
     def open(self) -> Database:
@@ -242,6 +242,23 @@ def test_the_newest_jobs_are_those_with_the_latest_moments(text_jobs: Jobs) -> N
     for page_size in (1, 2, 500):
         for count in (0, 1, 2, 3, 4, 5):
             assert text_jobs.newest("UTC", count, page_size) == set(ranking[:count])
+
+
+def test_an_id_of_several_rows_takes_one_place_among_the_newest(text_jobs: Jobs) -> None:
+    text_jobs.fill(
+        [
+            ("twice", "completed", "2026-03-20T12:00:00Z"),
+            ("older", "completed", "2026-03-20T11:00:00Z"),
+            ("oldest", "completed", "2026-03-20T10:00:00Z"),
+            ("twice", "completed", "2026-03-20T09:00:00Z"),
+            ("twice", "completed", "2026-03-20T13:00:00Z"),
+        ],
+        key="job_id TEXT",
+    )
+    for page_size in (1, 2, 500):
+        assert text_jobs.newest("UTC", 1, page_size) == {"twice"}
+        assert text_jobs.newest("UTC", 2, page_size) == {"twice", "older"}
+        assert text_jobs.newest("UTC", 9, page_size) == {"twice", "older", "oldest"}
 
 
 @pytest.mark.slow
