@@ -190,6 +190,12 @@ class RunContext:
         """How long cleaned data waits in the trash."""
         return timedelta(hours=0 if self.request.pressure else self.config.trash.grace_hours)
 
+    @property
+    def purge_trashed_before(self) -> datetime | None:
+        """The time before which data moved to the trash is purged before its grace ends; None for none."""
+        older_than = self.request.purge_older_than
+        return None if older_than is None else self.started_at - older_than
+
     def blockers(self, roots: Iterable[Root]) -> Blockers:
         """Return what keeps entries of the roots in place now."""
         idle = timedelta(minutes=self.config.safety.min_idle_minutes)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from eemtcleanupd.cleanup.pipeline import Pipeline
 from eemtcleanupd.cleanup.planner import PlannedJob, Planner, Selection
-from eemtcleanupd.cleanup.recovery import purge
+from eemtcleanupd.cleanup.recovery import purge, trash_bytes
 from eemtcleanupd.cleanup.session import StoreSession, job_table
 from eemtcleanupd.deletion.filesystem import disk_usage
 from eemtcleanupd.events import Warned
@@ -17,6 +17,7 @@ from eemtcleanupd.model import Decision, RootName
 from eemtcleanupd.policy.breakers import is_too_many
 from eemtcleanupd.policy.pressure import DiskUsage, Pressure, early_policy
 from eemtcleanupd.policy.retention import Policy
+from eemtcleanupd.store.intents import Intent
 
 _PAGE = 100
 
@@ -41,7 +42,12 @@ class PressureTarget:
 
     def missing_bytes(self, pipeline: Pipeline) -> int:
         """Return how much space must still be freed, 0 when the target is reached."""
-        return max(0, min(self.bytes_above(pipeline), self.needed_bytes - pipeline.stats.counts.bytes_freed))
+        return max(0, min(self.bytes_above(pipeline), self.needed_bytes - self.bytes_freed(pipeline)))
+
+    def bytes_freed(self, pipeline: Pipeline) -> int:
+        """Return what the run has freed on the filesystem of the results."""
+        freed = pipeline.stats.counts.freed_by_root
+        return sum(freed[name] for name in freed if is_on_disk(pipeline.session, name))
 
     def bytes_above(self, pipeline: Pipeline) -> int:
         """Return how far the filesystem is above the low watermark now."""
@@ -55,6 +61,12 @@ class PressureTarget:
             f"the results filesystem was {self.before.used_percent:.1f} % full and is now "
             f"{after.used_percent:.1f} % full (low watermark {self.pressure.low_watermark_percent:g} %)"
         )
+
+
+def is_on_disk(session: StoreSession, root: RootName) -> bool:
+    """Return whether a root is on the filesystem of the results, which is the one that is full."""
+    roots = session.roots
+    return root in roots and roots[root].device == roots[RootName.RESULTS].device
 
 
 class EarlyCleaning:
@@ -88,6 +100,7 @@ class EarlyCleaning:
         policy = early_policy(run.policy, target.pressure.minimum_age)
         self._jobs = job_table(session.database, run.config, policy, has_parameters=run.hooks.read_jobs)
         self._planner = Planner(run, session, policy, self._jobs)
+        self._is_one_disk = all(is_on_disk(session, root) for root in session.roots)
         self._available_bytes = 0
         self._lag_bytes = 0
         self._has_taken = False
@@ -116,7 +129,23 @@ class EarlyCleaning:
 
     def _trash_bytes(self) -> int:
         intents = self._pipeline.session.ledger.expired(self._pipeline.run.clock(), sys.maxsize, early=True)
-        return sum(intent.size_bytes for intent in intents)
+        return sum(map(self._bytes_in_trash, intents))
+
+    def _bytes_in_trash(self, intent: Intent) -> int:
+        """Return the bytes of an item of the trash that are on the full disk."""
+        session = self._pipeline.session
+        items = [pair for pair in intent.items if is_on_disk(session, pair[0].artifact.root)]
+        if len(items) == len(intent.items):
+            return intent.size_bytes
+        return sum(trash_bytes(session, found, item, self._pipeline.run.stop) for found, item in items)
+
+    def _useful_bytes(self, plan: PlannedJob, sizes: Mapping[str, int]) -> int:
+        """Return how much of a job is on the full disk."""
+        session = self._pipeline.session
+        on_disk = [found for found in plan.artifacts if is_on_disk(session, found.artifact.root)]
+        if len(on_disk) == len(plan.artifacts) and plan.job.id in sizes:
+            return sizes[plan.job.id]
+        return sum(map(self._selection.measure, on_disk))
 
     def _job_bytes(self) -> int:
         """Return the bytes of the jobs that the run's limits allow to clean early; measure unknown ones."""
@@ -128,10 +157,11 @@ class EarlyCleaning:
             allowed -= len(expired)
             with session.database.read() as connection:
                 sizes = session.ledger.measured(connection, [decision.job.id for decision in expired])
-            total += sum(sizes.values())
-            unknown = [decision for decision in expired if decision.job.id not in sizes]
-            for plan in self._planner.plan(unknown, ()) if unknown else ():
-                total += sum(self._selection.measure(found) for found in plan.artifacts)
+            if self._is_one_disk:
+                total += sum(sizes.values())
+                expired = [decision for decision in expired if decision.job.id not in sizes]
+            for plan in self._planner.plan(expired, ()) if expired else ():
+                total += self._useful_bytes(plan, sizes)
             if not allowed or run.stop.is_set():
                 break
         return total
@@ -170,7 +200,7 @@ class EarlyCleaning:
     def _taken(self, bytes_expected: int, freed_before: int) -> None:
         self._has_taken = True
         self._available_bytes -= bytes_expected
-        self._lag_bytes = self._pipeline.stats.counts.bytes_freed - freed_before
+        self._lag_bytes = self._target.bytes_freed(self._pipeline) - freed_before
 
     # -- take --------------------------------------------------------------------------------------
 
@@ -192,10 +222,10 @@ class EarlyCleaning:
                 if not self._must_go_on():
                     return
                 tried.add(intent.id)
-                freed = pipeline.stats.counts.bytes_freed
+                freed, size_bytes = self._target.bytes_freed(pipeline), self._bytes_in_trash(intent)
                 purge(pipeline, [intent])
                 pipeline.finish()
-                self._taken(intent.size_bytes, freed)
+                self._taken(size_bytes, freed)
 
     def _clean_jobs(self) -> None:
         """Clean jobs ahead of their retention until the target is reached: failed ones first, then oldest."""
@@ -211,12 +241,16 @@ class EarlyCleaning:
             ]
             with session.database.read() as connection:
                 sizes = session.ledger.measured(connection, [plan.job.id for plan in plans])
+            useful = sizes
+            if not self._is_one_disk:
+                known = [plan for plan in plans if plan.job.id in sizes]
+                useful = {plan.job.id: self._useful_bytes(plan, sizes) for plan in known}
             while plans:
                 if not self._must_go_on():
                     return
-                batch = _enough(plans, sizes, self._target.missing_bytes(pipeline))
+                batch = _enough(plans, useful, self._target.missing_bytes(pipeline))
                 plans = plans[len(batch) :]
-                freed = pipeline.stats.counts.bytes_freed
+                freed = self._target.bytes_freed(pipeline)
                 if self._is_limit_reached():
                     return
                 taken = pipeline.taken
@@ -224,8 +258,8 @@ class EarlyCleaning:
                 pipeline.finish()
                 if pipeline.taken == taken:
                     return
-                done = pipeline.stats.counts.bytes_freed - freed
-                self._taken(max(done, sum(sizes.get(plan.job.id, 0) for plan in batch)), freed)
+                done = self._target.bytes_freed(pipeline) - freed
+                self._taken(max(done, sum(useful.get(plan.job.id, 0) for plan in batch)), freed)
 
     def _is_limit_reached(self) -> bool:
         """Return whether one more job is too many for the breaker; warn then."""

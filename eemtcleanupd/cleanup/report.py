@@ -26,7 +26,7 @@ from eemtcleanupd.events import (
     RunStarted,
 )
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.model import Found, Job, JobClass, Outcome
+from eemtcleanupd.model import Found, Job, JobClass, Outcome, RootName
 from eemtcleanupd.store.history import LogEntry
 from eemtcleanupd.store.intents import IntentState
 from eemtcleanupd.store.jobs import Backlog
@@ -52,6 +52,7 @@ class RunCounts:
     cleaned: dict[JobClass, int] = field(default_factory=lambda: dict.fromkeys(JobClass, 0))
     freed: dict[JobClass, int] = field(default_factory=lambda: dict.fromkeys(JobClass, 0))
     trashed: dict[JobClass, int] = field(default_factory=lambda: dict.fromkeys(JobClass, 0))
+    freed_by_root: Counter[RootName] = field(default_factory=Counter)
     purge_after: datetime | None = None
     orphans: int = 0
     orphan_bytes: int = 0
@@ -100,6 +101,9 @@ class RunStats:
         in_trash = job.moves_to_trash(self._run.grace)
         freed, trashed = (0, total) if in_trash else (total, 0)
         self.freed(job, freed)
+        if not in_trash:
+            for found, size in removed:
+                self.counts.freed_by_root[found.artifact.root] += size
         if in_trash:
             self._count_trashed(job, trashed, now + self._run.grace)
         if job.intent.state is IntentState.TRASHED:

@@ -319,7 +319,9 @@ class _Run:
                     counts.orphan_bytes += size_bytes
                 run.emit(OrphanFound(found, size_bytes, removed=False, planned=is_planned))
 
-        inventory = Inventory(run, session, self._planner, plan_entries, is_recording=False).scan()
+        inventory = InventoryResult(0, 0)
+        if run.request.trigger.plans_jobs:
+            inventory = Inventory(run, session, self._planner, plan_entries, is_recording=False).scan()
         report = build_report(run, self._backlog, counts, selection, inventory)
         run.emit(RunFinished(report))
         return report
@@ -330,7 +332,7 @@ class _Run:
         if not session.has_ledger or not session.ledger.has_intents():
             return frozenset()
         unfinished = session.ledger.open_intents()
-        expired = session.ledger.expired(run.clock(), sys.maxsize)
+        expired = session.ledger.expired(run.clock(), sys.maxsize, trashed_before=run.purge_trashed_before)
         for intent in (*unfinished, *purgeable(session, self._planner, expired)):
             sizes = (trash_bytes(session, found, item, run.stop) for found, item in intent.items)
             size = intent.size_bytes or sum(sizes)
@@ -433,8 +435,7 @@ class _Run:
             in_progress = recover_intents(pipeline)
             # Nobody asked for a recovery run, so it deletes nothing whose deletion had not started.
             if request.trigger is not Trigger.RECOVERY:
-                older_than = request.purge_older_than
-                purge_expired(pipeline, None if older_than is None else run.started_at - older_than)
+                purge_expired(pipeline, run.purge_trashed_before)
         remove_strays(pipeline)
         if not request.trigger.plans_jobs:
             return InventoryResult(0, 0), None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -38,9 +37,8 @@ if TYPE_CHECKING:
     from eemtcleanupd.cleanup.restore import RestoreRequest, RestoreResult
     from eemtcleanupd.cli.completion import Completion
     from eemtcleanupd.config import Config
-    from eemtcleanupd.events import Event
+    from eemtcleanupd.events import Event, JobTally
     from eemtcleanupd.store.intents import Intent
-    from eemtcleanupd.store.ledger import Ledger
 
 
 @click.group(cls=CommandGroup)
@@ -198,12 +196,13 @@ def purge(older_than: float | None, yes: bool, quiet: bool, as_json: bool) -> in
     from eemtcleanupd.store.address import StoreAddress
 
     age = timedelta(hours=older_than or 0)
-    if config.dry_run:
-        with open_ledger(config) as ledger:
-            _print_dry_purge(ledger, age, as_json=as_json)
+    request = RunRequest(
+        caller(), Trigger.TRASH, dry_run=config.dry_run, purge_older_than=age, forget_missing=True
+    )
+    if request.dry_run:  # the configuration's dry_run applies to every deletion
+        _print_dry_purge(clean(config, request, emit=lambda _: None).trash_purged, as_json=as_json)
         return 0
     confirm_destruction("Purged data cannot be restored.", "Purge the trash?", yes=yes)
-    request = RunRequest(caller(), Trigger.TRASH, purge_older_than=age, forget_missing=True)
     plugins = Plugins(config)
     progress = Progress()
     with (
@@ -234,13 +233,10 @@ def purge(older_than: float | None, yes: bool, quiet: bool, as_json: bool) -> in
     return 1 if report.errors else 0
 
 
-def _print_dry_purge(ledger: Ledger, age: timedelta, *, as_json: bool) -> None:
-    """Print what a purge would delete: the configuration's dry_run applies to every deletion."""
-    now = system_clock()
-    intents = ledger.expired(now, sys.maxsize, trashed_before=now - age) if ledger.exists() else []
-    size = sum(intent.size_bytes for intent in intents)
+def _print_dry_purge(purged: JobTally, *, as_json: bool) -> None:
     if as_json:
-        print_json({"dry_run": True, "purged": len(intents), "space_freed": space(size), "error_count": 0})
+        freed = space(purged.bytes_freed)
+        print_json({"dry_run": True, "purged": purged.jobs, "space_freed": freed, "error_count": 0})
     else:
-        items = plural(len(intents), "item")
-        click.echo(f"[DRY RUN] Would purge {items} ({human_size(size)}): dry_run is true")
+        items = plural(purged.jobs, "item")
+        click.echo(f"[DRY RUN] Would purge {items} ({human_size(purged.bytes_freed)}): dry_run is true")

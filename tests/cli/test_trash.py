@@ -126,6 +126,19 @@ def test_purge_with_dry_run_in_the_configuration_deletes_nothing(store: JobStore
     assert store.snapshot() == before
 
 
+def test_a_dry_purge_leaves_out_what_another_job_needs(store: JobStore, run_cli: RunCli) -> None:
+    store.job("taker", dem="dem.tif")
+    store.upload("dem.tif")
+    assert run_cli("clean", cwd=store.path).returncode == 0
+    store.job("user", "running", days=None, dem="dem.tif")
+    (store.path / "cleanup_config.yaml").write_text("dry_run: true\n")
+    planned = json.loads(run_cli("trash", "purge", "--yes", "--json", cwd=store.path).stdout)
+    (store.path / "cleanup_config.yaml").write_text("trash: {grace_hours: 24}\n")
+    purged = json.loads(run_cli("trash", "purge", "--yes", "--json", cwd=store.path).stdout)
+    assert planned["purged"] == purged["purged"] == 2
+    assert planned["space_freed"] == purged["space_freed"]
+
+
 @pytest.mark.parametrize(
     ("job", "warns"), [("typo", True), ("a", True), ("cleaned", True), ("started", True), ("young", False)]
 )

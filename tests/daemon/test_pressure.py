@@ -149,6 +149,40 @@ def test_on_a_disk_full_of_other_data_nothing_is_taken_early_and_expired_jobs_ar
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("is_measured", [False, True])
+@pytest.mark.parametrize("is_trashed", [False, True])
+def test_what_is_on_another_disk_does_not_count(
+    small_disk: DaemonHarness, is_measured: bool, is_trashed: bool
+) -> None:
+    """The uploads would be enough, but they are not on the disk of the results."""
+    store = small_disk.store
+    for number in range(3):
+        name = f"young-{number}"
+        job(store, name, "failed", 0.4 if not is_trashed else 2, mb=1)
+        (store.path / "uploads" / f"{name}_dem.tif").write_bytes(b"x" * 20 * MB)
+    if is_measured or is_trashed:
+        store.run(trash__grace_hours=100)
+    store.results("other-data").write_bytes(b"x" * 14 * MB)
+    items = store.trash() if is_trashed else []
+    small_disk.start(f"{PRESSURE}\ntrash: {{grace_hours: 100}}")
+    small_disk.pass_time(minutes=1)
+    assert cleaned_jobs(small_disk) == []
+    assert len(pressure_warnings(small_disk)) == 1
+    assert store.trash() == items
+
+
+@pytest.mark.root
+def test_enough_is_freed_on_the_disk_of_the_results(small_disk: DaemonHarness) -> None:
+    store = small_disk.store
+    for number in range(4):
+        job(store, f"young-{number}", "completed", 3 - number / 10, mb=4)
+        (store.path / "uploads" / f"young-{number}_dem.tif").write_bytes(b"x" * 20 * MB)
+    small_disk.start(PRESSURE)
+    small_disk.pass_time(minutes=1)
+    assert cleaned_jobs(small_disk) == [("young-0", True), ("young-1", True)]
+
+
+@pytest.mark.root
 def test_the_limits_of_a_run_count_when_it_is_asked_whether_early_cleaning_can_be_enough(
     small_disk: DaemonHarness,
 ) -> None:
