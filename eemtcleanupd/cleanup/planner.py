@@ -102,6 +102,10 @@ class Planner:
             self._counted = counted
         return sum(decision.clean for page in pages for decision in page)
 
+    def forget_count(self) -> None:
+        """Decide again on what :meth:`count_expired` has read: rows were written since."""
+        self._counted = None
+
     def decisions(self, page_size: int) -> Iterator[list[Decision]]:
         """Yield the decisions on all gathered candidates, in pages, oldest first."""
         if self._counted is not None:

@@ -436,6 +436,7 @@ class _Run:
             # Nobody asked for a recovery run, so it deletes nothing whose deletion had not started.
             if request.trigger is not Trigger.RECOVERY:
                 purge_expired(pipeline, run.purge_trashed_before)
+            self._planner.forget_count()
         remove_strays(pipeline)
         if not request.trigger.plans_jobs:
             return InventoryResult(0, 0), None

@@ -215,6 +215,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     of_both = metafunc.module.__name__.rpartition(".")[2] in {
         "test_run",
         "test_reset_rows",
+        "test_left_behind",
         "test_restore",
         "test_orphans",
         "test_refused_records",

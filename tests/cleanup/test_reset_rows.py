@@ -90,3 +90,12 @@ def test_what_is_restored_of_a_job_is_cleaned_again_later(store: JobStore, when:
     report = store.run(**GRACE)
     assert report.successful.jobs == 1
     assert not upload.exists()
+
+
+def test_a_row_that_is_marked_by_the_purge_is_not_planned_although_it_was_counted(store: JobStore) -> None:
+    store.job("a")
+    store.run(**GRACE)
+    store.sql(_RESET)
+    store.now += timedelta(hours=25)
+    report = store.run(force=True, safety__max_fraction=0.01, safety__max_fraction_min_jobs=0, **GRACE)
+    assert (report.successful.jobs, report.skipped) == (0, 0)
