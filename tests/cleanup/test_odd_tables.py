@@ -1,0 +1,146 @@
+"""Tables that the web interface would not create: partitions, triggers, rights and computed columns."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from eemtcleanupd.cleanup.session import job_table
+from eemtcleanupd.errors import CleanupError, StoreError
+from tests.cleanup.conftest import SCHEMA, JobStore
+from tests.postgres import Server
+
+
+@pytest.fixture
+def server_store(tmp_path: Path, postgres: Server) -> JobStore:
+    return JobStore(tmp_path / "server", url=postgres.create())
+
+
+def recreate(store: JobStore, schema: str, *more: str) -> None:
+    for statement in ("DROP TABLE jobs", schema, *more):
+        store.sql(statement)
+
+
+@pytest.mark.parametrize("by", ["LIST (status)", "HASH (id)"])
+def test_a_partitioned_table_is_cleaned(server_store: JobStore, by: str) -> None:
+    column = "status" if "status" in by else "id"
+    schema = SCHEMA.replace("id TEXT PRIMARY KEY", "id TEXT").rstrip().removesuffix(")")
+    schema += f", PRIMARY KEY ({', '.join(sorted({'id', column}))})) PARTITION BY {by}"
+    partitions = {
+        "status": [
+            "CREATE TABLE ended PARTITION OF jobs FOR VALUES IN ('completed', 'failed')",
+            "CREATE TABLE others PARTITION OF jobs DEFAULT",
+        ],
+        "id": [
+            f"CREATE TABLE part{n} PARTITION OF jobs FOR VALUES WITH (MODULUS 2, REMAINDER {n})"
+            for n in range(2)
+        ],
+    }[column]
+    recreate(server_store, schema, *partitions)
+    for number in range(4):
+        server_store.job(f"due-{number}", dem="shared.tif")
+    server_store.job("live", "running", days=None, dem="shared.tif")
+    upload = server_store.upload("shared.tif")
+    server_store.run(trash__grace_hours=24)
+    assert server_store.cleaned() == {f"due-{number}" for number in range(4)}
+    assert upload.exists()
+    assert server_store.results("live").exists()
+
+
+def test_the_rows_of_one_partition_alone_are_not_the_table(server_store: JobStore) -> None:
+    """A policy on one partition hides a running job as one on the table does."""
+    schema = SCHEMA.replace("id TEXT PRIMARY KEY", "id TEXT").rstrip() + " PARTITION BY LIST (status)"
+    recreate(
+        server_store,
+        schema,
+        "CREATE TABLE running PARTITION OF jobs FOR VALUES IN ('running')",
+        "CREATE TABLE others PARTITION OF jobs DEFAULT",
+        "ALTER TABLE running ENABLE ROW LEVEL SECURITY",
+        "ALTER TABLE running FORCE ROW LEVEL SECURITY",
+    )
+    server_store.job("due", dem="shared.tif")
+    server_store.job("live", "running", days=None, dem="shared.tif")
+    upload = server_store.upload("shared.tif")
+    server_store.run()
+    assert upload.exists()
+    assert server_store.results("live").exists()
+
+
+@pytest.mark.parametrize("how", ["revoked", "no policy", "revoked column"])
+def test_a_right_that_is_missing_stops_the_run_before_anything_moves(
+    server_store: JobStore, how: str
+) -> None:
+    server_store.job("first")
+    server_store.run()
+    server_store.job("a")
+    if how == "revoked":
+        server_store.sql("REVOKE UPDATE ON jobs FROM CURRENT_USER")
+    elif how == "revoked column":
+        server_store.sql("REVOKE UPDATE ON jobs FROM CURRENT_USER")
+        server_store.sql("GRANT UPDATE (data_size_mb) ON jobs TO CURRENT_USER")
+    else:
+        server_store.sql("ALTER TABLE jobs ENABLE ROW LEVEL SECURITY")
+        server_store.sql("ALTER TABLE jobs FORCE ROW LEVEL SECURITY")
+        server_store.sql("CREATE POLICY readable ON jobs FOR SELECT USING (true)")
+    for _ in range(2):
+        before = server_store.results("a").stat().st_ctime_ns
+        with contextlib.suppress(CleanupError):
+            assert server_store.run().errors == 1
+        assert server_store.results("a").stat().st_ctime_ns == before
+        assert server_store.cleaned() == {"first"}
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_a_computed_end_is_read_like_any_other(
+    store: JobStore, request: pytest.FixtureRequest, kind: str
+) -> None:
+    if kind == "postgres":
+        store = request.getfixturevalue("server_store")
+    recreate(
+        store,
+        "CREATE TABLE jobs (id TEXT PRIMARY KEY, status TEXT, ended TEXT, dem_filename TEXT,"
+        " completed_at TEXT GENERATED ALWAYS AS (ended || 'T00:00:00') STORED)",
+    )
+    for job, ended in (("due", "2026-06-01"), ("young", "2026-06-14"), ("undated", "n/a")):
+        store.sql("INSERT INTO jobs (id, status, ended) VALUES (?, 'completed', ?)", job, ended)
+        store.results(job).mkdir()
+    report = store.run()
+    assert store.cleaned() == {"due"}
+    assert report.skipped == 1
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_a_trigger_that_undoes_the_mark_keeps_the_files(
+    store: JobStore, request: pytest.FixtureRequest, kind: str
+) -> None:
+    """The update succeeds and counts a row, and the row is as before."""
+    if kind == "postgres":
+        store = request.getfixturevalue("server_store")
+    store.job("first")
+    store.run()
+    if kind == "postgres":
+        store.sql(
+            "CREATE FUNCTION undo() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " new.data_cleaned_at := old.data_cleaned_at; RETURN new; END $$"
+        )
+        store.sql("CREATE TRIGGER undo BEFORE UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION undo()")
+    else:
+        store.sql(
+            "CREATE TRIGGER undo AFTER UPDATE OF data_cleaned_at ON jobs BEGIN"
+            " UPDATE jobs SET data_cleaned_at = old.data_cleaned_at WHERE id = new.id; END"
+        )
+    store.job("a")
+    for _ in range(2):
+        assert store.run().errors == 1
+        assert store.results("a").exists()
+    with pytest.raises(StoreError):
+        mark_uncleaned(store, "first")
+
+
+def mark_uncleaned(store: JobStore, job_id: str) -> None:
+    """Mark a job as not cleaned, as a restore does."""
+    database = store.open()
+    jobs = job_table(database, store.config())
+    database.write(lambda connection: jobs.mark_uncleaned(connection, job_id))
