@@ -534,10 +534,17 @@ class JobTable:
             raise self._ignored([job_id])
 
     def mark_all_uncleaned(self, connection: Connection) -> int:
-        """Record in all rows that their data has not been cleaned, and return how many changed."""
+        """Record in all rows that their data has not been cleaned, and return how many changed.
+
+        Raises:
+            RowError: a row still says that its data was cleaned.
+        """
         cleaned = self._jobs.c.data_cleaned_at.is_not(None)
         values = {"data_cleaned_at": None, "cleanup_summary": None}
-        return connection.execute(update(self._jobs).where(cleaned).values(values)).rowcount
+        changed = connection.execute(update(self._jobs).where(cleaned).values(values)).rowcount
+        if refused := connection.execute(select(self._jobs.c[self._id]).where(cleaned).limit(5)).all():
+            raise self._ignored([_as_text(row[0]) for row in refused])
+        return changed
 
     def set_size(self, connection: Connection, job_id: str, size_bytes: int) -> None:
         """Record the measured size of a job that still has its data."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from eemtcleanupd.cleanup.session import job_table
-from eemtcleanupd.errors import CleanupError, StoreError
+from eemtcleanupd.errors import CleanupError, RowError
 from tests.cleanup.conftest import SCHEMA, JobStore
 from tests.postgres import Server
 
@@ -135,12 +135,9 @@ def test_a_trigger_that_undoes_the_mark_keeps_the_files(
     for _ in range(2):
         assert store.run().errors == 1
         assert store.results("a").exists()
-    with pytest.raises(StoreError):
-        mark_uncleaned(store, "first")
-
-
-def mark_uncleaned(store: JobStore, job_id: str) -> None:
-    """Mark a job as not cleaned, as a restore does."""
     database = store.open()
     jobs = job_table(database, store.config())
-    database.write(lambda connection: jobs.mark_uncleaned(connection, job_id))
+    with pytest.raises(RowError):  # as a restore does it, and a reset
+        database.write(lambda connection: jobs.mark_uncleaned(connection, "first"))
+    with pytest.raises(RowError):
+        database.write(jobs.mark_all_uncleaned)
