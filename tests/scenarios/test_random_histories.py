@@ -161,6 +161,24 @@ class Store(RuleBasedStateMachine):
         run_and_die(self.store, at, self.grace)
         self.clean()
 
+    @precondition(lambda self: not any(truth.held for truth in self.truth.values()))
+    @rule()
+    def reset_and_clean(self) -> None:
+        """What is in the trash, or leaves it in this run, does not count again."""
+        if not self.has_ledger():
+            return
+        in_trash = {name for name, truth in self.truth.items() if truth.state == TRASH and truth.dem is None}
+        before = self.times_cleaned(in_trash)
+        self.store.sql("UPDATE jobs SET data_cleaned_at = NULL, cleanup_summary = NULL")
+        self.clean()
+        assert self.times_cleaned(in_trash) == before
+
+    def times_cleaned(self, names: set[str]) -> list[tuple[object, ...]]:
+        counts = self.store.sql(
+            "SELECT job_id, count(*) FROM cleanup_log WHERE action IN ('cleaned', 'trashed') GROUP BY job_id"
+        )
+        return [row for row in counts if row[0] in names]
+
     @rule()
     def look(self) -> None:
         before = self.store.snapshot()
