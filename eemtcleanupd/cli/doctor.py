@@ -38,7 +38,8 @@ def doctor(fix: bool, quiet: bool, as_json: bool) -> int:
         from eemtcleanupd.plugins import Plugins
 
         prepare_database(loaded.config, partial(write_audit, Plugins(loaded.config), "database_prepared"))
-    from eemtcleanupd.doctor import FindingLevel, examine
+    from eemtcleanupd.doctor.examine import examine
+    from eemtcleanupd.doctor.findings import FindingLevel
 
     marks = {
         FindingLevel.OK: click.style("OK  ", fg="green"),

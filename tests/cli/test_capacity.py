@@ -12,7 +12,7 @@ import pytest
 from aiosmtpd.controller import Controller
 from pytest_httpserver import HTTPServer
 
-from eemtcleanupd.doctor import examine
+from eemtcleanupd.doctor.examine import examine
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.plugins import load
 from tests.cleanup.conftest import JobStore

@@ -1,0 +1,1 @@
+"""`eemtcleanupd doctor`: checks what cleanup needs, and advises how to fix it."""
