@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from eemtcleanupd.errors import StoreError
+from eemtcleanupd.errors import NoDatabaseError, StoreError
 from eemtcleanupd.events import JobSkipped, Warned
 from tests.cleanup.conftest import JobStore
 from tests.postgres import Server
@@ -48,8 +48,9 @@ def test_a_view_is_refused(store: JobStore, request: pytest.FixtureRequest, kind
     upload = shared(store)
     store.sql("ALTER TABLE jobs RENAME TO all_jobs")
     store.sql("CREATE VIEW jobs AS SELECT * FROM all_jobs WHERE status <> 'running'")
-    with pytest.raises(StoreError, match="view"):
+    with pytest.raises(StoreError) as refused:
         store.run()
+    assert not isinstance(refused.value, NoDatabaseError), "a table is not merely missing"
     assert upload.exists()
 
 

@@ -140,6 +140,19 @@ def test_no_path_of_the_configuration_is_an_orphan_or_an_artifact(store: JobStor
     assert any(isinstance(event, JobSkipped) and event.notable for event in store.events)
 
 
+def test_a_hard_link_to_a_file_of_the_configuration_is_never_moved(store: JobStore, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.touch()
+    for name in ("a_dem.tif", "orphan"):
+        os.link(tokens, store.path / "uploads" / name)
+    store.job("a")
+    store.wait(days=2)
+    report = store.run(**DELETE, api__tokens_file=str(tokens))
+    assert (report.successful.jobs, report.orphans.jobs, report.skipped) == (0, 0, 2)
+    assert (store.path / "uploads/a_dem.tif").exists()
+    assert (store.path / "uploads/orphan").exists()
+
+
 def test_no_file_that_is_named_after_one_of_the_configuration_is_an_orphan(store: JobStore) -> None:
     """Such as the locks and anchors of logs, their copies, and what rotation leaves."""
     names = ["audit.jsonl", "audit.jsonl.head", "audit.jsonl.000000042", "audit.log", "run.log-20260615"]
