@@ -28,7 +28,7 @@ from eemtcleanupd.policy.ownership import is_leftover, is_system_entry, possible
 from eemtcleanupd.policy.retention import TERMINAL, Policy
 from eemtcleanupd.store.database import Database, TempTablesLostError
 from eemtcleanupd.store.inventory import InventoryTables
-from eemtcleanupd.store.jobs import Row
+from eemtcleanupd.store.job_rows import Row
 from eemtcleanupd.store.ledger import Ledger
 
 _PAGE = 500

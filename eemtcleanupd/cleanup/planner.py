@@ -33,7 +33,8 @@ from eemtcleanupd.policy.ownership import (
 )
 from eemtcleanupd.policy.retention import Policy, decide
 from eemtcleanupd.store.intents import Intent
-from eemtcleanupd.store.jobs import JobTable, Row
+from eemtcleanupd.store.job_rows import Row
+from eemtcleanupd.store.jobs import JobTable
 
 if TYPE_CHECKING:
     from eemtcleanupd.cleanup.pipeline import Pipeline

@@ -26,7 +26,8 @@ from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, is_system_entry
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.jobs import JobTable, Row
+from eemtcleanupd.store.job_rows import Row
+from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.mount_check import check_journal
 from eemtcleanupd.store.roots import RootRecord

@@ -1,28 +1,24 @@
 """Table ``jobs`` of the EEMT web interface: reading jobs, and marking them as cleaned.
 
 The web interface reads its rows by position, so columns are only ever appended.  The table can have a million
-rows, so memory must not grow with it.  One scan inside the database collects the candidates in a temporary
-table of this connection, and they are read back in pages.
+rows, so memory must not grow with it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 from sqlalchemy import (
     BindParameter,
-    Column,
     Connection,
     Float,
-    MetaData,
     Select,
     String,
-    Table,
     Update,
     and_,
     bindparam,
@@ -39,7 +35,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.sql.elements import ColumnElement
-from sqlalchemy.types import Integer, NullType, TypeEngine
+from sqlalchemy.types import NullType, TypeEngine
 
 from eemtcleanupd.batches import batched
 from eemtcleanupd.errors import NoDatabaseError, RowError, StoreError
@@ -50,24 +46,28 @@ from eemtcleanupd.policy.breakers import ObservedStart
 from eemtcleanupd.policy.ownership import folded
 from eemtcleanupd.policy.retention import FIRST_YEAR, TERMINAL, Policy
 from eemtcleanupd.store.base import MOST_VALUES
+from eemtcleanupd.store.candidates import Candidates
 from eemtcleanupd.store.column_types import RawText
-from eemtcleanupd.store.database import SCRATCH, Database, TempTablesLostError
+from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.expiry_filter import NEEDS_DECISION, ExpiryFilter
-from eemtcleanupd.store.newest_jobs import NewestJobs
-from eemtcleanupd.store.timestamps import (
-    local_timestamp,
-    read_creation,
-    read_observed_start,
-    read_start,
-    read_timestamp,
+from eemtcleanupd.store.job_rows import (
+    ROW_COLUMNS,
+    CleanupRecord,
+    JobFilter,
+    JobRows,
+    Row,
+    as_text,
+    read_record,
+    read_row,
 )
+from eemtcleanupd.store.newest_jobs import NewestJobs
+from eemtcleanupd.store.timestamps import local_timestamp, read_observed_start, read_timestamp
 
 _ADDED_COLUMNS = {
     "data_cleaned_at": "time",
     "data_size_mb": "megabytes",
     "cleanup_summary": "text",
 }
-_COLUMNS = ("status", "completed_at", "started_at", "created_at", "workflow_type", "dem_filename")
 _OBSERVED_ROWS = 50
 # More than a plan reads ahead.
 _REMEMBERED_ROWS = 12_000
@@ -78,67 +78,6 @@ _MOST_ALIKE = 200
 # A SQLite statement can have 32,766 values (https://www.sqlite.org/limits.html).
 _NAMES_PER_SCAN = 20_000
 _DUPLICATE_ID = "several rows with one id"
-_CANDIDATES = Table(
-    "cleanup_candidates",
-    MetaData(),
-    Column("position", Integer, primary_key=True),
-    Column("id", RawText),
-    Column("later", Integer, nullable=False),
-    Column("ended", RawText),
-    schema=SCRATCH,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of ``jobs``: the job, and whether and when its data was cleaned."""
-
-    job: Job
-    cleaned: bool
-    cleaned_at: datetime | None = None
-
-
-IN_TRASH = "in the trash: "
-"""How the summary in a job's row begins if its data was moved to the trash."""
-
-
-@dataclass(frozen=True, slots=True)
-class CleanupRecord:
-    """What this program wrote into a job's row; None for what it did not write, or what makes no sense."""
-
-    size_bytes: int | None
-    summary: str | None
-
-    def describe(self, *, in_trash: bool) -> str:
-        """Return what happened to the job's data: a purge of the trash leaves the row as it is."""
-        summary = self.summary or "its data was cleaned"
-        if not in_trash and summary.startswith(IN_TRASH):
-            return f"deleted from the trash: {summary.removeprefix(IN_TRASH)}"
-        return summary
-
-
-@dataclass(frozen=True, slots=True)
-class JobFilter:
-    """Which jobs a list contains: those whose id starts with a text, of a class, cleaned or not."""
-
-    start: str = ""
-    job_class: JobClass | None = None
-    cleaned: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class JobRows:
-    """A page of the job table in the order of ids.
-
-    Attributes:
-        rows: each row, and what this program wrote into it.
-        next_after: the id after which the next page starts; None if this is the last.
-        is_partial: the search ended before it found a full page of jobs.
-    """
-
-    rows: tuple[tuple[Row, CleanupRecord], ...]
-    next_after: str | None
-    is_partial: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,18 +86,6 @@ class Backlog:
 
     uncleaned: int
     candidates: int
-
-
-@dataclass(slots=True)
-class _Scan:
-    """The candidates of one scan, the connection of their temporary table, and how far they were read."""
-
-    now: datetime
-    failed_first: bool
-    session: int = 0
-    position: int = 0
-    is_complete: bool = False
-    last: Mapping[str, object] = field(default_factory=dict)
 
 
 class JobTable:
@@ -181,10 +108,17 @@ class JobTable:
         self._zone = zone
         self._has_parameters = has_parameters
         # A run reads each row several times.  Parameters are too large to remember.
+        self._convert = partial(read_row, zone)
         self._row = self._convert if has_parameters else lru_cache(_REMEMBERED_ROWS)(self._convert)
         self._filter = ExpiryFilter(database, policy, zone)
-        self._scan: _Scan | None = None
         self._reflect()
+        self._candidates = Candidates(
+            database,
+            self._filter,
+            lambda: self.uncleaned,
+            key=database.as_text(self._id),
+            ended=self._ended,
+        )
 
     def _reflect(self) -> None:
         database = self._database
@@ -250,61 +184,11 @@ class JobTable:
 
     def gather_candidates(self, now: datetime, *, failed_first: bool = False) -> None:
         """Collect the ids of all jobs that need a decision, oldest first, for :meth:`candidates`."""
-        self._scan = _Scan(now, failed_first)
-        self._fill_candidates(self._scan)
-
-    def _fill_candidates(self, scan: _Scan) -> None:
-        """Fill the temporary table with the rows after the last id that was read."""
-        schema, key = self._database.scratch_schema, self._database.as_text(self._id)
-        is_failed = self._filter.status_is(JobClass.FAILED)
-        later = f"CASE WHEN {is_failed} THEN 0 ELSE 1 END" if scan.failed_first else "0"
-        beyond = f"AND ({later}, {self._ended}, {key}) > (:later, :ended, :id)" if scan.last else ""
-        statement = text(
-            f"INSERT INTO {schema}.cleanup_candidates (later, ended, id)"
-            f" SELECT {later} AS first_key, {self._ended} AS second_key, {key} AS third_key FROM jobs"
-            f" WHERE {self.uncleaned} AND {self._filter.verdict} >= {NEEDS_DECISION} {beyond}"
-            " ORDER BY first_key, second_key, third_key"
-        )
-        values = {**self._filter.parameters(scan.now), **scan.last}
-        while True:
-            try:
-                with self._database.scratch() as connection:
-                    connection.exec_driver_sql(f"DROP TABLE IF EXISTS {schema}.cleanup_candidates")
-                    _CANDIDATES.create(connection, checkfirst=False)
-                    connection.execute(statement, values)
-                    connection.commit()
-                    scan.session, scan.position = self._database.session, 0
-                scan.is_complete = not scan.last
-                return
-            except TempTablesLostError:
-                continue
+        self._candidates.gather(now, failed_first=failed_first)
 
     def candidates(self, page_size: int) -> Iterator[list[Job]]:
         """Yield the collected jobs in pages, oldest first, each as its row is when the page is read."""
-        scan = self._scan
-        if scan is None:
-            return
-        scan.last, scan.position = {}, 0
-        if not scan.is_complete:
-            self._fill_candidates(scan)
-        while True:
-            try:
-                with self._database.scratch(scan.session) as connection:
-                    keys = connection.execute(
-                        select(_CANDIDATES)
-                        .where(_CANDIDATES.c.position > scan.position)
-                        .order_by(_CANDIDATES.c.position)
-                        .limit(page_size)
-                    ).all()
-            except TempTablesLostError:
-                self._fill_candidates(scan)
-                continue
-            if not keys:
-                return
-            last = keys[-1]
-            scan.position = last.position
-            scan.last = {"later": last.later, "ended": last.ended, "id": last.id}
-            ids = [_as_text(key.id) for key in keys]
+        for ids in self._candidates.pages(page_size):
             with self._database.read() as connection:
                 rows = self.rows(connection, ids)
             yield [rows[job_id].job for job_id in ids if job_id in rows and not rows[job_id].cleaned]
@@ -321,13 +205,13 @@ class JobTable:
         newest = NewestJobs(
             count, page_size, now, self._zone, ended=self._ended, key=self._database.as_text(self._id)
         )
-        statement = self._select(_COLUMNS).where(
+        statement = self._select(ROW_COLUMNS).where(
             status.in_(self._filter.statuses(JobClass.SUCCESSFUL)), text(self.uncleaned)
         )
         while not newest.is_complete:
             with self._database.read() as connection:
                 page = connection.execute(newest.next_page(statement)).mappings().all()
-            newest.add(page, [self._convert(*list(row.values())[: len(_COLUMNS) + 2]).job for row in page])
+            newest.add(page, [self._convert(*list(row.values())[: len(ROW_COLUMNS) + 2]).job for row in page])
         return newest.ids
 
     def observed_starts(self) -> list[ObservedStart]:
@@ -379,7 +263,7 @@ class JobTable:
             .order_by(func.length(job_id))
             .limit(limit)
         )
-        return [_as_text(row[0]) for row in connection.execute(statement)]
+        return [as_text(row[0]) for row in connection.execute(statement)]
 
     def page(self, connection: Connection, wanted: JobFilter, after: str | None, limit: int) -> JobRows:
         """Return the next jobs in the order of their ids, after the id ``after``.
@@ -395,12 +279,12 @@ class JobTable:
         ids = select(column).where(*found).order_by(column)
         end = connection.execute(ids.offset(_ROWS_PER_SEARCH).limit(1)).first()
         if end is not None:
-            found.append(column <= bindparam("end", _as_text(end[0]), type_=column.type))
+            found.append(column <= bindparam("end", as_text(end[0]), type_=column.type))
         if wanted.cleaned is not None:
             found.append(literal_column(f"{'NOT ' if wanted.cleaned else ''}({self.uncleaned})"))
         if wanted.job_class is not None:
             found.append(self._is_of_class(wanted.job_class))
-        statement = self._select((*_COLUMNS, "data_size_mb", "cleanup_summary")).where(*found)
+        statement = self._select((*ROW_COLUMNS, "data_size_mb", "cleanup_summary")).where(*found)
         rows = self._listed(connection, statement.order_by(column).limit(limit + 1))
         if len(rows) > limit:
             last = rows[limit - 1][0].job.id
@@ -411,11 +295,11 @@ class JobTable:
                 rows = [*self._listed(connection, before.order_by(column).limit(limit)), *same]
                 return JobRows(tuple(rows), last, is_partial=False)
             return JobRows(tuple(rows[:limit]), last, is_partial=False)
-        return JobRows(tuple(rows), None if end is None else _as_text(end[0]), is_partial=end is not None)
+        return JobRows(tuple(rows), None if end is None else as_text(end[0]), is_partial=end is not None)
 
     def _listed(self, connection: Connection, statement: Select[Any]) -> list[tuple[Row, CleanupRecord]]:
         return [
-            (self._convert(*values), _cleanup_record(size, summary))
+            (self._convert(*values), read_record(size, summary))
             for *values, size, summary in connection.execute(statement)
         ]
 
@@ -430,7 +314,7 @@ class JobTable:
         """Return what the row of a job says about its cleanup, or about its size before it."""
         statement = self._select(("data_size_mb", "cleanup_summary")).where(self._is_row(self._key()))
         row = connection.execute(statement, {"key": job_id}).first()
-        return CleanupRecord(None, None) if row is None else _cleanup_record(*row[2:])
+        return CleanupRecord(None, None) if row is None else read_record(*row[2:])
 
     def naming(
         self, connection: Connection, dem_filenames: Sequence[str], *, besides: Collection[str] = ()
@@ -468,7 +352,7 @@ class JobTable:
         found: dict[str, list[str]] = defaultdict(list)
         for page in connection.execution_options(yield_per=1000).execute(statement).partitions():
             for value in (value for row in page for value in row if value is not None):
-                spelling = _as_text(value)
+                spelling = as_text(value)
                 if (key := folded(spelling)) in wanted and spelling not in names:
                     found[key].append(spelling)
         return found
@@ -505,7 +389,7 @@ class JobTable:
         for page in batched(ids, MOST_VALUES):
             column = self._jobs.c[self._id]
             statement = select(column).where(column.in_(page), self._jobs.c.data_cleaned_at.is_(None))
-            refused += [key for row in connection.execute(statement) if (key := _as_text(row[0])) in page]
+            refused += [key for row in connection.execute(statement) if (key := as_text(row[0])) in page]
         return refused
 
     @cached_property
@@ -543,7 +427,7 @@ class JobTable:
         values = {"data_cleaned_at": None, "cleanup_summary": None}
         changed = connection.execute(update(self._jobs).where(cleaned).values(values)).rowcount
         if refused := connection.execute(select(self._jobs.c[self._id]).where(cleaned).limit(5)).all():
-            raise self._ignored([_as_text(row[0]) for row in refused])
+            raise self._ignored([as_text(row[0]) for row in refused])
         return changed
 
     def set_size(self, connection: Connection, job_id: str, size_bytes: int) -> None:
@@ -579,57 +463,13 @@ class JobTable:
     def _select(self, names: Sequence[str] | None = None) -> Select[Any]:
         """Select the arguments of :meth:`_convert`: NULL for a column that the table lacks."""
         if names is None:
-            names = (*_COLUMNS, "parameters") if self._has_parameters else _COLUMNS
+            names = (*ROW_COLUMNS, "parameters") if self._has_parameters else ROW_COLUMNS
         # As text: in a server's database the columns can be times, JSON or enumerations.
         columns: list[ColumnElement[Any]] = [
             (literal_column(self._database.as_text(name)) if name in self._jobs.c else null()).label(name)
             for name in (self._id, "data_cleaned_at", *names)
         ]
         return select(*columns).select_from(self._jobs)
-
-    def _convert(  # noqa: PLR0917  (the columns of a row)
-        self,
-        job_id: object,
-        cleaned_at: object,
-        status: object,
-        completed_at: object,
-        started_at: object,
-        created_at: object,
-        workflow_type: object,
-        dem_filename: object,
-        parameters: object = None,
-    ) -> Row:
-        job = Job(
-            id=_as_text(job_id),
-            status=_as_text(status),
-            workflow_type=_optional_text(workflow_type),
-            completed_at=read_timestamp(completed_at, self._zone),
-            dem_filename=_optional_text(dem_filename),
-            parameters=_optional_text(parameters),
-            started_at=read_start(started_at, self._zone),
-            created_at=read_creation(created_at, self._zone),
-        )
-        return Row(job, cleaned_at is not None, read_timestamp(cleaned_at, self._zone))
-
-
-def _cleanup_record(size: object, summary: object) -> CleanupRecord:
-    try:
-        size_bytes = round(float(size) * BYTES_PER_MB)  # type: ignore[arg-type]  # a TypeError is handled
-    except (TypeError, ValueError, OverflowError):  # every program can write there
-        size_bytes = -1
-    return CleanupRecord(size_bytes if size_bytes >= 0 else None, _optional_text(summary))
-
-
-def _as_text(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")
-    return str(value)
-
-
-def _optional_text(value: object) -> str | None:
-    return None if value is None else _as_text(value)
 
 
 def _columns(connection: Connection, database: Database) -> dict[str, TypeEngine[Any]]:

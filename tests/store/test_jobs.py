@@ -20,7 +20,8 @@ from eemtcleanupd.model import Decision, Job
 from eemtcleanupd.policy.retention import Policy, decide, end_problem
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.jobs import JobFilter, JobTable
+from eemtcleanupd.store.job_rows import JobFilter
+from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.postgres import Server
 
