@@ -268,6 +268,17 @@ class _Run:
         unfinished = self._plan_trash(counts)
         blockers = run.blockers(session.roots.values())
         sharing: set[str] = set()
+
+        def plan_entries(entries: Sequence[tuple[Found, int]], kind: EntryKind) -> None:
+            is_planned = kind is not EntryKind.ORPHAN
+            for found, size_bytes in entries:
+                counts.orphans += is_planned
+                if is_planned and run.grace:
+                    counts.orphan_trashed_bytes += size_bytes
+                elif is_planned:
+                    counts.orphan_bytes += size_bytes
+                run.emit(OrphanFound(found, size_bytes, removed=False, planned=is_planned))
+
         for plans in selection.pages(self._planner, lambda: sharing):
             looked_at: list[str] = []
             for plan in plans:
@@ -280,6 +291,9 @@ class _Run:
                 if plan.trashed is not None:
                     counts.already_trashed += 1
                     run.emit(JobSkipped(plan.job, ALREADY_TRASHED, notable=False))
+                    # An upload that no other job needs goes once the job is marked.
+                    sized = [(found, selection.measure(found)) for found in plan.artifacts]
+                    plan_entries(sized, EntryKind.LEFTOVER)
                     continue
                 reason = stay_reason(session, blockers, plan.job.id, plan.artifacts)
                 if reason is not None:
@@ -308,16 +322,6 @@ class _Run:
                     )
                 )
             run.progress.done(looked_at)
-
-        def plan_entries(entries: Sequence[tuple[Found, int]], kind: EntryKind) -> None:
-            is_planned = kind is not EntryKind.ORPHAN
-            for found, size_bytes in entries:
-                counts.orphans += is_planned
-                if is_planned and run.grace:
-                    counts.orphan_trashed_bytes += size_bytes
-                elif is_planned:
-                    counts.orphan_bytes += size_bytes
-                run.emit(OrphanFound(found, size_bytes, removed=False, planned=is_planned))
 
         inventory = InventoryResult(0, 0)
         if run.request.trigger.plans_jobs:

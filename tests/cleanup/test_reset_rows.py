@@ -39,7 +39,8 @@ def test_a_job_that_is_purged_after_its_row_was_reset_gets_its_record_back(store
     assert store.sql(_TOTAL) == total
 
 
-def test_a_reset_job_whose_shared_upload_is_in_place_counts_once(store: JobStore) -> None:
+@pytest.mark.parametrize("grace", [1, 24 * 365], ids=["purged", "in the trash"])
+def test_a_reset_job_whose_shared_upload_is_in_place_counts_once(store: JobStore, grace: int) -> None:
     """The upload goes with the run after both jobs are cleaned, whichever of them ended last."""
     store.now = datetime.now(UTC)
     store.job("a", "failed", days=2, dem="shared.tif")
@@ -47,12 +48,15 @@ def test_a_reset_job_whose_shared_upload_is_in_place_counts_once(store: JobStore
     upload = store.upload("shared.tif")
     store.wait(seconds=10)
     store.now = store.now.replace(microsecond=0)
-    store.run(**GRACE)
+    store.run(trash__grace_hours=grace)
     assert store.cleaned() == {"a"}
     record = store.sql(_RECORD)
     store.sql(_RESET)
     store.wait(days=2)
-    report = store.run(trash__grace_hours=24 * 365)
+    planned = store.run(dry_run=True, trash__grace_hours=grace)
+    report = store.run(trash__grace_hours=grace)
+    assert planned.bytes_trashed == report.bytes_trashed
+    assert planned.bytes_freed == report.bytes_freed
     assert (report.successful.jobs, report.failed.jobs) == (1, 0)
     assert store.sql(_RECORD) == record
     assert not upload.exists()
