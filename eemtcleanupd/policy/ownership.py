@@ -24,6 +24,11 @@ _SYSTEM_ENTRIES = {
     "quota.user",
     "quota.group",
     "System Volume Information",  # NTFS
+    "@eaDir",  # Synology's index, bin and snapshots
+    "#recycle",
+    "#snapshot",
+    "@Recycle",  # QNAP's bin
+    "@Recently-Snapshot",
 }
 _NAME_MAX_BYTES = 255  # NAME_MAX of every Linux filesystem (limits.h)
 

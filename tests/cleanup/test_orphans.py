@@ -116,7 +116,7 @@ def test_the_age_of_an_orphan_is_that_of_its_last_change_of_any_kind(store: JobS
 
 
 def test_what_belongs_to_the_filesystem_is_no_orphan(store: JobStore) -> None:
-    names = ["lost+found", "aquota.user", ".snapshots", ".nfs0001", "$RECYCLE.BIN"]
+    names = ["lost+found", "aquota.user", ".snapshots", ".nfs0001", "$RECYCLE.BIN", "#recycle", "@eaDir"]
     for root in ("results", "uploads", "temp"):
         for name in names:
             (store.path / root / name).mkdir()
