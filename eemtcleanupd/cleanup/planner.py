@@ -190,7 +190,7 @@ class Planner:
         return [
             replace(plan, trashed=intent)
             if (intent := trashed.get(plan.job.id)) is not None
-            and got_no_data_since(self._session, intent, plan.artifacts)
+            and _got_no_data_since(self._session, intent, plan.artifacts)
             else plan
             for plan in plans
         ]
@@ -490,7 +490,7 @@ def has_files_in_place(roots: Mapping[RootName, Root], job: Job) -> bool:
     )
 
 
-def got_no_data_since(session: StoreSession, trashed: Intent, artifacts: Iterable[Found]) -> bool:
+def _got_no_data_since(session: StoreSession, trashed: Intent, artifacts: Iterable[Found]) -> bool:
     """Return whether a job has nothing in place but uploads that stayed when the rest moved to the trash.
 
     Another job needed them then.  What was restored or uploaded since is newer: every move renews its ctime.

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup.pipeline import Pipeline
-from eemtcleanupd.cleanup.planner import Planner, find_artifacts, got_no_data_since, has_files_in_place
+from eemtcleanupd.cleanup.planner import Planner, has_files_in_place
 from eemtcleanupd.cleanup.session import StoreSession
 from eemtcleanupd.cleanup.staging import ClaimedJob
 from eemtcleanupd.deletion.trash import deleting_name, is_group, is_grouped
@@ -18,7 +18,7 @@ from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.deletion.truncate import BLOCK_BYTES
 from eemtcleanupd.deletion.walk import measure
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.model import TRASH_NAME, Found, Job
+from eemtcleanupd.model import TRASH_NAME, Decision, Found, Job
 from eemtcleanupd.policy.ownership import blocking_claimant
 from eemtcleanupd.store.intents import Intent, IntentKind
 
@@ -151,15 +151,9 @@ def purge(pipeline: Pipeline, intents: Sequence[Intent]) -> None:
                 continue
         jobs.append(job)
     # A row that was reset must not look like a job whose files nobody has counted yet.
-    reset = [job for job in jobs if job.is_row_reset]
-    in_place = find_artifacts(session, [job.job for job in reset])
-    pipeline.mark_before_purge(
-        [
-            (job.job, job.intent)
-            for job in reset
-            if got_no_data_since(session, job.intent, in_place[job.job.id])
-        ]
-    )
+    reset = [Decision(job.job, job.job_class, clean=True, reason="") for job in jobs if job.is_row_reset]
+    plans = pipeline.planner.plan(reset, ()) if reset else []
+    pipeline.mark_before_purge([(plan.job, plan.trashed) for plan in plans if plan.trashed is not None])
     session.database.write(
         lambda connection: session.ledger.begin_purge(connection, [job.intent.id for job in jobs])
     )

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,42 @@ def test_the_next_run_finishes_what_a_kill_at_any_step_interrupted(
         if not killed:
             break
     assert at > 40  # the child really took the steps that it was to die at
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("first_step", range(1, SHARES + 1))
+@pytest.mark.parametrize(("grace_hours", "is_reset"), [(0, False), (24, True)])
+def test_what_expired_jobs_share_goes_and_counts_once_after_a_kill_at_any_step(
+    tmp_path: Path, grace_hours: int, is_reset: bool, first_step: int
+) -> None:
+    for at in itertools.count(first_step, SHARES):
+        store = JobStore(tmp_path / f"{at}", now=datetime.now(UTC))
+        store.job("a", dem="shared.tif")
+        store.job("b", "failed", days=9, dem="shared.tif")
+        store.job("a_b", days=12)
+        for name in ("shared.tif", "a_b_x.tif"):
+            store.upload(name)
+        killed = run_and_die(store, at, grace_hours)
+        if is_reset and "data_cleaned_at" in store.columns():
+            store.sql("UPDATE jobs SET data_cleaned_at = NULL, data_size_mb = NULL, cleanup_summary = NULL")
+        for _ in range(2):
+            store.wait(seconds=30)
+            report = store.run(trash__grace_hours=grace_hours)
+            assert report.outcome == "success"
+        assert (report.successful.jobs, report.failed.jobs) == (0, 0)
+        assert store.cleaned() == {"a", "b", "a_b"}
+        assert not [path for root in ("results", "uploads") for path in (store.path / root).glob("[!.]*")]
+        if grace_hours:
+            taken = store.sql("SELECT job_id, action FROM cleanup_log WHERE action IN ('cleaned', 'trashed')")
+            assert sorted(taken) == [(job, "trashed") for job in ("a", "a_b", "b")]
+            store.now += timedelta(hours=grace_hours + 1)
+            store.run(trash__grace_hours=grace_hours)
+        assert store.trash() == []
+        assert store.sql("SELECT * FROM cleanup_intents") == []
+        if not killed:
+            break
+    assert at > 30
 
 
 @pytest.mark.slow

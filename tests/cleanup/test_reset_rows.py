@@ -77,6 +77,19 @@ def test_a_reset_row_that_cannot_be_updated_stops_no_other(store: JobStore, hour
     assert {event.job_id for event in store.events if isinstance(event, JobFailed)} == {"bad"}
 
 
+@pytest.mark.parametrize("hours", [1, 25], ids=["in the trash", "purged"])
+def test_an_upload_that_another_job_needs_is_no_new_data(store: JobStore, hours: int) -> None:
+    store.job("a", dem="shared.tif")
+    store.job("live", "running", days=None, dem="shared.tif")
+    store.upload("shared.tif")  # by the clock of the store, it is younger than the trash
+    store.run(**GRACE)
+    record = store.sql(_RECORD)
+    store.sql(_RESET)
+    store.now += timedelta(hours=hours)
+    assert store.run(**GRACE).successful.jobs == 0
+    assert store.sql(_RECORD) == record
+
+
 @pytest.mark.parametrize("when", ["in the trash", "purged"])
 def test_what_is_restored_of_a_job_is_cleaned_again_later(store: JobStore, when: str) -> None:
     store.now = datetime.now(UTC)
