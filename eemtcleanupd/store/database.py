@@ -136,7 +136,9 @@ class Database(ABC):
         """
 
         def attempt(connection: Connection) -> None:
-            raise _RehearsedError(work(connection))
+            result = work(connection)
+            self._check_deferred(connection)
+            raise _RehearsedError(result)
 
         try:
             self.write(attempt)
@@ -144,6 +146,9 @@ class Database(ABC):
             result: Result = end.result
             return result
         raise AssertionError
+
+    def _check_deferred(self, connection: Connection) -> None:  # noqa: B027  (SQLite defers nothing for us)
+        """Check now what the database would check at the commit."""
 
     def read_instead(self, stand_ins: Mapping[str, Subquery]) -> None:
         """Let every query that names one of these tables read its stand-in, until the next call."""

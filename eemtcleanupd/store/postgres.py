@@ -389,6 +389,10 @@ class PostgresDatabase(Database):
             return UuidKey()
         return _CitextKey() if isinstance(reflected, CITEXT) else TextKey()
 
+    def _check_deferred(self, connection: Connection) -> None:
+        """Check deferred constraints and triggers."""
+        connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+
     def is_exactly(self, column: ColumnElement[Any], key: BindParameter[Any]) -> ColumnElement[bool]:
         """Return the comparison as text with collation "C"; numbers and UUIDs have one spelling."""
         if not isinstance(column.type, TextKey):

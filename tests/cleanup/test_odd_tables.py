@@ -141,3 +141,23 @@ def test_a_trigger_that_undoes_the_mark_keeps_the_files(
         database.write(lambda connection: jobs.mark_uncleaned(connection, "first"))
     with pytest.raises(RowError):
         database.write(jobs.mark_all_uncleaned)
+
+
+def test_a_constraint_that_is_checked_at_the_commit_keeps_the_files(
+    server_store: JobStore,
+) -> None:
+    store = server_store
+    store.sql(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF new.id = 'bad' THEN RAISE 'no'; END IF; RETURN NULL; END $$"
+    )
+    store.sql(
+        "CREATE CONSTRAINT TRIGGER refuse AFTER UPDATE ON jobs DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+    for job in ("bad", "good"):
+        store.job(job)
+    for _ in range(2):
+        assert store.run().errors == 1
+        assert store.cleaned() == {"good"}
+        assert store.results("bad").exists()
