@@ -27,6 +27,7 @@ from sqlalchemy import (
     bindparam,
     event,
     exc,
+    false,
     func,
     literal_column,
 )
@@ -222,6 +223,10 @@ class Database(ABC):
     @abstractmethod
     def as_raw_name(self, column: str) -> str:
         """Return SQL for a column of ``jobs`` in the form of a ``RawName``."""
+
+    def is_blob(self, column: str) -> ColumnElement[bool]:  # noqa: ARG002
+        """Return SQL that is true where a column of ``jobs`` has bytes, which are equal to no text."""
+        return false()
 
     def is_key(self, column: str) -> ColumnElement[bool]:
         """Return SQL that is true where a column of ``jobs`` has a value that can be equal to an id."""

@@ -88,7 +88,7 @@ class InventoryTables:
         """
         if not self._job_table.has_uploads:
             return
-        key = self._database.as_text(self._job_table.id_column)
+        key = f"CAST({self._database.as_text(self._job_table.id_column)} AS TEXT)"
         named = (
             f"{self._schema}.cleanup_uploads AS u WHERE u.name = {self._database.as_raw_name('dem_filename')}"
         )

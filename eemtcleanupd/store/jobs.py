@@ -241,7 +241,7 @@ class JobTable:
         for page in batched(values, MOST_VALUES):
             # A collation or type of the column can find other spellings too; they are other jobs.
             wanted = set(page)
-            statement = self._select().where(self._jobs.c[self._id].in_(page))
+            statement = self._select().where(self._has_key(page))
             if lock:  # on a server; a write transaction locks a SQLite file completely
                 statement = statement.with_for_update(key_share=True)
             for columns in connection.execute(statement):
@@ -252,6 +252,13 @@ class JobTable:
                     row = Row(replace(row.job, status=_DUPLICATE_ID), cleaned=False)
                 rows[row.job.id] = row
         return rows
+
+    def _has_key(self, ids: Sequence[str]) -> ColumnElement[bool]:
+        """Return SQL that is true for the rows with these ids, and for others that only look alike in Python.
+
+        SQLite can have ids that are no text.
+        """
+        return or_(self._jobs.c[self._id].in_(ids), self._database.is_blob(self._id))
 
     def ids_starting_with(self, connection: Connection, start: str, limit: int) -> list[str]:
         """Return the ids of rows that start with a text, the one that is equal to it first."""
@@ -324,14 +331,19 @@ class JobTable:
         This is a scan for some ten thousand names, because the column has no index.
 
         The comparison is the column's own: with a collation or type that ignores case, say, rows with another
-        spelling are among them.
+        spelling are among them.  A BLOB of SQLite is compared as text.
         """
         if "dem_filename" not in self._jobs.c or not dem_filenames:
             return []
         rows: list[Row] = []
         for page in batched(dem_filenames, _NAMES_PER_SCAN):
-            statement = self._select().where(self._jobs.c.dem_filename.in_(page))
-            rows += [self._row(*found) for found in connection.execute(statement) if found[0] not in besides]
+            names, is_blob = set(page), self._database.is_blob("dem_filename")
+            statement = self._select().where(or_(self._jobs.c.dem_filename.in_(page), is_blob))
+            for found in connection.execute(statement):
+                if found[0] not in besides:
+                    row = self._row(*found)
+                    if row.job.dem_filename in names or not isinstance(found.dem_filename, bytes):
+                        rows.append(row)
         return rows
 
     def spelled_alike(self, connection: Connection, names: Collection[str]) -> dict[str, list[str]]:
@@ -388,7 +400,7 @@ class JobTable:
         refused = []
         for page in batched(ids, MOST_VALUES):
             column = self._jobs.c[self._id]
-            statement = select(column).where(column.in_(page), self._jobs.c.data_cleaned_at.is_(None))
+            statement = select(column).where(self._has_key(page), self._jobs.c.data_cleaned_at.is_(None))
             refused += [key for row in connection.execute(statement) if (key := as_text(row[0])) in page]
         return refused
 

@@ -184,8 +184,12 @@ class SqliteDatabase(Database):
         return column
 
     def as_raw_name(self, column: str) -> str:
-        """Return the column."""
-        return column
+        """Return the column, and a BLOB as text."""
+        return f"CAST({column} AS TEXT)"
+
+    def is_blob(self, column: str) -> ColumnElement[bool]:
+        """Return a range, which a search finds in the column's index: a BLOB orders after all else."""
+        return literal_column(f"{column} >= x''")
 
     def is_key(self, column: str) -> ColumnElement[bool]:
         """Return the comparison with the types that are comparable with text: no text equals a BLOB."""

@@ -161,3 +161,38 @@ def test_a_constraint_that_is_checked_at_the_commit_keeps_the_files(
         assert store.run().errors == 1
         assert store.cleaned() == {"good"}
         assert store.results("bad").exists()
+
+
+def as_blob(store: JobStore, column: str, job_id: str) -> None:
+    """Let SQLite have a value as bytes, as Python's sqlite3 writes them: they are equal to no text."""
+    store.sql(f"UPDATE jobs SET {column} = CAST({column} AS BLOB) WHERE id = ?", job_id)
+
+
+def test_an_upload_that_a_running_job_names_in_bytes_stays(store: JobStore) -> None:
+    store.job("live", "running", days=None, dem="shared.tif")
+    store.job("due", dem="shared.tif")
+    store.job("free", dem="free.tif")
+    upload, free = store.upload("shared.tif"), store.upload("free.tif")
+    as_blob(store, "dem_filename", "live")
+    store.run()
+    assert store.cleaned() == {"due", "free"}
+    assert upload.exists()
+    assert not free.exists()
+    store.wait(days=3)
+    store.run(force=True, orphans__delete_after_hours=24)
+    assert upload.exists()
+
+
+def test_jobs_whose_ids_are_bytes_keep_their_data(store: JobStore) -> None:
+    store.job("live", "running", days=None, dem="live.tif")
+    store.job("due")
+    upload = store.upload("live.tif")
+    for job in ("live", "due"):
+        as_blob(store, "id", job)
+    assert store.run().errors == 1, "the row of the expired one cannot be updated"
+    store.wait(days=3)
+    report = store.run(force=True, orphans__delete_after_hours=24)
+    assert (report.errors, report.orphans_found) == (1, 0)
+    assert upload.exists()
+    assert store.results("live").exists()
+    assert store.results("due").exists()
