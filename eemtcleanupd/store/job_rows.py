@@ -79,7 +79,8 @@ def read_row(  # noqa: PLR0917  (the columns of a row)
     """Return the row that these columns are; ``zone`` is that of times without one."""
     job = Job(
         id=as_text(job_id),
-        status=as_text(status),
+        # Bytes are equal to no text in the database, so a status that is bytes is none of the known ones.
+        status=repr(status) if isinstance(status, bytes) else as_text(status),
         workflow_type=_optional_text(workflow_type),
         completed_at=read_timestamp(completed_at, zone),
         dem_filename=_optional_text(dem_filename),

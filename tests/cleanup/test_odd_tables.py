@@ -196,3 +196,12 @@ def test_jobs_whose_ids_are_bytes_keep_their_data(store: JobStore) -> None:
     assert upload.exists()
     assert store.results("live").exists()
     assert store.results("due").exists()
+
+
+def test_a_status_that_is_bytes_is_an_unknown_one(store: JobStore) -> None:
+    """The database counts it neither as ended nor among the newest."""
+    store.job("newest", days=9)
+    store.job("older", days=10)
+    as_blob(store, "status", "newest")
+    assert store.run(retention__successful_jobs__keep_last=1).skipped == 1
+    assert store.cleaned() == set()
