@@ -218,7 +218,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "test_left_behind",
         "test_recovery",
         "test_inventory",
-        "test_remembered_decisions",
         "test_restore",
         "test_orphans",
         "test_refused_records",

@@ -23,7 +23,7 @@ def recreate(store: JobStore, schema: str, *more: str) -> None:
         store.sql(statement)
 
 
-@pytest.mark.parametrize("by", ["LIST (status)", "HASH (id)"])
+@pytest.mark.parametrize("by", ["LIST (status)", pytest.param("HASH (id)", marks=pytest.mark.slow)])
 def test_a_partitioned_table_is_cleaned(server_store: JobStore, by: str) -> None:
     column = "status" if "status" in by else "id"
     schema = SCHEMA.replace("id TEXT PRIMARY KEY", "id TEXT").rstrip().removesuffix(")")
@@ -68,7 +68,10 @@ def test_the_rows_of_one_partition_alone_are_not_the_table(server_store: JobStor
     assert server_store.results("live").exists()
 
 
-@pytest.mark.parametrize("how", ["revoked", "no policy", "revoked column"])
+@pytest.mark.parametrize(
+    "how",
+    ["revoked", *(pytest.param(how, marks=pytest.mark.slow) for how in ("no policy", "revoked column"))],
+)
 def test_a_right_that_is_missing_stops_the_run_before_anything_moves(
     server_store: JobStore, how: str
 ) -> None:
