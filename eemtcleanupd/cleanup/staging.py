@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import stat
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -108,19 +108,31 @@ class Staging:
     # -- claim -------------------------------------------------------------------------------------
 
     def claim(self, planned: Sequence[PlannedJob], sizes: Mapping[str, int]) -> list[ClaimedJob]:
-        """Write the intents of all jobs whose rows have not changed since the plan, in one transaction.
+        """Write the intents of all jobs whose rows have not changed since the plan.
 
         Args:
             planned: the jobs and their artifacts.
             sizes: sizes in bytes measured earlier, by job id.
         """
-        planned = self._recordable(planned, sizes)
-        group = self._next_group()
+        group, numbers = self._next_group(), itertools.count(1)
+        claimed: list[ClaimedJob] = []
+        for batch in batched(planned, JOBS_PER_TRANSACTION):
+            claimed += self._claim_batch(self._recordable(batch, sizes), sizes, group, numbers)
+        return claimed
+
+    def _claim_batch(
+        self, planned: Sequence[PlannedJob], sizes: Mapping[str, int], group: str, numbers: Iterator[int]
+    ) -> list[ClaimedJob]:
         intents = {
             plan.job.id: self._intent(
-                f"{group}.{number}", group, IntentKind.JOB, plan.artifacts, plan.job.id, plan.job.status
+                f"{group}.{next(numbers)}",
+                group,
+                IntentKind.JOB,
+                plan.artifacts,
+                plan.job.id,
+                plan.job.status,
             )
-            for number, plan in enumerate(planned, start=1)
+            for plan in planned
         }
 
         def work(connection: Connection) -> dict[str, str]:
@@ -155,15 +167,11 @@ class Staging:
 
     def _recordable(self, planned: Sequence[PlannedJob], sizes: Mapping[str, int]) -> list[PlannedJob]:
         """Return the jobs whose rows can be updated; the others fail here, before anything of them moves."""
-        recordable: list[PlannedJob] = []
-        for batch in batched(planned, JOBS_PER_TRANSACTION):
-            refused = self._refused_rows(batch, sizes)
-            for plan in batch:
-                if plan.job.id in refused:
-                    self._stats.failed(plan.job, refused[plan.job.id])
-                else:
-                    recordable.append(plan)
-        return recordable
+        refused = self._refused_rows(planned, sizes)
+        for plan in planned:
+            if plan.job.id in refused:
+                self._stats.failed(plan.job, refused[plan.job.id])
+        return [plan for plan in planned if plan.job.id not in refused]
 
     def _refused_rows(self, batch: Sequence[PlannedJob], sizes: Mapping[str, int]) -> dict[str, str]:
         """Rehearse the record of jobs; return why the database refuses some of them, by id."""

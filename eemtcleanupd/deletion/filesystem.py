@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from eemtcleanupd.policy.pressure import DiskUsage
@@ -46,6 +47,7 @@ def mounts(process: int | str = "self") -> list[Mount]:
         return [_mount(line) for line in mountinfo]
 
 
+@lru_cache(4096)  # the lines are read again before each group of jobs, and hardly ever change
 def _mount(line: bytes) -> Mount:
     head, _, tail = line.partition(b" - ")
     fields = head.split()

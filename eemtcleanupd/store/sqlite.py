@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from datetime import datetime
@@ -33,6 +34,7 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import TypeEngine
 
+from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.errors import NoDatabaseError, StoreError
 from eemtcleanupd.files import replacing
 from eemtcleanupd.formatting import printable
@@ -43,6 +45,7 @@ from eemtcleanupd.store.lock import Holder, file_holder, file_lock
 log = logging.getLogger("eemtcleanupd.store.database")
 
 _BUSY_MESSAGES = ("database is locked", "database is busy", "database table is locked")
+_LONGEST_TURN_SECONDS = 0.025
 # https://www.sqlite.org/tempfiles.html
 _BESIDE = ("-journal", "-wal", "-shm")
 # No byte is higher, and no name of a file is longer.
@@ -83,6 +86,7 @@ class SqliteDatabase(Database):
         self.file = file
         self._require_plain_files()
         self._identity = _identity(file)
+        self._turn_ends = 0.0
         engine = _engine(file.absolute(), busy_timeout_seconds, is_traced=log.isEnabledFor(logging.DEBUG))
         with self._translated():
             self._connection = engine.connect()
@@ -111,12 +115,23 @@ class SqliteDatabase(Database):
         """
         self._require_same_file()
         self._require_single_use()
+        self._leave_a_turn()
         return super().write(work)
+
+    def _leave_a_turn(self) -> None:
+        """Wait until the lock was free for as long as the previous transaction held it.
+
+        SQLite has no queue for its lock: those who wait try again every few milliseconds.  Between
+        transactions that follow each other at once, the web interface could wait for seconds.
+        """
+        time.sleep(max(0.0, self._turn_ends - monotonic_seconds()))
 
     def _write_once(self, work: Callable[[Connection], Result]) -> Result:
         connection = self._connection.execution_options(begin="BEGIN IMMEDIATE")
+        started = monotonic_seconds()
         try:
             with connection.begin():
+                started = monotonic_seconds()
                 return work(connection)
         except BaseException:
             # After a failed BEGIN, SQLAlchemy still assumes an open transaction and would begin no other.
@@ -125,6 +140,8 @@ class SqliteDatabase(Database):
             raise
         finally:
             connection.execution_options(begin="BEGIN")
+            released = monotonic_seconds()
+            self._turn_ends = released + min(released - started, _LONGEST_TURN_SECONDS)
 
     def _require_single_use(self) -> None:
         """Refuse a nested use, which would end the outer transaction, and a use after ``close``."""
