@@ -173,6 +173,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.readme and (options.quick or options.only):
         parser.error("README.md shows a whole bench, without --quick and --only")
+    # A user's program is compiled once; with this variable, each start would compile all of it.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     only = options.only or [name for name in parts if name != "large" or options.large]
     with tempfile.TemporaryDirectory(prefix="eemtcleanupd-bench-", dir=options.folder) as folder:
         bench = _Bench(options, Path(folder))

@@ -141,3 +141,5 @@ class InventoryTables:
                 return
             after = getattr(rows[-1], key.name)
             yield rows
+            if len(rows) < size:
+                return

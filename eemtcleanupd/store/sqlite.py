@@ -7,6 +7,7 @@ one short ``BEGIN IMMEDIATE`` transaction, and the journal mode is never changed
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sqlite3
 import stat
@@ -173,11 +174,11 @@ class SqliteDatabase(Database):
     def _require_plain_files(self) -> None:
         """Refuse a FIFO in place of a journal: SQLite would wait for its writer, and ignore every signal."""
         for suffix in _BESIDE:
-            beside = self.file.with_name(self.file.name + suffix)
+            beside = f"{self.file}{suffix}"
             with suppress(OSError):
-                if not stat.S_ISREG(beside.lstat().st_mode):
+                if not stat.S_ISREG(os.lstat(beside).st_mode):
                     raise StoreError(
-                        f"{printable(str(beside))} is not a regular file, so SQLite cannot use it. Remove it."
+                        f"{printable(beside)} is not a regular file, so SQLite cannot use it. Remove it."
                     )
 
     # -- locks -----------------------------------------------------------------------------------
