@@ -47,7 +47,8 @@ class ConsoleReporter:
             case JobPlanned():
                 self._planned(event)
             case JobCleaned():
-                self._cleaned(event)
+                if self._verbose:
+                    self._cleaned(event)
             case JobSkipped():
                 if event.notable:
                     self._say("WARNING", f"Kept job {short_name(event.job.id)}: {event.reason}")

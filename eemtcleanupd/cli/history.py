@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -108,5 +107,5 @@ def _document(run: RunRecord) -> dict[str, object]:
 
 
 def _entry(entry: LogEntry) -> dict[str, object]:
-    document = asdict(entry)
+    document = entry._asdict()
     return {**document, "space_freed": space(document.pop("bytes_freed"))}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, delete, insert, select
 
@@ -15,8 +15,7 @@ from eemtcleanupd.store.tables import AUDIT, LOG
 from eemtcleanupd.store.timestamps import utc_timestamp
 
 
-@dataclass(frozen=True, slots=True)
-class LogEntry:
+class LogEntry(NamedTuple):
     """A row of ``cleanup_log``: what a run did with one job."""
 
     job_id: str
@@ -63,7 +62,8 @@ class History(Repository):
         self, connection: Connection, run_id: str, entries: Sequence[LogEntry], now: datetime
     ) -> None:
         """Add rows to ``cleanup_log``."""
-        rows = [{"timestamp": utc_timestamp(now), "run_id": run_id, **asdict(entry)} for entry in entries]
+        common = {"timestamp": utc_timestamp(now), "run_id": run_id}
+        rows = [common | entry._asdict() for entry in entries]
         if rows:
             connection.execute(insert(LOG), rows)
 
@@ -73,9 +73,10 @@ class History(Repository):
 
     def add_audit(self, connection: Connection, lines: Sequence[AuditLine], user: str, now: datetime) -> None:
         """Add rows to ``cleanup_audit``, with sizes in whole MB."""
+        timestamp = utc_timestamp(now)
         rows = [
             {
-                "timestamp": utc_timestamp(now),
+                "timestamp": timestamp,
                 "job_id": line.job_id,
                 "action": line.action,
                 "space_freed_mb": round(line.bytes_freed / BYTES_PER_MB),

@@ -172,7 +172,7 @@ def run_with_details(ledger: Ledger | None, run_id: str, limit: int) -> dict[str
     run = next((run for run in ledger.runs(2, run_id) if run.id == run_id), None) if ledger else None
     if run is None or ledger is None:
         raise http_error(404, f"There is no run {printable(run_id)}.")
-    details = [asdict(entry) for entry in itertools.islice(ledger.log_entries(run_id), limit)]
+    details = [entry._asdict() for entry in itertools.islice(ledger.log_entries(run_id), limit)]
     return {**run_document(run), "details": details}
 
 
