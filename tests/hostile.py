@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -95,6 +96,7 @@ def as_user(uid: int, action: Callable[[], object], gid: int | None = None) -> i
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@cache
 def python() -> str:
     """Return a Python of this version that every user can start; root's may be below its home."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
