@@ -14,6 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def main() -> None:
 
 def _add_history(database: Path) -> None:
     giga, mega = 2**30, 2**20
-    with sqlite3.connect(database) as connection:
+    with closing(sqlite3.connect(database)) as connection, connection:
         for day in range(90, 0, -1):
             wave = math.sin(day / 3.5) + 0.3 * math.sin(day * 1.9)
             held = int((170 + (90 - day) / 3 + 22 * wave) * mega)

@@ -447,7 +447,7 @@ def test_a_log_that_cannot_be_written_is_one_warning_and_does_not_stop_the_run(
 
 def test_a_quiet_run_prints_only_warnings_and_errors(sample_store: Path, aged: Aged, run_cli: RunCli) -> None:
     store = aged(sample_store, 10)
-    with sqlite3.connect(store / "jobs.db") as connection:
+    with closing(sqlite3.connect(store / "jobs.db")) as connection, connection:
         connection.execute("UPDATE jobs SET status = 'archived' WHERE id = (SELECT min(id) FROM jobs)")
     for options in (["-n"], []):
         quiet = run_cli("clean", *options, "--quiet", cwd=store)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,7 @@ def test_nothing_is_offered_without_a_usable_store(store: JobStore, run_cli: Run
 
 
 def test_a_locked_database_is_not_waited_for(store: JobStore, run_cli: RunCli) -> None:
-    with sqlite3.connect(store.path / "jobs.db", isolation_level=None) as connection:
+    with closing(sqlite3.connect(store.path / "jobs.db", isolation_level=None)) as connection:
         connection.execute("BEGIN EXCLUSIVE")
         began = time.monotonic()
         assert offered(run_cli, store, "why a") == []

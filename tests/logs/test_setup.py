@@ -22,8 +22,12 @@ class FullAtClose(io.TextIOWrapper):
 
 
 class Full(io.TextIOWrapper):
+    is_full = True
+
     def flush(self) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().flush()
 
 
 @pytest.fixture
@@ -62,11 +66,15 @@ def test_an_error_is_reported_again_after_a_successful_write(
     tmp_path: Path, handler: logging.FileHandler, reports: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     writable = handler.stream
-    for stream in (Full(io.BytesIO()), writable, Full(io.BytesIO())):
+    full = [Full(io.BytesIO()), Full(io.BytesIO())]
+    for stream in (full[0], writable, full[1]):
         handler.stream = stream
         log.info("one")
         log.info("two")
     handler.stream = writable
+    for stream in full:
+        stream.is_full = False
+        stream.close()
     assert len(reports) == 2
     assert all(names_file_and_reason(report, tmp_path / "log") for report in reports)
     assert capsys.readouterr() == ("", "")

@@ -8,7 +8,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -204,7 +204,8 @@ def test_a_kill_between_the_record_of_a_change_and_its_anchor_repeats_no_record(
     shutil.copy(store.path / "jobs.db", before)
     store.job("second")
     run(store)
-    anchor = sqlite3.connect(before).execute("SELECT seq, hash FROM cleanup_audit_anchors").fetchone()
+    with closing(sqlite3.connect(before)) as connection:
+        anchor = connection.execute("SELECT seq, hash FROM cleanup_audit_anchors").fetchone()
     store.sql("UPDATE cleanup_audit_anchors SET seq = ?, hash = ?", *anchor)  # as if never moved
     store.job("third")
     run(store)

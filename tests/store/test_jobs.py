@@ -427,7 +427,9 @@ def test_the_start_of_an_id_is_found_in_its_index(tmp_path: Path) -> None:
         file.execute("CREATE TABLE jobs (id TEXT PRIMARY KEY, status TEXT, completed_at TIMESTAMP)")
     with closing(SqliteDatabase(tmp_path / "jobs.db", busy_timeout_seconds=1)) as database:
         condition = database.starts_with("id", "abc").compile(compile_kwargs={"literal_binds": False})
-        values = tuple(str(each).encode("utf-8", "surrogateescape") for each in condition.params.values())
+        values = {
+            name: str(each).encode("utf-8", "surrogateescape") for name, each in condition.params.items()
+        }
         with database.read() as connection:
             plan = connection.exec_driver_sql(
                 f"EXPLAIN QUERY PLAN SELECT id FROM jobs WHERE {condition}", values

@@ -320,9 +320,8 @@ def run(minutes: float) -> Outcome:
         )
         if verified.returncode != 0:
             outcome.faults.append(f"the audit log: {verified.stdout}{verified.stderr}")
-        rows = sqlite3.connect(store / "jobs.db").execute(
-            "SELECT id FROM jobs WHERE data_cleaned_at IS NOT NULL"
-        )
+        with closing(sqlite3.connect(store / "jobs.db")) as database:
+            rows = database.execute("SELECT id FROM jobs WHERE data_cleaned_at IS NOT NULL").fetchall()
         for (job,) in rows:
             outcome.done["jobs cleaned"] += 1
             if any((store / "results" / str(job)).rglob("*.tif")):
