@@ -81,6 +81,11 @@ def try_interpreter(python: str, scratch: Path) -> dict[str, bool]:
     return {python: succeed([*make, "run"], [*make, "test"])}
 
 
+def starts(python: str) -> bool:
+    """Return whether an interpreter is there; the shim of a version manager can stand for none."""
+    return shutil.which(python) is not None and succeed([python, "-c", "import venv"])
+
+
 def succeed(*commands: Sequence[str]) -> bool:
     return all(
         subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode == 0 for command in commands
@@ -92,7 +97,7 @@ def main(wanted: Sequence[str]) -> int:
         print(reason, file=sys.stderr)
         return 2
     if not wanted:
-        wanted = [*SUITES, *([OTHER_PYTHON] if shutil.which(OTHER_PYTHON) else [])]
+        wanted = [*SUITES, *([OTHER_PYTHON] if starts(OTHER_PYTHON) else [])]
     results: dict[str, bool] = {}
     started = time.monotonic()
     # Not in a memory filesystem: each machine has a virtual environment of 600 MB for each user.
