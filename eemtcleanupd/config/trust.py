@@ -19,7 +19,8 @@ from eemtcleanupd.files import places_on_the_way
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.privileges import is_unknown
 
-_PACKAGE = Path(eemtcleanupd.__file__).parent
+# Read now: a process that later works as another user might not reach its own program any more.
+_PROGRAM_OWNER = Path(eemtcleanupd.__file__).parent.stat().st_uid
 
 
 def require_trusted(path: Path, advice: str) -> None:
@@ -72,7 +73,7 @@ def require_trusted_module(name: str) -> None:
 def _problem(path: Path) -> str | None:
     """Return why a path is not safe; links and folders on the way count."""
     resolved = Path(os.path.realpath(path))  # a loop of links is no error here
-    trusted = {0, os.geteuid(), _PACKAGE.stat().st_uid}
+    trusted = {0, os.geteuid(), _PROGRAM_OWNER}
     for place, is_above in _places(path.absolute(), resolved):
         try:
             status = place.lstat()
