@@ -12,7 +12,7 @@ from pathlib import Path
 
 from eemtcleanupd.abbreviations import MOST_LISTED, complete
 from eemtcleanupd.cleanup.other_databases import PRIVATE_FOLDERS, where_to_look
-from eemtcleanupd.config import Config, configured_paths
+from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.filesystem import locate, mounts
 from eemtcleanupd.deletion.roots import Root, check_roots, identity, open_root
 from eemtcleanupd.deletion.trash import MARKER_NAME, Trash, is_group, read_marker, write_marker
@@ -109,7 +109,7 @@ class StoreSession:
         all_mounts = mounts()
         places = {name: locate(root.path, all_mounts) for name, root in self.roots.items()}
         reserved = set()
-        for path in {*configured_paths(self.config)}:
+        for path in {*self.config.paths_in_use()}:
             for own in {path.parent.resolve() / path.name, path.resolve()}:
                 for name, place in places.items():
                     if parts := locate(own, all_mounts).inside(place):
@@ -120,7 +120,7 @@ class StoreSession:
     def protected_inodes(self) -> frozenset[tuple[int, int]]:
         """Device and inode of each root, of each path of the configuration, and of all folders above them."""
         paths = {root.path for root in self.roots.values()}
-        for path in configured_paths(self.config):
+        for path in self.config.paths_in_use():
             paths |= {path.parent.resolve() / path.name, path.resolve()}
         return frozenset(
             filter(None, map(identity, {place for path in paths for place in (path, *path.parents)}))

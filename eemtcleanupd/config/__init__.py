@@ -1,6 +1,5 @@
 """The configuration: its schema, the sources of its values, and its error messages."""
 
-from eemtcleanupd.config.base import configured_paths
 from eemtcleanupd.config.loading import Loaded, NotifiersOf, Setting, find_file, load
 from eemtcleanupd.config.schema import Config, RetentionConfig
 
@@ -10,7 +9,6 @@ __all__ = [
     "NotifiersOf",
     "RetentionConfig",
     "Setting",
-    "configured_paths",
     "find_file",
     "load",
 ]

@@ -69,6 +69,9 @@ class Loaded:
     is_empty: bool
     values: Mapping[str, Any] = field(repr=False)
 
+    def __post_init__(self) -> None:
+        self.config.set_file(self.file)
+
     def settings(self) -> Iterator[Setting]:
         """Yield every key in the order of the schema."""
         for key, origin in self.origins.items():

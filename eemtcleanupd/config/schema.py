@@ -9,14 +9,24 @@ The models are strict: a value that YAML reads as another type (`no` as false, `
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, Strict, ValidationInfo, create_model, field_validator, model_validator
+from pydantic import (
+    Field,
+    PrivateAttr,
+    SecretStr,
+    Strict,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
-from eemtcleanupd.config.base import Section, holds, is_optional_block, leaves
+from eemtcleanupd.config.base import Section, configured_paths, holds, is_optional_block, leaves
 from eemtcleanupd.config.plugin_settings import PluginSettings
 from eemtcleanupd.config.types import (
     Cluster,
@@ -500,6 +510,17 @@ class Config(Section):
         (), description="Names of plugins that are not used although they are installed or built in."
     )
     notifications: NotificationsConfig = Field(default_factory=NotificationsConfig)
+    _file: Path | None = PrivateAttr(None)
+
+    def set_file(self, file: Path | None) -> None:
+        """Keep the path of the file that was read, see :meth:`paths_in_use`."""
+        self._file = file
+
+    def paths_in_use(self) -> Iterator[Path]:
+        """Yield every path that belongs to no job: those that the configuration names, and its own file."""
+        yield from configured_paths(self)
+        if self._file is not None:
+            yield self._file
 
     def with_retention(self, successful_hours: float | None, failed_hours: float | None) -> Self:
         """Return a copy with other hours for successful and failed jobs; None keeps a value."""

@@ -52,6 +52,7 @@ class JobStore:
     url: str | None = None
     opened: list[Database] = field(default_factory=list)
     schema: str = SCHEMA
+    config_file: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("results", "uploads", "temp"):
@@ -121,7 +122,7 @@ class JobStore:
         given.setdefault("safety.min_idle_minutes", (0, "test"))  # the tests' clock is not the filesystem's
         if self.url is not None:
             given.setdefault("paths.database", (self.url, "test"))
-        return load(None, environ={}, options=given, cwd=self.path).config
+        return load(self.config_file, environ={}, options=given, cwd=self.path).config
 
     def run(
         self,

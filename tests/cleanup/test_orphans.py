@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -138,6 +139,16 @@ def test_no_path_of_the_configuration_is_an_orphan_or_an_artifact(store: JobStor
     assert tokens.exists()
     assert secret.exists()
     assert any(isinstance(event, JobSkipped) and event.notable for event in store.events)
+
+
+def test_the_configuration_file_itself_is_no_orphan(store: JobStore) -> None:
+    store.config_file = store.upload("cleanup_config.yaml")
+    paths = {name: str(store.path / name) for name in ("results", "uploads", "temp")}
+    database = str(store.path / "jobs.db")
+    store.config_file.write_text(json.dumps({"paths": {**paths, "database": database}}), encoding="utf-8")
+    store.wait(days=2)
+    assert store.run(**DELETE).orphans_found == 0
+    assert store.config_file.exists()
 
 
 def test_a_hard_link_to_a_file_of_the_configuration_is_never_moved(store: JobStore, tmp_path: Path) -> None:
