@@ -177,6 +177,22 @@ class RunContext:
     progress: Progress
     hooks: RunHooks
 
+    @classmethod
+    def reading(cls, config: Config, policy: Policy, now: datetime, hooks: RunHooks) -> RunContext:
+        """Return the context of what only looks at a job store, as a dry run at this moment does."""
+        return cls(
+            id="",
+            started_at=now,
+            config=config,
+            request=RunRequest(user="", dry_run=True),
+            policy=policy,
+            emit=lambda _: None,
+            stop=StopFlag(),
+            clock=lambda: now,
+            progress=Progress(),
+            hooks=hooks,
+        )
+
     @property
     def workers(self) -> int:
         """The number of workers, or their maximum with ``max_workers: auto``."""

@@ -12,8 +12,7 @@ from enum import StrEnum
 from sqlalchemy import Connection
 
 from eemtcleanupd.batches import batched
-from eemtcleanupd.cancellation import StopFlag
-from eemtcleanupd.cleanup.context import NullHooks, Progress, RunContext, RunRequest
+from eemtcleanupd.cleanup.context import NullHooks, RunContext
 from eemtcleanupd.cleanup.planner import Planner, find_artifacts
 from eemtcleanupd.cleanup.session import StoreSession, job_table, root_entries
 from eemtcleanupd.config import Config
@@ -295,18 +294,7 @@ def count_orphans(
     uploads = UploadIndex(roots.get(RootName.UPLOADS))
     jobs = job_table(database, config, policy, has_parameters=False)
     session = StoreSession(config, policy, database, jobs, ledger, ledger.exists(), roots, uploads)
-    run = RunContext(
-        id="",
-        started_at=now,
-        config=config,
-        request=RunRequest("", dry_run=True),
-        policy=policy,
-        emit=lambda _: None,
-        stop=StopFlag(),
-        clock=lambda: now,
-        progress=Progress(),
-        hooks=NullHooks(),
-    )
+    run = RunContext.reading(config, policy, now, NullHooks())
     counts = dict.fromkeys(EntryKind, JobTally())
 
     def count(entries: Sequence[tuple[Found, int]], kind: EntryKind) -> None:

@@ -6,8 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from eemtcleanupd.cancellation import StopFlag
-from eemtcleanupd.cleanup.context import Progress, RunContext, RunHooks, RunRequest
+from eemtcleanupd.cleanup.context import RunContext, RunHooks
 from eemtcleanupd.cleanup.planner import Planner
 from eemtcleanupd.cleanup.session import job_table, open_database, open_session
 from eemtcleanupd.cleanup.staging import stay_reason
@@ -82,18 +81,7 @@ def job_state(
             decision = decide(row.job, policy, now, hold=hold)
             if decision.clean:  # what else can keep it is known to the planner of a run
                 session = open_session(config, database, jobs, policy, stack)
-                run = RunContext(
-                    id="",
-                    started_at=now,
-                    config=config,
-                    request=RunRequest(user="", dry_run=True),
-                    policy=policy,
-                    emit=lambda _: None,
-                    stop=StopFlag(),
-                    clock=lambda: now,
-                    progress=Progress(),
-                    hooks=hooks,
-                )
+                run = RunContext.reading(config, policy, now, hooks)
                 planner = Planner(run, session)
                 decision = planner.decide(row.job, hold)
                 if decision.clean and is_thorough:

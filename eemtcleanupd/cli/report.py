@@ -84,9 +84,10 @@ def report(  # noqa: PLR0917  (the options)
 def _report_what_if(
     config: Config, plot: Path | None, plot_format: str | None, output: Path | None, *, as_json: bool
 ) -> None:
+    from eemtcleanupd.plugins import Plugins
     from eemtcleanupd.report.what_if import as_document, as_text, compare_retention
 
-    comparison = compare_retention(config, system_clock)
+    comparison = compare_retention(config, system_clock, Plugins(config))
     _spare_database(comparison.database, plot, output)
     text = json.dumps(as_document(comparison), indent=2) + "\n" if as_json else as_text(comparison)
     _print(text, output, is_table=not as_json)

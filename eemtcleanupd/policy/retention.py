@@ -72,14 +72,15 @@ class Policy:
 
     def retention(self, job_class: JobClass, workflow_type: str | None) -> timedelta:
         """Return the retention of terminal jobs of this class and workflow."""
-        return self.overrides.get((workflow_type or "", job_class), self._default(job_class))
+        return self.overrides.get((workflow_type or "", job_class), self.default(job_class))
 
     def shortest(self, job_class: JobClass) -> timedelta:
         """Return the shortest retention of a class.  A job that ended more recently is never expired."""
         overrides = (span for (_, of), span in self.overrides.items() if of is job_class)
-        return min([self._default(job_class), *overrides])
+        return min([self.default(job_class), *overrides])
 
-    def _default(self, job_class: JobClass) -> timedelta:
+    def default(self, job_class: JobClass) -> timedelta:
+        """Return the retention of jobs of this class whose workflow has none of its own."""
         return self.successful if job_class is JobClass.SUCCESSFUL else self.failed
 
     def __str__(self) -> str:

@@ -71,7 +71,7 @@ class Point:
         hours: the retention.
         kept_bytes: data of this class that it keeps.
         total_bytes: data of all jobs that are kept.
-        freed_bytes: data of this class that the next run deletes.
+        freed_bytes: data of this class that the next run deletes, or moves to the trash.
         disk_full_at: when the disk is full, None if not within ten years, or if the disk is not readable.
     """
 
@@ -155,7 +155,9 @@ class JobAges:
     measured_until: datetime | None
     cleaned_without_size: int = 0
     without_end: dict[JobClass, _Amount] = field(default_factory=lambda: defaultdict(_Amount))
-    held: _Amount = field(default_factory=_Amount)
+    held: dict[JobClass, _Amount] = field(default_factory=lambda: defaultdict(_Amount))
+    kept: dict[JobClass, _Amount] = field(default_factory=lambda: defaultdict(_Amount))
+    _due: dict[JobClass, _Amount] | None = None
     _present: dict[_Key, dict[int, _Amount]] = field(default_factory=lambda: defaultdict(dict))
     _cleaned: dict[_Key, dict[int, _Amount]] = field(default_factory=lambda: defaultdict(dict))
 
@@ -173,16 +175,45 @@ class JobAges:
         ]
         if cleaned:
             self.cleaned_without_size += group.jobs - group.measured
-        was_measured = self.measured_until is not None and ended + _HOUR < self.measured_until
-        if cleaned or was_measured:  # a job without a size has no data
-            group = replace(group, jobs=group.measured)
+        group = self._with_data(group)
         age = min(max(0, math.floor((self.now - ended) / _HOUR)), _TEN_YEARS)
         ages.setdefault(age, _Amount()).add(group)
 
+    def _with_data(self, group: EndedJobs) -> EndedJobs:
+        """Leave out the jobs that have no size because they had no data when the last run looked."""
+        ended, until = group.ended_at, self.measured_until
+        was_measured = until is not None and ended is not None and ended + _HOUR < until
+        return replace(group, jobs=group.measured) if group.is_cleaned or was_measured else group
+
     def hold(self, group: EndedJobs) -> None:
         """Take jobs that are held out of the group that they were counted in."""
-        self.held.add(group)
-        self.add(replace(group, jobs=-group.jobs, measured=-group.measured, size_bytes=-group.size_bytes))
+        self._take(group, self.held)
+
+    def keep(self, group: EndedJobs) -> None:
+        """Take jobs that another rule keeps at any retention out of the group that they were counted in."""
+        self._take(group, self.kept)
+
+    def drop(self, group: EndedJobs) -> None:
+        """Take jobs that have no data in place out of the group that they were counted in."""
+        self._take(group, defaultdict(_Amount))
+
+    def _take(self, group: EndedJobs, amounts: dict[JobClass, _Amount]) -> None:
+        if not group.is_cleaned:
+            opposite = replace(
+                group, jobs=-group.jobs, measured=-group.measured, size_bytes=-group.size_bytes
+            )
+            amounts[group.job_class].add(group)
+            self.add(opposite)
+
+    def set_due(self, groups: Iterable[EndedJobs], shared_bytes: Mapping[JobClass, int]) -> None:
+        """Set which of the counted jobs the next run cleans, and what several of them share."""
+        self._due = {of: _Amount(size_bytes=shared_bytes.get(of, 0)) for of in TERMINAL}
+        for group in groups:
+            self._due[group.job_class].add(self._with_data(group))
+
+    def freed_when_due(self, job_class: JobClass) -> float | None:
+        """Return the bytes of a class that the next run deletes; None unless :meth:`set_due` was called."""
+        return None if self._due is None else self._due[job_class].estimate(self.mean(job_class) or 0)
 
     @property
     def oldest(self) -> timedelta | None:
@@ -204,6 +235,11 @@ class JobAges:
             for (of, _), by_age in ages.items()
             if job_class in {None, of}
             for amount in by_age.values()
+        ] + [
+            amount
+            for amounts in (self.held, self.kept)
+            for of, amount in amounts.items()
+            if job_class in {None, of}
         ]
 
     def curves(self, disk: DiskState | None) -> tuple[Curve, Curve]:
@@ -214,7 +250,7 @@ class JobAges:
 
     def _curve(self, store: _Store, job_class: JobClass) -> Curve:
         policy, mean = self.policy, self.mean(job_class)
-        configured = (policy.successful if job_class is JobClass.SUCCESSFUL else policy.failed) / _HOUR
+        configured = policy.default(job_class) / _HOUR
         longest = max(HOURS[-1], min(configured * 2, _TEN_YEARS))
         step = (longest / HOURS[0]) ** (1 / (_LINE_POINTS - 1))
         periods = sorted({*map(float, HOURS), configured})
@@ -255,8 +291,7 @@ class _Stream:
     def hours(self, policy: Policy, given: Mapping[JobClass, float]) -> float:
         if self.special_hours is not None:
             return self.special_hours
-        default = policy.successful if self.job_class is JobClass.SUCCESSFUL else policy.failed
-        return given.get(self.job_class, default / _HOUR)
+        return given.get(self.job_class, policy.default(self.job_class) / _HOUR)
 
 
 def _younger(sums: tuple[float, ...], hours: float) -> float:
@@ -284,26 +319,12 @@ class _Store:
                 special = self._policy.overrides[workflow, job_class] / _HOUR
             rate = _younger(sums[1], window) / window
             self._streams.append(_Stream(job_class, special, sums[0], sums[1], rate))
-        undated = sum(amount.estimate(ages.mean(of) or 0) for of, amount in ages.without_end.items())
-        self._always = undated + ages.held.estimate(ages.mean(JobClass.SUCCESSFUL) or 0)
-        self._newest_hours = self._age_of_newest(ages)
-
-    def _age_of_newest(self, ages: JobAges) -> float:
-        """Return the hours that ``keep_last`` keeps successful jobs at least."""
-        left = self._policy.keep_last
-        counts: dict[int, int] = defaultdict(int)
-        for (job_class, _), by_age in ages._present.items():  # noqa: SLF001
-            for age, amount in by_age.items():
-                counts[age] += amount.jobs if job_class is JobClass.SUCCESSFUL else 0
-        for age in sorted(counts):
-            if left <= 0:
-                return 0.0 if left == self._policy.keep_last else float(age)
-            left -= counts[age]
-        return float(_TEN_YEARS + 1) if self._policy.keep_last else 0.0
-
-    def _hours(self, stream: _Stream, given: Mapping[JobClass, float]) -> float:
-        hours = stream.hours(self._policy, given)
-        return max(hours, self._newest_hours) if stream.job_class is JobClass.SUCCESSFUL else hours
+        self._always = sum(
+            amount.estimate(ages.mean(of) or 0)
+            for amounts in (ages.without_end, ages.held, ages.kept)
+            for of, amount in amounts.items()
+        )
+        self._due = {of: ages.freed_when_due(of) for of in TERMINAL}
 
     def rate(self, job_class: JobClass) -> float:
         """Return the bytes per hour that jobs of a class produce."""
@@ -312,7 +333,7 @@ class _Store:
     def kept(self, job_class: JobClass | None, given: Mapping[JobClass, float]) -> int:
         """Return the bytes that the given hours, else the configured ones, keep of a class or of all."""
         kept = sum(
-            _younger(stream.all, self._hours(stream, given))
+            _younger(stream.all, stream.hours(self._policy, given))
             for stream in self._streams
             if job_class in {None, stream.job_class}
         )
@@ -320,11 +341,15 @@ class _Store:
 
     def freed(self, job_class: JobClass, hours: float) -> int:
         """Return the bytes of a class that a run deletes at once with these hours."""
+        due = self._due[job_class]
+        if due is not None and hours == self._policy.default(job_class) / _HOUR:
+            return round(due)
+        streams = [stream for stream in self._streams if stream.job_class is job_class]
+        given = {job_class: hours}
         return round(
             sum(
-                stream.present[-1] - _younger(stream.present, self._hours(stream, {job_class: hours}))
-                for stream in self._streams
-                if stream.job_class is job_class
+                stream.present[-1] - _younger(stream.present, stream.hours(self._policy, given))
+                for stream in streams
             )
         )
 
@@ -345,7 +370,7 @@ class _Store:
         if self._disk is None:
             return None
         grace, other = self._disk.grace / _HOUR, self._disk.other_bytes_per_day / 24
-        retention = [(stream, self._hours(stream, given)) for stream in self._streams]
+        retention = [(stream, stream.hours(self._policy, given)) for stream in self._streams]
         present = sum(stream.present[-1] for stream in self._streams)
 
         def free(after: float) -> float:

@@ -1,21 +1,25 @@
 """The report ``--what-if``: what other retention periods would keep and free, and when the disk is full.
 
-It reads the job table, the ledger and the filesystem's free space.  It looks at no file.
+It reads the job table, the ledger and the filesystem's free space.  What the next run frees is decided as in
+a dry run, which reads the folders of expired jobs, but with the sizes that runs have recorded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from eemtcleanupd.cleanup.context import RunContext, RunHooks
+from eemtcleanupd.cleanup.due_jobs import DueJobs, due_jobs
 from eemtcleanupd.cleanup.session import job_table
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.daemon.status_document import iso
 from eemtcleanupd.daemon.store_queries import StoreQueries
+from eemtcleanupd.errors import RootError
 from eemtcleanupd.formatting import human_size, local_time, plural, printable, space
 from eemtcleanupd.model import JobClass
 from eemtcleanupd.policy.forecast import fit_line
@@ -25,18 +29,19 @@ from eemtcleanupd.policy.what_if import (
     RATE_DAYS,
     Curve,
     DiskState,
+    EndedJobs,
     JobAges,
     Point,
     longest_retention,
 )
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.base import corruption_guard
-from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.ended_jobs import ended_jobs, single_jobs
-from eemtcleanupd.store.jobs import JobTable
+from eemtcleanupd.store.ended_jobs import ended_jobs
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.timestamps import zone_named
 
+MOST_DECIDED = 5000
+"""So many candidates are decided on as in a dry run; of more, the folders would be read for too long."""
 NOT_MEASURED = "No job has a known size yet. The first run measures them"
 _COLUMNS = ("Retention", "Keeps", "All jobs", "Next run frees", "Disk full")
 
@@ -62,8 +67,8 @@ class WhatIf:
         return self.successful, self.failed
 
 
-def compare_retention(config: Config, clock: Clock) -> WhatIf:
-    """Compare retention periods, from one scan of the job table.
+def compare_retention(config: Config, clock: Clock, hooks: RunHooks) -> WhatIf:
+    """Compare retention periods, from one scan of the job table; ``hooks`` can veto jobs.
 
     Raises:
         StoreError: the job database cannot be read, or is not an EEMT job database.
@@ -72,44 +77,59 @@ def compare_retention(config: Config, clock: Clock) -> WhatIf:
     zone = zone_named(config.database.timezone)
     usage = StoreQueries(clock).usage(config)
     grace = timedelta(hours=config.trash.grace_hours)
+    since = now - longest_retention(policy)
     with closing(address.open()) as database:
-        table, ledger = job_table(database, config, policy, has_parameters=False), Ledger(database)
+        table = job_table(database, config, policy, has_parameters=hooks.read_jobs)
+        ledger = Ledger(database)
         has_ledger = ledger.exists()
         measured_until, trash_bytes, growth = None, 0, None
+        held: set[str] = set()
         if has_ledger:
             with corruption_guard("the ledger"):
                 measured_until, trash_bytes = ledger.last_cleanup_at(), ledger.trash_summary()[1]
                 trend = ledger.trend(now)
                 growth = fit_line([(point.at, point.used_bytes + point.free_bytes) for point in trend])
+            held = {hold.job_id for hold in ledger.all_holds() if hold.is_active(now)}
+
+        def groups(ids: Iterable[str] | None = None) -> Iterator[EndedJobs]:
+            return ended_jobs(database, table, policy, zone, since=since, ids=ids)
+
+        due: DueJobs | None = None
+        if table.backlog(now).candidates <= MOST_DECIDED:
+            with suppress(RootError, OSError):
+                due = due_jobs(RunContext.reading(config, policy, now, hooks), database, table)
         ages = JobAges(policy, now, measured_until)
-        for group in ended_jobs(database, table, policy, zone, now - longest_retention(policy)):
+        for group in groups():
             ages.add(group)
-        if has_ledger:
-            _count_held(ages, database, table, ledger)
+        for group in groups(held):
+            ages.hold(group)
+        kept = {*table.newest_successful(policy.keep_last, now), *(due.kept if due else ())}
+        for group in groups(kept - held):
+            ages.keep(group)
+        if due is not None:
+            for group in groups(due.without_data):
+                ages.drop(group)
+            ages.set_due(groups(due.cleaned), due.shared_bytes)
     disk = None
     if usage is not None:
         other = 0.0 if growth is None else max(0.0, -growth.bytes_per_day)
         disk = DiskState(usage.free_bytes, trash_bytes, grace, other)
     successful, failed = ages.curves(disk)
+    unknown = [
+        *_estimated(ages, (successful, failed), disk, knows_growth=growth is not None),
+        *_not_considered(config, due),
+    ]
     return WhatIf(
         made_at=now,
         database=str(address),
         successful=successful,
         failed=failed,
         knows_disk=disk is not None,
-        unknown=tuple(_unknown(ages, (successful, failed), disk, knows_growth=growth is not None)),
+        unknown=tuple(unknown),
     )
 
 
-def _count_held(ages: JobAges, database: Database, table: JobTable, ledger: Ledger) -> None:
-    held = [hold.job_id for hold in ledger.all_holds() if hold.is_active(ages.now)]
-    with database.read() as connection:
-        sizes = ledger.measured(connection, held)
-    for group in single_jobs(database, table, ages.policy, held, sizes):
-        ages.hold(group)
-
-
-def _unknown(
+def _estimated(
     ages: JobAges, curves: Sequence[Curve], disk: DiskState | None, *, knows_growth: bool
 ) -> Iterator[str]:
     for curve in curves:
@@ -124,8 +144,10 @@ def _unknown(
         yield f"{plural(ages.cleaned_without_size, 'cleaned job')} without a recorded size, counted with 0 B."
     if without_end := sum(amount.jobs for amount in ages.without_end.values()):
         yield f"{plural(without_end, 'job')} without a valid end, kept at any retention."
-    if ages.held.jobs:
-        yield f"{plural(ages.held.jobs, 'held job')}, kept at any retention until released."
+    if held := sum(amount.jobs for amount in ages.held.values()):
+        yield f"{plural(held, 'held job')}, kept at any retention until released."
+    if kept := sum(amount.jobs for amount in ages.kept.values()):
+        yield f"{plural(kept, 'job')}, kept at any retention by another rule. See `eemtcleanupd why JOB`."
     oldest = ages.oldest
     if oldest is None:
         yield "No job has ended yet, so nothing can be compared."
@@ -144,7 +166,23 @@ def _unknown(
             "The day of a full disk considers this, and the other figures do not."
         )
     yield f"A disk is full on that day if jobs produce as much as in the last {RATE_DAYS} days."
-    yield "Vetoes of plugins and cleanup under disk pressure are not considered."
+
+
+def _not_considered(config: Config, due: DueJobs | None) -> Iterator[str]:
+    yield "Sizes are those that runs have recorded. Orphans and the trash are not counted."
+    if due is None:
+        yield (
+            "The next run frees at most as much as shown. Whether expired jobs are invalid, in use, vetoed "
+            "or share an upload was not checked: `eemtcleanupd clean --dry-run` does."
+        )
+    else:
+        yield (
+            "With another retention, the next run frees at most as much as shown. Jobs that expire only then "
+            "can be invalid, in use, vetoed or share an upload."
+        )
+        if 0 < (most := config.safety.max_jobs_per_run) < len(due.cleaned):
+            yield f"{plural(len(due.cleaned), 'job')} expired, and each run cleans at most {most:,} of them."
+    yield "Breakers that refuse a run and cleanup under disk pressure are not considered."
 
 
 # -- JSON ------------------------------------------------------------------------------------------

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import datetime, tzinfo
 
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from eemtcleanupd.batches import batched
 from eemtcleanupd.formatting import BYTES_PER_MB
@@ -24,9 +24,17 @@ _HALF_PAST = ":30:00"
 
 
 def ended_jobs(
-    database: Database, jobs: JobTable, policy: Policy, zone: tzinfo | None, since: datetime
+    database: Database,
+    jobs: JobTable,
+    policy: Policy,
+    zone: tzinfo | None,
+    *,
+    since: datetime,
+    ids: Iterable[str] | None = None,
 ) -> Iterator[EndedJobs]:
     """Yield terminal jobs in groups that ended in the same hour, from one scan of the table.
+
+    Groups of some ids are parts of the groups of all jobs, so that they can be subtracted from these.
 
     Args:
         database: the job database.
@@ -34,6 +42,7 @@ def ended_jobs(
         policy: classifies statuses.
         zone: zone of times without one, None for the machine's.
         since: leave out cleaned jobs that ended before.
+        ids: the jobs, None for all.
     """
     names, as_text = jobs.column_names, database.as_text
     is_class, values = {}, {"since": local_timestamp(since - ANY_ZONE, zone)[:10]}
@@ -53,14 +62,24 @@ def ended_jobs(
         f" || CASE WHEN {jobs.uncleaned} THEN 'u' ELSE 'c' END"
         f" || substr({ended}, 1, 13) || ltrim(substr({ended}, 14), ':.0123456789')"
     )
-    statement = text(
-        f"SELECT {key} AS hour, {workflow} AS workflow, count(*),"
-        f" sum(CASE WHEN {is_size} THEN 1 ELSE 0 END), sum(CASE WHEN {is_size} THEN {size} ELSE 0 END)"
-        f" FROM jobs WHERE ({' OR '.join(is_class.values())}) AND ({jobs.uncleaned} OR {ended} >= :since)"
-        " GROUP BY 1, 2"
-    ).execution_options(stream_results=True, yield_per=_PAGE)
+    columns = (
+        f"{key} AS hour",
+        f"{workflow} AS workflow",
+        "count(*)",
+        f"sum(CASE WHEN {is_size} THEN 1 ELSE 0 END)",
+        f"sum(CASE WHEN {is_size} THEN {size} ELSE 0 END)",
+    )
+    statement = (
+        select(*map(text, columns))
+        .where(text(f"({' OR '.join(is_class.values())}) AND ({jobs.uncleaned} OR {ended} >= :since)"))
+        .group_by(text("1"), text("2"))
+        .execution_options(stream_results=True, yield_per=_PAGE)
+    )
+    pages = [None] if ids is None else batched(ids, MOST_VALUES)
     with database.read() as connection:
-        for found, workflow_type, count, measured, megabytes in connection.execute(statement, values):
+        for found, workflow_type, count, measured, megabytes in (
+            row for page in pages for row in connection.execute(jobs.limited_to(statement, page), values)
+        ):
             yield EndedJobs(
                 job_class=JobClass.SUCCESSFUL if found[0] == "s" else JobClass.FAILED,
                 workflow_type=workflow_type,
@@ -70,25 +89,3 @@ def ended_jobs(
                 measured=int(measured),
                 size_bytes=round(float(megabytes) * BYTES_PER_MB),
             )
-
-
-def single_jobs(
-    database: Database, jobs: JobTable, policy: Policy, ids: Sequence[str], sizes: dict[str, int]
-) -> Iterator[EndedJobs]:
-    """Yield the uncleaned terminal jobs of these ids as groups of one, with the given bytes by id."""
-    for page in batched(ids, MOST_VALUES):
-        with database.read() as connection:
-            rows = jobs.rows(connection, page)
-        for row in rows.values():
-            job_class = policy.classify(row.job.status)
-            if not row.cleaned and job_class in TERMINAL:
-                size, ended = sizes.get(row.job.id), row.job.completed_at
-                yield EndedJobs(
-                    job_class=job_class,
-                    workflow_type=row.job.workflow_type,
-                    ended_at=None if ended is None else ended.replace(minute=30, second=0, microsecond=0),
-                    is_cleaned=False,
-                    jobs=1,
-                    measured=0 if size is None else 1,
-                    size_bytes=size or 0,
-                )

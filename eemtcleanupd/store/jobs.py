@@ -264,6 +264,11 @@ class JobTable:
         """
         return or_(self._jobs.c[self._id].in_(ids), self._database.is_blob(self._id))
 
+    def limited_to(self, statement: Select[Any], ids: Sequence[str] | None) -> Select[Any]:
+        """Let a statement read this table: the rows with these ids as the column compares them, or all."""
+        statement = statement.select_from(self._jobs)
+        return statement if ids is None else statement.where(self._jobs.c[self._id].in_(ids))
+
     def ids_starting_with(self, connection: Connection, start: str, limit: int) -> list[str]:
         """Return the ids of rows that start with a text, the one that is equal to it first."""
         job_id: ColumnElement[Any] = literal_column(self._database.as_text(self._id))

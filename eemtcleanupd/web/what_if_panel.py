@@ -40,7 +40,8 @@ def comparison_document(backend: Backend) -> bytes:
     Raises:
         StoreError: the job database cannot be read.
     """
-    return json.dumps(as_document(compare_retention(backend.config, system_clock))).encode("ascii")
+    comparison = compare_retention(backend.config, system_clock, backend.plugins)
+    return json.dumps(as_document(comparison)).encode("ascii")
 
 
 def what_if_panel(cache: ResponseCache, backend: Backend) -> dict[str, Any] | None:

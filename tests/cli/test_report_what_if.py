@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import product
 from pathlib import Path
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 from eemtcleanupd.cli.main import cli
 from eemtcleanupd.errors import CleanupError
 from tests.cleanup.conftest import JobStore
+from tests.conftest import settle
 from tests.postgres import Server
 
 _EAST = timezone(timedelta(hours=5))
@@ -127,6 +129,58 @@ def test_a_held_job_stays_in_the_total_of_each_period(store: JobStore) -> None:
     assert first["freed_by_next_run"]["bytes"] == kept(document())[168]
     failed = kept(document(), "failed")[12]
     assert first["kept_of_all_jobs"]["bytes"] == first["kept"]["bytes"] + failed + held
+
+
+def aged(store: JobStore, job_id: str, **span: float) -> None:
+    """Let a job that runs have measured be one that ended so long ago."""
+    ended = store.now - timedelta(**span)
+    stamps = (f"{moment:%Y-%m-%d %H:%M:%S}" for moment in (ended, ended - timedelta(hours=1)))
+    store.sql("UPDATE jobs SET completed_at = ?, created_at = ? WHERE id = ?", *stamps, job_id)
+    settle(store.results(job_id), ended)
+
+
+def test_the_configured_retention_frees_what_a_dry_run_of_the_same_moment_says(store: JobStore) -> None:
+    (store.path / "cleanup_config.yaml").write_text(
+        "database: {timezone: UTC}\nsafety: {max_fraction: 1}\nretention: {successful_jobs: {keep_last: 2}}\n"
+    )
+    names = ("due", "held", "undated", "reversed", "nameless", "marked", "busy", "empty", "newest", "last")
+    for number, name in enumerate((*names, "alone", "both1", "both2", "one", "young")):
+        uploads = {"both1": "both.tif", "both2": "both.tif", "one": "one.tif", "young": "one.tif"}
+        dem = uploads.get(name, f"{name}.tif")
+        store.upload(dem)
+        store.job(name, days=0.2, files=number + 1, dem=dem)
+    for number, name in enumerate(("failed", "failed, held", "edge", "margin")):
+        store.job(name, "failed", days=0.2, files=30 + number)
+    CliRunner().invoke(cli, ["clean"], catch_exceptions=False)
+    for number, name in enumerate((*names, "alone", "both1", "both2", "one", "failed", "failed, held")):
+        aged(store, name, days=20 - number / 100)
+    aged(store, "margin", hours=12, minutes=2)
+    aged(store, "edge", hours=11, minutes=58)
+    aged(store, "young", days=3)
+    aged(store, "newest", days=8)
+    aged(store, "last", days=9)
+    for name in ("held", "failed, held"):
+        CliRunner().invoke(cli, ["hold", name], catch_exceptions=False)
+    store.sql("UPDATE jobs SET completed_at = NULL WHERE id = 'undated'")
+    store.sql("UPDATE jobs SET created_at = '2099-01-01 00:00:00' WHERE id = 'reversed'")
+    store.sql("UPDATE jobs SET dem_filename = '../etc' WHERE id = 'nameless'")
+    (store.results("marked") / ".eemt-keep").touch()
+    settle(store.results("marked"), store.now - timedelta(days=9))
+    (store.results("busy") / "new").mkdir()
+    shutil.rmtree(store.results("empty"))
+    (store.path / "uploads" / "empty.tif").unlink()
+
+    found = document()
+    freed = {
+        name: next(point for point in found[name]["points"] if point["is_configured"])["freed_by_next_run"]
+        for name in ("successful", "failed")
+    }
+    plan = CliRunner().invoke(cli, ["clean", "--dry-run", "--json"], catch_exceptions=False)
+    planned = json.loads(plan.stdout)
+    assert planned["cleaned_jobs"] == {"successful": 7, "failed": 2}
+    assert sum(each["bytes"] for each in freed.values()) == planned["space_freed"]["bytes"] > 0
+    shortest = found["failed"]["points"][0]["freed_by_next_run"]["bytes"]
+    assert shortest == freed["failed"]["bytes"] + measured(store)["edge"]
 
 
 @pytest.mark.parametrize(

@@ -127,10 +127,19 @@ def test_an_override_keeps_its_own_period() -> None:
     assert (kept(curve)[6], kept(curve)[168], freed(curve)[6], freed(curve)[168]) == (1, 2, 9, 8)
 
 
-@pytest.mark.parametrize(("keep_last", "expected"), [(0, 0), (1, 1), (3, 3), (99, 7)])
-def test_the_newest_jobs_are_kept_at_any_period(keep_last: int, expected: int) -> None:
-    found = ages(group(200.5), group(300.5, jobs=2), group(400.5, jobs=4), policy=Policy(keep_last=keep_last))
-    assert kept(successful(found))[168] == expected
+def test_a_job_that_another_rule_keeps_or_that_has_no_data_is_not_freed() -> None:
+    found = ages(group(200.5, jobs=5))
+    found.keep(group(200.5))
+    found.drop(group(200.5))
+    point = successful(found).current
+    assert (point.kept_bytes, point.total_bytes, point.freed_bytes) == (0, GB, 3 * GB)
+
+
+def test_the_configured_period_frees_what_the_next_run_cleans() -> None:
+    found = ages(group(168.4, jobs=3), group(300.5))
+    found.set_due([group(168.4, jobs=2)], {JobClass.SUCCESSFUL: 5 * GB})
+    assert [freed(successful(found))[hours] for hours in (120, 168, 720)] == [4, 7, 0]
+    assert successful(found).current.freed_bytes == 7 * GB
 
 
 def test_a_period_of_a_century_is_compared_as_well() -> None:

@@ -11,6 +11,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect, sync_playwright
 
+from eemtcleanupd.cleanup.context import NullHooks
 from eemtcleanupd.report.what_if import as_document, compare_retention
 from eemtcleanupd.web.what_if_panel import HEIGHT, WIDTH, panel_values
 from tests.cleanup.conftest import JobStore
@@ -98,7 +99,7 @@ def test_any_retention_has_a_place_on_the_chart(tmp_path: Path, hours: float) ->
     store = create_store(tmp_path / "store")
     store.run(retention__successful_jobs__hours=1_000_000, retention__failed_jobs__hours=1_000_000)
     config = store.config(retention__successful_jobs__hours=hours, retention__failed_jobs__hours=hours)
-    document = as_document(compare_retention(config, lambda: store.now))
+    document = as_document(compare_retention(config, lambda: store.now, NullHooks()))
     for curve in panel_values(json.dumps(document).encode())["curves"]:
         marks = curve["chart"]["marks"]
         assert [mark["is_configured"] for mark in marks].count(True) == 1
