@@ -343,15 +343,15 @@ def _job_folders(session: StoreSession) -> list[str]:
     )
 
 
-def check_store(config: Config) -> None:
-    """Check whether a run could start, and change nothing.
+def check_store(config: Config, busy_timeout_seconds: float | None = None) -> None:
+    """Check whether a run could start, and change nothing.  Without a timeout the configured one applies.
 
     Raises:
         StoreError: the database cannot be used, or is not an EEMT job database.
         RootError: a root is missing, replaced, or not safe to delete in.
     """
     with ExitStack() as stack:
-        database = open_database(config, stack)
+        database = open_database(config, stack, busy_timeout_seconds)
         check_journal(database, to_write=True)
         policy = Policy.from_config(config.retention)
         open_session(config, database, job_table(database, config, policy), policy, stack)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from eemtcleanupd.cli.common import (
     print_json,
     working_folder,
 )
-from eemtcleanupd.errors import BreakerError, CleanupError
+from eemtcleanupd.errors import BreakerError, CleanupError, ConfigError
 from eemtcleanupd.formatting import printable
 
 if TYPE_CHECKING:
@@ -40,8 +41,10 @@ _BUSY_SECONDS = 1.0
 def check(as_json: bool, schema: bool, changed: bool) -> int:
     """Show every configuration key, its value and the origin of the value, and the job database in use.
 
-    Exits with 2 and lists every problem with file and line if the configuration is invalid.  Exits with 5 if
-    the job database is probably not the one of the web interface.  Changes nothing.
+    Refuses what the daemon refuses at its start.  Exits with 2 and lists every problem with file and line if
+    the configuration is invalid, or if something that it needs is missing.  Exits with 3 if the job database
+    or a folder cannot be used, and with 5 if the database is probably not the one of the web interface.
+    Changes nothing.
     """
     if schema:
         from eemtcleanupd.plugins import schema as all_keys
@@ -55,7 +58,10 @@ def check(as_json: bool, schema: bool, changed: bool) -> int:
 
     settings = _changed_settings(loaded) if changed else list(loaded.settings())
     policy = str(Policy.from_config(loaded.config.retention))
+    warnings = list(_warnings(loaded))
+    unusable = _configuration_problem(loaded.config)
     database, problem = _examine_database(loaded.config)
+    problems = [each for each in (unusable, problem) if each is not None]
     if as_json:
         print_json(
             {
@@ -70,16 +76,42 @@ def check(as_json: bool, schema: bool, changed: bool) -> int:
                     {"key": setting.key, "value": setting.value, "from": setting.origin}
                     for setting in settings
                 ],
-                "warnings": list(loaded.warnings),
+                "warnings": warnings,
+                "problems": [str(each) for each in problems],
             }
         )
     else:
         _print_table(loaded, settings, policy)
+        for warning in warnings:
+            echo_line(click.style("[WARNING]", fg="yellow") + f" {warning}")
         if database is not None:
             echo_line(str(database))
-        if problem is not None:
-            echo_line(click.style("[WARNING]", fg="yellow") + f" {problem}")
-    return problem.exit_code if isinstance(problem, BreakerError) else 0
+        for each in problems:
+            echo_line(click.style("[ERROR]", fg="red") + f" {each}")
+        click.echo("The configuration is valid." if unusable is None else "The configuration is refused.")
+    return problems[0].exit_code if problems else 0
+
+
+def _warnings(loaded: Loaded) -> Iterator[str]:
+    yield from loaded.warnings
+    if loaded.config.performance.executor == "dask":
+        from eemtcleanupd.deletion.dask_executor import missing_package
+
+        if (warning := missing_package()) is not None:
+            yield warning
+
+
+def _configuration_problem(config: Config) -> ConfigError | None:
+    """Return why a daemon would refuse a configuration although it is valid."""
+    from eemtcleanupd.plugins import Plugins
+    from eemtcleanupd.web.supervisor import require_usable
+
+    try:
+        Plugins(config)
+        require_usable(config)
+    except ConfigError as error:
+        return error
+    return None
 
 
 def _changed_settings(loaded: Loaded) -> list[Setting]:
@@ -112,7 +144,13 @@ def _has_default(config: Config, key: str, folder: Path) -> bool:
 
 def _examine_database(config: Config) -> tuple[DatabaseSummary | None, CleanupError | None]:
     """Return what the job database contains if it can be read, and why a run would refuse it."""
-    from eemtcleanupd.cleanup.session import job_table, job_table_problem, open_database, open_session
+    from eemtcleanupd.cleanup.session import (
+        check_store,
+        job_table,
+        job_table_problem,
+        open_database,
+        open_session,
+    )
     from eemtcleanupd.policy.retention import Policy
 
     summary = None
@@ -122,6 +160,7 @@ def _examine_database(config: Config) -> tuple[DatabaseSummary | None, CleanupEr
             database = open_database(config, stack, _BUSY_SECONDS)
             jobs = job_table(database, config, policy)
             summary = jobs.summary()
+            check_store(config, _BUSY_SECONDS)
             problem = job_table_problem(open_session(config, database, jobs, policy, stack), summary)
         except CleanupError as error:
             return summary, error
@@ -145,9 +184,6 @@ def _print_table(loaded: Loaded, settings: list[Setting], policy: str) -> None:
     click.echo()
     echo_line(printable(policy))
     echo_line(user_of_run())
-    for warning in loaded.warnings:
-        echo_line(click.style("[WARNING]", fg="yellow") + f" {warning}")
-    click.echo("The configuration is valid.")
 
 
 def _text(value: object) -> str:

@@ -37,6 +37,8 @@ plugins.
 
 # Keys whose default is in the folder paths.logs.
 _IN_LOGS = ("logging.file", "notifications.audit_log.path")
+# Blocks that have no effect unless they are enabled.  The keys of `api` also serve other programs.
+_SWITCHED = ("notifications.", "backup")
 # The deprecated key and the current one.
 _DAYS, _HOURS = "retention.successful_jobs.days", "retention.successful_jobs.hours"
 _SQLITE_URL = re.compile(r"sqlite(?:\+\w+)?:///(?P<path>[^?]+)", re.IGNORECASE)
@@ -152,6 +154,7 @@ def load(
         builder.put(key, value, name)
     builder.resolve_paths(environment.base_dir)
     builder.read_secrets()
+    builder.warn_of_unused_blocks()
     values = builder.nested()
     config = builder.validated(values)
     return Loaded(
@@ -257,6 +260,21 @@ class _ConfigBuilder:
                 ]
             elif isinstance(file, str):
                 self.put(key, self._secret(f"{key}_file", Path(file)), self.origins[f"{key}_file"])
+
+    def warn_of_unused_blocks(self) -> None:
+        """Warn of a block that has settings, but whose switch nobody set and is off by default."""
+        for switch, field_info in self._schema.fields.items():
+            block, _, name = switch.rpartition(".")
+            if (
+                name == "enabled"
+                and block.startswith(_SWITCHED)
+                and field_info.default is False
+                and switch not in self.origins
+                and any(key.startswith(f"{block}.") for key in self.origins)
+            ):
+                self.warnings.append(
+                    f"{block} is configured, but not enabled, so it has no effect. Set {switch} to true."
+                )
 
     def _variable(self, key: str, reference: re.Match[str]) -> str:
         name = reference[1]

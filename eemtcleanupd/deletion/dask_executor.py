@@ -8,7 +8,7 @@ the scheduler gives its task to another worker.  What the dead worker removed is
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.util
 import logging
 import threading
 from collections.abc import Callable
@@ -46,6 +46,13 @@ class DaskAddress:
     key_file: Path
 
 
+def missing_package() -> str | None:
+    """Return what a run warns of if the optional package is not installed, else None."""
+    if importlib.util.find_spec("distributed") is not None:
+        return None
+    return f"performance.executor: dask requires eemtcleanupd[distributed]. {_FALLBACK}"
+
+
 class DaskExecutor:
     """A connected cluster; ``connect`` creates one.
 
@@ -68,16 +75,15 @@ class DaskExecutor:
     @classmethod
     def connect(cls, address: DaskAddress, warn: Callable[[str], object]) -> DaskExecutor | None:
         """Return the cluster, or None after a call of ``warn`` when the cluster cannot be used now."""
-        try:
-            # The import takes 250 ms, and the package is optional.
-            distributed: Any = importlib.import_module("distributed")
-        except ImportError:
-            warn(f"performance.executor: dask requires eemtcleanupd[distributed]. {_FALLBACK}")
+        if (problem := missing_package()) is not None:
+            warn(problem)
             return None
         # It writes long tracebacks to stderr; this module logs the same failures in one line.
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
         client = None
         try:
+            # The import takes 250 ms.
+            distributed: Any = importlib.import_module("distributed")
             security = distributed.Security(
                 tls_ca_file=str(address.ca_file),
                 tls_client_cert=str(address.cert_file),

@@ -16,11 +16,13 @@ from eemtcleanupd.doctor import findings
 from eemtcleanupd.doctor.findings import Finding, Result
 from eemtcleanupd.doctor.service_checks import ServiceChecks
 from eemtcleanupd.doctor.store_checks import StoreChecks
-from eemtcleanupd.errors import CleanupError, NoDatabaseError
+from eemtcleanupd.errors import CleanupError, ConfigError, NoDatabaseError
 from eemtcleanupd.formatting import printable
+from eemtcleanupd.plugins import Plugins
 from eemtcleanupd.privileges import User
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.owner import risk_of_root, user_of_run
+from eemtcleanupd.web.supervisor import require_usable
 
 
 def examine(loaded: Loaded, now: datetime) -> Iterator[Finding]:
@@ -58,6 +60,11 @@ def _check_configuration(loaded: Loaded) -> Iterator[Result]:
         yield findings.warning(warning)
     if not loaded.warnings:
         yield findings.ok(f"Using {loaded.file}." if loaded.file else "There is no file. Using defaults.")
+    try:
+        Plugins(loaded.config)
+        require_usable(loaded.config)
+    except ConfigError as error:
+        yield findings.problem(str(error))
     if loaded.config.dry_run:
         yield findings.warning(
             "dry_run is true, so runs delete nothing.",

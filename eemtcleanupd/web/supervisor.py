@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import eemtcleanupd
 from eemtcleanupd.clock import monotonic_seconds
-from eemtcleanupd.config import Loaded
+from eemtcleanupd.config import Config, Loaded
 from eemtcleanupd.config.schema import ApiConfig
 from eemtcleanupd.daemon.messages import RunRequested, RunStopRequested
 from eemtcleanupd.errors import CleanupError, ConfigError, LockHeldError
@@ -78,14 +78,7 @@ class HttpInterface:
         api = loaded.config.api
         if not api.enabled:
             return lambda: self._replace(None)
-        for name in _REQUIRED_MODULES:
-            if importlib.util.find_spec(name) is None:
-                raise ConfigError(
-                    f"api.enabled needs the module {name}. Run: pip install 'eemtcleanupd[web]'"
-                )
-        if not api.listen.startswith(UNIX):
-            require_tokens(loaded.config)
-        tls_context(api)
+        require_usable(loaded.config)
         previous = self._worker
         path = _unix_path(api.listen)
         is_removed = path is not None and not path.exists()
@@ -113,6 +106,23 @@ class HttpInterface:
     def close(self) -> None:
         """Stop listening."""
         self._replace(None)
+
+
+def require_usable(config: Config) -> None:
+    """Check what the HTTP interface needs but the address, which a running daemon uses.
+
+    Raises:
+        ConfigError: a module is missing, no client could be authenticated, or the certificate is unusable.
+    """
+    api = config.api
+    if not api.enabled:
+        return
+    for name in _REQUIRED_MODULES:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"api.enabled needs the module {name}. Run: pip install 'eemtcleanupd[web]'")
+    if not api.listen.startswith(UNIX):
+        require_tokens(config)
+    tls_context(api)
 
 
 def tls_context(api: ApiConfig) -> ssl.SSLContext | None:

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.conftest import RunCli
 
 SECRET = "https://hooks.slack.com/services/T0/B0/verysecret"
@@ -22,7 +24,7 @@ def test_check_shows_file_keys_values_and_origins(run_cli: RunCli, tmp_path: Pat
     file = tmp_path / "cleanup_config.yaml"
     file.write_text(CONFIG)
     result = run_cli("check", env={"EEMT_CLEANUP_BATCH_SIZE": "50", "EEMT_CLEANUP_BACH_SIZE": "5"})
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (3, "")
     lines = [line.split(maxsplit=2) for line in result.stdout.splitlines()]
     assert result.stdout.startswith(f"Configuration file: {file}\n")
     assert ["retention.failed_jobs.hours", "24", f"{file}:2"] in lines
@@ -41,7 +43,7 @@ def test_json_has_the_same_values(run_cli: RunCli, tmp_path: Path) -> None:
     assert answer["file"] == str(file)
     assert {"key": "retention.failed_jobs.hours", "value": 24, "from": f"{file}:2"} in answer["settings"]
     assert {"key": "plugins", "value": [], "from": "default"} in answer["settings"]
-    assert len(answer["warnings"]) == 1
+    assert len(answer["warnings"]) == 2
     assert "successful" in answer["policy"]
     assert "verysecret" not in result.stdout
 
@@ -54,7 +56,7 @@ def test_without_a_file_all_values_are_defaults(run_cli: RunCli, tmp_path: Path)
 
 def test_check_survives_an_unusable_database_and_changes_nothing(run_cli: RunCli, tmp_path: Path) -> None:
     (tmp_path / "jobs.db").write_bytes(b"not a database")
-    assert run_cli("check").returncode == 0
+    assert run_cli("check").returncode == 3
     assert [path.name for path in tmp_path.iterdir()] == ["jobs.db"]
 
 
@@ -83,7 +85,7 @@ def test_changed_shows_only_what_differs_from_the_default(run_cli: RunCli, tmp_p
 
 def test_changed_without_a_file_shows_no_key(run_cli: RunCli) -> None:
     result = run_cli("check", "--changed")
-    assert result.returncode == 0
+    assert result.returncode == 3
     assert "performance." not in result.stdout
 
 
@@ -98,3 +100,50 @@ def test_no_key_differs_that_is_set_to_its_default(run_cli: RunCli, tmp_path: Pa
             block[name] = setting["value"]
     (tmp_path / "cleanup_config.yaml").write_text(json.dumps(document), encoding="utf-8")
     assert json.loads(run_cli("check", "--changed", "--json").stdout)["settings"] == []
+
+
+@pytest.mark.parametrize(
+    ("config", "code"),
+    [
+        ("api: {enabled: true}", 2),
+        ("api: {enabled: true, tokens_file: none.json}", 2),
+        ("api: {enabled: true, listen: 'unix:s', tls_cert_file: a.pem, tls_key_file: b.pem}", 2),
+        ("backup: {enabled: true}\nblocked_plugins: [backup]", 2),
+        ("paths: {database: missing.db}", 3),
+        ("paths: {results: missing}", 3),
+        ("plugins: [no_such_module]", 2),
+    ],
+)
+def test_check_and_doctor_refuse_what_a_daemon_refuses_at_its_start(
+    run_cli: RunCli, sample_store: Path, config: str, code: int
+) -> None:
+    (sample_store / "cleanup_config.yaml").write_text(f"database: {{timezone: UTC}}\n{config}\n")
+    run, check = (run_cli(command, "--json", cwd=sample_store) for command in ("run", "check"))
+    refusal, answer = json.loads(run.stdout), json.loads(check.stdout)
+    assert (run.returncode, check.returncode) == (code, code)
+    # What follows names the other job databases of the machine, which tests create and delete.
+    (problem,) = answer.get("problems") or [answer["error"]]
+    assert problem.partition(". ")[0] == refusal["error"].partition(". ")[0]
+    assert run_cli("doctor", cwd=sample_store).returncode != 0
+
+
+def test_a_usable_configuration_has_no_problems(run_cli: RunCli, sample_store: Path) -> None:
+    result = run_cli("check", "--json", cwd=sample_store)
+    assert (result.returncode, json.loads(result.stdout)["problems"]) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("config", "warnings"),
+    [
+        ("notifications: {ping: {url: 'http://localhost/'}}", 1),
+        ("notifications: {ping: {url: 'http://localhost/', enabled: false}}", 0),
+        ("backup: {path: backups}", 1),
+        ("notifications: {audit_log: {text_copy: true}}", 0),
+        ("api: {public_url: 'https://eemt.example.org'}", 0),
+    ],
+)
+def test_settings_of_a_channel_that_nobody_switched_on_are_warned_of(
+    run_cli: RunCli, tmp_path: Path, config: str, warnings: int
+) -> None:
+    (tmp_path / "cleanup_config.yaml").write_text(config)
+    assert len(json.loads(run_cli("check", "--json").stdout)["warnings"]) == warnings
