@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence, Set
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from eemtcleanupd.cancellation import StopFlag
+from eemtcleanupd.cleanup.context import NullHooks, RunContext
 from eemtcleanupd.cleanup.pipeline import Pipeline
 from eemtcleanupd.cleanup.planner import Planner, has_files_in_place
-from eemtcleanupd.cleanup.session import StoreSession
+from eemtcleanupd.cleanup.session import StoreSession, job_table, open_database, open_session
 from eemtcleanupd.cleanup.staging import ClaimedJob
+from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.trash import deleting_name, is_group, is_grouped
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.deletion.truncate import BLOCK_BYTES
@@ -20,6 +23,7 @@ from eemtcleanupd.deletion.walk import measure
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import TRASH_NAME, Decision, Found, Job
 from eemtcleanupd.policy.ownership import blocking_claimant
+from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.intents import Intent, IntentKind
 
 _PURGE_PAGE = 100
@@ -135,8 +139,7 @@ def purge(pipeline: Pipeline, intents: Sequence[Intent]) -> None:
     for intent in intents:
         job = _claimed_job(pipeline, intent)
         if intent.id in needed:
-            reason = f"{printable(needed[intent.id])} stays in the trash: another job needs it"
-            pipeline.stats.skipped(job.job, reason)
+            pipeline.stats.skipped(job.job, f"it stays in the trash: {needed[intent.id]}")
             continue
         job.items = [
             (found, item)
@@ -174,17 +177,44 @@ def purgeable(session: StoreSession, planner: Planner, intents: Sequence[Intent]
     return [intent for intent in intents if intent.id not in needed]
 
 
+def plan_purge(
+    config: Config, older_than: timedelta, now: datetime
+) -> tuple[list[Intent], list[tuple[Intent, str]]]:
+    """Return what a purge at ``now`` deletes from the trash, and what it keeps with the reason for each.
+
+    Raises:
+        StoreError, RootError: the job store cannot be used.
+    """
+    policy = Policy.from_config(config.retention)
+    with ExitStack() as stack:
+        database = open_database(config, stack)
+        session = open_session(config, database, job_table(database, config, policy), policy, stack)
+        if not session.has_ledger:
+            return [], []
+        before = now - older_than
+        due = session.ledger.expired(now, sys.maxsize, trashed_before=before, with_held=True)
+        planner = Planner(RunContext.reading(config, policy, now, NullHooks()), session)
+        reasons = _needed(session, planner, due)
+        with database.read() as connection:
+            holds = session.ledger.holds(connection, [intent.job_id for intent in due])
+        for intent in due:
+            if (hold := holds.get(intent.job_id)) is not None and hold.is_active(now):
+                reasons[intent.id] = f"held by {printable(hold.owner)}: {printable(hold.reason)}"
+        kept = [(intent, reasons[intent.id]) for intent in due if intent.id in reasons]
+        return [intent for intent in due if intent.id not in reasons], kept
+
+
 def _needed(session: StoreSession, planner: Planner, intents: Sequence[Intent]) -> dict[str, str]:
-    """Return the intents with an item that another job needs, and the label of that item."""
+    """Return the intents with an item that another job needs, and the sentence that says so."""
     with session.database.read() as connection:
         claimants = planner.claimants(
             connection, {found.artifact for intent in intents for found, _ in intent.items}
         )
     return {
-        intent.id: found.label
+        intent.id: f"job {printable(blocking.job.id)} needs {printable(found.label)}"
         for intent in intents
         for found, _ in intent.items
-        if blocking_claimant(claimants[found.artifact], {intent.job_id}) is not None
+        if (blocking := blocking_claimant(claimants[found.artifact], {intent.job_id})) is not None
     }
 
 

@@ -399,11 +399,13 @@ class _Run:
                     replace(record, finished_at=run.clock(), outcome=Outcome.FAILED, error=str(error))
                 )
             raise
-        ledger.finish_run(
-            finished_record(record, report),
-            run_totals(report, counts.by_status),
-            also=partial(run.hooks.anchor_audit, ledger),
-        )
+        anchor = partial(run.hooks.anchor_audit, ledger)
+        if report.is_idle_purge:
+            ledger.forget_run(run.id, also=anchor)
+        else:
+            ledger.finish_run(
+                finished_record(record, report), run_totals(report, counts.by_status), also=anchor
+            )
         storage = ledger.storage_state(run.clock(), usage.free_bytes, usage.total_bytes)
         report = replace(
             report,

@@ -32,13 +32,15 @@ from eemtcleanupd.formatting import human_size, local_minute, plural, printable,
 from eemtcleanupd.model import Trigger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from eemtcleanupd.cleanup.restore import RestoreRequest, RestoreResult
     from eemtcleanupd.cli.completion import Completion
     from eemtcleanupd.config import Config
-    from eemtcleanupd.events import Event, JobTally
+    from eemtcleanupd.events import Event, JobTally, RunReport
     from eemtcleanupd.store.intents import Intent
+
+_MOST_KEPT = 20
 
 
 @click.group(cls=CommandGroup)
@@ -50,19 +52,29 @@ def trash() -> None:
 @store_options
 @json_option
 def list_(as_json: bool) -> None:
-    """List the items in the trash, in the order of their deletion."""
+    """List the items in the trash, in the order of their deletion, and their total."""
     with open_ledger(load_config().config) as ledger:
         intents = ledger.trashed() if ledger.exists() else []
     if as_json:
         print_json([_document(intent) for intent in intents])
         return
+    if not intents:
+        click.echo("The trash is empty.")
+        return
+    size = human_size(sum(intent.size_bytes for intent in intents))
+    first = min((each.purge_after for each in intents if each.purge_after is not None), default=None)
+    deletion = "" if first is None else f". The next one is deleted after {local_minute(first)}"
+    echo_line(f"In the trash: {plural(len(intents), 'item')}, {size}{deletion}.", indent=2)
     for intent in intents:
         labels = ", ".join(printable(artifact.label) for artifact, _ in intent.items)
         deletion = "" if intent.purge_after is None else f", deleted after {local_minute(intent.purge_after)}"
         job, size = printable(intent.job_id) or "no job", human_size(intent.size_bytes)
         echo_line(f"{job} ({intent.status or 'orphan'}, {size}{deletion}): {labels}", indent=2)
-    if not intents:
-        click.echo("The trash is empty.")
+
+
+def _name(intent: Intent) -> str:
+    """Return what `trash restore` takes for an item: the job, or the path of an orphan."""
+    return printable(intent.job_id or intent.items[0][0].label)
 
 
 def _document(intent: Intent) -> dict[str, Any]:
@@ -190,17 +202,18 @@ def purge(older_than: float | None, yes: bool, quiet: bool, as_json: bool) -> in
         raise click.UsageError("--older-than must be 0 or more.")
     config = load_config().config
     from eemtcleanupd.cleanup import Progress, RunRequest, clean
+    from eemtcleanupd.cleanup.recovery import plan_purge
     from eemtcleanupd.daemon.status import published_progress
+    from eemtcleanupd.events import JobTally
     from eemtcleanupd.logs.events import write_event
     from eemtcleanupd.plugins import Plugins
     from eemtcleanupd.store.address import StoreAddress
 
     age = timedelta(hours=older_than or 0)
-    request = RunRequest(
-        caller(), Trigger.TRASH, dry_run=config.dry_run, purge_older_than=age, forget_missing=True
-    )
-    if request.dry_run:  # the configuration's dry_run applies to every deletion
-        _print_dry_purge(clean(config, request, emit=lambda _: None).trash_purged, as_json=as_json)
+    if config.dry_run:  # applies to every deletion
+        due, kept = plan_purge(config, age, system_clock())
+        amount = JobTally(len(due), sum(intent.size_bytes for intent in due))
+        _print_purge(amount, kept, as_json=as_json, quiet=quiet)
         return 0
     confirm_destruction("Purged data cannot be restored.", "Purge the trash?", yes=yes)
     plugins = Plugins(config)
@@ -216,27 +229,43 @@ def purge(older_than: float | None, yes: bool, quiet: bool, as_json: bool) -> in
             publish(event)
 
         report = clean(config, request, emit=emit, progress=progress, hooks=plugins)
-    purged = report.trash_purged
-    if as_json:
-        print_json(
-            {
-                "run_id": report.run_id,
-                "dry_run": False,
-                "purged": purged.jobs,
-                "space_freed": space(purged.bytes_freed),
-                "error_count": report.errors,
-            }
-        )
-    elif report.errors or not quiet:
-        items, freed = plural(purged.jobs, "item"), human_size(purged.bytes_freed)
-        click.echo(f"Purged {items}, {freed} freed, {plural(report.errors, 'error')}")
+    _, kept = plan_purge(config, age, report.started_at)
+    _print_purge(report.trash_purged, kept, report, as_json=as_json, quiet=quiet)
     return 1 if report.errors else 0
 
 
-def _print_dry_purge(purged: JobTally, *, as_json: bool) -> None:
+def _print_purge(
+    purged: JobTally,
+    kept: Sequence[tuple[Intent, str]],
+    report: RunReport | None = None,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Print what a purge did, or would do if there is no report, and what it keeps for which reason."""
+    errors = 0 if report is None else report.errors
     if as_json:
-        freed = space(purged.bytes_freed)
-        print_json({"dry_run": True, "purged": purged.jobs, "space_freed": freed, "error_count": 0})
+        print_json(
+            {
+                **({} if report is None else {"run_id": report.run_id}),
+                "dry_run": report is None,
+                "purged": purged.jobs,
+                "space_freed": space(purged.bytes_freed),
+                "error_count": errors,
+                "kept": [{**_document(intent), "reason": reason} for intent, reason in kept],
+            }
+        )
+        return
+    if quiet and not errors:
+        return
+    items, size = plural(purged.jobs, "item"), human_size(purged.bytes_freed)
+    if report is None:
+        click.echo(f"[DRY RUN] Would purge {items} ({size}): dry_run is true")
     else:
-        items = plural(purged.jobs, "item")
-        click.echo(f"[DRY RUN] Would purge {items} ({human_size(purged.bytes_freed)}): dry_run is true")
+        click.echo(f"Purged {items}, {size} freed, {plural(errors, 'error')}")
+    if kept:
+        click.echo(f"Kept {plural(len(kept), 'item')}:")
+    for intent, reason in kept[:_MOST_KEPT]:
+        echo_line(f"  {_name(intent)}: {reason}", indent=4)
+    if len(kept) > _MOST_KEPT:
+        click.echo(f"  and {len(kept) - _MOST_KEPT:,} more. List them with --json.")

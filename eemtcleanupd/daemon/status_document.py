@@ -33,7 +33,7 @@ def overview(config: Config, holder: Holder | None, status: DaemonStatus | None)
     with closing(StoreAddress.of(config).open()) as database:
         ledger = Ledger(database)
         has_ledger = ledger.exists()
-        last = ledger.runs(1)[:1] if has_ledger else []
+        last = ledger.last_cleanup() if has_ledger else None
         by_class = ledger.storage_by_class() if has_ledger else {}
         trash_jobs, trash_bytes, next_purge = ledger.trash_summary() if has_ledger else (0, 0, None)
         acknowledged = ledger.count_acknowledgements() if has_ledger else 0
@@ -47,8 +47,8 @@ def overview(config: Config, holder: Holder | None, status: DaemonStatus | None)
         **document,
         "active": None if active is None else {"pid": active.pid, "host": active.host, "since": active.since},
         "dry_run": config.dry_run if status is None else status.dry_run,
-        "last_run": run_document(last[0]) if last else None,
-        "last_refusal": _last_failure(status, last[0] if last else None),
+        "last_run": None if last is None else run_document(last),
+        "last_refusal": _last_failure(status, last),
         "storage": _storage(config, by_class),
         "capacity": _capacity(config, by_class if has_ledger else None),
         "acknowledged": acknowledged,

@@ -120,7 +120,7 @@ class ServiceChecks(Checks):
         yield findings.ok("No run holds the lock." if run is None else f"A run is in progress: {run}.")
 
     def _check_runs(self) -> Iterator[Result]:
-        run = next(iter(self._ledger.runs(1)), None) if self._has_ledger else None
+        run = self._ledger.last_cleanup() if self._has_ledger else None
         if run is None:
             yield findings.warning(
                 "There are no runs yet.",

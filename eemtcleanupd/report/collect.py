@@ -116,7 +116,7 @@ def gather(config: Config, clock: Clock, *, biggest: int) -> Report:
 def _ledger_summary(
     database: Database, jobs: JobTable, ledger: Ledger, now: datetime, budget: Budget | None, *, biggest: int
 ) -> LedgerSummary:
-    trend = ledger.trend(now)
+    trend, last = ledger.trend(now), ledger.last_cleanup()
     unused = [] if budget is None else [(point.at, budget.max_bytes - point.used_bytes) for point in trend]
     return LedgerSummary(
         runs_24h=run_totals_since(database, now - _DAY),
@@ -124,7 +124,7 @@ def _ledger_summary(
         biggest=largest_jobs(database, jobs, biggest),
         held_bytes=sum(int(size) for _, size in ledger.storage_by_class().values()),
         trash=ledger.trash_summary(),
-        last_run=next((_sanitized_run(run) for run in ledger.runs(1)), None),
+        last_run=None if last is None else _sanitized_run(last),
         trend=trend,
         growth=fit_line([(point.at, point.used_bytes) for point in trend]),
         disk_full=forecast([(point.at, point.free_bytes) for point in trend]),

@@ -130,11 +130,18 @@ class Intents(Repository):
         return intents
 
     def expired(
-        self, now: datetime, limit: int, *, early: bool = False, trashed_before: datetime | None = None
+        self,
+        now: datetime,
+        limit: int,
+        *,
+        early: bool = False,
+        trashed_before: datetime | None = None,
+        with_held: bool = False,
     ) -> list[Intent]:
         """Return trashed jobs without a hold whose grace has ended at ``now``, oldest first.
 
         With ``early``, ignore the grace.  With ``trashed_before``, ignore it for jobs trashed before then.
+        With ``with_held``, include held jobs.
         """
         early = early or trashed_before is not None
         since = None if trashed_before is None else utc_timestamp(trashed_before)
@@ -145,7 +152,7 @@ class Intents(Repository):
             .where(INTENTS.c.state == IntentState.TRASHED)
             .where(true() if early else INTENTS.c.purge_after <= due)
             .where(true() if since is None else INTENTS.c.created_at <= since)
-            .where((INTENTS.c.job_id.is_(None)) | INTENTS.c.job_id.not_in(held))
+            .where(true() if with_held else INTENTS.c.job_id.is_(None) | INTENTS.c.job_id.not_in(held))
             .order_by(INTENTS.c.purge_after, INTENTS.c.id)
             .limit(limit)
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, desc, func, insert, select, update
+from sqlalchemy import Connection, Select, bindparam, delete, desc, func, insert, select, update
 
 from eemtcleanupd.events import Total
 from eemtcleanupd.formatting import human_amounts
@@ -103,6 +103,13 @@ class Runs(Repository):
             statement = statement.where(RUNS.c.id.startswith(run_id, autoescape=True))
         return self._runs(statement)
 
+    def last_cleanup(self) -> RunRecord | None:
+        """Return the newest run that checked all jobs or was to do so; None before the first."""
+        newest = (desc(RUNS.c.started_at), desc(func.coalesce(RUNS.c.number, 0)))
+        columns = [column for column in RUNS.c if column is not RUNS.c.number]
+        found = self._runs(select(*columns).where(_PLANNED_JOBS).order_by(*newest).limit(1))
+        return found[0] if found else None
+
     def runs_before(self, run_id: str, limit: int) -> list[RunRecord]:
         """Return the runs before one, newest first; none if there is no such run."""
         columns = [column for column in RUNS.c if column is not RUNS.c.number]
@@ -182,6 +189,15 @@ class Runs(Repository):
             connection.execute(update(RUNS).where(RUNS.c.id == run.id).values(_run_values(run)))
             if totals:
                 _add_to_totals(connection, totals)
+            also(connection)
+
+        self._database.write(work)
+
+    def forget_run(self, run_id: str, also: Callable[[Connection], None]) -> None:
+        """Delete the row of a run that did nothing; ``also`` is in the transaction."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(delete(RUNS).where(RUNS.c.id == run_id))
             also(connection)
 
         self._database.write(work)

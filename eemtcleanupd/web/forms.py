@@ -12,6 +12,7 @@ from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
 from eemtcleanupd.clock import system_clock
+from eemtcleanupd.config import Config
 from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.web.auth import Caller
 from eemtcleanupd.web.cache import PLAN_FRESH_SECONDS
@@ -125,7 +126,9 @@ def _add_run_forms(router: APIRouter, pages: Pages) -> None:
 
     async def start(request: Request, options: Callable[[], CleanupBody | PurgeBody]) -> Response:
         async def make(caller: Caller) -> Response:
-            run = await start_run(context, caller, options())
+            body = options()
+            is_idle = await asyncio.to_thread(_finds_nothing, backend.config, body)
+            run = await start_run(context, caller, body)
             run_id = await run.wait_for_start(_START_SECONDS)
             run.discard_outcome()
             if run_id is None and run.finished.done():
@@ -133,6 +136,8 @@ def _add_run_forms(router: APIRouter, pages: Pages) -> None:
                 if isinstance(outcome, CleanupError):
                     raise outcome
                 raise CleanupError("The run did not start. See the daemon's log.")
+            if is_idle:
+                return RedirectResponse("/trash", 303)
             return RedirectResponse("/runs" if run_id is None else f"/runs/{run_id}", 303)
 
         return await pages.respond(request, make, "clean")
@@ -152,6 +157,17 @@ def _add_run_forms(router: APIRouter, pages: Pages) -> None:
             return RedirectResponse("/", 303)
 
         return await pages.respond(request, make, "clean")
+
+
+def _finds_nothing(config: Config, body: CleanupBody | PurgeBody) -> bool:
+    """Return whether this is a purge that has nothing to do: it is not recorded, so it has no page."""
+    if isinstance(body, CleanupBody):
+        return False
+    now = system_clock()
+    with open_ledger(config) as ledger:
+        return ledger is None or not (
+            ledger.open_intents() or ledger.expired(now, 1, trashed_before=now - body.age)
+        )
 
 
 def _hours(days: str) -> float | None:

@@ -15,6 +15,7 @@ import pytest
 
 from eemtcleanupd.cleanup.restore import RestoreResult
 from eemtcleanupd.cli.trash import print_restored
+from eemtcleanupd.formatting import human_size, local_minute
 from eemtcleanupd.model import Artifact, Found, RootName
 from tests.cleanup.conftest import JobStore
 from tests.conftest import RunCli
@@ -68,6 +69,57 @@ def test_purge_empties_the_trash(store: JobStore, run_cli: RunCli) -> None:
     done = run_cli(*purge, cwd=store.path)
     assert (done.returncode, json.loads(done.stdout)["purged"]) == (0, 2)
     assert json.loads(run_cli("trash", "list", "--json", cwd=store.path).stdout) == []
+
+
+def test_list_begins_with_the_number_the_bytes_and_the_next_deletion(
+    store: JobStore, run_cli: RunCli
+) -> None:
+    first, *items = run_cli("trash", "list", cwd=store.path).stdout.splitlines()
+    listed = json.loads(run_cli("trash", "list", "--json", cwd=store.path).stdout)
+    assert len(items) == len(listed) == 2
+    next_one = min(datetime.fromisoformat(each["purge_after"]) for each in listed)
+    for part in ("2 items", human_size(sum(each["bytes"] for each in listed)), local_minute(next_one)):
+        assert part in first
+
+
+def runs(store: JobStore, run_cli: RunCli) -> list[str]:
+    return [run["trigger"] for run in json.loads(run_cli("history", "--json", cwd=store.path).stdout)]
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_purge_names_the_held_and_shared_items_that_it_keeps(
+    store: JobStore, run_cli: RunCli, dry_run: bool
+) -> None:
+    for name in ("c", "d"):
+        store.job(name, dem="shared.tif")
+    store.upload("shared.tif")
+    assert run_cli("clean", cwd=store.path).returncode == 0
+    store.sql("UPDATE jobs SET data_cleaned_at = NULL WHERE id = 'c'")  # submitted again
+    store.sql("UPDATE jobs SET status = 'running' WHERE id = 'c'")
+    assert run_cli("hold", "a", "--reason", "paper", cwd=store.path).returncode == 0
+    (store.path / "cleanup_config.yaml").write_text(f"dry_run: {dry_run}\ndatabase: {{timezone: UTC}}\n")
+    done = json.loads(run_cli("trash", "purge", "--yes", "--json", cwd=store.path).stdout)
+    assert (done["dry_run"], {each["job_id"] for each in done["kept"]}) == (dry_run, {"a", "d"})
+    reasons = {each["job_id"]: each["reason"] for each in done["kept"]}
+    assert "paper" in reasons["a"]
+    assert "uploads/shared.tif" in reasons["d"]
+    text = run_cli("trash", "purge", "--yes", cwd=store.path).stdout
+    assert all(f"{name}: {reason}" in text for name, reason in reasons.items())
+
+
+def test_a_purge_is_not_the_last_run_and_an_idle_one_is_no_run(store: JobStore, run_cli: RunCli) -> None:
+    def last_run() -> object:
+        return json.loads(run_cli("status", "--json", cwd=store.path).stdout)["last_run"]
+
+    cleanup = last_run()
+    purge = ("trash", "purge", "--yes")
+    assert run_cli(*purge, "--older-than", "2d", cwd=store.path).returncode == 0
+    assert runs(store, run_cli) == ["manual"]
+    assert run_cli(*purge, cwd=store.path).returncode == 0
+    assert (runs(store, run_cli), last_run()) == (["trash", "manual"], cleanup)
+    assert run_cli(*purge, cwd=store.path).returncode == 0
+    assert (runs(store, run_cli), last_run()) == (["trash", "manual"], cleanup)
+    assert json.loads(run_cli("report", "--json", cwd=store.path).stdout)["last_run"] == cleanup
 
 
 def test_purge_takes_durations_and_can_be_quiet(store: JobStore, run_cli: RunCli) -> None:

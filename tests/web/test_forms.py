@@ -123,6 +123,8 @@ def test_data_comes_back_from_the_trash_and_the_rest_is_purged(site: Site) -> No
     run = site.json("/api/cleanup/runs")["runs"][0]
     assert (run["trigger"], run["user"]) == ("trash", "clean")
     assert "http_purge" in audited(site)
+    nothing = post(site, "/purge", shown_at=shown_at(form))  # no run is recorded, so there is no page of one
+    assert (nothing.status_code, nothing.headers["location"]) == (303, "/trash")
 
 
 def test_a_purge_leaves_what_moved_to_the_trash_after_its_page_was_shown(site: Site) -> None:
