@@ -413,7 +413,9 @@ class _LockedStore:
                         ledger.add_intents(connection, [left], now)
             held = ledger.holds(connection, [job_id]).get(job_id)
             if until is not None and (held is None or not held.is_active(until)):
-                ledger.set_hold(connection, Hold(job_id, f"restored {source}", request.user, until), now)
+                is_held = held is not None and held.is_active(now)  # then its reason stays
+                reason = "" if is_held else f"restored {source}"
+                ledger.set_hold(connection, Hold(job_id, reason, request.user, until), now)
 
         self.session.database.write(begin)
         if not is_job:

@@ -61,17 +61,34 @@ class _FutureTime(click.ParamType[datetime]):
 @click.argument("given", metavar="JOB", shell_complete=completion.jobs)
 @click.option(
     "--until",
-    "--for",
     type=_FutureTime(),
     metavar="TIME",
     help="End of the hold: a local time, or a duration from now, such as 7d (default: no end).",
 )
-@click.option("--reason", default="", help="Reason for the hold, shown by holds and in reports.")
+@click.option("--for", "until_too", type=_FutureTime(), metavar="TIME", help="Same as --until.")
+@click.option(
+    "--reason",
+    default="",
+    help="Reason for the hold, shown by holds and in reports (default: that of the hold that it replaces).",
+)
 @click.option("--unknown-ok", is_flag=True, help="Also hold a job that is not in the database (yet).")
 @store_options
 @json_option
-def hold(given: str, until: datetime | None, reason: str, unknown_ok: bool, as_json: bool) -> None:
-    """Protect JOB (an id or the start of one) from cleanup, permanently or until a time."""
+def hold(  # noqa: PLR0917  (the options)
+    given: str,
+    until: datetime | None,
+    until_too: datetime | None,
+    reason: str,
+    unknown_ok: bool,
+    as_json: bool,
+) -> None:
+    """Protect JOB (an id or the start of one) from cleanup, permanently or until a time.
+
+    If the job is held already, the new end replaces the old one.
+    """
+    if until is not None and until_too is not None:
+        raise click.UsageError("--until and --for have the same meaning. Give only one of them.")
+    until = until or until_too
     config = load_config().config
     from eemtcleanupd.cleanup.session import find_job_id, hold_warning
 
@@ -92,13 +109,25 @@ def hold(given: str, until: datetime | None, reason: str, unknown_ok: bool, as_j
             until=None if until is None else until.isoformat(),
             reason=printable(reason),
         )
-        ledger.hold(Hold(job_id, reason or "no reason given", caller(), until), system_clock())
+        held, replaced = ledger.hold(Hold(job_id, reason, caller(), until), system_clock())
         warning = hold_warning(config, ledger, job_id)
     if as_json:
         warnings = [] if warning is None else [warning]
-        print_json({"job_id": job_id, "held": True, "held_until": until, "warnings": warnings})
+        print_json(
+            {
+                "job_id": job_id,
+                "held": True,
+                "held_until": until,
+                "reason": held.reason,
+                "replaced": None if replaced is None else asdict(replaced),
+                "warnings": warnings,
+            }
+        )
         return
-    click.echo(f"Job {printable(job_id)} is held {_duration(until)}.")
+    echo_line(f"Job {printable(job_id)} is held {_duration(until)}: {printable(held.reason)}")
+    if replaced is not None:
+        owner, old = printable(replaced.owner), printable(replaced.reason)
+        echo_line(f"This replaces a hold {_duration(replaced.until)}, by {owner}: {old}")
     if warning is not None:
         click.echo(f"[WARNING] {warning}", err=True)
 

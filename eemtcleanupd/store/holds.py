@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +14,8 @@ from eemtcleanupd.model import Hold
 from eemtcleanupd.store.base import MOST_VALUES, Repository, read_utc
 from eemtcleanupd.store.tables import HOLDS
 from eemtcleanupd.store.timestamps import utc_timestamp
+
+_NO_REASON = "no reason given"
 
 
 class Holds(Repository):
@@ -32,12 +35,20 @@ class Holds(Repository):
             rows = connection.execute(select(HOLDS).order_by(HOLDS.c.job_id)).all()
         return [_hold(row) for row in rows]
 
-    def hold(self, hold: Hold, now: datetime) -> None:
-        """Set a hold, and replace an earlier one on the same job."""
-        self._database.write(lambda connection: self.set_hold(connection, hold, now))
+    def hold(self, hold: Hold, now: datetime) -> tuple[Hold, Hold | None]:
+        """Set a hold; see :meth:`set_hold`."""
+        return self._database.write(lambda connection: self.set_hold(connection, hold, now))
 
-    def set_hold(self, connection: Connection, hold: Hold, now: datetime) -> None:
-        """Set a hold in an open transaction, and replace an earlier one on the same job."""
+    def set_hold(self, connection: Connection, hold: Hold, now: datetime) -> tuple[Hold, Hold | None]:
+        """Set a hold in an open transaction; without a reason, that of the active hold on the job stays.
+
+        Returns:
+            The hold as it is now, and the active one that it replaces, if any.
+        """
+        earlier = self.holds(connection, [hold.job_id]).get(hold.job_id)
+        replaced = earlier if earlier is not None and earlier.is_active(now) else None
+        reason = hold.reason or (_NO_REASON if replaced is None else replaced.reason)
+        hold = replace(hold, reason=reason)
         connection.execute(delete(HOLDS).where(HOLDS.c.job_id == hold.job_id))
         connection.execute(
             insert(HOLDS).values(
@@ -48,6 +59,7 @@ class Holds(Repository):
                 created_at=utc_timestamp(now),
             )
         )
+        return hold, replaced
 
     def release(self, job_id: str) -> bool:
         """Remove a hold.  Return False if there was none."""
@@ -58,5 +70,5 @@ class Holds(Repository):
 
 def _hold(row: Any) -> Hold:
     # A hold that was set with SQL can lack the reason and the owner.
-    reason, owner = str(row.reason or "no reason given"), str(row.owner or "unknown user")
+    reason, owner = str(row.reason or _NO_REASON), str(row.owner or "unknown user")
     return Hold(row.job_id, reason, owner, read_utc(row.until))

@@ -57,8 +57,14 @@ def _add_job_forms(router: APIRouter, pages: Pages) -> None:
     ) -> Response:
         def values(caller: Caller) -> dict[str, object]:
             body = HoldBody(job_id=from_key(job), reason=reason.strip(), hours=_hours(days))
-            held, warning = hold_job(context, caller, body)
-            return {"action": "hold", "job": body.job_id, "until": held.until, "warning": warning}
+            held, replaced, warning = hold_job(context, caller, body)
+            return {
+                "action": "hold",
+                "job": body.job_id,
+                "hold": held,
+                "replaced": replaced,
+                "warning": warning,
+            }
 
         return await pages.show(request, "result", values, "clean")
 
@@ -136,9 +142,7 @@ def _add_run_forms(router: APIRouter, pages: Pages) -> None:
                 if isinstance(outcome, CleanupError):
                     raise outcome
                 raise CleanupError("The run did not start. See the daemon's log.")
-            if is_idle:
-                return RedirectResponse("/trash", 303)
-            return RedirectResponse("/runs" if run_id is None else f"/runs/{run_id}", 303)
+            return RedirectResponse("/trash" if is_idle else _page_of(run_id), 303)
 
         return await pages.respond(request, make, "clean")
 
@@ -157,6 +161,10 @@ def _add_run_forms(router: APIRouter, pages: Pages) -> None:
             return RedirectResponse("/", 303)
 
         return await pages.respond(request, make, "clean")
+
+
+def _page_of(run_id: str | None) -> str:
+    return "/runs" if run_id is None else f"/runs/{run_id}"
 
 
 def _finds_nothing(config: Config, body: CleanupBody | PurgeBody) -> bool:

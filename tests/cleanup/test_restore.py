@@ -82,6 +82,16 @@ def test_a_longer_hold_of_a_person_stays(trashed: JobStore, until: str | None) -
     assert trashed.sql("SELECT reason, until FROM cleanup_holds") == [("thesis", until)]
 
 
+def test_a_shorter_hold_of_a_person_gets_another_end_and_keeps_its_reason(trashed: JobStore) -> None:
+    trashed.run(**GRACE)
+    soon = f"{trashed.now + timedelta(hours=1):%Y-%m-%d %H:%M:%S}"
+    trashed.sql("INSERT INTO cleanup_holds (job_id, reason, until) VALUES ('a', 'thesis', ?)", soon)
+    until = put_back(trashed, "a", hold=True).held_until
+    assert trashed.sql("SELECT reason, until FROM cleanup_holds") == [
+        ("thesis", f"{until:%Y-%m-%d %H:%M:%S}")
+    ]
+
+
 def test_a_single_artifact_comes_back_and_the_rest_waits_while_the_job_is_held(trashed: JobStore) -> None:
     trashed.run(**GRACE)
     put_back(trashed, "a", "results/a/", hold=True)

@@ -49,3 +49,29 @@ def test_a_reason_that_is_not_utf8_is_kept(store: JobStore, run_cli: RunCli) -> 
     assert held.returncode == 0, held.stderr
     (hold,) = json.loads(run_cli("holds", "--json", cwd=store.path).stdout)
     assert hold["reason"].startswith("caf")
+
+
+def test_a_new_hold_says_what_it_replaces_and_keeps_the_reason(store: JobStore, run_cli: RunCli) -> None:
+    first = json.loads(run_cli("hold", "a", "--reason", "paper", "--json", cwd=store.path).stdout)
+    assert (first["reason"], first["replaced"]) == ("paper", None)
+    second = json.loads(run_cli("hold", "a", "--for", "7d", "--json", cwd=store.path).stdout)
+    assert second["reason"] == "paper"
+    assert (second["replaced"]["reason"], second["replaced"]["until"]) == ("paper", None)
+    third = json.loads(run_cli("hold", "a", "--reason", "thesis", "--json", cwd=store.path).stdout)
+    assert (third["reason"], third["replaced"]["reason"]) == ("thesis", "paper")
+    assert third["replaced"]["until"][:19] == second["held_until"][:19]  # the ledger has seconds
+    (held,) = json.loads(run_cli("holds", "--json", cwd=store.path).stdout)
+    assert (held["reason"], held["until"]) == ("thesis", None)
+
+
+def test_a_hold_that_has_ended_is_not_replaced(store: JobStore, run_cli: RunCli) -> None:
+    run_cli("hold", "a", "--reason", "paper", cwd=store.path)
+    store.sql("UPDATE cleanup_holds SET until = '2020-01-01 00:00:00'")
+    held = json.loads(run_cli("hold", "a", "--json", cwd=store.path).stdout)
+    assert (held["replaced"], held["reason"]) == (None, "no reason given")
+
+
+def test_until_and_for_are_one_option(store: JobStore, run_cli: RunCli) -> None:
+    done = run_cli("hold", "a", "--until", "2099-01-01", "--for", "7d", cwd=store.path)
+    assert done.returncode == 2
+    assert json.loads(run_cli("holds", "--json", cwd=store.path).stdout) == []

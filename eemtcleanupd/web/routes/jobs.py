@@ -24,9 +24,13 @@ def add_job_routes(router: APIRouter, context: ApiContext) -> None:
 
     @router.post("/holds", status_code=201, responses={**COMMON_ERRORS, **error_responses(404)})
     def hold(body: HoldBody, caller: Caller = Depends(context.may_clean)) -> Response:
-        """Hold a job, so that it is not cleaned. `warning` is set if the hold comes too late."""
-        new, warning = hold_job(context, caller, body)
-        return AsciiJsonResponse({**asdict(new), "warning": warning}, 201)
+        """Hold a job, so that it is not cleaned. `warning` is set if the hold comes too late.
+
+        `replaced` is the hold that the job had. Its reason stays if you give none.
+        """
+        new, replaced, warning = hold_job(context, caller, body)
+        before = None if replaced is None else asdict(replaced)
+        return AsciiJsonResponse({**asdict(new), "replaced": before, "warning": warning}, 201)
 
     @router.post("/holds/release", responses={**COMMON_ERRORS, **error_responses(404)})
     def release(body: ReleaseBody, caller: Caller = Depends(context.may_clean)) -> Response:
@@ -50,8 +54,8 @@ def add_job_routes(router: APIRouter, context: ApiContext) -> None:
         )
 
 
-def hold_job(context: ApiContext, caller: Caller, body: HoldBody) -> tuple[Hold, str | None]:
-    """Hold a job; return the hold, and a warning if it does not protect the job's data.
+def hold_job(context: ApiContext, caller: Caller, body: HoldBody) -> tuple[Hold, Hold | None, str | None]:
+    """Hold a job; return the hold, the one that it replaces, and a warning if the data is not protected.
 
     Raises:
         HTTPException: 404, the database has no such job.
@@ -68,14 +72,14 @@ def hold_job(context: ApiContext, caller: Caller, body: HoldBody) -> tuple[Hold,
             "unknown_ok.",
         )
     until = None if body.hours is None else now + timedelta(hours=body.hours)
-    new = Hold(body.job_id, body.reason or "no reason given", caller.name, until)
+    new = Hold(body.job_id, body.reason, caller.name, until)
     context.audit(caller, "hold", job_id=printable(body.job_id), reason=printable(body.reason))
     with open_ledger(config, create=True) as ledger:
         assert ledger is not None  # noqa: S101  (create=True)
-        ledger.hold(new, now)
+        new, replaced = ledger.hold(new, now)
         warning = hold_warning(config, ledger, body.job_id)
     context.cache.clear()
-    return new, warning
+    return new, replaced, warning
 
 
 def release_job(context: ApiContext, caller: Caller, body: ReleaseBody) -> None:
