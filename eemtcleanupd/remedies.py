@@ -35,7 +35,11 @@ def run_as_root(*commands: str) -> str:
 
 def program(loaded: Loaded, command: str) -> str:
     """Return a command of this program that reads the same configuration in any folder."""
-    file = loaded.file
+    return program_with(loaded.file, command)
+
+
+def program_with(file: Path | None, command: str) -> str:
+    """Return a command of this program that reads a configuration file in any folder."""
     named = "" if file in {None, _SYSTEM_CONFIG} else f" --config {quoted(file)}"
     return f"eemtcleanupd {command}{named}"
 

@@ -18,8 +18,10 @@ import click
 
 from eemtcleanupd.cli.common import (
     caller,
+    config_file,
     config_option,
     config_reader,
+    echo_line,
     examples,
     give_up_root,
     json_option,
@@ -67,6 +69,12 @@ def run(detach: bool, pidfile: Path | None, debug: bool, as_json: bool) -> int:
 def _started(pid: int, *, as_json: bool, detached: bool) -> None:
     if as_json:
         print_json({"running": True, "pid": pid, "detached": detached})
+    elif detached:
+        from eemtcleanupd.remedies import program_with
+
+        status, stop = (program_with(config_file(), command) for command in ("status", "stop"))
+        echo_line(f"The daemon runs in the background as process {pid}.")
+        echo_line(f"`{status}` shows it, and `{stop}` stops it.")
 
 
 def _run_daemon(read: Callable[[], Loaded], *, debug: bool, on_ready: Callable[[], None]) -> None:

@@ -45,7 +45,7 @@ def status(as_json: bool, healthy: bool) -> int:
     holder = find_daemon(address)
     daemon = read_status(address) if holder is not None and holder.host == socket.gethostname() else None
     if healthy:  # a health check must not wait for a locked database
-        return _print_health(daemon)
+        return _print_health(daemon_document(holder, daemon), daemon, as_json=as_json)
     if isinstance(config, ConfigError):
         document = daemon_document(holder, daemon)
         document["config"]["error"] = str(config)
@@ -80,12 +80,19 @@ def _store_rows(document: dict[str, Any]) -> Iterator[Row]:
     yield from _notifier_rows(document)
 
 
-def _print_health(daemon: DaemonStatus | None) -> int:
+def _print_health(document: dict[str, Any], daemon: DaemonStatus | None, *, as_json: bool) -> int:
+    is_healthy = False
     if daemon is None:
-        click.echo("No daemon is running on this host, or it has not written its status yet.")
-        return 1
-    click.echo(daemon.summary())
-    return 1 if _is_silent(daemon, system_clock()) else 0
+        text = "No daemon is running on this host, or it has not written its status yet."
+    elif _is_silent(daemon, system_clock()):
+        text = f"The daemon has not responded since {local_time(daemon.heartbeat_at)}."
+    else:
+        is_healthy, text = True, daemon.summary()
+    if as_json:
+        print_json({"healthy": is_healthy, "summary": text, **document})
+    else:
+        click.echo(text)
+    return 0 if is_healthy else 1
 
 
 def _is_silent(daemon: DaemonStatus, now: datetime) -> bool:

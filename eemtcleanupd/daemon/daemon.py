@@ -160,7 +160,6 @@ class Daemon:
         check_store(self.config)
         stack.callback(self._election.close)
         self._election.begin()
-        self._audit("daemon_started", pid=os.getpid(), host=socket.gethostname())
         stack.callback(self._stop_notifiers)
         self._dispatcher.configure(self.plugins, durable=not self.config.dry_run)
         if self._interface is not None:
@@ -171,6 +170,8 @@ class Daemon:
         stack.callback(self._status_file.remove)
         if self.loaded.file is not None:
             stack.callback(FileWatch(self.loaded.file, self.inbox.put).close)
+        self._audit("daemon_started", pid=os.getpid(), host=socket.gethostname())
+        # From here on nothing can fail.
         self._start_timers()
         self._resume_work()
         self._log_warnings(self.loaded)

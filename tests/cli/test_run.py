@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -91,7 +92,8 @@ def test_a_health_check_fails_without_a_daemon_or_a_recent_heartbeat(
     assert "heartbeat_at" in document
     document["heartbeat_at"] = str(datetime.now(UTC) - timedelta(minutes=3))
     status_file.write_text(json.dumps(document))
-    assert run_cli("status", "--healthy", cwd=store).returncode == 1
+    silent = run_cli("status", "--healthy", "--json", cwd=store)
+    assert (silent.returncode, json.loads(silent.stdout)["healthy"]) == (1, False)
     daemon.send_signal(signal.SIGCONT)
 
 
@@ -199,9 +201,27 @@ def test_run_with_json_answers_when_the_daemon_has_started(run_cli: RunCli, stor
     holder = find_daemon(StoreAddress.of_file(store / "jobs.db"))
     assert holder is not None
     assert answer == {"running": True, "pid": holder.pid, "detached": True}
+    health = run_cli("status", "--healthy", "--json", cwd=store)
+    document = json.loads(health.stdout)
+    assert (health.returncode, document["healthy"], document["pid"]) == (0, True, holder.pid)
     second = run_cli("run", "--detach", "--json", cwd=store)
     assert (second.returncode, json.loads(second.stdout)["exit_code"]) == (4, 4)
     assert run_cli("stop", cwd=store).returncode == 0
+    health = run_cli("status", "--healthy", "--json", cwd=store)
+    assert (health.returncode, json.loads(health.stdout)["healthy"]) == (1, False)
+
+
+def test_run_detach_says_what_was_started_and_how_to_see_and_stop_it(run_cli: RunCli, store: Path) -> None:
+    file = store / "daemon.yaml"
+    file.write_text("schedule: {enabled: false}\n")
+    text = run_cli("run", "--detach", "--config", file, cwd=store).stdout
+    holder = find_daemon(StoreAddress.of_file(store / "jobs.db"))
+    assert holder is not None
+    assert f"process {holder.pid}." in text
+    shown, stopped = (command.split()[1:] for command in re.findall(r"`(.*?)`", text))
+    assert json.loads(run_cli(*shown, "--json", cwd=store.parent).stdout)["pid"] == holder.pid
+    assert run_cli(*stopped, cwd=store.parent).returncode == 0
+    assert find_daemon(StoreAddress.of_file(store / "jobs.db")) is None
 
 
 def test_run_detach_reports_why_the_daemon_did_not_start(start: Start, run_cli: RunCli, store: Path) -> None:

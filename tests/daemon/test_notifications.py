@@ -8,9 +8,10 @@ import pytest
 from pytest_httpserver import HTTPServer
 
 from eemtcleanupd.daemon.messages import RunRequested, StopRequested
-from eemtcleanupd.errors import AuditError
+from eemtcleanupd.errors import AuditError, ConfigError
 from eemtcleanupd.events import ConfigRejected, RunFinished
 from eemtcleanupd.model import Trigger
+from eemtcleanupd.web.supervisor import HttpInterface
 from tests.daemon.conftest import DaemonHarness
 
 DAILY = 'schedule: {enabled: true, cron: "0 2 * * *", timezone: UTC}\n'
@@ -73,6 +74,12 @@ def test_the_audit_log_records_start_stop_and_reloads(daemon: DaemonHarness) -> 
     daemon.put(StopRequested("SIGTERM"))
     daemon.until(lambda: not daemon.step())
     assert actions(daemon) == ["daemon_started", "config_reloaded", "config_rejected", "daemon_stopping"]
+
+
+def test_a_start_that_fails_is_not_recorded_as_one(daemon: DaemonHarness) -> None:
+    with pytest.raises(ConfigError):
+        daemon.start(f"{DAILY}api: {{enabled: true}}\n", interface=HttpInterface())
+    assert not (daemon.store.path / "logs" / "cleanup_audit.jsonl").exists()
 
 
 def test_a_daemon_that_cannot_write_its_audit_log_does_not_start(daemon: DaemonHarness) -> None:
