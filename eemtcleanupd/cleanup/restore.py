@@ -101,7 +101,10 @@ def restore(request: RestoreRequest) -> RestoreResult:
         shared = store.shared_uploads()
         name = printable(request.job_id)
         if not intents and not shared:
-            raise TrashError(f"The trash has nothing of job {name}.")
+            raise TrashError(
+                f"The trash has nothing of job {name}. List its content with `eemtcleanupd trash list`, the "
+                "backups with `eemtcleanupd backup list`."
+            )
         wanted = [
             (intent, [pair for pair in intent.items if _is_named(pair[0], request.only)])
             for intent in intents
@@ -326,7 +329,9 @@ class _LockedStore:
         if session.policy.classify(row.job.status) is JobClass.LIVE:
             raise TrashError(f"Job {name} is {printable(row.job.status)}. Wait until it has ended.")
         if session.ledger.trashed(job_id):
-            raise TrashError(f"Job {name} is in the trash. Restore it with `trash restore {name}`.")
+            raise TrashError(
+                f"Job {name} is in the trash. Restore it with `eemtcleanupd trash restore {name}`."
+            )
 
     def unpack(self, backup: Path, folder_fd: int, items: Sequence[Item]) -> list[str]:
         """Unpack a backup into new items of the trash; remove them again if that fails.

@@ -19,7 +19,7 @@ from eemtcleanupd.deletion.trash import MARKER_NAME, Trash, is_group, read_marke
 from eemtcleanupd.deletion.upload_index import UploadIndex
 from eemtcleanupd.errors import JobTableError, NoDatabaseError, RootError, StoreError
 from eemtcleanupd.events import DatabaseSummary
-from eemtcleanupd.formatting import plural, printable
+from eemtcleanupd.formatting import local_minute, plural, printable
 from eemtcleanupd.model import TRASH_NAME, Artifact, Hold, RootName
 from eemtcleanupd.policy.breakers import table_problem
 from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, is_system_entry
@@ -407,8 +407,24 @@ def find_job_id(config: Config, given: str) -> str | None:
         with database.read() as connection:
             if not given or given in jobs.rows(connection, [given]):
                 return given or None
-            found = jobs.ids_starting_with(connection, given, MOST_LISTED + 1)
-    return complete(given, found, "jobs")
+            ids = jobs.ids_starting_with(connection, given, MOST_LISTED + 1)
+            rows = jobs.rows(connection, ids)
+    return complete(given, {job_id: _state(rows.get(job_id)) for job_id in ids}, "jobs")
+
+
+def _state(row: Row | None) -> str:
+    if row is None:
+        return "changed meanwhile"
+    ended = row.job.completed_at
+    return f"{row.job.status}, ended {local_minute(ended)}" if ended else row.job.status
+
+
+def unknown_job(config: Config, given: str) -> str:
+    """Return the message for an id, or the start of one, that no row has: where ids are listed."""
+    return (
+        f"The job database {StoreAddress.of(config)} has no job whose id is {printable(given)} or starts "
+        "with it. The web interface and the page Jobs of the dashboard list the ids."
+    )
 
 
 def hold_warning(config: Config, ledger: Ledger, job_id: str) -> str | None:
@@ -428,7 +444,8 @@ def hold_warning(config: Config, ledger: Ledger, job_id: str) -> str | None:
         return f"A run had started to clean job {name} and may not have seen the hold. Check the job again."
     if ledger.trashed(job_id):
         return (
-            f"Job {name} is in the trash and stays there while it is held. Restore it with `trash restore`."
+            f"Job {name} is in the trash and stays there while it is held. Restore it "
+            f"with `eemtcleanupd trash restore {name}`."
         )
     return f"The data of job {name} has already been cleaned." if row.cleaned else None
 

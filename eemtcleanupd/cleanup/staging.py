@@ -420,7 +420,11 @@ class Staging:
         if self.restore(staged):
             self._withdrawn.append(job.intent.id)
             return
-        reason = "Another entry is in an artifact's place. Move it away, then run `trash restore`."
+        name = printable(job.intent.job_id or job.intent.items[0][0].label)
+        reason = (
+            "Another entry is in an artifact's place. Move it away, then run "
+            f"`eemtcleanupd trash restore {name}`."
+        )
         self.save_intent(with_error(job.intent, reason, 0))
 
     def save_intent(self, intent: Intent) -> None:

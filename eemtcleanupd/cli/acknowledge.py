@@ -13,6 +13,7 @@ from eemtcleanupd.cli.common import (
     caller,
     echo_line,
     examples,
+    full_id,
     json_option,
     load_config,
     open_audited,
@@ -57,7 +58,7 @@ def acknowledge(given: str | None, reason: str, show: bool, remove: bool, as_jso
 
 def _add(config: Config, given: str, reason: str, *, as_json: bool) -> int:
     from eemtcleanupd.cleanup.job_state import job_state
-    from eemtcleanupd.cleanup.session import find_job_id
+    from eemtcleanupd.cleanup.session import find_job_id, unknown_job
     from eemtcleanupd.model import Acknowledgement
     from eemtcleanupd.plugins import Plugins
 
@@ -66,7 +67,7 @@ def _add(config: Config, given: str, reason: str, *, as_json: bool) -> int:
     if job_id is not None:
         state = job_state(config, job_id, Plugins(config), system_clock(), is_thorough=True)
     if job_id is None or state is None:
-        raise IdError(f"The database has no job {printable(given)}. Check the id.")
+        raise IdError(unknown_job(config, given))
     if not state.is_warned_of:
         raise CleanupError(
             f"Runs do not warn about job {printable(job_id)}: {printable(state.why)}. "
@@ -87,15 +88,21 @@ def _add(config: Config, given: str, reason: str, *, as_json: bool) -> int:
 
 def _remove(config: Config, given: str, *, as_json: bool) -> int:
     with open_audited(config) as (ledger, audit):
-        job_id = complete(given, (known.job_id for known in ledger.all_acknowledgements()), "jobs")
+        states = {each.job_id: each.warning for each in ledger.all_acknowledgements()}
+        job_id = complete(given, states, "acknowledged jobs")
         if job_id is not None:
             audit("acknowledgement_removed", job_id=printable(job_id))
             ledger.remove_acknowledgement(job_id)
+    name = job_id or full_id(config, given)
     if as_json:
-        print_json({"job_id": job_id or given, "acknowledged": False, "was_acknowledged": job_id is not None})
+        print_json({"job_id": name, "acknowledged": False, "was_acknowledged": job_id is not None})
+    elif job_id is None:
+        echo_line(
+            f"The warning about job {printable(name)} was not acknowledged. List the acknowledged ones with "
+            "`eemtcleanupd acknowledge --list`."
+        )
     else:
-        ending = "was not acknowledged." if job_id is None else "is no longer acknowledged."
-        click.echo(f"The warning about job {printable(job_id or given)} {ending}")
+        click.echo(f"The warning about job {printable(name)} is no longer acknowledged.")
     return 1 if job_id is None else 0
 
 

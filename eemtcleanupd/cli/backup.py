@@ -40,7 +40,8 @@ def _folder() -> BackupFolder:
 
 def _complete(folder: BackupFolder, given: str | None) -> str | None:
     """Return the only job with a backup whose id starts like this, else what was given."""
-    return given and (complete(given, (file.job_id for file in folder.all()), "jobs with backups") or given)
+    states = {file.job_id: f"last backup {local_minute(file.made_at)}" for file in folder.all()}
+    return given and (complete(given, states, "jobs with backups") or given)
 
 
 @backup.command("list", epilog=examples("backup list", "backup list 32ffd03d"))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from eemtcleanupd.clock import system_clock
-from eemtcleanupd.errors import ConfigError, StoreError
+from eemtcleanupd.errors import ConfigError, IdError, StoreError
 from eemtcleanupd.formatting import parse_hours
 
 if TYPE_CHECKING:
@@ -291,6 +291,16 @@ def open_ledger(config: Config) -> Iterator[Ledger]:
 
     with closing(StoreAddress.of(config).open()) as database:
         yield Ledger(database)
+
+
+def full_id(config: Config, given: str) -> str:
+    """Return the id of the job that a person means, for an answer about it, or what was given."""
+    from eemtcleanupd.cleanup.session import find_job_id
+
+    try:
+        return find_job_id(config, given) or given
+    except (IdError, StoreError):  # the answer is the same without it
+        return given
 
 
 @contextmanager

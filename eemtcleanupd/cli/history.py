@@ -48,10 +48,14 @@ def history(run_id: str | None, limit: int, as_json: bool) -> None:
             _list(ledger.runs(limit) if ledger.exists() else [], as_json=as_json)
             return
         runs = ledger.runs(MOST_LISTED + 1, run_id) if ledger.exists() else []
-        complete_id = complete(run_id, (run.id for run in runs), "runs")
+        complete_id = complete(run_id, {run.id: _state(run) for run in runs}, "runs")
         if complete_id is None:
             raise IdError(f"There is no run {printable(run_id)}. List the runs with `eemtcleanupd history`.")
         _show(ledger, next(run for run in runs if run.id == complete_id), as_json=as_json)
+
+
+def _state(run: RunRecord) -> str:
+    return f"{run.trigger}, {run.outcome or 'in progress'}, {local_minute(run.started_at)}"
 
 
 def _list(runs: list[RunRecord], *, as_json: bool) -> None:

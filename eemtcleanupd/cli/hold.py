@@ -14,6 +14,7 @@ from eemtcleanupd.cli.common import (
     caller,
     echo_line,
     examples,
+    full_id,
     json_option,
     load_config,
     open_audited,
@@ -90,16 +91,14 @@ def hold(  # noqa: PLR0917  (the options)
         raise click.UsageError("--until and --for have the same meaning. Give only one of them.")
     until = until or until_too
     config = load_config().config
-    from eemtcleanupd.cleanup.session import find_job_id, hold_warning
+    from eemtcleanupd.cleanup.session import find_job_id, hold_warning, unknown_job
 
     try:
         job_id = find_job_id(config, given)
     except StoreError:  # the hold is more urgent: it is set below, with a warning
         job_id = given
     if job_id is None and not unknown_ok:
-        raise IdError(
-            f"The database has no job {printable(given)}. Check the id, or hold it anyway with --unknown-ok."
-        )
+        raise IdError(f"{unknown_job(config, given)} Hold it anyway with --unknown-ok.")
     job_id = job_id or given
     with open_audited(config) as (ledger, audit):
         ledger.create_tables()
@@ -138,17 +137,21 @@ def hold(  # noqa: PLR0917  (the options)
 @json_option
 def release(given: str, as_json: bool) -> int:
     """Remove the hold from JOB (an id or the start of one); exit with 1 if it is not held."""
-    with open_audited(load_config().config) as (ledger, audit):
-        held = [hold.job_id for hold in ledger.all_holds()] if ledger.exists() else []
-        job_id = complete(given, held, "held jobs")
+    config = load_config().config
+    with open_audited(config) as (ledger, audit):
+        holds = ledger.all_holds() if ledger.exists() else []
+        states = {each.job_id: f"held {_duration(each.until)}, by {each.owner}" for each in holds}
+        job_id = complete(given, states, "held jobs")
         if job_id is not None:
             audit("release", job_id=printable(job_id))
             ledger.release(job_id)
+    name = job_id or full_id(config, given)
     if as_json:
-        print_json({"job_id": job_id or given, "held": False, "was_held": job_id is not None})
+        print_json({"job_id": name, "held": False, "was_held": job_id is not None})
+    elif job_id is None:
+        echo_line(f"Job {printable(name)} is not held. List the held jobs with `eemtcleanupd holds`.")
     else:
-        ending = "not held." if job_id is None else "no longer held."
-        click.echo(f"Job {printable(job_id or given)} is {ending}")
+        click.echo(f"Job {printable(name)} is no longer held.")
     return 1 if job_id is None else 0
 
 

@@ -54,7 +54,7 @@ def rerun(job: str | None, job_id: str | None, dem: Path | None, dry_run: bool, 
     wanted = job or job_id
     if wanted is None or (job and job_id and job != job_id):
         raise click.UsageError("Give exactly one job: eemtcleanupd rerun JOB")
-    from eemtcleanupd.cleanup.session import find_job_id, find_row
+    from eemtcleanupd.cleanup.session import find_job_id, find_row, unknown_job
 
     config = load_config().config
     wanted = find_job_id(config, wanted) or wanted
@@ -66,7 +66,7 @@ def rerun(job: str | None, job_id: str | None, dem: Path | None, dry_run: bool, 
         )
     row = find_row(config, wanted)
     if row is None:
-        raise IdError(f"Job {printable(wanted)} is not in the job database.")
+        raise IdError(unknown_job(config, wanted))
     stored = row.job
     form = _form(stored)
     upload = stored.dem_filename

@@ -149,7 +149,7 @@ def print_restored(restored: RestoreResult, *, as_json: bool) -> int:
     if until is not None:
         job = printable(restored.job_id)
         click.echo(
-            f"Job {job} is held until {local_minute(until)}. End the hold with `eemtcleanupd release`."
+            f"Job {job} is held until {local_minute(until)}. End the hold with `eemtcleanupd release {job}`."
         )
     return exit_code
 
@@ -177,8 +177,13 @@ def _restorable(config: Config, given: str) -> str:
 
     with open_ledger(config) as ledger:
         intents = ledger.trashed() if ledger.exists() else []
-    names = [intent.job_id for intent in intents if intent.job_id]
-    names += [found.label for intent in intents if not intent.job_id for found, _ in intent.items]
+    names = {
+        name: "in the trash"
+        if intent.purge_after is None
+        else f"deleted after {local_minute(intent.purge_after)}"
+        for intent in intents
+        for name in ([intent.job_id] if intent.job_id else [found.label for found, _ in intent.items])
+    }
     # A job can share an upload with one in the trash without being there itself.
     if given in names or find_row(config, given) is not None:
         return given

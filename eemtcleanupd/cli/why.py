@@ -21,7 +21,7 @@ def why(given: str, as_json: bool) -> None:
     """Say what the next run would do with JOB (an id or the start of one), and why."""
     config = load_config().config
     from eemtcleanupd.cleanup.job_state import job_state
-    from eemtcleanupd.cleanup.session import find_job_id
+    from eemtcleanupd.cleanup.session import find_job_id, unknown_job
     from eemtcleanupd.plugins import Plugins
 
     job_id = find_job_id(config, given)
@@ -29,7 +29,7 @@ def why(given: str, as_json: bool) -> None:
     if job_id is not None:
         state = job_state(config, job_id, Plugins(config), system_clock(), is_thorough=True)
     if state is None:
-        raise IdError(f"The database has no job {printable(given)}. Check the id.")
+        raise IdError(unknown_job(config, given))
     if as_json:
         document = asdict(state)
         size_bytes = document.pop("size_bytes")
@@ -47,7 +47,8 @@ def why(given: str, as_json: bool) -> None:
     if (known := state.acknowledgement) is not None:
         rows.append(("Warning", f"acknowledged by {printable(known.owner)}: {printable(known.reason)}"))
     elif state.is_warned_of:
-        rows.append(("Warning", "every run warns about it. Silence it with `eemtcleanupd acknowledge`"))
+        silence = f"`eemtcleanupd acknowledge {printable(state.job_id)}`"
+        rows.append(("Warning", f"every run warns about it. Silence it with {silence}"))
     if state.hold is not None:
         rows.append(("Held by", f"{printable(state.hold.owner)}: {printable(state.hold.reason)}"))
     if state.shared:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -69,8 +70,9 @@ def test_an_ambiguous_id_is_an_error_that_lists_the_ids(
         assert run_cli("clean", cwd=store.path).returncode == 0
     done = run_cli(*command, AMBIGUOUS, cwd=store.path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert ONE in done.stderr
-    assert OTHER in done.stderr
+    _, one, other, _ = done.stderr.splitlines()
+    assert (ONE in one, OTHER in other) == (True, True)
+    assert re.search(r"\d{4}-\d\d-\d\d|permanently", one), "its state and date"
     assert THIRD not in done.stderr
 
 
@@ -85,6 +87,50 @@ def test_a_restore_knows_a_job_by_the_start_of_its_id(
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["job_id"] == THIRD
     assert store.results(THIRD).exists()
+
+
+@pytest.mark.parametrize("command", [("why",), ("hold",), ("acknowledge",), ("rerun", "--url", "http://x")])
+def test_an_unknown_job_is_one_error_that_names_the_database(
+    store: JobStore, run_cli: RunCli, command: tuple[str, ...]
+) -> None:
+    done = run_cli(*command, "nobody", cwd=store.path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "nobody" in done.stderr
+    assert str(store.path / "jobs.db") in done.stderr
+
+
+def commands_in(text: str) -> list[list[str]]:
+    return [command.split()[1:] for command in re.findall(r"`(eemtcleanupd .*?)`", text)]
+
+
+def test_a_suggested_command_is_complete(store: JobStore, run_cli: RunCli) -> None:
+    assert run_cli("clean", cwd=store.path).returncode == 0
+    for unknown in (("trash", "restore", "nobody"), ("release", "nobody"), ("acknowledge", "x", "--remove")):
+        done = run_cli(*unknown, cwd=store.path)
+        suggested = commands_in(done.stdout + done.stderr)
+        assert (done.returncode, bool(suggested)) == (1, True)
+        for command in suggested:
+            assert run_cli(*command, cwd=store.path).returncode == 0
+    hold = run_cli("hold", "7c", cwd=store.path)
+    (restore,) = commands_in(hold.stderr)
+    restored = run_cli(*restore, cwd=store.path)
+    assert (restored.returncode, store.results(THIRD).exists()) == (0, True)
+    assert run_cli("release", "7c", cwd=store.path).returncode == 0
+    assert run_cli("clean", cwd=store.path).returncode == 0
+    restored = run_cli("trash", "restore", "7c", cwd=store.path)
+    (release,) = commands_in(restored.stdout)
+    assert run_cli(*release, cwd=store.path).returncode == 0
+    store.sql("UPDATE jobs SET completed_at = NULL, data_cleaned_at = NULL WHERE id = ?", THIRD)
+    (acknowledge,) = commands_in(run_cli("why", "7c", cwd=store.path).stdout)
+    assert run_cli(*acknowledge, cwd=store.path).returncode == 0
+
+
+@pytest.mark.parametrize("command", [("release", "7c"), ("acknowledge", "7c", "--remove")])
+def test_json_has_the_whole_id_of_a_job_that_is_not_held_or_acknowledged(
+    store: JobStore, run_cli: RunCli, command: tuple[str, ...]
+) -> None:
+    done = run_cli(*command, "--json", cwd=store.path)
+    assert (done.returncode, json.loads(done.stdout)["job_id"]) == (1, THIRD)
 
 
 def test_rerun_knows_a_job_by_the_start_of_its_id(
