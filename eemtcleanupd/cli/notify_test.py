@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 import click
@@ -20,7 +21,9 @@ from eemtcleanupd.cli.common import (
     write_audit,
 )
 from eemtcleanupd.clock import system_clock
+from eemtcleanupd.config.plugin_settings import NotifierSettings
 from eemtcleanupd.errors import AuditError, CleanupError
+from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import Outcome, Trigger
 
 if TYPE_CHECKING:
@@ -52,10 +55,7 @@ def notify_test(name: str | None, as_json: bool) -> int:
         if any(plugins.hook_for(notifier, hook) is not None for hook in ("run_finished", "audit"))
     ]
     if name is not None and name not in enabled:
-        raise click.UsageError(
-            f"Notifier {name} is not enabled. Enabled notifiers: {', '.join(enabled) or 'none'}. "
-            f"See notifications.{name} in the configuration."
-        )
+        raise click.UsageError(_not_enabled(config, name, enabled))
     selected = [name] if name is not None else enabled
     dispatcher = Dispatcher(None, system_clock, single_attempt=True)
     dispatcher.configure(plugins.subset(selected))
@@ -75,6 +75,20 @@ def notify_test(name: str | None, as_json: bool) -> int:
         if not results:
             click.echo("No notifier is enabled. See notifications in the configuration.")
     return 0 if all(ok for ok, _ in results.values()) else 1
+
+
+def _not_enabled(config: Config, name: str, enabled: list[str]) -> str:
+    """Return the message for a notifier that cannot be tested, with the one that was probably meant."""
+    others = f"Enabled notifiers: {', '.join(enabled) or 'none'}."
+    known = [channel for channel, block in config.notifications if isinstance(block, NotifierSettings)]
+    if name in known:
+        return (
+            f"Notifier {name} is not enabled. Set notifications.{name}.enabled to true, with the other keys "
+            f"that it needs. {others}"
+        )
+    near = get_close_matches(name, enabled, 1) or get_close_matches(name, known, 1)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    return f"There is no notifier {printable(name)}.{meant} {others}"
 
 
 def _result(plugins: Plugins, name: str, delivery: DeliveryResult | None) -> tuple[bool, str]:

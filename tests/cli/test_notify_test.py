@@ -279,3 +279,20 @@ def test_a_broken_package_can_be_blocked(store: JobStore, run_cli: RunCli, tmp_p
     assert "blocked_plugins" in refused.stderr
     (store.path / "cleanup_config.yaml").write_text("blocked_plugins: [broken]\n")
     assert run_cli("check", cwd=store.path, env=environ).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("slak", "slack"), ("e-mail", "email"), ("webhok", "webhook"), ("nothing-like-it", None)],
+)
+def test_a_mistyped_notifier_is_an_error_that_names_the_nearest(
+    run_cli: RunCli, tmp_path: Path, name: str, meant: str | None
+) -> None:
+    url = "http://127.0.0.1:9/"
+    (tmp_path / "cleanup_config.yaml").write_text(
+        f"notifications: {{slack: {{enabled: true, webhook_url: '{url}'}}}}"
+    )
+    done = run_cli("notify-test", name, "--json")
+    error = json.loads(done.stdout)["error"]
+    assert done.returncode == 2
+    assert (f"{meant}?" in error) == (meant is not None)
