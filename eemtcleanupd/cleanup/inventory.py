@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
+import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -14,16 +17,28 @@ from sqlalchemy import Connection
 from eemtcleanupd.batches import batched
 from eemtcleanupd.cleanup.context import NullHooks, RunContext
 from eemtcleanupd.cleanup.planner import Planner, find_artifacts
-from eemtcleanupd.cleanup.session import StoreSession, job_table, root_entries
+from eemtcleanupd.cleanup.session import (
+    StoreSession,
+    job_table,
+    open_database,
+    open_session,
+    root_entries,
+)
+from eemtcleanupd.cleanup.staging import stay_reason
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.upload_index import UploadIndex
 from eemtcleanupd.deletion.walk import Measured, measure
 from eemtcleanupd.errors import RowError
-from eemtcleanupd.events import JobTally, Warned
+from eemtcleanupd.events import ORPHAN, JobSkipped, JobTally, Warned
 from eemtcleanupd.formatting import printable, shortened
 from eemtcleanupd.model import Artifact, Found, Job, RootName
-from eemtcleanupd.policy.ownership import is_leftover, is_system_entry, possible_owner_ids
+from eemtcleanupd.policy.ownership import (
+    invalid_name_reason,
+    is_leftover,
+    is_system_entry,
+    possible_owner_ids,
+)
 from eemtcleanupd.policy.retention import TERMINAL, Policy
 from eemtcleanupd.store.database import Database, TempTablesLostError
 from eemtcleanupd.store.inventory import InventoryTables
@@ -168,9 +183,9 @@ class Inventory:
                 size = self._measure(found.artifact)
                 (due if self._is_due(size) else orphans).append((found, size.bytes))
         spelled = self._planner.other_spellings([found.artifact for found, _ in due])
-        for artifact, spelling in spelled.items():
-            label, other = shortened(printable(artifact.label)), shortened(printable(spelling))
-            self._run.emit(Warned(f"Kept {label}: the job table has it as {other}"))
+        for found, _ in due:
+            if (spelling := spelled.get(found.artifact)) is not None:
+                self._report_kept(found, _spelling_reason(spelling))
         due = [(found, size) for found, size in due if found.artifact not in spelled]
         for found, size_bytes in due:
             census = self._census[found.artifact.root]
@@ -179,10 +194,19 @@ class Inventory:
         self._pass_on({EntryKind.ORPHAN: orphans, EntryKind.DUE: due})
         return len(orphans) + len(due)
 
+    def _report_kept(self, found: Found, reason: str) -> None:
+        is_known = self._session.ledger.is_acknowledged(found.label, reason)
+        job = Job(found.label, ORPHAN)
+        self._run.emit(JobSkipped(job, reason, notable=not is_known, acknowledged=is_known))
+
     def _pass_on(self, of_kind: Mapping[EntryKind, Sequence[tuple[Found, int]]]) -> None:
         for kind, entries in of_kind.items():
             if entries:
                 self._on_entries(entries, kind)
+
+    def is_due(self, found: Found) -> bool:
+        """Return whether a run would delete an orphan that nothing keeps."""
+        return not is_system_entry(found.artifact.name) and self._is_due(self._measure(found.artifact))
 
     def _is_due(self, size: Measured) -> bool:
         """Return whether nothing in an orphan changed lately; one that is not readable is never due."""
@@ -303,3 +327,42 @@ def count_orphans(
 
     Inventory(run, session, Planner(run, session), count, is_recording=False).scan()
     return counts
+
+
+def orphan_warning(config: Config, label: str, now: datetime) -> tuple[Found, str | None] | None:
+    """Return the orphan at a path such as ``results/old/``, and why runs keep it with a warning, if they do.
+
+    Returns:
+        None if there is no such entry, or a row names it.
+
+    Raises:
+        StoreError, RootError: the job store cannot be used.
+        OSError: the entry cannot be checked.
+    """
+    root_name, _, name = label.rstrip("/").partition("/")
+    if root_name not in set(RootName) or invalid_name_reason(name) is not None:
+        return None
+    artifact, policy = Artifact(RootName(root_name), name), Policy.from_config(config.retention)
+    with ExitStack() as stack:
+        database = open_database(config, stack)
+        jobs = job_table(database, config, policy, has_parameters=False)
+        session = open_session(config, database, jobs, policy, stack)
+        run = RunContext.reading(config, policy, now, NullHooks())
+        planner = Planner(run, session)
+        with database.read() as connection:
+            is_owned = bool(planner.claimants(connection, [artifact])[artifact])
+        root = session.roots.get(artifact.root)
+        if is_owned or root is None or not root.has(name) or artifact in session.reserved_entries:
+            return None
+        is_folder = stat.S_ISDIR(os.stat(name, dir_fd=root.fd, follow_symlinks=False).st_mode)
+        found = Found(artifact, is_folder)
+        if not Inventory(run, session, planner, lambda *_: None, is_recording=False).is_due(found):
+            return found, None
+        spelling = planner.other_spellings([artifact]).get(artifact)
+        if spelling is not None:
+            return found, _spelling_reason(spelling)
+        return found, stay_reason(session, run.blockers(session.roots.values()), None, [found])
+
+
+def _spelling_reason(spelling: str) -> str:
+    return f"the job table has it as {shortened(printable(spelling))}"

@@ -139,7 +139,7 @@ def purge(pipeline: Pipeline, intents: Sequence[Intent]) -> None:
     for intent in intents:
         job = _claimed_job(pipeline, intent)
         if intent.id in needed:
-            pipeline.stats.skipped(job.job, f"it stays in the trash: {needed[intent.id]}")
+            pipeline.stats.skipped(job.shown, f"it stays in the trash: {needed[intent.id]}")
             continue
         job.items = [
             (found, item)

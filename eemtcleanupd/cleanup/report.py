@@ -63,6 +63,7 @@ class RunCounts:
     early_bytes: int = 0
     already_trashed: int = 0
     skipped: int = 0
+    acknowledged: int = 0
     errors: int = 0
     by_status: Counter[str] = field(default_factory=Counter)
     largest: list[JobNote] = field(default_factory=list)
@@ -164,9 +165,14 @@ class RunStats:
             self.counts.freed[job.job_class] += size_bytes
 
     def skipped(self, job: Job, reason: str) -> None:
-        """Count a job that stays as it is, and report why."""
-        self.counts.skipped += 1
-        self._run.emit(JobSkipped(job, reason, notable=True))
+        """Count a job that stays as it is, and report why, unless an operator has acknowledged this reason.
+
+        An orphan has its path as id.
+        """
+        is_known = self._session.ledger.is_acknowledged(job.id, reason)
+        self.counts.skipped += not is_known
+        self.counts.acknowledged += is_known
+        self._run.emit(JobSkipped(job, reason, notable=not is_known, acknowledged=is_known))
 
     def already_trashed(self, job: Job) -> None:
         """Count a job whose data an earlier run has moved to the trash, and counted as cleaned."""
@@ -245,7 +251,7 @@ def build_report(
         orphans_found=inventory.orphans,
         missing=max(0, uncleaned - inventory.jobs_with_files) if looked else 0,
         skipped=counts.skipped + selection.kept_notable,
-        acknowledged=selection.acknowledged,
+        acknowledged=counts.acknowledged + selection.acknowledged,
         errors=counts.errors,
         remaining=selection.remaining,
         remaining_bytes=selection.remaining_bytes,

@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from sqlalchemy import Connection
@@ -77,6 +77,11 @@ class ClaimedJob:
     def is_row_reset(self) -> bool:
         """Whether its row counts as not cleaned again, although all that a run took is in the trash."""
         return self.intent.state is IntentState.TRASHED and not self.is_orphan and self.marks_job_cleaned
+
+    @property
+    def shown(self) -> Job:
+        """The job as messages name it: an orphan by its path."""
+        return replace(self.job, id=self.intent.items[0][0].label) if self.is_orphan else self.job
 
     @property
     def staged_bytes(self) -> int:
@@ -297,7 +302,7 @@ class Staging:
             return False
         if reason is not None:
             self.put_back(job, [])
-            self._stats.skipped(job.job, reason)
+            self._stats.skipped(job.shown, reason)
             return False
         if not job.is_orphan and job.items:
             with stoppable_by(self._run.stop):
@@ -391,7 +396,7 @@ class Staging:
             reason = reasons[job.intent.id]
             if reason is not None:
                 self.put_back(job, job.items)
-                self._stats.skipped(job.job, reason)
+                self._stats.skipped(job.shown, reason)
                 continue
             needed = [
                 item

@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 def acknowledge(given: str | None, reason: str, show: bool, remove: bool, as_json: bool) -> int:
     """Acknowledge the warning about JOB (an id or the start of one): runs only count it from now on.
 
-    A run warns again as soon as it keeps the job for another reason.
+    A run warns again as soon as it keeps the job for another reason.  In place of JOB you can give the path
+    of an orphan, as printed by the run.
     """
     if show == (given is not None) or (show and (remove or reason)) or (remove and reason):
         raise click.UsageError("Give a JOB, with --reason or --remove if needed, or only --list.")
@@ -57,33 +58,54 @@ def acknowledge(given: str | None, reason: str, show: bool, remove: bool, as_jso
 
 
 def _add(config: Config, given: str, reason: str, *, as_json: bool) -> int:
-    from eemtcleanupd.cleanup.job_state import job_state
-    from eemtcleanupd.cleanup.session import find_job_id, unknown_job
     from eemtcleanupd.model import Acknowledgement
-    from eemtcleanupd.plugins import Plugins
 
-    job_id = find_job_id(config, given)
-    state = None
-    if job_id is not None:
-        state = job_state(config, job_id, Plugins(config), system_clock(), is_thorough=True)
-    if job_id is None or state is None:
-        raise IdError(unknown_job(config, given))
-    if not state.is_warned_of:
-        raise CleanupError(
-            f"Runs do not warn about job {printable(job_id)}: {printable(state.why)}. "
-            "Acknowledge only jobs that `clean --dry-run` warns about."
-        )
+    name, warning = _find_warning(config, given)
     with open_audited(config) as (ledger, audit):
         ledger.create_tables()
-        audit("acknowledge", job_id=printable(job_id), warning=state.why, reason=printable(reason))
+        audit("acknowledge", job_id=printable(name), warning=warning, reason=printable(reason))
         ledger.acknowledge(
-            Acknowledgement(job_id, state.why, reason or "no reason given", caller()), system_clock()
+            Acknowledgement(name, warning, reason or "no reason given", caller()), system_clock()
         )
     if as_json:
-        print_json({"job_id": job_id, "acknowledged": True, "warning": state.why})
+        print_json({"job_id": name, "acknowledged": True, "warning": warning})
     else:
-        echo_line(f"Acknowledged for job {printable(job_id)}: {printable(state.why)}", indent=2)
+        echo_line(f"Acknowledged for {printable(name)}: {printable(warning)}", indent=2)
     return 0
+
+
+def _find_warning(config: Config, given: str) -> tuple[str, str]:
+    """Return the job or the path of the orphan that a person means, and what runs warn of.
+
+    Raises:
+        IdError: there is neither.
+        CleanupError: runs do not warn of it.
+    """
+    from eemtcleanupd.cleanup.inventory import orphan_warning
+    from eemtcleanupd.cleanup.job_state import job_state
+    from eemtcleanupd.cleanup.session import find_job_id, unknown_job
+    from eemtcleanupd.plugins import Plugins
+
+    now, job_id = system_clock(), find_job_id(config, given)
+    if job_id is None and (orphan := orphan_warning(config, given, now)) is not None:
+        found, warning = orphan
+        if warning is None:
+            raise CleanupError(
+                f"Runs do not warn about the orphan {printable(found.label)}. "
+                "Acknowledge only what `eemtcleanupd clean` warns about."
+            )
+        return found.label, warning
+    state = None
+    if job_id is not None:
+        state = job_state(config, job_id, Plugins(config), now, is_thorough=True)
+    if state is None:
+        raise IdError(f"{unknown_job(config, given)} To acknowledge an orphan, give its path as printed.")
+    if not state.is_warned_of:
+        raise CleanupError(
+            f"Runs do not warn about job {printable(state.job_id)}: {printable(state.why)}. "
+            "Acknowledge only jobs that `eemtcleanupd clean --dry-run` warns about."
+        )
+    return state.job_id, state.why
 
 
 def _remove(config: Config, given: str, *, as_json: bool) -> int:
@@ -98,11 +120,11 @@ def _remove(config: Config, given: str, *, as_json: bool) -> int:
         print_json({"job_id": name, "acknowledged": False, "was_acknowledged": job_id is not None})
     elif job_id is None:
         echo_line(
-            f"The warning about job {printable(name)} was not acknowledged. List the acknowledged ones with "
+            f"The warning about {printable(name)} was not acknowledged. List the acknowledged ones with "
             "`eemtcleanupd acknowledge --list`."
         )
     else:
-        click.echo(f"The warning about job {printable(name)} is no longer acknowledged.")
+        click.echo(f"The warning about {printable(name)} is no longer acknowledged.")
     return 1 if job_id is None else 0
 
 

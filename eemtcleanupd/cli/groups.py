@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterable
 from typing import Any, Final
 
 import click
 
+_LEAST_OF_CLICK: Final = 50
+_LEAST: Final = 20
+_WIDE: Final = 70
+_SENTENCE: Final = 500
 _PASSED_ON = f"{__name__}.passed_on"
 _COMMON: Final = (
     (("--config",), "FILE", "Configuration file of the command."),
@@ -17,12 +23,37 @@ _COMMON: Final = (
 """The options of commands that can be given before the command: their names, metavar and meaning."""
 
 
+class _HelpFormatter(click.HelpFormatter):
+    """Formats ``--help`` for narrow terminals too: click needs 50 columns, and a wide one for the options."""
+
+    def __init__(
+        self, indent_increment: int = 2, width: int | None = None, max_width: int | None = None
+    ) -> None:
+        super().__init__(indent_increment, width, max_width)
+        if width is None and self.width <= _LEAST_OF_CLICK:
+            self.width = max(shutil.get_terminal_size().columns - 2, _LEAST)
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        """Write a list of names and meanings; on a narrow terminal, a long name has a line of its own."""
+        if self.width < _LEAST_OF_CLICK:
+            col_max = 4
+        elif self.width < _WIDE:
+            col_max = self.width // 4
+        super().write_dl(rows, col_max, col_spacing)
+
+
+class _Context(click.Context):
+    formatter_class = _HelpFormatter
+
+
 class CommandGroup(click.Group):
     """A group that passes on options before the command, as if they were the first ones after it.
 
     So an option that the command does not have is an error of the command, and of an option that is given
     twice, the one behind the command counts.
     """
+
+    context_class = _Context
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -47,7 +78,17 @@ class CommandGroup(click.Group):
         if not ctx.resilient_parsing and self.get_command(ctx, args[0]) is None:
             raise click.UsageError(self._unknown(ctx, args[0]), ctx)
         name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            command.context_class = _Context
         return name, command, [*ctx.meta.pop(_PASSED_ON, ()), *rest]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands with their complete first sentence."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, command.get_short_help_str(_SENTENCE)) for name, command in commands if command]
+            )
 
     def _unknown(self, ctx: click.Context, name: str) -> str:
         from difflib import get_close_matches

@@ -99,6 +99,10 @@ class JobCleaned(Event):
             yield logging.INFO, f"{verb} {short_name(part.found.label)} ({human_size(part.size_bytes)})"
 
 
+ORPHAN = "orphan"
+"""The status of an orphan where an event is about a job; its id is its path."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobSkipped(Event):
     """A run kept a job; ``notable`` reasons need an operator's attention and are logged as warnings.
@@ -122,7 +126,8 @@ class JobSkipped(Event):
         return logging.WARNING if self.notable else logging.DEBUG
 
     def log_line(self) -> str:
-        return f"Kept job {short_name(self.job.id)}: {self.reason}"
+        noun = "orphan" if self.job.status == ORPHAN else "job"
+        return f"Kept {noun} {short_name(self.job.id)}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,11 @@ class Acknowledgements(Repository):
                     found |= {row.job_id: _acknowledgement(row) for row in connection.execute(statement)}
         return found
 
+    def is_acknowledged(self, job_id: str, warning: str) -> bool:
+        """Return whether the warning about a job, or about the orphan at a path, is acknowledged."""
+        found = self.acknowledgements([job_id]).get(job_id)
+        return found is not None and found.warning == warning
+
     def all_acknowledgements(self) -> list[Acknowledgement]:
         """Return all acknowledgements, ordered by job."""
         with self._database.read() as connection:

@@ -92,3 +92,32 @@ def test_a_ledger_from_an_earlier_version_has_no_acknowledgements(store: JobStor
     assert document(run_cli, store, "why", "old-1")["acknowledgement"] is None
     document(run_cli, store, "acknowledge", "old-1")
     assert warned(document(run_cli, store, "clean", "--dry-run")) == ["old-2"]
+
+
+def test_the_warning_about_an_orphan_is_acknowledged_by_its_path(store: JobStore, run_cli: RunCli) -> None:
+    (store.path / "cleanup_config.yaml").write_text(
+        "database: {timezone: UTC}\norphans: {delete_after_hours: 0}\nsafety: {min_idle_minutes: 0}\n"
+    )
+    for name in ("kept", "other"):
+        store.results(name).mkdir()
+        (store.results(name) / ".eemt-keep").touch()
+    (store.path / "uploads" / "deletable.tif").touch()
+    run = document(run_cli, store, "clean", "--allow-orphans")
+    assert warned(run) == ["old-1", "old-2", "results/kept/", "results/other/"]
+    document(run_cli, store, "acknowledge", "results/nothing", exit_code=1)
+    document(run_cli, store, "acknowledge", "uploads/../jobs.db", exit_code=1)
+    known = document(run_cli, store, "acknowledge", "results/kept")
+    assert (known["job_id"], known["acknowledged"]) == ("results/kept/", True)
+    run = document(run_cli, store, "clean", "--allow-orphans")
+    assert (warned(run), run["acknowledged"]) == (["old-1", "old-2", "results/other/"], 1)
+    (store.results("kept") / ".eemt-keep").unlink()  # nothing keeps it now, acknowledged or not
+    document(run_cli, store, "clean", "--allow-orphans")
+    assert not store.results("kept").exists()
+    document(run_cli, store, "acknowledge", "results/kept", "--remove")
+    assert document(run_cli, store, "acknowledge", "--list") == []
+
+
+def test_an_orphan_that_runs_do_not_warn_of_is_not_acknowledged(store: JobStore, run_cli: RunCli) -> None:
+    store.results("young").mkdir()
+    document(run_cli, store, "acknowledge", "results/young/", exit_code=1)
+    document(run_cli, store, "acknowledge", "results/due/", exit_code=1)  # the folder of a job

@@ -26,7 +26,7 @@ def configs(tmp_path: Path) -> tuple[Path, Path]:
 
 def file_of(run_cli: RunCli, *args: str | Path) -> str | None:
     done = run_cli(*args)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, done.stderr  # there is no job database
     file: str | None = json.loads(done.stdout)["file"]
     return file
 
@@ -130,3 +130,13 @@ def test_each_help_has_examples_of_its_command(path: tuple[str, ...]) -> None:
     for program, *words in examples:
         assert program == "eemtcleanupd"
         assert parse(words) == path
+
+
+@pytest.mark.parametrize("columns", [40, 60])
+@pytest.mark.parametrize("command", ["", "clean", "hold", "trash", "trash purge", "status"])
+def test_help_fits_into_a_narrow_terminal(run_cli: RunCli, command: str, columns: int) -> None:
+    done = run_cli(*command.split(), "--help", env={"COLUMNS": str(columns)})
+    assert done.returncode == 0
+    text, *_ = done.stdout.partition("Examples:")  # these are for copying
+    assert max(map(len, text.splitlines())) <= columns
+    assert "..." not in text.replace("[ARGS]...", "")
