@@ -123,10 +123,11 @@ def hold(  # noqa: PLR0917  (the options)
             }
         )
         return
-    echo_line(f"Job {printable(job_id)} is held {_duration(until)}: {printable(held.reason)}")
+    echo_line(f"Job {printable(job_id)} is held {_duration(until)}.")
     if replaced is not None:
         owner, old = printable(replaced.owner), printable(replaced.reason)
-        echo_line(f"This replaces a hold {_duration(replaced.until)}, by {owner}: {old}")
+        is_same = "" if reason else " (the reason stays)"
+        echo_line(f"This replaces a hold {_duration(replaced.until)}, by {owner}: {old}{is_same}")
     if warning is not None:
         click.echo(f"[WARNING] {warning}", err=True)
 

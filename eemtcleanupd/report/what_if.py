@@ -147,7 +147,7 @@ def _estimated(
     if held := sum(amount.jobs for amount in ages.held.values()):
         yield f"{plural(held, 'held job')}, kept at any retention until released."
     if kept := sum(amount.jobs for amount in ages.kept.values()):
-        yield f"{plural(kept, 'job')}, kept at any retention by another rule. See `eemtcleanupd why JOB`."
+        yield f"{plural(kept, 'job')} that the next run keeps for another rule. See `eemtcleanupd why JOB`."
     oldest = ages.oldest
     if oldest is None:
         yield "No job has ended yet, so nothing can be compared."
