@@ -330,10 +330,10 @@ def count_orphans(
 
 
 def orphan_warning(config: Config, label: str, now: datetime) -> tuple[Found, str | None] | None:
-    """Return the orphan at a path such as ``results/old/``, and why runs keep it with a warning, if they do.
+    """Return the orphan at a path such as ``results/old/``, and why runs keep it.
 
     Returns:
-        None if there is no such entry, or a row names it.
+        None if there is no such entry, or a row names it.  The reason is None if the next run deletes it.
 
     Raises:
         StoreError, RootError: the job store cannot be used.
@@ -357,11 +357,14 @@ def orphan_warning(config: Config, label: str, now: datetime) -> tuple[Found, st
         is_folder = stat.S_ISDIR(os.stat(name, dir_fd=root.fd, follow_symlinks=False).st_mode)
         found = Found(artifact, is_folder)
         if not Inventory(run, session, planner, lambda *_: None, is_recording=False).is_due(found):
-            return found, None
+            return found, _NO_ROW
         spelling = planner.other_spellings([artifact]).get(artifact)
         if spelling is not None:
             return found, _spelling_reason(spelling)
         return found, stay_reason(session, run.blockers(session.roots.values()), None, [found])
+
+
+_NO_ROW = "no row of the job table names it"
 
 
 def _spelling_reason(spelling: str) -> str:

@@ -271,13 +271,15 @@ class _Run:
 
         def plan_entries(entries: Sequence[tuple[Found, int]], kind: EntryKind) -> None:
             is_planned = kind is not EntryKind.ORPHAN
+            known = self._acknowledged(entries)
             for found, size_bytes in entries:
                 counts.orphans += is_planned
                 if is_planned and run.grace:
                     counts.orphan_trashed_bytes += size_bytes
                 elif is_planned:
                     counts.orphan_bytes += size_bytes
-                run.emit(OrphanFound(found, size_bytes, removed=False, planned=is_planned))
+                is_known = found in known and not is_planned
+                run.emit(OrphanFound(found, size_bytes, False, is_planned, acknowledged=is_known))
 
         for plans in selection.pages(self._planner, lambda: sharing):
             looked_at: list[str] = []
@@ -465,13 +467,21 @@ class _Run:
             if kind is not EntryKind.ORPHAN:
                 is_leftover = kind is EntryKind.LEFTOVER
                 staying = pipeline.process_orphans([found for found, _ in entries], are_leftovers=is_leftover)
+            if kind is EntryKind.LEFTOVER:
+                return
+            known = self._acknowledged(entries)
             for found, size_bytes in entries:
-                if kind is not EntryKind.LEFTOVER and found.artifact in staying:
-                    run.emit(OrphanFound(found, size_bytes, removed=False))
+                if found.artifact in staying:
+                    run.emit(OrphanFound(found, size_bytes, removed=False, acknowledged=found in known))
 
         inventory = Inventory(run, session, self._planner, handle, is_recording=True).scan()
         pipeline.finish()
         return inventory, pressure
+
+    def _acknowledged(self, entries: Sequence[tuple[Found, int]]) -> frozenset[Found]:
+        """Return the orphans of which an operator knows that they stay."""
+        known = self._session.ledger.acknowledgements([found.label for found, _ in entries])
+        return frozenset(found for found, _ in entries if found.label in known)
 
     def _warn_of_unowned_items(self) -> None:
         unowned = self._session.unowned_items()

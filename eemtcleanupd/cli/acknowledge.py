@@ -91,8 +91,7 @@ def _find_warning(config: Config, given: str) -> tuple[str, str]:
         found, warning = orphan
         if warning is None:
             raise CleanupError(
-                f"Runs do not warn about the orphan {printable(found.label)}. "
-                "Acknowledge only what `eemtcleanupd clean` warns about."
+                f"The next run deletes the orphan {printable(found.label)}, so there is no warning about it."
             )
         return found.label, warning
     state = None

@@ -51,7 +51,7 @@ class ConsoleReporter:
                     self._cleaned(event)
             case JobSkipped():
                 if event.notable:
-                    self._say("WARNING", f"Kept job {short_name(event.job.id)}: {event.reason}")
+                    self._say("WARNING", event.log_line())
                 else:
                     known = " (acknowledged)" if event.acknowledged else ""
                     self._detail(f"Keeping job {short_name(event.job.id)}: {event.reason}{known}")
@@ -114,9 +114,12 @@ class ConsoleReporter:
         if event.removed:
             self._detail(f"Deleted orphan {short_name(event.found.label)} ({human_size(event.size_bytes)})")
             return
-        self._orphans += 1
-        self._orphan_bytes += event.size_bytes
-        self._detail(f"Found orphan {short_name(event.found.label)} ({human_size(event.size_bytes)})")
+        if not event.acknowledged:
+            self._orphans += 1
+            self._orphan_bytes += event.size_bytes
+        known = " (acknowledged)" if event.acknowledged else ""
+        size = human_size(event.size_bytes)
+        self._detail(f"Found orphan {short_name(event.found.label)} ({size}){known}")
 
     def _finished(self, report: RunReport) -> None:
         if self._orphans:

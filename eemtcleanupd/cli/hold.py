@@ -127,7 +127,8 @@ def hold(  # noqa: PLR0917  (the options)
     if replaced is not None:
         owner, old = printable(replaced.owner), printable(replaced.reason)
         is_same = "" if reason else " (the reason stays)"
-        echo_line(f"This replaces a hold {_duration(replaced.until)}, by {owner}: {old}{is_same}")
+        length = "without an end" if replaced.until is None else _duration(replaced.until)
+        echo_line(f"This replaces a hold {length}, by {owner}: {old}{is_same}")
     if warning is not None:
         click.echo(f"[WARNING] {warning}", err=True)
 

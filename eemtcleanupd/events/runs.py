@@ -150,12 +150,14 @@ class OrphanFound(Event):
     """An entry of a root that no row names, or that an interrupted run left behind.
 
     ``removed`` if ``orphans.delete_after_hours`` had passed.  ``planned`` if a run would remove it.
+    ``acknowledged`` if a person knows that it stays.
     """
 
     found: Found
     size_bytes: int
     removed: bool
     planned: bool = False
+    acknowledged: bool = False
 
     def log_line(self) -> str:
         verb = "[DRY RUN] Would remove" if self.planned else "Removed" if self.removed else "Found"

@@ -73,6 +73,7 @@ class RunDocument:
                         "bytes": event.size_bytes,
                         "removed": event.removed,
                         "planned": event.planned,
+                        "acknowledged": event.acknowledged,
                     }
                 )
             case PurgePlanned():

@@ -117,7 +117,24 @@ def test_the_warning_about_an_orphan_is_acknowledged_by_its_path(store: JobStore
     assert document(run_cli, store, "acknowledge", "--list") == []
 
 
-def test_an_orphan_that_runs_do_not_warn_of_is_not_acknowledged(store: JobStore, run_cli: RunCli) -> None:
-    store.results("young").mkdir()
-    document(run_cli, store, "acknowledge", "results/young/", exit_code=1)
-    document(run_cli, store, "acknowledge", "results/due/", exit_code=1)  # the folder of a job
+def test_an_orphan_that_no_rule_deletes_is_acknowledged(store: JobStore, run_cli: RunCli) -> None:
+    for name in ("young", "other"):
+        store.results(name).mkdir()
+    assert "2 orphans" in run_cli("clean", cwd=store.path).stdout
+    assert document(run_cli, store, "acknowledge", "results/young/")["job_id"] == "results/young/"
+    for options in ([], ["--dry-run"]):
+        orphans = document(run_cli, store, "clean", *options)["orphans"]
+        assert {each["path"]: each["acknowledged"] for each in orphans} == {
+            "results/young/": True,
+            "results/other/": False,
+        }
+        assert "1 orphan " in run_cli("clean", *options, cwd=store.path).stdout
+    document(run_cli, store, "acknowledge", "results/old-1/", exit_code=1)  # the folder of a job
+
+
+def test_an_orphan_that_the_next_run_deletes_is_not_acknowledged(store: JobStore, run_cli: RunCli) -> None:
+    (store.path / "cleanup_config.yaml").write_text(
+        "database: {timezone: UTC}\norphans: {delete_after_hours: 0}\nsafety: {min_idle_minutes: 0}\n"
+    )
+    store.results("gone").mkdir()
+    document(run_cli, store, "acknowledge", "results/gone/", exit_code=1)
