@@ -30,7 +30,7 @@ from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.upload_index import UploadIndex
 from eemtcleanupd.deletion.walk import Measured, measure
 from eemtcleanupd.errors import RowError
-from eemtcleanupd.events import ORPHAN, JobSkipped, JobTally, Warned
+from eemtcleanupd.events import JobTally, Warned
 from eemtcleanupd.formatting import printable, shortened
 from eemtcleanupd.model import Artifact, Found, Job, RootName
 from eemtcleanupd.policy.ownership import (
@@ -195,9 +195,8 @@ class Inventory:
         return len(orphans) + len(due)
 
     def _report_kept(self, found: Found, reason: str) -> None:
-        is_known = self._session.ledger.is_acknowledged(found.label, reason)
-        job = Job(found.label, ORPHAN)
-        self._run.emit(JobSkipped(job, reason, notable=not is_known, acknowledged=is_known))
+        if not self._session.ledger.is_acknowledged(found.label, reason):
+            self._run.emit(Warned(f"Kept {shortened(printable(found.label))}: {reason}"))
 
     def _pass_on(self, of_kind: Mapping[EntryKind, Sequence[tuple[Found, int]]]) -> None:
         for kind, entries in of_kind.items():

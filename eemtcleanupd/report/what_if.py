@@ -19,7 +19,7 @@ from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.daemon.status_document import iso
 from eemtcleanupd.daemon.store_queries import StoreQueries
-from eemtcleanupd.errors import RootError
+from eemtcleanupd.errors import RootError, StoreError
 from eemtcleanupd.formatting import human_size, local_time, plural, printable, space
 from eemtcleanupd.model import JobClass
 from eemtcleanupd.policy.forecast import fit_line
@@ -96,7 +96,7 @@ def compare_retention(config: Config, clock: Clock, hooks: RunHooks) -> WhatIf:
 
         due: DueJobs | None = None
         if table.backlog(now).candidates <= MOST_DECIDED:
-            with suppress(RootError, OSError):
+            with suppress(RootError, StoreError, OSError):
                 due = due_jobs(RunContext.reading(config, policy, now, hooks), database, table)
         ages = JobAges(policy, now, measured_until)
         for group in groups():
