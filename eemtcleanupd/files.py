@@ -20,7 +20,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -214,6 +214,22 @@ def open_log(path: Path) -> int:
     with open_folder(path.parent) as folder:
         special = _open_special(path, flags, folder)
         return open_own(path, flags, dir_fd=folder) if special is None else special
+
+
+def require_log(path: Path, open_existing: Callable[[Path], int] = open_log) -> None:
+    """Check that a log can be opened, by ``open_existing``, or created; create nothing.
+
+    Raises:
+        OSError: it cannot.
+    """
+    if os.path.lexists(path):
+        os.close(open_existing(path))
+        return
+    place = next(place for place in path.absolute().parents if os.path.lexists(place))
+    if not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+    if not os.access(place, os.W_OK | os.X_OK, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
 
 
 def _open_special(path: Path, flags: int, folder: int) -> int | None:

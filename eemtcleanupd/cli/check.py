@@ -20,7 +20,7 @@ from eemtcleanupd.cli.common import (
     print_json,
     working_folder,
 )
-from eemtcleanupd.errors import BreakerError, CleanupError, ConfigError
+from eemtcleanupd.errors import BreakerError, CleanupError
 from eemtcleanupd.formatting import printable
 
 if TYPE_CHECKING:
@@ -101,15 +101,20 @@ def _warnings(loaded: Loaded) -> Iterator[str]:
             yield warning
 
 
-def _configuration_problem(config: Config) -> ConfigError | None:
+def _configuration_problem(config: Config) -> CleanupError | None:
     """Return why a daemon would refuse a configuration although it is valid."""
+    from eemtcleanupd.logs.setup import require_writable
+    from eemtcleanupd.notifiers import audit_log
     from eemtcleanupd.plugins import Plugins
     from eemtcleanupd.web.supervisor import require_usable
 
     try:
         Plugins(config)
         require_usable(config)
-    except ConfigError as error:
+        require_writable(config.logging.file)
+        if config.notifications.audit_log.enabled:
+            audit_log.require_writable(config.notifications.audit_log.path)
+    except CleanupError as error:
         return error
     return None
 

@@ -14,9 +14,11 @@ from eemtcleanupd.daemon.status import read_status, time_with_distance
 from eemtcleanupd.doctor import findings
 from eemtcleanupd.doctor.base import MAX_NAMES, Checks, can
 from eemtcleanupd.doctor.findings import NamedCheck, Result
-from eemtcleanupd.errors import BackupError
+from eemtcleanupd.errors import BackupError, CleanupError
 from eemtcleanupd.formatting import human_size, plural, printable
+from eemtcleanupd.logs.setup import require_writable
 from eemtcleanupd.model import Outcome
+from eemtcleanupd.notifiers import audit_log
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
@@ -60,7 +62,15 @@ class ServiceChecks(Checks):
             yield findings.problem(
                 f"{path} is not writable for user {os.geteuid()}. Runs fail, or their logs are lost.", advice
             )
-        if not refused:
+        if refused:
+            return
+        try:
+            require_writable(config.logging.file)
+            if config.notifications.audit_log.enabled:
+                audit_log.require_writable(config.notifications.audit_log.path)
+        except CleanupError as error:  # a folder in its place, for example
+            yield findings.problem(str(error))
+        else:
             yield findings.ok(f"Logs are writable below {config.paths.logs}.")
 
     def _check_capacity(self) -> Iterator[Result]:

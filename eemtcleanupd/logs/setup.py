@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from eemtcleanupd.config import Config
 from eemtcleanupd.errors import ConfigError
-from eemtcleanupd.files import open_folder, open_log
+from eemtcleanupd.files import open_folder, open_log, require_log
 from eemtcleanupd.privileges import own_rights
 
 log = logging.getLogger("eemtcleanupd")
@@ -140,14 +140,30 @@ def log_to_file(
             pass
         handler = _RotatingFile(path, on_error)
     except OSError as error:
-        raise ConfigError(
-            f"Cannot write the log {path} ({error.strerror}). Set logging.file to a writable path."
-        ) from error
+        raise _not_writable(path, error) from error
     handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(_FORMAT, _TIME_FORMAT))
     handler.setLevel(level)
     log.addHandler(handler)
     log.setLevel(min(handler.level, log.level or handler.level))
     return handler
+
+
+def require_writable(path: Path) -> None:
+    """Check whether :func:`log_to_file` could use a file; create nothing.
+
+    Raises:
+        ConfigError: it could not.
+    """
+    try:
+        require_log(path)
+    except OSError as error:
+        raise _not_writable(path, error) from error
+
+
+def _not_writable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"Cannot write the log {path} ({error.strerror}). Set logging.file to a writable path."
+    )
 
 
 class JournalFormatter(logging.Formatter):

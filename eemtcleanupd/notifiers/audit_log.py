@@ -23,7 +23,7 @@ from eemtcleanupd.config.plugin_settings import PluginSettings
 from eemtcleanupd.config.types import FilePath
 from eemtcleanupd.errors import AuditError
 from eemtcleanupd.events import AuditAnchor, AuditEntry
-from eemtcleanupd.files import locked, open_own, write_atomic
+from eemtcleanupd.files import locked, open_own, require_log, write_atomic
 from eemtcleanupd.hookspecs import hookimpl
 from eemtcleanupd.notifiers.audit_chain import (
     HASH_KEY,
@@ -197,6 +197,18 @@ def append_text(path: Path, entries: Sequence[AuditEntry]) -> None:
         descriptor = open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, mode=0o640)
         with open(descriptor, "ab") as file:  # noqa: PTH123
             file.write("".join(lines).encode())
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def require_writable(path: Path) -> None:
+    """Check whether entries could be written; create nothing.
+
+    Raises:
+        AuditError: they could not.
+    """
+    try:
+        require_log(path, lambda existing: open_own(existing, os.O_RDWR | os.O_APPEND))
     except OSError as error:
         raise _not_written(path, error) from error
 

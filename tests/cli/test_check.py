@@ -112,6 +112,9 @@ def test_no_key_differs_that_is_set_to_its_default(run_cli: RunCli, tmp_path: Pa
         ("paths: {database: missing.db}", 3),
         ("paths: {results: missing}", 3),
         ("plugins: [no_such_module]", 2),
+        ("logging: {file: jobs.db/cleanup.log}", 2),
+        ("logging: {file: results}", 2),
+        ("notifications: {audit_log: {path: results}}", 3),
     ],
 )
 def test_check_and_doctor_refuse_what_a_daemon_refuses_at_its_start(
