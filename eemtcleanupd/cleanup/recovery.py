@@ -111,7 +111,17 @@ def _is_deleted(session: StoreSession, intent: Intent) -> bool:
 
 
 def purge_expired(pipeline: Pipeline, trashed_before: datetime | None = None) -> None:
-    """Delete trash whose grace period has ended (or that is older than a time), oldest first."""
+    """Delete trash whose grace period has ended (or that is older than a time), oldest first.
+
+    A purge that a person asked for, with a time, also reports the held jobs that it keeps.
+    """
+    if trashed_before is not None:
+        session, now = pipeline.session, pipeline.run.clock()
+        due = session.ledger.expired(now, sys.maxsize, trashed_before=trashed_before, with_held=True)
+        held = _held(session, due, now)
+        for intent in due:
+            if intent.id in held:
+                pipeline.stats.skipped(_claimed_job(pipeline, intent).shown, held[intent.id])
 
     def expired(limit: int) -> list[Intent]:
         return pipeline.session.ledger.expired(pipeline.run.clock(), limit, trashed_before=trashed_before)
@@ -195,13 +205,20 @@ def plan_purge(
         due = session.ledger.expired(now, sys.maxsize, trashed_before=before, with_held=True)
         planner = Planner(RunContext.reading(config, policy, now, NullHooks()), session)
         reasons = _needed(session, planner, due)
-        with database.read() as connection:
-            holds = session.ledger.holds(connection, [intent.job_id for intent in due])
-        for intent in due:
-            if (hold := holds.get(intent.job_id)) is not None and hold.is_active(now):
-                reasons[intent.id] = f"held by {printable(hold.owner)}: {printable(hold.reason)}"
+        reasons |= _held(session, due, now)
         kept = [(intent, reasons[intent.id]) for intent in due if intent.id in reasons]
         return [intent for intent in due if intent.id not in reasons], kept
+
+
+def _held(session: StoreSession, intents: Sequence[Intent], now: datetime) -> dict[str, str]:
+    """Return the intents whose job is held, and the reason."""
+    with session.database.read() as connection:
+        holds = session.ledger.holds(connection, [intent.job_id for intent in intents])
+    return {
+        intent.id: f"held by {printable(hold.owner)}: {printable(hold.reason)}"
+        for intent in intents
+        if (hold := holds.get(intent.job_id)) is not None and hold.is_active(now)
+    }
 
 
 def _needed(session: StoreSession, planner: Planner, intents: Sequence[Intent]) -> dict[str, str]:

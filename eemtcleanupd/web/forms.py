@@ -174,7 +174,7 @@ def _finds_nothing(config: Config, body: CleanupBody | PurgeBody) -> bool:
     now = system_clock()
     with open_ledger(config) as ledger:
         return ledger is None or not (
-            ledger.open_intents() or ledger.expired(now, 1, trashed_before=now - body.age)
+            ledger.open_intents() or ledger.expired(now, 1, trashed_before=now - body.age, with_held=True)
         )
 
 

@@ -103,6 +103,9 @@ def test_purge_names_the_held_and_shared_items_that_it_keeps(
     reasons = {each["job_id"]: each["reason"] for each in done["kept"]}
     assert "paper" in reasons["a"]
     assert "uploads/shared.tif" in reasons["d"]
+    if not dry_run:  # the answer of the API has the same list
+        (run,) = store.sql("SELECT skipped FROM cleanup_runs WHERE trigger = 'trash'")
+        assert run == (2,)
     text = run_cli("trash", "purge", "--yes", cwd=store.path).stdout
     assert all(f"{name}: {reason}" in text for name, reason in reasons.items())
 
