@@ -127,8 +127,7 @@ def hold(  # noqa: PLR0917  (the options)
     if replaced is not None:
         owner, old = printable(replaced.owner), printable(replaced.reason)
         is_same = "" if reason else " (the reason stays)"
-        length = "without an end" if replaced.until is None else _duration(replaced.until)
-        echo_line(f"This replaces a hold {length}, by {owner}: {old}{is_same}")
+        echo_line(f"This replaces a hold {_length(replaced.until)}, by {owner}: {old}{is_same}")
     if warning is not None:
         click.echo(f"[WARNING] {warning}", err=True)
 
@@ -141,20 +140,24 @@ def release(given: str, as_json: bool) -> int:
     """Remove the hold from JOB (an id or the start of one); exit with 1 if it is not held."""
     config = load_config().config
     with open_audited(config) as (ledger, audit):
-        holds = ledger.all_holds() if ledger.exists() else []
-        states = {each.job_id: f"held {_duration(each.until)}, by {each.owner}" for each in holds}
+        holds = {each.job_id: each for each in ledger.all_holds()} if ledger.exists() else {}
+        states = {name: f"held {_duration(each.until)}, by {each.owner}" for name, each in holds.items()}
         job_id = complete(given, states, "held jobs")
         if job_id is not None:
             audit("release", job_id=printable(job_id))
             ledger.release(job_id)
     name = job_id or full_id(config, given)
+    hold = None if job_id is None else holds[job_id]
     if as_json:
-        print_json({"job_id": name, "held": False, "was_held": job_id is not None})
-    elif job_id is None:
+        removed = None if hold is None else asdict(hold)
+        print_json({"job_id": name, "held": False, "was_held": hold is not None, "removed": removed})
+    elif hold is None:
         echo_line(f"Job {printable(name)} is not held. List the held jobs with `eemtcleanupd holds`.")
     else:
         click.echo(f"Job {printable(name)} is no longer held.")
-    return 1 if job_id is None else 0
+        owner, reason = printable(hold.owner), printable(hold.reason)
+        echo_line(f"The hold was {_length(hold.until)}, by {owner}: {reason}")
+    return 1 if hold is None else 0
 
 
 @click.command(epilog=examples("holds", "holds --json"))
@@ -178,6 +181,10 @@ def holds(as_json: bool) -> None:
         echo_line(f"{printable(held.job_id)} {_duration(held.until)}, by {owner}: {reason}{gone}", indent=2)
     if not active:
         click.echo("No job is held.")
+
+
+def _length(until: datetime | None) -> str:
+    return "without an end" if until is None else _duration(until)
 
 
 def _duration(until: datetime | None) -> str:

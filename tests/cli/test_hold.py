@@ -75,3 +75,11 @@ def test_until_and_for_are_one_option(store: JobStore, run_cli: RunCli) -> None:
     done = run_cli("hold", "a", "--until", "2099-01-01", "--for", "7d", cwd=store.path)
     assert done.returncode == 2
     assert json.loads(run_cli("holds", "--json", cwd=store.path).stdout) == []
+
+
+def test_release_says_which_hold_it_removed(store: JobStore, run_cli: RunCli) -> None:
+    run_cli("hold", "a", "--reason", "paper", cwd=store.path)
+    done = json.loads(run_cli("release", "a", "--json", cwd=store.path).stdout)
+    assert (done["was_held"], done["removed"]["reason"], done["removed"]["until"]) == (True, "paper", None)
+    again = json.loads(run_cli("release", "a", "--json", cwd=store.path).stdout)
+    assert (again["was_held"], again["removed"]) == (False, None)
