@@ -205,9 +205,9 @@ class JobAges:
             amounts[group.job_class].add(group)
             self.add(opposite)
 
-    def set_due(self, groups: Iterable[EndedJobs], shared_bytes: Mapping[JobClass, int]) -> None:
-        """Set which of the counted jobs the next run cleans, and what several of them share."""
-        self._due = {of: _Amount(size_bytes=shared_bytes.get(of, 0)) for of in TERMINAL}
+    def set_due(self, groups: Iterable[EndedJobs], measured_bytes: Mapping[JobClass, int]) -> None:
+        """Set which of the counted jobs the next run cleans, and the bytes of others that were measured."""
+        self._due = {of: _Amount(size_bytes=measured_bytes.get(of, 0)) for of in TERMINAL}
         for group in groups:
             self._due[group.job_class].add(self._with_data(group))
 

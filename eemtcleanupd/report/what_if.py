@@ -109,7 +109,7 @@ def compare_retention(config: Config, clock: Clock, hooks: RunHooks) -> WhatIf:
         if due is not None:
             for group in groups(due.without_data):
                 ages.drop(group)
-            ages.set_due(groups(due.cleaned), due.shared_bytes)
+            ages.set_due(groups(due.cleaned), due.measured_bytes)
     disk = None
     if usage is not None:
         other = 0.0 if growth is None else max(0.0, -growth.bytes_per_day)
@@ -180,8 +180,14 @@ def _not_considered(config: Config, due: DueJobs | None) -> Iterator[str]:
             "With another retention, the next run frees at most as much as shown. Jobs that expire only then "
             "can be invalid, in use, vetoed or share an upload."
         )
-        if 0 < (most := config.safety.max_jobs_per_run) < len(due.cleaned):
-            yield f"{plural(len(due.cleaned), 'job')} expired, and each run cleans at most {most:,} of them."
+        if due.unmeasured:
+            yield (
+                f"{plural(due.unmeasured, 'job')} that share an upload, counted with their recorded size. It "
+                "can contain an upload that stays, or lack one that goes."
+            )
+        expired = len(due.cleaned) + due.measured
+        if 0 < (most := config.safety.max_jobs_per_run) < expired:
+            yield f"{plural(expired, 'job')} expired, and each run cleans at most {most:,} of them."
     yield "Breakers that refuse a run and cleanup under disk pressure are not considered."
 
 

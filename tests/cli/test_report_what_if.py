@@ -151,7 +151,10 @@ def test_the_configured_retention_frees_what_a_dry_run_of_the_same_moment_says(s
         store.job(name, days=0.2, files=number + 1, dem=dem)
     for number, name in enumerate(("failed", "failed, held", "edge", "margin")):
         store.job(name, "failed", days=0.2, files=30 + number)
+    store.job("cleaned", days=0.2, dem="last.tif")  # last.tif goes with the last of the two
     CliRunner().invoke(cli, ["clean"], catch_exceptions=False)
+    store.sql("UPDATE jobs SET data_cleaned_at = completed_at WHERE id = 'cleaned'")
+    store.sql("UPDATE jobs SET dem_filename = 'alone.tif' WHERE id = 'newest'")  # alone.tif stays since then
     for number, name in enumerate((*names, "alone", "both1", "both2", "one", "failed", "failed, held")):
         aged(store, name, days=20 - number / 100)
     aged(store, "margin", hours=12, minutes=2)
