@@ -55,19 +55,24 @@ def list_(as_json: bool) -> None:
     """List the items in the trash, in the order of their deletion, and their total."""
     with open_ledger(load_config().config) as ledger:
         intents = ledger.trashed() if ledger.exists() else []
+        holds = ledger.all_holds() if intents else []
+    now = system_clock()
+    held = {hold.job_id for hold in holds if hold.is_active(now)}
     if as_json:
-        print_json([_document(intent) for intent in intents])
+        print_json([{**_document(intent), "held": intent.job_id in held} for intent in intents])
         return
     if not intents:
         click.echo("The trash is empty.")
         return
     size = human_size(sum(intent.size_bytes for intent in intents))
-    first = min((each.purge_after for each in intents if each.purge_after is not None), default=None)
+    ends = (each.purge_after for each in intents if each.purge_after and each.job_id not in held)
+    first = min(ends, default=None)
     deletion = "" if first is None else f". The next one is deleted after {local_minute(first)}"
     echo_line(f"In the trash: {plural(len(intents), 'item')}, {size}{deletion}.", indent=2)
     for intent in intents:
         labels = ", ".join(printable(artifact.label) for artifact, _ in intent.items)
         deletion = "" if intent.purge_after is None else f", deleted after {local_minute(intent.purge_after)}"
+        deletion = ", held" if intent.job_id in held else deletion
         job, size = printable(intent.job_id) or "no job", human_size(intent.size_bytes)
         echo_line(f"{job} ({intent.status or 'orphan'}, {size}{deletion}): {labels}", indent=2)
 

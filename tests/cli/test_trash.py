@@ -80,6 +80,11 @@ def test_list_begins_with_the_number_the_bytes_and_the_next_deletion(
     next_one = min(datetime.fromisoformat(each["purge_after"]) for each in listed)
     for part in ("2 items", human_size(sum(each["bytes"] for each in listed)), local_minute(next_one)):
         assert part in first
+    for name in ("a", "b"):
+        assert run_cli("hold", name, cwd=store.path).returncode == 0
+    assert local_minute(next_one) not in run_cli("trash", "list", cwd=store.path).stdout  # held: not deleted
+    listed = json.loads(run_cli("trash", "list", "--json", cwd=store.path).stdout)
+    assert [each["held"] for each in listed] == [True, True]
 
 
 def runs(store: JobStore, run_cli: RunCli) -> list[str]:
