@@ -121,7 +121,7 @@ def purge_expired(pipeline: Pipeline, trashed_before: datetime | None = None) ->
         held = _held(session, due, now)
         for intent in due:
             if intent.id in held:
-                pipeline.stats.skipped(_claimed_job(pipeline, intent).shown, held[intent.id])
+                pipeline.stats.skipped(_claimed_job(pipeline, intent).labelled, held[intent.id])
 
     def expired(limit: int) -> list[Intent]:
         return pipeline.session.ledger.expired(pipeline.run.clock(), limit, trashed_before=trashed_before)
@@ -149,7 +149,7 @@ def purge(pipeline: Pipeline, intents: Sequence[Intent]) -> None:
     for intent in intents:
         job = _claimed_job(pipeline, intent)
         if intent.id in needed:
-            pipeline.stats.skipped(job.shown, f"it stays in the trash: {needed[intent.id]}")
+            pipeline.stats.skipped(job.labelled, f"it stays in the trash: {needed[intent.id]}")
             continue
         job.items = [
             (found, item)

@@ -269,18 +269,7 @@ class _Run:
         blockers = run.blockers(session.roots.values())
         sharing: set[str] = set()
 
-        def plan_entries(entries: Sequence[tuple[Found, int]], kind: EntryKind) -> None:
-            is_planned = kind is not EntryKind.ORPHAN
-            known = self._acknowledged(entries)
-            for found, size_bytes in entries:
-                counts.orphans += is_planned
-                if is_planned and run.grace:
-                    counts.orphan_trashed_bytes += size_bytes
-                elif is_planned:
-                    counts.orphan_bytes += size_bytes
-                is_known = found in known and not is_planned
-                run.emit(OrphanFound(found, size_bytes, False, is_planned, acknowledged=is_known))
-
+        plan_entries = partial(self._plan_entries, counts)
         for plans in selection.pages(self._planner, lambda: sharing):
             looked_at: list[str] = []
             for plan in plans:
@@ -331,6 +320,19 @@ class _Run:
         report = build_report(run, self._backlog, counts, selection, inventory)
         run.emit(RunFinished(report))
         return report
+
+    def _plan_entries(self, counts: RunCounts, entries: Sequence[tuple[Found, int]], kind: EntryKind) -> None:
+        """Count and report the entries of one kind that no job needs."""
+        is_planned = kind is not EntryKind.ORPHAN
+        known = self._acknowledged(entries)
+        for found, size_bytes in entries:
+            counts.orphans += is_planned
+            if is_planned and self._run.grace:
+                counts.orphan_trashed_bytes += size_bytes
+            elif is_planned:
+                counts.orphan_bytes += size_bytes
+            is_known = found in known and not is_planned
+            self._run.emit(OrphanFound(found, size_bytes, False, is_planned, acknowledged=is_known))
 
     def _plan_trash(self, counts: RunCounts) -> frozenset[str]:
         """Report what a run would delete from the trash; return the jobs that an interrupted run left."""

@@ -79,7 +79,7 @@ class ClaimedJob:
         return self.intent.state is IntentState.TRASHED and not self.is_orphan and self.marks_job_cleaned
 
     @property
-    def shown(self) -> Job:
+    def labelled(self) -> Job:
         """The job as messages name it: an orphan by its path."""
         return replace(self.job, id=self.intent.items[0][0].label) if self.is_orphan else self.job
 
@@ -302,7 +302,7 @@ class Staging:
             return False
         if reason is not None:
             self.put_back(job, [])
-            self._stats.skipped(job.shown, reason)
+            self._stats.skipped(job.labelled, reason)
             return False
         if not job.is_orphan and job.items:
             with stoppable_by(self._run.stop):
@@ -396,7 +396,7 @@ class Staging:
             reason = reasons[job.intent.id]
             if reason is not None:
                 self.put_back(job, job.items)
-                self._stats.skipped(job.shown, reason)
+                self._stats.skipped(job.labelled, reason)
                 continue
             needed = [
                 item

@@ -20,7 +20,7 @@ from eemtcleanupd.cli.common import (
     print_json,
     working_folder,
 )
-from eemtcleanupd.errors import BreakerError, CleanupError
+from eemtcleanupd.errors import BreakerError, CleanupError, NoDatabaseError
 from eemtcleanupd.formatting import printable
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ def check(as_json: bool, schema: bool, changed: bool) -> int:
     warnings = list(_warnings(loaded))
     unusable = _configuration_problem(loaded.config)
     database, problem = _examine_database(loaded.config)
-    problems = [each for each in (unusable, problem) if each is not None]
+    if isinstance(problem, NoDatabaseError):  # the web interface may create it after this check
+        warnings.append(str(problem))
+    problems = [each for each in (unusable, problem) if each and not isinstance(each, NoDatabaseError)]
     if as_json:
         print_json(
             {

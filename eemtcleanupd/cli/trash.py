@@ -226,6 +226,7 @@ def purge(older_than: float | None, yes: bool, quiet: bool, as_json: bool) -> in
         _print_purge(amount, kept, as_json=as_json, quiet=quiet)
         return 0
     confirm_destruction("Purged data cannot be restored.", "Purge the trash?", yes=yes)
+    request = RunRequest(caller(), Trigger.TRASH, purge_older_than=age, forget_missing=True)
     plugins = Plugins(config)
     progress = Progress()
     with (

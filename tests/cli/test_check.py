@@ -24,7 +24,7 @@ def test_check_shows_file_keys_values_and_origins(run_cli: RunCli, tmp_path: Pat
     file = tmp_path / "cleanup_config.yaml"
     file.write_text(CONFIG)
     result = run_cli("check", env={"EEMT_CLEANUP_BATCH_SIZE": "50", "EEMT_CLEANUP_BACH_SIZE": "5"})
-    assert (result.returncode, result.stderr) == (3, "")
+    assert (result.returncode, result.stderr) == (0, "")
     lines = [line.split(maxsplit=2) for line in result.stdout.splitlines()]
     assert result.stdout.startswith(f"Configuration file: {file}\n")
     assert ["retention.failed_jobs.hours", "24", f"{file}:2"] in lines
@@ -85,7 +85,7 @@ def test_changed_shows_only_what_differs_from_the_default(run_cli: RunCli, tmp_p
 
 def test_changed_without_a_file_shows_no_key(run_cli: RunCli) -> None:
     result = run_cli("check", "--changed")
-    assert result.returncode == 3
+    assert result.returncode == 0
     assert "performance." not in result.stdout
 
 
@@ -109,7 +109,6 @@ def test_no_key_differs_that_is_set_to_its_default(run_cli: RunCli, tmp_path: Pa
         ("api: {enabled: true, tokens_file: none.json}", 2),
         ("api: {enabled: true, listen: 'unix:s', tls_cert_file: a.pem, tls_key_file: b.pem}", 2),
         ("backup: {enabled: true}\nblocked_plugins: [backup]", 2),
-        ("paths: {database: missing.db}", 3),
         ("paths: {results: missing}", 3),
         ("plugins: [no_such_module]", 2),
         ("logging: {file: jobs.db/cleanup.log}", 2),
@@ -128,6 +127,14 @@ def test_check_and_doctor_refuse_what_a_daemon_refuses_at_its_start(
     (problem,) = answer.get("problems") or [answer["error"]]
     assert problem.partition(". ")[0] == refusal["error"].partition(". ")[0]
     assert run_cli("doctor", cwd=sample_store).returncode != 0
+
+
+def test_a_database_that_is_still_missing_is_warned_of(run_cli: RunCli, sample_store: Path) -> None:
+    (sample_store / "jobs.db").unlink()
+    result = run_cli("check", "--json", cwd=sample_store)
+    answer = json.loads(result.stdout)
+    assert (result.returncode, answer["problems"], len(answer["warnings"])) == (0, [], 1)
+    assert answer["database"]["error"] is not None
 
 
 def test_a_usable_configuration_has_no_problems(run_cli: RunCli, sample_store: Path) -> None:
