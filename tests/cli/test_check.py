@@ -43,7 +43,7 @@ def test_json_has_the_same_values(run_cli: RunCli, tmp_path: Path) -> None:
     assert answer["file"] == str(file)
     assert {"key": "retention.failed_jobs.hours", "value": 24, "from": f"{file}:2"} in answer["settings"]
     assert {"key": "plugins", "value": [], "from": "default"} in answer["settings"]
-    assert len(answer["warnings"]) == 2
+    assert len(answer["warnings"]) == 3
     assert "successful" in answer["policy"]
     assert "verysecret" not in result.stdout
 
