@@ -61,9 +61,9 @@ def check(as_json: bool, schema: bool, changed: bool) -> int:
     warnings = list(_warnings(loaded))
     unusable = _configuration_problem(loaded.config)
     database, problem = _examine_database(loaded.config)
-    if isinstance(problem, NoDatabaseError):  # the web interface may create it after this check
-        warnings.append(str(problem))
-    problems = [each for each in (unusable, problem) if each and not isinstance(each, NoDatabaseError)]
+    # The web interface may create its database after this check.
+    missing = problem if isinstance(problem, NoDatabaseError) else None
+    problems = [each for each in (unusable, problem) if each is not None and each is not missing]
     if as_json:
         print_json(
             {
@@ -84,7 +84,7 @@ def check(as_json: bool, schema: bool, changed: bool) -> int:
         )
     else:
         _print_table(loaded, settings, policy)
-        for warning in warnings:
+        for warning in [*warnings, *([] if missing is None else [missing])]:
             echo_line(click.style("[WARNING]", fg="yellow") + f" {warning}")
         if database is not None:
             echo_line(str(database))

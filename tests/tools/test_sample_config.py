@@ -25,7 +25,7 @@ def test_the_sample_loads_with_the_default_values(tmp_path: Path) -> None:
     copy = tmp_path / "cleanup_config.yaml"
     copy.write_bytes(SAMPLE.read_bytes())
     shown = load(copy, environ={}, cwd=tmp_path)
-    assert shown.config == load(None, environ={}, cwd=tmp_path).config
+    assert shown.config.model_dump() == load(None, environ={}, cwd=tmp_path).config.model_dump()
     assert shown.warnings == ()
 
 
