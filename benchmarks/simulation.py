@@ -24,6 +24,7 @@ from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion.dask_task import SLICE_SECONDS
 from eemtcleanupd.deletion.rate_limit import DeletionControls
 from eemtcleanupd.deletion.tree import FolderTask, empty_folder
+from eemtcleanupd.installation import add_extra
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 _THREADS = 4
@@ -104,7 +105,7 @@ def _file_cost(item: Path, files: int) -> float:
 
 def _task_costs(rounds: int, tasks: int = 200) -> Iterator[float]:
     if importlib.util.find_spec("distributed") is None:
-        raise SystemExit("to measure a task's cost needs dask: pip install 'eemtcleanupd[distributed]'")
+        raise SystemExit(f"to measure a task's cost needs dask. {add_extra('distributed')}")
     from distributed import Client, LocalCluster
 
     with (

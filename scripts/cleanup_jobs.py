@@ -22,8 +22,8 @@ except ImportError as error:
     if (command := shutil.which("eemtcleanupd", path=path)) is not None:
         os.execv(command, [command, "clean", *sys.argv[1:]])  # noqa: S606  (no shell is wanted)
     sys.exit(
-        f"cleanup_jobs.py: error: Module {error.name} is missing for {sys.executable}. Install the package "
-        "(pip install eemtcleanupd), or use the interpreter that has it."
+        f"cleanup_jobs.py: error: Module {error.name} is missing for {sys.executable}. Use the "
+        f"interpreter that has eemtcleanupd, or run in its source folder: {sys.executable} -m pip install ."
     )
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ Options of install and install-systemd:
   --schedule WHEN   five fields as in crontab(5), or a name such as @daily
                     (default: EEMT_CLEANUP_SCHEDULE, or "0 2 * * *": daily at 2:00)
   --directory DIR   folder of the job store, where the web interface runs (default: the current folder)
-  --config FILE     configuration file (default: EEMT_CLEANUP_CONFIG, or see docs/reference/configuration.md)
+  --config FILE     configuration file (default: EEMT_CLEANUP_CONFIG, else the first that exists of
+                    ./cleanup_config.yaml and /etc/eemtcleanupd/cleanup_config.yaml)
   --python FILE     Python interpreter that has eemtcleanupd (default: search for one)
 
 EEMT_... variables that are set now and affect the cleanup are included in the installed command.

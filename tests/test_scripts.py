@@ -41,7 +41,7 @@ def test_without_the_package_the_script_exits_with_advice(tmp_path: Path) -> Non
         [sys.executable, "-I", "-S", str(script)], capture_output=True, text=True, check=False
     )
     assert done.returncode != 0
-    assert "pip install eemtcleanupd" in done.stderr
+    assert f"{sys.executable} -m pip install ." in done.stderr
     assert "Traceback" not in done.stderr
 
 

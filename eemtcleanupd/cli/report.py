@@ -12,6 +12,7 @@ from eemtcleanupd.cli.common import echo_line, examples, load_config, store_opti
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import ConfigError, ReportError
 from eemtcleanupd.files import write_output
+from eemtcleanupd.installation import add_extra
 
 if TYPE_CHECKING:
     from eemtcleanupd.config import Config
@@ -124,7 +125,7 @@ def _plot_format(plot: Path) -> str:
             f"--plot {plot}: the suffix must be {' or '.join(f'.{form}' for form in FORMS)}."
         )
     if not can_draw():
-        raise ConfigError("--plot needs matplotlib. Install it: pip install 'eemtcleanupd[plots]'")
+        raise ConfigError(f"--plot needs matplotlib, which is missing. {add_extra('plots')}")
     return suffix
 
 

@@ -257,7 +257,7 @@ class PerformanceConfig(Section):
     executor: Literal["threads", "dask"] = Field(
         "threads",
         description="Where workers run. threads are on this machine; they move large folders to helper "
-        "processes. dask uses the workers of a cluster as well, see docs/how-to/speed-and-clusters.md.",
+        'processes. dask uses the workers of a cluster as well. See the page "Tune speed and use a cluster".',
     )
     dask: DaskConfig = Field(default_factory=DaskConfig)
     io_priority: Literal["best-effort", "idle"] = Field(
@@ -366,7 +366,7 @@ class PressureConfig(Section):
 class CapacityConfig(Section):
     """Budget for the data of all jobs. It only warns (`on: capacity` of a notifier).
 
-    See docs/how-to/reports-and-capacity.md.
+    See the page "Report and plan capacity".
     """
 
     max_bytes: Size | None = Field(
@@ -406,7 +406,7 @@ class WebInterfaceConfig(Section):
 class ApiConfig(Section):
     """HTTP interface and dashboard. Clients need a token, except on a Unix socket.
 
-    See docs/how-to/http-api.md.
+    See the page "Use the dashboard and the HTTP API".
     """
 
     enabled: bool = Field(False, description="Serve HTTP.")
@@ -482,7 +482,8 @@ class Config(Section):
     run_as: str = Field(
         "owner",
         description="User that a process of root becomes before it opens the job store: owner (who owns the "
-        "SQLite file, or paths.results if the database is on a server), root, or a name. See SECURITY.md.",
+        "SQLite file, or paths.results if the database is on a server), root, or a name. "
+        'See the page "Security".',
     )
     retention: RetentionConfig = Field(default_factory=RetentionConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
@@ -503,8 +504,8 @@ class Config(Section):
     plugins: Texts = Field(
         (),
         description="Modules of plugins to load, as MODULE or MODULE:NAME, in addition to installed plugins. "
-        "The settings of a plugin are in the block of its name under notifications, see "
-        "docs/how-to/write-a-notifier.md.",
+        "The settings of a plugin are in the block of its name under notifications. "
+        'See the page "Write a notifier".',
     )
     blocked_plugins: Texts = Field(
         (), description="Names of plugins that are not used although they are installed or built in."

@@ -23,6 +23,7 @@ from eemtcleanupd.deletion.dask_task import SLICE_SECONDS, ItemLocation, TaskRes
 from eemtcleanupd.deletion.rate_limit import DeletionControls
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.deletion.tree import FolderTask, OnSubfolder, RemovalStats
+from eemtcleanupd.installation import add_extra
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,9 @@ def missing_package() -> str | None:
     """Return what a run warns of if the optional package is not installed, else None."""
     if importlib.util.find_spec("distributed") is not None:
         return None
-    return f"performance.executor: dask requires eemtcleanupd[distributed]. {_FALLBACK}"
+    return (
+        f"performance.executor: dask needs the package distributed. {_FALLBACK} {add_extra('distributed')}"
+    )
 
 
 class DaskExecutor:

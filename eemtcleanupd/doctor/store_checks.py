@@ -32,6 +32,7 @@ from eemtcleanupd.doctor.base import MAX_NAMES, Checks, can
 from eemtcleanupd.doctor.findings import NamedCheck, Result
 from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.formatting import human_size, plural, printable
+from eemtcleanupd.installation import Page
 from eemtcleanupd.model import TRASH_NAME, RootName
 from eemtcleanupd.policy.breakers import ZoneEvidence, format_offset
 from eemtcleanupd.policy.retention import Policy
@@ -44,7 +45,7 @@ from eemtcleanupd.store.timestamps import utc_offset, zone_named
 _NEARLY_FULL_FRACTION = 0.95
 _MAX_ENTRIES = 10_000
 _PROPOSED_ORPHAN_HOURS = 720
-_DATABASE_PAGE = "docs/how-to/web-interface-database.md"
+_DATABASE_PAGE = Page.DATABASE.reference()
 
 
 class StoreChecks(Checks):
@@ -260,7 +261,8 @@ def _check_permissions(root: Root, *, is_known: bool) -> Result:
     if undeletable := [] if has_file_access() else _undeletable_folders(root):
         return findings.problem(
             f"User {uid} cannot empty {plural(len(undeletable), 'folder')} of {folder}: "
-            f"{_names(undeletable)}. The service can with the drop-in root-files.conf, see SECURITY.md.",
+            f"{_names(undeletable)}. The service can with the drop-in root-files.conf. "
+            f"See {Page.SECURITY.reference()}.",
             remedies.give(root.path, recursive=True),
         )
     if _is_foreign_trash(root):

@@ -13,6 +13,7 @@ from eemtcleanupd.config.types import FilePath
 from eemtcleanupd.events import Event, Severity
 from eemtcleanupd.formatting import plural
 from eemtcleanupd.hookspecs import Digest, NotifierSettings, RetryLater, hookimpl
+from eemtcleanupd.installation import add_extra
 from eemtcleanupd.notifiers.messages import render
 
 _TYPES = {Severity.GOOD: "success", Severity.WARNING: "warning", Severity.DANGER: "failure"}
@@ -72,7 +73,7 @@ def _service(urls: tuple[SecretStr, ...]) -> Any:
     try:
         import apprise
     except ImportError:
-        raise ValueError("Apprise is not installed: pip install 'eemtcleanupd[apprise]'") from None
+        raise ValueError(f"Apprise is not installed. {add_extra('apprise')}") from None
     logging.getLogger("apprise").setLevel(logging.CRITICAL)  # its log contains URLs
     service = apprise.Apprise()
     for number, url in enumerate(urls, start=1):

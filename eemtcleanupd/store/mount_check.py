@@ -11,9 +11,10 @@ import os
 from pathlib import Path
 
 from eemtcleanupd.errors import StoreError
+from eemtcleanupd.installation import Page
 from eemtcleanupd.store.database import Database
 
-_ADVICE = "Mount its folder instead (docs/how-to/docker.md)."
+_ADVICE = f"Mount its folder instead. See {Page.DOCKER.reference()}."
 
 
 def is_mounted_alone(file: Path) -> bool:

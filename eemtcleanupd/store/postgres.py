@@ -41,6 +41,7 @@ from sqlalchemy.types import TypeEngine
 
 from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.errors import CleanupError, StoreError
+from eemtcleanupd.installation import Page, add_extra
 from eemtcleanupd.store import advisory_lock
 from eemtcleanupd.store.advisory_lock import AdvisoryLock, Execute
 from eemtcleanupd.store.column_types import IntegerKey, TextKey, UuidKey
@@ -52,6 +53,7 @@ log = logging.getLogger("eemtcleanupd.store.database")
 DIALECTS: Final = ("postgresql", "postgres", "postgresql+psycopg")
 _LOCK_TIMEOUT = "2s"  # a waiting ALTER TABLE blocks all other programs, so retry it instead
 _CONNECT_SECONDS: Final = 10
+_PAGE: Final = Page.POSTGRESQL.reference()
 _ATTEMPTS: Final = 3
 # Serialization failures, deadlocks, lock timeouts, a server that is starting, and two programs that create
 # the same table, column or row.
@@ -112,11 +114,11 @@ class PostgresDatabase(Database):
         "failed to resolve host": "Check the host in paths.database.",
         "could not translate host": "Check the host in paths.database.",
         "timeout expired": "Check that the server is running and that no firewall blocks it.",
-        "must be owner of table jobs": "Its owner can append the columns once. See "
-        "docs/how-to/postgresql.md.",
-        "permission denied": "Grant the permission. See docs/how-to/postgresql.md.",
+        "must be owner of table jobs": f"Its owner can append the columns once. See {_PAGE}.",
+        "permission denied": f"Grant the permission. See {_PAGE}.",
         "row-level security": "A policy hides rows of jobs from this role, so their files would look "
-        "unused. Grant it BYPASSRLS, or make it the owner of the table. See docs/how-to/postgresql.md.",
+        "unused. Grant it BYPASSRLS, or make it the owner of the table. "
+        f"See {_PAGE}.",
         "read-only transaction": "This is a read-only replica. Use the primary server in paths.database.",
         "lock timeout": "Another program locked a row or table for longer than "
         "database.busy_timeout_seconds. pg_locks names it.",
@@ -130,8 +132,7 @@ class PostgresDatabase(Database):
             import psycopg  # noqa: F401  (an extra)
         except ImportError as error:
             raise StoreError(
-                f"The PostgreSQL driver for paths.database ({self.name}) is missing. "
-                "Run: pip install 'eemtcleanupd[postgres]'"
+                f"The PostgreSQL driver for paths.database ({self.name}) is missing. {add_extra('postgres')}"
             ) from error
         url = _url(address, self.name)
         self._password = url.password or ""

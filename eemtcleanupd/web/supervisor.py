@@ -29,6 +29,7 @@ from eemtcleanupd.daemon.messages import RunRequested, RunStopRequested
 from eemtcleanupd.errors import CleanupError, ConfigError, LockHeldError
 from eemtcleanupd.files import set_socket_mode
 from eemtcleanupd.formatting import printable
+from eemtcleanupd.installation import add_extra
 from eemtcleanupd.plugins import to_dict
 from eemtcleanupd.web.api_run import IN_MEMORY_BYTES, ApiRun, Outcome
 from eemtcleanupd.web.ipc import (
@@ -119,7 +120,9 @@ def require_usable(config: Config) -> None:
         return
     for name in _REQUIRED_MODULES:
         if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"api.enabled needs the module {name}. Run: pip install 'eemtcleanupd[web]'")
+            raise ConfigError(
+                f"api.enabled needs the module {name}, which is missing. {add_extra('web')}"
+            )
     if not api.listen.startswith(UNIX):
         require_tokens(config)
     tls_context(api)

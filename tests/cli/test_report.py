@@ -25,6 +25,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from eemtcleanupd.cli.main import cli
 from eemtcleanupd.errors import CleanupError
+from eemtcleanupd.installation import add_extra
 from eemtcleanupd.report import formats
 from eemtcleanupd.report.collect import gather
 from tests.cleanup.conftest import JobStore
@@ -282,7 +283,7 @@ def test_without_matplotlib_the_error_says_what_to_install(store: JobStore) -> N
         [sys.executable, "-c", program], cwd=store.path, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert "pip install 'eemtcleanupd[plots]'" in done.stderr
+    assert add_extra("plots") in done.stderr
 
 
 def test_without_a_history_a_plot_is_an_error_after_the_report(store: JobStore, report: Reporter) -> None:
