@@ -38,6 +38,7 @@ from eemtcleanupd.web.auth import Authenticator
 from eemtcleanupd.web.backend import Backend
 from eemtcleanupd.web.cache import ResponseCache
 from eemtcleanupd.web.context import ApiContext
+from eemtcleanupd.web.pages import Pages
 from eemtcleanupd.web.router import routes as interface
 from tools import sample_config
 from tools.json_schema import Spec, block_of, default, kind, leaves, resolve
@@ -255,7 +256,7 @@ def routes() -> str:
     context = ApiContext.create(
         backend, ResponseCache(), auth.refusals, auth.requires("read"), auth.requires("clean")
     )
-    app = build_routes(context, auth)
+    app = build_routes(Pages(context, auth))
     description = app.openapi()
     scopes = dict(_scopes([*app.routes, *interface(context).routes]))
     pieces = []

@@ -108,9 +108,10 @@ class Progress:
     """The progress of a run, for readers in other threads; jobs include those that are kept.
 
     A job is done when it is kept, or when its data is deleted or in the trash.  ``limits`` is set when other
-    rate limits than those of the run's configuration are in force.
+    rate limits than those of the run's configuration are in force.  ``run_id`` is empty until the run starts.
     """
 
+    run_id: str = ""
     jobs_total: int = 0
     bytes_trashed: int = 0
     pool: DeletionPool | None = None

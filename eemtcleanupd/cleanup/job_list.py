@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,12 +18,14 @@ from eemtcleanupd.store.job_rows import CleanupRecord, JobFilter, JobRows, Row
 from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.ledger import Ledger
 
+_BATCH, _MOST_BATCHES = 1_000, 10
+
 
 class DataState(StrEnum):
     """Where the data of a job is.
 
-    An expired job is cleaned by the next run, unless that finds it in use.  The rules cannot decide about a
-    job that needs attention.
+    An expired job is cleaned by the next run, unless that finds it in use.  A job needs attention if the
+    rules cannot decide about it, or if the last run failed to clean it.
     """
 
     KEPT = "kept"
@@ -36,12 +38,16 @@ class DataState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobQuery:
-    """Which jobs to list: see :class:`JobFilter`.  ``held`` lists those with an active hold only."""
+    """Which jobs to list: see :class:`JobFilter`.
+
+    ``held`` lists only those with an active hold, ``needs_attention`` only those in that state.
+    """
 
     start: str = ""
     job_class: JobClass | None = None
     cleaned: bool | None = None
     held: bool = False
+    needs_attention: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +55,8 @@ class ListedJob:
     """A job in a list.  Times are aware, in UTC.
 
     Attributes:
-        why: the rule that keeps or expires the job, or what the run that cleaned it did.
+        why: the rule that keeps or expires the job, why the last run failed to clean it, or what the run that
+            cleaned it did.
         kept_until: the end of its retention and of its hold; None if that is not known, or it was cleaned.
         size_bytes: what its data needs, or needed before it was cleaned; None if nothing has measured it.
     """
@@ -87,39 +94,72 @@ def list_jobs(config: Config, query: JobQuery, after: str | None, limit: int, no
         policy = Policy.from_config(config.retention)
         jobs = job_table(database, config, policy, has_parameters=False)
         ledger = Ledger(database)
-        has_ledger = ledger.exists()
+        table = _Table(database, jobs, ledger if ledger.exists() else None, policy, now)
+        if query.needs_attention:
+            return table.attention_page(query, after, limit)
         if query.held:
-            holds = ledger.all_holds() if has_ledger else []
-            held_ids = [hold.job_id for hold in holds if hold.is_active(now)]
-            wanted_ids = [job_id for job_id in held_ids if job_id.startswith(query.start)]
-            page = _page_of(jobs, database, wanted_ids, after, limit)
+            page = table.held_page(query, after, limit)
         else:
-            wanted = JobFilter(query.start, query.job_class, query.cleaned)
-            with database.read() as connection:
-                page = jobs.page(connection, wanted, after, limit)
+            page = table.page(JobFilter(query.start, query.job_class, query.cleaned), after, limit)
+        return JobPage(tuple(table.described(page)), page.next_after, page.is_partial)
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """The job table with what the ledger, if there is one, knows about its rows."""
+
+    database: Database
+    jobs: JobTable
+    ledger: Ledger | None
+    policy: Policy
+    now: datetime
+
+    def page(self, wanted: JobFilter, after: str | None, limit: int) -> JobRows:
+        with self.database.read() as connection:
+            return self.jobs.page(connection, wanted, after, limit)
+
+    def held_page(self, query: JobQuery, after: str | None, limit: int) -> JobRows:
+        holds = [] if self.ledger is None else self.ledger.all_holds()
+        held = [hold.job_id for hold in holds if hold.is_active(self.now)]
+        wanted = [job_id for job_id in held if job_id.startswith(query.start)]
+        return _page_of(self.jobs, self.database, wanted, after, limit)
+
+    def attention_page(self, query: JobQuery, after: str | None, limit: int) -> JobPage:
+        """Return a page of the jobs that need attention, which only the rules can tell from others."""
+        wanted = JobFilter(query.start, query.job_class, cleaned=False)
+        found: list[ListedJob] = []
+        for _ in range(_MOST_BATCHES):
+            rows = self.page(wanted, after, _BATCH)
+            found += [job for job in self.described(rows) if job.state is DataState.ATTENTION]
+            if len(found) > limit:
+                return JobPage(tuple(found[:limit]), found[limit - 1].job_id)
+            after = rows.next_after
+            if after is None:
+                return JobPage(tuple(found))
+        return JobPage(tuple(found), after, is_partial=True)
+
+    def described(self, page: JobRows) -> Iterator[ListedJob]:
         ids = [row.job.id for row, _ in page.rows]
         held: dict[str, Hold] = {}
         sizes: dict[str, int] = {}
         trashed: dict[str, Intent] = {}
-        if has_ledger:
-            with database.read() as connection:
-                held, sizes = ledger.holds(connection, ids), ledger.measured(connection, ids)
-            trashed = ledger.trashed_jobs(ids)
-    listed = []
-    for row, record in page.rows:
-        job_id = row.job.id
-        listed.append(
-            _listed(
+        failures: dict[str, str] = {}
+        if self.ledger is not None:
+            with self.database.read() as connection:
+                held, sizes = self.ledger.holds(connection, ids), self.ledger.measured(connection, ids)
+            trashed, failures = self.ledger.trashed_jobs(ids), self.ledger.last_failures(ids)
+        for row, record in page.rows:
+            job_id = row.job.id
+            yield _listed(
                 row,
                 record,
-                policy,
-                now,
+                self.policy,
+                self.now,
                 hold=held.get(job_id),
                 trashed=trashed.get(job_id),
                 measured=sizes.get(job_id),
+                failure=failures.get(job_id),
             )
-        )
-    return JobPage(tuple(listed), page.next_after, page.is_partial)
 
 
 def _page_of(
@@ -142,6 +182,7 @@ def _listed(
     hold: Hold | None,
     trashed: Intent | None,
     measured: int | None,
+    failure: str | None,
 ) -> ListedJob:
     job, is_held = row.job, hold is not None and hold.is_active(now)
     until = None
@@ -151,7 +192,9 @@ def _listed(
     else:
         decision = decide(job, policy, now, hold=hold)
         why, until = decision.reason, kept_until(decision, policy, now, hold)
-        if decision.clean:
+        if decision.clean and failure is not None:
+            state, why = DataState.ATTENTION, f"the last run failed to clean it: {failure}"
+        elif decision.clean:
             state = DataState.EXPIRED
         elif decision.notable:
             state = DataState.ATTENTION

@@ -130,6 +130,7 @@ def clean(
         progress=progress or Progress(),
         hooks=hooks or NullHooks(),
     )
+    run.progress.run_id = run.id
     try:
         with ExitStack() as stack:
             if not request.dry_run and (message := release_initial_ballast(config)):

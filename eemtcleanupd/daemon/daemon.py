@@ -267,8 +267,8 @@ class Daemon:
             case messages.RunRequested():
                 self._scheduler.request_run(message)
             case messages.RunStopRequested():
-                log.warning("User %s stops the run in progress", printable(message.user))
-                self._runner.stop()
+                if self._runner.stop(message.run_id):
+                    log.warning("User %s stops the run in progress", printable(message.user))
             case Notice.CHECK_TRASH if is_active:
                 self._scheduler.check_trash()
             case Notice.CHECK_PRESSURE if is_active:

@@ -76,9 +76,10 @@ class RunRequested:
 
 @dataclass(frozen=True, slots=True)
 class RunStopRequested:
-    """Stop the run in progress in order; ``user`` requests it."""
+    """Stop the run ``run_id`` in order, or without it the run in progress; ``user`` requests it."""
 
     user: str
+    run_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

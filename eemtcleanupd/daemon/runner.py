@@ -67,10 +67,16 @@ class Runner:
         self.active_run = ActiveRun(request, self._clock(), progress, stop, thread)
         thread.start()
 
-    def stop(self) -> None:
-        """Ask the run to stop in order; ``RunEnded`` follows as usual."""
-        if self.active_run is not None:
-            self.active_run.stop.set()
+    def stop(self, run_id: str | None = None) -> bool:
+        """Ask the run to stop in order, and return whether there is one; ``RunEnded`` follows as usual.
+
+        With ``run_id``, another run continues.
+        """
+        run = self.active_run
+        if run is None or run_id not in {None, run.progress.run_id}:
+            return False
+        run.stop.set()
+        return True
 
     def apply_limits(self, config: Config) -> None:
         """Apply the rate limits of a new configuration to the active run, if any."""

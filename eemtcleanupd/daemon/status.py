@@ -48,12 +48,13 @@ class RunStatus:
     jobs_total: int
     bytes_freed: int
     bytes_trashed: int = 0
+    run_id: str = ""
 
     @classmethod
     def of(cls, trigger: str, started_at: datetime, progress: Progress) -> RunStatus:
         """Return the status of a run that has this progress."""
         jobs = (progress.jobs_done, progress.jobs_total)
-        return cls(trigger, started_at, *jobs, progress.bytes_freed, progress.bytes_trashed)
+        return cls(trigger, started_at, *jobs, progress.bytes_freed, progress.bytes_trashed, progress.run_id)
 
     def summary(self) -> str:
         """Return the progress as one line."""

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, desc, func, insert, select
 
+from eemtcleanupd.batches import batched
 from eemtcleanupd.formatting import BYTES_PER_MB
-from eemtcleanupd.store.base import Repository
-from eemtcleanupd.store.tables import AUDIT, LOG
+from eemtcleanupd.model import Trigger
+from eemtcleanupd.store.base import MOST_VALUES, Repository
+from eemtcleanupd.store.tables import AUDIT, LOG, RUNS
 from eemtcleanupd.store.timestamps import utc_timestamp
 
 
@@ -50,6 +52,20 @@ class History(Repository):
         statement = select(LOG).where(LOG.c.run_id == run_id, LOG.c.action == "failed")
         with self._database.read() as connection:
             return [_log_entry(row) for row in connection.execute(statement.order_by(LOG.c.id).limit(limit))]
+
+    def last_failures(self, job_ids: Sequence[str]) -> dict[str, str]:
+        """Return why the last run that ended failed to clean each of these jobs; a purge is no such run."""
+        newest = select(RUNS.c.id).where(RUNS.c.finished_at.is_not(None), RUNS.c.trigger != Trigger.TRASH)
+        last = newest.order_by(desc(RUNS.c.started_at), desc(func.coalesce(RUNS.c.number, 0))).limit(1)
+        failed = select(LOG.c.job_id, LOG.c.message).where(
+            LOG.c.run_id == last.scalar_subquery(), LOG.c.action == "failed"
+        )
+        messages: dict[str, str] = {}
+        with self._database.read() as connection:
+            for page in batched(job_ids, MOST_VALUES):
+                rows = connection.execute(failed.where(LOG.c.job_id.in_(page)))
+                messages |= {row.job_id: row.message for row in rows}
+        return messages
 
     def log_entries(self, run_id: str) -> Iterable[LogEntry]:
         """Yield what a run did, in order.  Rows are read in pages, as a run can clean a million jobs."""

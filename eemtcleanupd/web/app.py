@@ -15,26 +15,31 @@ from eemtcleanupd.web.backend import Backend
 from eemtcleanupd.web.cache import CacheMiddleware, ResponseCache
 from eemtcleanupd.web.context import ApiContext
 from eemtcleanupd.web.dashboard import build_pages
+from eemtcleanupd.web.error_pages import ErrorPages
 from eemtcleanupd.web.middleware import SecurityMiddleware
-from eemtcleanupd.web.problems import AsciiJsonResponse, error_responses, problem_from
+from eemtcleanupd.web.pages import Pages
+from eemtcleanupd.web.problems import AsciiJsonResponse, error_responses, http_error, problem_from
 from eemtcleanupd.web.router import routes
 
+_UNKNOWN = {404: "There is nothing at this address.", 405: "This address does not accept this method."}
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def create_app(backend: Backend, authenticator: Authenticator) -> ASGIApp:
-    """Return the application with its middleware: security checks first, then the cache."""
+    """Return the application with its middleware: error pages, then security checks, then the cache."""
     cache = ResponseCache()
     refusals, requires = authenticator.refusals, authenticator.requires
     context = ApiContext.create(backend, cache, refusals, requires("read"), requires("clean"))
-    app = build_routes(context, authenticator)
-    return SecurityMiddleware(
-        CacheMiddleware(app, cache, authenticator), lambda: backend.config.api, refusals.record
-    )
+    pages = Pages(context, authenticator)
+    app = build_routes(pages)
+    cached = CacheMiddleware(app, cache, authenticator)
+    guarded = SecurityMiddleware(cached, lambda: backend.config.api, refusals.record)
+    return ErrorPages(guarded, lambda problem: pages.render("problem", caller=None, problem=problem))
 
 
-def build_routes(context: ApiContext, authenticator: Authenticator) -> FastAPI:
+def build_routes(pages: Pages) -> FastAPI:
     """Return all routes, without the middleware."""
+    context = pages.context
     app = FastAPI(
         title="eemtcleanupd",
         version=__version__,
@@ -47,7 +52,7 @@ def build_routes(context: ApiContext, authenticator: Authenticator) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
-        answer = problem_from(error)
+        answer = problem_from(http_error(error.status_code, _UNKNOWN.get(error.status_code, error.detail)))
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             # FastAPI has a route per method, and each names only its own in Allow (RFC 9110, 15.5.6).
             allowed = {
@@ -82,5 +87,5 @@ def build_routes(context: ApiContext, authenticator: Authenticator) -> FastAPI:
         return AsciiJsonResponse(app.openapi())
 
     app.include_router(routes(context))
-    app.include_router(build_pages(context, authenticator))
+    app.include_router(build_pages(pages))
     return app

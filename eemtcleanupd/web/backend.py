@@ -128,9 +128,9 @@ class DaemonBackend:
         body = run.options.model_dump()
         self._channel.send({"request": name, "number": number, "user": run.user, "body": body})
 
-    def stop_run(self, user: str) -> None:
-        """Ask the daemon to stop its run in order."""
-        self._channel.send({"request": "stop run", "user": user})
+    def stop_run(self, user: str, run_id: str | None) -> None:
+        """Ask the daemon to stop its run in order, if it is the run ``run_id`` or that is None."""
+        self._channel.send({"request": "stop run", "user": user, "run_id": run_id})
 
     def overview(self) -> dict[str, Any]:
         """Return the status of the daemon and the job store."""
@@ -203,10 +203,10 @@ class LocalBackend:
             thread = threading.Thread(target=self._run, args=(run, self._running), name="run (api)")
         thread.start()
 
-    def stop_run(self, user: str) -> None:
-        """Ask this backend's run to stop in order."""
+    def stop_run(self, user: str, run_id: str | None) -> None:
+        """Ask this backend's run to stop in order, if it is the run ``run_id`` or that is None."""
         with self._lock:
-            if self._running is not None:
+            if self._running is not None and run_id in {None, self._running.progress.run_id}:
                 log.warning("User %s stops the run in progress", printable(user))
                 self._running.stop.set()
 

@@ -6,24 +6,24 @@ from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.exceptions import HTTPException
 
-from eemtcleanupd.web.auth import SESSION_LIFETIME, Authenticator, Caller, session_cookie_name
+from eemtcleanupd.web.auth import SESSION_LIFETIME, Caller, session_cookie_name
 from eemtcleanupd.web.cache import PLAN_FRESH_SECONDS
-from eemtcleanupd.web.context import ApiContext
 from eemtcleanupd.web.dashboard_data import DashboardData
 from eemtcleanupd.web.forms import add_forms
 from eemtcleanupd.web.lists import add_lists
 from eemtcleanupd.web.pages import MEDIA_TYPES, Pages
+from eemtcleanupd.web.problems import http_error
 from eemtcleanupd.web.routes.runs import plan_document
 from eemtcleanupd.web.what_if_panel import what_if_panel
 
 _STALE_SECONDS = 5.0
 
 
-def build_pages(context: ApiContext, authenticator: Authenticator) -> APIRouter:
+def build_pages(pages: Pages) -> APIRouter:
     """Return the routes of the pages, of login and logout, and of the static files."""
+    context = pages.context
     router = APIRouter(include_in_schema=False, route_class=context.guard.route_class(accepts_forms=True))
     backend, cache, data = context.backend, context.cache, DashboardData(context.backend)
-    pages = Pages(context, authenticator)
 
     @router.get("/")
     async def dashboard(request: Request) -> Response:
@@ -42,7 +42,7 @@ def build_pages(context: ApiContext, authenticator: Authenticator) -> APIRouter:
     @router.get("/static/{name}")
     async def asset(name: str) -> Response:
         if name not in pages.static:
-            return Response(status_code=404)
+            raise http_error(404, "There is no such file.")
         # The pages' links contain a hash of the files, so browsers can cache them permanently.
         headers = {"Cache-Control": "public, max-age=31536000, immutable"}
         return Response(pages.static[name], media_type=MEDIA_TYPES[name.rpartition(".")[2]], headers=headers)
@@ -55,6 +55,13 @@ def build_pages(context: ApiContext, authenticator: Authenticator) -> APIRouter:
 
 def _add_session_routes(router: APIRouter, pages: Pages) -> None:
     authenticator = pages.authenticator
+
+    @router.get("/login")
+    @router.get("/logout")
+    @router.get("/stop")
+    def form() -> Response:
+        """Lead to the page with the form, which the dashboard is for these."""
+        return RedirectResponse("/", 303)
 
     @router.post("/login")
     def login(request: Request, token: str = Form("")) -> Response:

@@ -19,17 +19,20 @@ from eemtcleanupd.web.cache import PLAN_FRESH_SECONDS
 from eemtcleanupd.web.context import open_ledger
 from eemtcleanupd.web.dashboard_data import plan_summary
 from eemtcleanupd.web.pages import Pages, from_key
+from eemtcleanupd.web.problems import http_error
 from eemtcleanupd.web.routes.jobs import hold_job, release_job, restore_job
 from eemtcleanupd.web.routes.runs import plan_document, start_run, stop_run
 from eemtcleanupd.web.schemas import CleanupBody, HoldBody, PurgeBody, ReleaseBody, RestoreBody
 
 _START_SECONDS = 10.0
+_MOST_DAYS = 36_500
 
 
 def add_forms(router: APIRouter, pages: Pages) -> None:
     """Add the routes: GET shows the form that POST receives."""
     _add_job_forms(router, pages)
-    _add_run_forms(router, pages)
+    _add_confirmations(router, pages)
+    _add_run_actions(router, pages)
 
 
 def _add_job_forms(router: APIRouter, pages: Pages) -> None:
@@ -86,7 +89,7 @@ def _add_job_forms(router: APIRouter, pages: Pages) -> None:
         return await pages.show(request, "result", values, "clean")
 
 
-def _add_run_forms(router: APIRouter, pages: Pages) -> None:
+def _add_confirmations(router: APIRouter, pages: Pages) -> None:
     context = pages.context
     backend, cache = context.backend, context.cache
 
@@ -130,6 +133,10 @@ def _add_run_forms(router: APIRouter, pages: Pages) -> None:
 
         return await pages.respond(request, make, "clean")
 
+
+def _add_run_actions(router: APIRouter, pages: Pages) -> None:
+    context = pages.context
+
     async def start(request: Request, options: Callable[[], CleanupBody | PurgeBody]) -> Response:
         async def make(caller: Caller) -> Response:
             body = options()
@@ -155,9 +162,12 @@ def _add_run_forms(router: APIRouter, pages: Pages) -> None:
         return await start(request, lambda: CleanupBody.model_validate({}))
 
     @router.post("/stop")
-    async def stop(request: Request) -> Response:
+    async def stop(request: Request, run_id: str = Form("")) -> Response:
         async def make(caller: Caller) -> Response:
-            await stop_run(context, caller)
+            # The run that the page showed: without its id, the form would stop whichever follows it.
+            if not run_id:
+                raise CleanupError("The form names no run. Reload the page of the run, and stop it there.")
+            await stop_run(context, caller, run_id)
             return RedirectResponse("/", 303)
 
         return await pages.respond(request, make, "clean")
@@ -182,23 +192,32 @@ def _hours(days: str) -> float | None:
     """Return a number of days from a form in hours, None for an empty field.
 
     Raises:
-        CleanupError: it is not a number.
+        HTTPException: 422, it is not a number of days that a hold can have.
     """
     if not days.strip():
         return None
-    try:
-        return 24 * float(days)
-    except ValueError:
-        raise CleanupError("The days are not a number. Give a number such as 7, or nothing.") from None
+    if (number := _number(days)) is None or not 0 < number <= _MOST_DAYS:
+        raise http_error(
+            422,
+            f"A hold lasts more than 0 and at most {_MOST_DAYS:,} days. Give a number such as 7, or nothing.",
+        )
+    return 24 * number
 
 
 def _hours_since(shown_at: str) -> float:
     """Return how long ago a page was shown, so that what moved to the trash since then stays there.
 
     Raises:
-        CleanupError: the form does not say when.
+        HTTPException: 422, the form does not say when.
     """
+    now = system_clock().timestamp()
+    if (then := _number(shown_at)) is None or not 0 <= now - then <= _MOST_DAYS * 86400:
+        raise http_error(422, "Confirm the purge on its page, which lists its content.")
+    return (now - then) / 3600
+
+
+def _number(text: str) -> float | None:
     try:
-        return (system_clock().timestamp() - float(shown_at)) / 3600
+        return float(text)
     except ValueError:
-        raise CleanupError("Confirm the purge on its page, which lists its content.") from None
+        return None

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from eemtcleanupd.cleanup.job_list import JobQuery, list_jobs
 from eemtcleanupd.cleanup.job_state import job_state
+from eemtcleanupd.cleanup.session import find_job_id
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.daemon.status_document import run_document
 from eemtcleanupd.errors import AuditError
@@ -50,7 +51,13 @@ def _add_job_pages(router: APIRouter, pages: Pages) -> None:
         def values(_: Caller) -> dict[str, Any]:
             start = from_key(q.strip())
             job_class = JobClass(status) if status in set(JobClass) else None
-            query = JobQuery(start, job_class, _SHOWN.get(show), held=show == "held")
+            query = JobQuery(
+                start,
+                job_class,
+                _SHOWN.get(show),
+                held=show == "held",
+                needs_attention=show == "attention",
+            )
             place = None if after is None else from_key(after)
             page = list_jobs(backend.config, query, place, _ROWS, system_clock())
             return {
@@ -66,8 +73,9 @@ def _add_job_pages(router: APIRouter, pages: Pages) -> None:
     @router.get("/job")
     async def job(request: Request, job_id: str = "") -> Response:
         def values(_: Caller) -> dict[str, Any]:
-            state = job_state(backend.config, from_key(job_id), backend.plugins, system_clock())
-            if state is None:
+            found = find_job_id(backend.config, from_key(job_id))
+            state = found and job_state(backend.config, found, backend.plugins, system_clock())
+            if not state:
                 raise http_error(404, f"There is no job {printable(from_key(job_id))}.")
             return {
                 "job": state,

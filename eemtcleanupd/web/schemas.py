@@ -77,6 +77,16 @@ class PurgeBody(_Body):
         return timedelta(hours=self.older_than_hours)
 
 
+class StopBody(_Body):
+    """Which run to stop."""
+
+    run_id: Text | None = Field(
+        None,
+        description="Stop only this run: 409 if another is in progress. Without it, any run is stopped.",
+        examples=["20240120T020001-3f2a"],
+    )
+
+
 class JobCounts(BaseModel):
     """Numbers of jobs."""
 

@@ -325,8 +325,8 @@ class _WorkerProcess:
                 self._request_run(channel, number, storable(user), CleanupBody.model_validate(body))
             case {"request": "purge", "number": int(number), "user": user, "body": body}:
                 self._request_run(channel, number, storable(user), PurgeBody.model_validate(body))
-            case {"request": "stop run", "user": user}:
-                self._daemon.inbox.put(RunStopRequested(storable(user)))
+            case {"request": "stop run", "user": user, "run_id": str() | None as run_id}:
+                self._daemon.inbox.put(RunStopRequested(storable(user), run_id))
             case _:
                 raise ValueError("The type of the message is unknown.")
 

@@ -20,6 +20,7 @@ from eemtcleanupd.web.backend import LocalBackend
 from eemtcleanupd.web.cache import ResponseCache
 from eemtcleanupd.web.context import ApiContext
 from eemtcleanupd.web.guard import MAX_STREAMS, MAX_STREAMS_PER_CALLER, Places
+from eemtcleanupd.web.pages import Pages
 from tests.cleanup.conftest import JobStore
 
 HOST = "web.example.org"
@@ -119,7 +120,7 @@ def test_every_route_has_the_guard(store: JobStore) -> None:
     authenticator = Authenticator(backend)
     read, clean = authenticator.requires("read"), authenticator.requires("clean")
     context = ApiContext.create(backend, ResponseCache(), authenticator.refusals, read, clean)
-    app = build_routes(context, authenticator)
+    app = build_routes(Pages(context, authenticator))
 
     def find_routes(owner: Any) -> Iterator[APIRoute]:
         for route in owner.routes:

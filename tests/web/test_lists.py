@@ -71,6 +71,48 @@ def test_a_job_has_a_page_and_an_unknown_one_has_not(site: Site) -> None:
     site.get("/job", status=404)
 
 
+def test_the_start_of_an_id_finds_the_job_while_no_other_starts_so(site: Site) -> None:
+    assert '<h1>Job <span class="id">young</span></h1>' in site.get("/job?job_id=you")
+    assert "many-000" in site.get("/job?job_id=many-00", status=409)
+
+
+def test_the_list_of_jobs_that_need_attention_has_what_no_rule_or_no_run_can_clean(tmp_path: Path) -> None:
+    store = create_store(tmp_path / "store")
+    store.job("undated", days=None)
+    store.job("odd", "archived")
+    store.job("evil", dem="../a")
+    for number in range(1500):
+        store.job(f"many-{number:04}", days=0.1, files=0)
+    with site_of(store) as site:
+        assert site.jobs("/jobs?show=attention") == ["evil", "odd", "undated"]
+        assert site.jobs("/jobs?show=attention&q=o&status=unknown") == ["odd"]
+        with open_ledger(site.backend.config, create=True):
+            pass
+        for run, trigger, job in (("1", "cron", "b"), ("2", "cron", "a"), ("3", "trash", "young")):
+            site.store.sql(
+                "INSERT INTO cleanup_runs (id, number, started_at, finished_at, trigger)"
+                " VALUES (?, ?, ?, '2026-01-09 00:00:00', ?)",
+                *(run, int(run), f"2026-01-0{run} 00:00:00", trigger),
+            )
+            site.store.sql(
+                "INSERT INTO cleanup_log (run_id, job_id, action, message) VALUES (?, ?, 'failed', 'EIO')",
+                *(run, job),
+            )
+        assert site.jobs("/jobs?show=attention") == ["a", "evil", "odd", "undated"]
+        assert "EIO" in site.get("/jobs?show=attention")
+
+
+def test_a_search_for_jobs_that_need_attention_is_continued(tmp_path: Path) -> None:
+    store = create_store(tmp_path / "store")
+    store.sql(
+        "INSERT INTO jobs (id, workflow_type, status) WITH RECURSIVE n(i) AS"
+        " (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 11999)"
+        " SELECT printf('many-%05d', i), 'sol', CASE WHEN i % 200 = 7 THEN 'odd' ELSE 'running' END FROM n"
+    )
+    with site_of(store) as site:
+        assert len(site.jobs("/jobs?show=attention")) == 60
+
+
 @pytest.mark.parametrize("job_id", ODD)
 def test_a_job_of_any_name_is_found_by_its_link(site: Site, job_id: str) -> None:
     site.store.sql(

@@ -18,6 +18,7 @@ from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.cleanup.ballast import release_initial_ballast
 from eemtcleanupd.config import Config
 from eemtcleanupd.errors import CleanupError
+from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import Trigger
 from eemtcleanupd.report.run_document import RunDocument
 from eemtcleanupd.web.api_run import ApiRun, Outcome, run_document
@@ -25,7 +26,7 @@ from eemtcleanupd.web.auth import Caller
 from eemtcleanupd.web.backend import Backend
 from eemtcleanupd.web.context import ApiContext
 from eemtcleanupd.web.problems import COMMON_ERRORS, AsciiJsonResponse, FieldProblem, error_responses, problem
-from eemtcleanupd.web.schemas import CleanupAnswer, CleanupBody, PurgeBody, RunAccepted
+from eemtcleanupd.web.schemas import CleanupAnswer, CleanupBody, PurgeBody, RunAccepted, StopBody
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +81,9 @@ def add_run_routes(router: APIRouter, context: ApiContext) -> None:
             **error_responses(409),
         },
     )
-    async def stop(caller: Caller = Depends(context.may_clean)) -> Response:
+    async def stop(body: StopBody | None = None, caller: Caller = Depends(context.may_clean)) -> Response:
         """Stop the run in progress. The next run continues its work."""
-        await stop_run(context, caller)
+        await stop_run(context, caller, None if body is None else body.run_id)
         return AsciiJsonResponse({"stopping": True}, 202)
 
 
@@ -129,16 +130,22 @@ async def start_run(context: ApiContext, caller: Caller, options: CleanupBody | 
     return run
 
 
-async def stop_run(context: ApiContext, caller: Caller) -> None:
-    """Write the audit log, and ask the backend to stop its run.
+async def stop_run(context: ApiContext, caller: Caller, run_id: str | None) -> None:
+    """Write the audit log, and ask the backend to stop its run, or only the run ``run_id``.
 
     Raises:
-        CleanupError: the backend has no run; one of a command is stopped where it was started.
+        CleanupError: the backend has no run, or another; one of a command is stopped where it was started.
     """
-    if await context.backend.progress() is None:
+    active = await context.backend.progress()
+    if active is None:
         raise CleanupError("There is no run to stop. Stop a run of a command where it was started.")
-    await asyncio.to_thread(context.audit, caller, "http_stop")
-    context.backend.stop_run(caller.name)
+    if run_id not in {None, active.run_id}:
+        raise CleanupError(
+            f"Run {printable(str(run_id))} is not in progress, so nothing was stopped. "
+            f"Run {active.run_id or '(starting)'} is."
+        )
+    await asyncio.to_thread(context.audit, caller, "http_stop", run_id=active.run_id)
+    context.backend.stop_run(caller.name, run_id)
     context.cache.clear()
 
 

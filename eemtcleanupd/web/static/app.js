@@ -56,6 +56,7 @@ if ($('running')) {
     const progress = JSON.parse(event.data);
     wasRunning = true;
     $('running').hidden = false;
+    if ($('stop-run')) $('stop-run').value = progress.run_id;
     if ($('clean')) $('clean').disabled = true;
     $('bar').max = progress.jobs_total || 1;
     $('bar').value = progress.jobs_done;
