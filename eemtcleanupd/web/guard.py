@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 import anyio.to_thread
 from fastapi import Depends, Request, Response
@@ -20,6 +21,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
+from eemtcleanupd.formatting import printable
 from eemtcleanupd.web.problems import http_error, problem_from
 from eemtcleanupd.web.refusals import Refusal, Refusals
 
@@ -62,7 +64,7 @@ class Places:
 
 
 class RouteGuard:
-    """Checks of origin, body and number of requests, with one record of refusals.
+    """Checks of address, origin, body and number of requests, with one record of refusals.
 
     ``settings`` returns the ``api`` block in force.
     """
@@ -91,6 +93,7 @@ class RouteGuard:
     async def handle(self, request: Request, handle: Handler, *, accepts_forms: bool = False) -> Response:
         """Return the answer of ``handle``, a refusal, or another error as problem details."""
         try:
+            _check_address(request.scope)
             if request.method not in _SAFE_METHODS:
                 self._check(request.headers, accepts_forms=accepts_forms)
             return await handle(Request(request.scope, _limited(request.receive)))
@@ -169,6 +172,27 @@ class _EventStream(StreamingResponse):
         with self._place as is_held:
             answer = super().__call__ if is_held else problem_from(self._excess())
             await answer(scope, receive, send)
+
+
+def _check_address(scope: Scope) -> None:
+    """Refuse text that not every database can store, and that would be another text when it is decoded.
+
+    Raises:
+        RequestValidationError: names the parameter.
+    """
+    path = [("path", unquote_to_bytes(scope.get("raw_path") or b""))]
+    # Latin-1 has a character for each byte.
+    query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True, encoding="latin-1")
+    for name, value in [*path, *((name, value.encode("latin-1")) for name, value in query)]:
+        problem = "The value contains a NUL character." if b"\0" in value else None
+        try:
+            value.decode()
+        except UnicodeDecodeError:
+            problem = "The value is not UTF-8."
+        if problem is not None:
+            raise RequestValidationError(
+                [{"loc": ("query", printable(name)), "msg": problem, "type": "text"}]
+            )
 
 
 def _limited(receive: Receive) -> Receive:

@@ -135,7 +135,7 @@ def test_a_key_of_no_job_finds_none(site: Site, key: str) -> None:
     params = {"q": key, "after": key, "job": key, "job_id": key, "before": key}
     for path, status in {"/jobs": 200, "/job": 404, "/trash": 200, "/runs": 200, "/hold": 200}.items():
         answer = site.client.get(path, params=params, headers=site.bearer("clean"))
-        assert answer.status_code == status
+        assert answer.status_code == (422 if "\0" in key else status)
     assert from_key(to_key(key)) == key
 
 
