@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     Field,
@@ -426,14 +427,17 @@ class ApiConfig(Section):
     )
     tls_key_file: FilePath | None = Field(None, description="Private key of the certificate (PEM).")
     allowed_hosts: Texts = Field(
-        (), description="Host names that clients can use in addition to localhost and IP addresses."
+        (),
+        description="Host names that clients can use in addition to localhost, IP addresses and the host of "
+        "public_url.",
     )
     trusted_proxies: Texts = Field(
         (), description="Addresses of proxies whose X-Forwarded-For header is trusted."
     )
     public_url: HttpUrl | None = Field(
         None,
-        description="URL at which browsers reach the dashboard. Notifications then link to the run's page.",
+        description="URL at which browsers reach the dashboard. Notifications link to its pages, and clients "
+        "can use its host name.",
         examples=["https://cleanup.example.com"],
     )
 
@@ -442,6 +446,13 @@ class ApiConfig(Section):
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             raise ValueError("Set both tls_cert_file and tls_key_file, or neither.")
         return self
+
+    @property
+    def host_names(self) -> frozenset[str]:
+        """Names of this server besides its addresses, in lower case, with a port where one is given."""
+        public = urlsplit(self.public_url or "")
+        given = (*self.allowed_hosts, public.netloc, public.hostname or "")
+        return frozenset(name.lower() for name in given if name)
 
 
 class MetricsConfig(Section):

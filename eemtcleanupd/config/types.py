@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, TypeAdapter, WrapValidator
 
@@ -52,6 +53,17 @@ class DatabaseAddress(str):
 
     def __repr__(self) -> str:
         return repr(self.redacted)
+
+
+def _without_slash(url: str) -> str:
+    """Return a URL without a slash at its end.
+
+    Raises:
+        ValueError: its host or its port is invalid.
+    """
+    if urlsplit(url).port == 0:
+        raise ValueError("Port 0 is invalid.")
+    return url.rstrip("/")
 
 
 def require(test: Callable[[Any], object], message: str) -> AfterValidator:
@@ -168,7 +180,7 @@ HttpUrl = Annotated[
         re.compile(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", re.IGNORECASE).fullmatch,
         "Write http://HOST:PORT or https://HOST:PORT, also with a path, but without a password.",
     ),
-    AfterValidator(lambda url: url.rstrip("/")),
+    AfterValidator(_without_slash),
 ]
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[Text, ...], Strict(False)]

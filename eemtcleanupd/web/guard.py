@@ -6,7 +6,7 @@ The routes are made with the guard's route class, so none exists without its che
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -115,7 +115,7 @@ class RouteGuard:
             HTTPException: 403 or 413.
             RequestValidationError: the body is a form, and the route takes JSON.
         """
-        if _is_cross_site(headers, self._settings().allowed_hosts):
+        if _is_cross_site(headers, self._settings().host_names):
             origin = headers.get("origin", headers.get("sec-fetch-site", ""))
             raise http_error(403, f"A page of another site sent this request: {origin[:100]}.")
         length = headers.get("content-length", "0")
@@ -213,7 +213,7 @@ def _too_large() -> HTTPException:
     return http_error(413, f"The body is larger than {MAX_BODY_BYTES} bytes.")
 
 
-def _is_cross_site(headers: Headers, allowed_hosts: Iterable[str]) -> bool:
+def _is_cross_site(headers: Headers, host_names: Collection[str]) -> bool:
     """Return whether a browser sent the request for a page of another origin.
 
     Pages cannot set either header.  Browsers send ``Sec-Fetch-Site`` over HTTPS (Fetch Metadata).  It stays
@@ -225,5 +225,5 @@ def _is_cross_site(headers: Headers, allowed_hosts: Iterable[str]) -> bool:
     if origin is None:
         return False
     scheme, _, name = origin.lower().partition("://")
-    names = {headers.get("host", "").lower(), *(host.lower() for host in allowed_hosts)}
-    return scheme not in {"http", "https"} or name not in names
+    is_own = name == headers.get("host", "").lower() or name in host_names
+    return scheme not in {"http", "https"} or not is_own

@@ -103,9 +103,9 @@ def _refusal(scope: Scope, headers: dict[bytes, str], settings: ApiConfig) -> tu
 
 def _is_allowed_host(host: str, settings: ApiConfig) -> bool:
     """Return whether a Host header names this server: this prevents DNS rebinding by other sites."""
-    allowed = {name.lower() for name in settings.allowed_hosts}
+    allowed = set(settings.host_names)
     if settings.listen.startswith("unix:"):
-        if not allowed:
+        if not settings.allowed_hosts:
             return True  # browsers reach a Unix socket only through a proxy
     else:
         allowed |= {"localhost", "127.0.0.1", "[::1]", settings.listen.rpartition(":")[0]}

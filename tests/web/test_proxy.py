@@ -21,7 +21,7 @@ TEXT = (Path(__file__).parents[2] / "docs" / "how-to" / "http-api.md").read_text
 def test_the_example_for_nginx(store: JobStore, tmp_path: Path) -> None:
     assert NGINX is not None
     (example,) = re.findall(r"^```nginx\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
-    daemon = start(store, api="allowed_hosts: [cleanup.example.org], trusted_proxies: ['127.0.0.1']")
+    daemon = start(store, api="public_url: 'https://cleanup.example.org', trusted_proxies: ['127.0.0.1']")
     port = free_port()
     folder = tmp_path / "nginx"  # nginx of root gives it to another user
     folder.mkdir()
