@@ -12,7 +12,7 @@ from eemtcleanupd.events import RunFailed, RunFinished, RunStarted
 from eemtcleanupd.hookspecs import NotifierSettings, hookimpl
 from eemtcleanupd.model import Outcome
 from eemtcleanupd.notifiers.http import post
-from eemtcleanupd.notifiers.messages import render
+from eemtcleanupd.notifiers.messages import first_lines, render
 
 _MAX_BODY_BYTES = 10_000
 
@@ -61,5 +61,5 @@ def _ping(settings: PingSettings, suffix: str, text: str) -> str:
     assert settings.url is not None  # noqa: S101  (checked with the settings)
     parts = urlsplit(settings.url.get_secret_value())
     url = SecretStr(parts._replace(path=parts.path.rstrip("/") + suffix).geturl())
-    body = text.encode("utf-8", "replace")[:_MAX_BODY_BYTES]
+    body = "\n".join(first_lines(text.split("\n"), _MAX_BODY_BYTES)).encode("utf-8", "replace")
     return post(url, body, content_type="text/plain; charset=utf-8", timeout_seconds=settings.timeout_seconds)

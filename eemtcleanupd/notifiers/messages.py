@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from heapq import nlargest
+from itertools import accumulate
+from typing import NamedTuple
 
 from eemtcleanupd.events import Event, JobNote, RunFinished, RunReport, Severity, StorageState
 from eemtcleanupd.formatting import human_size, local_time, plural, printable, shortened
@@ -17,7 +19,25 @@ _NAMED_JOBS = 3
 # An error names one or two paths, and a path without its middle cannot be found.
 _ERROR_LIMIT = 1000
 Facts = list[tuple[str, str]]
-Lists = tuple[tuple[str, tuple[str, ...]], ...]
+
+
+class Listing(NamedTuple):
+    """A title with lines, and how many ``more`` there are."""
+
+    title: str
+    lines: tuple[str, ...]
+    more: int = 0
+
+    def cut(self, limit: int) -> Listing:
+        """Return the list with the lines that fit into ``limit`` bytes, and with the others counted."""
+        lines = tuple(first_lines(self.lines, limit))
+        return Listing(self.title, lines, self.more + len(self.lines) - len(lines))
+
+
+def first_lines(lines: Sequence[str], limit: int) -> Sequence[str]:
+    """Return the first lines that fit into ``limit`` bytes of UTF-8 together, and always the first."""
+    ends = accumulate(len(line.encode("utf-8", "replace")) + 1 for line in lines)
+    return lines[: max(1, sum(end <= limit for end in ends))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +52,7 @@ class Message:
     headline: str
     severity: Severity
     facts: tuple[tuple[str, str], ...]
-    lists: Lists = ()
+    lists: tuple[Listing, ...] = ()
     storage: StorageState | None = None
     link: str | None = None
 
@@ -41,9 +61,16 @@ class Message:
         lines = [f"{title}: {value}" for title, value in self.facts]
         if self.link is not None:
             lines.append(f"{LINK_TITLE}: {self.link}")
-        for title, entries in self.lists:
+        for title, entries, more in self.lists:
             lines += ["", f"{title}:", *(f"  {entry}" for entry in entries)]
+            if more:
+                lines.append(f"  {more_text(more)}" + ("" if self.link is None else f": {self.link}"))
         return "\n".join(lines)
+
+
+def more_text(more: int) -> str:
+    """Return what follows a list that is not complete."""
+    return f"and {more:,} more"
 
 
 def render(event: Event | Digest, settings: NotifierSettings | None = None) -> Message:
@@ -96,7 +123,7 @@ def _report_message(event: RunFinished) -> Message:
     if report.pressure:
         facts.append(("Disk pressure", _line(report.pressure)))
     lists = _lists(
-        ("Errors", _failures(report)),
+        ("Errors", _failures(report), report.errors),
         ("Kept by plugins", (f"{_line(note.job_id)}: {_line(note.message)}" for note in report.vetoed)),
         ("Biggest jobs", _sizes(report.biggest)),
     )
@@ -139,7 +166,7 @@ def _digest_message(digest: Digest) -> Message:
     failures = [line for report in reports for line in _failures(report)]
     failures += [f"run {event.run_id}: {_line(event.error)}" for event in digest.failed]
     biggest = [note for report in reports for note in report.biggest]
-    lists = _lists(("Errors", failures[:10]), ("Biggest jobs", _sizes(biggest)))
+    lists = _lists(("Errors", failures[:10], errors), ("Biggest jobs", _sizes(biggest)))
     severity = Severity.DANGER if errors else Severity.GOOD
     subject = f"FAILED: {headline}" if errors else headline
     return Message(subject, severity, tuple(facts), lists, storage)
@@ -179,8 +206,13 @@ def _storage_facts(storage: StorageState | None) -> Facts:
     return facts
 
 
-def _lists(*lists: tuple[str, Iterable[str]]) -> Lists:
-    return tuple((title, lines) for title, given in lists if (lines := tuple(given)))
+def _lists(*lists: tuple[str, Iterable[str]] | tuple[str, Iterable[str], int]) -> tuple[Listing, ...]:
+    """Return the lists that have a line; each can be given with the number of all lines."""
+    listings = []
+    for title, given, *total in lists:
+        if lines := tuple(given):
+            listings.append(Listing(title, lines, max(0, sum(total) - len(lines))))
+    return tuple(listings)
 
 
 def _failures(report: RunReport) -> list[str]:

@@ -11,7 +11,7 @@ from eemtcleanupd.config.types import FilePath
 from eemtcleanupd.events import Event
 from eemtcleanupd.hookspecs import Digest, NotifierSettings, hookimpl
 from eemtcleanupd.notifiers.http import post
-from eemtcleanupd.notifiers.messages import Message, render
+from eemtcleanupd.notifiers.messages import Listing, Message, more_text, render
 
 # Slack accepts 40,000 characters (https://docs.slack.dev/reference/methods/chat.postMessage).
 _MAX_TEXT = 3000
@@ -48,8 +48,8 @@ def payload(message: Message) -> dict[str, object]:
         for title, value in message.facts
     ]
     fields += [
-        {"title": title, "value": _escaped("\n".join(lines), _MAX_VALUE), "short": False}
-        for title, lines in message.lists
+        {"title": listing.title, "value": _lines(listing.cut(_MAX_VALUE), message.link), "short": False}
+        for listing in message.lists
     ]
     headline = _escaped(message.headline, _MAX_TEXT)
     attachment = {
@@ -68,6 +68,14 @@ def payload(message: Message) -> dict[str, object]:
         "unfurl_links": False,
         "attachments": [attachment],
     }
+
+
+def _lines(listing: Listing, link: str | None) -> str:
+    lines = [_escaped(line, _MAX_VALUE) for line in listing.lines]
+    if listing.more:
+        text = more_text(listing.more)
+        lines.append(text if link is None else f"<{_escaped(link, _MAX_TEXT).replace('|', '%7C')}|{text}>")
+    return "\n".join(lines)
 
 
 def _escaped(text: str, limit: int) -> str:

@@ -17,7 +17,7 @@ from eemtcleanupd.events import Event, Severity
 from eemtcleanupd.formatting import plural
 from eemtcleanupd.hookspecs import Digest, RetryLater
 from eemtcleanupd.notifiers.email import EmailSettings
-from eemtcleanupd.notifiers.messages import LINK_TITLE, Message, render
+from eemtcleanupd.notifiers.messages import LINK_TITLE, Message, more_text, render
 from eemtcleanupd.report.plots import trend_png
 
 _Refused = dict[str, tuple[int, bytes]]
@@ -29,9 +29,11 @@ _TEMPLATE = """\
 {% for title, value in message.facts %}<tr><td><b>{{ title }}</b></td><td>{{ value }}</td></tr>
 {% endfor %}</table>
 {% if message.link %}<p>{{ link_title }}: <a href="{{ message.link }}">{{ message.link }}</a></p>
-{% endif %}{% for title, lines in message.lists %}<h3>{{ title }}</h3><ul>
+{% endif %}{% for title, lines, more in message.lists %}<h3>{{ title }}</h3><ul>
 {% for line in lines %}<li>{{ line }}</li>
-{% endfor %}</ul>
+{% endfor %}{% if more and message.link %}<li><a href="{{ message.link }}">{{ more_text(more) }}</a></li>
+{% elif more %}<li>{{ more_text(more) }}</li>
+{% endif %}</ul>
 {% endfor %}{% if image_id %}<h3>Storage trend</h3>
 <img src="cid:{{ image_id }}" alt="Storage of the last 90 days">
 {% endif %}</body></html>
@@ -130,6 +132,7 @@ def compose(message: Message, settings: EmailSettings) -> EmailMessage:
         .render(
             message=message,
             link_title=LINK_TITLE,
+            more_text=more_text,
             color=_COLORS[message.severity],
             image_id=image_id[1:-1] if image else None,
         )

@@ -16,13 +16,25 @@ from eemtcleanupd.delivery.serialization import decode, encode
 from eemtcleanupd.events import JobNote, JobTally, RunFinished, StorageState
 from eemtcleanupd.hookspecs import Digest
 from eemtcleanupd.model import Outcome
-from eemtcleanupd.notifiers.messages import render
+from eemtcleanupd.notifiers.messages import Listing, render
 from eemtcleanupd.plugins import Plugins
 from tests.notifiers.conftest import StartMail
 from tests.notifiers.samples import FAILED, FINISHED, NOW, report
 
 URL = "https://cleanup.example.com/eemt"
 PAGE = f"{URL}/runs/20260615T120000-abcd"
+ERRORS = [f"job-{number}: Permission denied results/{'x' * 400}.tif" for number in range(10)]
+MANY_ERRORS = RunFinished(
+    report(
+        "errors",
+        errors=30,
+        storage=None,
+        failures=tuple(
+            JobNote(job_id, "completed", 0, message)
+            for job_id, message in (line.split(": ") for line in ERRORS)
+        ),
+    )
+)
 MakePlugins = Callable[[str], Plugins]
 Arrived = Callable[..., dict[str, Any]]
 
@@ -99,15 +111,51 @@ def test_a_mail_has_the_link_as_text_and_as_html(start_mail: StartMail, plugins:
     loaded = plugins(f"api: {{public_url: '{URL}'}}\nnotifications: {{email: {block}}}")
     call = loaded.hook_for("email", "run_finished")
     assert call is not None
-    call(RunFinished(report(storage=None)))
+    call(MANY_ERRORS)
     mail = message_from_bytes(server.received[-1][2], policy=policy.default)
     assert isinstance(mail, EmailMessage)
     plain, html = (mail.get_body((kind,)) for kind in ("plain", "html"))
     assert plain is not None
     assert html is not None
     assert PAGE in plain.get_content()
-    assert f'href="{PAGE}"' in html.get_content()
-    assert mail["Subject"] == "EEMT cleanup on gis1: 5 jobs cleaned, 45.5 GB freed"
+    assert html.get_content().count(f'href="{PAGE}"') == 2
+    # Each error has one line, and the number of the others has the link.
+    assert sum(error in plain.get_content().split("\n") for error in (f"  {line}" for line in ERRORS)) == 10
+    assert plain.get_content().count(PAGE) == 2
+    assert "FAILED" in mail["Subject"]
+
+
+def test_slack_shows_whole_errors_and_counts_the_others_with_a_link(arrived: Arrived) -> None:
+    for public_url in (URL, None):
+        document = arrived("slack", MANY_ERRORS, public_url)
+        (value,) = [f["value"] for f in document["attachments"][0]["fields"] if f["title"] == "Errors"][1:]
+        *shown, others = value.split("\n")
+        assert shown == ERRORS[: len(shown)]
+        assert 0 < len(shown) < 10
+        assert str(30 - len(shown)) in others
+        assert (f"<{PAGE}|" in others) == (public_url is not None)
+
+
+def test_a_ping_with_many_errors_ends_with_a_whole_line(plugins: MakePlugins, httpserver: HTTPServer) -> None:
+    httpserver.expect_request("/ping/fail").respond_with_data("ok")
+    loaded = plugins(f"notifications: {{ping: {{enabled: true, url: '{httpserver.url_for('/ping')}'}}}}")
+    call = loaded.hook_for("ping", "run_finished")
+    assert call is not None
+    long = tuple(JobNote(f"job-{n}", "completed", 0, "é" * 900) for n in range(10))
+    call(RunFinished(report("errors", errors=10, failures=long)))
+    lines = httpserver.log[-1][0].get_data().decode().split("\n")
+    assert [line for line in lines if "é" in line] == [f"  job-{n}: {'é' * 900}" for n in range(5)]
+
+
+def lists(event: Any) -> dict[str, Listing]:
+    return {listing.title: listing for listing in render(event).lists}
+
+
+def test_every_list_counts_the_errors_that_it_does_not_name() -> None:
+    failed = Digest(NOW, NOW, (MANY_ERRORS,), (FAILED,))
+    for event, total in ((MANY_ERRORS, 30), (failed, 31)):
+        errors = lists(event)["Errors"]
+        assert len(errors.lines) + errors.more == total
 
 
 def test_the_first_three_fields_stay_with_a_trash(arrived: Arrived) -> None:
@@ -139,7 +187,7 @@ def test_a_message_names_the_three_largest_jobs() -> None:
         report(jobs=tuple(JobNote(f"job-{size}", "completed", size * 2**20) for size in sizes))
     )
     for event in (finished, Digest(NOW, NOW, (finished, FINISHED), ())):
-        names = [line.partition(":")[0] for line in dict(render(event).lists)["Biggest jobs"]]
+        names = [line.partition(":")[0] for line in lists(event)["Biggest jobs"].lines]
         expected = ["job-9", "job-7", "job-5"]
         assert names == (["job-20240113-123456", *expected[:2]] if isinstance(event, Digest) else expected)
 
@@ -153,4 +201,4 @@ def test_the_path_of_an_error_is_complete() -> None:
             failures=(JobNote("job-1", "completed", 0, f"Permission denied {path}"),),
         )
     )
-    assert path in dict(render(failed).lists)["Errors"][0]
+    assert path in lists(failed)["Errors"].lines[0]

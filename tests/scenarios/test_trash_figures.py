@@ -63,10 +63,8 @@ def test_every_text_names_both_figures(store: JobStore, capsys: pytest.CaptureFi
     ):
         assert waiting in text
         assert deletion in text
-    assert all(
-        human_size(report.successful.bytes_trashed) in line
-        for line in [dict(message.lists)["Biggest jobs"][0]]
-    )
+    (biggest,) = [listing.lines for listing in message.lists if listing.title == "Biggest jobs"]
+    assert human_size(report.successful.bytes_trashed) in biggest[0]
 
 
 def test_the_ledger_keeps_both_figures_of_a_run_and_of_its_jobs(store: JobStore) -> None:
