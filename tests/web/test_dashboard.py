@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -144,6 +145,7 @@ def test_the_table_sorts_by_keyboard(browser: Browser, daemon: RunningDaemon) ->
 
 PAGES = ["/", "/jobs", "/job?job_id=young", "/plan", "/trash", "/runs", "/audit", "/config"]
 PAGES += ["/hold?job=a", "/release?job=a", "/restore?job=a", "/purge", "/clean", "/job?job_id=nobody"]
+PAGES += ["/nothing", "/plan?number=0", "/job?job_id=%00", "/jobs?show=attention"]
 
 
 @pytest.mark.slow
@@ -169,7 +171,51 @@ def test_all_pages_are_accessible(
     for path in [*PAGES, f"/runs/{run}"]:
         page.goto(daemon.url + path)
         check_accessible(page)
+    results = []
+    for path, status in submit_forms(page, daemon):
+        check_accessible(page)
+        results.append((path, status))
+    assert results == [(path, status) for path, _, status in FORMS]
     page.context.close()
+
+
+FORMS = [
+    ("/hold?job=a", "Hold", 200),
+    ("/hold?job=nobody", "Hold", 404),
+    ("/release?job=a", "Release", 200),
+    ("/release?job=a", "Release", 404),
+    ("/restore?job=a", "Restore", 200),
+    ("/restore?job=b", "Restore", 409),
+    ("/purge", "Purge", 200),
+    ("/stop", "", 409),
+    ("/login", "", 403),
+]
+"""The pages with a form, their button, and the status of what follows; without a button, it is sent alone."""
+SEND = """path => {
+  const form = document.createElement('form');
+  form.method = 'post';
+  form.action = path;
+  document.body.append(form);
+  form.submit();
+}"""
+
+
+def submit_forms(page: Page, daemon: RunningDaemon) -> Iterator[tuple[str, int]]:
+    """Send each form, so that the page shows its result, and yield its address and the status."""
+    daemon.store.results("b").mkdir(exist_ok=True)
+    for path, name, _ in FORMS:
+        if name:
+            page.goto(daemon.url + path)
+        with page.expect_navigation() as navigation:
+            if name:
+                page.get_by_role("button", name=name, exact=True).click()
+            else:
+                page.evaluate(SEND, path)
+        if path == "/purge":  # the page of a run loads itself again when the run ends
+            run = page.url.rpartition("/")[2]
+            eventually(partial(check_finished, daemon, run))
+            page.goto(daemon.url + "/runs/" + run)
+        yield path, navigation.value.status
 
 
 def check_accessible(page: Page) -> None:
