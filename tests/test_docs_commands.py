@@ -116,6 +116,8 @@ ELSEWHERE = (
 )
 BEFORE = {
     "docs/tutorial/first-cleanup.md": "cd .. && rm -r store",  # it begins with nothing
+    "docs/how-to/restore-a-job.md": "echo 'trash: {grace_hours: 24}' >> cleanup_config.yaml",
+    "docs/how-to/back-up-jobs.md": "echo 'backup: {enabled: true, path: ./backup}' >> cleanup_config.yaml",
     "docs/how-to/http-api.md": "echo 'api: {tokens_file: ./tokens.json}' >> cleanup_config.yaml",
 }
 """What is done before the first command of a page."""
