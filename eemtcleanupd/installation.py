@@ -15,7 +15,7 @@ from pathlib import Path
 _PREFIX = Path(sys.prefix)
 _DEBIAN, _IMAGE = Path("/usr/lib/eemtcleanupd"), Path("/opt/eemtcleanupd")
 _SOURCE = Path(__file__).resolve().parents[1]
-_EXTRAS = ("apprise", "distributed", "plots", "postgres", "web")
+_NOT_OF_USERS = {"dev", "docs", "router", "test"}
 
 
 class Page(Enum):
@@ -62,7 +62,7 @@ def _installed_extras() -> set[str]:
         return set()
     needed = [found.groups() for line in lines if (found := re.match(r'([\w.-]+).*extra == "(\w+)"', line))]
     missing = {extra for name, extra in needed if not _is_installed(name)}
-    return set(_EXTRAS) - missing if needed else set()
+    return {extra for _, extra in needed} - missing - _NOT_OF_USERS
 
 
 def _is_installed(name: str) -> bool:
