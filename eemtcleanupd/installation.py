@@ -29,7 +29,7 @@ class Page(Enum):
     def reference(self, prefix: Path = _PREFIX) -> str:
         """Return the title, and the place for a program in ``prefix``, as part of a sentence."""
         file, title = self.value
-        for folder in (prefix.parents[1] / "share/doc/eemtcleanupd", _SOURCE):
+        for folder in (prefix.parent.parent / "share/doc/eemtcleanupd", _SOURCE):
             if (folder / file).is_file():
                 return f'the page "{title}" ({folder / file})'
         return f'the page "{title}" ({file} in the source folder of eemtcleanupd)'
@@ -42,7 +42,7 @@ def add_extra(extra: str, prefix: Path = _PREFIX) -> str:
     if prefix == _DEBIAN:
         command = f"make deb EXTRAS={extras} && apt install --reinstall ./dist/eemtcleanupd_*.deb"
     elif prefix.name == "eemtcleanupd" and prefix.parent.name == "lib":
-        root = prefix.parents[1]
+        root = prefix.parent.parent
         place = "" if root == Path("/usr/local") else f" prefix={shlex.quote(str(root))}"
         command = f"make install EXTRAS={extras}{place}"
     elif prefix == _IMAGE:

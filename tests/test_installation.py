@@ -122,3 +122,9 @@ def test_a_page_is_named_where_the_installation_has_it(tmp_path: Path) -> None:
     installed.parent.mkdir(parents=True)
     installed.touch()
     assert str(installed) in Page.DOCKER.reference(prefix)
+
+
+@pytest.mark.parametrize("prefix", ["/usr", "/"])
+def test_the_python_of_the_system_gets_advice_too(prefix: str) -> None:
+    assert "plots" in add_extra("plots", Path(prefix))
+    assert Page.DOCKER.value[1] in Page.DOCKER.reference(Path(prefix))
