@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import signal
 import sqlite3
 import subprocess
@@ -312,6 +313,41 @@ def test_no_process_of_the_daemon_keeps_the_rights_of_root(folder: Path, store: 
             group = int(status["Gid"][1])  # tracing needs the same group too, ptrace(2)
             assert as_user(OWNER, partial(os.open, f"/proc/{pid}/mem", os.O_RDONLY), group) != 0
             assert as_user(OWNER, Path(f"/proc/{pid}/environ").read_bytes, group) != 0
+
+
+def test_the_http_process_has_no_capability_and_restores_no_folder_of_root(
+    folder: Path, store: JobStore
+) -> None:
+    give(store.results("due"), 0)
+    address = f"{store.path}/api.sock"
+    config = _config(
+        folder, store, f"trash: {{grace_hours: 24}}\napi: {{enabled: true, listen: 'unix:{address}'}}\n"
+    )
+    assert command("clean", "--config", config, cwd=folder).returncode == 0
+    assert not store.results("due").exists()
+    body = json.dumps({"job_id": "due"})
+    with daemon(folder, config) as process:
+        workers = [pid for pid in _children(process.pid) if b"web.worker" in _command_line(pid)]
+        for pid in workers:
+            status = _status(Path(f"/proc/{pid}/status").read_text())
+            assert {status[name][0] for name in ("CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
+        assert workers
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(address)
+            client.sendall(
+                b"POST /api/cleanup/trash/restore HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+                b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body.encode())
+            )
+            answer = client.makefile("rb").read()
+    document = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert [part["artifact"] for part in document["not_restored"]] == ["results/due/"]
+    assert not store.results("due").exists()
+    assert command("trash", "restore", "due", "--config", config, cwd=folder).returncode == 0
+    assert store.results("due").stat().st_uid == 0
+
+
+def _command_line(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def _children(pid: int) -> list[int]:
