@@ -9,6 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from eemtcleanupd.cleanup.session import job_table, open_database
+from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.config import Config
 from eemtcleanupd.model import Hold, JobClass
 from eemtcleanupd.policy.retention import Policy, decide, kept_until
@@ -18,7 +19,8 @@ from eemtcleanupd.store.job_rows import CleanupRecord, JobFilter, JobRows, Row
 from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.ledger import Ledger
 
-_BATCH, _MOST_BATCHES = 1_000, 10
+_BATCH = 500
+_SEARCH_SECONDS = 0.2
 
 
 class DataState(StrEnum):
@@ -128,15 +130,15 @@ class _Table:
         """Return a page of the jobs that need attention, which only the rules can tell from others."""
         wanted = JobFilter(query.start, query.job_class, cleaned=False)
         found: list[ListedJob] = []
-        for _ in range(_MOST_BATCHES):
+        end = monotonic_seconds() + _SEARCH_SECONDS
+        while True:
             rows = self.page(wanted, after, _BATCH)
             found += [job for job in self.described(rows) if job.state is DataState.ATTENTION]
             if len(found) > limit:
                 return JobPage(tuple(found[:limit]), found[limit - 1].job_id)
             after = rows.next_after
-            if after is None:
-                return JobPage(tuple(found))
-        return JobPage(tuple(found), after, is_partial=True)
+            if after is None or monotonic_seconds() > end:
+                return JobPage(tuple(found), after, is_partial=after is not None)
 
     def described(self, page: JobRows) -> Iterator[ListedJob]:
         ids = [row.job.id for row, _ in page.rows]

@@ -18,7 +18,7 @@ from eemtcleanupd.web.dashboard import build_pages
 from eemtcleanupd.web.error_pages import ErrorPages
 from eemtcleanupd.web.middleware import SecurityMiddleware
 from eemtcleanupd.web.pages import Pages
-from eemtcleanupd.web.problems import AsciiJsonResponse, error_responses, http_error, problem_from
+from eemtcleanupd.web.problems import AsciiJsonResponse, error_responses, problem_from
 from eemtcleanupd.web.router import routes
 
 _UNKNOWN = {404: "There is nothing at this address.", 405: "This address does not accept this method."}
@@ -52,7 +52,8 @@ def build_routes(pages: Pages) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
-        answer = problem_from(http_error(error.status_code, _UNKNOWN.get(error.status_code, error.detail)))
+        detail = _UNKNOWN.get(error.status_code, error.detail)
+        answer = problem_from(HTTPException(error.status_code, detail, error.headers))
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             # FastAPI has a route per method, and each names only its own in Allow (RFC 9110, 15.5.6).
             allowed = {

@@ -33,6 +33,7 @@ def test_a_browser_gets_a_page_with_the_way_back(site: Site, method: str, path: 
     assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
     assert int(answer.headers["Content-Length"]) == len(answer.content)
     assert '<a href="/">' in answer.text
+    assert ("Allow" in answer.headers) == (status == 405)
     assert "style-src" in answer.headers["Content-Security-Policy"]
 
 
