@@ -12,6 +12,7 @@ from tests.cleanup.conftest import JobStore
 from tests.postgres import Server
 from tests.web.conftest import Site, site_of
 
+pytestmark = pytest.mark.xdist_group("parameters")
 PARAMETERS = {
     "/jobs": ("q", "after"),
     "/job": ("job_id",),
@@ -60,8 +61,7 @@ def test_a_parameter_that_cannot_be_stored_is_refused(site: Site, path: str, nam
 
 @pytest.mark.parametrize(("path", "name"), ADDRESSES)
 def test_any_other_parameter_is_understood_or_refused(site: Site, path: str, name: str | None) -> None:
-    values = ["x", "", "-1", "0", str(2**63), str(2**64), "9" * 5000, "é", "\U0001f600", "%", "%zz", "'", '"']
-    values += ['"\\udc80"', '"\\ud800"', '"\\u0000"', '"a', "{}", "x" * 3000, "2024-01-01", "\\"]
+    values = ["x", "", "-1", str(2**63), "9" * 5000, "\U0001f600", "%", '"\\udc80"', '"\\u0000"', "x" * 3000]
     for value in values:
         assert status_of(site, path, name, quote(value)) in {200, 404, 409, 422}, value
 
@@ -71,3 +71,8 @@ def test_any_other_parameter_is_understood_or_refused(site: Site, path: str, nam
 def test_a_form_with_such_an_id_changes_nothing(site: Site, path: str, job: str) -> None:
     answer = site.client.post(path, data={"job": job}, headers=site.bearer("clean"))
     assert answer.status_code in {404, 409, 422}
+
+
+@pytest.mark.parametrize("show", ["all", "data", "cleaned", "held", "attention"])
+def test_each_filter_of_the_jobs_works_on_every_database(site: Site, show: str) -> None:
+    assert site.jobs(f"/jobs?show={show}") == (["a"] if show in {"all", "cleaned"} else [])
