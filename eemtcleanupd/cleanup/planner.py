@@ -333,6 +333,7 @@ class Selection:
         self.kept_notable = 0
         self.acknowledged = 0
         self.vetoed: list[JobNote] = []
+        self.vetoed_jobs = 0
         self.remaining = 0
         self.remaining_bytes = 0
 
@@ -381,6 +382,7 @@ class Selection:
         self.acknowledged += is_acknowledged
         if decision.vetoed:
             job_id, status = printable(decision.job.id), printable(decision.job.status)
+            self.vetoed_jobs += notable
             if notable and len(self.vetoed) < NAMED_JOBS_LIMIT:
                 self.vetoed.append(JobNote(job_id, status, message=decision.reason))
             if not self._run.request.dry_run:

@@ -262,6 +262,7 @@ def build_report(
         biggest=tuple(_largest(counts.largest)),
         failures=tuple(counts.failures),
         vetoed=tuple(selection.vetoed),
+        vetoed_jobs=selection.vetoed_jobs,
     )
 
 

@@ -146,7 +146,8 @@ class RunReport:
     ``early`` counts the cleaned jobs whose retention had not passed.  ``pressure`` says why as text; it is
     None unless disk pressure started the run.
     ``purge_after`` is when the last data that this run moved to the trash is deleted, None if it moved none.
-    ``biggest``, ``failures`` and ``vetoed`` name some of the jobs.  ``storage`` and ``totals`` are empty in a
+    ``biggest``, ``failures`` and ``vetoed`` name some of the jobs: ``errors`` and ``vetoed_jobs`` count all.
+    ``storage`` and ``totals`` are empty in a
     dry run.  Only the daemon sets ``next_run_at``.  ``is_test`` marks a report that ``notify-test`` made up.
     """
 
@@ -175,6 +176,7 @@ class RunReport:
     biggest: tuple[JobNote, ...] = ()
     failures: tuple[JobNote, ...] = ()
     vetoed: tuple[JobNote, ...] = ()
+    vetoed_jobs: int = 0
     storage: StorageState | None = None
     totals: tuple[Total, ...] = ()
     next_run_at: datetime | None = None

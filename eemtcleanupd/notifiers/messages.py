@@ -124,7 +124,11 @@ def _report_message(event: RunFinished) -> Message:
         facts.append(("Disk pressure", _line(report.pressure)))
     lists = _lists(
         ("Errors", _failures(report), report.errors),
-        ("Kept by plugins", (f"{_line(note.job_id)}: {_line(note.message)}" for note in report.vetoed)),
+        (
+            "Kept by plugins",
+            (f"{_line(note.job_id)}: {_line(note.message)}" for note in report.vetoed),
+            report.vetoed_jobs,
+        ),
         ("Biggest jobs", _sizes(report.biggest)),
     )
     return Message(headline, event.severity, tuple(facts), lists, report.storage)

@@ -34,11 +34,11 @@ def skipped(store: JobStore) -> list[tuple[str, bool, bool]]:
 def test_an_acknowledged_veto_is_counted_until_its_reason_changes(store: JobStore) -> None:
     store.job("a")
     first = kept_by(store, "the paper needs it")
-    assert (first.skipped, first.acknowledged, len(first.vetoed)) == (1, 0, 1)
+    assert (first.skipped, first.acknowledged, len(first.vetoed), first.vetoed_jobs) == (1, 0, 1, 1)
     ledger = Ledger(store.open())
     ledger.acknowledge(Acknowledgement("a", "the paper needs it", "we know", "ann"), store.now)
     second = kept_by(store, "the paper needs it")
-    assert (second.skipped, second.acknowledged, second.vetoed) == (0, 1, ())
+    assert (second.skipped, second.acknowledged, second.vetoed, second.vetoed_jobs) == (0, 1, (), 0)
     assert skipped(store) == [("a", False, True)]
     third = kept_by(store, "the thesis needs it")
     assert (third.skipped, third.acknowledged, len(third.vetoed)) == (1, 0, 1)

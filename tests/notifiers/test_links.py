@@ -156,6 +156,8 @@ def test_every_list_counts_the_errors_that_it_does_not_name() -> None:
     for event, total in ((MANY_ERRORS, 30), (failed, 31)):
         errors = lists(event)["Errors"]
         assert len(errors.lines) + errors.more == total
+    kept = lists(RunFinished(report(vetoed=MANY_ERRORS.report.failures, vetoed_jobs=12)))["Kept by plugins"]
+    assert kept.more == 2
 
 
 def test_the_first_three_fields_stay_with_a_trash(arrived: Arrived) -> None:
