@@ -82,7 +82,7 @@ class StopBody(_Body):
 
     run_id: Text | None = Field(
         None,
-        description="Stop only this run: 409 if another is in progress. Without it, any run is stopped.",
+        description="Stop only this run: 409 if another is in progress. The default is the one in progress.",
         examples=["20240120T020001-3f2a"],
     )
 
