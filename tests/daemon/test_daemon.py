@@ -415,6 +415,19 @@ def test_a_run_is_stopped_in_order_and_the_daemon_continues(daemon: DaemonHarnes
     assert daemon.step()
 
 
+def test_a_request_to_stop_another_run_stops_nothing(daemon: DaemonHarness) -> None:
+    for number in range(20):
+        daemon.store.job(f"old-{number}", files=3)
+    daemon.start("performance: {batch_size: 2}")
+    daemon.put(RunRequested(Trigger.SIGNAL, "tester"))
+    daemon.until(lambda: daemon.events_of(JobCleaned))
+    daemon.put(RunStopRequested("tester", "20240120T020001-3f2a"))
+    daemon.settle()
+    (event,) = daemon.events_of(RunFinished)
+    assert isinstance(event, RunFinished)
+    assert event.report.outcome == "success"
+
+
 def test_a_requested_purge_empties_the_trash_and_is_refused_before_a_cleanup(daemon: DaemonHarness) -> None:
     daemon.store.job("old")
     daemon.start("trash: {grace_hours: 24}")
