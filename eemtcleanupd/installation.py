@@ -38,11 +38,12 @@ class Page(Enum):
 def add_extra(extra: str, prefix: Path = _PREFIX) -> str:
     """Return the sentence that says how to add an extra to a program in ``prefix``; the others stay."""
     extras = ",".join(sorted({extra, *_installed_extras()}))
-    package = f"'.[{extras}]'"
+    package, user = f"'.[{extras}]'", ""
     if prefix == _DEBIAN:
+        user = " as root"
         command = f"make deb EXTRAS={extras} && apt install --reinstall ./dist/eemtcleanupd_*.deb"
     elif prefix.name == "eemtcleanupd" and prefix.parent.name == "lib":
-        root = prefix.parent.parent
+        root, user = prefix.parent.parent, " as root"
         place = "" if root == Path("/usr/local") else f" prefix={shlex.quote(str(root))}"
         command = f"make install EXTRAS={extras}{place}"
     elif prefix == _IMAGE:
@@ -51,7 +52,7 @@ def add_extra(extra: str, prefix: Path = _PREFIX) -> str:
         command = f"pipx install --force {package}"
     else:
         command = f"{shlex.quote(sys.executable)} -m pip install {package}"
-    return f"In the source folder of eemtcleanupd, run: {command}"
+    return f"In the source folder of eemtcleanupd, run{user}: {command}"
 
 
 def _installed_extras() -> set[str]:
