@@ -14,6 +14,7 @@ from fastapi.responses import RedirectResponse
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.errors import CleanupError
+from eemtcleanupd.formatting import plural
 from eemtcleanupd.web.auth import Caller
 from eemtcleanupd.web.cache import PLAN_FRESH_SECONDS
 from eemtcleanupd.web.context import open_ledger
@@ -199,7 +200,8 @@ def _hours(days: str) -> float | None:
     if (number := _number(days)) is None or not 0 < number <= _MOST_DAYS:
         raise http_error(
             422,
-            f"A hold lasts more than 0 and at most {_MOST_DAYS:,} days. Give a number such as 7, or nothing.",
+            f"A hold lasts more than 0 and at most {plural(_MOST_DAYS, 'day')}. Give a number such as 7, or "
+            "nothing.",
         )
     return 24 * number
 
