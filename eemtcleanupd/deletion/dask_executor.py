@@ -51,9 +51,7 @@ def missing_package() -> str | None:
     """Return what a run warns of if the optional package is not installed, else None."""
     if importlib.util.find_spec("distributed") is not None:
         return None
-    return (
-        f"performance.executor: dask needs the package distributed. {_FALLBACK} {add_extra('distributed')}"
-    )
+    return f"performance.executor: dask needs the package distributed. {_FALLBACK} {add_extra('distributed')}"
 
 
 class DaskExecutor:

@@ -141,7 +141,7 @@ def _add_run_actions(router: APIRouter, pages: Pages) -> None:
     async def start(request: Request, options: Callable[[], CleanupBody | PurgeBody]) -> Response:
         async def make(caller: Caller) -> Response:
             body = options()
-            is_idle = await asyncio.to_thread(_finds_nothing, backend.config, body)
+            is_idle = await asyncio.to_thread(_finds_nothing, context.backend.config, body)
             run = await start_run(context, caller, body)
             run_id = await run.wait_for_start(_START_SECONDS)
             run.discard_outcome()

@@ -120,9 +120,7 @@ def require_usable(config: Config) -> None:
         return
     for name in _REQUIRED_MODULES:
         if importlib.util.find_spec(name) is None:
-            raise ConfigError(
-                f"api.enabled needs the module {name}, which is missing. {add_extra('web')}"
-            )
+            raise ConfigError(f"api.enabled needs the module {name}, which is missing. {add_extra('web')}")
     if not api.listen.startswith(UNIX):
         require_tokens(config)
     tls_context(api)
