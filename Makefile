@@ -64,8 +64,7 @@ test: check ## run all checks, and all tests but the slow ones
 	$(BIN)/pytest -n auto --dist loadgroup -m 'not slow' $(PYTEST_ARGS)
 
 test-all: check ## run all checks and all tests
-	@# Many slow tests wait: for a machine that boots, an index of packages, the next minute of cron.
-	$(BIN)/pytest -n $$(($$(nproc) + 1)) --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/pytest -n auto --dist loadgroup $(PYTEST_ARGS)
 
 check: $(READY) ## run the linters, the type checker, the import contracts and the prose checks
 	$(BIN)/ruff check .
