@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import RedirectResponse
 
 from eemtcleanupd.cleanup.job_list import JobQuery, list_jobs
 from eemtcleanupd.cleanup.job_state import job_state
@@ -82,6 +83,8 @@ def _add_job_pages(router: APIRouter, pages: Pages) -> None:
                 "is_successful": state.status in backend.config.retention.statuses.successful,
             }
 
+        if not job_id:  # a form that was sent empty
+            return RedirectResponse("/jobs", 303)
         return await pages.show(request, "job", values)
 
     @router.get("/plan")

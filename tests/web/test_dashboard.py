@@ -152,7 +152,7 @@ PAGES += ["/nothing", "/plan?number=0", "/job?job_id=%00", "/jobs?show=attention
 @pytest.mark.parametrize(
     "options",
     [
-        {"color_scheme": "light"},
+        {"color_scheme": "light", "viewport": {"width": 1440, "height": 900}},
         {"color_scheme": "dark"},
         {"color_scheme": "light", "viewport": {"width": 360, "height": 740}},
     ],
@@ -231,3 +231,9 @@ def check_accessible(page: Page) -> None:
     )
     assert too_wide == [], page.url
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), page.url
+    outside = page.evaluate(
+        "[...document.querySelectorAll('.card *')].filter(e => e.checkVisibility() && "
+        "e.getBoundingClientRect().right > e.closest('.card').getBoundingClientRect().right"
+        ").map(e => e.outerHTML.slice(0, 200))"
+    )
+    assert outside == [], page.url
