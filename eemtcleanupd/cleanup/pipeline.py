@@ -272,11 +272,16 @@ class Pipeline:
         """Record jobs whose deletion has ended, and how far it came for those that are not fully deleted."""
         deleted: list[tuple[ClaimedJob, RemovedArtifacts]] = []
         for job in jobs:
-            results = [(found, future.result()) for found, _, future in job.removals]
-            if all(result.complete for _, result in results):
-                deleted.append((job, [(found, result.bytes_freed) for found, result in results]))
+            results = [future.result() for _, _, future in job.removals]
+            removed = [
+                (found, result.bytes_freed)
+                for (found, _, _), result in zip(job.removals, results, strict=True)
+            ]
+            if all(result.complete for result in results):
+                deleted.append((job, removed))
             else:
-                self._record_incomplete(job, [result for _, result in results])
+                self.stats.freed(job, removed)
+                self._record_incomplete(job, results)
         if deleted:
             self._recording.record(deleted)
 
@@ -288,7 +293,6 @@ class Pipeline:
             for (found, folder, _), result in zip(job.removals, results, strict=True)
             for failure in result.errors
         ]
-        self.stats.freed(job, freed)
         self.staging.save_intent(with_error(job.intent, errors[0] if errors else "interrupted", freed))
         if errors:
             more = sum(result.error_count for result in results) - 1

@@ -135,7 +135,7 @@ class EarlyCleaning:
         """Return the bytes of an item of the trash that are on the full disk."""
         session = self._pipeline.session
         items = [pair for pair in intent.items if is_on_disk(session, pair[0].artifact.root)]
-        if len(items) == len(intent.items):
+        if len(items) == len(intent.items) and intent.size_bytes:
             return intent.size_bytes
         return sum(trash_bytes(session, found, item, self._pipeline.run.stop) for found, item in items)
 
@@ -223,6 +223,8 @@ class EarlyCleaning:
                     return
                 tried.add(intent.id)
                 freed, size_bytes = self._target.bytes_freed(pipeline), self._bytes_in_trash(intent)
+                if not size_bytes:  # its grace stays: purging it would help nobody
+                    continue
                 purge(pipeline, [intent])
                 pipeline.finish()
                 self._taken(size_bytes, freed)
@@ -243,8 +245,8 @@ class EarlyCleaning:
                 sizes = session.ledger.measured(connection, [plan.job.id for plan in plans])
             useful = sizes
             if not self._is_one_disk:
-                known = [plan for plan in plans if plan.job.id in sizes]
-                useful = {plan.job.id: self._useful_bytes(plan, sizes) for plan in known}
+                useful = {plan.job.id: self._useful_bytes(plan, sizes) for plan in plans}
+                plans = [plan for plan in plans if useful[plan.job.id]]
             while plans:
                 if not self._must_go_on():
                     return

@@ -125,7 +125,8 @@ class Recording:
     def _record_failure(self, job: ClaimedJob, removed: RemovedArtifacts, reason: str) -> None:
         """Report a job whose row the database refuses to update; its intent stays for the next run."""
         freed = self._freed_now(job, removed)
-        self._stats.freed(job, freed)
+        if not self._moves_to_trash(job):
+            self._stats.freed(job, removed)
         self._staging.save_intent(with_error(job.intent, reason, freed))
         self._stats.failed(job.job, f"Its row cannot be updated. {reason}")
 

@@ -101,12 +101,10 @@ class RunStats:
         total = sum(size for _, size in removed)
         in_trash = job.moves_to_trash(self._run.grace)
         freed, trashed = (0, total) if in_trash else (total, 0)
-        self.freed(job, freed)
-        if not in_trash:
-            for found, size in removed:
-                self.counts.freed_by_root[found.artifact.root] += size
         if in_trash:
             self._count_trashed(job, trashed, now + self._run.grace)
+        else:
+            self.freed(job, removed)
         if job.intent.state is IntentState.TRASHED:
             self.counts.purged += 1
         elif job.is_orphan:
@@ -155,8 +153,11 @@ class RunStats:
             counts.early += 1
             counts.early_bytes += freed
 
-    def freed(self, job: ClaimedJob, size_bytes: int) -> None:
-        """Count freed space for the kind of job."""
+    def freed(self, job: ClaimedJob, removed: Sequence[tuple[Found, int]]) -> None:
+        """Count freed space for the kind of job, and for the roots of its artifacts."""
+        size_bytes = sum(size for _, size in removed)
+        for found, size in removed:
+            self.counts.freed_by_root[found.artifact.root] += size
         if job.intent.state is IntentState.TRASHED:
             self.counts.purged_bytes += size_bytes
         elif job.is_orphan:

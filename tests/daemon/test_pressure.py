@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.events import DiskPressure, Event, JobCleaned, RunFinished, RunReport, Warned
+from eemtcleanupd.events import DiskPressure, Event, JobCleaned, JobFailed, RunFinished, RunReport, Warned
 from eemtcleanupd.policy.pressure import DiskUsage
-from tests.cleanup.conftest import JobStore
+from tests.cleanup.conftest import JobStore, settle
 from tests.daemon.conftest import DaemonHarness
 
 MB = 1024 * 1024
@@ -172,6 +174,29 @@ def test_what_is_on_another_disk_does_not_count(
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("is_measured", [False, True])
+def test_what_is_only_on_another_disk_is_not_deleted_early(
+    small_disk: DaemonHarness, is_measured: bool
+) -> None:
+    store = small_disk.store
+    store.job("trashed", "failed", days=2, files=0)
+    store.upload("trashed_dem.tif")
+    store.run(trash__grace_hours=100)
+    items = store.trash()
+    store.job("elsewhere", "failed", days=0.4, files=0)
+    upload = store.upload("elsewhere_dem.tif")
+    job(store, "young", "completed", 2, mb=12)
+    if is_measured:
+        store.run(trash__grace_hours=100)
+    store.results("other-data").write_bytes(b"x" * 5 * MB)
+    small_disk.start(f"{PRESSURE}\ntrash: {{grace_hours: 100}}")
+    small_disk.pass_time(minutes=1)
+    assert cleaned_jobs(small_disk) == [("young", True)]
+    assert upload.exists()
+    assert store.trash() == items
+
+
+@pytest.mark.root
 def test_enough_is_freed_on_the_disk_of_the_results(small_disk: DaemonHarness) -> None:
     store = small_disk.store
     for number in range(4):
@@ -216,3 +241,29 @@ def test_early_cleaning_ends_when_others_write_more_than_it_can_still_free(small
     assert cleaned_jobs(small_disk) == [("young-0", True)]
     assert len(pressure_warnings(small_disk)) == 1
     assert report_of(small_disk).early.jobs == 1
+
+
+@pytest.mark.root
+def test_what_a_job_with_an_error_freed_counts_too(small_disk: DaemonHarness) -> None:
+    store = small_disk.store
+    job(store, "stuck", "failed", 0.4, mb=8)
+    job(store, "young", "completed", 2, mb=8)
+    file = store.results("stuck") / "global" / "stays"
+    file.touch()
+    settle(store.results("stuck"), store.now - timedelta(days=0.4))
+    if shutil.which("chattr") is None or subprocess.run(["chattr", "+i", file], check=False).returncode:
+        pytest.skip("this filesystem has no immutable files")
+
+    class Writing(list[Event]):
+        """Others write as much as the job has freed."""
+
+        def append(self, event: Event) -> None:
+            if isinstance(event, JobFailed):
+                store.results("other-data").write_bytes(b"x" * 8 * MB)
+            super().append(event)
+
+    small_disk.events = Writing()
+    small_disk.start(PRESSURE)
+    small_disk.pass_time(minutes=1)
+    assert len(small_disk.events_of(JobFailed)) == 1
+    assert cleaned_jobs(small_disk) == []
