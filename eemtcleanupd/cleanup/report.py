@@ -26,7 +26,7 @@ from eemtcleanupd.events import (
     RunStarted,
 )
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.model import Found, Job, JobClass, Outcome, RootName
+from eemtcleanupd.model import Found, Job, JobClass, Outcome, RootName, Trigger
 from eemtcleanupd.store.history import LogEntry
 from eemtcleanupd.store.intents import IntentState
 from eemtcleanupd.store.jobs import Backlog
@@ -59,6 +59,7 @@ class RunCounts:
     orphan_trashed_bytes: int = 0
     purged: int = 0
     purged_bytes: int = 0
+    recovered: int = 0
     early: int = 0
     early_bytes: int = 0
     already_trashed: int = 0
@@ -265,6 +266,12 @@ def build_report(
         vetoed=tuple(selection.vetoed),
         vetoed_jobs=selection.vetoed_jobs,
     )
+
+
+def is_idle_purge(report: RunReport, counts: RunCounts) -> bool:
+    """Return whether this was a purge of the trash that found nothing to do: it is not recorded."""
+    did = counts.purged + counts.recovered + counts.skipped + counts.errors
+    return report.trigger is Trigger.TRASH and report.outcome is Outcome.SUCCESS and not did
 
 
 def run_totals(report: RunReport, by_status: Mapping[str, int]) -> dict[tuple[str, str], float]:

@@ -35,6 +35,7 @@ from eemtcleanupd.cleanup.report import (
     audit_summary,
     build_report,
     finished_record,
+    is_idle_purge,
     run_started_event,
     run_totals,
 )
@@ -405,7 +406,7 @@ class _Run:
                 )
             raise
         anchor = partial(run.hooks.anchor_audit, ledger)
-        if report.is_idle_purge:
+        if is_idle_purge(report, counts):
             ledger.forget_run(run.id, also=anchor)
         else:
             ledger.finish_run(

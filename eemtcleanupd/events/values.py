@@ -193,13 +193,6 @@ class RunReport:
         return sum(t.bytes_trashed for t in (self.successful, self.failed, self.orphans))
 
     @property
-    def is_idle_purge(self) -> bool:
-        """Whether this was a purge that found nothing to do: it is not recorded."""
-        did = (self.successful, self.failed, self.orphans, self.trash_purged)
-        is_idle = not (sum(tally.jobs for tally in did) or self.bytes_freed or self.skipped or self.errors)
-        return self.trigger is Trigger.TRASH and self.outcome is Outcome.SUCCESS and is_idle
-
-    @property
     def amounts(self) -> str:
         """The freed space as text, and that which waits in the trash."""
         return human_amounts(self.bytes_freed, self.bytes_trashed, self.purge_after)

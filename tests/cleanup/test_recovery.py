@@ -320,7 +320,8 @@ def test_a_recovery_run_finishes_what_was_being_deleted_and_takes_nothing_else(t
     assert store.cleaned() == {"done", "broken", "later"}
 
 
-def test_a_recovery_run_puts_back_what_was_only_staged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trigger", [Trigger.RECOVERY, Trigger.TRASH])
+def test_a_run_that_plans_no_jobs_puts_back_what_was_only_staged(tmp_path: Path, trigger: Trigger) -> None:
     store = fill(tmp_path)
 
     def is_only_staged() -> bool:
@@ -328,7 +329,8 @@ def test_a_recovery_run_puts_back_what_was_only_staged(tmp_path: Path) -> None:
         return {"done", "single.tif"} <= {*items} and not any(name.endswith(".deleting") for name in items)
 
     assert run_and_die(store, is_only_staged)
-    report = store.run(trigger=Trigger.RECOVERY)
+    report = store.run(trigger=trigger)
+    assert store.sql("SELECT trigger FROM cleanup_runs ORDER BY number")[-1] == (trigger,)
     assert store.cleaned() == set()
     assert (store.results("done") / "global/day_0.tif").exists()
     assert (store.path / "uploads/single.tif").exists()
