@@ -11,8 +11,8 @@ from sqlalchemy import Connection, delete, desc, func, insert, select
 
 from eemtcleanupd.batches import batched
 from eemtcleanupd.formatting import BYTES_PER_MB
-from eemtcleanupd.model import Trigger
 from eemtcleanupd.store.base import MOST_VALUES, Repository
+from eemtcleanupd.store.runs import BEGAN, PLANNED_JOBS
 from eemtcleanupd.store.tables import AUDIT, LOG, RUNS
 from eemtcleanupd.store.timestamps import utc_timestamp
 
@@ -54,8 +54,8 @@ class History(Repository):
             return [_log_entry(row) for row in connection.execute(statement.order_by(LOG.c.id).limit(limit))]
 
     def last_failures(self, job_ids: Sequence[str]) -> dict[str, str]:
-        """Return why the last run that ended failed to clean each of these jobs; a purge is no such run."""
-        newest = select(RUNS.c.id).where(RUNS.c.finished_at.is_not(None), RUNS.c.trigger != Trigger.TRASH)
+        """Return why the last run that checked all jobs and ended failed to clean each of these jobs."""
+        newest = select(RUNS.c.id).where(RUNS.c.finished_at.is_not(None), PLANNED_JOBS, BEGAN)
         last = newest.order_by(desc(RUNS.c.started_at), desc(func.coalesce(RUNS.c.number, 0))).limit(1)
         failed = select(LOG.c.job_id, LOG.c.message).where(
             LOG.c.run_id == last.scalar_subquery(), LOG.c.action == "failed"

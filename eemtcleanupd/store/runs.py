@@ -59,9 +59,11 @@ class RunAmounts:
     errors: int
 
 
-_PLANNED_JOBS = RUNS.c.trigger.not_in([trigger for trigger in Trigger if not trigger.plans_jobs])
+PLANNED_JOBS = RUNS.c.trigger.not_in([trigger for trigger in Trigger if not trigger.plans_jobs])
+"""SQL that is true for a run that checked all jobs, or was to do so."""
 
-_BEGAN = func.coalesce(RUNS.c.outcome, "") != Outcome.REFUSED
+BEGAN = func.coalesce(RUNS.c.outcome, "") != Outcome.REFUSED
+"""SQL that is true for a run that was not refused."""
 
 
 class Runs(Repository):
@@ -73,21 +75,21 @@ class Runs(Repository):
         A refused run says nothing about the clock: its time can be the reason.
         """
         last = func.max(func.coalesce(RUNS.c.finished_at, RUNS.c.started_at))
-        return self._time(select(last).where(_BEGAN))
+        return self._time(select(last).where(BEGAN))
 
     def has_whole_run(self) -> bool:
         """Return whether any run has checked all jobs and finished."""
-        complete = RUNS.c.outcome.in_((Outcome.SUCCESS, Outcome.ERRORS)) & _PLANNED_JOBS
+        complete = RUNS.c.outcome.in_((Outcome.SUCCESS, Outcome.ERRORS)) & PLANNED_JOBS
         with self._database.read() as connection:
             return bool(connection.execute(select(func.count()).where(complete)).scalar_one())
 
     def last_cleanup_at(self) -> datetime | None:
         """Return when the last run that checked all jobs started, or None before the first."""
-        return self._time(select(func.max(RUNS.c.started_at)).where(_PLANNED_JOBS, _BEGAN))
+        return self._time(select(func.max(RUNS.c.started_at)).where(PLANNED_JOBS, BEGAN))
 
     def last_success_at(self) -> datetime | None:
         """Return when the last run that checked all jobs without errors finished."""
-        successful = (RUNS.c.outcome == Outcome.SUCCESS) & _PLANNED_JOBS
+        successful = (RUNS.c.outcome == Outcome.SUCCESS) & PLANNED_JOBS
         return self._time(select(func.max(RUNS.c.finished_at)).where(successful))
 
     def _time(self, statement: Select[Any]) -> datetime | None:
@@ -107,7 +109,7 @@ class Runs(Repository):
         """Return the newest run that checked all jobs or was to do so; None before the first."""
         newest = (desc(RUNS.c.started_at), desc(func.coalesce(RUNS.c.number, 0)))
         columns = [column for column in RUNS.c if column is not RUNS.c.number]
-        found = self._runs(select(*columns).where(_PLANNED_JOBS).order_by(*newest).limit(1))
+        found = self._runs(select(*columns).where(PLANNED_JOBS).order_by(*newest).limit(1))
         return found[0] if found else None
 
     def runs_before(self, run_id: str, limit: int) -> list[RunRecord]:

@@ -88,11 +88,17 @@ def test_the_list_of_jobs_that_need_attention_has_what_no_rule_or_no_run_can_cle
         assert site.jobs("/jobs?show=attention&q=o&status=unknown") == ["odd"]
         with open_ledger(site.backend.config, create=True):
             pass
-        for run, trigger, job in (("1", "cron", "b"), ("2", "cron", "a"), ("3", "trash", "young")):
+        for run, trigger, outcome, job in (
+            ("1", "schedule", "errors", "b"),
+            ("2", "schedule", "errors", "a"),
+            ("3", "trash", "success", "young"),
+            ("4", "recovery", "success", "young"),
+            ("5", "schedule", "refused", "young"),
+        ):
             site.store.sql(
-                "INSERT INTO cleanup_runs (id, number, started_at, finished_at, trigger)"
-                " VALUES (?, ?, ?, '2026-01-09 00:00:00', ?)",
-                *(run, int(run), f"2026-01-0{run} 00:00:00", trigger),
+                "INSERT INTO cleanup_runs (id, number, started_at, finished_at, trigger, outcome)"
+                " VALUES (?, ?, ?, '2026-01-09 00:00:00', ?, ?)",
+                *(run, int(run), f"2026-01-0{run} 00:00:00", trigger, outcome),
             )
             site.store.sql(
                 "INSERT INTO cleanup_log (run_id, job_id, action, message) VALUES (?, ?, 'failed', 'EIO')",
