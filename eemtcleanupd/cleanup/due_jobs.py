@@ -27,7 +27,7 @@ class DueJobs:
     Attributes:
         cleaned: ids of jobs that the next run cleans, and whose size is the recorded one.
         measured: how many more it cleans that were measured: their recorded size can contain a shared upload
-            that stays, or lack one that goes.
+            that stays, or lack one that is deleted.
         measured_bytes: their bytes, by class.
         unmeasured: how many of ``cleaned`` share an upload, but were too many to measure.
         kept: ids of jobs whose retention has ended, or has no valid start, and that the next run keeps.
@@ -105,6 +105,6 @@ def _share_uploads(database: Database, jobs: JobTable, plans: Sequence[PlannedJo
 
 
 def _is_over(decision: Decision, policy: Policy) -> bool:
-    """Return whether the retention of a job does not keep it: the candidates are a few jobs more."""
+    """Return whether the retention of a job has ended: candidates include some whose retention has not."""
     job_class, workflow = decision.job_class, decision.job.workflow_type
     return decision.age is None or decision.age >= policy.retention(job_class, workflow)

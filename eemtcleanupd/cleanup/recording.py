@@ -118,7 +118,7 @@ class Recording:
             job.marks_job_cleaned = job.marks_job_cleaned and job.intent.id not in changed
             if job in undone:
                 self._staging.put_back(job, job.items)
-                self._stats.skipped(job.job, "its row changed while it was staged")
+                self._stats.skipped(job.reported_job, "its row changed while it was staged")
             else:
                 self._stats.recorded(job, removed, now)
 

@@ -20,6 +20,7 @@ from eemtcleanupd.deletion.trash import deleting_name, is_group, is_grouped
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.deletion.truncate import BLOCK_BYTES
 from eemtcleanupd.deletion.walk import measure
+from eemtcleanupd.events import ORPHAN
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import TRASH_NAME, Decision, Found, Job
 from eemtcleanupd.policy.ownership import blocking_claimant
@@ -122,7 +123,7 @@ def purge_expired(pipeline: Pipeline, trashed_before: datetime | None = None) ->
         held = _held(session, due, now)
         for intent in due:
             if intent.id in held:
-                pipeline.stats.skipped(_claimed_job(pipeline, intent).labelled, held[intent.id])
+                pipeline.stats.skipped(_claimed_job(pipeline, intent).reported_job, held[intent.id])
 
     def expired(limit: int) -> list[Intent]:
         return pipeline.session.ledger.expired(pipeline.run.clock(), limit, trashed_before=trashed_before)
@@ -150,7 +151,7 @@ def purge(pipeline: Pipeline, intents: Sequence[Intent]) -> None:
     for intent in intents:
         job = _claimed_job(pipeline, intent)
         if intent.id in needed:
-            pipeline.stats.skipped(job.labelled, f"it stays in the trash: {needed[intent.id]}")
+            pipeline.stats.skipped(job.reported_job, f"it stays in the trash: {needed[intent.id]}")
             continue
         job.items = [
             (found, item)
@@ -265,7 +266,7 @@ def _claimed_job(pipeline: Pipeline, intent: Intent) -> ClaimedJob:
     job_class = pipeline.run.policy.classify(intent.status)
     if intent.kind is IntentKind.ORPHAN:
         name = intent.items[0][0].artifact.name
-        return ClaimedJob(intent, Job(id=name, status="orphan"), job_class, None)
+        return ClaimedJob(intent, Job(id=name, status=ORPHAN), job_class, None)
     with session.database.read() as connection:
         row = session.jobs.rows(connection, [intent.job_id]).get(intent.job_id)
         size = session.ledger.measured(connection, [intent.job_id]).get(intent.job_id, 0)

@@ -171,10 +171,10 @@ class RunStats:
 
         An orphan has its path as id.
         """
-        is_known = self._session.ledger.is_acknowledged(job.id, reason)
-        self.counts.skipped += not is_known
-        self.counts.acknowledged += is_known
-        self._run.emit(JobSkipped(job, reason, notable=not is_known, acknowledged=is_known))
+        acknowledged = self._session.ledger.is_acknowledged(job.id, reason)
+        self.counts.skipped += not acknowledged
+        self.counts.acknowledged += acknowledged
+        self._run.emit(JobSkipped(job, reason, notable=not acknowledged, acknowledged=acknowledged))
 
     def already_trashed(self, job: Job) -> None:
         """Count a job whose data an earlier run has moved to the trash, and counted as cleaned."""

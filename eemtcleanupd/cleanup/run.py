@@ -284,7 +284,7 @@ class _Run:
                 if plan.trashed is not None:
                     counts.already_trashed += 1
                     run.emit(JobSkipped(plan.job, ALREADY_TRASHED, notable=False))
-                    # An upload that no other job needs goes once the job is marked.
+                    # An upload that no other job needs is deleted once the job is marked.
                     sized = [(found, selection.measure(found)) for found in plan.artifacts]
                     plan_entries(sized, EntryKind.LEFTOVER)
                     continue
@@ -326,15 +326,15 @@ class _Run:
     def _plan_entries(self, counts: RunCounts, entries: Sequence[tuple[Found, int]], kind: EntryKind) -> None:
         """Count and report the entries of one kind that no job needs."""
         is_planned = kind is not EntryKind.ORPHAN
-        known = self._acknowledged(entries)
+        acknowledged = self._acknowledged(entries)
         for found, size_bytes in entries:
             counts.orphans += is_planned
             if is_planned and self._run.grace:
                 counts.orphan_trashed_bytes += size_bytes
             elif is_planned:
                 counts.orphan_bytes += size_bytes
-            is_known = found in known and not is_planned
-            self._run.emit(OrphanFound(found, size_bytes, False, is_planned, acknowledged=is_known))
+            is_acknowledged = found in acknowledged and not is_planned
+            self._run.emit(OrphanFound(found, size_bytes, False, is_planned, acknowledged=is_acknowledged))
 
     def _plan_trash(self, counts: RunCounts) -> frozenset[str]:
         """Report what a run would delete from the trash; return the jobs that an interrupted run left."""
@@ -473,19 +473,21 @@ class _Run:
                 staying = pipeline.process_orphans([found for found, _ in entries], are_leftovers=is_leftover)
             if kind is EntryKind.LEFTOVER:
                 return
-            known = self._acknowledged(entries)
+            acknowledged = self._acknowledged(entries)
             for found, size_bytes in entries:
                 if found.artifact in staying:
-                    run.emit(OrphanFound(found, size_bytes, removed=False, acknowledged=found in known))
+                    run.emit(
+                        OrphanFound(found, size_bytes, removed=False, acknowledged=found in acknowledged)
+                    )
 
         inventory = Inventory(run, session, self._planner, handle, is_recording=True).scan()
         pipeline.finish()
         return inventory, pressure
 
     def _acknowledged(self, entries: Sequence[tuple[Found, int]]) -> frozenset[Found]:
-        """Return the orphans of which an operator knows that they stay."""
-        known = self._session.ledger.acknowledgements([found.label for found, _ in entries])
-        return frozenset(found for found, _ in entries if found.label in known)
+        """Return the orphans that an operator has acknowledged."""
+        by_label = self._session.ledger.acknowledgements([found.label for found, _ in entries])
+        return frozenset(found for found, _ in entries if found.label in by_label)
 
     def _warn_of_unowned_items(self) -> None:
         unowned = self._session.unowned_items()

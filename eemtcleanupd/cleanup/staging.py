@@ -26,7 +26,7 @@ from eemtcleanupd.deletion.pool import RemovalResult
 from eemtcleanupd.deletion.trash import artifact_path, group_name
 from eemtcleanupd.deletion.walk import measure
 from eemtcleanupd.errors import LockHeldError, RowError, StoreError
-from eemtcleanupd.events import Warned
+from eemtcleanupd.events import ORPHAN, Warned
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import ArtifactPath, Found, Job, JobClass, RootName
 from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, blocking_claimant
@@ -79,7 +79,7 @@ class ClaimedJob:
         return self.intent.state is IntentState.TRASHED and not self.is_orphan and self.marks_job_cleaned
 
     @property
-    def labelled(self) -> Job:
+    def reported_job(self) -> Job:
         """The job as messages name it: an orphan by its path."""
         return replace(self.job, id=self.intent.items[0][0].label) if self.is_orphan else self.job
 
@@ -215,7 +215,7 @@ class Staging:
         return [
             ClaimedJob(
                 intent,
-                Job(id=intent.items[0][0].artifact.name, status="orphan"),
+                Job(id=intent.items[0][0].artifact.name, status=ORPHAN),
                 JobClass.UNKNOWN,
                 None,
                 list(intent.items),
@@ -302,7 +302,7 @@ class Staging:
             return False
         if reason is not None:
             self.put_back(job, [])
-            self._stats.skipped(job.labelled, reason)
+            self._stats.skipped(job.reported_job, reason)
             return False
         if not job.is_orphan and job.items:
             with stoppable_by(self._run.stop):
@@ -396,7 +396,7 @@ class Staging:
             reason = reasons[job.intent.id]
             if reason is not None:
                 self.put_back(job, job.items)
-                self._stats.skipped(job.labelled, reason)
+                self._stats.skipped(job.reported_job, reason)
                 continue
             needed = [
                 item

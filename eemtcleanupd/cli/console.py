@@ -8,6 +8,7 @@ import sys
 import click
 
 from eemtcleanupd.events import (
+    ORPHAN,
     Event,
     JobCleaned,
     JobPlanned,
@@ -53,8 +54,9 @@ class ConsoleReporter:
                 if event.notable:
                     self._say("WARNING", event.log_line())
                 else:
-                    known = " (acknowledged)" if event.acknowledged else ""
-                    self._detail(f"Keeping job {short_name(event.job.id)}: {event.reason}{known}")
+                    noun = "orphan" if event.job.status == ORPHAN else "job"
+                    end = " (acknowledged)" if event.acknowledged else ""
+                    self._detail(f"Keeping {noun} {short_name(event.job.id)}: {event.reason}{end}")
             case OrphanFound():
                 self._orphan(event)
             case PurgePlanned():
@@ -117,9 +119,9 @@ class ConsoleReporter:
         if not event.acknowledged:
             self._orphans += 1
             self._orphan_bytes += event.size_bytes
-        known = " (acknowledged)" if event.acknowledged else ""
+        end = " (acknowledged)" if event.acknowledged else ""
         size = human_size(event.size_bytes)
-        self._detail(f"Found orphan {short_name(event.found.label)} ({size}){known}")
+        self._detail(f"Found orphan {short_name(event.found.label)} ({size}){end}")
 
     def _finished(self, report: RunReport) -> None:
         if self._orphans:
@@ -157,8 +159,8 @@ class ConsoleReporter:
 
     def _kept(self, report: RunReport) -> None:
         if report.acknowledged:
-            known = plural(report.acknowledged, "job", grouped=False)
-            self._say("INFO", f"Kept {known} with an acknowledged warning")
+            jobs = plural(report.acknowledged, "job", grouped=False)
+            self._say("INFO", f"Kept {jobs} with an acknowledged warning")
         if report.missing:
             self._say("INFO", f"Found {plural(report.missing, 'uncleaned job')} without any files")
         if report.remaining:

@@ -262,7 +262,7 @@ class _ConfigBuilder:
                 self.put(key, self._secret(f"{key}_file", Path(file)), self.origins[f"{key}_file"])
 
     def warn_of_unused_blocks(self) -> None:
-        """Warn of a block that has settings, but whose switch nobody set and is off by default."""
+        """Warn of a block that has settings, but whose switch is not set and is off by default."""
         for switch, field_info in self._schema.fields.items():
             block, _, name = switch.rpartition(".")
             if (

@@ -183,7 +183,7 @@ def _not_considered(config: Config, due: DueJobs | None) -> Iterator[str]:
         if due.unmeasured:
             yield (
                 f"{plural(due.unmeasured, 'job')} that share an upload, counted with their recorded size. It "
-                "can contain an upload that stays, or lack one that goes."
+                "can contain an upload that stays, or lack one that is deleted."
             )
         expired = len(due.cleaned) + due.measured
         if 0 < (most := config.safety.max_jobs_per_run) < expired:

@@ -122,7 +122,7 @@ class SqliteDatabase(Database):
     def _leave_a_turn(self) -> None:
         """Wait until the lock was free for as long as the previous transaction held it.
 
-        SQLite has no queue for its lock: those who wait try again every few milliseconds.  Between
+        SQLite has no queue for its lock: programs that wait try again every few milliseconds.  Between
         transactions that follow each other at once, the web interface could wait for seconds.
         """
         time.sleep(max(0.0, self._turn_ends - monotonic_seconds()))

@@ -60,7 +60,7 @@ def _add_session_routes(router: APIRouter, pages: Pages) -> None:
     @router.get("/logout")
     @router.get("/stop")
     def form() -> Response:
-        """Lead to the page with the form, which the dashboard is for these."""
+        """Redirect to the dashboard, which has the forms."""
         return RedirectResponse("/", 303)
 
     @router.post("/login")
