@@ -205,7 +205,7 @@ class Inventory:
 
     def is_due(self, found: Found) -> bool:
         """Return whether a run would delete an orphan that nothing keeps."""
-        return not is_system_entry(found.artifact.name) and self._is_due(self._measure(found.artifact))
+        return self._is_due(self._measure(found.artifact))
 
     def _is_due(self, size: Measured) -> bool:
         """Return whether nothing in an orphan changed lately; one that is not readable is never due."""
@@ -332,14 +332,15 @@ def orphan_warning(config: Config, label: str, now: datetime) -> tuple[Found, st
     """Return the orphan at a path such as ``results/old/``, and why runs keep it.
 
     Returns:
-        None if there is no such entry, or a row names it.  The reason is None if the next run deletes it.
+        None if there is no such entry, a row names it, or it belongs to the filesystem.
+        The reason is None if the next run deletes it.
 
     Raises:
         StoreError, RootError: the job store cannot be used.
         OSError: the entry cannot be checked.
     """
     root_name, _, name = label.rstrip("/").partition("/")
-    if root_name not in set(RootName) or invalid_name_reason(name) is not None:
+    if root_name not in set(RootName) or invalid_name_reason(name) is not None or is_system_entry(name):
         return None
     artifact, policy = Artifact(RootName(root_name), name), Policy.from_config(config.retention)
     with ExitStack() as stack:

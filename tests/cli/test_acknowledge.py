@@ -130,6 +130,8 @@ def test_an_orphan_that_no_rule_deletes_is_acknowledged(store: JobStore, run_cli
         }
         assert "1 orphan " in run_cli("clean", *options, cwd=store.path).stdout
     document(run_cli, store, "acknowledge", "results/old-1/", exit_code=1)  # the folder of a job
+    store.results("lost+found").mkdir()
+    document(run_cli, store, "acknowledge", "results/lost+found/", exit_code=1)  # no run warns of it
 
 
 def test_an_orphan_that_the_next_run_deletes_is_not_acknowledged(store: JobStore, run_cli: RunCli) -> None:
