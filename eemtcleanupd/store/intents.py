@@ -177,11 +177,15 @@ class Intents(Repository):
             return connection.execute(statement).first() is not None
 
     def add_intents(self, connection: Connection, intents: Sequence[Intent], now: datetime) -> None:
-        """Write intents, before the first of their files moves."""
+        """Write intents, before the first of their files moves; a part of an earlier one keeps its age."""
         if intents:
             created_at = utc_timestamp(now)
             rows = [
-                {**_intent_values(intent), "is_purging": int(intent.is_purging), "created_at": created_at}
+                {
+                    **_intent_values(intent),
+                    "is_purging": int(intent.is_purging),
+                    "created_at": utc_timestamp(intent.created_at) if intent.created_at else created_at,
+                }
                 for intent in intents
             ]
             connection.execute(insert(INTENTS), rows)

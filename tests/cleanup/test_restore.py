@@ -434,3 +434,18 @@ def test_of_an_artifact_that_was_trashed_twice_the_newer_one_is_restored(trashed
     trashed.now += timedelta(hours=25)
     trashed.run(**GRACE)
     assert len(trashed.trash()) == 2  # the results, and the upload
+
+
+def test_what_stays_in_the_trash_keeps_its_age(trashed: JobStore) -> None:
+    trashed.run(**GRACE)
+    trashed.sql("UPDATE jobs SET data_cleaned_at = NULL")
+    trashed.results("a").mkdir()
+    (trashed.results("a") / "new.tif").write_bytes(b"new")
+    trashed.now += timedelta(hours=1)
+    trashed.run(**GRACE)
+    times = trashed.sql("SELECT created_at FROM cleanup_intents ORDER BY created_at")
+    trashed.now += timedelta(hours=1)
+    put_back(trashed, "a", "uploads/dem.tif")
+    assert trashed.sql("SELECT created_at FROM cleanup_intents ORDER BY created_at") == times
+    put_back(trashed, "a", "results/a/")
+    assert (trashed.results("a") / "new.tif").exists()
