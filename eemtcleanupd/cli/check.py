@@ -42,9 +42,9 @@ def check(as_json: bool, schema: bool, changed: bool) -> int:
     """Show every configuration key, its value and the origin of the value, and the job database in use.
 
     Refuses what the daemon refuses at its start.  Exits with 2 and lists every problem with file and line if
-    the configuration is invalid, or if something that it needs is missing.  Exits with 3 if the job database
-    or a folder cannot be used, and with 5 if the database is probably not the one of the web interface.
-    Changes nothing.
+    the configuration is invalid, or if something that it needs is missing.  Exits with 3 if the job database,
+    a folder or the audit log cannot be used, and with 5 if the database is probably not the one of the web
+    interface.  Changes nothing.
     """
     if schema:
         from eemtcleanupd.plugins import schema as all_keys
@@ -61,8 +61,10 @@ def check(as_json: bool, schema: bool, changed: bool) -> int:
     warnings = list(_warnings(loaded))
     unusable = _configuration_problem(loaded.config)
     database, problem = _examine_database(loaded.config)
+    file = StoreAddress.of(loaded.config).file
     # The web interface may create its database after this check.
-    missing = problem if isinstance(problem, NoDatabaseError) else None
+    is_missing = isinstance(problem, NoDatabaseError) and file is not None and not file.exists()
+    missing = problem if is_missing else None
     problems = [each for each in (unusable, problem) if each is not None and each is not missing]
     if as_json:
         print_json(

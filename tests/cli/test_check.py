@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,13 @@ def test_a_database_that_is_still_missing_is_warned_of(run_cli: RunCli, sample_s
     answer = json.loads(result.stdout)
     assert (result.returncode, answer["problems"]) == (0, [])
     assert answer["database"]["error"] is not None
+
+
+def test_a_file_that_is_no_job_database_is_refused(run_cli: RunCli, sample_store: Path) -> None:
+    with closing(sqlite3.connect(sample_store / "jobs.db")) as connection:
+        connection.execute("DROP TABLE jobs")
+    result = run_cli("check", "--json", cwd=sample_store)
+    assert (result.returncode, len(json.loads(result.stdout)["problems"])) == (3, 1)
 
 
 def test_a_usable_configuration_has_no_problems(run_cli: RunCli, sample_store: Path) -> None:
