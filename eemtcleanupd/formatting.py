@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from datetime import datetime, timedelta
 from functools import lru_cache
 from math import isfinite
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BYTES_PER_MB = 1024 * 1024
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtpe]?)(?:i?b)?\s*", re.IGNORECASE)
@@ -118,6 +123,33 @@ def printable(name: str) -> str:
 def short_name(name: str) -> str:
     """Return an untrusted name, printable and of a limited length."""
     return shortened(printable(name))
+
+
+def quoted(path: Path | str) -> str:
+    """Return a path or an id as a word of the shell, on one line and without what a terminal would act on."""
+    text = str(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = "".join(
+        f"\\{character}"
+        if character in "\\'"
+        else character
+        if character.isprintable()
+        else _octal(character)
+        for character in text
+    )
+    return f"$'{escaped}'"  # of bash, zsh, ksh and POSIX.1-2024
+
+
+def _octal(character: str) -> str:
+    # Octal, because hexadecimal digits have no end.
+    return "".join(f"\\{byte:03o}" for byte in character.encode("utf-8", "surrogateescape"))
+
+
+def suggested(command: str, name: str) -> str:
+    """Return a command of this program with the untrusted id of a job, or the path of an orphan, to copy."""
+    end_of_options = "-- " if name.startswith("-") else ""
+    return f"`eemtcleanupd {command} {end_of_options}{quoted(name)}`"
 
 
 def plural(count: int, noun: str, *, grouped: bool = True) -> str:

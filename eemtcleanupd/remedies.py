@@ -7,13 +7,12 @@ of what has the name, never of what a link leads to, and modes change with the r
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
 from eemtcleanupd.config import Loaded
 from eemtcleanupd.files import places_on_the_way
-from eemtcleanupd.formatting import printable
+from eemtcleanupd.formatting import printable, quoted
 from eemtcleanupd.privileges import User, became
 
 _SYSTEM_CONFIG = Path("/etc/eemtcleanupd/cleanup_config.yaml")
@@ -104,27 +103,6 @@ def give_log(path: Path, key: str) -> str:
 def with_own_rights(command: str) -> str:
     """Return a command that has only the rights of this user, also if root executes it."""
     return _with_rights_of_this_user(command) if became() is not None else command
-
-
-def quoted(path: Path | str) -> str:
-    """Return a path as a word of the shell, on one line and without what a terminal would act on."""
-    text = str(path)
-    if text.isprintable():
-        return shlex.quote(text)
-    escaped = "".join(
-        f"\\{character}"
-        if character in "\\'"
-        else character
-        if character.isprintable()
-        else _escaped(character)
-        for character in text
-    )
-    return f"$'{escaped}'"  # of bash, zsh, ksh and POSIX.1-2024
-
-
-def _escaped(character: str) -> str:
-    # Octal, because hexadecimal digits have no end.
-    return "".join(f"\\{byte:03o}" for byte in character.encode("utf-8", "surrogateescape"))
 
 
 def _chown(path: Path, *, recursive: bool) -> str:

@@ -1,12 +1,22 @@
 """Format and parse sizes, ages and untrusted names."""
 
+import os
 import re
+import subprocess
 from datetime import timedelta
 
 import pytest
 from hypothesis import given, strategies as st
 
-from eemtcleanupd.formatting import human_age, human_size, parse_hours, parse_size, printable, shortened
+from eemtcleanupd.formatting import (
+    human_age,
+    human_size,
+    parse_hours,
+    parse_size,
+    printable,
+    quoted,
+    shortened,
+)
 
 GB = 1024**3
 
@@ -86,3 +96,23 @@ def test_a_duration_has_a_unit_or_is_a_number_of_hours(text: str, hours: float) 
 def test_other_text_is_no_duration(text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(repr(text))):
         parse_hours(text)
+
+
+PATHS = [
+    "/a",
+    "/a b",
+    "/it's; `id` $(id)",
+    "/a\nid\n",
+    "/\x1b]0;x\x07\\",
+    "/b\udc80\udcff7",
+    "/\u202eabc'",
+    "/-n *",
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_shell_gets_the_path_that_is_quoted(path: str) -> None:
+    word = quoted(path)
+    assert word.isprintable()
+    shell = subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True, check=True)
+    assert shell.stdout == os.fsencode(path)

@@ -34,7 +34,7 @@ from eemtcleanupd.deletion.trash import artifact_path, deleting_name
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.errors import BackupError, TrashError
 from eemtcleanupd.events import AuditEntry
-from eemtcleanupd.formatting import printable
+from eemtcleanupd.formatting import printable, suggested
 from eemtcleanupd.model import TRASH_NAME, Artifact, Found, Hold, JobClass, RootName
 from eemtcleanupd.policy.ownership import possible_owner_ids
 from eemtcleanupd.policy.retention import Policy
@@ -330,7 +330,7 @@ class _LockedStore:
             raise TrashError(f"Job {name} is {printable(row.job.status)}. Wait until it has ended.")
         if session.ledger.trashed(job_id):
             raise TrashError(
-                f"Job {name} is in the trash. Restore it with `eemtcleanupd trash restore {name}`."
+                f"Job {name} is in the trash. Restore it with {suggested('trash restore', job_id)}."
             )
 
     def unpack(self, backup: Path, folder_fd: int, items: Sequence[Item]) -> list[str]:

@@ -19,7 +19,7 @@ from eemtcleanupd.deletion.trash import MARKER_NAME, Trash, is_group, read_marke
 from eemtcleanupd.deletion.upload_index import UploadIndex
 from eemtcleanupd.errors import JobTableError, NoDatabaseError, RootError, StoreError
 from eemtcleanupd.events import DatabaseSummary
-from eemtcleanupd.formatting import local_minute, plural, printable
+from eemtcleanupd.formatting import local_minute, plural, printable, suggested
 from eemtcleanupd.model import TRASH_NAME, Artifact, Hold, RootName
 from eemtcleanupd.policy.breakers import table_problem
 from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, is_system_entry
@@ -445,7 +445,7 @@ def hold_warning(config: Config, ledger: Ledger, job_id: str) -> str | None:
     if ledger.trashed(job_id):
         return (
             f"Job {name} is in the trash and stays there while it is held. Restore it "
-            f"with `eemtcleanupd trash restore {name}`."
+            f"with {suggested('trash restore', job_id)}."
         )
     return f"The data of job {name} has already been cleaned." if row.cleaned else None
 

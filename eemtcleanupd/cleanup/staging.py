@@ -27,7 +27,7 @@ from eemtcleanupd.deletion.trash import artifact_path, group_name
 from eemtcleanupd.deletion.walk import measure
 from eemtcleanupd.errors import LockHeldError, RowError, StoreError
 from eemtcleanupd.events import ORPHAN, Warned
-from eemtcleanupd.formatting import printable
+from eemtcleanupd.formatting import printable, suggested
 from eemtcleanupd.model import ArtifactPath, Found, Job, JobClass, RootName
 from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, blocking_claimant
 from eemtcleanupd.store.intents import Intent, IntentKind, IntentState, with_error
@@ -81,7 +81,7 @@ class ClaimedJob:
     @property
     def reported_job(self) -> Job:
         """The job as messages name it: an orphan by its path."""
-        return replace(self.job, id=self.intent.items[0][0].label) if self.is_orphan else self.job
+        return replace(self.job, id=self.intent.name) if self.is_orphan else self.job
 
     @property
     def staged_bytes(self) -> int:
@@ -425,11 +425,8 @@ class Staging:
         if self.restore(staged):
             self._withdrawn.append(job.intent.id)
             return
-        name = printable(job.intent.job_id or job.intent.items[0][0].label)
-        reason = (
-            "Another entry is in an artifact's place. Move it away, then run "
-            f"`eemtcleanupd trash restore {name}`."
-        )
+        command = suggested("trash restore", job.intent.name)
+        reason = f"Another entry is in an artifact's place. Move it away, then run {command}."
         self.save_intent(with_error(job.intent, reason, 0))
 
     def save_intent(self, intent: Intent) -> None:

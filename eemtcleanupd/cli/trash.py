@@ -28,7 +28,7 @@ from eemtcleanupd.cli.common import (
 )
 from eemtcleanupd.cli.groups import CommandGroup
 from eemtcleanupd.clock import system_clock
-from eemtcleanupd.formatting import human_size, local_minute, plural, printable, space
+from eemtcleanupd.formatting import human_size, local_minute, plural, printable, space, suggested
 from eemtcleanupd.model import Trigger
 
 if TYPE_CHECKING:
@@ -75,11 +75,6 @@ def list_(as_json: bool) -> None:
         deletion = ", held" if intent.job_id in held else deletion
         job, size = printable(intent.job_id) or "no job", human_size(intent.size_bytes)
         echo_line(f"{job} ({intent.status or 'orphan'}, {size}{deletion}): {labels}", indent=2)
-
-
-def _name(intent: Intent) -> str:
-    """Return what `trash restore` takes for an item: the job, or the path of an orphan."""
-    return printable(intent.job_id or intent.items[0][0].label)
 
 
 def _document(intent: Intent) -> dict[str, Any]:
@@ -152,10 +147,8 @@ def print_restored(restored: RestoreResult, *, as_json: bool) -> int:
     for warning in restored.warnings:
         click.echo(f"[WARNING] {warning}", err=True)
     if until is not None:
-        job = printable(restored.job_id)
-        click.echo(
-            f"Job {job} is held until {local_minute(until)}. End the hold with `eemtcleanupd release {job}`."
-        )
+        job, command = printable(restored.job_id), suggested("release", restored.job_id)
+        click.echo(f"Job {job} is held until {local_minute(until)}. End the hold with {command}.")
     return exit_code
 
 
@@ -277,6 +270,6 @@ def _print_purge(
     if kept:
         click.echo(f"Kept {plural(len(kept), 'item')}:")
     for intent, reason in kept[:_MOST_KEPT]:
-        echo_line(f"  {_name(intent)}: {reason}", indent=4)
+        echo_line(f"  {printable(intent.name)}: {reason}", indent=4)
     if len(kept) > _MOST_KEPT:
         click.echo(f"  and {len(kept) - _MOST_KEPT:,} more. List them with --json.")

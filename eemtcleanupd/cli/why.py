@@ -10,7 +10,7 @@ from eemtcleanupd.cli import completion
 from eemtcleanupd.cli.common import echo_line, examples, json_option, load_config, print_json, store_options
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import IdError
-from eemtcleanupd.formatting import human_size, local_minute, printable, space
+from eemtcleanupd.formatting import human_size, local_minute, printable, space, suggested
 
 
 @click.command(epilog=examples("why 32ffd03d", "why 32ffd03d --json"))
@@ -47,7 +47,7 @@ def why(given: str, as_json: bool) -> None:
     if (known := state.acknowledgement) is not None:
         rows.append(("Warning", f"acknowledged by {printable(known.owner)}: {printable(known.reason)}"))
     elif state.is_warned_of:
-        silence = f"`eemtcleanupd acknowledge {printable(state.job_id)}`"
+        silence = suggested("acknowledge", state.job_id)
         rows.append(("Warning", f"every run warns about it. Silence it with {silence}"))
     if state.hold is not None:
         rows.append(("Held by", f"{printable(state.hold.owner)}: {printable(state.hold.reason)}"))

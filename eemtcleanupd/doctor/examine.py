@@ -17,7 +17,7 @@ from eemtcleanupd.doctor.findings import Finding, Result
 from eemtcleanupd.doctor.service_checks import ServiceChecks
 from eemtcleanupd.doctor.store_checks import StoreChecks
 from eemtcleanupd.errors import CleanupError, ConfigError, NoDatabaseError
-from eemtcleanupd.formatting import printable
+from eemtcleanupd.formatting import printable, quoted
 from eemtcleanupd.plugins import Plugins
 from eemtcleanupd.privileges import User
 from eemtcleanupd.store.address import StoreAddress
@@ -109,5 +109,5 @@ def _check_as(service: User, loaded: Loaded) -> Result:
     return findings.problem(
         f"The daemon works as user {service}, and this command as user {User.of(os.geteuid())}. What this "
         "user can do says nothing about the daemon, so no more is checked.",
-        remedies.run(remedies.program(loaded, f"doctor --run-as {remedies.quoted(service.name)}")),
+        remedies.run(remedies.program(loaded, f"doctor --run-as {quoted(service.name)}")),
     )

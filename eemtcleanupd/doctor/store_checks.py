@@ -31,7 +31,7 @@ from eemtcleanupd.doctor import findings
 from eemtcleanupd.doctor.base import MAX_NAMES, Checks, can
 from eemtcleanupd.doctor.findings import NamedCheck, Result
 from eemtcleanupd.errors import CleanupError
-from eemtcleanupd.formatting import human_size, plural, printable
+from eemtcleanupd.formatting import human_size, plural, printable, quoted
 from eemtcleanupd.installation import Page
 from eemtcleanupd.model import TRASH_NAME, RootName
 from eemtcleanupd.policy.breakers import ZoneEvidence, format_offset
@@ -163,8 +163,8 @@ class StoreChecks(Checks):
         file = self._database.file
         if file is not None and file.parent in PRIVATE_FOLDERS:
             new = config.paths.results.parent / file.name
-            move = f"mv -n {remedies.quoted(file)} {remedies.quoted(new)}"
-            link = f"ln -s {remedies.quoted(new)} {remedies.quoted(file)}"
+            move = f"mv -n {quoted(file)} {quoted(new)}"
+            link = f"ln -s {quoted(new)} {quoted(file)}"
             yield findings.warning(
                 f"A restart of the machine can delete {file}. A service or a container can have its own "
                 "folder /tmp.",
@@ -223,7 +223,7 @@ class StoreChecks(Checks):
             yield findings.warning(
                 f"Filesystems are mounted inside the folders: {_names(map(str, mounts))}.",
                 "A job that contains a mounted filesystem is not cleaned. "
-                + remedies.run_as_root(f"umount {' '.join(map(remedies.quoted, mounts[:MAX_NAMES]))}"),
+                + remedies.run_as_root(f"umount {' '.join(map(quoted, mounts[:MAX_NAMES]))}"),
             )
         else:
             yield findings.ok("No filesystem is mounted inside the folders.")
@@ -254,7 +254,7 @@ def _check_permissions(root: Root, *, is_known: bool) -> Result:
     if os.fstatvfs(root.fd).f_flag & os.ST_RDONLY:
         return findings.problem(
             f"{folder} is mounted read-only.",
-            remedies.run_as_root(f"mount -o remount,rw {remedies.quoted(_mount_point(root.path))}"),
+            remedies.run_as_root(f"mount -o remount,rw {quoted(_mount_point(root.path))}"),
         )
     if not can(root.path, os.R_OK | os.W_OK | os.X_OK):
         return findings.problem(f"{folder} is not writable for user {uid}.", remedies.give(root.path))
@@ -279,7 +279,7 @@ def _check_permissions(root: Root, *, is_known: bool) -> Result:
 def _make_writable(path: Path) -> str:
     if path.lstat().st_uid != os.geteuid():
         return remedies.give(path)
-    return remedies.run(remedies.with_own_rights(f"chmod u+rwX {remedies.quoted(path)}"))
+    return remedies.run(remedies.with_own_rights(f"chmod u+rwX {quoted(path)}"))
 
 
 def _end_users(users: list[str]) -> str:
@@ -291,15 +291,15 @@ def _end_users(users: list[str]) -> str:
 
 def _recover(path: str) -> str:
     """Return how to save the readable data of a damaged database: a new file takes its place."""
-    old, new = remedies.quoted(path), remedies.quoted(f"{path}.recovered")
+    old, new = quoted(path), quoted(f"{path}.recovered")
     script = (
         # Debian's .recover ends with an error.  A dump of a damaged file ends with a rollback.
         f"sqlite3 {old} .dump | sed 's/^ROLLBACK.*/COMMIT;/' | sqlite3 {new} && "
         f"chmod --reference={old} {new} && "
-        f"mv {old} {remedies.quoted(f'{path}.damaged')} && mv {new} {old}"
+        f"mv {old} {quoted(f'{path}.damaged')} && mv {new} {old}"
     )
     return "Stop every program that uses it. Then restore a copy, or keep its readable data. " + remedies.run(
-        remedies.with_own_rights(f"sh -c {remedies.quoted(script)}")
+        remedies.with_own_rights(f"sh -c {quoted(script)}")
     )
 
 

@@ -69,6 +69,11 @@ class Intent:
     created_at: datetime | None = None
     is_purging: bool = False
 
+    @property
+    def name(self) -> str:
+        """The job, or the path of the orphan."""
+        return self.job_id or self.items[0][0].label
+
 
 def with_error(intent: Intent, error: str | None, freed_bytes: int) -> Intent:
     """Return the intent after an incomplete attempt."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -53,6 +55,18 @@ def test_a_restored_job_is_held(store: JobStore, run_cli: RunCli) -> None:
     log = (store.path / "logs" / "cleanup_audit.jsonl").read_text()
     assert '"action": "restoring"' in log
     assert '"action": "restored"' in log
+
+
+@pytest.mark.parametrize("job_id", ["a b;c", "-x", "--config=evil.yaml"])
+def test_a_suggested_command_is_about_the_job_whatever_its_id_is(
+    store: JobStore, run_cli: RunCli, job_id: str
+) -> None:
+    store.job(job_id)
+    run_cli("clean", cwd=store.path)
+    done = run_cli("trash", "restore", "--", job_id, cwd=store.path)
+    (command,) = re.findall(r"`eemtcleanupd (.*)`", done.stdout)
+    assert run_cli(*shlex.split(command), cwd=store.path).returncode == 0
+    assert run_cli("holds", "--json", cwd=store.path).stdout.strip() == "[]"
 
 
 def test_restoring_an_unknown_job_is_one_error(store: JobStore, run_cli: RunCli) -> None:
