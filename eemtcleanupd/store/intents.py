@@ -227,7 +227,7 @@ class Intents(Repository):
         with self._database.read() as connection:
             rows = connection.execute(statement).all()
         with corruption_guard("cleanup_intents"):
-            return [
+            intents = [
                 Intent(
                     id=str(row.id),
                     run_id=str(row.run_id),
@@ -248,6 +248,10 @@ class Intents(Repository):
                 )
                 for row in rows
             ]
+            for intent in intents:
+                if not intent.items and (intent.kind is IntentKind.ORPHAN or not intent.job_id):
+                    raise ValueError(f"{intent.id} names no job and no artifact")
+        return intents
 
 
 def _intent_values(intent: Intent) -> dict[str, object]:

@@ -227,3 +227,18 @@ def test_what_a_run_asks_of_a_file_is_remembered_for_the_next_run(tmp_path: Path
         remembered.append(set(engine._compiled_cache or ()))
     assert len(remembered[1]) > 10
     assert remembered[1] == remembered[2] == remembered[3]
+
+
+@pytest.mark.parametrize("state", ["open", "trashed"])
+@pytest.mark.parametrize(("kind", "job_id"), [("orphan", None), ("orphan", "a"), ("job", None)])
+def test_an_intent_that_names_nothing_is_refused(
+    store: JobStore, state: str, kind: str, job_id: str | None
+) -> None:
+    store.run()
+    store.sql(
+        "INSERT INTO cleanup_intents (id, run_id, kind, state, job_id, artifacts, purge_after, created_at)"
+        " VALUES ('x.1', 'x', ?, ?, ?, '[]', '2026-01-01 00:00:00', '2026-01-01 00:00:00')",
+        *(kind, state, job_id),
+    )
+    with pytest.raises(StoreError):
+        store.run()
