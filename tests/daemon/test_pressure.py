@@ -12,7 +12,8 @@ import pytest
 
 from eemtcleanupd.events import DiskPressure, Event, JobCleaned, JobFailed, RunFinished, RunReport, Warned
 from eemtcleanupd.policy.pressure import DiskUsage
-from tests.cleanup.conftest import JobStore, settle
+from tests.cleanup.conftest import JobStore
+from tests.conftest import settle
 from tests.daemon.conftest import DaemonHarness
 
 MB = 1024 * 1024
