@@ -245,8 +245,10 @@ class EarlyCleaning:
                 sizes = session.ledger.measured(connection, [plan.job.id for plan in plans])
             useful = sizes
             if not self._is_one_disk:
-                useful = {plan.job.id: self._useful_bytes(plan, sizes) for plan in plans}
-                plans = [plan for plan in plans if useful[plan.job.id]]
+                amounts = {plan.job.id: self._useful_bytes(plan, sizes) for plan in plans}
+                plans = [plan for plan in plans if amounts[plan.job.id]]
+                # A job whose size no run has recorded is cleaned alone, as where all roots are on one disk.
+                useful = {job_id: amounts[job_id] for job_id in amounts.keys() & sizes.keys()}
             while plans:
                 if not self._must_go_on():
                     return

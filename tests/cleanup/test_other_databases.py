@@ -167,7 +167,7 @@ def test_a_database_without_a_job_table_is_an_error_with_the_places(
     with pytest.raises(NoDatabaseError, match=str(wrong.path / "db/jobs.db")):
         wrong.run()
     checked = run_cli("check", "--json", cwd=wrong.path)
-    assert checked.returncode == 0
+    assert checked.returncode == 3
     assert str(wrong.path / "db/jobs.db") in json.loads(checked.stdout)["database"]["error"]
     findings = json.loads(run_cli("doctor", "--json", cwd=wrong.path).stdout)
     (problem,) = [each for each in findings if each["level"] == "problem"]
