@@ -46,7 +46,7 @@ from eemtcleanupd.store.lock import Holder, file_holder, file_lock
 log = logging.getLogger("eemtcleanupd.store.database")
 
 _BUSY_MESSAGES = ("database is locked", "database is busy", "database table is locked")
-_LONGEST_TURN_SECONDS = 0.025
+_LONGEST_TURN_SECONDS = 0.01
 # https://www.sqlite.org/tempfiles.html
 _BESIDE = ("-journal", "-wal", "-shm")
 # No byte is higher, and no name of a file is longer.
@@ -120,7 +120,7 @@ class SqliteDatabase(Database):
         return super().write(work)
 
     def _leave_a_turn(self) -> None:
-        """Wait until the lock was free for as long as the previous transaction held it.
+        """Wait until the lock was free for a moment, at most as long as the previous transaction held it.
 
         SQLite has no queue for its lock: programs that wait try again every few milliseconds.  Between
         transactions that follow each other at once, the web interface could wait for seconds.
