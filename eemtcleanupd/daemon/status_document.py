@@ -150,6 +150,7 @@ def _notifiers(
             "last_delivered_at": iso(stats.last_delivered_at),
             "last_error": stats.last_error,
             "last_error_at": iso(stats.last_error_at),
+            "next_attempt_at": iso(stats.next_attempt_at),
         }
     return document
 

@@ -178,9 +178,13 @@ class ServiceChecks(Checks):
         if failing:
             return
         waiting = sum(stats.waiting for stats in stats_by_name.values())
-        if waiting and not self._has_daemon:
+        due = min((s.next_attempt_at for s in stats_by_name.values() if s.next_attempt_at), default=None)
+        if due is not None and not self._has_daemon:
             unsent = f"{plural(waiting, 'message')} not sent yet."
-            yield findings.warning(unsent, f"The daemon or the next run sends them. {self._run('clean')}")
+            yield findings.warning(
+                f"{unsent} The next attempt is due {time_with_distance(due, self._now)}.",
+                f"The daemon or a run after that time sends them. {self._run('clean')}",
+            )
         else:
             yield findings.ok("Every notifier delivered its last message, or had none to deliver.")
 

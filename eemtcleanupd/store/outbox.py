@@ -39,7 +39,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryStats:
-    """Delivery statistics of a notifier.  ``waiting`` counts the messages in the outbox."""
+    """Delivery statistics of a notifier.  ``waiting`` counts the messages in the outbox.
+
+    ``next_attempt_at`` is when the first of them is due.
+    """
 
     delivered: int = 0
     retried: int = 0
@@ -49,6 +52,7 @@ class DeliveryStats:
     last_delivered_at: datetime | None = None
     last_error: str | None = None
     last_error_at: datetime | None = None
+    next_attempt_at: datetime | None = None
 
 
 class Outbox(Protocol):
@@ -252,8 +256,8 @@ def delivery_stats(database: Database) -> dict[str, DeliveryStats]:
         return {}
     with database.read() as connection:
         rows = connection.execute(select(NOTIFIERS)).all()
-        waiting = select(OUTBOX.c.notifier, func.count()).group_by(OUTBOX.c.notifier)
-        counts = {row[0]: row[1] for row in connection.execute(waiting)}
+        columns = OUTBOX.c.notifier, func.count(), func.min(OUTBOX.c.due_at)
+        waiting = connection.execute(select(*columns).group_by(OUTBOX.c.notifier)).all()
     stats = {
         row.name: DeliveryStats(
             row.delivered,
@@ -267,8 +271,8 @@ def delivery_stats(database: Database) -> dict[str, DeliveryStats]:
         )
         for row in rows
     }
-    for name, count in counts.items():
-        stats[name] = replace(stats.get(name, DeliveryStats()), waiting=count)
+    for name, count, due_at in waiting:
+        stats[name] = replace(stats.get(name, DeliveryStats()), waiting=count, next_attempt_at=_utc(due_at))
     return stats
 
 

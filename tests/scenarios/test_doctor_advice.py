@@ -463,12 +463,12 @@ def test_an_advice_that_is_followed_to_the_letter_heals(
     deadline = time.monotonic() + 60
     while not (found := ill()):
         assert time.monotonic() < deadline, "doctor finds nothing"
-    followed: set[str] = set()
+    followed: set[tuple[str, str]] = set()
     while found := ill():
         assert time.monotonic() < deadline, found
-        for advice in {finding["advice"] for finding in found} - followed:
+        for message, advice in {(finding["message"], finding["advice"]) for finding in found} - followed:
             service.follow(advice, uid)
-            followed.add(advice)
+            followed.add((message, advice))
     assert service.problems(uid) == []
     assert service.problems(OWNER) == []
     assert service.execute(["clean"], OWNER).returncode == 0
