@@ -163,7 +163,7 @@ def _opened_entries(roots: list[Root], all_mounts: list[Mount]) -> dict[tuple[Ro
             for target in process.targets:
                 if target.startswith(prefix) and target[len(prefix) :][:1] in {"", "/"}:
                     parts = (*below, *target[len(prefix) :].split("/")[1:])
-                    if parts and not process.only_lists(target):
+                    if parts and process.uses(target):
                         found[name, parts[0]] = process.label
     return found
 

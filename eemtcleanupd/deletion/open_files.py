@@ -61,16 +61,13 @@ class OpenProcess:
     namespace: str
     targets: Mapping[str, Sequence[str]]
 
-    def only_lists(self, target: str) -> bool:
-        """Return whether the process only lists a folder, as our own plans do, ``find`` or ``rm``.
+    def uses(self, target: str) -> bool:
+        """Return whether the process still has a path open for more than to list it.
 
-        Their descriptors have ``O_DIRECTORY`` and ``O_NOFOLLOW`` (proc(5): fdinfo), and are for reading only.
+        Our own plans, ``find`` and ``rm`` only list.  Their descriptors have ``O_DIRECTORY`` and
+        ``O_NOFOLLOW`` (proc(5): fdinfo), are for reading only, and often closed a moment later.
         """
-        try:
-            flags = [_flags(link) for link in self.targets[target]]
-            return all(each & (_LISTING | _NOT_LISTING) == _LISTING for each in flags)
-        except (OSError, KeyError, ValueError):  # in doubt, the process uses it
-            return False
+        return any(_uses(link, target) for link in self.targets[target])
 
     def mounts(self) -> list[Mount]:
         """Return the mounts that the process sees, none when it has ended."""
@@ -107,6 +104,17 @@ def _targets(links: Iterator[os.DirEntry[str]]) -> Iterator[tuple[str, str]]:
             target = os.readlink(link.path)  # noqa: PTH115
             if target.startswith("/"):
                 yield target, link.path
+
+
+def _uses(link: str, target: str) -> bool:
+    """Return whether a descriptor uses a path; in doubt it does."""
+    try:
+        is_listing = _flags(link) & (_LISTING | _NOT_LISTING) == _LISTING
+        return not is_listing and os.readlink(link) == target  # noqa: PTH115  (its number may be another's now)
+    except (FileNotFoundError, ProcessLookupError):  # it was closed
+        return False
+    except (OSError, KeyError, ValueError):
+        return True
 
 
 def _flags(link: str) -> int:

@@ -38,6 +38,16 @@ for name in sys.argv[2:]:
 """
 
 
+_LISTER = """
+import os, sys
+from eemtcleanupd.deletion.tree import FOLDER_FLAGS
+print("lists", flush=True)
+while True:
+    for fd in [os.open(sys.argv[1], FOLDER_FLAGS) for _ in range(30)]:
+        os.close(fd)
+"""
+
+
 @contextmanager
 def _locked(path: Path, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
     """Let another process hold an flock."""
@@ -88,6 +98,16 @@ def test_a_path_that_another_process_has_locked_blocks_its_artifact_and_is_named
         assert _reason(jobs, "job2", method) is None
     assert _reason(jobs, name, method) is None  # the check itself leaves no lock
     assert open_descriptors() == before
+
+
+def test_a_process_that_closes_its_listing_at_the_moment_of_the_look_uses_no_folder(jobs: Root) -> None:
+    lister = subprocess.Popen([sys.executable, "-c", _LISTER, jobs.path / "job"], stdout=subprocess.PIPE)
+    with lister:
+        assert lister.stdout is not None
+        assert lister.stdout.readline() == b"lists\n"
+        seen = [Blockers.snapshot([jobs], quiet_since=0).opened for _ in range(200)]
+        lister.kill()
+    assert seen == [{}] * 200
 
 
 def test_a_lock_three_hundred_levels_deep_is_found(jobs: Root, method: str) -> None:
