@@ -403,23 +403,30 @@ class Selection:
         if trashed:
             pipeline.mark_trashed(trashed)
             batch = [plan for plan in batch if plan.trashed is None]
-        if self._run.request.skip_larger_than_bytes is not None:
-            batch = [plan for plan in batch if not self.is_too_large(plan, self._size(plan, sizes))]
-        cap = self._run.config.safety.max_jobs_per_run
-        if cap and pipeline.taken + len(batch) > cap:
-            self.remaining += len(batch) - (cap - pipeline.taken)
-            batch = batch[: cap - pipeline.taken]
+        batch = [plan for plan in batch if not self.is_too_large(plan, sizes)]
+        batch = batch[: self.allowed(len(batch), pipeline.taken)]
         if batch and not self._run.stop.is_set():
             pipeline.process(batch, sizes)
 
-    def _size(self, plan: PlannedJob, sizes: Mapping[str, int]) -> int:
-        size = sizes.get(plan.job.id)
-        return sum(self.measure(found) for found in plan.artifacts) if size is None else size
+    def allowed(self, count: int, taken: int) -> int:
+        """Return how many of ``count`` jobs the cap allows after ``taken`` ones; count the others."""
+        cap = self._run.config.safety.max_jobs_per_run
+        allowed = max(0, min(count, cap - taken)) if cap else count
+        self.remaining += count - allowed
+        return allowed
 
-    def is_too_large(self, plan: PlannedJob, size_bytes: int) -> bool:
-        """Return whether this run skips a job because of its size; count and report it then."""
+    def is_too_large(self, plan: PlannedJob, sizes: Mapping[str, int]) -> bool:
+        """Return whether this run skips a job because of its size; count and report it then.
+
+        ``sizes`` are those measured earlier, in bytes by job id.
+        """
         limit = self._run.request.skip_larger_than_bytes
-        if limit is None or size_bytes <= limit:
+        if limit is None:
+            return False
+        size_bytes = sizes.get(plan.job.id)
+        if size_bytes is None:
+            size_bytes = sum(self.measure(found) for found in plan.artifacts)
+        if size_bytes <= limit:
             return False
         reason = f"{human_size(size_bytes)} is larger than {human_size(limit)}: left for another run"
         self.remaining += 1

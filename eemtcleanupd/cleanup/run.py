@@ -270,6 +270,7 @@ class _Run:
         unfinished = self._plan_trash(counts)
         blockers = run.blockers(session.roots.values())
         sharing: set[str] = set()
+        taken = 0
 
         plan_entries = partial(self._plan_entries, counts)
         for plans in selection.pages(self._planner, lambda: sharing):
@@ -288,6 +289,9 @@ class _Run:
                     sized = [(found, selection.measure(found)) for found in plan.artifacts]
                     plan_entries(sized, EntryKind.LEFTOVER)
                     continue
+                if selection.is_too_large(plan, {}) or not selection.allowed(1, taken):
+                    continue
+                taken += 1
                 reason = stay_reason(session, blockers, plan.job.id, plan.artifacts)
                 if reason is not None:
                     counts.skipped += 1
@@ -295,8 +299,6 @@ class _Run:
                     continue
                 artifacts = tuple(ArtifactSize(found, selection.measure(found)) for found in plan.artifacts)
                 size = sum(artifact.size_bytes for artifact in artifacts)
-                if selection.is_too_large(plan, size):
-                    continue
                 if plan.shared:  # a later job that shares the upload can delete it
                     sharing.add(plan.job.id)
                 decision = plan.decision

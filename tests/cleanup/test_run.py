@@ -390,7 +390,12 @@ def test_large_jobs_are_left_for_another_run(store: JobStore) -> None:
 def test_a_cap_takes_the_oldest_first_and_says_what_is_left(store: JobStore) -> None:
     for number in range(7):
         store.job(f"job-{number}", days=20 + number)
-    report = store.run(safety__max_jobs_per_run=3, performance__batch_size=2)
+    options: dict[str, Any] = {"safety__max_jobs_per_run": 3, "performance__batch_size": 2}
+    dry_run = store.run(dry_run=True, **options)
+    planned = {event.job.id for event in store.events if isinstance(event, JobPlanned)}
+    report = store.run(**options)
+    assert planned == store.cleaned()
+    assert (dry_run.successful.jobs, dry_run.remaining) == (report.successful.jobs, report.remaining)
     assert store.cleaned() == {"job-6", "job-5", "job-4"}
     assert (report.successful.jobs, report.remaining) == (3, 4)
 
