@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection
 
 from eemtcleanupd.cancellation import StopFlag
-from eemtcleanupd.cleanup.ballast import allocate_ballast, release_ballast, release_initial_ballast
 from eemtcleanupd.cleanup.context import NullHooks, Progress, RunContext, RunHooks, RunRequest, rate_limits
 from eemtcleanupd.cleanup.inventory import EntryKind, Inventory, InventoryResult
 from eemtcleanupd.cleanup.pipeline import Pipeline
@@ -50,6 +49,7 @@ from eemtcleanupd.cleanup.session import (
 from eemtcleanupd.cleanup.staging import stay_reason
 from eemtcleanupd.clock import Clock, system_clock
 from eemtcleanupd.config import Config
+from eemtcleanupd.deletion.ballast import allocate_ballast, release_ballast, release_initial_ballast
 from eemtcleanupd.deletion.filesystem import disk_usage
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.errors import AuditError, BreakerError, CleanupError, JobTableError

@@ -82,9 +82,9 @@ def _find_warning(config: Config, given: str) -> tuple[str, str]:
         CleanupError: runs do not warn of it.
     """
     from eemtcleanupd.cleanup.inventory import orphan_warning
-    from eemtcleanupd.cleanup.job_state import job_state
     from eemtcleanupd.cleanup.session import find_job_id, unknown_job
     from eemtcleanupd.plugins import Plugins
+    from eemtcleanupd.report.job_state import job_state
 
     now, job_id = system_clock(), find_job_id(config, given)
     if job_id is None and (orphan := orphan_warning(config, given, now)) is not None:

@@ -127,8 +127,8 @@ def clean(  # noqa: PLR0917  (click passes them by name)
         raise click.UsageError("--quiet contradicts --verbose and --debug. Give only one of them.")
     loaded = load_config()
     from eemtcleanupd.cleanup import Progress, RunRequest, clean as run_clean
-    from eemtcleanupd.cleanup.ballast import release_initial_ballast
     from eemtcleanupd.daemon.status import published_progress
+    from eemtcleanupd.deletion.ballast import release_initial_ballast
     from eemtcleanupd.events import Warned
     from eemtcleanupd.logs.events import log_memory, write_event
     from eemtcleanupd.plugins import Plugins

@@ -20,9 +20,9 @@ from eemtcleanupd.formatting import human_size, local_minute, printable, space, 
 def why(given: str, as_json: bool) -> None:
     """Say what the next run would do with JOB (an id or the start of one), and why."""
     config = load_config().config
-    from eemtcleanupd.cleanup.job_state import job_state
     from eemtcleanupd.cleanup.session import find_job_id, unknown_job
     from eemtcleanupd.plugins import Plugins
+    from eemtcleanupd.report.job_state import job_state
 
     job_id = find_job_id(config, given)
     state = None

@@ -17,7 +17,6 @@ from functools import partial
 from typing import Protocol
 
 from eemtcleanupd import __version__
-from eemtcleanupd.cleanup.ballast import release_initial_ballast
 from eemtcleanupd.cleanup.context import RunRequest
 from eemtcleanupd.cleanup.session import check_store
 from eemtcleanupd.clock import Clock, elapsed_seconds, system_clock
@@ -32,6 +31,7 @@ from eemtcleanupd.daemon.status import BEAT_SECONDS, PROGRESS_SECONDS, DaemonSta
 from eemtcleanupd.daemon.store_queries import StoreQueries
 from eemtcleanupd.daemon.systemd import SystemdNotifier
 from eemtcleanupd.daemon.timers import Timers, explain, interval_schedule
+from eemtcleanupd.deletion.ballast import release_initial_ballast
 from eemtcleanupd.delivery import Dispatcher
 from eemtcleanupd.errors import AuditError, ConfigError, LockHeldError
 from eemtcleanupd.events import (

@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from eemtcleanupd import remedies
-from eemtcleanupd.cleanup.ballast import ballast_bytes
 from eemtcleanupd.cleanup.inventory import EntryKind, count_orphans
 from eemtcleanupd.cleanup.other_databases import PRIVATE_FOLDERS, other_databases
 from eemtcleanupd.cleanup.session import (
@@ -22,6 +21,7 @@ from eemtcleanupd.cleanup.session import (
 )
 from eemtcleanupd.config import Loaded
 from eemtcleanupd.daemon.status import time_with_distance
+from eemtcleanupd.deletion.ballast import ballast_bytes
 from eemtcleanupd.deletion.blockers import Blockers
 from eemtcleanupd.deletion.filesystem import disk_usage
 from eemtcleanupd.deletion.open_files import deleted_but_open, users_of

@@ -1,1 +1,1 @@
-"""Reports on a job store: cleaned data, storage usage, and the forecast of when the disk will be full."""
+"""Answers about a job store: the state of its jobs, cleaned data, storage usage, when the disk is full."""

@@ -13,7 +13,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from eemtcleanupd.cleanup.context import RunContext, RunHooks
-from eemtcleanupd.cleanup.due_jobs import DueJobs, due_jobs
 from eemtcleanupd.cleanup.session import job_table
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
@@ -34,6 +33,7 @@ from eemtcleanupd.policy.what_if import (
     Point,
     longest_retention,
 )
+from eemtcleanupd.report.due_jobs import DueJobs, due_jobs
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.base import corruption_guard
 from eemtcleanupd.store.ended_jobs import ended_jobs

@@ -10,8 +10,6 @@ from typing import Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from eemtcleanupd.cleanup.job_list import JobQuery, list_jobs
-from eemtcleanupd.cleanup.job_state import job_state
 from eemtcleanupd.cleanup.session import find_job_id
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.daemon.status_document import run_document
@@ -19,6 +17,8 @@ from eemtcleanupd.errors import AuditError
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import JobClass
 from eemtcleanupd.notifiers.audit_reader import AuditPage, read_page
+from eemtcleanupd.report.job_list import JobQuery, list_jobs
+from eemtcleanupd.report.job_state import job_state
 from eemtcleanupd.web.auth import Caller
 from eemtcleanupd.web.cache import PLAN_FRESH_SECONDS
 from eemtcleanupd.web.charts import bar_chart

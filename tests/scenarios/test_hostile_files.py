@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.cleanup.ballast import Ballast
 from eemtcleanupd.config.schema import MetricsConfig
 from eemtcleanupd.daemon.status import StatusFile, read_status
+from eemtcleanupd.deletion.ballast import Ballast
 from eemtcleanupd.deletion.job_logs import keep_logs
 from eemtcleanupd.deletion.roots import open_root
 from eemtcleanupd.errors import CleanupError, StoreError

@@ -13,11 +13,11 @@ from typing import Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from eemtcleanupd.cleanup.job_state import job_state
 from eemtcleanupd.cleanup.session import held_jobs
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.daemon.status_document import run_document
 from eemtcleanupd.formatting import human_size, printable
+from eemtcleanupd.report.job_state import job_state
 from eemtcleanupd.store.intents import Intent
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.web.auth import Caller

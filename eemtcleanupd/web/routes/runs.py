@@ -15,8 +15,8 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import StreamingResponse
 
 from eemtcleanupd.cleanup import RunRequest, clean
-from eemtcleanupd.cleanup.ballast import release_initial_ballast
 from eemtcleanupd.config import Config
+from eemtcleanupd.deletion.ballast import release_initial_ballast
 from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import Trigger

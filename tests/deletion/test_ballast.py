@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.cleanup import ballast
-from eemtcleanupd.cleanup.ballast import Ballast
+from eemtcleanupd.deletion import ballast
+from eemtcleanupd.deletion.ballast import Ballast
 from tests.cleanup.conftest import JobStore
 from tests.requirements import needs
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from eemtcleanupd.cleanup.context import NullHooks
-from eemtcleanupd.cleanup.job_state import JobState, job_state
 from eemtcleanupd.errors import RootError
 from eemtcleanupd.events import JobPlanned
 from eemtcleanupd.model import KEEP_NAME, Hold, Job
+from eemtcleanupd.report.job_state import JobState, job_state
 from eemtcleanupd.store.ledger import Ledger
 from tests.cleanup.conftest import NOW, JobStore
 

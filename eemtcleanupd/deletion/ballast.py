@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eemtcleanupd.config import Config
+from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.files import create_new
 from eemtcleanupd.formatting import human_size
 from eemtcleanupd.model import TRASH_NAME
 from eemtcleanupd.privileges import with_file_access
-from eemtcleanupd.store.address import StoreAddress
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def _all(config: Config, roots: Iterable[Root], stack: ExitStack) -> Iterator[Ba
 
 def _beside_database(config: Config, stack: ExitStack) -> Iterator[Ballast]:
     """Yield the files beside a SQLite database, or in ``paths.logs`` for a server; the small one first."""
-    file = StoreAddress.of(config).file
+    file = DatabaseAddress(config.paths.database).file
     # No host in the name: each container has its own, and their files would fill the disk.
     real = config.paths.logs / "eemtcleanupd" if file is None else Path(os.path.realpath(file))
     stem = real.name if file is None else f"{real.name}.eemtcleanupd"
