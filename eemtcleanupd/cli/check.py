@@ -97,12 +97,11 @@ def check(as_json: bool, schema: bool, changed: bool) -> int:
 
 
 def _warnings(loaded: Loaded) -> Iterator[str]:
-    yield from loaded.warnings
-    if loaded.config.performance.executor == "dask":
-        from eemtcleanupd.deletion.dask_executor import missing_package
+    from eemtcleanupd.deletion.dask_executor import missing_package
 
-        if (warning := missing_package()) is not None:
-            yield warning
+    yield from loaded.warnings
+    if (warning := missing_package(loaded.config.performance.executor)) is not None:
+        yield warning
 
 
 def _configuration_problem(config: Config) -> CleanupError | None:

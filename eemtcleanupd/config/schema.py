@@ -283,7 +283,7 @@ class PerformanceConfig(Section):
 
     @model_validator(mode="after")
     def _has_a_cluster(self) -> Self:
-        missing = [f"dask.{name}" for name, value in self.dask if value is None]
+        missing = [f"performance.dask.{name}" for name, value in self.dask if value is None]
         if self.executor == "dask" and missing:
             raise ValueError(f"executor: dask needs {', '.join(missing)}.")
         return self

@@ -47,9 +47,9 @@ class DaskAddress:
     key_file: Path
 
 
-def missing_package() -> str | None:
-    """Return what a run warns of if the optional package is not installed, else None."""
-    if importlib.util.find_spec("distributed") is not None:
+def missing_package(executor: str) -> str | None:
+    """Return what a run with this executor warns of if its optional package is missing, else None."""
+    if executor != "dask" or importlib.util.find_spec("distributed") is not None:
         return None
     return f"performance.executor: dask needs the package distributed. {_FALLBACK} {add_extra('distributed')}"
 
@@ -76,7 +76,7 @@ class DaskExecutor:
     @classmethod
     def connect(cls, address: DaskAddress, warn: Callable[[str], object]) -> DaskExecutor | None:
         """Return the cluster, or None after a call of ``warn`` when the cluster cannot be used now."""
-        if (problem := missing_package()) is not None:
+        if (problem := missing_package("dask")) is not None:
             warn(problem)
             return None
         # It writes long tracebacks to stderr; this module logs the same failures in one line.

@@ -12,6 +12,7 @@ from eemtcleanupd import remedies
 from eemtcleanupd.cleanup.other_databases import OtherDatabase, other_databases
 from eemtcleanupd.cleanup.session import open_database
 from eemtcleanupd.config import Config, Loaded
+from eemtcleanupd.deletion.dask_executor import missing_package
 from eemtcleanupd.doctor import findings
 from eemtcleanupd.doctor.findings import Finding, Result
 from eemtcleanupd.doctor.service_checks import ServiceChecks
@@ -56,7 +57,8 @@ def examine(loaded: Loaded, now: datetime) -> Iterator[Finding]:
 
 
 def _check_configuration(loaded: Loaded) -> Iterator[Result]:
-    for warning in loaded.warnings:
+    missing = missing_package(loaded.config.performance.executor)
+    for warning in (*loaded.warnings, *filter(None, [missing])):
         yield findings.warning(warning)
     if not loaded.warnings:
         yield findings.ok(f"Using {loaded.file}." if loaded.file else "There is no file. Using defaults.")

@@ -63,6 +63,22 @@ def test_a_store_without_runs_is_no_problem(tmp_path: Path, run_cli: RunCli) -> 
     assert "last run" not in done.stdout
 
 
+@pytest.mark.parametrize("command", ["doctor", "check"])
+def test_a_cluster_without_its_package_is_warned_of(store: JobStore, command: str) -> None:
+    cluster = "{scheduler: 'tls://127.0.0.1:9', tls_ca_file: a, tls_cert_file: b, tls_key_file: c}"
+    (store.path / "cleanup_config.yaml").write_text(f"performance: {{executor: dask, dask: {cluster}}}\n")
+    hidden = "import sys; sys.modules['distributed'] = None; from eemtcleanupd.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", hidden, command],
+        cwd=store.path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"WARN.* performance\.executor: dask .*distributed", done.stdout)
+
+
 def test_fix_prepares_a_new_database_for_the_documented_sql(tmp_path: Path, run_cli: RunCli) -> None:
     store = JobStore(tmp_path / "new")
     store.job("a")
