@@ -238,6 +238,7 @@ ELSEWHERE = {
 }
 
 
+@pytest.mark.slow
 def test_files_are_written_nowhere_else() -> None:
     package = Path(eemtcleanupd.__file__).parent
     found = {

@@ -126,6 +126,7 @@ def test_the_script_works_through_a_link_with_sh_and_for_a_store_of_another_user
         assert "owner" in setup("install").stdout
 
 
+@pytest.mark.slow
 def test_other_crontab_lines_are_not_changed(tmp_path: Path, setup: Setup) -> None:
     crontab = tmp_path / "crontab"
     crontab.write_bytes(FOREIGN)  # a similar comment, bytes that are not UTF-8, no newline at the end
@@ -139,6 +140,7 @@ def test_other_crontab_lines_are_not_changed(tmp_path: Path, setup: Setup) -> No
     assert crontab.read_bytes() == FOREIGN + b"\n"
 
 
+@pytest.mark.slow
 def test_install_shows_other_lines_that_clean(tmp_path: Path, setup: Setup) -> None:
     old = "0 2 * * * cd /eemt && /usr/bin/python3 scripts/cleanup_jobs.py >> logs/cleanup.log 2>&1\n"
     (tmp_path / "crontab").write_text(f"#{old}{old}")
@@ -157,6 +159,7 @@ def test_a_line_whose_log_folder_is_missing_is_named(tmp_path: Path, store: Path
     assert "mkdir" not in setup("status").stdout
 
 
+@pytest.mark.slow
 def test_the_installed_line_works_without_its_log_folder(tmp_path: Path, store: Path, setup: Setup) -> None:
     assert setup("install").returncode == 0
     (store / "logs").rmdir()
@@ -165,6 +168,7 @@ def test_the_installed_line_works_without_its_log_folder(tmp_path: Path, store: 
     assert "Cleanup completed successfully" in (store / "logs/cleanup.log").read_text()
 
 
+@pytest.mark.slow
 def test_environment_variables_and_configuration_are_installed(
     tmp_path: Path, store: Path, setup: Setup
 ) -> None:

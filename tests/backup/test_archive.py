@@ -128,6 +128,7 @@ NAMES = st.binary(min_size=1, max_size=40).filter(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.dictionaries(

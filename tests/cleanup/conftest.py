@@ -22,6 +22,8 @@ from eemtcleanupd.store.database import Database
 from tests.conftest import settle
 from tests.postgres import session
 
+FAST_ON_POSTGRES = 8
+"""So many tests of a module are not slow; the first ones test its basic behaviour."""
 NOW = datetime(2026, 6, 15, 12, tzinfo=UTC)
 SCHEMA = """
 CREATE TABLE jobs (
@@ -230,15 +232,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Try the fast tests on PostgreSQL with the first of their parameters only."""
-    tried = set()
+    """Of each module, try only the first tests fast on PostgreSQL, each with the first of its parameters."""
+    tried: dict[object, set[object]] = {}
     for item in items:
         if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
             continue
         if item.callspec.params.get("backend") == "postgres":
-            if item.function in tried:
+            functions = tried.setdefault(item.module, set())
+            if item.function in functions or len(functions) == FAST_ON_POSTGRES:
                 item.add_marker(pytest.mark.slow)
-            tried.add(item.function)
+            else:
+                functions.add(item.function)
 
 
 @pytest.fixture

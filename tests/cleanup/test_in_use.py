@@ -137,6 +137,7 @@ mkdir store/uploads store/temp; btrfs -q subvolume create store/results >/dev/nu
 """
 
 
+@pytest.mark.slow
 @pytest.mark.root
 @needs("mkfs.btrfs", "btrfs", "unshare")
 def test_a_job_with_a_subvolume_inside_is_kept_as_a_whole(tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ print(sorted(store.cleaned()), sorted(path.name for path in results.iterdir() if
 """
 
 
+@pytest.mark.slow
 @pytest.mark.root
 @needs("mkntfs", "lowntfs-3g", "unshare")
 @pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs /dev/fuse")

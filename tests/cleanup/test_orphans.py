@@ -201,6 +201,7 @@ print((source / "live.tif").exists())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.root
 @needs("unshare", "mount")
 @pytest.mark.parametrize("depth", ["flat", "deep"])

@@ -63,6 +63,7 @@ def test_a_run_reports_its_database(store: JobStore, dry_run: bool) -> None:
     assert started.database == DatabaseSummary(str(store.path / "jobs.db"), 4, ended)
 
 
+@pytest.mark.slow
 def test_json_and_check_have_the_same_values(store: JobStore, run_cli: RunCli) -> None:
     store.job("a")
     options = ("--json", "--db-path", store.path / "jobs.db")
@@ -115,6 +116,7 @@ def test_results_that_appear_beside_a_table_that_stays_empty_stop_the_next_run(s
         store.run()
 
 
+@pytest.mark.slow
 def test_an_operator_can_accept_an_empty_table_until_it_has_jobs(store: JobStore, run_cli: RunCli) -> None:
     (store.path / "results/somebodys").mkdir()
     with pytest.raises(BreakerError):
@@ -223,6 +225,7 @@ def private(wrong: JobStore) -> Callable[[str], subprocess.CompletedProcess[str]
 CLI = f"'{sys.executable}' -m eemtcleanupd"
 
 
+@pytest.mark.slow
 @needs("unshare")
 @pytest.mark.root
 def test_the_database_in_tmp_is_named(private: Callable[[str], subprocess.CompletedProcess[str]]) -> None:

@@ -732,6 +732,7 @@ def test_a_run_that_is_stopped_leaves_the_rest_to_the_next(
     assert store.trash() == []
 
 
+@pytest.mark.slow
 def test_a_run_whose_cluster_does_not_answer_is_told_and_cleans_alone(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -750,6 +751,7 @@ def test_a_run_whose_cluster_does_not_answer_is_told_and_cleans_alone(
     assert "tls://127.0.0.1:1" in warning
 
 
+@pytest.mark.slow
 def test_many_small_jobs_are_recorded_in_few_transactions_and_all_of_them(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,7 @@ def commands_in(text: str) -> list[list[str]]:
     return [command.split()[1:] for command in re.findall(r"`(eemtcleanupd .*?)`", text)]
 
 
+@pytest.mark.slow
 def test_a_suggested_command_is_complete(store: JobStore, run_cli: RunCli) -> None:
     assert run_cli("clean", cwd=store.path).returncode == 0
     for unknown in (("trash", "restore", "nobody"), ("release", "nobody"), ("acknowledge", "x", "--remove")):

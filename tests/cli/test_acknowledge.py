@@ -84,6 +84,7 @@ def test_contradicting_options_are_an_error(args: list[str], store: JobStore, ru
     assert run_cli("acknowledge", *args, cwd=store.path).returncode == 2
 
 
+@pytest.mark.slow
 def test_a_ledger_from_an_earlier_version_has_no_acknowledgements(store: JobStore, run_cli: RunCli) -> None:
     document(run_cli, store, "clean", "--force")
     store.sql("DROP TABLE cleanup_acknowledgements")
@@ -94,6 +95,7 @@ def test_a_ledger_from_an_earlier_version_has_no_acknowledgements(store: JobStor
     assert warned(document(run_cli, store, "clean", "--dry-run")) == ["old-2"]
 
 
+@pytest.mark.slow
 def test_the_warning_about_an_orphan_is_acknowledged_by_its_path(store: JobStore, run_cli: RunCli) -> None:
     (store.path / "cleanup_config.yaml").write_text(
         "database: {timezone: UTC}\norphans: {delete_after_hours: 0}\nsafety: {min_idle_minutes: 0}\n"
@@ -117,6 +119,7 @@ def test_the_warning_about_an_orphan_is_acknowledged_by_its_path(store: JobStore
     assert document(run_cli, store, "acknowledge", "--list") == []
 
 
+@pytest.mark.slow
 def test_an_orphan_that_no_rule_deletes_is_acknowledged(store: JobStore, run_cli: RunCli) -> None:
     for name in ("young", "other"):
         store.results(name).mkdir()

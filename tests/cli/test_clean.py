@@ -317,6 +317,7 @@ def test_help_imports_no_heavy_library() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_a_run_imports_only_what_it_needs(sample_store: Path) -> None:
     """An ``atexit`` function checks the modules, so this also tests that the quick exit calls it."""
     code = (
@@ -345,6 +346,7 @@ def test_a_helper_process_imports_only_what_it_needs() -> None:
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.slow
 def test_lines_are_coloured_on_a_terminal_unless_no_color_is_set(sample_store: Path, run_cli: RunCli) -> None:
     """Runs on a pseudo-terminal, together with the progress bar."""
     plain = _on_terminal(sample_store, {"NO_COLOR": "1", "TERM": "xterm"})
@@ -354,6 +356,7 @@ def test_lines_are_coloured_on_a_terminal_unless_no_color_is_set(sample_store: P
     assert "[DRY RUN]" in plain
 
 
+@pytest.mark.slow
 def test_the_database_in_use_is_shown_on_a_terminal_and_not_on_stdout(
     sample_store: Path, run_cli: RunCli, tmp_path: Path
 ) -> None:
@@ -394,6 +397,7 @@ def _on_terminal(store: Path, environment: dict[str, str], stdout: IO[bytes] | N
     return output.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.root
 def test_jobs_with_mounts_are_kept_and_unusual_entries_are_deleted(tmp_path: Path) -> None:
     """A bind mount and another filesystem inside results, in a separate mount namespace."""

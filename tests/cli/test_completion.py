@@ -99,6 +99,7 @@ def test_nothing_is_offered_without_a_usable_store(store: JobStore, run_cli: Run
     assert offered(run_cli, store, "why a") == []
 
 
+@pytest.mark.slow
 def test_a_locked_database_is_not_waited_for(store: JobStore, run_cli: RunCli) -> None:
     with closing(sqlite3.connect(store.path / "jobs.db", isolation_level=None)) as connection:
         connection.execute("BEGIN EXCLUSIVE")

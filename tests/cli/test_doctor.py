@@ -226,6 +226,7 @@ def test_a_backup_folder_that_others_can_write_is_a_problem(store: JobStore, doc
     assert (found["level"], doctor.code) == ("problem", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.root
 def test_files_left_by_a_run_of_another_user_are_a_problem(store: JobStore) -> None:
     """Root without capabilities is an ordinary user, who does not own these files."""

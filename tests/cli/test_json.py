@@ -95,6 +95,7 @@ def test_every_command_is_called_below() -> None:
     assert {leaf for leaf in LEAVES if not any(call[: len(leaf)] == leaf for call in CALLS)} == set()
 
 
+@pytest.mark.slow
 def test_every_command_answers_with_one_document(sample_store: Path, aged: Aged, run_cli: RunCli) -> None:
     store = aged(sample_store, 10)
     (store / "cleanup_config.yaml").write_text(CONFIG, encoding="utf-8")

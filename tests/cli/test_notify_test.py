@@ -191,6 +191,7 @@ def test_the_daemon_sends_the_notification_that_a_run_could_not_send(
     assert (body["event"], body["data"]["report"]["successful"]["jobs"]) == ("RunFinished", 1)
 
 
+@pytest.mark.slow
 def test_the_daemon_sends_its_last_notification_before_it_exits(
     store: JobStore, stack: ExitStack, httpserver: HTTPServer
 ) -> None:
@@ -235,6 +236,7 @@ def test_notify_test_lists_the_enabled_notifiers(store: JobStore, run_cli: RunCl
     assert "audit_log, prometheus" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_third_party_package_adds_a_notifier(
     store: JobStore, run_cli: RunCli, httpserver: HTTPServer, example_site: Path
 ) -> None:

@@ -189,6 +189,7 @@ def test_report_shows_used_and_freed_space_and_changes_nothing(store: JobStore, 
     assert everything(store.path) == before
 
 
+@pytest.mark.slow
 def test_a_store_on_postgresql_has_the_same_report_as_one_on_sqlite(
     store: JobStore, report: Reporter, tmp_path: Path, postgres: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +246,7 @@ def test_the_disk_full_forecast_has_an_interval(store: JobStore, report: Reporte
     assert len(report.document()["unknown"]) == 1
 
 
+@pytest.mark.slow
 def test_a_plot_has_the_format_of_its_suffix(store: JobStore, report: Reporter) -> None:
     store.run()
     with_history(store)
@@ -257,6 +259,7 @@ def test_a_plot_has_the_format_of_its_suffix(store: JobStore, report: Reporter) 
     assert (store.path / "report.csv").read_text().startswith("section,name,value,unit")
 
 
+@pytest.mark.slow
 def test_a_plot_is_drawn_from_the_first_run_on(store: JobStore, report: Reporter) -> None:
     store.run()
     report("--plot", "trend.svg")
@@ -384,6 +387,7 @@ def test_output_to_a_device_is_written_directly(store: JobStore, run_cli: RunCli
     assert Path("/dev/stdout").is_symlink()
 
 
+@pytest.mark.slow
 def test_invalid_ledger_rows_are_a_cleanup_error_or_harmless(store: JobStore) -> None:
     store.job("a", days=1)
     store.job("b")

@@ -199,6 +199,7 @@ def test_only_text_json_and_pictures_are_formats(store: JobStore, options: list[
     what_if(*options, code=code)
 
 
+@pytest.mark.slow
 def test_the_curves_are_drawn_and_the_report_is_written_to_a_file(store: JobStore) -> None:
     filled(store)
     assert not what_if("--plot", "curve.svg", "--json", "--output", "what_if.json").stdout
@@ -231,6 +232,7 @@ def test_ends_with_a_zone_of_their_own_count_at_their_moment(store: JobStore) ->
     assert kept(document()) == before
 
 
+@pytest.mark.slow
 def test_a_store_on_postgresql_has_the_same_figures(
     store: JobStore, tmp_path: Path, postgres: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

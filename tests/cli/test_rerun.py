@@ -75,6 +75,7 @@ def test_the_given_elevation_model_is_uploaded_first(
     assert interface["form"] == {**FORM, "uploaded_filename": "new_dem.tif"}
 
 
+@pytest.mark.slow
 def test_the_script_rerun_job_does_the_same(
     store: JobStore, httpserver: HTTPServer, interface: dict[str, object]
 ) -> None:

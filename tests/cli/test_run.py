@@ -106,6 +106,7 @@ def test_a_signal_starts_a_run_that_status_and_history_show(
     assert "signal" in run_cli("history", "--json", cwd=store).stdout
 
 
+@pytest.mark.slow
 def test_debug_logs_every_statement_on_stderr_only(start: Start, run_cli: RunCli, store: Path) -> None:
     daemon = start("--debug")
     assert run_cli("reload", cwd=store).returncode == 0, "a reload keeps the debug level"
@@ -130,6 +131,7 @@ def test_a_second_daemon_exits_with_4_and_names_the_first(start: Start, run_cli:
     assert run_cli("clean", cwd=store).returncode == 0, "a run is possible beside an idle daemon"
 
 
+@pytest.mark.slow
 def test_reload_exits_with_the_result_of_the_daemon(start: Start, run_cli: RunCli, store: Path) -> None:
     assert run_cli("reload", cwd=store).returncode == 1
     start()
@@ -140,6 +142,7 @@ def test_reload_exits_with_the_result_of_the_daemon(start: Start, run_cli: RunCl
     assert "cleanup_config.yaml:1:" in answer.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["nonsense", "paths: {databse: x}", "{", "plugins: [missing_module]"])
 def test_an_invalid_configuration_does_not_hide_the_daemon(
     start: Start, run_cli: RunCli, store: Path, text: str
@@ -159,6 +162,7 @@ def test_an_invalid_configuration_does_not_hide_the_daemon(
     assert (again.returncode, again.stdout) == (2, "")
 
 
+@pytest.mark.slow
 def test_a_daemon_with_another_configuration_is_left_alone(
     start: Start, run_cli: RunCli, store: Path, tmp_path: Path
 ) -> None:
@@ -168,6 +172,7 @@ def test_a_daemon_with_another_configuration_is_left_alone(
     assert daemon.poll() is None
 
 
+@pytest.mark.slow
 def test_stop_needs_no_configuration_with_a_database(start: Start, run_cli: RunCli, store: Path) -> None:
     daemon = start()
     (store / "cleanup_config.yaml").write_text("nonsense")
@@ -224,6 +229,7 @@ def test_run_detach_says_what_was_started_and_how_to_see_and_stop_it(run_cli: Ru
     assert find_daemon(StoreAddress.of_file(store / "jobs.db")) is None
 
 
+@pytest.mark.slow
 def test_run_detach_reports_why_the_daemon_did_not_start(start: Start, run_cli: RunCli, store: Path) -> None:
     first = start()
     answer = run_cli("run", "--detach", cwd=store)
@@ -265,6 +271,7 @@ def test_many_reloads_leak_neither_threads_nor_descriptors_nor_memory(start: Sta
     assert usage()[2] < memory_kb + 1024
 
 
+@pytest.mark.slow
 def test_a_daemon_whose_log_cannot_be_written_warns_once_per_configuration(
     start: Start, run_cli: RunCli, store: Path
 ) -> None:

@@ -57,6 +57,7 @@ def on_terminal(columns: int, *command: str | Path, cwd: Path) -> str:
     return output.decode()
 
 
+@pytest.mark.slow
 def test_a_warning_is_on_a_line_of_its_own_beside_the_progress_bar(tmp_path: Path) -> None:
     output = on_terminal(100, "-c", _WARN, cwd=tmp_path)
     assert "Cleaning" in output, output

@@ -129,6 +129,7 @@ def test_purge_names_the_held_and_shared_items_that_it_keeps(
     assert all(f"{name}: {reason}" in text for name, reason in reasons.items())
 
 
+@pytest.mark.slow
 def test_a_purge_is_not_the_last_run_and_an_idle_one_is_no_run(store: JobStore, run_cli: RunCli) -> None:
     def last_run() -> object:
         return json.loads(run_cli("status", "--json", cwd=store.path).stdout)["last_run"]

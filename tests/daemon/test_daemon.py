@@ -400,6 +400,7 @@ def test_a_request_to_stop_interrupts_the_run_in_order_and_ends_the_daemon(daemo
     assert len(daemon.store.cleaned()) == 200
 
 
+@pytest.mark.slow
 def test_a_run_is_stopped_in_order_and_the_daemon_continues(daemon: DaemonHarness) -> None:
     for number in range(200):
         daemon.store.job(f"old-{number}", files=3)

@@ -40,6 +40,7 @@ def role(pair: failover.Pair, name: str) -> str:
     return "" if status is None else status.role
 
 
+@pytest.mark.slow
 def test_a_second_daemon_is_the_standby_reports_it_and_takes_over(
     pair: failover.Pair, tmp_path: Path, run_cli: RunCli
 ) -> None:

@@ -206,6 +206,7 @@ def test_a_run_on_a_disk_that_is_wholly_full_cleans_and_sets_room_aside_again(tm
     assert said.split()[-2:] == [str(2 * MB), "3"]
 
 
+@pytest.mark.slow
 @needs("sqlite3")
 @pytest.mark.root
 def test_where_the_results_are_on_a_disk_of_their_own_that_one_has_it_too(tmp_path: Path) -> None:
@@ -283,6 +284,7 @@ def test_a_run_goes_on_where_a_full_disk_has_no_log_yet(tmp_path: Path) -> None:
     assert "cleanup.log" in said
 
 
+@pytest.mark.slow
 @needs("sqlite3")
 @needs_ext4
 @pytest.mark.root

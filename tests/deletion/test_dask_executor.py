@@ -308,6 +308,7 @@ def test_a_stop_ends_the_tasks_of_the_cluster_and_the_next_run_completes_the_ite
     assert (second.complete, first.files + second.files) == (True, 1200)
 
 
+@pytest.mark.slow
 def test_a_missing_scheduler_causes_one_warning(dask: Dask, monkeypatch: pytest.MonkeyPatch) -> None:
     dask.scheduler.kill()
     monkeypatch.setattr("eemtcleanupd.deletion.dask_executor.CONNECT_SECONDS", 1)

@@ -118,6 +118,7 @@ def test_a_reload_lifts_a_limit_while_helpers_empty_a_folder(trash: Trash) -> No
     assert (removed.complete, removed.files) == (True, 600)
 
 
+@pytest.mark.slow
 def test_the_rate_limit_applies_to_all_processes_together(trash: Trash) -> None:
     for number in range(3):
         fill(trash.root.path / "job" / f"folder-{number}", 300)

@@ -84,6 +84,7 @@ def test_an_artifact_can_be_a_link_or_a_file(root: Root, canary: Path, remove: R
     assert (removed.complete, removed.files, removed.bytes_freed) == (True, 2, before)
 
 
+@pytest.mark.slow
 def test_three_thousand_levels_are_removed_with_few_descriptors(
     root: Root, without_privileges: WithoutPrivileges
 ) -> None:

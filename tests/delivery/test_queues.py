@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+import pytest
+
 from eemtcleanupd.clock import monotonic_seconds
 from tests.delivery.conftest import Recorder, wait_until, wake
 from tests.notifiers.samples import FINISHED
@@ -33,6 +35,7 @@ def test_a_full_outbox_drops_the_oldest_messages(recorder: Recorder) -> None:
     assert (recorder.stats().waiting, recorder.stats().dropped) == (3, 2)
 
 
+@pytest.mark.slow
 def test_a_locked_database_delays_no_run_and_loses_no_message(recorder: Recorder) -> None:
     dispatcher = recorder.open()
     assert dispatcher.drain(10)

@@ -187,6 +187,7 @@ def test_a_line_truncated_by_a_crash_is_kept_and_the_chain_continues(log: Path) 
     assert verify(log).interrupted == ((log, 10),)
 
 
+@pytest.mark.slow
 def test_many_processes_write_one_chain(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     program = (

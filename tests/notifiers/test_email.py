@@ -88,6 +88,7 @@ def test_text_and_html_have_all_facts(start_mail: StartMail, plugins: MakePlugin
     assert "Available Space: 50 GB of 100 GB" in text
 
 
+@pytest.mark.slow
 def test_the_trend_is_an_inline_image(start_mail: StartMail, plugins: MakePlugins) -> None:
     server = start_mail()
     send(plugins(block(server)), FINISHED)

@@ -152,6 +152,7 @@ def test_rules_and_dashboard_use_only_existing_metrics(file: str) -> None:
     assert used - _metrics() == set()
 
 
+@pytest.mark.slow
 @needs("promtool")
 def test_promtool_accepts_the_rules_and_their_own_tests() -> None:
     for command in (["check", "rules", "alerts.yaml"], ["test", "rules", "alerts_test.yaml"]):

@@ -38,6 +38,7 @@ def data(store: JobStore) -> dict[str, bytes | None]:
     return {"/".join(path.split("/")[-3:]): content for path, content in store.snapshot().items() if content}
 
 
+@pytest.mark.slow
 def test_a_lock_that_goes_away_in_time_is_waited_for(filled: JobStore) -> None:
     locked, release = threading.Event(), threading.Event()
 
@@ -151,6 +152,7 @@ def test_a_database_that_is_damaged_is_refused_and_nothing_is_touched(filled: Jo
     assert filled.run().outcome == "success"
 
 
+@pytest.mark.slow
 @needs("sqlite3")
 @pytest.mark.root
 def test_a_full_disk_under_the_database_is_an_error_and_the_next_run_goes_on(tmp_path: Path) -> None:

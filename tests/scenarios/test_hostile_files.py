@@ -337,6 +337,7 @@ def test_files_alone_are_no_daemon(run_cli: RunCli, store: Path) -> None:
 # -- locks -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_no_other_user_can_open_a_lock(run_cli: RunCli, store: Path) -> None:
     (store / "jobs.db.eemtcleanupd.lock").touch(0o644)  # of an earlier version
     assert run_cli("clean", cwd=store).returncode in {0, 1}
@@ -364,6 +365,7 @@ def test_another_user_cannot_block_the_tokens(theirs: Path) -> None:
 # -- the configuration -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_daemon_survives_a_fifo_in_place_of_its_configuration(run_cli: RunCli, store: Path) -> None:
     with _running(store) as daemon:
         os.mkfifo(store / "fifo")

@@ -49,6 +49,7 @@ def test_commands_without_a_configuration_fail_with_one_message(place: Path) -> 
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_root_finds_the_daemon_of_a_user_whose_configuration_is_invalid(place: Path, config: Path) -> None:
     daemon = subprocess.Popen(
         [python(), "-m", "eemtcleanupd", "run", "--config", config],

@@ -51,6 +51,7 @@ def assert_all_is_clean_and_recorded_once(store: JobStore) -> None:
     assert os.listdir(store.path / "uploads") == [".eemtcleanupd-trash"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_its_connection_is_cut_again_and_again(store: JobStore, postgres: Server) -> None:
     fill(store)
     cuts = 0
@@ -66,6 +67,7 @@ def test_a_run_goes_on_when_its_connection_is_cut_again_and_again(store: JobStor
     assert_all_is_clean_and_recorded_once(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_over", [False, True])
 def test_a_run_whose_lock_another_took_ends_and_leaves_the_rest_to_it(
     store: JobStore, postgres: Server, is_over: bool

@@ -62,6 +62,7 @@ def running(store: JobStore, **options: object) -> Iterator[Progress]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_jobs_are_counted_one_by_one_and_not_by_the_batch(store: JobStore) -> None:
     with running(store, performance__max_deletes_per_second=20) as progress:
         counts = set[int]()
@@ -95,6 +96,7 @@ def test_a_dry_run_counts_its_jobs_too(store: JobStore) -> None:
     assert progress.jobs_done == 12
 
 
+@pytest.mark.slow
 def test_the_bytes_of_one_large_folder_are_counted_while_it_is_emptied(tmp_path: Path) -> None:
     store = JobStore(tmp_path / "large", now=datetime.now(UTC))
     store.job("large", files=3000)
@@ -143,6 +145,7 @@ def clean_process(store: JobStore) -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
+@pytest.mark.slow
 def test_status_shows_the_progress_of_a_clean_without_a_daemon(
     store: JobStore, run_cli: RunCli, clean_process: subprocess.Popen[bytes]
 ) -> None:

@@ -706,7 +706,7 @@ def explore(store: TinyStore, examples: int, share: int) -> None:
 
 
 def test_a_few_random_stores(tiny_store: TinyStore) -> None:
-    explore(tiny_store, 25, share=0)
+    explore(tiny_store, 8, share=0)
 
 
 @pytest.mark.slow

@@ -125,6 +125,7 @@ def _fill(folder: Path) -> None:
     (folder / "day.tif").write_bytes(b"x" * 5000)
 
 
+@pytest.mark.slow
 def test_every_command_reads_it_before_the_first_run_and_changes_nothing(old: OldStore) -> None:
     before, files = old.store.content(), old.store.snapshot()
     ask = old.ask
@@ -171,6 +172,7 @@ def test_the_first_run_continues_it(old: OldStore) -> None:
     assert "held" in old.store.cleaned()
 
 
+@pytest.mark.slow
 def test_a_change_by_a_person_needs_no_run_before(old: OldStore) -> None:
     old.ask("hold", "due", "--reason", "wait")
     assert {hold["job_id"] for hold in old.ask("holds")} == {"held", "due"}

@@ -63,6 +63,7 @@ def test_a_run_warns_and_cleans(store: Path) -> None:
     assert not is_mounted_alone(store / "jobs.db")
 
 
+@pytest.mark.slow
 def test_a_run_through_the_other_mount_is_refused_by_the_lock_of_the_trash(store: Path) -> None:
     root = open_root(RootName.RESULTS, store / "results")
     trash = Trash(root)  # as a run whose lock file is in another folder

@@ -193,6 +193,7 @@ def test_a_user_who_does_not_own_the_table_can_use_columns_added_by_the_owner(op
     assert opener.sql("SELECT data_cleaned_at FROM jobs") == [("2026-06-15T12:00:00",)]
 
 
+@pytest.mark.slow
 def test_a_row_that_stays_locked_raises_an_error(opener: Opener) -> None:
     opener.sql("CREATE TABLE t (a INTEGER)")
     opener.sql("INSERT INTO t VALUES (1)")
@@ -301,6 +302,7 @@ with run_lock(database, "run-1", datetime.now(UTC)):
 """
 
 
+@pytest.mark.slow
 def test_the_server_ends_the_session_of_a_frozen_holder(opener: Opener) -> None:
     other = opener()
     command = [sys.executable, "-c", _HOLDER, opener.url]

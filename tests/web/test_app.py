@@ -67,6 +67,7 @@ def test_a_dry_run_and_the_plan_are_equal_and_change_nothing(shared_daemon: Runn
     assert shared_daemon.store.snapshot() == before
 
 
+@pytest.mark.slow
 def test_the_body_changes_the_retention_for_one_run(daemon: RunningDaemon) -> None:
     result = daemon.request(
         "POST", "/api/cleanup", {"success_retention_hours": 1, "failed_retention_hours": 9000}
@@ -77,6 +78,7 @@ def test_the_body_changes_the_retention_for_one_run(daemon: RunningDaemon) -> No
     assert {job["job_id"] for job in result["details"]} == {"b"}
 
 
+@pytest.mark.slow
 def test_an_asynchronous_run_has_its_own_url(daemon: RunningDaemon) -> None:
     answer = daemon.request("POST", "/api/cleanup", Prefer="respond-async")
     assert answer.status_code == 202

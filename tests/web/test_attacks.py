@@ -53,6 +53,7 @@ def raw(daemon: RunningDaemon, request: bytes) -> bytes:
         return answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("query", ["dry_run=true", "dry_run", "success_retention_hours=9000"])
 def test_run_options_in_the_query_string_are_refused(attacked: RunningDaemon, query: str) -> None:
     before = attacked.store.snapshot()

@@ -26,6 +26,7 @@ def run(daemon: RunningDaemon, *command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @needs("curl")
 def test_the_curl_examples(daemon: RunningDaemon) -> None:
     (script,) = examples("bash")

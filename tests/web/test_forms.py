@@ -127,6 +127,7 @@ def test_data_comes_back_from_the_trash_and_the_rest_is_purged(site: Site) -> No
     assert (nothing.status_code, nothing.headers["location"]) == (303, "/trash")
 
 
+@pytest.mark.slow
 def test_a_purge_leaves_what_moved_to_the_trash_after_its_page_was_shown(site: Site) -> None:
     post(site, "/hold", job="b")
     run_of(site, post(site, "/clean"))
@@ -163,6 +164,7 @@ def test_without_a_run_there_is_nothing_to_stop(site: Site) -> None:
     assert site.client.post("/api/cleanup/stop", headers=token).status_code == 409
 
 
+@pytest.mark.slow
 def test_only_the_run_that_the_page_showed_is_stopped(tmp_path: Path) -> None:
     store = create_store(tmp_path / "store")
     for number in range(60):

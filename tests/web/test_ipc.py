@@ -126,6 +126,7 @@ def test_without_space_for_its_document_a_run_reports_an_error(
     assert isinstance(outcome, ReportError)
 
 
+@pytest.mark.slow
 def test_the_connection_to_a_worker_that_does_not_read_is_shut_down() -> None:
     """It might have received a part of a message."""
     daemon_end, worker_end = Pipe()

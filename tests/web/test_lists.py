@@ -108,6 +108,7 @@ def test_the_list_of_jobs_that_need_attention_has_what_no_rule_or_no_run_can_cle
         assert "EIO" in site.get("/jobs?show=attention")
 
 
+@pytest.mark.slow
 def test_a_search_for_jobs_that_need_attention_is_continued(tmp_path: Path) -> None:
     store = create_store(tmp_path / "store")
     store.sql(

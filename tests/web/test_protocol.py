@@ -93,6 +93,7 @@ async def large(scope: object, receive: object, send: Callable[[object], object]
     await send({"type": "http.response.body", "body": b"x" * 50_000_000})  # type: ignore[misc]
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_is_closed_after_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "REQUEST_TIMEOUT_SECONDS", 0.3)
     server = HttpServer(large, open_address("127.0.0.1:0", 0))  # type: ignore[arg-type]
@@ -116,6 +117,7 @@ def test_a_client_that_does_not_read_is_closed_after_the_timeout(monkeypatch: py
         server.stop()
 
 
+@pytest.mark.slow
 def test_clients_that_do_not_read_leave_places_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 5)
     server = HttpServer(large, open_address("127.0.0.1:0", 0))  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import socket
 import subprocess
 from pathlib import Path
 
+import pytest
 import requests
 
 from tests.cleanup.conftest import JobStore
@@ -17,6 +18,7 @@ NGINX = find_program("nginx")
 TEXT = (Path(__file__).parents[2] / "docs" / "how-to" / "http-api.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @needs("nginx")
 def test_the_example_for_nginx(store: JobStore, tmp_path: Path) -> None:
     assert NGINX is not None

@@ -86,6 +86,7 @@ def test_a_reload_opens_a_removed_socket_again(harness: DaemonHarness) -> None:
         interface.close()
 
 
+@pytest.mark.slow
 def test_health_fails_while_the_daemons_loop_does_not_run(harness: DaemonHarness) -> None:
     with served(harness) as address:
         assert get_status(address, "/healthz") == 200
@@ -95,6 +96,7 @@ def test_health_fails_while_the_daemons_loop_does_not_run(harness: DaemonHarness
         await_health(address, 200)
 
 
+@pytest.mark.slow
 def test_the_worker_finds_each_plugin_that_the_daemon_finds(
     harness: DaemonHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +184,7 @@ def test_the_workers_tracebacks_have_their_own_key_in_a_json_log(harness: Daemon
     assert json.loads(line)["traceback"] == "    Traceback\n    OSError"
 
 
+@pytest.mark.slow
 def test_the_number_of_requested_runs_is_limited(harness: DaemonHarness) -> None:
     code = fake_worker(
         "for number in range(100):\n"

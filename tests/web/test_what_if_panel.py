@@ -64,6 +64,7 @@ def test_the_route_needs_read_scope(cleaned: RunningDaemon, token: str | None, s
     assert cleaned.request("GET", "/api/cleanup/what-if", token=token).status_code == status
 
 
+@pytest.mark.slow
 @needs("chromium")
 def test_table_and_curve_are_there_without_javascript(cleaned: RunningDaemon, pages: Any) -> None:
     page = pages(java_script_enabled=False)
@@ -107,6 +108,7 @@ def test_any_retention_has_a_place_on_the_chart(tmp_path: Path, hours: float) ->
         assert all(0 <= mark["x"] <= WIDTH and 0 <= mark["y"] <= HEIGHT for mark in marks)
 
 
+@pytest.mark.slow
 def test_before_the_first_run_the_panel_claims_nothing(daemon: RunningDaemon) -> None:
     assert daemon.get("/api/cleanup/what-if")["successful"]["points"] == []
     answer = daemon.request("GET", "/", token="read")

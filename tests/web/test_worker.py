@@ -64,6 +64,7 @@ def test_a_worker_that_hangs_blocks_neither_a_reload_nor_the_stop(daemon: Runnin
     assert not worker.is_running()
 
 
+@pytest.mark.slow
 @shared
 def test_the_worker_ignores_signals_that_reach_all_processes(shared_daemon: RunningDaemon) -> None:
     """As systemd sends them to a whole service, unless KillMode says otherwise."""
