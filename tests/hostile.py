@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import shutil
@@ -18,6 +19,7 @@ from types import FrameType
 import pytest
 
 import eemtcleanupd
+from tests.commands import Commands
 
 UID = 12345
 OWNER, MEMBER, GROUP = UID, 54322, 54323
@@ -125,22 +127,19 @@ def _works(program: Sequence[str]) -> bool:
     return done.returncode == 0
 
 
+@cache
+def commands() -> Commands:
+    """Return what forks the commands of other users."""
+    commands = Commands(python(), environment())
+    atexit.register(commands.close)
+    return commands
+
+
 def command(
     *args: str | Path, cwd: Path, uid: int = 0, groups: Sequence[int] = ()
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user, root unless another is named."""
-    return subprocess.run(
-        [python(), "-m", "eemtcleanupd", *args],
-        user=uid,
-        group=uid,
-        extra_groups=list(groups),
-        env=environment(),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    return commands().run_as(uid, list(map(str, args)), env=environment(), cwd=cwd, groups=groups)
 
 
 @contextmanager

@@ -24,7 +24,8 @@ from typing import Any
 import pytest
 
 from tests.cleanup.conftest import JobStore
-from tests.hostile import MEMBER, OWNER, environment, give, needs_root, python, shared_folder
+from tests.commands import CLIENT
+from tests.hostile import MEMBER, OWNER, commands as forked_commands, environment, give, needs_root, python, shared_folder
 
 pytestmark = needs_root
 Finding = dict[str, Any]
@@ -48,19 +49,8 @@ class Service:
         if isinstance(command, list):
             command = f"eemtcleanupd {' '.join(command)} --config {self.config}"
         path = f"{self.config.parent}/bin:{os.environ['PATH']}"
-        return subprocess.run(
-            ["sh", "-c", command],
-            user=uid,
-            group=uid,
-            extra_groups=[],
-            env={**environment(), "PATH": path, **self.env},
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
+        env = {**environment(), "PATH": path, **self.env}
+        return forked_commands().run_shell_as(uid, command, env=env, cwd=Path("/"))
 
     def ask(self, uid: int = 0) -> list[Finding]:
         done = self.execute(["doctor", "--json"], uid)
@@ -117,7 +107,7 @@ def service() -> Iterator[Service]:
             )
         )
         (folder / "bin").mkdir()
-        (folder / "bin/eemtcleanupd").write_text(f'#!/bin/sh\nexec {python()} -m eemtcleanupd "$@"\n')
+        (folder / "bin/eemtcleanupd").write_text(f"#!{python()} -IS\n{CLIENT}")
         (folder / "bin/eemtcleanupd").chmod(0o755)
         yield Service(store, file, stack)
 
