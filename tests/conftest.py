@@ -20,6 +20,10 @@ from typing import Any, Protocol
 
 import psutil
 import pytest
+from sqlalchemy import Connection, Dialect, Engine, Table, event
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import CreateTable
+from sqlalchemy.sql.compiler import DDLCompiler
 
 from eemtcleanupd.hookspecs import PROJECT
 from tests.commands import Commands
@@ -76,6 +80,12 @@ def pytest_configure(config: pytest.Config) -> None:
             os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Start one worker more than there are cores, which has one when the test of another waits."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 @pytest.fixture(scope="session")
 def httpserver_listen_address() -> tuple[str, int]:
     """Where test servers listen; the default is ``localhost``, which not every machine knows."""
@@ -122,6 +132,29 @@ def _unchanged_packages_are_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(importlib.metadata, "entry_points", entry_points)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _statements_are_compiled_once() -> Iterator[None]:
+    """Keep compiled statements for all databases of a kind; a program has a single one."""
+    dialects: dict[type, Dialect] = {}
+    compiled: dict[Any, Any] = {}
+    tables: dict[tuple[type, Table], str] = {}
+
+    def share(connection: Connection) -> None:
+        connection.dialect = dialects.setdefault(type(connection.dialect), connection.dialect)
+        connection.execution_options(compiled_cache=compiled)
+
+    @compiles(CreateTable)
+    def create(element: CreateTable, compiler: DDLCompiler, **options: Any) -> str:
+        key = type(compiler), element.element
+        if key not in tables:
+            tables[key] = compiler.visit_create_table(element, **options)  # type: ignore[no-untyped-call]
+        return tables[key]
+
+    event.listen(Engine, "engine_connect", share)
+    yield
+    event.remove(Engine, "engine_connect", share)
 
 
 @pytest.fixture(scope="session")
