@@ -9,7 +9,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -73,6 +74,7 @@ def in_kb(size: int) -> str:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Put the tests' folders into memory where there is enough, because most tests wait for the disk."""
+    config.addinivalue_line("markers", "fast_parameters(number): all but the first parameters are slow")
     if MEMORY.is_dir() and os.access(MEMORY, os.W_OK):
         state = os.statvfs(MEMORY)
         free = min(state.f_bavail * state.f_frsize, psutil.virtual_memory().available)
@@ -99,6 +101,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start slow tests first, so that no worker has one left when the others are done."""
+    fast: Counter[object] = Counter()
+    for item in items:
+        if (marker := item.get_closest_marker("fast_parameters")) is not None:
+            function = item.location[0], item.location[2].partition("[")[0]
+            fast[function] += 1
+            if fast[function] > marker.args[0]:
+                item.add_marker(pytest.mark.slow)
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # groups are started before
 
@@ -135,15 +144,8 @@ def _unchanged_packages_are_read_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _statements_are_compiled_once() -> Iterator[None]:
-    """Keep compiled statements for all databases of a kind; a program has a single one."""
-    dialects: dict[type, Dialect] = {}
-    compiled: dict[Any, Any] = {}
+def _tables_are_compiled_once() -> None:
     tables: dict[tuple[type, Table], str] = {}
-
-    def share(connection: Connection) -> None:
-        connection.dialect = dialects.setdefault(type(connection.dialect), connection.dialect)
-        connection.execution_options(compiled_cache=compiled)
 
     @compiles(CreateTable)
     def create(element: CreateTable, compiler: DDLCompiler, **options: Any) -> str:
@@ -152,9 +154,28 @@ def _statements_are_compiled_once() -> Iterator[None]:
             tables[key] = compiler.visit_create_table(element, **options)  # type: ignore[no-untyped-call]
         return tables[key]
 
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_statements() -> Iterator[Callable[[Connection], None]]:
+    """Keep compiled statements for all databases of a kind; a program has a single one."""
+    dialects: dict[type, Dialect] = {}
+    compiled: dict[Any, Any] = {}
+
+    def share(connection: Connection) -> None:
+        connection.dialect = dialects.setdefault(type(connection.dialect), connection.dialect)
+        connection.execution_options(compiled_cache=compiled)
+
     event.listen(Engine, "engine_connect", share)
-    yield
+    yield share
     event.remove(Engine, "engine_connect", share)
+
+
+@pytest.fixture
+def own_statements(shared_statements: Callable[[Connection], None]) -> Iterator[None]:
+    """Let each database compile its statements itself, as in a program."""
+    event.remove(Engine, "engine_connect", shared_statements)
+    yield
+    event.listen(Engine, "engine_connect", shared_statements)
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ FIGURES = Figures(
 )
 
 
+@pytest.mark.fast_parameters(1)
 @pytest.mark.parametrize(
     "shape",
     [

@@ -184,6 +184,7 @@ def test_environment_variables_and_configuration_are_installed(
     assert "my config.yaml' >> logs/cleanup.log" in line
 
 
+@pytest.mark.fast_parameters(4)
 @pytest.mark.parametrize(
     ("arguments", "variables", "code", "noun"),
     [

@@ -43,6 +43,7 @@ def open_elsewhere(*command: str | Path) -> Iterator[None]:
 HOLD = "import sys; file = open(sys.argv[1]); print(sys.argv[2], flush=True); sys.stdin.read()"
 
 
+@pytest.mark.fast_parameters(2)
 @pytest.mark.parametrize("place", ["results/a", "results/a/global", "temp/a", "results/a_results.zip"])
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_a_folder_or_zip_that_changed_lately_keeps_its_job(

@@ -60,6 +60,7 @@ def test_an_upload_that_is_needed_or_came_back_after_the_cleanup_stays(store: Jo
     assert upload.exists()
 
 
+@pytest.mark.fast_parameters(1)
 @pytest.mark.parametrize("grace", [False, True])
 def test_a_trash_that_was_taken_away_is_missed(
     store: JobStore, monkeypatch: pytest.MonkeyPatch, grace: bool

@@ -40,6 +40,7 @@ def full(store: JobStore) -> JobStore:
     return store
 
 
+@pytest.mark.fast_parameters(2)
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("options", [{}, DELETE])
 def test_an_emptied_job_table_stops_the_run(full: JobStore, force: bool, options: dict[str, Any]) -> None:
@@ -64,6 +65,7 @@ def test_a_run_of_the_trash_alone_does_not_make_an_emptied_table_believable(full
         full.run(**DELETE)
 
 
+@pytest.mark.fast_parameters(1)
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_more_orphans_than_the_fraction_of_a_folder_stop_the_run(full: JobStore, dry_run: bool) -> None:
     full.sql("DELETE FROM jobs WHERE id < 'job-007'")

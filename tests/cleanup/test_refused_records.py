@@ -31,6 +31,7 @@ def failed(store: JobStore) -> list[str]:
     return [event.job_id for event in store.events if isinstance(event, JobFailed)]
 
 
+@pytest.mark.fast_parameters(1)
 @pytest.mark.parametrize("how", ["ignore", "abort", "rollback"])
 def test_a_row_that_cannot_be_updated_keeps_its_files_and_stops_no_other(store: JobStore, how: str) -> None:
     for job in ("bad", "good", "other"):

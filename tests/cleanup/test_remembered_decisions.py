@@ -47,6 +47,7 @@ def remove_row(store: JobStore) -> None:
     store.sql("DELETE FROM jobs WHERE id = 'a'")
 
 
+@pytest.mark.fast_parameters(2)
 @pytest.mark.parametrize("change", [hold, mark, restart, end_later, remove_row])
 def test_what_keeps_a_job_after_the_count_is_seen(
     store: JobStore, change: Callable[[JobStore], None], monkeypatch: pytest.MonkeyPatch

@@ -39,6 +39,7 @@ def test_a_job_that_is_purged_after_its_row_was_reset_gets_its_record_back(store
     assert store.sql(_TOTAL) == total
 
 
+@pytest.mark.fast_parameters(1)
 @pytest.mark.parametrize("grace", [1, 24 * 365], ids=["purged", "in the trash"])
 def test_a_reset_job_whose_shared_upload_is_in_place_counts_once(store: JobStore, grace: int) -> None:
     """The upload goes with the run after both jobs are cleaned, whichever of them ended last."""

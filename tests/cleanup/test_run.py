@@ -82,6 +82,7 @@ def with_ledger(store: JobStore) -> Ledger:
     return ledger
 
 
+@pytest.mark.fast_parameters(3)
 @pytest.mark.parametrize("zone", ["UTC", "America/St_Johns", "Pacific/Kiritimati", "Pacific/Pago_Pago"])
 @pytest.mark.parametrize(("hours", "goes"), [(11, False), (12, True), (13, True)])
 def test_a_failed_job_goes_after_twelve_hours_to_the_minute_in_every_zone(
@@ -106,6 +107,7 @@ def test_an_upload_that_another_job_needs_stays(store: JobStore, other: str) -> 
     assert upload.exists()
 
 
+@pytest.mark.fast_parameters(2)
 @pytest.mark.parametrize("grace_hours", [0, 24])
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
 def test_the_last_of_the_jobs_that_share_an_upload_takes_it_along(
@@ -163,6 +165,7 @@ def test_an_id_with_a_nul_harms_nothing_and_is_named(store: JobStore) -> None:
     test_hostile_ids_and_uploads_harm_nothing_and_are_named(store, "nul\0")
 
 
+@pytest.mark.fast_parameters(2)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_ids_and_uploads_harm_nothing_and_are_named(store: JobStore, name: str) -> None:
     canary = store.path / "x"

@@ -56,6 +56,7 @@ def test_an_id_that_starts_another_one_is_itself(store: JobStore, run_cli: RunCl
     assert held(store) == {"7c91"}
 
 
+@pytest.mark.fast_parameters(2)
 @pytest.mark.parametrize(
     "command",
     [("hold",), ("release",), ("rerun",), ("trash", "restore"), ("backup", "restore")],

@@ -104,6 +104,7 @@ def test_no_key_differs_that_is_set_to_its_default(run_cli: RunCli, tmp_path: Pa
     assert json.loads(run_cli("check", "--changed", "--json").stdout)["settings"] == []
 
 
+@pytest.mark.fast_parameters(2)
 @pytest.mark.parametrize(
     ("config", "code"),
     [

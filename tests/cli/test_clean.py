@@ -56,6 +56,7 @@ def test_all_expired_jobs_of_the_sample_are_cleaned_except_uploads_of_live_jobs(
     assert rows(store, "SELECT * FROM jobs") == before
 
 
+@pytest.mark.fast_parameters(2)
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kolkata", "Pacific/Kiritimati"])
 @pytest.mark.parametrize(("hours", "cleaned"), [(11, 0), (13, 3)])
 def test_the_retention_of_failed_jobs_is_exact_in_every_time_zone(

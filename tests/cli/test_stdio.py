@@ -52,6 +52,7 @@ LOST = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.fast_parameters(1)
 @LOST
 @pytest.mark.parametrize("option", ["--verbose", "--json"])
 def test_a_run_that_cannot_print_deletes_and_records_all_jobs(
@@ -149,6 +150,7 @@ def test_all_output_is_written_to_a_non_blocking_pipe(monkeypatch: pytest.Monkey
         assert (pipe.read(4), stdout.error) == (b"last", None)
 
 
+@pytest.mark.fast_parameters(2)
 @pytest.mark.parametrize(
     "command",
     ["clean", "check", "run", "run --detach", "reload --db-path jobs.db", "audit verify"],

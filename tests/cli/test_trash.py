@@ -57,6 +57,7 @@ def test_a_restored_job_is_held(store: JobStore, run_cli: RunCli) -> None:
     assert '"action": "restored"' in log
 
 
+@pytest.mark.fast_parameters(1)
 @pytest.mark.parametrize("job_id", ["a b;c", "-x", "--config=evil.yaml"])
 def test_a_suggested_command_is_about_the_job_whatever_its_id_is(
     store: JobStore, run_cli: RunCli, job_id: str
@@ -105,6 +106,7 @@ def runs(store: JobStore, run_cli: RunCli) -> list[str]:
     return [run["trigger"] for run in json.loads(run_cli("history", "--json", cwd=store.path).stdout)]
 
 
+@pytest.mark.fast_parameters(1)
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_purge_names_the_held_and_shared_items_that_it_keeps(
     store: JobStore, run_cli: RunCli, dry_run: bool
@@ -214,6 +216,7 @@ def test_a_dry_purge_leaves_out_what_another_job_needs(store: JobStore, run_cli:
     assert planned["space_freed"] == purged["space_freed"]
 
 
+@pytest.mark.fast_parameters(1)
 @pytest.mark.parametrize(
     ("job", "warns"), [("typo", True), ("a", True), ("cleaned", True), ("started", True), ("young", False)]
 )

@@ -151,6 +151,7 @@ def test_on_a_disk_full_of_other_data_nothing_is_taken_early_and_expired_jobs_ar
     assert "3 MB" in str(report.pressure)
 
 
+@pytest.mark.fast_parameters(2)
 @pytest.mark.root
 @pytest.mark.parametrize("is_measured", [False, True])
 @pytest.mark.parametrize("is_trashed", [False, True])

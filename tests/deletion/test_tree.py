@@ -185,6 +185,7 @@ def test_files_are_removed_in_batches_sorted_by_inode(root: Root, monkeypatch: p
     assert all(removed[i : i + 100] == sorted(removed[i : i + 100]) for i in (0, 100, 200))
 
 
+@pytest.mark.fast_parameters(1)
 @pytest.mark.parametrize("mode", [0o000, 0o500, 0o300, 0o600])
 def test_folders_of_this_user_are_removed_whatever_their_mode(
     root: Root, without_privileges: WithoutPrivileges, mode: int

@@ -248,6 +248,7 @@ def test_a_run_that_cannot_write_the_audit_log_deletes_nothing(store: JobStore) 
     assert "data_cleaned_at" not in {row[1] for row in store.sql("PRAGMA table_info(jobs)")}
 
 
+@pytest.mark.fast_parameters(1)
 @pytest.mark.parametrize("line", range(1, 4))
 def test_a_run_stops_before_any_action_that_a_full_disk_left_unrecorded(
     store: JobStore, monkeypatch: pytest.MonkeyPatch, line: int

@@ -216,6 +216,7 @@ def test_a_schema_with_extra_columns_works_and_one_without_a_needed_one_is_named
     assert store.results("a").exists()
 
 
+@pytest.mark.usefixtures("own_statements")
 def test_what_a_run_asks_of_a_file_is_remembered_for_the_next_run(tmp_path: Path) -> None:
     """Otherwise each run compiles its SQL again, which costs more than its execution, and memory grows."""
     store = JobStore(tmp_path / "store")

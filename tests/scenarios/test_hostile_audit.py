@@ -124,6 +124,7 @@ ATTACKS: dict[str, tuple[Callable[[JobStore], None], str]] = {
 }
 
 
+@pytest.mark.fast_parameters(2)
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_the_ledger_knows_that_the_log_was_changed(store: JobStore, run_cli: RunCli, attack: str) -> None:
     assert kinds(store, run_cli) == set()
@@ -132,6 +133,7 @@ def test_the_ledger_knows_that_the_log_was_changed(store: JobStore, run_cli: Run
     assert kind in kinds(store, run_cli)
 
 
+@pytest.mark.fast_parameters(2)
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_the_next_run_records_the_change_and_repairs_nothing(
     store: JobStore, run_cli: RunCli, attack: str
@@ -267,6 +269,7 @@ def test_a_missing_database_lets_verify_claim_nothing(store: JobStore, run_cli: 
     assert document["anchor_error"]
 
 
+@pytest.mark.fast_parameters(2)
 @pytest.mark.parametrize(
     ("seq", "digest"),
     [(2**62, "0" * 64), (-1, "0" * 64), (3, "x"), (3, None), ("x", "0" * 64), (10**14, "a" * 64)],
@@ -327,6 +330,7 @@ def test_rotation_overwrites_no_file(store: JobStore) -> None:
     assert {file.read_text() for file in taken} == {"precious"}
 
 
+@pytest.mark.fast_parameters(1)
 @pytest.mark.parametrize("suffix", [".1", "-20260615", ".2026-06-15", "-1781524800"])
 def test_a_rotation_by_logrotate_is_understood(store: JobStore, run_cli: RunCli, suffix: str) -> None:
     log_of(store).rename(log_of(store).with_name(log_of(store).name + suffix))
@@ -365,6 +369,7 @@ def test_a_compressed_file_is_refused_in_words(store: JobStore, run_cli: RunCli)
     assert "compressed" in kinds(store, run_cli)
 
 
+@pytest.mark.fast_parameters(1)
 @pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
 def test_what_is_no_file_beside_the_log_is_not_read(store: JobStore, run_cli: RunCli, kind: str) -> None:
     for name in ("cleanup_audit.jsonl.1", "cleanup_audit.jsonl-20260615"):

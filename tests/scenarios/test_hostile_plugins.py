@@ -195,6 +195,7 @@ def test_a_signal_of_the_operator_ends_a_command_while_a_plugin_is_imported(
 # -- in a run ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast_parameters(2)
 @pytest.mark.parametrize("raised", RAISED)
 def test_a_veto_can_raise_anything_and_keeps_the_job(store: Configured, raised: str) -> None:
     built = store(f"\n@hookimpl\ndef veto_cleanup(job):\n    {RAISED[raised]}\n")
@@ -203,6 +204,7 @@ def test_a_veto_can_raise_anything_and_keeps_the_job(store: Configured, raised: 
     assert built.results("a").exists()
 
 
+@pytest.mark.fast_parameters(2)
 @pytest.mark.parametrize("returned", RETURNED)
 def test_a_veto_can_return_anything_and_keeps_the_job(store: Configured, returned: str) -> None:
     built = store(f"\n@hookimpl\ndef veto_cleanup(job):\n    return {RETURNED[returned]}\n")
@@ -212,6 +214,7 @@ def test_a_veto_can_return_anything_and_keeps_the_job(store: Configured, returne
     assert (built.path / "logs" / "cleanup_audit.jsonl").stat().st_size < 1_000_000
 
 
+@pytest.mark.fast_parameters(2)
 @pytest.mark.parametrize("raised", RAISED)
 def test_before_stage_can_raise_anything_and_keeps_the_job(store: Configured, raised: str) -> None:
     built = store(f"\n@hookimpl\ndef before_stage(job):\n    {RAISED[raised]}\n")

@@ -189,6 +189,7 @@ def test_a_first_run_takes_no_root_to_which_a_link_of_the_owner_leads(
 # -- backup restore ----------------------------------------------------------------------------------
 
 
+@pytest.mark.fast_parameters(2)
 @pytest.mark.parametrize("event", ["os.mkdir", "os.symlink", "os.link", "os.chown", "os.utime", "os.rename"])
 def test_a_backup_is_unpacked_into_the_open_trash_wherever_its_name_leads(
     store: JobStore, canary: Path, trap: Callable[..., None], event: str

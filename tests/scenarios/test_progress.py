@@ -112,6 +112,7 @@ def test_the_bytes_of_one_large_folder_are_counted_while_it_is_emptied(tmp_path:
         assert progress.jobs_done == 0
 
 
+@pytest.mark.slow
 def test_the_row_of_a_run_counts_what_is_recorded_so_far(store: JobStore) -> None:
     database = store.open()
     store.run(dry_run=True)

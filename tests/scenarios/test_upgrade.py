@@ -155,6 +155,7 @@ def test_every_command_reads_it_before_the_first_run_and_changes_nothing(old: Ol
     assert (old.store.content(), old.store.snapshot()) == (before, files)
 
 
+@pytest.mark.fast_parameters(1)
 def test_the_first_run_continues_it(old: OldStore) -> None:
     ask = old.ask
     ask("clean")

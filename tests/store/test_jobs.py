@@ -189,6 +189,7 @@ IMPOSSIBLE = {
 }
 
 
+@pytest.mark.fast_parameters(8)
 @pytest.mark.parametrize("zone", ["UTC", "America/St_Johns", "Pacific/Kiritimati", "Pacific/Pago_Pago"])
 @pytest.mark.parametrize("hours", [0, 168, 24 * 365 * 40])
 def test_every_job_with_an_impossible_end_gets_a_decision_that_reports_it(

@@ -77,6 +77,7 @@ IDS = {
 FOREIGN_IDS = ["", "x", "01", "9" * 30, "nul\0", "\udcff", "0B6C7C2E-3F4C-4E1A-9C57-0A3D8F7C9E10", "\\xff"]
 
 
+@pytest.mark.fast_parameters(8)
 @pytest.mark.parametrize("id_type", IDS)
 @pytest.mark.parametrize("time_type", ["TEXT", "TIMESTAMP", "TIMESTAMPTZ", "TIMESTAMP(3)"])
 @pytest.mark.parametrize("other_type", ["TEXT", "JSONB"])

@@ -80,6 +80,7 @@ def test_a_job_of_any_name_is_held_with_the_form_of_its_page(site: Site) -> None
     assert [hold["job_id"] for hold in site.json("/api/cleanup/holds")["holds"]] == [NAME]
 
 
+@pytest.mark.fast_parameters(2)
 @pytest.mark.parametrize(
     ("data", "status"),
     [
@@ -140,6 +141,7 @@ def test_a_purge_leaves_what_moved_to_the_trash_after_its_page_was_shown(site: S
     assert [item["job_id"] for item in site.json("/api/cleanup/trash")["trash"]] == ["b"]
 
 
+@pytest.mark.fast_parameters(1)
 @pytest.mark.parametrize("value", ["", "x", "nan", "inf", "9e9", "-9e9"])
 def test_a_purge_without_the_time_of_its_page_is_refused(site: Site, value: str) -> None:
     run_of(site, post(site, "/clean"))
@@ -194,6 +196,7 @@ def test_a_restore_that_fails_is_not_called_restored(site: Site) -> None:
     assert any(item["job_id"] == "a" for item in site.json("/api/cleanup/trash")["trash"])
 
 
+@pytest.mark.fast_parameters(1)
 @pytest.mark.parametrize("path", FORMS)
 def test_forms_need_clean_scope(site: Site, path: str) -> None:
     before = site.store.snapshot()
@@ -206,6 +209,7 @@ def test_forms_need_clean_scope(site: Site, path: str) -> None:
     assert set(audited(site)) == {"http_refused"}
 
 
+@pytest.mark.fast_parameters(1)
 @pytest.mark.parametrize("path", FORMS)
 def test_a_page_of_another_site_sends_no_form(site: Site, path: str) -> None:
     log_in(site)

@@ -69,6 +69,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.fast_parameters(2)
 @pytest.mark.parametrize("headers", ALLOWED)
 def test_the_applications_own_page_and_other_clients_can_make_changes(
     browser: TestClient, headers: dict[str, str]

@@ -11,6 +11,7 @@ from tests.web.conftest import SITE_CONFIG, create_store, site_of
 PUBLIC = "public_url: 'https://Cleanup.example.org:8443/path'"
 
 
+@pytest.mark.fast_parameters(2)
 @pytest.mark.parametrize(
     ("host", "status"),
     [

@@ -53,12 +53,14 @@ def status_of(site: Site, path: str, name: str | None, value: str) -> int:
     return site.client.get(address, headers=site.bearer("clean")).status_code
 
 
+@pytest.mark.fast_parameters(6)
 @pytest.mark.parametrize(("path", "name"), ADDRESSES)
 def test_a_parameter_that_cannot_be_stored_is_refused(site: Site, path: str, name: str | None) -> None:
     for value in ("%00", "a%00b", "%ff", "%ed%a0%80"):
         assert status_of(site, path, name, value) == 422, value
 
 
+@pytest.mark.fast_parameters(6)
 @pytest.mark.parametrize(("path", "name"), ADDRESSES)
 def test_any_other_parameter_is_understood_or_refused(site: Site, path: str, name: str | None) -> None:
     values = ["x", "", "-1", str(2**63), "9" * 5000, "\U0001f600", "%", '"\\udc80"', '"\\u0000"', "x" * 3000]

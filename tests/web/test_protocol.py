@@ -40,6 +40,7 @@ def connect(server: HttpServer) -> socket.socket:
     return socket.create_connection(server.socket.getsockname(), timeout=30)
 
 
+@pytest.mark.fast_parameters(1)
 @pytest.mark.parametrize(
     "start", [b"", b"GET / HTTP/1.1\r\nHost: lo", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"]
 )

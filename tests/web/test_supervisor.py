@@ -109,6 +109,7 @@ def test_the_worker_finds_each_plugin_that_the_daemon_finds(
         assert get_status(address, "/healthz") == 200
 
 
+@pytest.mark.fast_parameters(3)
 @pytest.mark.parametrize(
     "message",
     [
