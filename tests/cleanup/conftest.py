@@ -122,6 +122,7 @@ class JobStore:
         given = {key.replace("__", "."): (value, key) for key, value in options.items()}
         given.setdefault("database.timezone", ("UTC", "test"))
         given.setdefault("safety.min_idle_minutes", (0, "test"))  # the tests' clock is not the filesystem's
+        given.setdefault("safety.ballast", ("64 KB", "test"))  # filling it takes the time of some queries
         if self.url is not None:
             given.setdefault("paths.database", (self.url, "test"))
         return load(self.config_file, environ={}, options=given, cwd=self.path).config
