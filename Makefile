@@ -105,7 +105,7 @@ packages: $(READY) ## build sdist and wheel, the same bytes each time, and check
 dist: packages ## build sdist, wheel and bill of materials (SBOM) into dist/
 	@# What it runs with, in an environment where nothing else is.
 	$(PYTHON) -m venv --clear $(BUILD)/runtime
-	$(BUILD)/runtime/bin/python -m pip install -qq --disable-pip-version-check \
+	$(BUILD)/runtime/bin/python -m pip install -qq --no-compile --disable-pip-version-check \
 		'$(DIST)-py3-none-any.whl[$(RUNTIME_EXTRAS)]'
 	$(BUILD)/runtime/bin/python -m pip uninstall -qqy --disable-pip-version-check setuptools pip
 	$(BIN)/cyclonedx-py environment $(BUILD)/runtime --output-reproducible --no-validate \

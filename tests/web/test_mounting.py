@@ -150,7 +150,7 @@ def test_with_the_pins_of_the_web_interface(tmp_path: Path) -> None:
     shutil.copytree(PROJECT, source, ignore=shutil.ignore_patterns(".*", "build", "dist", "tests", "docs"))
     python = tmp_path / "venv/bin/python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    install = [str(python), "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
     subprocess.run([*install, *PINS], check=True)
     before = freeze(python)
     subprocess.run([*install, f"{source}[router]"], check=True)
