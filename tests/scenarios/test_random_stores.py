@@ -502,6 +502,7 @@ class History:
 
     def run(self, step: Step) -> None:
         trigger = Trigger.RECOVERY if step.kind == "recovery" else Trigger.MANUAL
+        self.store.now += timedelta(seconds=1)  # the ids of runs in the same second can be equal
         self.state.keep = {}
         self.look()
         before = self.in_place()
