@@ -48,7 +48,7 @@ class Timer(schedule.Job):
 
     A clock that is set back neither repeats nor skips a call.  The next occurrence is computed from the new
     time, and one that was called before counts as a repetition until half a period has elapsed.
-    ``next_run`` is aware, in UTC.
+    ``next_run`` is aware, in UTC.  Occurrences after ``checked_at`` are not called yet.
     """
 
     next_run: datetime
@@ -67,7 +67,7 @@ class Timer(schedule.Job):
         super().__init__(1, scheduler)
         self._call = call
         self._next_occurrence = next_occurrence
-        self._checked_at = since
+        self.checked_at = since
         self._clock = clock
         self._elapsed = elapsed
         self._jitter_seconds = jitter_seconds
@@ -75,11 +75,15 @@ class Timer(schedule.Job):
         self.do(call)
 
     def update(self) -> None:
-        """Record the time of this check, and reschedule if the clock was set back."""
+        """Record the time of this check, and reschedule if the clock was set back.
+
+        While an occurrence waits for its jitter, the time before it stays: otherwise it would be lost if the
+        clock were set back a little, or the schedule changed.
+        """
         now = self._clock()
-        was_set_back = now < self._checked_at
-        if was_set_back or now < self.next_run:
-            self._checked_at = now
+        was_set_back = now < self.checked_at
+        if was_set_back or now < self._occurrence:
+            self.checked_at = now
         if was_set_back:
             self._schedule_next_run()
 
@@ -91,7 +95,7 @@ class Timer(schedule.Job):
     def run(self) -> Any:
         """Call the function, unless this is a repetition, and schedule the next occurrence."""
         occurrence, elapsed = self._occurrence, self._elapsed()
-        self._checked_at = self._clock()
+        self.checked_at = self._clock()
         if not self._is_repetition(occurrence, elapsed):
             self._last_call = (occurrence, elapsed)
             self._call()
@@ -105,7 +109,7 @@ class Timer(schedule.Job):
         return occurrence <= last_occurrence and elapsed - last_elapsed < period / 2
 
     def _schedule_next_run(self) -> None:
-        self._occurrence = self._next_occurrence(self._checked_at)
+        self._occurrence = self._next_occurrence(self.checked_at)
         # So that many machines do not start at the same moment; nothing secret depends on it.
         jitter = timedelta(seconds=random.uniform(0, self._jitter_seconds))  # noqa: S311
         self.next_run = self._occurrence + jitter
@@ -136,7 +140,9 @@ class Timers:
         """
         if config == self._cron_config and since is None:
             return
+        checked_at = self._checked_at
         if self._cron is not None:
+            checked_at = min(checked_at, self._cron.checked_at)
             self._scheduler.cancel_job(self._cron)
         self._cron_config, self._cron = config, None
         if config.enabled:
@@ -144,7 +150,7 @@ class Timers:
             self._cron = self._timer(
                 cron_schedule(config.cron, zone),
                 call,
-                since=since or self._checked_at,
+                since=since or checked_at,
                 jitter_seconds=config.jitter_seconds,
             )
 

@@ -175,6 +175,29 @@ def test_jitter_only_delays_a_call(world: World) -> None:
     assert START + timedelta(hours=1) <= call <= START + timedelta(hours=1, minutes=31)
 
 
+@pytest.fixture
+def waiting(world: World) -> World:
+    """A machine on which the run of 13:00 waits for its jitter."""
+    world.follow(cron="0 13 * * *", jitter_seconds=86_400)
+    world.run(minutes=61)
+    if world.calls:  # one time in 1,440
+        pytest.skip("the random delay was shorter than a minute")
+    return world
+
+
+def test_a_clock_set_back_during_the_jitter_loses_no_call(waiting: World) -> None:
+    waiting.set_clock(waiting.now - timedelta(milliseconds=200))
+    assert waiting.calls == []
+    waiting.run(minutes=24 * 60 - 1)
+    assert len(waiting.calls) >= 1
+
+
+def test_a_schedule_changed_during_the_jitter_loses_no_call(waiting: World) -> None:
+    waiting.follow(cron=["0 13 * * *", "0 20 * * *"])
+    waiting.check()
+    assert len(waiting.calls) == 1
+
+
 def test_a_schedule_changed_between_two_checks_misses_nothing(world: World) -> None:
     world.follow(cron="0 13 * * *")
     world.sleep(minutes=59)
