@@ -52,6 +52,7 @@ from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.lock import daemon_lock
 
 _DRAIN_SECONDS = 10.0
+_IS_STOPPING = "The daemon is stopping. Try again when it has restarted."
 _LONGEST_WAIT_SECONDS = 30.0  # not longer, since the machine can be suspended meanwhile
 
 
@@ -281,7 +282,7 @@ class Daemon:
     def _refuse(self, message: Message) -> None:
         """Ignore a message that came after the request to stop; tell a client that waits for a run."""
         if isinstance(message, messages.RunRequested) and message.callbacks is not None:
-            message.callbacks.done(LockHeldError("The daemon is stopping. Try again when it has restarted."))
+            message.callbacks.done(LockHeldError(_IS_STOPPING))
 
     def _change_role(self, change: messages.RoleChanged) -> None:
         if change.is_active:
@@ -335,6 +336,7 @@ class Daemon:
         if self._stop_reason is None:
             self._stop_reason = reason
             self._runner.stop()  # first: the records below might have to wait for a busy disk
+            self._scheduler.drop_pending(_IS_STOPPING)
             self._systemd.stopping()
             self._emit(DaemonStopping(reason))
             self._try_audit("daemon_stopping", reason=reason)

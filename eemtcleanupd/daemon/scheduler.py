@@ -29,7 +29,10 @@ _PRESSURE_PAUSE = timedelta(hours=1)
 
 
 class RunScheduler:
-    """Keeps the pending run (at most one) and the last run's error; ``emit`` receives ``DiskPressure``."""
+    """Keeps the pending runs and the last run's error; ``emit`` receives ``DiskPressure``.
+
+    At most one run of a client is pending, and behind it at most one of the daemon's own.
+    """
 
     def __init__(
         self,
@@ -53,7 +56,7 @@ class RunScheduler:
         self._emit = emit
         self._clock = clock
         self._elapsed = elapsed
-        self._pending: RunRequested | None = None
+        self._pending: list[RunRequested] = []
         self._not_before = elapsed() + config_manager.config.schedule.start_delay_seconds
         self._active_since = elapsed()
         self._pressure_run_ended_at: datetime | None = None
@@ -74,8 +77,8 @@ class RunScheduler:
         self.resume()
 
     def become_standby(self) -> None:
-        """Drop the pending run and stop the active one."""
-        self._pending = None
+        """Drop the pending runs and stop the active one."""
+        self.drop_pending("This daemon is the standby now. Request the run from the active one.")
         self._runner.stop()
 
     def resume(self) -> None:
@@ -104,19 +107,28 @@ class RunScheduler:
             if request.callbacks is not None or not request.trigger.is_automatic:
                 self._refuse(request, f"This daemon is the standby. Request the run from {active}.")
             return
-        running, pending = self._runner.active_run, self._pending
+        running = self._runner.active_run
+        client = next((each for each in self._pending if each.callbacks is not None), None)
+        own = next((each for each in self._pending if each.callbacks is None), None)
         is_busy = running is not None and running.request.trigger.plans_jobs
-        if request.callbacks is not None and (
-            is_busy or (pending is not None and pending.callbacks is not None)
-        ):
+        if request.callbacks is not None and (is_busy or client is not None):
             self._refuse(request, "Another run is in progress. Try again when it has ended.")
         elif running is not None and is_busy:
             started_at = local_minute(running.started_at)
             self._refuse(request, f"Another run, started at {started_at}, is in progress.")
-        elif pending is None or not pending.trigger.plans_jobs or request.callbacks is not None:
-            if pending is not None and pending.callbacks is not None:
-                self._refuse(pending, "Another run starts first. Try again when it has ended.")
-            self._pending = request
+        elif request.callbacks is not None:
+            # A purge, or a run with another retention, does not do what the daemon's own run does.
+            self._pending = [request, *([] if own is None or not own.trigger.plans_jobs else [own])]
+        elif not any(each.trigger.plans_jobs for each in self._pending):
+            self.drop_pending("Another run starts first. Try again when it has ended.")
+            self._pending = [request]
+
+    def drop_pending(self, reason: str) -> None:
+        """Start none of the pending runs, and tell a client that waits for one."""
+        for request in self._pending:
+            if request.callbacks is not None:
+                self._refuse(request, reason)
+        self._pending = []
 
     @staticmethod
     def _refuse(request: RunRequested, reason: str) -> None:
@@ -154,25 +166,25 @@ class RunScheduler:
         self.request_run(RunRequested(Trigger.PRESSURE, USER))
 
     def _is_idle(self) -> bool:
-        is_free = self._runner.active_run is None and self._pending is None
+        is_free = self._runner.active_run is None and not self._pending
         return is_free and not self._config_manager.config.dry_run
 
     # -- start and end of a run --------------------------------------------------------------------
 
     def seconds_to_start(self) -> float | None:
-        """Return the seconds until the pending run can start, or None if no run is waiting."""
-        if self._pending is None or self._runner.active_run is not None:
+        """Return the seconds until a pending run can start, or None if no run is waiting."""
+        if not self._pending or self._runner.active_run is not None:
             return None
         return self._not_before - self._elapsed()
 
     def start_pending_run(self, hooks: RunHooks) -> None:
-        """Start the pending run, unless another one is active or it is too early."""
-        request = self._pending
-        if request is None or self._runner.active_run is not None:
+        """Start the first pending run, unless another one is active or it is too early."""
+        if not self._pending or self._runner.active_run is not None:
             return
+        request = self._pending[0]
         if request.trigger.is_automatic and self._elapsed() < self._not_before:
             return
-        self._pending = None
+        del self._pending[0]
         config, callbacks = self._config_manager.config, request.callbacks
         pressure = config.pressure
         purge_older_than = None if callbacks is None else callbacks.purge_older_than

@@ -9,10 +9,19 @@ import re
 import threading
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from eemtcleanupd.daemon.messages import Notice, RunCallbacks, RunRequested, RunStopRequested, StopRequested
+from eemtcleanupd.daemon.messages import (
+    Message,
+    Notice,
+    RoleChanged,
+    RunCallbacks,
+    RunRequested,
+    RunStopRequested,
+    StopRequested,
+)
 from eemtcleanupd.errors import ConfigError, LockHeldError, RootError, StoreError
 from eemtcleanupd.events import (
     ConfigRejected,
@@ -448,6 +457,48 @@ def test_a_requested_purge_empties_the_trash_and_is_refused_before_a_cleanup(dae
     daemon.settle()
     assert {type(result) for result in results[1:]} == {RunReport, LockHeldError}
     assert "older" in daemon.store.cleaned()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"purge_older_than": timedelta()}, {"retention": (100_000.0, 100_000.0)}],
+    ids=["purge", "run"],
+)
+def test_a_run_of_a_client_does_not_replace_the_daemons_own(
+    daemon: DaemonHarness, options: dict[str, Any]
+) -> None:
+    daemon.store.job("old")
+    daemon.start("schedule: {run_on_start: true, start_delay_seconds: 600}")
+    daemon.step()
+    results: list[object] = []
+    trigger = Trigger.TRASH if "purge_older_than" in options else Trigger.API
+    daemon.put(RunRequested(trigger, "tester", RunCallbacks(lambda _: None, results.append, **options)))
+    daemon.settle()
+    assert [type(result) for result in results] == [RunReport]
+    assert "old" not in daemon.store.cleaned()
+    daemon.pass_time(minutes=10)
+    assert triggers(daemon)[-1] == "start"
+    assert "old" in daemon.store.cleaned()
+
+
+@pytest.mark.parametrize("message", [StopRequested("SIGTERM"), RoleChanged(is_active=False, reason="test")])
+def test_a_client_whose_run_has_not_started_gets_an_answer_when_it_never_will(
+    daemon: DaemonHarness, message: Message
+) -> None:
+    daemon.store.job("old")
+    daemon.start("trash: {grace_hours: 24}")
+    daemon.put(RunRequested(Trigger.SIGNAL, "tester"))
+    daemon.settle()
+    results: list[object] = []
+    purge = RunCallbacks(lambda _: None, results.append, purge_older_than=timedelta())
+    for each in (
+        RunRequested(Trigger.TRASH, "tester"),
+        RunRequested(Trigger.TRASH, "tester", purge),
+        message,
+    ):
+        daemon.put(each)  # before the end of the first run
+    daemon.until(lambda: results)
+    assert [type(result) for result in results] == [LockHeldError]
 
 
 @pytest.mark.parametrize("outcome", ["interrupted", "failed"])
