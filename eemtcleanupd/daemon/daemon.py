@@ -394,6 +394,7 @@ class Daemon:
             config_attempted_at=reload.attempted_at,
             config_error=reload.error,
             last_error=self._scheduler.last_error,
+            last_error_at=self._scheduler.last_error_at,
             unresponsive=tuple(self._dispatcher.unresponsive()),
             role="active" if election.is_active else "standby",
             active=None if election.active_daemon is None else str(election.active_daemon),

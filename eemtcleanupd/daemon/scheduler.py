@@ -62,6 +62,8 @@ class RunScheduler:
         self._pressure_run_ended_at: datetime | None = None
         self.last_error: str | None = None
         """Why the last run failed, or None."""
+        self.last_error_at = clock()
+        """When ``last_error`` was set."""
 
     # -- schedule and role -------------------------------------------------------------------------
 
@@ -89,7 +91,7 @@ class RunScheduler:
         config = self._config_manager.config
         schedule = config.schedule
         last = self._queries.last_cleanup(config)
-        self.last_error = None if last is None else last.error
+        self._record_result(None if last is None else last.error)
         catch_up = schedule.enabled and schedule.catch_up and not config.dry_run
         if catch_up and last is not None and last.began_at is not None:
             self.apply_schedule(since=last.began_at)
@@ -210,14 +212,17 @@ class RunScheduler:
         self._runner.ended()
         result = ended.result
         if isinstance(result, RunReport):
-            self.last_error = None
+            self._record_result(None)
         elif isinstance(result, LockHeldError):
             log.warning("The run (%s) did not start: %s", ended.trigger, result)
             self._retry_if_useful(ended.trigger)
         else:
-            self.last_error = str(result) if result is not None else "Unexpected error. See the log."
+            self._record_result(str(result) if result is not None else "Unexpected error. See the log.")
         if ended.trigger is Trigger.PRESSURE:
             self._pressure_run_ended_at = self._clock()
+
+    def _record_result(self, error: str | None) -> None:
+        self.last_error, self.last_error_at = error, self._clock()
 
     def _retry_if_useful(self, trigger: Trigger) -> None:
         """Retry a recovery until it succeeds, and any automatic run during a takeover.

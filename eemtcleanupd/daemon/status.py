@@ -89,7 +89,9 @@ class DaemonStatus:
     config_error: str | None
     """Why the last attempt failed, None when it succeeded."""
     last_error: str | None
-    """Why the last run failed, None when it did not."""
+    """Why the daemon's last run failed, None when it did not."""
+    last_error_at: _Time | None = None
+    """When that was known; a run that began later is newer than this failure."""
     unresponsive: tuple[str, ...] = ()
     """Notifiers that have not answered in time."""
     role: str = "active"

@@ -93,9 +93,14 @@ def _run_status(run: RunStatus | None) -> dict[str, Any] | None:
 
 
 def _last_failure(status: DaemonStatus | None, last: RunRecord | None) -> str | None:
-    """Return why the last run failed: the daemon knows it even if the ledger could not be written."""
+    """Return why the last run failed: the daemon knows it even if the ledger could not be written.
+
+    The ledger also knows the runs without the daemon, one of which can be newer than the daemon's failure.
+    """
     if status is not None and status.last_error:
-        return status.last_error
+        failed_at = status.last_error_at
+        if last is None or failed_at is None or last.started_at <= failed_at:
+            return status.last_error
     return last.error if last is not None and last.outcome in Outcome.unsuccessful() else None
 
 

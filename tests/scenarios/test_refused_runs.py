@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from eemtcleanupd.daemon.messages import RunRequested
+from eemtcleanupd.daemon.status_document import overview
 from eemtcleanupd.errors import BreakerError
 from eemtcleanupd.model import Trigger
 from eemtcleanupd.store.ledger import Ledger
@@ -69,6 +70,20 @@ def test_a_refused_command_changes_nothing(store: JobStore) -> None:
     with pytest.raises(BreakerError):
         store.run()
     assert store.content() == before
+
+
+def test_a_later_run_without_the_daemon_ends_the_failure(store: JobStore) -> None:
+    with ExitStack() as stack:
+        daemon = DaemonHarness(store, stack)
+        daemon.start(_NO_SCHEDULE)
+        shutil.move(store.path / "results", store.path / "moved")
+        error = refused(daemon)
+        assert overview(daemon.config, None, daemon.status())["last_refusal"] == error
+        shutil.move(store.path / "moved", store.path / "results")
+        store.now += timedelta(minutes=1)
+        store.run()
+        document = overview(daemon.config, None, daemon.status())
+    assert (document["last_run"]["outcome"], document["last_refusal"]) == ("success", None)
 
 
 def test_status_shows_the_reason_once(store: JobStore, run_cli: RunCli) -> None:
