@@ -140,6 +140,17 @@ class Daemon:
         """Return the seconds since the loop last completed a step."""
         return self._elapsed() - self._heartbeat_at
 
+    def metrics(self) -> bytes:
+        """Return all metrics as text: the ledger's as they are now, since commands clean too."""
+        prometheus = self.plugins.plugin("prometheus")
+        if prometheus is None:
+            return b""
+        if (values := self._queries.metrics(self.config)) is not None:
+            prometheus.update(*values)
+        prometheus.next_run_at = self._timers.next_cleanup()
+        exposition: bytes = prometheus.exposition()
+        return exposition
+
     # -- life ----------------------------------------------------------------------------------------
 
     def run_forever(self, on_ready: Callable[[], None] = lambda: None) -> None:
@@ -352,6 +363,8 @@ class Daemon:
         """Send an event to the log and to the notifiers, in the thread where it occurs."""
         if isinstance(event, RunFinished):
             event = RunFinished(replace(event.report, next_run_at=self._timers.next_cleanup()))
+        elif isinstance(event, RunFailed | ConfigReloaded):
+            event = replace(event, next_run_at=self._timers.next_cleanup())
         self._write_event(event)
         self._dispatcher.publish(event)
 

@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import TypeVar
@@ -20,7 +20,7 @@ from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.filesystem import disk_usage
 from eemtcleanupd.errors import CleanupError
-from eemtcleanupd.events import CapacityWarning, RunFailed, Total
+from eemtcleanupd.events import CapacityWarning, RunFailed, StorageState, Total
 from eemtcleanupd.model import Outcome
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.pressure import DiskUsage
@@ -73,6 +73,20 @@ class StoreQueries:
     def totals(self, config: Config) -> tuple[tuple[Total, ...], datetime | None]:
         """Return the totals of all runs, and when the last complete run succeeded."""
         return _ask(config, lambda ledger: (ledger.totals(), ledger.last_success_at())) or ((), None)
+
+    def metrics(
+        self, config: Config
+    ) -> tuple[tuple[Total, ...], datetime | None, StorageState | None] | None:
+        """Return the totals, the time of the last success, and the storage; None when the query fails."""
+        usage = self.usage(config)
+
+        def storage(ledger: Ledger) -> StorageState | None:
+            if usage is None:
+                return None
+            state = ledger.storage_state(self._clock(), usage.free_bytes, usage.total_bytes)
+            return replace(state, capacity_max_bytes=config.capacity.max_bytes)
+
+        return _ask(config, lambda ledger: (ledger.totals(), ledger.last_success_at(), storage(ledger)))
 
     def has_expired_trash(self, config: Config) -> bool:
         """Tell whether the grace of something in the trash has passed."""

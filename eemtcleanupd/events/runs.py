@@ -251,7 +251,10 @@ class RunFinished(Event):
 
 @dataclass(frozen=True, slots=True)
 class RunFailed(Event):
-    """A run was refused or failed, and did nothing more.  ``failed_at`` is aware UTC."""
+    """A run was refused or failed, and did nothing more.
+
+    ``failed_at`` and ``next_run_at`` are aware UTC.  Only the daemon sets ``next_run_at``.
+    """
 
     hook = "run_failed"
     occasion = "failure"
@@ -262,6 +265,7 @@ class RunFailed(Event):
     trigger: Trigger | None = None
     host: str = ""
     failed_at: datetime | None = None
+    next_run_at: datetime | None = None
 
     @property
     def page(self) -> str:

@@ -58,13 +58,17 @@ class DaemonStopping(Event):
 
 @dataclass(frozen=True, slots=True)
 class ConfigReloaded(Event):
-    """A new configuration is in force; ``reason`` says why the daemon read it."""
+    """A new configuration is in force; ``reason`` says why the daemon read it.
+
+    ``next_run_at`` is aware UTC, None while the schedule is off.
+    """
 
     hook = "config_reloaded"
     occasion = "config_reloaded"
 
     file: str
     reason: str
+    next_run_at: datetime | None = None
 
     def log_line(self) -> str:
         return f"Configuration {self.file} is in force ({self.reason})"

@@ -12,7 +12,15 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from eemtcleanupd.config.schema import MetricsConfig
-from eemtcleanupd.events import DURATION_BUCKETS, DaemonStarted, RunFinished, StorageState, Total
+from eemtcleanupd.events import (
+    DURATION_BUCKETS,
+    ConfigReloaded,
+    DaemonStarted,
+    RunFailed,
+    RunFinished,
+    StorageState,
+    Total,
+)
 from eemtcleanupd.files import open_folder, write_atomic
 from eemtcleanupd.hookspecs import hookimpl
 from eemtcleanupd.model import Outcome
@@ -27,8 +35,8 @@ class Prometheus:
     def __init__(self) -> None:
         self._totals: tuple[Total, ...] = ()
         self._storage: StorageState | None = None
-        self._last_success: float | None = None
-        self._next_run: float | None = None
+        self._last_success: datetime | None = None
+        self.next_run_at: datetime | None = None
         self._refused = 0
         self._reload: tuple[bool, float] | None = None
         self._reloads: Counter[str] = Counter()
@@ -37,18 +45,19 @@ class Prometheus:
     @hookimpl
     def daemon_started(self, event: DaemonStarted, settings: MetricsConfig) -> None:
         self._totals = event.totals
-        self._last_success = _seconds(event.last_success_at)
-        self._next_run = _seconds(event.next_run_at)
+        self._last_success = event.last_success_at
+        self.next_run_at = event.next_run_at
         self._reload = (True, datetime.now(UTC).timestamp())
         self._write(settings)
 
     @hookimpl
     def daemon_stopping(self, settings: MetricsConfig) -> None:
-        self._next_run = None
+        self.next_run_at = None
         self._write(settings)
 
     @hookimpl
-    def config_reloaded(self, settings: MetricsConfig) -> None:
+    def config_reloaded(self, event: ConfigReloaded, settings: MetricsConfig) -> None:
+        self.next_run_at = event.next_run_at
         self._reload = (True, datetime.now(UTC).timestamp())
         self._reloads["success"] += 1
         self._write(settings)
@@ -65,7 +74,8 @@ class Prometheus:
         self._write(settings)
 
     @hookimpl
-    def run_failed(self, settings: MetricsConfig) -> None:
+    def run_failed(self, event: RunFailed, settings: MetricsConfig) -> None:
+        self.next_run_at = event.next_run_at
         self._refused += 1
         self._write(settings)
 
@@ -76,9 +86,9 @@ class Prometheus:
             return "no metrics for a test or a dry run"
         self._totals = report.totals
         self._storage = report.storage
-        self._next_run = _seconds(report.next_run_at)
+        self.next_run_at = report.next_run_at
         if report.outcome is Outcome.SUCCESS and report.trigger.plans_jobs:
-            self._last_success = report.finished_at.timestamp()
+            self._last_success = report.finished_at
         return self._write(settings)
 
     def _write(self, settings: MetricsConfig) -> str:
@@ -88,6 +98,12 @@ class Prometheus:
             pass
         write_atomic(settings.textfile, self.exposition(), mode=0o644)  # node_exporter is another user
         return f"written to {settings.textfile}"
+
+    def update(
+        self, totals: tuple[Total, ...], last_success_at: datetime | None, storage: StorageState | None
+    ) -> None:
+        """Put newer values of the ledger in place: those of runs without the daemon, and of deliveries."""
+        self._totals, self._last_success, self._storage = totals, last_success_at, storage or self._storage
 
     def exposition(self) -> bytes:
         """Return all metrics as text."""
@@ -128,7 +144,7 @@ class Prometheus:
             ],
             sum_value=self._sum("run_seconds"),
         )
-        storage = self._storage
+        storage, last_success = self._storage, _seconds(self._last_success)
         for name, help_text, attribute in (
             ("eemt_storage_usage_bytes", "Current storage usage", "used_bytes"),
             ("eemt_storage_free_bytes", "Free space of the results filesystem", "free_bytes"),
@@ -143,8 +159,8 @@ class Prometheus:
             )
         is_accepted, accepted_at = self._reload or (None, None)
         for name, help_text, value in (
-            ("last_success_timestamp_seconds", "End of the last successful run", self._last_success),
-            ("next_run_timestamp_seconds", "Time of the next scheduled run", self._next_run),
+            ("last_success_timestamp_seconds", "End of the last successful run", last_success),
+            ("next_run_timestamp_seconds", "Time of the next scheduled run", _seconds(self.next_run_at)),
             (
                 "config_last_reload_successful",
                 "Whether the configuration file was accepted at the last reload",

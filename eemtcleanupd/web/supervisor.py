@@ -316,9 +316,7 @@ class _WorkerProcess:
                 age = self._daemon.seconds_since_heartbeat()
                 channel.send(StateReply(number, self._daemon.status(), age))
             case {"request": "metrics", "number": int(number)}:
-                plugin = self._daemon.plugins.plugin("prometheus")
-                text = "" if plugin is None else plugin.exposition().decode()
-                channel.send(MetricsReply(number, text))
+                channel.send(MetricsReply(number, self._daemon.metrics().decode()))
             case {"request": "run", "number": int(number), "user": user, "body": body}:
                 self._request_run(channel, number, storable(user), CleanupBody.model_validate(body))
             case {"request": "purge", "number": int(number), "user": user, "body": body}:

@@ -254,6 +254,43 @@ def test_the_error_of_a_refused_run_is_in_the_status_until_a_run_succeeds(daemon
     assert daemon.status().last_error is None
 
 
+# -- metrics -------------------------------------------------------------------------------------------------
+
+
+def metric(text: bytes, name: str) -> float | None:
+    (value,) = re.findall(rf"^{name} (\S+)$", text.decode(), re.MULTILINE) or [None]
+    return None if value is None else float(value)
+
+
+def test_the_metrics_count_what_was_done_without_the_daemon(daemon: DaemonHarness) -> None:
+    daemon.start(DAILY)
+    assert metric(daemon.daemon.metrics(), "eemt_cleanup_runs_total") == 0
+    daemon.store.job("old")
+    daemon.store.run()
+    text = daemon.daemon.metrics()
+    assert metric(text, "eemt_cleanup_runs_total") == 1
+    assert metric(text, "eemt_cleanup_last_success_timestamp_seconds") == daemon.store.now.timestamp()
+    assert metric(text, "eemt_storage_size_bytes")
+
+
+def test_the_metrics_have_the_next_run_of_the_schedule_in_force(daemon: DaemonHarness) -> None:
+    name = "eemt_cleanup_next_run_timestamp_seconds"
+    textfile = daemon.store.path / "metrics.prom"
+    daemon.start(f"metrics: {{textfile: {textfile}}}\n{DAILY}")
+    for hour in (4, 3):
+        daemon.write(f"metrics: {{textfile: {textfile}}}\n{DAILY.replace('0 2', f'0 {hour}')}")
+        daemon.reload()
+        next_run = daemon.status().next_run_at
+        assert next_run is not None
+        assert next_run.hour == hour
+        assert metric(daemon.daemon.metrics(), name) == next_run.timestamp()
+    at_three = metric(daemon.daemon.metrics(), name)
+    daemon.until(lambda: textfile.exists() and metric(textfile.read_bytes(), name) == at_three)
+    daemon.write("schedule: {enabled: false}")
+    daemon.reload()
+    assert metric(daemon.daemon.metrics(), name) is None
+
+
 # -- trash and storage ---------------------------------------------------------------------------------------
 
 

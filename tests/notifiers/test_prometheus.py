@@ -14,12 +14,12 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from eemtcleanupd.config.schema import MetricsConfig
-from eemtcleanupd.events import DaemonStarted, RunFinished, Total
+from eemtcleanupd.events import ConfigReloaded, DaemonStarted, RunFinished, Total
 from eemtcleanupd.model import Trigger
 from eemtcleanupd.notifiers.prometheus import Prometheus
 from tests.cleanup.conftest import JobStore
 from tests.conftest import RunCli
-from tests.notifiers.samples import FINISHED, NOW, report
+from tests.notifiers.samples import FAILED, FINISHED, NOW, report
 from tests.requirements import needs
 
 PACKAGING = Path(__file__).parents[2] / "packaging" / "prometheus"
@@ -81,9 +81,9 @@ def test_a_new_daemon_has_the_time_of_the_last_success() -> None:
 
 def test_reloads_and_refused_runs_are_counted() -> None:
     prometheus = Prometheus()
-    prometheus.config_reloaded(OFF)
+    prometheus.config_reloaded(ConfigReloaded("f", "SIGHUP"), OFF)
     prometheus.config_rejected(OFF)
-    prometheus.run_failed(OFF)
+    prometheus.run_failed(FAILED, OFF)
     values = samples(prometheus.exposition())
     assert values["eemt_cleanup_config_last_reload_successful"] == 0
     assert values['eemt_cleanup_config_reloads_total{outcome="failure"}'] == 1

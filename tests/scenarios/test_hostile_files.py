@@ -140,7 +140,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     ).write(STATUS),
     "cleanup.log": _log,
     "cleanup.log.1": _rotate,
-    "metrics.prom": lambda path: Prometheus().config_reloaded(settings=MetricsConfig(textfile=path)),
+    "metrics.prom": lambda path: Prometheus().config_rejected(settings=MetricsConfig(textfile=path)),
     "tokens.json": lambda path: TokenFile(path).add("name", "read", NOW),
     "tokens.json.lock": lambda path: TokenFile(path.with_suffix("")).add("name", "read", NOW),
     "jobs.db.eemtcleanupd.lock": _lock,
