@@ -49,7 +49,10 @@ def parse_size(text: str | int) -> int:
     if not match:
         raise ValueError(f"{text!r} is not a size. Use a format such as 10G, 500M or 1048576.")
     exponent = " kmgtpe".index(match[2].lower() or " ")
-    return int(float(match[1]) * 1024**exponent)
+    try:
+        return int(float(match[1]) * 1024**exponent)
+    except OverflowError:
+        raise ValueError(f"{shortened(str(text), 40)!r} is too large for a size.") from None
 
 
 def parse_hours(text: str) -> float:

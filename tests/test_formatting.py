@@ -52,6 +52,11 @@ def test_an_invalid_size_is_an_error_with_an_example(text: str) -> None:
         parse_size(text)
 
 
+def test_a_size_that_is_too_large_is_an_error_too() -> None:
+    with pytest.raises(ValueError, match="too large"):
+        parse_size("9" * 400 + "G")
+
+
 @pytest.mark.parametrize(
     ("age", "precise", "rough"),
     [
