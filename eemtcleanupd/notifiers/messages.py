@@ -155,25 +155,31 @@ def _digest_message(digest: Digest) -> Message:
     )
     dry_count = len(all_reports) - len(reports)
     dry_runs = f", {plural(dry_count, 'dry run')}" if dry_count else ""
-    headline = "EEMT Daily Cleanup Report"
+    interrupted = sum(report.outcome is Outcome.INTERRUPTED for report in reports)
+    problems = [plural(errors, "error")] if errors else []
+    problems += [f"{plural(interrupted, 'run')} interrupted"] if interrupted else []
+    next_runs = [report.next_run_at for report in all_reports] + [run.next_run_at for run in digest.failed]
     storage = reports[-1].storage if reports else None
     facts = [
         ("Jobs Cleaned", str(jobs)),
         ("Space Freed", freed),
-        ("Status", plural(errors, "error") if errors else "Success"),
+        ("Status", ", ".join(problems) or "Success"),
         *([("Moved to Trash", _waiting(trashed, purge_after))] if trashed else []),
         ("Runs", f"{len(reports)} ended, {len(digest.failed)} failed{dry_runs}"),
         *(("Host", host) for host in hosts if host),
         *_storage_facts(storage),
-        ("Next cleanup scheduled for", local_time(all_reports[-1].next_run_at if all_reports else None)),
+        ("Next cleanup scheduled for", local_time(max(filter(None, next_runs), default=None))),
     ]
     failures = [line for report in reports for line in _failures(report)]
     failures += [f"run {event.run_id}: {_line(event.error)}" for event in digest.failed]
     biggest = [note for report in reports for note in report.biggest]
     lists = _lists(("Errors", failures[:10], errors), ("Biggest jobs", _sizes(biggest)))
-    severity = Severity.DANGER if errors else Severity.GOOD
-    subject = f"FAILED: {headline}" if errors else headline
-    return Message(subject, severity, tuple(facts), lists, storage)
+    headline, severity = "EEMT Daily Cleanup Report", Severity.GOOD
+    if errors:
+        headline, severity = f"FAILED: {headline}", Severity.DANGER
+    elif interrupted:
+        headline, severity = f"Interrupted: {headline}", Severity.WARNING
+    return Message(headline, severity, tuple(facts), lists, storage)
 
 
 def _trash_facts(report: RunReport) -> Facts:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from pytest_httpserver import HTTPServer
 
-from eemtcleanupd.events import Event, RunFinished
+from eemtcleanupd.events import Event, RunFailed, RunFinished
+from eemtcleanupd.formatting import local_time
 from eemtcleanupd.hookspecs import Digest
 from eemtcleanupd.notifiers.http import RefusedError
 from eemtcleanupd.notifiers.slack import SlackSettings, notify
 from eemtcleanupd.plugins import Plugins
-from tests.notifiers.samples import FINISHED, HOSTILE_REPORT, NOW, report
+from tests.notifiers.samples import FAILED, FINISHED, HOSTILE_REPORT, NOW, report
 
 Posted = Callable[[Event | Digest], dict[str, Any]]
 
@@ -71,6 +74,29 @@ def test_a_dry_run_does_not_say_that_jobs_were_cleaned(posted: Posted) -> None:
     found = fields(posted(RunFinished(report(dry_run=True))))
     assert found["Jobs to Clean"] == "5"
     assert not {"Jobs Cleaned", "Space Freed"} & found.keys()
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "failed", "color"),
+    [
+        (("success", "success"), (), "good"),
+        (("interrupted", "success"), (), "warning"),
+        (("interrupted", "success"), (FAILED,), "danger"),
+    ],
+)
+def test_a_digest_says_what_was_interrupted(
+    posted: Posted, outcomes: tuple[str, ...], failed: tuple[RunFailed, ...], color: str
+) -> None:
+    runs = tuple(RunFinished(report(outcome)) for outcome in outcomes)
+    document = posted(Digest(NOW, NOW, runs, failed))
+    assert document["attachments"][0]["color"] == color
+    assert (fields(document)["Status"] == "Success") == (color == "good")
+
+
+def test_a_digest_has_the_next_run_that_the_newest_event_knows(posted: Posted) -> None:
+    later = NOW + timedelta(hours=38)
+    document = posted(Digest(NOW, NOW, (FINISHED,), (replace(FAILED, next_run_at=later),)))
+    assert fields(document)["Next cleanup scheduled for"] == local_time(later)
 
 
 def test_a_digest_counts_no_jobs_of_dry_runs(posted: Posted) -> None:
