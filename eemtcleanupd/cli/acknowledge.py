@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eemtcleanupd.abbreviations import complete
 from eemtcleanupd.cli import completion
 from eemtcleanupd.cli.common import (
     caller,
+    complete_among,
     echo_line,
     examples,
     full_id,
@@ -110,7 +110,7 @@ def _find_warning(config: Config, given: str) -> tuple[str, str]:
 def _remove(config: Config, given: str, *, as_json: bool) -> int:
     with open_audited(config) as (ledger, audit):
         states = {each.job_id: each.warning for each in ledger.all_acknowledgements()}
-        job_id = complete(given, states, "acknowledged jobs")
+        job_id = complete_among(config, given, states, "acknowledged jobs")
         if job_id is not None:
             audit("acknowledgement_removed", job_id=printable(job_id))
             ledger.remove_acknowledgement(job_id)

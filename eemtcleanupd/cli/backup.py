@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eemtcleanupd.abbreviations import complete
 from eemtcleanupd.cli import completion
 from eemtcleanupd.cli.common import (
+    complete_among,
     config_option,
     echo_line,
     examples,
@@ -24,6 +24,7 @@ from eemtcleanupd.formatting import human_size, local_minute, plural, printable
 
 if TYPE_CHECKING:
     from eemtcleanupd.backup.folder import BackupFile, BackupFolder
+    from eemtcleanupd.config import Config
 
 
 @click.group(cls=CommandGroup)
@@ -31,17 +32,16 @@ def backup() -> None:
     """List, verify or restore backups of jobs (see backup.enabled)."""
 
 
-def _folder() -> BackupFolder:
-    config = load_config().config
+def _folder(config: Config) -> BackupFolder:
     from eemtcleanupd.backup.folder import BackupFolder
 
     return BackupFolder(config.backup.path)
 
 
-def _complete(folder: BackupFolder, given: str | None) -> str | None:
+def _complete(config: Config, folder: BackupFolder, given: str | None) -> str | None:
     """Return the only job with a backup whose id starts like this, else what was given."""
     states = {file.job_id: f"last backup {local_minute(file.made_at)}" for file in folder.all()}
-    return given and (complete(given, states, "jobs with backups") or given)
+    return given and (complete_among(config, given, states, "jobs with backups") or given)
 
 
 @backup.command("list", epilog=examples("backup list", "backup list 32ffd03d"))
@@ -50,8 +50,9 @@ def _complete(folder: BackupFolder, given: str | None) -> str | None:
 @json_option
 def list_(job_id: str | None, as_json: bool) -> None:
     """List all backups, or those of JOB, oldest first."""
-    folder = _folder()
-    job_id = _complete(folder, job_id)
+    config = load_config().config
+    folder = _folder(config)
+    job_id = _complete(config, folder, job_id)
     backups = folder.all(job_id)
     if as_json:
         print_json([_document(file) for file in backups])
@@ -86,8 +87,9 @@ def verify(job_id: str | None, quiet: bool, as_json: bool) -> int:
     from eemtcleanupd.backup import archive
 
     results = []
-    folder = _folder()
-    job_id = _complete(folder, job_id)
+    config = load_config().config
+    folder = _folder(config)
+    job_id = _complete(config, folder, job_id)
     for file in folder.all(job_id):
         try:
             contents = archive.verify(file.path)
@@ -117,11 +119,10 @@ def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool, na
     The command marks the job as not cleaned and holds it for one retention period.
     """
     config = load_config().config
-    from eemtcleanupd.backup.folder import BackupFolder
     from eemtcleanupd.cleanup.restore import restore_backup
 
-    folder = BackupFolder(config.backup.path)
-    job_id = _complete(folder, job_id) or job_id
+    folder = _folder(config)
+    job_id = _complete(config, folder, job_id) or job_id
     backups = folder.all(job_id)
     candidates = [file for file in backups if name is None or file.path.name == name]
     if not candidates:

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from functools import partial
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from eemtcleanupd.abbreviations import complete
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import ConfigError, IdError, StoreError
 from eemtcleanupd.formatting import parse_hours
@@ -301,6 +302,20 @@ def full_id(config: Config, given: str) -> str:
         return find_job_id(config, given) or given
     except (IdError, StoreError):  # the answer is the same without it
         return given
+
+
+def complete_among(config: Config, given: str, known: Mapping[str, str], noun: str) -> str | None:
+    """Return the id among some jobs, such as the held ones, that a person means; see ``complete``.
+
+    The complete id of a job that is not among them stands for no other, even if one of them starts with it.
+    """
+    from eemtcleanupd.cleanup.session import find_row
+
+    if given not in known:
+        with suppress(StoreError):
+            if find_row(config, given) is not None:
+                return None
+    return complete(given, known, noun)
 
 
 @contextmanager

@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
-from eemtcleanupd.abbreviations import complete
 from eemtcleanupd.cli import completion
 from eemtcleanupd.cli.common import (
     Duration,
     caller,
+    complete_among,
     echo_line,
     examples,
     full_id,
@@ -142,7 +142,7 @@ def release(given: str, as_json: bool) -> int:
     with open_audited(config) as (ledger, audit):
         holds = {each.job_id: each for each in ledger.all_holds()} if ledger.exists() else {}
         states = {name: f"held {_duration(each.until)}, by {each.owner}" for name, each in holds.items()}
-        job_id = complete(given, states, "held jobs")
+        job_id = complete_among(config, given, states, "held jobs")
         if job_id is not None:
             audit("release", job_id=printable(job_id))
             ledger.release(job_id)

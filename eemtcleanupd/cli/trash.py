@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eemtcleanupd.abbreviations import complete
 from eemtcleanupd.cli import completion
 from eemtcleanupd.cli.common import (
     Command,
     Duration,
     caller,
+    complete_among,
     confirm_destruction,
     echo_line,
     examples,
@@ -171,7 +171,7 @@ def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool) ->
 
 def _restorable(config: Config, given: str) -> str:
     """Return the job, or the path of an orphan, that a person means; what was given if there is none."""
-    from eemtcleanupd.cleanup.session import find_job_id, find_row
+    from eemtcleanupd.cleanup.session import find_job_id
 
     with open_ledger(config) as ledger:
         intents = ledger.trashed() if ledger.exists() else []
@@ -183,9 +183,7 @@ def _restorable(config: Config, given: str) -> str:
         for name in ([intent.job_id] if intent.job_id else [found.label for found, _ in intent.items])
     }
     # A job can share an upload with one in the trash without being there itself.
-    if given in names or find_row(config, given) is not None:
-        return given
-    return complete(given, names, "items of the trash") or find_job_id(config, given) or given
+    return complete_among(config, given, names, "items of the trash") or find_job_id(config, given) or given
 
 
 @trash.command(epilog=examples("trash purge", "trash purge --older-than 2d --yes --quiet"))

@@ -56,6 +56,32 @@ def test_an_id_that_starts_another_one_is_itself(store: JobStore, run_cli: RunCl
     assert held(store) == {"7c91"}
 
 
+@pytest.mark.parametrize("command", [("trash", "restore"), ("backup", "restore")], ids=" ".join)
+def test_the_id_of_a_job_restores_no_other(
+    store: JobStore, run_cli: RunCli, command: tuple[str, ...]
+) -> None:
+    assert run_cli("clean", cwd=store.path).returncode == 0
+    store.job("7c91", days=1)
+    assert run_cli(*command, "7c91", cwd=store.path).returncode == 1
+    assert not store.results(THIRD).exists()
+
+
+def test_the_id_of_a_job_releases_no_other(store: JobStore, run_cli: RunCli) -> None:
+    assert run_cli("hold", THIRD, cwd=store.path).returncode == 0
+    store.job("7c91")
+    done = run_cli("release", "7c91", "--json", cwd=store.path)
+    assert (done.returncode, json.loads(done.stdout)["job_id"]) == (1, "7c91")
+    assert held(store) == {THIRD}
+
+
+def test_the_id_of_a_job_is_removed_from_no_other_acknowledgement(store: JobStore, run_cli: RunCli) -> None:
+    store.job("7c91-unknown", status="archived")
+    assert run_cli("acknowledge", "7c91-unknown", cwd=store.path).returncode == 0
+    store.job("7c91")
+    assert run_cli("acknowledge", "7c91", "--remove", cwd=store.path).returncode == 1
+    assert store.sql("SELECT job_id FROM cleanup_acknowledgements") == [("7c91-unknown",)]
+
+
 @pytest.mark.fast_parameters(2)
 @pytest.mark.parametrize(
     "command",
