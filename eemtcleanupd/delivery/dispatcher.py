@@ -78,7 +78,8 @@ class Dispatcher:
             if self._plugins.hook_for(name, event.hook) is None or not wants(settings, event):
                 continue
             is_durable = settings.outlives_restarts and not event.is_ephemeral and not event.is_test
-            due = next_digest(settings.digest, now) if settings.digest and event.hook in DIGEST_HOOKS else now
+            can_wait = event.hook in DIGEST_HOOKS and not event.is_test
+            due = next_digest(settings.digest, now) if settings.digest and can_wait else now
             if is_durable and self._queues.is_durable:
                 durable.append(Message(name, event.hook, encode(event), now, due))
             else:

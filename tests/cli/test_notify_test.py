@@ -230,6 +230,19 @@ notifications:
     assert store.sql("SELECT count(*) FROM sqlite_master WHERE name LIKE 'cleanup%'") == [(0,)]
 
 
+def test_a_test_does_not_wait_for_the_digest(
+    store: JobStore, run_cli: RunCli, httpserver: HTTPServer
+) -> None:
+    httpserver.expect_request("/hook").respond_with_data("ok")
+    (store.path / "cleanup_config.yaml").write_text(
+        "notifications: {slack: {enabled: true, digest: '07:00', "
+        f"webhook_url: '{httpserver.url_for('/hook')}'}}}}"
+    )
+    done = run_cli("notify-test", "slack", "--json", cwd=store.path)
+    assert json.loads(done.stdout) == {"slack": {"ok": True, "answer": "200 ok"}}
+    assert len(httpserver.log) == 1
+
+
 def test_notify_test_lists_the_enabled_notifiers(store: JobStore, run_cli: RunCli) -> None:
     done = run_cli("notify-test", "slack", cwd=store.path)
     assert done.returncode == 2
