@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -36,6 +37,9 @@ _JOIN_SECONDS = 0.5
 # A notifier applies its own timeout to each answer; a call that lasts this many timeouts is abandoned.
 _TIMEOUTS_PER_CALL = 3
 _MAX_ABANDONED = 3
+
+
+_OpenQueue = Callable[[], AbstractContextManager[Outbox | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,7 @@ class NotifierWorker:
         self._sending_since: float | None = None
         self._call_thread = _CallThread(name)
         self._abandoned: list[_CallThread] = []
+        self._unrecorded: tuple[_OpenQueue, Sequence[Message], DeliveryResult] | None = None
         self.last: DeliveryResult | None = None
         self._thread = threading.Thread(target=self._run, name=f"notifier ({name})", daemon=True)
         self._thread.start()
@@ -150,6 +155,8 @@ class NotifierWorker:
         durable = (self._queues.ledger,) if settings.outlives_restarts else ()
         for open_queue in (self._queues.memory, *durable):
             now = self._clock()
+            if self._unrecorded is not None and self._unrecorded[0] == open_queue:
+                self._record_result()  # first: otherwise what was sent would be sent again
             with open_queue() as outbox:
                 if outbox is None:
                     continue
@@ -159,10 +166,8 @@ class NotifierWorker:
                     if first is not None:
                         waits.append(max(0.5, (first - now).total_seconds()))
                     continue
-            result = self._send(batch)
-            with open_queue() as outbox:
-                if outbox is not None:
-                    self._record_result(outbox, batch, result)
+            self._unrecorded = (open_queue, batch, self._send(batch))
+            self._record_result()
             return 0.0
         return min(waits)
 
@@ -232,7 +237,21 @@ class NotifierWorker:
         except BaseException as error:
             return DeliveryResult("", error=redact(f"{class_name(error)}: {text_of(error)}"))
 
-    def _record_result(self, outbox: Outbox, batch: Sequence[Message], result: DeliveryResult) -> None:
+    def _record_result(self) -> None:
+        """Record the result of the last attempt.
+
+        Raises:
+            CleanupError: the ledger cannot be written now; a later call tries again.
+        """
+        if self._unrecorded is None:
+            return
+        open_queue, batch, result = self._unrecorded
+        with open_queue() as outbox:
+            if outbox is not None:  # None: another process sends now, and decides about these messages
+                self._apply_result(outbox, batch, result)
+        self._unrecorded = None
+
+    def _apply_result(self, outbox: Outbox, batch: Sequence[Message], result: DeliveryResult) -> None:
         now = self._clock()
         hook = batch[0].event
         is_repeated = self.last is not None and self.last.error == result.error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from datetime import timedelta
 
 from eemtcleanupd.delivery.worker import backoff
@@ -145,3 +147,24 @@ def test_the_backoff_doubles_up_to_one_hour() -> None:
         assert min(3600, 2.5 * 2**attempts) <= seconds <= min(3600, 5 * 2**attempts)
     assert backoff(0, 77).total_seconds() == 77
     assert backoff(0, 999_999).total_seconds() == 3600
+
+
+def test_a_message_is_not_sent_again_while_its_result_cannot_be_recorded(recorder: Recorder) -> None:
+    started, go = recorder.store.path / "started", recorder.store.path / "go"
+    recorder.set_code(
+        f"import time\nPath({str(started)!r}).touch()\nwhile not Path({str(go)!r}).exists(): time.sleep(0.01)"
+    )
+    dispatcher = recorder.open()
+    dispatcher.publish(FINISHED)
+    wait_until(started.exists)
+    with closing(sqlite3.connect(recorder.store.path / "jobs.db", isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        go.touch()
+        assert dispatcher.drain(20)
+        wake(dispatcher)
+        assert dispatcher.drain(20)
+        writer.execute("ROLLBACK")
+    wake(dispatcher)
+    assert dispatcher.drain(20)
+    assert recorder.events() == ["RunFinished"]
+    assert (recorder.stats().delivered, recorder.stats().waiting) == (1, 0)
