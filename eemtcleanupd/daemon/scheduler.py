@@ -184,6 +184,12 @@ class RunScheduler:
         if not self._pending or self._runner.active_run is not None:
             return
         request = self._pending[0]
+        if not self._is_enabled(request.trigger):
+            del self._pending[0]
+            log.warning(
+                "The run (%s) does not start: the configuration does not enable it now.", request.trigger
+            )
+            return
         if request.trigger.is_automatic and self._elapsed() < self._not_before:
             return
         del self._pending[0]
@@ -206,6 +212,13 @@ class RunScheduler:
             hooks,
             callbacks,
         )
+
+    def _is_enabled(self, trigger: Trigger) -> bool:
+        """Return whether the configuration enables such a run, which can have been requested under another."""
+        config = self._config_manager.config
+        if trigger is Trigger.SCHEDULE:
+            return config.schedule.enabled
+        return trigger is not Trigger.PRESSURE or config.pressure.enabled
 
     def run_ended(self, ended: RunEnded) -> None:
         """Record how a run ended, and retry it if the lock was held and a retry is useful."""

@@ -136,6 +136,22 @@ def test_a_run_on_start_waits_for_the_start_delay(daemon: DaemonHarness) -> None
 
 
 @pytest.mark.slow
+def test_a_scheduled_run_that_waits_does_not_start_after_the_schedule_was_disabled(
+    daemon: DaemonHarness,
+) -> None:
+    daemon.store.run()
+    daemon.now += timedelta(days=3)
+    daemon.store.job("old")
+    schedule = "schedule: {{enabled: {}, cron: '0 2 * * *', start_delay_seconds: 600}}"
+    daemon.start(schedule.format("true"))
+    daemon.settle()
+    daemon.write(schedule.format("false"))
+    daemon.reload()
+    daemon.pass_time(minutes=11)
+    assert triggers(daemon) == []
+    assert daemon.store.results("old").exists()
+
+
 def test_recovery_is_retried_until_the_other_process_releases_the_trash(
     daemon: DaemonHarness,
 ) -> None:
