@@ -214,7 +214,7 @@ class RunScheduler:
         )
 
     def _is_enabled(self, trigger: Trigger) -> bool:
-        """Return whether the configuration enables such a run, which can have been requested under another."""
+        """Return whether the configuration enables such a run: it was perhaps requested under another one."""
         config = self._config_manager.config
         if trigger is Trigger.SCHEDULE:
             return config.schedule.enabled
