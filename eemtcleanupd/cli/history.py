@@ -37,7 +37,11 @@ if TYPE_CHECKING:
 @click.command(epilog=examples("history --limit 5", "history 20240120T020001-3f2a"))
 @click.argument("run_id", metavar="[RUN]", required=False, shell_complete=completion.runs)
 @click.option(
-    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Number of runs to list."
+    "--limit",
+    type=click.IntRange(1, 1_000_000),
+    default=20,
+    show_default=True,
+    help="Number of runs to list.",
 )
 @json_option
 @store_options

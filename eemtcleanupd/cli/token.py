@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, cast
+from functools import partial
+from math import isnan
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -24,7 +25,7 @@ from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.formatting import local_minute, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
     from eemtcleanupd.web.tokens import Scope, TokenFile
 
@@ -36,31 +37,45 @@ def token() -> None:
     """Add, list or revoke tokens of the HTTP interface (see api.tokens_file)."""
 
 
-@contextmanager
-def _tokens(action: str = "", **details: object) -> Iterator[TokenFile]:
-    """Yield the token file; afterwards write the action, if any, to the audit log."""
+class _Days(click.FloatRange):
+    """A number of days that the calendar can hold."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        days: float = super().convert(value, param, ctx)
+        return self.fail(f"{value} is not a number of days.", param, ctx) if isnan(days) else days
+
+
+def _tokens() -> tuple[TokenFile, Callable[..., None]]:
+    """Return the token file, and the function that writes an action to the audit log."""
     config = load_config().config
     if config.api.tokens_file is None:
         raise ConfigError("api.tokens_file is not set. Set it to the path of the token file.")
     from eemtcleanupd.web.tokens import TokenFile
 
-    yield TokenFile(config.api.tokens_file)
-    if action:
+    def record(action: str, **details: object) -> None:
         from eemtcleanupd.plugins import Plugins
 
         write_audit(Plugins(config), action, **details)
+
+    return TokenFile(config.api.tokens_file), record
 
 
 @token.command(epilog=examples("token add grafana --scope read", "token add ann --scope clean --days 30"))
 @click.argument("name")
 @click.option("--scope", type=SCOPES, required=True, help="read: view everything; clean: start runs as well.")
-@click.option("--days", type=click.FloatRange(min=0), help="Days until the token expires (default: never).")
+@click.option("--days", type=_Days(min=0, max=36_500), help="Days until the token expires (default: never).")
 @config_option
 @json_option
 def add(name: str, scope: str, days: float | None, as_json: bool) -> None:
     """Create a token for NAME and print it once."""
-    with _tokens("token_added", name=name, scope=scope, days=days) as tokens:
-        secret = tokens.add(name, cast("Scope", scope), system_clock(), days)
+    tokens, record = _tokens()
+    secret = tokens.add(
+        name,
+        cast("Scope", scope),
+        system_clock(),
+        days,
+        record=partial(record, "token_added", name=name, scope=scope, days=days),
+    )
     if as_json:
         print_json({"name": name, "scope": scope, "token": secret})
         return
@@ -73,8 +88,8 @@ def add(name: str, scope: str, days: float | None, as_json: bool) -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """List token names, scopes and expiry dates."""
-    with _tokens() as tokens:
-        known = tokens.all()
+    tokens, _ = _tokens()
+    known = tokens.all()
     if as_json:
         names = ("name", "scope", "created_at", "expires_at")
         print_json([{name: getattr(entry, name) for name in names} for entry in known])
@@ -95,9 +110,10 @@ def list_(as_json: bool) -> None:
 @json_option
 def revoke(name: str, as_json: bool) -> None:
     """Revoke the token of NAME immediately."""
-    with _tokens("token_revoked", name=name) as tokens:
-        if not tokens.revoke(name):
-            raise ConfigError(f"There is no token {printable(name)}. List the tokens with `token list`.")
+    tokens, record = _tokens()
+    if not tokens.revoke(name):
+        raise ConfigError(f"There is no token {printable(name)}. List the tokens with `token list`.")
+    record("token_revoked", name=name)  # afterwards: no full disk must keep a token valid
     if as_json:
         print_json({"name": name, "revoked": True})
     else:

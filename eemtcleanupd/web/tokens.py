@@ -11,7 +11,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -84,8 +84,18 @@ class TokenFile:
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{self.path} is not a valid token file: {error}.") from error
 
-    def add(self, name: str, scope: Scope, now: datetime, days: float | None = None) -> str:
+    def add(
+        self,
+        name: str,
+        scope: Scope,
+        now: datetime,
+        days: float | None = None,
+        *,
+        record: Callable[[], object] = lambda: None,
+    ) -> str:
         """Add a token and return its secret, which is not stored.
+
+        ``record`` is called before the file changes; if it raises, nothing changes.
 
         Raises:
             ConfigError: the name is invalid or in use, or the file cannot be written.
@@ -98,6 +108,7 @@ class TokenFile:
                 raise ConfigError(f"The token {name} already exists. Revoke it, or choose another name.")
             expires = None if days is None else (now + timedelta(days=days)).isoformat()
             tokens.append(Token(name, scope, _digest(secret), now.isoformat(), expires))
+            record()
         return secret
 
     def revoke(self, name: str) -> bool:

@@ -8,6 +8,10 @@ from pathlib import Path
 from tests.conftest import Aged, RunCli, disk_bytes, in_kb
 
 
+def test_a_limit_that_no_database_can_hold_is_bad_usage(sample_store: Path, run_cli: RunCli) -> None:
+    assert run_cli("history", "--limit", "9" * 20, cwd=sample_store).returncode == 2
+
+
 def test_history_lists_runs_and_shows_one(sample_store: Path, aged: Aged, run_cli: RunCli) -> None:
     store = aged(sample_store, 10)
     assert run_cli("history", cwd=store).stdout.count("\n") == 1
