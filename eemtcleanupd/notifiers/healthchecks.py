@@ -9,12 +9,16 @@ from pydantic import Field, SecretStr
 from eemtcleanupd.config.plugin_settings import needs_secret
 from eemtcleanupd.config.types import FilePath
 from eemtcleanupd.events import RunFailed, RunFinished, RunStarted
-from eemtcleanupd.hookspecs import NotifierSettings, hookimpl
+from eemtcleanupd.hookspecs import NotifierSettings, RetryLater, hookimpl
 from eemtcleanupd.model import Outcome
 from eemtcleanupd.notifiers.http import post
 from eemtcleanupd.notifiers.messages import first_lines, render
 
 _MAX_BODY_BYTES = 10_000
+
+
+class TooLateError(Exception):
+    """A ping was not sent, and is of no use later."""
 
 
 class PingSettings(NotifierSettings, strict=True):
@@ -40,7 +44,11 @@ def register_settings() -> type[PingSettings]:
 def run_started(event: RunStarted, settings: PingSettings) -> str:
     if event.dry_run or not event.trigger.plans_jobs:
         return ""
-    return _ping(settings, "/start", f"run {event.run_id}")
+    try:
+        return _ping(settings, "/start", f"run {event.run_id}")
+    except RetryLater as error:
+        # Sent later, it could arrive after the end of the run, and the monitor would wait for that in vain.
+        raise TooLateError(str(error)) from None
 
 
 @hookimpl
@@ -48,7 +56,7 @@ def run_finished(event: RunFinished, settings: PingSettings) -> str:
     report = event.report
     if not report.trigger.plans_jobs and report.outcome is not Outcome.ERRORS:
         return ""  # to the monitor, a success means that a cleanup was run
-    suffix = "/fail" if report.outcome is Outcome.ERRORS else ""
+    suffix = "" if report.outcome is Outcome.SUCCESS else "/fail"
     return _ping(settings, suffix, render(event, settings).text())
 
 

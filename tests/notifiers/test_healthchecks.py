@@ -6,8 +6,10 @@ import pytest
 from pytest_httpserver import HTTPServer
 
 from eemtcleanupd.events import RunFinished, RunStarted
+from eemtcleanupd.hookspecs import RetryLater
 from eemtcleanupd.model import Outcome, Trigger
-from eemtcleanupd.notifiers.healthchecks import PingSettings, run_finished, run_started
+from eemtcleanupd.notifiers.healthchecks import PingSettings, TooLateError, run_finished, run_started
+from tests.notifiers.conftest import free_port
 from tests.notifiers.samples import report
 
 
@@ -25,6 +27,19 @@ def test_a_run_that_plans_no_jobs_does_not_count_as_the_expected_cleanup(
     run_started(RunStarted("r", False, trigger, "policy", 0, 0), settings)
     run_finished(RunFinished(report(trigger=trigger)), settings)
     assert httpserver.log == []
+
+
+def test_an_interrupted_run_is_no_success(settings: PingSettings, httpserver: HTTPServer) -> None:
+    run_finished(RunFinished(report(Outcome.INTERRUPTED)), settings)
+    assert [request.path for request, _ in httpserver.log] == ["/hook/fail"]
+
+
+def test_only_a_start_is_not_sent_later_when_its_run_can_have_ended() -> None:
+    settings = PingSettings.model_validate({"enabled": True, "url": f"http://127.0.0.1:{free_port()}/hook"})
+    with pytest.raises(TooLateError):
+        run_started(RunStarted("r", False, Trigger.SCHEDULE, "policy", 0, 0), settings)
+    with pytest.raises(RetryLater):
+        run_finished(RunFinished(report()), settings)
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
