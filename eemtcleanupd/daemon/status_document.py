@@ -45,7 +45,9 @@ def overview(config: Config, holder: Holder | None, status: DaemonStatus | None)
         document["run"] = _run_status(read_progress(StoreAddress.of(config), run_holder))
     return {
         **document,
-        "active": None if active is None else {"pid": active.pid, "host": active.host, "since": active.since},
+        "active": None
+        if active is None
+        else {"pid": active.pid, "host": active.host, "since": iso(active.began_at)},
         "dry_run": config.dry_run if status is None else status.dry_run,
         "last_run": None if last is None else run_document(last),
         "last_refusal": _last_failure(status, last),

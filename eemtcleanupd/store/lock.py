@@ -20,7 +20,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 DAEMON_LOCK = "daemon.lock"
 """Ending of the name of the lock file that a daemon holds for its life."""
 _QUICK_SECONDS = 2.0
+_SINCE = "%Y-%m-%d %H:%M:%S UTC"
 _ADVICE = "Only its owner can use it. Run this command as that user, or remove the file while nothing runs."
 
 
@@ -45,6 +46,14 @@ class Holder:
     host: str
     since: str
     run: str = ""
+
+    @property
+    def began_at(self) -> datetime | None:
+        """The time in ``since``, aware UTC; None if another program wrote something else."""
+        try:
+            return datetime.strptime(self.since, _SINCE).replace(tzinfo=UTC)
+        except ValueError:
+            return None
 
     def __str__(self) -> str:
         run = f"run {self.run}, " if self.run else ""
@@ -312,7 +321,7 @@ def lock_held(what: str, database: str, holder: Holder | None) -> LockHeldError:
 
 
 def _current_holder(now: datetime, run_id: str = "") -> Holder:
-    return Holder(os.getpid(), socket.gethostname(), f"{now:%F %T} UTC", run_id)
+    return Holder(os.getpid(), socket.gethostname(), f"{now:{_SINCE}}", run_id)
 
 
 def _unusable(action: str, path: Path, error: OSError, advice: str) -> StoreError:

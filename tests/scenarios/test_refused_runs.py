@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import ExitStack
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,9 @@ from eemtcleanupd.daemon.messages import RunRequested
 from eemtcleanupd.daemon.status_document import overview
 from eemtcleanupd.errors import BreakerError
 from eemtcleanupd.model import Trigger
+from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.ledger import Ledger
+from eemtcleanupd.store.lock import find_daemon
 from tests.cleanup.conftest import JobStore
 from tests.conftest import RunCli
 from tests.daemon.conftest import DaemonHarness
@@ -84,6 +86,16 @@ def test_a_later_run_without_the_daemon_ends_the_failure(store: JobStore) -> Non
         store.run()
         document = overview(daemon.config, None, daemon.status())
     assert (document["last_run"]["outcome"], document["last_refusal"]) == ("success", None)
+
+
+def test_every_time_in_the_status_is_in_iso_8601(store: JobStore) -> None:
+    with ExitStack() as stack:
+        daemon = DaemonHarness(store, stack)
+        daemon.start(_NO_SCHEDULE)
+        holder = find_daemon(StoreAddress.of(daemon.config))
+        document = overview(daemon.config, holder, daemon.status())
+    for since in (document["active"]["since"], document["started_at"]):
+        assert datetime.fromisoformat(since).utcoffset() == timedelta()
 
 
 def test_status_shows_the_reason_once(store: JobStore, run_cli: RunCli) -> None:

@@ -31,6 +31,14 @@ def test_the_lock_of_a_dead_run_is_free(tmp_path: Path) -> None:
         pass
 
 
+def test_others_read_who_holds_a_lock_and_since_when(tmp_path: Path) -> None:
+    database = open_database(tmp_path)
+    with run_lock(database, "first", NOW):
+        holder = database.holder("run")
+        assert holder is not None
+        assert (holder.pid, holder.run, holder.began_at) == (os.getpid(), "first", NOW)
+
+
 def test_two_databases_have_two_locks(tmp_path: Path) -> None:
     with run_lock(open_database(tmp_path, "a"), "a", NOW), run_lock(open_database(tmp_path, "b"), "b", NOW):
         pass
