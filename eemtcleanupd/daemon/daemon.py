@@ -2,6 +2,7 @@
 
 One thread takes one message at a time from the inbox.  Signals, timers, the file watch, the API and the run's
 thread only put messages there.  The code here therefore needs no lock, and a test can put the same messages.
+Only what other threads call is an exception: see "for other threads".
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import queue
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -118,6 +120,7 @@ class Daemon:
         self._started_at = clock()
         self._heartbeat_at = elapsed()
         self._stop_reason: str | None = None
+        self._metrics_lock = threading.Lock()
 
     # -- for other threads ---------------------------------------------------------------------------
 
@@ -145,8 +148,12 @@ class Daemon:
         prometheus = self.plugins.plugin("prometheus")
         if prometheus is None:
             return b""
-        if (values := self._queries.metrics(self.config)) is not None:
-            prometheus.update(*values)
+        if self._metrics_lock.acquire(blocking=False):  # one query at a time, also of a database that hangs
+            try:
+                if (values := self._queries.metrics(self.config)) is not None:
+                    prometheus.update(*values)
+            finally:
+                self._metrics_lock.release()
         prometheus.next_run_at = self._timers.next_cleanup()
         exposition: bytes = prometheus.exposition()
         return exposition

@@ -316,7 +316,12 @@ class _WorkerProcess:
                 age = self._daemon.seconds_since_heartbeat()
                 channel.send(StateReply(number, self._daemon.status(), age))
             case {"request": "metrics", "number": int(number)}:
-                channel.send(MetricsReply(number, self._daemon.metrics().decode()))
+                # In a thread: a database that does not answer must not delay the answers about the state.
+                threading.Thread(
+                    target=lambda: _send(channel, MetricsReply(number, self._daemon.metrics().decode())),
+                    name="metrics",
+                    daemon=True,
+                ).start()
             case {"request": "run", "number": int(number), "user": user, "body": body}:
                 self._request_run(channel, number, storable(user), CleanupBody.model_validate(body))
             case {"request": "purge", "number": int(number), "user": user, "body": body}:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
+import sqlite3
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psutil
@@ -94,6 +97,28 @@ def test_health_fails_while_the_daemons_loop_does_not_run(harness: DaemonHarness
         await_health(address, 503)
         harness.step()
         await_health(address, 200)
+
+
+def test_a_locked_database_delays_the_metrics_but_not_the_health(harness: DaemonHarness) -> None:
+    harness.store.run()
+    with (
+        served(harness) as address,
+        closing(sqlite3.connect(harness.store.path / "jobs.db", isolation_level=None)) as writer,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert get_status(address, "/healthz") == 200
+        writer.execute("BEGIN EXCLUSIVE")
+        metrics = pool.submit(get_status, address, "/metrics")
+
+        def check() -> None:
+            assert "metrics" in {thread.name for thread in threading.enumerate()}
+
+        eventually(check)
+        harness.elapsed += 100  # so that an earlier answer about the state is not used again
+        await_health(address, 503)
+        assert not metrics.done()
+        writer.execute("ROLLBACK")
+        assert metrics.result(20) == 200
 
 
 @pytest.mark.slow
