@@ -204,7 +204,7 @@ class ServiceChecks(Checks):
             yield findings.problem(str(error), remedies.make_private(path))
             return
         if can(path, os.W_OK | os.X_OK):
-            yield findings.ok(f"{path} contains {count} backups. Verify them with `backup verify`.")
+            yield findings.ok(f"{path} contains {plural(count, 'backup')}. Verify with `backup verify`.")
         else:
             uid = os.geteuid()
             yield findings.problem(f"{path} is not writable for user {uid}.", remedies.make_private(path))
