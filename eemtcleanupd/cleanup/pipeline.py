@@ -92,7 +92,7 @@ class Pipeline:
         self._claimed += len(claimed)
         for plan in group:
             self._sizes.pop(plan.job.id, None)
-        confirmed = self.staging.stage_and_confirm(claimed, self.in_flight())
+        confirmed = self.staging.stage_and_confirm(claimed, self._jobs_in_flight())
         self._resize_group(monotonic_seconds() - started)
         self.run.progress.done({plan.job.id for plan in group}.difference(job.job.id for job in confirmed))
         self._delete(confirmed)
@@ -140,7 +140,7 @@ class Pipeline:
         taken: set[Artifact] = set()
         for group in batched(entries, size):
             claimed = self.staging.claim_orphans(group, are_leftovers=are_leftovers)
-            confirmed = self.staging.stage_and_confirm(claimed, self.in_flight())
+            confirmed = self.staging.stage_and_confirm(claimed, self._jobs_in_flight())
             taken.update(found.artifact for orphan in confirmed for found, _ in orphan.intent.items)
             self._delete(confirmed)
         return frozenset(found.artifact for found in entries) - taken
@@ -160,7 +160,10 @@ class Pipeline:
 
     def in_flight(self) -> frozenset[str]:
         """Return the ids of the jobs that are being deleted and not recorded yet."""
-        return frozenset(job.job.id for job in self._in_flight.values() if not job.is_orphan)
+        return frozenset(job.id for job in self._jobs_in_flight())
+
+    def _jobs_in_flight(self) -> list[Job]:
+        return [job.job for job in self._in_flight.values() if not job.is_orphan]
 
     def taken_ids(self) -> frozenset[str]:
         """Return the ids of the jobs that wait for their group, or are being deleted."""

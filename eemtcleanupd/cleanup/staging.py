@@ -262,12 +262,12 @@ class Staging:
 
     # -- stage -------------------------------------------------------------------------------------
 
-    def stage_and_confirm(self, group: Sequence[ClaimedJob], in_flight: Collection[str]) -> list[ClaimedJob]:
+    def stage_and_confirm(self, group: Sequence[ClaimedJob], in_flight: Collection[Job]) -> list[ClaimedJob]:
         """Move the artifacts of claimed jobs into the trash, and check again whether the jobs can be cleaned.
 
         Args:
             group: jobs whose intents are written; those that must stay are put back, counted and reported.
-            in_flight: ids of earlier jobs of this run that are not recorded yet.
+            in_flight: earlier jobs of this run that are not recorded yet, as they were claimed.
 
         Returns:
             The jobs that are in the trash, each with the items that are there.
@@ -371,7 +371,7 @@ class Staging:
             return False
         return True
 
-    def confirm(self, group: list[ClaimedJob], in_flight: Collection[str]) -> list[ClaimedJob]:
+    def confirm(self, group: list[ClaimedJob], in_flight: Collection[Job]) -> list[ClaimedJob]:
         """Check again after the move, and put back artifacts that another job now needs.
 
         This check sees a job that was submitted before its upload moved.  A job submitted later finds no
@@ -379,18 +379,23 @@ class Staging:
         """
         if not group:
             return group
-        jobs = [job.job for job in group if not job.is_orphan]
+        reasons = {job.intent.id: self._marker_reason(job) for job in group}
+        jobs = [job for job in group if not job.is_orphan]
         artifacts = [found.artifact for job in group for found, _ in job.items]
         with self._session.database.read() as connection:
-            refused = self._refused(connection, jobs)
-            known = [*(job.id for job in jobs if job.id not in refused), *in_flight]
-            claimants = self._planner.claimants(connection, artifacts, besides=known)
-        reasons = {job.intent.id: self._marker_reason(job) for job in group}
-        for job in group:
-            if not job.is_orphan and job.job.id in refused:
-                reasons[job.intent.id] = refused[job.job.id]
-        staying = {job.job.id for job in group if reasons[job.intent.id] is not None}
-        being_cleaned = {job.id for job in jobs if job.id not in staying} | set(in_flight)
+            refused = self._refused(connection, [job.job for job in jobs])
+            for job in jobs:
+                reasons[job.intent.id] = refused.get(job.job.id, reasons[job.intent.id])
+            being_cleaned = {job.job.id for job in jobs if reasons[job.intent.id] is None}
+            # The rows of all other jobs count as they are now: one that is being deleted can have run again.
+            claimants = self._planner.claimants(connection, artifacts, besides=being_cleaned)
+        unchanged = {job.id: job for job in in_flight}
+        being_cleaned |= {
+            claimant.job.id
+            for owners in claimants.values()
+            for claimant in owners
+            if not claimant.held and unchanged.get(claimant.job.id) == claimant.job
+        }
         confirmed = []
         for job in group:
             reason = reasons[job.intent.id]
