@@ -173,10 +173,10 @@ class Pipeline:
         """Remove the folder of a group whose jobs are all recorded, with what a killed run left in it."""
         self._pool.remove(trash, folder).result()
 
-    def submit(self, jobs: Sequence[ClaimedJob], *, is_whole_group: bool = True) -> None:
+    def submit(self, jobs: Sequence[ClaimedJob]) -> None:
         """Submit the items of jobs to the pool; from here on the jobs can only be finished, not undone.
 
-        Without ``is_whole_group`` other jobs of a group can still be put back, so its folder stays as it is.
+        The folder of a group stays as it is while it holds an item of another job: that must go back.
         """
         grouped: dict[tuple[RootName, str], list[tuple[ClaimedJob, Found, str]]] = defaultdict(list)
         for job in jobs:
@@ -194,7 +194,7 @@ class Pipeline:
             names = [name for _, _, name in members]
             trash, deleting = self.session.trashes[root], deleting_name(folder)
             try:
-                if is_whole_group:
+                if trash.holds_only(folder, names):
                     trash.mark_deleting(folder)
                 elif not trash.exists(deleting):
                     # No intent owns this folder: after a kill, the next run removes it.

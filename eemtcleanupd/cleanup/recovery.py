@@ -92,9 +92,10 @@ def _recover(pipeline: Pipeline, intent: Intent, finished: Set[str]) -> None:
         for pair in staged
         if blocking_claimant(claimants.get(pair[0].artifact, ()), being_cleaned) is not None
     ]
-    pipeline.staging.restore(needed)
+    if not pipeline.staging.put_back_needed(job, needed):
+        return
     job.items = deleting + [pair for pair in staged if pair not in needed]
-    pipeline.submit([job], is_whole_group=False)
+    pipeline.submit([job])
 
 
 def _is_deleted(session: StoreSession, intent: Intent) -> bool:

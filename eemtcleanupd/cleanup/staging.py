@@ -408,7 +408,8 @@ class Staging:
                 for item in job.items
                 if blocking_claimant(claimants.get(item[0].artifact, ()), being_cleaned) is not None
             ]
-            self.restore(needed)
+            if not self.put_back_needed(job, needed):
+                continue
             job.items = [item for item in job.items if item not in needed]
             confirmed.append(job)
         return confirmed
@@ -429,7 +430,24 @@ class Staging:
         """Undo a job's staging and close its intent, unless an artifact cannot be moved back."""
         if self.restore(staged):
             self._withdrawn.append(job.intent.id)
-            return
+        else:
+            self._keep_open(job)
+
+    def put_back_needed(self, job: ClaimedJob, needed: Sequence[Item]) -> bool:
+        """Put back what others need of a job; return False if a place is taken.
+
+        Then all of the job waits for a person: the record of the rest would close the intent, and nothing
+        would know what stays in the trash.
+        """
+        if self.restore(needed):
+            return True
+        self.restore([item for item in job.items if item not in needed])
+        self._keep_open(job)
+        self._stats.skipped(job.reported_job, "another entry is in the place of what another job needs")
+        return False
+
+    def _keep_open(self, job: ClaimedJob) -> None:
+        """Keep the intent of a job with an item that cannot go back, and say what to do."""
         command = suggested("trash restore", job.intent.name)
         reason = f"Another entry is in an artifact's place. Move it away, then run {command}."
         self.save_intent(with_error(job.intent, reason, 0))

@@ -16,7 +16,7 @@ import errno
 import fcntl
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from eemtcleanupd.deletion.roots import Root
@@ -289,6 +289,19 @@ class Trash:
             folders = (item.partition("/")[0], deleting.partition("/")[0])
             os.rename(*folders, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         return deleting
+
+    @with_file_access
+    def holds_only(self, group: str, names: Collection[str]) -> bool:
+        """Return whether the folder of a group has no other entries than these; a missing one has none."""
+        _require_item(group)
+        try:
+            folder = os.open(group, FOLDER_FLAGS, dir_fd=self.fd)
+        except FileNotFoundError:
+            return True
+        try:
+            return set(names).issuperset(os.listdir(folder))  # noqa: PTH208  (a descriptor)
+        finally:
+            os.close(folder)
 
     @with_file_access
     def isolate(self, item: str, deleting: str) -> None:

@@ -1,13 +1,14 @@
-"""What changes between two steps of a run: what a job still needs then stays, and is not lost in the trash."""
+"""What others change between two steps of a run: what a job needs then stays, and the trash loses nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import pytest
 
 from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.cleanup.context import NullHooks
+from eemtcleanupd.cleanup.staging import ClaimedJob, Staging
 from eemtcleanupd.events import AuditEntry, RunReport
 from eemtcleanupd.model import ArtifactPath, Job
 from tests.cleanup.conftest import JobStore
@@ -44,6 +45,28 @@ def run(store: JobStore, hooks: NullHooks, **options: object) -> RunReport:
     )
 
 
+@pytest.fixture
+def after_staging(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Return what lets somebody act once, when the first group is in the trash and not yet checked again."""
+
+    def let(act: Callable[[], object]) -> None:
+        real, waiting = Staging.confirm, [act]
+
+        def confirm(self: Staging, group: list[ClaimedJob], in_flight: Collection[Job]) -> list[ClaimedJob]:
+            while waiting:
+                waiting.pop()()
+            return real(self, group, in_flight)
+
+        monkeypatch.setattr(Staging, "confirm", confirm)
+
+    return let
+
+
+def kept(store: JobStore, content: bytes) -> bool:
+    """Return whether a file with this content is in a root or its trash."""
+    return content in store.snapshot().values()
+
+
 @pytest.mark.parametrize("grace_hours", [0, 24])
 def test_a_marker_that_comes_up_late_keeps_the_upload_that_the_job_shares(
     store: JobStore, grace_hours: int
@@ -73,3 +96,56 @@ def test_a_job_that_is_run_again_while_it_is_deleted_keeps_the_upload_that_it_sh
     run(store, At("cleaning", "b3", run_again), performance__max_workers=1)
     assert store.cleaned() == {"b0", "b1", "b2", "b3"}
     assert (store.path / "uploads/dem.tif").exists()
+
+
+@pytest.mark.parametrize("grace_hours", [0, 24])
+def test_results_that_cannot_go_back_stay_in_the_trash_when_their_group_is_deleted(
+    store: JobStore, after_staging: Callable[[Callable[[], object]], None], grace_hours: int
+) -> None:
+    for name in ("a", "b"):  # without subfolders, so that they are small and share the folder of a group
+        store.job(name, files=0)
+        store.results(name).mkdir()
+        (store.results(name) / "map.tif").write_bytes(name.encode())
+
+    def run_again() -> None:
+        store.sql("UPDATE jobs SET status = 'running', completed_at = NULL WHERE id = 'a'")
+        store.results("a").mkdir()
+        (store.results("a") / "map.tif").write_bytes(b"new")
+
+    after_staging(run_again)
+    for _ in range(3):
+        store.run(trash__grace_hours=grace_hours)
+        assert store.cleaned() == {"b"}
+        assert kept(store, b"a")
+        assert kept(store, b"new")
+    (store.results("a") / "map.tif").unlink()
+    store.results("a").rmdir()
+    store.run(trash__grace_hours=grace_hours)
+    assert (store.results("a") / "map.tif").read_bytes() == b"a"
+    assert store.sql("SELECT id FROM cleanup_intents WHERE state = 'open'") == []
+
+
+@pytest.mark.parametrize("grace_hours", [0, 24])
+def test_an_upload_that_cannot_go_back_keeps_its_job_until_it_can(
+    store: JobStore, after_staging: Callable[[Callable[[], object]], None], grace_hours: int
+) -> None:
+    store.job("a", dem="dem.tif")
+    store.job("b", dem="other.tif")
+    store.upload("dem.tif").write_bytes(b"old")
+    store.upload("other.tif")
+
+    def submit_again() -> None:
+        store.job("c", "running", days=None, dem="dem.tif", files=0)
+        store.upload("dem.tif").write_bytes(b"new")
+
+    after_staging(submit_again)
+    for _ in range(3):
+        store.run(trash__grace_hours=grace_hours)
+        assert store.cleaned() == {"b"}
+        assert store.results("a").exists()
+        assert kept(store, b"old")
+        assert kept(store, b"new")
+    store.upload("dem.tif").unlink()
+    store.run(trash__grace_hours=grace_hours)
+    assert store.cleaned() == {"a", "b"}
+    assert (store.path / "uploads/dem.tif").read_bytes() == b"old"
