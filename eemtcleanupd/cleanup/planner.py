@@ -137,6 +137,12 @@ class Planner:
             return replace(decision, clean=False, reason=veto, notable=True, vetoed=True)
         return decision
 
+    def is_done(self, claimant: Claimant) -> bool:
+        """Return whether a job needs nothing of its data any more: it was cleaned, or its row was reset."""
+        if claimant.cleaned or claimant.held:
+            return blocking_claimant([claimant], frozenset()) is None
+        return self.decide(claimant.job, None).clean
+
     def holds(self, connection: Connection, job_ids: Sequence[str]) -> dict[str, Hold]:
         """Return the holds on these jobs, active or not."""
         return self._session.ledger.holds(connection, job_ids) if self._session.has_ledger else {}

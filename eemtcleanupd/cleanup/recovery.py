@@ -225,17 +225,26 @@ def _held(session: StoreSession, intents: Sequence[Intent], now: datetime) -> di
 
 
 def _needed(session: StoreSession, planner: Planner, intents: Sequence[Intent]) -> dict[str, str]:
-    """Return the intents with an item that another job needs, and the sentence that says so."""
+    """Return the intents with an item that a job needs, and the sentence that says so.
+
+    The job of an intent needs it too if it is not due any more (it runs again, say) and has nothing in its
+    place.
+    """
     with session.database.read() as connection:
         claimants = planner.claimants(
             connection, {found.artifact for intent in intents for found, _ in intent.items}
         )
-    return {
-        intent.id: f"job {printable(blocking.job.id)} needs {printable(found.label)}"
-        for intent in intents
-        for found, _ in intent.items
-        if (blocking := blocking_claimant(claimants[found.artifact], {intent.job_id})) is not None
-    }
+    needed = {}
+    for intent in intents:
+        for found, _ in intent.items:
+            root = session.roots.get(found.artifact.root)
+            is_replaced = root is not None and root.has(found.artifact.name)
+            owners = claimants[found.artifact]
+            own = {each.job.id for each in owners if is_replaced or planner.is_done(each)} & {intent.job_id}
+            if (blocking := blocking_claimant(owners, own)) is not None:
+                needed[intent.id] = f"job {printable(blocking.job.id)} needs {printable(found.label)}"
+                break
+    return needed
 
 
 def trash_bytes(session: StoreSession, found: Found, item: str, stop: StopFlag) -> int:

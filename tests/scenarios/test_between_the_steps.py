@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from datetime import timedelta
 
 import pytest
 
@@ -149,3 +150,22 @@ def test_an_upload_that_cannot_go_back_keeps_its_job_until_it_can(
     store.run(trash__grace_hours=grace_hours)
     assert store.cleaned() == {"a", "b"}
     assert (store.path / "uploads/dem.tif").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("status", ["running", "completed", "strange"])
+def test_the_trash_keeps_what_its_own_job_needs_again(store: JobStore, status: str) -> None:
+    store.job("a", dem="dem.tif")
+    store.upload("dem.tif").write_bytes(b"old")
+    store.run(trash__grace_hours=24)
+    store.sql("UPDATE jobs SET status = ?, completed_at = NULL, data_cleaned_at = NULL", status)
+    store.now += timedelta(days=2)
+    report = store.run(trash__grace_hours=24)
+    assert (report.trash_purged.jobs, kept(store, b"old")) == (0, True)
+    # Once it is due again, or everything is in its place again, the trash is of no use to it.
+    if status == "completed":
+        store.sql("UPDATE jobs SET completed_at = '2026-06-06 00:00:00'")
+    else:
+        store.results("a").mkdir()
+        store.upload("dem.tif").write_bytes(b"new")
+    assert store.run(trash__grace_hours=24).trash_purged.jobs == 1
+    assert not kept(store, b"old")
