@@ -161,7 +161,8 @@ class EarlyCleaning:
                 total += sum(sizes.values())
                 expired = [decision for decision in expired if decision.job.id not in sizes]
             for plan in self._planner.plan(expired, ()) if expired else ():
-                total += self._useful_bytes(plan, sizes)
+                if plan.problem is None:
+                    total += self._useful_bytes(plan, sizes)
             if not allowed or run.stop.is_set():
                 break
         return total
@@ -239,7 +240,7 @@ class EarlyCleaning:
             plans = [
                 plan
                 for plan in self._planner.plan(expired, pipeline.in_flight())
-                if plan.job.id not in self._in_progress and plan.trashed is None
+                if plan.problem is None and plan.trashed is None and plan.job.id not in self._in_progress
             ]
             with session.database.read() as connection:
                 sizes = session.ledger.measured(connection, [plan.job.id for plan in plans])

@@ -91,6 +91,17 @@ def test_held_live_young_and_last_jobs_stay_however_full_the_disk_is(small_disk:
 
 
 @pytest.mark.root
+def test_a_job_whose_name_is_in_doubt_stays_however_full_the_disk_is(small_disk: DaemonHarness) -> None:
+    store = small_disk.store
+    job(store, "Cafe\N{COMBINING ACUTE ACCENT}", "failed", 3)
+    job(store, "Caf\N{LATIN SMALL LETTER E WITH ACUTE}", "running", 3)
+    job(store, "plain", "completed", 3, mb=8)
+    small_disk.start(f"{PRESSURE}\nretention: {{failed_jobs: {{hours: 200}}}}")
+    small_disk.pass_time(minutes=1)
+    assert cleaned_jobs(small_disk) == [("plain", True)]
+
+
+@pytest.mark.root
 def test_the_trash_is_emptied_before_any_job_is_cleaned_ahead_of_retention(small_disk: DaemonHarness) -> None:
     store = small_disk.store
     job(store, "trashed", "failed", 2, mb=8)
