@@ -282,6 +282,10 @@ class Staging:
         """Keep the logs that are to be kept, then move every artifact of each job into the trash."""
         blockers = self._blockers()
         ready = [job for job in group if self._can_stage(job, blockers)]
+        if self._run.hooks.read_jobs and (now := self._blockers()) is not blockers:
+            # A backup can take hours: what was quiet before it can be in use now, or not be in the backup.
+            blockers = replace(now, quiet_since=blockers.quiet_since)
+            ready = [job for job in ready if self._is_free(job, blockers)]
         # Before the first file moves: a full disk must not cause deletions without a line in the audit log.
         self._run.audit_all(("cleaning", job.audit_details()) for job in ready if job.items)
         return [job for job in ready if self._stage_job(job)]
@@ -295,14 +299,7 @@ class Staging:
 
     def _can_stage(self, job: ClaimedJob, blockers: Blockers) -> bool:
         found = [found for found, _ in job.items]
-        try:
-            reason = stay_reason(self._session, blockers, None if job.is_orphan else job.job.id, found)
-        except OSError as error:
-            self._stats.failed(job.job, describe_oserror(error))
-            return False
-        if reason is not None:
-            self.put_back(job, [])
-            self._stats.skipped(job.reported_job, reason)
+        if not self._is_free(job, blockers):
             return False
         if not job.is_orphan and job.items:
             with stoppable_by(self._run.stop):
@@ -315,6 +312,19 @@ class Staging:
                     self._stats.failed(job.job, reason)
                 return False
         return True
+
+    def _is_free(self, job: ClaimedJob, blockers: Blockers) -> bool:
+        """Return whether nothing keeps the artifacts of a job in their places; report what does."""
+        found = [found for found, _ in job.items]
+        try:
+            reason = stay_reason(self._session, blockers, None if job.is_orphan else job.job.id, found)
+        except OSError as error:
+            self._stats.failed(job.job, describe_oserror(error))
+            return False
+        if reason is not None:
+            self.put_back(job, [])
+            self._stats.skipped(job.reported_job, reason)
+        return reason is None
 
     def _path(self, found: Found) -> ArtifactPath:
         root = self._session.roots[found.artifact.root]
@@ -411,6 +421,9 @@ class Staging:
             if not self.put_back_needed(job, needed):
                 continue
             job.items = [item for item in job.items if item not in needed]
+            if job.is_orphan and not job.items:  # it is none any more, or is gone: nothing is left to record
+                self.put_back(job, [])
+                continue
             confirmed.append(job)
         return confirmed
 

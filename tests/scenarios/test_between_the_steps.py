@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Collection, Sequence
-from datetime import timedelta
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -169,3 +173,64 @@ def test_the_trash_keeps_what_its_own_job_needs_again(store: JobStore, status: s
         store.upload("dem.tif").write_bytes(b"new")
     assert store.run(trash__grace_hours=24).trash_purged.jobs == 1
     assert not kept(store, b"old")
+
+
+@pytest.mark.parametrize("how", ["named", "gone"])
+def test_an_orphan_that_is_none_any_more_does_not_count_as_removed(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    store.job("young", days=1)
+    upload = store.upload("dem.tif")
+    store.now = datetime.now(UTC) + timedelta(days=3)
+    store.sql(
+        "UPDATE jobs SET completed_at = ?", (store.now - timedelta(days=1)).strftime("%Y-%m-%d %H:%M:%S")
+    )
+    moment = "stage" if how == "gone" else "confirm"
+    real = getattr(Staging, moment)
+
+    def late(self: Staging, *arguments: object) -> list[ClaimedJob]:
+        if how == "gone":
+            upload.unlink()
+        else:
+            store.job("new", "running", days=None, dem="dem.tif", files=0)
+        result: list[ClaimedJob] = real(self, *arguments)
+        return result
+
+    monkeypatch.setattr(Staging, moment, late)
+    report = store.run(orphans__delete_after_hours=24)
+    assert report.orphans.jobs == 0
+    assert store.sql("SELECT job_id FROM cleanup_log") == []
+    assert store.sql("SELECT id FROM cleanup_intents") == []
+    assert upload.exists() == (how == "named")
+
+
+@pytest.mark.parametrize("how", ["opened", "written"])
+def test_a_job_that_is_used_after_its_backup_waits_for_the_next_run(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    store.job("a", days=20)
+    store.job("b", days=10)
+    store.now = datetime.now(UTC)
+    monkeypatch.setattr(At, "read_jobs", True)
+    with ExitStack() as stack:
+
+        def use() -> None:
+            began = time.monotonic()
+            if how == "written":
+                (store.results("a") / "global/new.tif").write_bytes(b"new")
+            code = f"f = open({str(store.results('a') / 'global/day_1.tif')!r}); print(flush=True); input()"
+            if how == "opened":
+                process = stack.enter_context(
+                    subprocess.Popen(
+                        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                    )
+                )
+                stack.callback(process.kill)
+                assert process.stdout is not None
+                process.stdout.readline()
+            while time.monotonic() - began < 0.2:  # a backup takes longer
+                time.sleep(0.01)
+
+        report = run(store, At("backup", "b", use), safety__min_idle_minutes=60)
+    assert store.cleaned() == {"b"}
+    assert (report.successful.jobs, report.skipped) == (1, 1)
