@@ -57,15 +57,15 @@ class Pipeline:
         self._waiting: list[PlannedJob] = []
         self._sizes: dict[str, int] = {}
         self._group_size = 2 * run.workers
-        self._claimed = 0
+        self._taken = 0
         self._recorded_at = monotonic_seconds()
 
     # -- claim and stage ---------------------------------------------------------------------------
 
     @property
     def taken(self) -> int:
-        """The number of jobs that were claimed, or wait for their group."""
-        return self._claimed + len(self._waiting)
+        """The number of jobs whose data was taken, and of those that wait for their group."""
+        return self._taken + len(self._waiting)
 
     def process(self, planned: Sequence[PlannedJob], sizes: Mapping[str, int]) -> None:
         """Clean jobs, as soon as there are enough for a group; see :meth:`flush`.
@@ -89,10 +89,10 @@ class Pipeline:
         group, self._waiting = self._waiting[: self._group_size], self._waiting[self._group_size :]
         started = monotonic_seconds()
         claimed = self.staging.claim(group, self._sizes)
-        self._claimed += len(claimed)
         for plan in group:
             self._sizes.pop(plan.job.id, None)
         confirmed = self.staging.stage_and_confirm(claimed, self._jobs_in_flight())
+        self._taken += len(confirmed)
         self._resize_group(monotonic_seconds() - started)
         self.run.progress.done({plan.job.id for plan in group}.difference(job.job.id for job in confirmed))
         self._delete(confirmed)

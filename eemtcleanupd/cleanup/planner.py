@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -397,29 +398,39 @@ class Selection:
             JobSkipped(decision.job, decision.reason, notable, decision.vetoed, acknowledged=is_acknowledged)
         )
 
-    def process(self, pipeline: Pipeline, batch: Sequence[PlannedJob], sizes: Mapping[str, int]) -> None:
+    def process(self, pipeline: Pipeline, batch: Sequence[PlannedJob], sizes: Mapping[str, int]) -> int:
         """Clean those jobs of a batch that the run's limits allow.
 
         Args:
             pipeline: cleans the jobs.
             batch: the jobs and their artifacts.
             sizes: sizes in bytes measured earlier, by job id.
+
+        Returns:
+            The number of jobs that the limits allow.
         """
         trashed = [(plan.job, plan.trashed) for plan in batch if plan.trashed is not None]
         if trashed:
             pipeline.mark_trashed(trashed)
             batch = [plan for plan in batch if plan.trashed is None]
         batch = [plan for plan in batch if not self.is_too_large(plan, sizes)]
-        batch = batch[: self.allowed(len(batch), pipeline.taken)]
-        if batch and not self._run.stop.is_set():
-            pipeline.process(batch, sizes)
-
-    def allowed(self, count: int, taken: int) -> int:
-        """Return how many of ``count`` jobs the cap allows after ``taken`` ones; count the others."""
-        cap = self._run.config.safety.max_jobs_per_run
-        allowed = max(0, min(count, cap - taken)) if cap else count
-        self.remaining += count - allowed
+        allowed = 0
+        while batch and not self._run.stop.is_set():
+            if not self.room(pipeline.taken):  # a job that cannot go now leaves its place to the next
+                pipeline.flush()
+            part = batch[: self.room(pipeline.taken)]
+            if not part:
+                self.remaining += len(batch)
+                break
+            pipeline.process(part, sizes)
+            batch = batch[len(part) :]
+            allowed += len(part)
         return allowed
+
+    def room(self, taken: int) -> int:
+        """Return how many jobs the cap of the run allows after ``taken`` ones."""
+        cap = self._run.config.safety.max_jobs_per_run
+        return max(0, cap - taken) if cap else sys.maxsize
 
     def is_too_large(self, plan: PlannedJob, sizes: Mapping[str, int]) -> bool:
         """Return whether this run skips a job because of its size; count and report it then.

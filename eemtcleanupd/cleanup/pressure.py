@@ -258,10 +258,9 @@ class EarlyCleaning:
                 freed = self._target.bytes_freed(pipeline)
                 if self._is_limit_reached():
                     return
-                taken = pipeline.taken
-                self._selection.process(pipeline, batch, sizes)
+                allowed = self._selection.process(pipeline, batch, sizes)
                 pipeline.finish()
-                if pipeline.taken == taken:
+                if not allowed:
                     return
                 done = self._target.bytes_freed(pipeline) - freed
                 self._taken(max(done, sum(useful.get(plan.job.id, 0) for plan in batch)), freed)

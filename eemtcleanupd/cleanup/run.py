@@ -289,14 +289,17 @@ class _Run:
                     sized = [(found, selection.measure(found)) for found in plan.artifacts]
                     plan_entries(sized, EntryKind.LEFTOVER)
                     continue
-                if selection.is_too_large(plan, {}) or not selection.allowed(1, taken):
+                if selection.is_too_large(plan, {}):
                     continue
-                taken += 1
+                if not selection.room(taken):
+                    selection.remaining += 1
+                    continue
                 reason = stay_reason(session, blockers, plan.job.id, plan.artifacts)
                 if reason is not None:
                     counts.skipped += 1
                     run.emit(JobSkipped(plan.job, reason, notable=True))
                     continue
+                taken += 1
                 artifacts = tuple(ArtifactSize(found, selection.measure(found)) for found in plan.artifacts)
                 size = sum(artifact.size_bytes for artifact in artifacts)
                 if plan.shared:  # a later job that shares the upload can delete it

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -234,3 +236,21 @@ def test_a_job_that_is_used_after_its_backup_waits_for_the_next_run(
         report = run(store, At("backup", "b", use), safety__min_idle_minutes=60)
     assert store.cleaned() == {"b"}
     assert (report.successful.jobs, report.skipped) == (1, 1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 100])
+def test_a_job_that_cannot_go_leaves_its_place_under_the_cap_to_the_next(
+    store: JobStore, batch_size: int
+) -> None:
+    for number in range(4):
+        store.job(f"job-{number}", days=20 - number)
+    store.now = datetime.now(UTC)
+    options: dict[str, Any] = {"safety__max_jobs_per_run": 2, "safety__min_idle_minutes": 60}
+    options["performance__batch_size"] = batch_size
+    for name in ("job-0", "job-1"):
+        os.utime(store.results(name))
+    dry_run = store.run(dry_run=True, **options)
+    report = store.run(**options)
+    assert store.cleaned() == {"job-2", "job-3"}
+    assert (dry_run.successful.jobs, dry_run.skipped, dry_run.remaining) == (2, 2, 0)
+    assert (report.successful.jobs, report.skipped, report.remaining) == (2, 2, 0)
