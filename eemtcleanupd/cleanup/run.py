@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -19,7 +19,7 @@ from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup.context import NullHooks, Progress, RunContext, RunHooks, RunRequest, rate_limits
 from eemtcleanupd.cleanup.inventory import EntryKind, Inventory, InventoryResult
 from eemtcleanupd.cleanup.pipeline import Pipeline
-from eemtcleanupd.cleanup.planner import Planner, Selection
+from eemtcleanupd.cleanup.planner import PlannedJob, Planner, Selection
 from eemtcleanupd.cleanup.pressure import EarlyCleaning, PressureTarget
 from eemtcleanupd.cleanup.recovery import (
     purge_expired,
@@ -270,6 +270,7 @@ class _Run:
         unfinished = self._plan_trash(counts)
         blockers = run.blockers(session.roots.values())
         sharing: set[str] = set()
+        needed: set[str] = set()  # what jobs that stay share with later ones
         taken = 0
 
         plan_entries = partial(self._plan_entries, counts)
@@ -290,35 +291,20 @@ class _Run:
                     plan_entries(sized, EntryKind.LEFTOVER)
                     continue
                 if selection.is_too_large(plan, {}):
+                    needed.update(plan.shared)
                     continue
                 if not selection.room(taken):
                     selection.remaining += 1
                     continue
                 reason = stay_reason(session, blockers, plan.job.id, plan.artifacts)
                 if reason is not None:
+                    needed.update(plan.shared)
                     counts.skipped += 1
                     run.emit(JobSkipped(plan.job, reason, notable=True))
                     continue
                 taken += 1
-                artifacts = tuple(ArtifactSize(found, selection.measure(found)) for found in plan.artifacts)
-                size = sum(artifact.size_bytes for artifact in artifacts)
-                if plan.shared:  # a later job that shares the upload can delete it
+                if self._plan_job(counts, plan, needed):  # a later job that shares the upload can delete it
                     sharing.add(plan.job.id)
-                decision = plan.decision
-                counts.cleaned[decision.job_class] += 1
-                (counts.trashed if run.grace else counts.freed)[decision.job_class] += size
-                age = decision.age or timedelta()
-                run.emit(
-                    JobPlanned(
-                        plan.job,
-                        decision.job_class,
-                        age,
-                        decision.reason,
-                        artifacts,
-                        plan.shared,
-                        to_trash=bool(run.grace),
-                    )
-                )
             run.progress.done(looked_at)
 
         inventory = InventoryResult(0, 0)
@@ -327,6 +313,31 @@ class _Run:
         report = build_report(run, self._backlog, counts, selection, inventory)
         run.emit(RunFinished(report))
         return report
+
+    def _plan_job(self, counts: RunCounts, plan: PlannedJob, needed: Set[str]) -> bool:
+        """Count and report a job without what others need; return whether there is such an artifact."""
+        run, decision = self._run, plan.decision
+        artifacts = tuple(
+            ArtifactSize(found, self._selection.measure(found))
+            for found in plan.artifacts
+            if found.label not in needed
+        )
+        shared = (*plan.shared, *(found.label for found in plan.artifacts if found.label in needed))
+        size = sum(artifact.size_bytes for artifact in artifacts)
+        counts.cleaned[decision.job_class] += 1
+        (counts.trashed if run.grace else counts.freed)[decision.job_class] += size
+        run.emit(
+            JobPlanned(
+                plan.job,
+                decision.job_class,
+                decision.age or timedelta(),
+                decision.reason,
+                artifacts,
+                shared,
+                to_trash=bool(run.grace),
+            )
+        )
+        return bool(shared)
 
     def _plan_entries(self, counts: RunCounts, entries: Sequence[tuple[Found, int]], kind: EntryKind) -> None:
         """Count and report the entries of one kind that no job needs."""
