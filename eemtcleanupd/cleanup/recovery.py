@@ -102,10 +102,11 @@ def _is_deleted(session: StoreSession, intent: Intent) -> bool:
     """Return whether an item of a job was deleted, and the run died before it could record that.
 
     All items are staged before the first one is deleted, so a job with an entry in its place was not staged.
+    A job that is to wait in the trash is recorded before, so what is missing of it was gone when it moved.
     """
-    if intent.kind is IntentKind.ORPHAN or any(
-        found.artifact.root not in session.trashes for found, _ in intent.items
-    ):
+    if intent.kind is IntentKind.ORPHAN or intent.purge_after is not None:
+        return False
+    if any(found.artifact.root not in session.trashes for found, _ in intent.items):
         return False
     artifacts = [found.artifact for found, _ in intent.items]
     if any(session.roots[artifact.root].has(artifact.name) for artifact in artifacts):

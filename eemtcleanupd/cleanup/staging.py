@@ -253,12 +253,14 @@ class Staging:
         status: str = "",
     ) -> Intent:
         """Return an intent; small artifacts share a folder, unless they are to wait in the trash."""
-        is_grouped = not self._run.grace
+        grace = self._run.grace
+        is_grouped = not grace
         items = tuple(
             (found, f"{group}/{found.artifact.name}" if is_grouped and found.is_small else f"{intent_id}.{n}")
             for n, found in enumerate(artifacts, start=1)
         )
-        return Intent(intent_id, self._run.id, kind, job_id, status, items)
+        purge_after = self._run.clock() + grace if grace else None
+        return Intent(intent_id, self._run.id, kind, job_id, status, items, purge_after=purge_after)
 
     # -- stage -------------------------------------------------------------------------------------
 

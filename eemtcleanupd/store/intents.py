@@ -49,7 +49,7 @@ class Intent:
 
     Attributes:
         items: each artifact with the name of its item in its root's trash.
-        purge_after: end of the grace in the trash, aware UTC.
+        purge_after: end of the grace in the trash, aware UTC; None if it is deleted at once.
         bytes_freed: what earlier, interrupted attempts freed.
         size_bytes: what is in the trash.
         is_purging: a run has begun to delete it from the trash, so its items can be missing there.

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +17,10 @@ import pytest
 from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.cleanup.context import NullHooks
 from eemtcleanupd.cleanup.staging import ClaimedJob, Staging
-from eemtcleanupd.events import AuditEntry, RunReport
+from eemtcleanupd.events import AuditEntry, JobPlanned, RunReport
 from eemtcleanupd.model import ArtifactPath, Job
 from tests.cleanup.conftest import JobStore
+from tests.cleanup.test_recovery import run_and_die
 
 
 class At(NullHooks):
@@ -254,3 +256,49 @@ def test_a_job_that_cannot_go_leaves_its_place_under_the_cap_to_the_next(
     assert store.cleaned() == {"job-2", "job-3"}
     assert (dry_run.successful.jobs, dry_run.skipped, dry_run.remaining) == (2, 2, 0)
     assert (report.successful.jobs, report.skipped, report.remaining) == (2, 2, 0)
+
+
+@pytest.mark.parametrize("why", ["too large", "in use"])
+def test_a_dry_run_leaves_the_upload_to_a_job_that_stays(store: JobStore, why: str) -> None:
+    store.job("a", days=20, dem="dem.tif", files=50)
+    store.job("b", days=10, dem="dem.tif")
+    upload = store.upload("dem.tif")
+    options: dict[str, Any] = {"skip_larger_than_bytes": 100_000}
+    if why == "in use":
+        store.now = datetime.now(UTC)
+        os.utime(store.results("a"))
+        options = {"safety__min_idle_minutes": 60}
+    dry_run = store.run(dry_run=True, **options)
+    planned = {
+        found.found.label
+        for event in store.events
+        if isinstance(event, JobPlanned)
+        for found in event.artifacts
+    }
+    report = store.run(**options)
+    assert (planned, upload.exists()) == ({"results/b/"}, True)
+    assert dry_run.bytes_freed == report.bytes_freed
+
+
+def test_a_grace_lasts_though_the_run_was_killed_and_a_file_was_gone_when_the_job_moved(
+    tmp_path: Path,
+) -> None:
+    store = JobStore(tmp_path)
+    store.job("a", dem="dem.tif")
+    store.upload("dem.tif")
+    archive = store.path / "results/a_results.zip"
+    archive.write_bytes(b"zip")
+
+    def is_staged() -> bool:
+        trash = {path.name for path in store.path.glob("*/.eemtcleanupd-trash/*/*")}
+        is_claimed = store.sql("SELECT name FROM sqlite_master WHERE name = 'cleanup_intents'") and store.sql(
+            "SELECT id FROM cleanup_intents"
+        )
+        if is_claimed:
+            archive.unlink(missing_ok=True)  # the web interface removes the zip
+        return {"a", "dem.tif"} <= trash
+
+    assert run_and_die(store, is_staged, grace_hours=24)
+    report = store.run(trash__grace_hours=24)
+    assert (report.bytes_freed, store.cleaned()) == (0, {"a"})
+    assert len(store.trash()) == 2
