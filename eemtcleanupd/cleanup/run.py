@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup.context import NullHooks, Progress, RunContext, RunHooks, RunRequest, rate_limits
-from eemtcleanupd.cleanup.inventory import EntryKind, Inventory, InventoryResult
+from eemtcleanupd.cleanup.inventory import EntryKind, Inventory, InventoryResult, RootCensus
 from eemtcleanupd.cleanup.pipeline import Pipeline
 from eemtcleanupd.cleanup.planner import PlannedJob, Planner, Selection
 from eemtcleanupd.cleanup.pressure import EarlyCleaning, PressureTarget
@@ -153,6 +153,8 @@ class _Run:
         self._stack = stack
         self._session, self._backlog = self._open()
         self._database: DatabaseSummary | None = None
+        self._census: Mapping[RootName, RootCensus] = {}
+        self._held_bytes = 0
         self._planner = Planner(run, self._session)
         self._selection = Selection(run, self._session)
 
@@ -206,18 +208,34 @@ class _Run:
         """
         run, session = self._run, self._session
         self._database = session.jobs.summary()
-        if (problem := job_table_problem(session, self._database)) is not None:
-            raise JobTableError(f"Refused, nothing was changed: {problem}")
+        self._require_jobs(self._database, "Refused, nothing was changed")
         if run.config.orphans.delete_after_hours is None or run.request.allow_orphans:
             return
         census = Inventory(run, session, self._planner, lambda *_: None, is_recording=False).scan().census
-        held_bytes = (
-            sum(size for _, size in session.ledger.storage_by_class().values()) if session.has_ledger else 0
-        )
-        problem = orphans_problem(census, held_bytes, run.config.safety.max_orphan_fraction)
+        if session.has_ledger:
+            self._held_bytes = sum(size for _, size in session.ledger.storage_by_class().values())
+        self._require_few_orphans(census, "Refused, nothing was changed")
+        self._census = {name: RootCensus(root.entries) for name, root in census.items()}
+
+    def _check_due(self, entries: Sequence[tuple[Found, int]]) -> None:
+        """Stop the run before it deletes orphans if the job table lost its rows since the start."""
+        self._require_jobs(self._session.jobs.summary(), "The run stopped before it deleted more orphans")
+        for found, size_bytes in entries:
+            if (census := self._census.get(found.artifact.root)) is not None:
+                census.due += 1
+                census.due_bytes += size_bytes
+        self._require_few_orphans(self._census, "The run stopped before it deleted more orphans")
+
+    def _require_jobs(self, summary: DatabaseSummary, outcome: str) -> None:
+        if (problem := job_table_problem(self._session, summary)) is not None:
+            raise JobTableError(f"{outcome}: {problem}")
+
+    def _require_few_orphans(self, census: Mapping[RootName, RootCensus], outcome: str) -> None:
+        max_fraction = self._run.config.safety.max_orphan_fraction
+        problem = orphans_problem(census, self._held_bytes, max_fraction)
         if problem is not None:
             raise BreakerError(
-                f"Refused, nothing was changed: {problem} Is this the right job database? "
+                f"{outcome}: {problem} Is this the right job database? "
                 "`clean --dry-run --allow-orphans` lists them, `clean --allow-orphans` deletes them."
             )
 
@@ -484,6 +502,8 @@ class _Run:
 
         def handle(entries: Sequence[tuple[Found, int]], kind: EntryKind) -> None:
             staying = frozenset(found.artifact for found, _ in entries)
+            if kind is EntryKind.DUE:
+                self._check_due(entries)
             if kind is not EntryKind.ORPHAN:
                 is_leftover = kind is EntryKind.LEFTOVER
                 staying = pipeline.process_orphans([found for found, _ in entries], are_leftovers=is_leftover)

@@ -17,6 +17,7 @@ import pytest
 from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.cleanup.context import NullHooks
 from eemtcleanupd.cleanup.staging import ClaimedJob, Staging
+from eemtcleanupd.errors import BreakerError
 from eemtcleanupd.events import AuditEntry, JobPlanned, RunReport
 from eemtcleanupd.model import ArtifactPath, Job
 from tests.cleanup.conftest import JobStore
@@ -26,7 +27,7 @@ from tests.cleanup.test_recovery import run_and_die
 class At(NullHooks):
     """Does something once, when a run has come to an action on a job."""
 
-    def __init__(self, action: str, job_id: str, act: Callable[[], object]) -> None:
+    def __init__(self, action: str, job_id: str | None, act: Callable[[], object]) -> None:
         self._moment = (action, job_id)
         self._act: Callable[[], object] | None = act
 
@@ -302,3 +303,19 @@ def test_a_grace_lasts_though_the_run_was_killed_and_a_file_was_gone_when_the_jo
     report = store.run(trash__grace_hours=24)
     assert (report.bytes_freed, store.cleaned()) == (0, {"a"})
     assert len(store.trash()) == 2
+
+
+@pytest.mark.parametrize("left", [0, 5, 20])
+def test_a_job_table_that_loses_its_rows_during_a_run_makes_no_orphans(store: JobStore, left: int) -> None:
+    for number in range(30):
+        store.job(f"job-{number:02}", days=1, files=1)
+    store.now = datetime.now(UTC) + timedelta(days=3)
+    store.sql("UPDATE jobs SET completed_at = ?", f"{store.now - timedelta(days=1):%Y-%m-%d %H:%M:%S}")
+
+    def recreate() -> None:
+        store.sql(f"DELETE FROM jobs WHERE id >= 'job-{left:02}'")
+
+    before = store.snapshot()
+    with pytest.raises(BreakerError):
+        run(store, At("run_started", None, recreate), orphans__delete_after_hours=24)
+    assert before.items() <= store.snapshot().items()
