@@ -31,6 +31,7 @@ from eemtcleanupd.cleanup.recovery import (
 from eemtcleanupd.cleanup.report import (
     ALREADY_TRASHED,
     RunCounts,
+    RunStats,
     audit_summary,
     build_report,
     finished_record,
@@ -50,10 +51,12 @@ from eemtcleanupd.cleanup.staging import stay_reason
 from eemtcleanupd.clock import Clock, system_clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.ballast import allocate_ballast, release_ballast, release_initial_ballast
+from eemtcleanupd.deletion.blockers import Blockers
 from eemtcleanupd.deletion.filesystem import disk_usage
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.errors import AuditError, BreakerError, CleanupError, JobTableError
 from eemtcleanupd.events import (
+    ORPHAN,
     ArtifactSize,
     DatabaseSummary,
     Emit,
@@ -67,7 +70,7 @@ from eemtcleanupd.events import (
     Warned,
 )
 from eemtcleanupd.formatting import plural, printable
-from eemtcleanupd.model import Found, Outcome, RootName, Trigger
+from eemtcleanupd.model import Found, Job, Outcome, RootName, Trigger
 from eemtcleanupd.policy.breakers import (
     ZoneEvidence,
     clock_problem,
@@ -284,14 +287,15 @@ class _Run:
         """Report each expired job with its size; write nothing."""
         run, session, selection = self._run, self._session, self._selection
         run.emit(run_started_event(run, self._backlog, self._database))
-        counts = RunCounts()
+        stats = RunStats(run, session)
+        counts = stats.counts
         unfinished = self._plan_trash(counts)
         blockers = run.blockers(session.roots.values())
         sharing: set[str] = set()
         needed: set[str] = set()  # what jobs that stay share with later ones
         taken = 0
 
-        plan_entries = partial(self._plan_entries, counts)
+        plan_entries = partial(self._plan_entries, stats, blockers)
         for plans in selection.pages(self._planner, lambda: sharing):
             looked_at: list[str] = []
             for plan in plans:
@@ -317,8 +321,7 @@ class _Run:
                 reason = stay_reason(session, blockers, plan.job.id, plan.artifacts)
                 if reason is not None:
                     needed.update(plan.shared)
-                    counts.skipped += 1
-                    run.emit(JobSkipped(plan.job, reason, notable=True))
+                    stats.skipped(plan.job, reason)
                     continue
                 taken += 1
                 if self._plan_job(counts, plan, needed):  # a later job that shares the upload can delete it
@@ -357,11 +360,18 @@ class _Run:
         )
         return bool(shared)
 
-    def _plan_entries(self, counts: RunCounts, entries: Sequence[tuple[Found, int]], kind: EntryKind) -> None:
+    def _plan_entries(
+        self, stats: RunStats, blockers: Blockers, entries: Sequence[tuple[Found, int]], kind: EntryKind
+    ) -> None:
         """Count and report the entries of one kind that no job needs."""
-        is_planned = kind is not EntryKind.ORPHAN
-        acknowledged = self._acknowledged(entries)
+        counts, acknowledged = stats.counts, self._acknowledged(entries)
         for found, size_bytes in entries:
+            is_planned = kind is not EntryKind.ORPHAN
+            if is_planned and (reason := stay_reason(self._session, blockers, None, [found])) is not None:
+                is_planned = False
+                stats.skipped(Job(found.label, ORPHAN), reason)
+                if kind is EntryKind.LEFTOVER:
+                    continue
             counts.orphans += is_planned
             if is_planned and self._run.grace:
                 counts.orphan_trashed_bytes += size_bytes

@@ -18,7 +18,7 @@ from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.cleanup.context import NullHooks
 from eemtcleanupd.cleanup.staging import ClaimedJob, Staging
 from eemtcleanupd.errors import BreakerError
-from eemtcleanupd.events import AuditEntry, JobPlanned, RunReport
+from eemtcleanupd.events import AuditEntry, JobPlanned, OrphanFound, RunReport
 from eemtcleanupd.model import ArtifactPath, Job
 from tests.cleanup.conftest import JobStore
 from tests.cleanup.test_recovery import run_and_die
@@ -319,3 +319,22 @@ def test_a_job_table_that_loses_its_rows_during_a_run_makes_no_orphans(store: Jo
     with pytest.raises(BreakerError):
         run(store, At("run_started", None, recreate), orphans__delete_after_hours=24)
     assert before.items() <= store.snapshot().items()
+
+
+def test_a_dry_run_keeps_the_orphans_that_a_run_keeps(store: JobStore) -> None:
+    store.job("young", days=1)
+    for name in ("marked", "free"):
+        store.results(name).mkdir()
+    (store.results("marked") / ".eemt-keep").touch()
+    store.now = datetime.now(UTC) + timedelta(days=3)
+    store.sql("UPDATE jobs SET completed_at = ?", f"{store.now - timedelta(days=1):%Y-%m-%d %H:%M:%S}")
+    dry_run = store.run(dry_run=True, orphans__delete_after_hours=24)
+    planned = {
+        event.found.label for event in store.events if isinstance(event, OrphanFound) and event.planned
+    }
+    report = store.run(orphans__delete_after_hours=24)
+    removed = {
+        event.found.label for event in store.events if isinstance(event, OrphanFound) and event.removed
+    }
+    assert planned == removed == {"results/free/"}
+    assert (dry_run.orphans, dry_run.skipped) == (report.orphans, report.skipped)
