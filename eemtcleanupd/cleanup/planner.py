@@ -32,7 +32,7 @@ from eemtcleanupd.policy.ownership import (
     owned_artifacts,
     possible_owner_ids,
 )
-from eemtcleanupd.policy.retention import Policy, decide
+from eemtcleanupd.policy.retention import TERMINAL, Policy, decide
 from eemtcleanupd.store.intents import Intent
 from eemtcleanupd.store.job_rows import Row
 from eemtcleanupd.store.jobs import JobTable
@@ -141,7 +141,7 @@ class Planner:
     def is_done(self, claimant: Claimant) -> bool:
         """Return whether a job needs nothing of its data any more: it was cleaned, or its row was reset."""
         if claimant.cleaned or claimant.held:
-            return blocking_claimant([claimant], frozenset()) is None
+            return not claimant.held and claimant.job_class in TERMINAL
         return self.decide(claimant.job, None).clean
 
     def holds(self, connection: Connection, job_ids: Sequence[str]) -> dict[str, Hold]:

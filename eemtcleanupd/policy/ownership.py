@@ -125,4 +125,10 @@ def is_leftover(claimants: Collection[Claimant], changed_at: datetime) -> bool:
 
 def _protects(claimant: Claimant) -> bool:
     is_finished = claimant.cleaned and claimant.job_class not in {JobClass.LIVE, JobClass.UNKNOWN}
-    return claimant.held or not is_finished
+    return claimant.held or not is_finished or _ran_again(claimant)
+
+
+def _ran_again(claimant: Claimant) -> bool:
+    """Return whether a job ended after it was cleaned: the web application does not reset our column."""
+    ended, cleaned = claimant.job.completed_at, claimant.cleaned_at
+    return ended is not None and cleaned is not None and ended > cleaned

@@ -338,3 +338,20 @@ def test_a_dry_run_keeps_the_orphans_that_a_run_keeps(store: JobStore) -> None:
     }
     assert planned == removed == {"results/free/"}
     assert (dry_run.orphans, dry_run.skipped) == (report.orphans, report.skipped)
+
+
+@pytest.mark.parametrize("ended", ["again", "before"])
+def test_a_job_that_ran_again_after_its_cleaning_keeps_the_upload_that_it_shares(
+    store: JobStore, ended: str
+) -> None:
+    store.job("a", days=20, dem="dem.tif")
+    store.job("b", days=2, dem="dem.tif")
+    upload = store.upload("dem.tif")
+    store.run()
+    assert (store.cleaned(), upload.exists()) == ({"a"}, True)
+    store.now += timedelta(days=8)
+    if ended == "again":  # the web application does not know our columns
+        moment = store.now - timedelta(days=1)
+        store.sql("UPDATE jobs SET completed_at = ? WHERE id = 'a'", f"{moment:%Y-%m-%dT%H:%M:%S}")
+    store.run()
+    assert (store.cleaned(), upload.exists()) == ({"a", "b"}, ended == "again")
