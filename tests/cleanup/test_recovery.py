@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,9 @@ def run_and_die(store: JobStore, at: int | Callable[[], bool], grace_hours: int 
                 return
             steps += 1
             looking.now = True
-            if at() if callable(at) else steps == at:
-                os._exit(KILLED)
+            with suppress(FileNotFoundError):  # what ``at`` lists can vanish meanwhile
+                if at() if callable(at) else steps == at:
+                    os._exit(KILLED)
             del looking.now
 
         def hook(event: str, _args: tuple[object, ...]) -> None:

@@ -120,13 +120,13 @@ def test_purge_names_the_held_and_shared_items_that_it_keeps(
     assert run_cli("hold", "a", "--reason", "paper", cwd=store.path).returncode == 0
     (store.path / "cleanup_config.yaml").write_text(f"dry_run: {dry_run}\ndatabase: {{timezone: UTC}}\n")
     done = json.loads(run_cli("trash", "purge", "--yes", "--json", cwd=store.path).stdout)
-    assert (done["dry_run"], {each["job_id"] for each in done["kept"]}) == (dry_run, {"a", "d"})
+    assert (done["dry_run"], {each["job_id"] for each in done["kept"]}) == (dry_run, {"a", "c", "d"})
     reasons = {each["job_id"]: each["reason"] for each in done["kept"]}
     assert "paper" in reasons["a"]
     assert "uploads/shared.tif" in reasons["d"]
     if not dry_run:  # the answer of the API has the same list
         (run,) = store.sql("SELECT skipped FROM cleanup_runs WHERE trigger = 'trash'")
-        assert run == (2,)
+        assert run == (3,)
     text = run_cli("trash", "purge", "--yes", cwd=store.path).stdout
     assert all(f"{name}: {reason}" in text for name, reason in reasons.items())
 
