@@ -80,8 +80,10 @@ class AdvisoryLock:
         Raises:
             LockHeldError: another session holds the lock.
         """
-        if not execute(_TRY_LOCK, self._signed_key).fetchone()[0]:
-            raise lock_held(self.what, self.database, self.holder(execute))
+        # A session can acquire its own lock again, and a pooler can give a session to several programs.
+        held = self.holder(execute)
+        if held is not None or not execute(_TRY_LOCK, self._signed_key).fetchone()[0]:
+            raise lock_held(self.what, self.database, held or self.holder(execute))
         run = holder.run if is_storable(holder.run) else printable(holder.run)
         values = (self.what, holder.pid, holder.host, holder.since, run)
         return int(execute(_SAVE_HOLDER, values).fetchone()[0])

@@ -11,8 +11,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -55,6 +56,8 @@ _LOCK_TIMEOUT = "2s"  # a waiting ALTER TABLE blocks all other programs, so retr
 _CONNECT_SECONDS: Final = 10
 _PAGE: Final = Page.POSTGRESQL.reference()
 _ATTEMPTS: Final = 3
+_BACKEND: Final = "SELECT pg_backend_pid()"
+_SESSION_PROBES: Final = 2
 # Serialization failures, deadlocks, lock timeouts, a server that is starting, and two programs that create
 # the same table, column or row.
 _TRANSIENT_SQLSTATES: Final = frozenset({"40001", "40P01", "55P03", "57P03", "23505", "42P07", "42701"})
@@ -172,8 +175,10 @@ class PostgresDatabase(Database):
         deadline = time.monotonic() + self._busy_timeout_seconds
         while True:
             try:
-                raw: Any = dialect.connect(*args, **parameters)
+                connect = partial(dialect.connect, *args, **parameters)
+                raw: Any = connect()
                 try:
+                    self._require_own_session(raw, connect)
                     self._prepare(raw)
                 except BaseException:
                     raw.close()
@@ -187,11 +192,31 @@ class PostgresDatabase(Database):
                 self.session += 1
                 return raw
 
+    def _require_own_session(self, raw: Any, connect: Callable[[], Any]) -> None:
+        """Refuse a pooler that gives the session of this connection to others between two transactions.
+
+        They would then hold our locks, and work with our settings.  Only a pooler tells a client another
+        process id than that of its backend.
+        """
+        raw.autocommit = True
+        backends = {raw.execute(_BACKEND).fetchone()[0]}
+        if backends == {raw.info.backend_pid}:
+            return
+        backends |= {raw.execute(_BACKEND).fetchone()[0] for _ in range(_SESSION_PROBES)}
+        with closing(connect()) as other:  # in a transaction, so it keeps its backend
+            taken = other.execute(_BACKEND).fetchone()[0]
+            backends.add(raw.execute(_BACKEND).fetchone()[0])
+        if len(backends) > 1 or taken in backends:
+            raise StoreError(
+                f"Job database {self.name} is behind a connection pooler in transaction mode. It gives the "
+                "lock of a run to other programs. Set paths.database to the address of the server itself, or "
+                "of a pooler in session mode."
+            )
+
     def _prepare(self, raw: Any) -> None:
         encoding = raw.info.parameter_status("server_encoding")
         if encoding != "UTF8":
             raise StoreError(f"Job database {self.name} has encoding {encoding}. Only UTF8 is supported.")
-        raw.autocommit = True
         keepalive_seconds = max(1, int(self._lease_seconds / 3))
         raw.execute(
             "SELECT set_config(name, value, false) FROM (VALUES ('TimeZone', 'UTC'),"

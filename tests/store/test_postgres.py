@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,12 +26,14 @@ from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.errors import LockHeldError, StoreError
 from eemtcleanupd.policy.retention import Policy, decide
 from eemtcleanupd.store.address import StoreAddress
+from eemtcleanupd.store.advisory_lock import AdvisoryLock
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.intents import Intent, IntentKind
 from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.lock import Holder, run_lock
-from tests.postgres import PASSWORD, Server, session
+from tests.postgres import PASSWORD, ROLE, Server, session
+from tests.requirements import find_program, needs
 
 NOW = datetime(2026, 6, 15, 12, tzinfo=UTC)
 POLICY = Policy.from_config(RetentionConfig())
@@ -221,6 +226,57 @@ def test_a_lock_names_its_holder_and_is_free_after_its_end(opener: Opener) -> No
     assert second.holder("run") is None
     with run_lock(second, "run-2", NOW):
         pass
+
+
+def test_a_session_that_holds_a_lock_does_not_acquire_it_for_another_program(opener: Opener) -> None:
+    """A pooler can give one session to two programs in turn."""
+    first = opener()
+    with run_lock(first, "run-1", NOW):
+        lock = AdvisoryLock("run", "public", "jobs")
+        with pytest.raises(LockHeldError, match="run-1"):
+            first.write(lambda c: lock.acquire(c.exec_driver_sql, Holder(1, "other", "now", "run-2")))
+        assert (holder := opener().holder("run")) is not None
+        assert holder.run == "run-1"
+
+
+@contextmanager
+def pooler(opener: Opener, mode: str, folder: Path) -> Iterator[str]:
+    """Run PgBouncer in front of the server, and yield the URL of the database through it."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    folder.chmod(0o755)
+    (folder / "users").write_text(f'"{ROLE}" "{PASSWORD}"\n')
+    (folder / "ini").write_text(
+        f"[databases]\n* = host=127.0.0.1 port={opener.server.port}\n[pgbouncer]\nunix_socket_dir =\n"
+        f"listen_addr = 127.0.0.1\nlisten_port = {port}\npool_mode = {mode}\n"
+        f"auth_type = plain\nauth_file = {folder}/users\n"
+    )
+    user = "nobody" if os.geteuid() == 0 else None
+    program = str(find_program("pgbouncer"))
+    with subprocess.Popen(
+        [program, "ini"], cwd=folder, stderr=subprocess.PIPE, text=True, user=user
+    ) as process:
+        try:
+            assert process.stderr is not None
+            assert any("process up" in line for line in process.stderr)
+            yield opener.url.replace(f":{opener.server.port}/", f":{port}/")
+        finally:
+            process.kill()
+
+
+@needs("pgbouncer")
+@pytest.mark.parametrize("mode", ["transaction", "session"])
+def test_a_pooler_works_only_in_session_mode(opener: Opener, mode: str) -> None:
+    with tempfile.TemporaryDirectory() as folder, pooler(opener, mode, Path(folder)) as url:
+        if mode == "transaction":
+            with pytest.raises(StoreError, match="pooler"):
+                opener(url)
+            settings = "current_setting('lock_timeout'), current_setting('row_security')"
+            with psycopg.connect(url, prepare_threshold=None) as other:  # has nothing of ours
+                assert other.execute(f"SELECT {settings}").fetchone() == ("0", "on")
+            return
+        with run_lock(opener(url), "run-1", NOW), pytest.raises(LockHeldError, match="run-1"):
+            run_lock(opener(url), "run-2", NOW).__enter__()
 
 
 def test_stores_in_two_schemas_have_two_locks(opener: Opener) -> None:
