@@ -100,7 +100,8 @@ class Hooks:
     def before_stage(self, job: Job, artifacts: tuple[ArtifactPath, ...], settings: Any) -> None:
         """Do what must be done before these artifacts are deleted.
 
-        The run waits at most an hour.  If the hook raises, the run keeps the job and counts an error.
+        The run waits at most an hour.  If the hook raises, the run keeps the job and counts an error.  The
+        hook must not change the folders of the job: a job that changes meanwhile waits for the next run.
         """
 
     @hookspec

@@ -283,11 +283,10 @@ class Staging:
     def stage(self, group: Sequence[ClaimedJob]) -> list[ClaimedJob]:
         """Keep the logs that are to be kept, then move every artifact of each job into the trash."""
         blockers = self._blockers()
-        ready = [job for job in group if self._can_stage(job, blockers)]
-        if self._run.hooks.read_jobs and (now := self._blockers()) is not blockers:
-            # A backup can take hours: what was quiet before it can be in use now, or not be in the backup.
-            blockers = replace(now, quiet_since=blockers.quiet_since)
-            ready = [job for job in ready if self._is_free(job, blockers)]
+        ready = [job for job in self._unused(group, blockers) if self._is_prepared(job)]
+        if self._run.hooks.read_jobs:  # a copy can take hours, and what changed since is not in it
+            self._seen_blockers = None
+            ready = self._unused(ready, replace(self._blockers(), quiet_since=blockers.quiet_since))
         # Before the first file moves: a full disk must not cause deletions without a line in the audit log.
         self._run.audit_all(("cleaning", job.audit_details()) for job in ready if job.items)
         return [job for job in ready if self._stage_job(job)]
@@ -299,34 +298,37 @@ class Staging:
             self._seen_blockers = (now, self._run.blockers(self._session.roots.values()))
         return self._seen_blockers[1]
 
-    def _can_stage(self, job: ClaimedJob, blockers: Blockers) -> bool:
-        found = [found for found, _ in job.items]
-        if not self._is_free(job, blockers):
-            return False
-        if not job.is_orphan and job.items:
-            with stoppable_by(self._run.stop):
-                reason = self._run.hooks.before_stage(job.job, [self._path(each) for each in found])
-            if reason is not None:
+    def _unused(self, jobs: Iterable[ClaimedJob], blockers: Blockers) -> list[ClaimedJob]:
+        """Return the jobs whose artifacts nothing blocks; put back the others."""
+        unused = []
+        for job in jobs:
+            found = [found for found, _ in job.items]
+            try:
+                reason = stay_reason(self._session, blockers, None if job.is_orphan else job.job.id, found)
+            except OSError as error:
+                self._stats.failed(job.job, describe_oserror(error))
+                continue
+            if reason is None:
+                unused.append(job)
+            else:
                 self.put_back(job, [])
-                if self._run.stop.is_set():
-                    log.info("Job %s stays, because the run was stopped: %s", printable(job.job.id), reason)
-                else:
-                    self._stats.failed(job.job, reason)
-                return False
-        return True
+                self._stats.skipped(job.reported_job, reason)
+        return unused
 
-    def _is_free(self, job: ClaimedJob, blockers: Blockers) -> bool:
-        """Return whether nothing keeps the artifacts of a job in their places; report what does."""
-        found = [found for found, _ in job.items]
-        try:
-            reason = stay_reason(self._session, blockers, None if job.is_orphan else job.job.id, found)
-        except OSError as error:
-            self._stats.failed(job.job, describe_oserror(error))
-            return False
-        if reason is not None:
-            self.put_back(job, [])
-            self._stats.skipped(job.reported_job, reason)
-        return reason is None
+    def _is_prepared(self, job: ClaimedJob) -> bool:
+        """Let the hooks prepare the removal of a job; put it back if they fail."""
+        if job.is_orphan or not job.items:
+            return True
+        with stoppable_by(self._run.stop):
+            reason = self._run.hooks.before_stage(job.job, [self._path(found) for found, _ in job.items])
+        if reason is None:
+            return True
+        self.put_back(job, [])
+        if self._run.stop.is_set():
+            log.info("Job %s stays, because the run was stopped: %s", printable(job.job.id), reason)
+        else:
+            self._stats.failed(job.job, reason)
+        return False
 
     def _path(self, found: Found) -> ArtifactPath:
         root = self._session.roots[found.artifact.root]

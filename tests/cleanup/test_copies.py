@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup import RunRequest, clean
+from eemtcleanupd.cleanup.context import NullHooks
 from eemtcleanupd.events import RunReport
+from eemtcleanupd.model import ArtifactPath, Job
 from eemtcleanupd.plugins import Plugins
 from tests.cleanup.conftest import JobStore
 from tests.deletion.conftest import mount_tmpfs
@@ -119,3 +121,31 @@ def test_a_backup_that_does_not_fit_keeps_only_its_job(
     assert store.cleaned() == {"small"}
     assert untouched(store, "large")
     assert len(list((store.path / "backup").iterdir())) == 1
+
+
+class CopyDuringWhich(NullHooks):
+    """Copies jobs; meanwhile a program writes into one of them."""
+
+    read_jobs = True
+
+    def __init__(self, store: JobStore, job_id: str) -> None:
+        self.store, self.job_id = store, job_id
+
+    def before_stage(self, job: Job, artifacts: Sequence[ArtifactPath]) -> str | None:
+        moment = self.store.now.timestamp()
+        folder = self.store.results(self.job_id) / "global"
+        (folder / f"{job.id}.tif").write_bytes(b"new")
+        os.utime(folder, (moment, moment))
+        return None
+
+
+def test_a_job_that_is_written_to_while_its_group_is_copied_stays(store: JobStore) -> None:
+    for job_id in ("a", "b", "c"):
+        store.job(job_id)
+    config = store.config(safety__min_idle_minutes=60)
+    hooks = CopyDuringWhich(store, "a")
+    report = clean(config, RunRequest("tester"), emit=lambda _: None, clock=lambda: store.now, hooks=hooks)
+    assert (report.successful.jobs, report.skipped, report.errors) == (2, 1, 0)
+    assert store.cleaned() == {"b", "c"}
+    assert (store.results("a") / "global/c.tif").exists()
+    assert untouched(store, "a")
