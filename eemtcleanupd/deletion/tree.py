@@ -157,48 +157,12 @@ def empty_folder(
     Returns:
         What was removed.  An error affects only its own path; the siblings are still removed.
     """
-    name, label = task.name, task.label
     stats, reports = RemovalStats(), ProgressReports(on_progress)
-    try:
-        fd = _open_folder(item_fd, name)
-    except FileNotFoundError:
-        return stats
-    except OSError as error:
-        if error.errno in _NO_FOLDER:  # replaced by a link or a file: remove that without entering it
-            unlink_entry(item_fd, name, label, stats, controls)
-        else:
-            stats.fail(label, error, name)
-        return stats
-    try:
-        status = os.fstat(fd)
-        if status.st_dev != task.device:
-            stats.fail(label, OSError(errno.EXDEV, "is on another filesystem"), name)
-            return stats
-        if task.shard is not None:
-            _empty_once(fd, item_fd, task, stats, reports, controls=controls, on_subfolder=on_subfolder)
-            return stats
-        # Reading while removing can miss entries (readdir(3)), so repeat as long as that makes progress.
-        for reading in itertools.count(1):
-            removed = _empty_once(
-                fd, item_fd, task, stats, reports, controls=controls, on_subfolder=on_subfolder
-            )
-            size = status.st_blocks * BLOCK_BYTES
-            if stats.error_count or controls.stop.is_set() or not controls.acquire(size):
-                return stats
-            try:
-                os.rmdir(name, dir_fd=item_fd)
-            except FileNotFoundError:
-                return stats
-            except OSError as error:
-                if error.errno in {errno.ENOTEMPTY, errno.EEXIST} and removed and reading < _MAX_READINGS:
-                    continue
-                stats.fail(label, error, name)
-                return stats
-            stats.folders += 1
-            stats.bytes_freed += size
-            return stats
-    finally:
-        os.close(fd)
+
+    def read(fd: int) -> int:
+        return _empty_once(fd, item_fd, task, stats, reports, controls=controls, on_subfolder=on_subfolder)
+
+    _remove_folder(item_fd, task, stats, controls, read)
     return stats
 
 
@@ -207,23 +171,93 @@ def remove_small(
 ) -> RemovalStats:
     """Remove a file, or a folder that is expected to be small, in this thread.
 
+    Subfolders are moved up into the folder itself, so nothing of it is left when the folder is gone.
+
     Args:
-        group_fd: the folder that contains it; subfolders are moved up into it.
+        group_fd: the folder that contains it.
         name: its name.
         label: its original path, for messages.
         device: the root's device.
         controls: as for :func:`empty_folder`.
 
     Returns:
-        What was removed.  Something is left only after an error or a stop.
+        What was removed.  Something is left only after an error or a stop; then the entry is too.
     """
-    folders = [(name, label)]
-    stats = RemovalStats()
-    while folders and not controls.stop.is_set():
-        next_name, next_label = folders.pop()
-        task = FolderTask(next_name, next_label, device)
-        stats.add(empty_folder(group_fd, task, controls, lambda *subfolder: folders.append(subfolder)))
+    task = FolderTask(name, label, device)
+    stats, reports = RemovalStats(), ProgressReports(_ignore)
+
+    def read(fd: int) -> int:
+        subfolders: list[tuple[str, str]] = []
+
+        def add(*subfolder: str) -> None:
+            subfolders.append(subfolder)  # type: ignore[arg-type]
+
+        removed = _empty_once(fd, fd, task, stats, reports, controls=controls, on_subfolder=add)
+        while subfolders and not controls.stop.is_set():
+            below = empty_folder(fd, FolderTask(*subfolders.pop(), device), controls, add)
+            below.errors = [(child, f"{name}/{place}", reason) for child, place, reason in below.errors]
+            stats.add(below)
+        return removed
+
+    _remove_folder(group_fd, task, stats, controls, read)
     return stats
+
+
+def _remove_folder(
+    parent_fd: int,
+    task: FolderTask,
+    stats: RemovalStats,
+    controls: DeletionControls,
+    read: Callable[[int], int],
+) -> None:
+    """Open a folder, empty it and remove it.
+
+    Args:
+        parent_fd: the folder that contains it.
+        task: the folder.
+        stats: counts what is removed.
+        controls: as for :func:`empty_folder`.
+        read: empties the open folder as far as one reading of it does; returns how many entries it removed.
+    """
+    name, label = task.name, task.label
+    try:
+        fd = _open_folder(parent_fd, name)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno in _NO_FOLDER:  # replaced by a link or a file: remove that without entering it
+            unlink_entry(parent_fd, name, label, stats, controls)
+        else:
+            stats.fail(label, error, name)
+        return
+    try:
+        status = os.fstat(fd)
+        if status.st_dev != task.device:
+            stats.fail(label, OSError(errno.EXDEV, "is on another filesystem"), name)
+            return
+        if task.shard is not None:
+            read(fd)
+            return
+        # Reading while removing can miss entries (readdir(3)), so repeat as long as that makes progress.
+        for reading in itertools.count(1):
+            removed = read(fd)
+            size = status.st_blocks * BLOCK_BYTES
+            if stats.error_count or controls.stop.is_set() or not controls.acquire(size):
+                return
+            try:
+                os.rmdir(name, dir_fd=parent_fd)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                if error.errno in {errno.ENOTEMPTY, errno.EEXIST} and removed and reading < _MAX_READINGS:
+                    continue
+                stats.fail(label, error, name)
+                return
+            stats.folders += 1
+            stats.bytes_freed += size
+            return
+    finally:
+        os.close(fd)
 
 
 def _empty_once(

@@ -213,6 +213,8 @@ def test_an_error_in_a_group_affects_its_own_entry_only(root: Root, trash: Trash
     (left,) = (path for path in (root.path / TRASH_NAME / folder).rglob("f0"))
     subprocess.run(["chattr", "-i", left], check=True)
     assert (first.complete, first.error_count, second.complete) == (False, 1, True)
+    assert left == root.path / TRASH_NAME / folder / first.errors[0][1]
+    assert trash.exists(f"{folder}/a")
     assert not trash.remove_group(folder)
 
 
@@ -228,6 +230,35 @@ def test_a_stop_leaves_the_rest_of_a_group(root: Root, trash: Trash) -> None:
         )
     assert not removed.complete
     assert trash.exists(f"{group}.deleting/job")
+
+
+class StopAfter(StopFlag):
+    """Is set after it was asked so many times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def is_set(self) -> bool:
+        self.times -= 1
+        return self.times < 0
+
+
+def test_an_entry_of_a_group_is_there_until_all_of_it_is_removed(root: Root, trash: Trash) -> None:
+    """A later run takes a job without an entry for one whose deletion was complete."""
+    complete = []
+    for times in range(30):
+        group = group_name("run", times)
+        (root.path / "job/a/b").mkdir(parents=True)
+        (root.path / "job/a/b/file").write_text("data")
+        (root.path / "job/file").write_text("data")
+        trash.stage(f"{group}/job", ["job"])
+        with DeletionPool(1, StopAfter(times)) as pool:
+            folder = trash.mark_deleting(group)
+            (removed,) = (future.result(60) for future in pool.remove_small(trash, folder, ["job"]))
+        assert os.listdir(root.path / TRASH_NAME / folder) == ([] if removed.complete else ["job"])
+        complete.append(removed.complete)
+    assert set(complete) == {False, True}
 
 
 def _can_be_immutable(folder: Path) -> bool:
