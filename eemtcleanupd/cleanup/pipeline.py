@@ -25,7 +25,7 @@ from eemtcleanupd.cleanup.session import StoreSession
 from eemtcleanupd.cleanup.staging import ClaimedJob, Staging
 from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.deletion.pool import DeletionPool, RemovalResult
-from eemtcleanupd.deletion.trash import Trash, deleting_name, group_name, is_grouped
+from eemtcleanupd.deletion.trash import Trash, deleting_name, is_grouped
 from eemtcleanupd.deletion.tree import Failure
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import TRASH_NAME, Artifact, Found, Job, RootName
@@ -194,13 +194,11 @@ class Pipeline:
             names = [name for _, _, name in members]
             trash, deleting = self.session.trashes[root], deleting_name(folder)
             try:
-                if trash.holds_only(folder, names):
-                    trash.mark_deleting(folder)
-                elif not trash.exists(deleting):
-                    # No intent owns this folder: after a kill, the next run removes it.
-                    deleting = deleting_name(group_name(self.run.id, 0))
+                if trash.exists(deleting) or not trash.holds_only(folder, names):
                     for name in names:
-                        trash.isolate(f"{folder}/{name}", deleting)
+                        trash.isolate(f"{folder}/{name}")
+                else:
+                    trash.mark_deleting(folder)
                 removals = self._pool.remove_small(trash, deleting, names)
                 self._groups.add((root, deleting))
             except OSError as error:

@@ -304,20 +304,25 @@ class Trash:
             os.close(folder)
 
     @with_file_access
-    def isolate(self, item: str, deleting: str) -> None:
-        """Start the deletion of one entry of a group alone: move it into a folder that is being deleted."""
+    def isolate(self, item: str) -> None:
+        """Start the deletion of one entry of a group alone: move it to where the deletion of all would.
+
+        An entry that is missing, or whose deletion has started, is not an error.
+        """
         _require_item(item)
-        _require_single_component(deleting)
         group, _, name = item.partition("/")
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(deleting, 0o700, dir_fd=self.fd)
         with contextlib.ExitStack() as stack:
-            folders = []
-            for folder in (group, deleting):
-                folders.append(os.open(folder, FOLDER_FLAGS, dir_fd=self.fd))
-                stack.callback(os.close, folders[-1])
+            try:
+                source = os.open(group, FOLDER_FLAGS, dir_fd=self.fd)
+            except FileNotFoundError:
+                return
+            stack.callback(os.close, source)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(deleting_name(group), 0o700, dir_fd=self.fd)
+            target = os.open(deleting_name(group), FOLDER_FLAGS, dir_fd=self.fd)
+            stack.callback(os.close, target)
             with contextlib.suppress(FileNotFoundError):
-                os.rename(name, name, src_dir_fd=folders[0], dst_dir_fd=folders[1])
+                os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
 
     @with_file_access
     def remove_group(self, deleting: str) -> bool:

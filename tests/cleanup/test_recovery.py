@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import sys
@@ -287,6 +288,29 @@ def test_recovery_takes_from_a_group_only_the_jobs_whose_deletion_had_begun(tmp_
     assert {path.name for path in (store.path / "uploads").glob("[!.]*")} == {"of-held.tif"}
     assert store.trash() == []
     assert store.sql("SELECT * FROM cleanup_intents") == []
+
+
+def test_a_part_of_a_group_that_recovery_cannot_delete_keeps_its_job_unrecorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = _killed_between_two_deletions(tmp_path)
+    unlink = os.unlink
+
+    def refuse(path: str, *, dir_fd: int | None = None) -> None:
+        if path == "single.tif":
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        unlink(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    for _ in range(2):
+        report = store.run()
+        assert [failure.job_id for failure in report.failures] == ["done"]
+        assert "done" not in store.cleaned()
+        assert any((store.path / "uploads/.eemtcleanupd-trash").glob("*.deleting/single.tif"))
+    monkeypatch.undo()
+    assert store.run().errors == 0
+    assert "done" in store.cleaned()
+    assert store.trash() == []
 
 
 # -- a run that only recovers --------------------------------------------------------------------------------

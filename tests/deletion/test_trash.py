@@ -234,12 +234,13 @@ def test_no_entry_moves_through_a_link_in_place_of_a_group(root: Root, trash: Tr
 
 
 def test_the_deletion_of_one_entry_leaves_the_others_of_its_group(root: Root, trash: Trash) -> None:
-    group, alone = group_name("run", 1), deleting_name(group_name("later", 0))
+    group = group_name("run", 1)
     for name in ("a", "b"):
         (root.path / name).write_text(name)
         trash.stage(f"{group}/{name}", [name])
-    trash.isolate(f"{group}/a", alone)
-    trash.isolate(f"{group}/missing", alone)
-    assert trash.exists(f"{alone}/a")
+    for name in ("a", "missing", "a"):
+        trash.isolate(f"{group}/{name}")
+    trash.isolate(f"{group_name('run', 2)}/missing")
+    assert trash.exists(deleting_name(f"{group}/a"))
     assert trash.restore(f"{group}/b") == ()
     assert (root.path / "b").read_text() == "b"
