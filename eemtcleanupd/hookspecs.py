@@ -100,6 +100,7 @@ class Hooks:
     def before_stage(self, job: Job, artifacts: tuple[ArtifactPath, ...], settings: Any) -> None:
         """Do what must be done before these artifacts are deleted.
 
+        It is also called for an upload that outlasted its jobs, with the job that was cleaned last.
         The run waits at most an hour.  If the hook raises, the run keeps the job and counts an error.  The
         hook must not change the folders of the job: a job that changes meanwhile waits for the next run.
         """

@@ -125,18 +125,21 @@ class BackupFolder:
             yield fd
 
     @contextmanager
-    def opened_for(self, name: str) -> Iterator[int]:
-        """Yield the descriptor of the folder for reading a backup, which nobody else can have written.
+    def opened_for(self, *names: str) -> Iterator[int]:
+        """Yield the descriptor of the folder for reading backups, which nobody else can have written.
 
         Raises:
-            BackupError: as for :meth:`opened`; or the backup is missing, a link, or another user's.
+            BackupError: as for :meth:`opened`; or a backup is missing, a link, or another user's.
         """
         with self.opened() as folder_fd:
-            try:
-                status = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
-            except OSError as error:
-                raise BackupError(f"Cannot check the backup {self.path / name}: {error.strerror}.") from error
-            _require_safe(status, self.path / name)
+            for name in names:
+                try:
+                    status = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
+                except OSError as error:
+                    raise BackupError(
+                        f"Cannot check the backup {self.path / name}: {error.strerror}."
+                    ) from error
+                _require_safe(status, self.path / name)
             yield folder_fd
 
     def _remove_dead_parts(self, folder_fd: int) -> None:

@@ -135,8 +135,9 @@ class Pipeline:
         Returns:
             Those that must stay: a row names them now, say.
         """
-        # With a grace each entry is measured before it moves, and what blocks entries is read once a group.
-        size = self._group_size if self.run.grace else _LARGEST_GROUP
+        # With a grace each entry is measured before it moves, and leftovers can be copied: see _resize_group.
+        is_copied = self.run.grace or (are_leftovers and self.run.hooks.read_jobs)
+        size = self._group_size if is_copied else _LARGEST_GROUP
         taken: set[Artifact] = set()
         for group in batched(entries, size):
             claimed = self.staging.claim_orphans(group, are_leftovers=are_leftovers)

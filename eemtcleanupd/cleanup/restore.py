@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import stat
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -130,37 +130,78 @@ def restore(request: RestoreRequest) -> RestoreResult:
         return replace(result, warnings=tuple(warnings))
 
 
-def restore_backup(request: RestoreRequest, backup: Path) -> RestoreResult:
-    """Restore a job's data from a backup, which is verified first.
+def restore_backup(request: RestoreRequest, backups: Sequence[Path]) -> RestoreResult:
+    """Restore a job's data from its backups, which are verified first.
 
-    The backup is unpacked into the trash, and one rename moves each artifact to its place.
+    Each artifact comes from the newest backup that has it: an upload that the job shared can be in a later
+    one.  What only an older backup has is restored if its place is free.  The backups are unpacked into the
+    trash, and one rename moves each artifact to its place.
+
+    Args:
+        request: the job, and what to restore.
+        backups: at least one, in one folder, oldest first.
 
     Raises:
-        BackupError: the backup is damaged or belongs to another job, or there is no space to unpack it.
+        BackupError: a backup is damaged or belongs to another job, or there is no space to unpack it.
         TrashError: the job has no row, is live or in the trash, or its place is taken; nothing has moved.
         LockHeldError, StoreError, RootError, AuditError: the job store cannot be used.
     """
-    name = printable(request.job_id)
-    # The user who owns a folder above can put another one in its place: both readings use this one.
-    with BackupFolder(backup.parent).opened_for(backup.name) as folder_fd, _locked_store(request) as store:
-        head = archive.verify(backup, folder_fd=folder_fd).head
-        if head.job_id != request.job_id:
-            raise BackupError(
-                f"{backup.name} is a backup of job {printable(head.job_id)}, not of job {name}."
-            )
-        store.require_ended()
-        wanted = [found for found in map(_from_label, head.artifacts) if _is_named(found, request.only)]
-        if not wanted:
-            known = ", ".join(map(printable, head.artifacts))
-            raise BackupError(f"The backup has no such artifact of job {name}. It has: {known}.")
-        store.require_free_places(wanted)
-        intent_id = f"{_UNPACKED}{request.clock():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
-        items = tuple((found, f"{intent_id}.{number}") for number, found in enumerate(wanted, start=1))
-        warnings = store.unpack(backup, folder_fd, items)
-        intent = Intent(intent_id, "", IntentKind.JOB, request.job_id, head.status, items)
-        source = f"from the backup {backup.name}"
-        result = store.restore(head.status, [(intent, replace(intent, items=()))], source)
-        return replace(result, warnings=tuple(warnings))
+    newest = backups[-1]
+    # The user who owns a folder above can put another one in its place: all readings use this one.
+    with BackupFolder(newest.parent).opened_for(*(path.name for path in backups)) as folder_fd:
+        sources: dict[Found, Path] = {}
+        unreadable: list[str] = []
+        for path in reversed(backups):
+            try:
+                head = archive.read_head(path, folder_fd=folder_fd)
+            except BackupError as error:
+                if path == newest:
+                    raise
+                unreadable.append(str(error))
+                continue
+            if head.job_id != request.job_id:
+                raise BackupError(
+                    f"{path.name} is a backup of job {printable(head.job_id)}, not of job "
+                    f"{printable(request.job_id)}."
+                )
+            known = {found.artifact for found in sources}
+            sources |= {
+                found: path for found in map(_from_label, head.artifacts) if found.artifact not in known
+            }
+        with _locked_store(request) as store:
+            result = _restore_backups(store, sources, newest, folder_fd)
+    return replace(result, warnings=(*result.warnings, *unreadable))
+
+
+def _restore_backups(
+    store: _LockedStore, sources: Mapping[Found, Path], newest: Path, folder_fd: int
+) -> RestoreResult:
+    request = store.request
+    store.require_ended()
+    wanted = [found for found in sources if _is_named(found, request.only)]
+    if not wanted:
+        known = ", ".join(printable(found.label) for found in sources)
+        raise BackupError(
+            f"The backup has no such artifact of job {printable(request.job_id)}. It has: {known}."
+        )
+    if not request.only:
+        missing = [found for found in wanted if sources[found] == newest or not store.is_in_place(found)]
+        wanted = missing or wanted
+    heads = {
+        path: archive.verify(path, folder_fd=folder_fd).head
+        for path in dict.fromkeys(sources[found] for found in wanted)
+    }
+    store.require_free_places(wanted)
+    intent_id = f"{_UNPACKED}{request.clock():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+    items = tuple((found, f"{intent_id}.{number}") for number, found in enumerate(wanted, start=1))
+    warnings = store.unpack(
+        {path: [each for each in items if sources[each[0]] == path] for path in heads}, folder_fd
+    )
+    status = next(iter(heads.values())).status
+    intent = Intent(intent_id, "", IntentKind.JOB, request.job_id, status, items)
+    source = f"from the backup {', '.join(path.name for path in heads)}"
+    result = store.restore(status, [(intent, replace(intent, items=()))], source)
+    return replace(result, warnings=tuple(warnings))
 
 
 def _from_label(label: str) -> Found:
@@ -209,7 +250,7 @@ class _LockedStore:
         for intent in self.session.ledger.open_intents():
             if intent.kind is IntentKind.JOB and intent.job_id == self.request.job_id:
                 left = tuple(
-                    pair for pair in intent.items if self._in_trash(*pair) or not self._in_place(pair[0])
+                    pair for pair in intent.items if self._in_trash(*pair) or not self.is_in_place(pair[0])
                 )
                 if any(self._in_trash(*pair) for pair in left):
                     intents.append(replace(intent, items=left))
@@ -242,7 +283,7 @@ class _LockedStore:
                 for found, item in intent.items
                 if found.artifact.root is RootName.UPLOADS
                 and (found.artifact.name == dem or job_id in possible_owner_ids(found.artifact))
-                and not self._in_place(found)
+                and not self.is_in_place(found)
             ]
             if pairs and intent.job_id != job_id:
                 uploads.append((intent, pairs))
@@ -271,7 +312,8 @@ class _LockedStore:
             size = sum(trash_bytes(self.session, found, item, StopFlag()) for found, item in rest)
         return opened, replace(intent, items=rest, size_bytes=size)
 
-    def _in_place(self, found: Found) -> bool:
+    def is_in_place(self, found: Found) -> bool:
+        """Return whether an entry is in the place of an artifact."""
         roots, artifact = self.session.roots, found.artifact
         return artifact.root in roots and roots[artifact.root].has(artifact.name)
 
@@ -333,27 +375,27 @@ class _LockedStore:
                 f"Job {name} is in the trash. Restore it with {suggested('trash restore', job_id)}."
             )
 
-    def unpack(self, backup: Path, folder_fd: int, items: Sequence[Item]) -> list[str]:
-        """Unpack a backup into new items of the trash; remove them again if that fails.
+    def unpack(self, backups: Mapping[Path, Sequence[Item]], folder_fd: int) -> list[str]:
+        """Unpack backups into new items of the trash; remove them again if that fails.
 
         Returns:
             The attributes that could not be set.
         """
         self._remove_leftovers()
+        items = [item for of_backup in backups.values() for item in of_backup]
         folders: dict[Artifact, int] = {}
+        warnings: list[str] = []
         with ExitStack() as stack:
             try:
                 for found, item in items:
                     folders[found.artifact] = self.session.trashes[found.artifact.root].create(item)
                     stack.callback(os.close, folders[found.artifact])
-                warnings = archive.unpack(
-                    backup, lambda root, name: folders.get(Artifact(root, name)), folder_fd=folder_fd
-                )
-                self._require_unpacked(backup, items)
-            except BaseException as error:
+                for backup, of_backup in backups.items():
+                    own = {found.artifact: folders[found.artifact] for found, _ in of_backup}
+                    warnings += _unpack(backup, own, folder_fd)
+                    self._require_unpacked(backup, of_backup)
+            except BaseException:
                 self._delete([(found.artifact.root, item) for found, item in items])
-                if isinstance(error, OSError):
-                    raise BackupError(f"Cannot unpack {backup.name}: {error.strerror}.") from error
                 raise
         os.sync()
         return warnings
@@ -489,6 +531,16 @@ class _LockedStore:
                 # A file with more names can be one of another user, and every move renews its ctime.
                 if stat.S_ISDIR(status.st_mode) or status.st_nlink == 1:
                     os.utime(f"/proc/self/fd/{entry}", (now, now))
+
+
+def _unpack(backup: Path, folders: Mapping[Artifact, int], folder_fd: int) -> list[str]:
+    """Unpack the artifacts of a backup into open folders; return the attributes that could not be set."""
+    try:
+        return archive.unpack(
+            backup, lambda root, name: folders.get(Artifact(root, name)), folder_fd=folder_fd
+        )
+    except OSError as error:
+        raise BackupError(f"Cannot unpack {backup.name}: {error.strerror}.") from error
 
 
 def _is_named(found: Found, only: Collection[str]) -> bool:

@@ -29,7 +29,7 @@ from eemtcleanupd.errors import LockHeldError, RowError, StoreError
 from eemtcleanupd.events import ORPHAN, Warned
 from eemtcleanupd.formatting import printable, suggested
 from eemtcleanupd.model import ArtifactPath, Found, Job, JobClass, RootName
-from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, blocking_claimant
+from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, blocking_claimant, newest_owner
 from eemtcleanupd.store.intents import Intent, IntentKind, IntentState, with_error
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class ClaimedJob:
     ``known_size`` is the size in bytes that was measured earlier, and ``sizes`` those of the artifacts that
     move to the trash for a grace period.  ``marks_job_cleaned`` is False if the job was held, run again or
     copied back since the claim, or its row was removed.  The run then deletes only the leftovers.  ``early``
-    is the reason for cleaning a job before its retention ends.
+    is the reason for cleaning a job before its retention ends.  ``owner`` is the job that a leftover was of.
     """
 
     intent: Intent
@@ -67,6 +67,7 @@ class ClaimedJob:
     sizes: dict[Found, int] = field(default_factory=dict)
     marks_job_cleaned: bool = True
     early: str | None = None
+    owner: Job | None = None
 
     @property
     def is_orphan(self) -> bool:
@@ -202,14 +203,15 @@ class Staging:
             for number, found in enumerate(entries, start=1)
         ]
 
-        def work(connection: Connection) -> list[Intent]:
+        def work(connection: Connection) -> list[tuple[Intent, Job | None]]:
             claimants = self._planner.claimants(connection, [found.artifact for found in entries])
             claimable = []
             for found, intent in zip(entries, intents, strict=True):
                 owners = claimants.get(found.artifact, [])
                 if blocking_claimant(owners, set()) is None and (are_leftovers or not owners):
-                    claimable.append(intent)
-            self._session.ledger.add_intents(connection, claimable, self._run.clock())
+                    claimable.append((intent, newest_owner(owners)))
+            added = [intent for intent, _ in claimable]
+            self._session.ledger.add_intents(connection, added, self._run.clock())
             return claimable
 
         return [
@@ -219,8 +221,9 @@ class Staging:
                 JobClass.UNKNOWN,
                 None,
                 list(intent.items),
+                owner=owner,
             )
-            for intent in self._session.database.write(work)
+            for intent, owner in self._session.database.write(work)
         ]
 
     def _refused(self, connection: Connection, jobs: Sequence[Job]) -> dict[str, str]:
@@ -317,10 +320,11 @@ class Staging:
 
     def _is_prepared(self, job: ClaimedJob) -> bool:
         """Let the hooks prepare the removal of a job; put it back if they fail."""
-        if job.is_orphan or not job.items:
+        owner = job.owner if job.is_orphan else job.job
+        if owner is None or not job.items:
             return True
         with stoppable_by(self._run.stop):
-            reason = self._run.hooks.before_stage(job.job, [self._path(found) for found, _ in job.items])
+            reason = self._run.hooks.before_stage(owner, [self._path(found) for found, _ in job.items])
         if reason is None:
             return True
         self.put_back(job, [])

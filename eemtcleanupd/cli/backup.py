@@ -110,11 +110,14 @@ def verify(job_id: str | None, quiet: bool, as_json: bool) -> int:
 
 @backup.command(epilog=examples("backup restore 32ffd03d", "backup restore 32ffd03d --only results/32ffd03d"))
 @click.option(
-    "--backup", "name", metavar="NAME", help="Backup to restore, as printed by list (default: the newest)."
+    "--backup",
+    "name",
+    metavar="NAME",
+    help="Backup to restore, as printed by list (default: of each artifact the newest).",
 )
 @restore_options(completion.backed_up_jobs)
 def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool, name: str | None) -> int:
-    """Restore the data of JOB from its backup; existing files are never overwritten.
+    """Restore the data of JOB from its backups; existing files are never overwritten.
 
     The command marks the job as not cleaned and holds it for one retention period.
     """
@@ -132,4 +135,4 @@ def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool, na
             "List the backups with `eemtcleanupd backup list`."
         )
     request = restore_request(config, job_id, only, hold=not no_hold)
-    return print_restored(restore_backup(request, candidates[-1].path), as_json=as_json)
+    return print_restored(restore_backup(request, [file.path for file in candidates]), as_json=as_json)

@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass
 from datetime import datetime
+from operator import itemgetter
 
 from eemtcleanupd.model import TRASH_NAME, Artifact, Job, JobClass, RootName
 
@@ -121,6 +122,14 @@ def is_leftover(claimants: Collection[Claimant], changed_at: datetime) -> bool:
     """
     cleaned = [claimant.cleaned_at for claimant in claimants if claimant.cleaned_at is not None]
     return bool(cleaned) and changed_at < max(cleaned) and not any(map(_protects, claimants))
+
+
+def newest_owner(claimants: Iterable[Claimant]) -> Job | None:
+    """Return the job that was cleaned last of those that could own an artifact, None if none was cleaned."""
+    cleaned = [
+        (claimant.cleaned_at, claimant.job) for claimant in claimants if claimant.cleaned_at is not None
+    ]
+    return max(cleaned, key=itemgetter(0))[1] if cleaned else None
 
 
 def _protects(claimant: Claimant) -> bool:

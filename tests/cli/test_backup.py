@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -57,6 +58,47 @@ def test_cleaned_jobs_are_restored_from_their_backups(store: JobStore, run_cli: 
     assert contents(store) == before  # held
     audit = (store.path / "logs" / "cleanup_audit.jsonl").read_text()
     assert f'"source": "from the backup {listed[0]["name"]}"' in audit
+
+
+def test_an_upload_that_goes_after_its_jobs_is_restored_with_them(store: JobStore, run_cli: RunCli) -> None:
+    store.job("c", days=1, dem="dem.tif")
+    before = contents(store)
+    assert run_cli("clean", cwd=store.path).returncode == 0
+    assert (store.path / "uploads/dem.tif").exists()  # for c
+    shutil.rmtree(store.results("c"))
+    store.sql("DELETE FROM jobs WHERE id = 'c'")
+    assert run_cli("clean", cwd=store.path).returncode == 0
+    assert not (store.path / "uploads/dem.tif").exists()
+    for job in ("a", "b"):
+        done = run_cli("backup", "restore", job, cwd=store.path)
+        assert done.returncode == 0, done.stderr
+    assert contents(store) == {path: data for path, data in before.items() if "results/c" not in path}
+    assert store.trash() == []
+
+
+def test_what_only_an_older_backup_has_is_restored_if_its_place_is_free(
+    store: JobStore, run_cli: RunCli
+) -> None:
+    before = contents(store)
+    assert run_cli("clean", cwd=store.path).returncode == 0
+    assert (
+        run_cli("backup", "restore", "a", "--only", "results/a", "--no-hold", cwd=store.path).returncode == 0
+    )
+    assert run_cli("clean", cwd=store.path).returncode == 0
+    (older, newest) = sorted((store.path / "backup").glob("a@*"))
+    (store.path / "uploads/dem.tif").write_text("of another job")
+    done = run_cli("backup", "restore", "a", "--no-hold", cwd=store.path)
+    assert done.returncode == 0, done.stderr
+    assert (store.path / "uploads/dem.tif").read_text() == "of another job"
+    (store.path / "uploads/dem.tif").unlink()
+    shutil.rmtree(store.results("a"))
+    older.write_bytes(older.read_bytes()[:100])  # costs only what it alone has
+    done = run_cli("backup", "restore", "a", "--no-hold", "--json", cwd=store.path)
+    assert done.returncode == 0, done.stderr
+    assert any(older.name in warning for warning in json.loads(done.stdout)["warnings"])
+    assert store.results("a").exists()
+    assert newest.exists()
+    assert contents(store).items() <= before.items()
 
 
 def test_a_job_whose_backup_fails_is_kept(store: JobStore, run_cli: RunCli) -> None:

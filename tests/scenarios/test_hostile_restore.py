@@ -199,7 +199,7 @@ def test_a_backup_is_unpacked_into_the_open_trash_wherever_its_name_leads(
     leftover.mkdir()
     trash = store.path / "results" / TRASH
     trap(event, swap(trash, canary), lambda arguments: arguments[0] != TRASH)
-    restore_backup(request(store), backup_of(store))
+    restore_backup(request(store), [backup_of(store)])
     assert (store.results("a") / "global/day_0.tif").read_bytes() == b"x" * 5000
     assert store.results("a").stat().st_uid == UID
     assert (store.results("a") / "link").is_symlink()
@@ -217,7 +217,7 @@ def test_what_a_killed_restore_left_is_deleted_in_the_open_trash(
         swap(trash, canary),
         _is_open_trash(trash),
     )
-    restore_backup(request(store), backup_of(store))
+    restore_backup(request(store), [backup_of(store)])
     assert not (trash.with_name("moved-away") / "backup-1.1").exists()
 
 
@@ -242,7 +242,7 @@ def test_a_restore_that_fails_deletes_what_it_unpacked_in_the_open_trash(
     monkeypatch.setattr(os, "mkfifo", refuse)
     trap("os.mkdir", swap(trash, canary), lambda arguments: arguments[0] != TRASH)
     with pytest.raises(BackupError):
-        restore_backup(request(store), backup_of(store))
+        restore_backup(request(store), [backup_of(store)])
     assert not store.results("a").exists()
     assert os.listdir(trash.with_name("moved-away")) == [".root-id"]
 
@@ -275,7 +275,7 @@ def test_no_file_comes_back_with_setuid_or_setgid(store: JobStore, owner: int) -
     os.chown(folder, UID, UID)
     folder.chmod(0o2775)
     run(store)
-    done = restore_backup(request(store), backup_of(store))
+    done = restore_backup(request(store), [backup_of(store)])
     status = program.stat()
     assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o755, owner, owner)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o2775  # passes on the group, and no rights
@@ -289,7 +289,7 @@ def test_a_file_of_another_owner_comes_back_as_theirs(store: JobStore) -> None:
     secret.chmod(0o600)
     run(store)
     assert stat.S_IMODE(backup_of(store).stat().st_mode) == 0o600
-    restore_backup(request(store), backup_of(store))
+    restore_backup(request(store), [backup_of(store)])
     assert (secret.stat().st_uid, stat.S_IMODE(secret.stat().st_mode)) == (0, 0o600)
 
 
@@ -392,6 +392,6 @@ def test_a_backup_is_verified_and_unpacked_from_one_folder(
     other.mkdir()
     (other / backup.name).write_bytes(b"another archive of root")
     trap("os.mkdir", swap(store.path / "backup", other), lambda arguments: arguments[0] != TRASH)
-    restore_backup(request(store), backup)
+    restore_backup(request(store), [backup])
     assert (store.results("a") / "global/day_0.tif").exists()
     shutil.rmtree(other)

@@ -187,7 +187,7 @@ def _call(config_path: Path, what: str, verb: str = "", job_id: str = "") -> Non
         if what == "trash":
             restore(request)
         elif backups := BackupFolder(config.backup.path).all(job_id):
-            restore_backup(request, backups[-1].path)
+            restore_backup(request, [backups[-1].path])
         return
     run_request = RunRequest("root")
     if what == "trash":
