@@ -220,11 +220,13 @@ class Inventory:
             return
         with self._session.database.read() as connection:
             claimants = self._planner.claimants(connection, [found.artifact for found in entries])
+        owners = {claimant.job.id for of_entry in claimants.values() for claimant in of_entry}
+        logged = self._session.ledger.cleaned_before(list(owners)) if self._session.has_ledger else {}
         leftovers = []
         for found in entries:
             size = self._measure(found.artifact)
             changed_at = datetime.fromtimestamp(size.changed_at, UTC)
-            if not size.errors and is_leftover(claimants.get(found.artifact, ()), changed_at):
+            if not size.errors and is_leftover(claimants.get(found.artifact, ()), changed_at, logged):
                 leftovers.append((found, size.bytes))
         if not self._run.stop.is_set():  # else the measurement can be incomplete
             self._pass_on({EntryKind.LEFTOVER: leftovers})

@@ -9,7 +9,7 @@ might own it before it is deleted.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Iterable, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
@@ -113,14 +113,21 @@ def blocking_claimant(claimants: Iterable[Claimant], being_cleaned: Set[str]) ->
     return next(filter(_protects, (other for other in claimants if other.job.id not in being_cleaned)), None)
 
 
-def is_leftover(claimants: Collection[Claimant], changed_at: datetime) -> bool:
+def is_leftover(
+    claimants: Collection[Claimant], changed_at: datetime, logged: Mapping[str, datetime]
+) -> bool:
     """Return whether an interrupted run left an artifact behind: its jobs are all cleaned, and it is older.
 
     Args:
         claimants: all jobs that could own the artifact.
         changed_at: when anything in it changed last.  What is newer than the cleanup came back on purpose.
+        logged: before which time the log has the cleanup of a job, by its id; the row can say a later one.
     """
-    cleaned = [claimant.cleaned_at for claimant in claimants if claimant.cleaned_at is not None]
+    cleaned = [
+        min(claimant.cleaned_at, logged.get(claimant.job.id, claimant.cleaned_at))
+        for claimant in claimants
+        if claimant.cleaned_at is not None
+    ]
     return bool(cleaned) and changed_at < max(cleaned) and not any(map(_protects, claimants))
 
 

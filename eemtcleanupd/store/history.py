@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, delete, desc, func, insert, select
@@ -14,7 +14,9 @@ from eemtcleanupd.formatting import BYTES_PER_MB
 from eemtcleanupd.store.base import MOST_VALUES, Repository
 from eemtcleanupd.store.runs import BEGAN, PLANNED_JOBS
 from eemtcleanupd.store.tables import AUDIT, LOG, RUNS
-from eemtcleanupd.store.timestamps import utc_timestamp
+from eemtcleanupd.store.timestamps import read_timestamp, utc_timestamp
+
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 class LogEntry(NamedTuple):
@@ -66,6 +68,24 @@ class History(Repository):
                 rows = connection.execute(failed.where(LOG.c.job_id.in_(page)))
                 messages |= {row.job_id: row.message for row in rows}
         return messages
+
+    def cleaned_before(self, job_ids: Sequence[str]) -> dict[str, datetime]:
+        """Return before which time the log has the last cleanup of each of these jobs.
+
+        The time in a job's row has no zone, so it moves when ``database.timezone`` changes.
+        """
+        newest = select(LOG.c.job_id, func.max(LOG.c.timestamp)).where(
+            LOG.c.action.in_(("cleaned", "trashed"))
+        )
+        times: dict[str, datetime] = {}
+        with self._database.read() as connection:
+            for page in batched(job_ids, MOST_VALUES):
+                rows = connection.execute(newest.where(LOG.c.job_id.in_(page)).group_by(LOG.c.job_id))
+                for job_id, timestamp in rows:
+                    # Every program can write to the log: after a time that is none, all came back.
+                    logged = read_timestamp(timestamp, UTC) or _LONG_AGO
+                    times[job_id] = logged + timedelta(seconds=1)  # the log has whole seconds
+        return times
 
     def log_entries(self, run_id: str) -> Iterable[LogEntry]:
         """Yield what a run did, in order.  Rows are read in pages, as a run can clean a million jobs."""

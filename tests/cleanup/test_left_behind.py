@@ -60,6 +60,17 @@ def test_an_upload_that_is_needed_or_came_back_after_the_cleanup_stays(store: Jo
     assert upload.exists()
 
 
+def test_what_came_back_after_the_cleanup_stays_when_the_zone_is_corrected(store: JobStore) -> None:
+    """The time in the row seems to be nine hours later then."""
+    store.wait(minutes=-10)
+    store.job("a")
+    assert store.run(database__timezone="Asia/Tokyo").successful.jobs == 1
+    store.results("a").mkdir()
+    store.wait(hours=1)
+    assert store.run(database__timezone="UTC").orphans.jobs == 0
+    assert store.results("a").exists()
+
+
 @pytest.mark.fast_parameters(1)
 @pytest.mark.parametrize("grace", [False, True])
 def test_a_trash_that_was_taken_away_is_missed(
