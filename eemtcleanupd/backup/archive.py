@@ -156,7 +156,7 @@ class _Writer:
         # What vanished before its turn is in no listing, and a folder that vanished is none to the walk.
         after = measure(root, name, self._stop)
         _check_stop(self._stop)
-        if (before.files, before.newest_mtime) != (after.files, after.newest_mtime) or after.errors:
+        if (before.files, before.state) != (after.files, after.state) or after.errors:
             raise BackupError(f"{base}/{printable(name)} changed during the copy.")
 
     def _add_entry(self, root: Root, folder_fd: int, name: str, path: str) -> None:

@@ -29,15 +29,15 @@ _NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 class Measured:
     """Allocated bytes, number of files, last change (seconds since the epoch) and error count of a tree.
 
-    ``newest_mtime`` is the last change of any content.  ``changed_at`` is the newest of all ``mtime`` and
-    ``ctime``: a copy that keeps an old ``mtime`` has a new ``ctime``.
+    ``changed_at`` is the newest of all ``mtime`` and ``ctime``: a copy that keeps an old ``mtime`` has a new
+    ``ctime``.  ``state`` differs after any change of content, also if another file has a time in the future.
     """
 
     bytes: int = 0
     files: int = 0
-    newest_mtime: float = 0.0
     changed_at: float = 0.0
     errors: int = 0
+    state: int = field(default=0, compare=False)
 
 
 class Listing(Protocol):
@@ -246,12 +246,12 @@ def measure(root: Root, name: str, stop: StopFlag) -> Measured:
     except OSError:
         return Measured(errors=1)
     if not stat.S_ISDIR(status.st_mode):
-        return Measured(_share(status), 1, status.st_mtime, _changed_at(status))
-    total, files, failed = 0, 0, 0
-    modified = changed = 0.0
+        return Measured(_share(status), 1, _changed_at(status), state=_state(status))
+    total, files, failed, state = 0, 0, 0, 0
+    changed = 0.0
 
     def visit(_folder: Folder, entry: os.DirEntry[str]) -> None:
-        nonlocal total, files, modified, changed, failed
+        nonlocal total, files, changed, failed, state
         try:
             status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
@@ -261,24 +261,30 @@ def measure(root: Root, name: str, stop: StopFlag) -> Measured:
             return
         total += _share(status)
         files += 1
-        modified, changed = max(modified, status.st_mtime), max(changed, _changed_at(status))
+        changed = max(changed, _changed_at(status))
+        state += _state(status)
 
     def enter(folder: Folder) -> None:
-        nonlocal total, modified, changed
+        nonlocal total, changed, state
         total += folder.status.st_blocks * BLOCK_BYTES
-        modified = max(modified, folder.status.st_mtime)
         changed = max(changed, _changed_at(folder.status))
+        state += _state(folder.status)
 
     def foreign(_folder: Folder) -> None:
         nonlocal failed
         failed += 1
 
     failed += walk(root, name, visit, stop=stop, enter=enter, foreign=foreign)
-    return Measured(total, files, modified, changed, failed)
+    return Measured(total, files, changed, failed, state)
 
 
 def _changed_at(status: os.stat_result) -> float:
     return max(status.st_mtime, status.st_ctime)
+
+
+def _state(status: os.stat_result) -> int:
+    # Without the inode: some network filesystems give a file another one each time that they read it.
+    return hash((status.st_size, status.st_mtime_ns))
 
 
 def _share(status: os.stat_result) -> int:

@@ -636,6 +636,35 @@ def test_a_folder_that_vanishes_before_it_is_copied_fails_the_backup(
     assert list(folder.path.iterdir()) == []
 
 
+@pytest.mark.parametrize("how", ["moved", "written"])
+def test_a_change_is_noticed_although_a_file_has_a_time_in_the_future(
+    folder: BackupFolder, root: Root, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    job = root.path / "job"
+    for name in ("copied", "later"):
+        (job / name).mkdir(parents=True)
+        (job / name / f"{name}.tif").write_text("data")
+    (job / "future.tif").write_text("data")
+    os.utime(job / "future.tif", (4_000_000_000, 4_000_000_000))
+    real = tarfile.TarFile.addfile
+    copied: list[Path] = []
+
+    def change(self: tarfile.TarFile, info: tarfile.TarInfo, file: IO[bytes] | None = None) -> None:
+        real(self, info, file)
+        if info.isdir() and info.name != "results/job":
+            copied.append(root.path / info.name.removeprefix("results/"))
+            if len(copied) == 2 and how == "written":
+                next(copied[0].iterdir()).write_text("more data")
+            elif len(copied) == 2:
+                file_of_second = next(copied[1].iterdir())
+                file_of_second.rename(copied[0] / "moved.tif")
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", change)
+    with pytest.raises(BackupError, match="changed during the copy"):
+        add(folder, root)
+    assert list(folder.path.iterdir()) == []
+
+
 def test_an_artifact_that_is_missing_fails_the_backup(folder: BackupFolder, root: Root) -> None:
     with pytest.raises(BackupError, match="results/job"):
         add(folder, root)
