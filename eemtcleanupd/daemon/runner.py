@@ -34,6 +34,8 @@ class ActiveRun:
     progress: Progress
     stop: StopFlag
     thread: threading.Thread
+    is_for_client: bool = False
+    """Whether a client requested it, perhaps with another retention than the configured one."""
 
     def status(self) -> RunStatus:
         """Return its progress."""
@@ -64,7 +66,7 @@ class Runner:
         thread = threading.Thread(
             target=self._run, args=(work, request, callbacks), name=f"run ({request.trigger})"
         )
-        self.active_run = ActiveRun(request, self._clock(), progress, stop, thread)
+        self.active_run = ActiveRun(request, self._clock(), progress, stop, thread, callbacks is not None)
         thread.start()
 
     def stop(self, run_id: str | None = None) -> bool:

@@ -26,6 +26,8 @@ USER = "auto_cleanup"
 
 _LONGEST_RETRY_SECONDS = 300.0
 _PRESSURE_PAUSE = timedelta(hours=1)
+_LOCK_CHECK_SECONDS = 15.0
+_LONGEST_LOCK_WAIT_SECONDS = 3600.0
 
 
 class RunScheduler:
@@ -59,6 +61,8 @@ class RunScheduler:
         self._pending: list[RunRequested] = []
         self._not_before = elapsed() + config_manager.config.schedule.start_delay_seconds
         self._active_since = elapsed()
+        self._lock_check_at = elapsed()
+        self._waits_since: float | None = None
         self._pressure_run_ended_at: datetime | None = None
         self.last_error: str | None = None
         """Why the last run failed, or None."""
@@ -115,7 +119,7 @@ class RunScheduler:
         is_busy = running is not None and running.request.trigger.plans_jobs
         if request.callbacks is not None and (is_busy or client is not None):
             self._refuse(request, "Another run is in progress. Try again when it has ended.")
-        elif running is not None and is_busy:
+        elif running is not None and is_busy and not (running.is_for_client and request.trigger.is_automatic):
             started_at = local_minute(running.started_at)
             self._refuse(request, f"Another run, started at {started_at}, is in progress.")
         elif request.callbacks is not None:
@@ -131,6 +135,7 @@ class RunScheduler:
             if request.callbacks is not None:
                 self._refuse(request, reason)
         self._pending = []
+        self._waits_since = None
 
     @staticmethod
     def _refuse(request: RunRequested, reason: str) -> None:
@@ -177,7 +182,7 @@ class RunScheduler:
         """Return the seconds until a pending run can start, or None if no run is waiting."""
         if not self._pending or self._runner.active_run is not None:
             return None
-        return self._not_before - self._elapsed()
+        return max(self._not_before, self._lock_check_at) - self._elapsed()
 
     def start_pending_run(self, hooks: RunHooks) -> None:
         """Start the first pending run, unless another one is active or it is too early."""
@@ -191,6 +196,8 @@ class RunScheduler:
             )
             return
         if request.trigger.is_automatic and self._elapsed() < self._not_before:
+            return
+        if request.callbacks is None and self._waits_for_lock(request.trigger):
             return
         del self._pending[0]
         config, callbacks = self._config_manager.config, request.callbacks
@@ -212,6 +219,27 @@ class RunScheduler:
             hooks,
             callbacks,
         )
+
+    def _waits_for_lock(self, trigger: Trigger) -> bool:
+        """Return whether a run of the daemon waits for that of a command, which holds the lock.
+
+        It waits for an hour at most. Then the run starts and fails, so that people learn of the lock.
+        """
+        config, now = self._config_manager.config, self._elapsed()
+        if now < self._lock_check_at:
+            return True
+        holder = None if config.dry_run else self._queries.run_holder(config)
+        if holder is None:
+            self._waits_since = None
+            return False
+        if self._waits_since is None:
+            self._waits_since = now
+            log.warning("The run (%s) starts later, since another one is in progress: %s", trigger, holder)
+        if now - self._waits_since >= _LONGEST_LOCK_WAIT_SECONDS:
+            self._waits_since = None
+            return False
+        self._lock_check_at = now + _LOCK_CHECK_SECONDS
+        return True
 
     def _is_enabled(self, trigger: Trigger) -> bool:
         """Return whether the configuration enables such a run: it was perhaps requested under another one."""

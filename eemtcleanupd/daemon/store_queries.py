@@ -27,6 +27,7 @@ from eemtcleanupd.policy.pressure import DiskUsage
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.ledger import Ledger
+from eemtcleanupd.store.lock import Holder
 from eemtcleanupd.store.runs import RunRecord
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,15 @@ class StoreQueries:
     def has_expired_trash(self, config: Config) -> bool:
         """Tell whether the grace of something in the trash has passed."""
         return bool(_ask(config, lambda ledger: ledger.expired(self._clock(), 1)))
+
+    def run_holder(self, config: Config) -> Holder | None:
+        """Return the process that holds the lock of a run; None if there is none, or when the query fails."""
+        try:
+            with closing(StoreAddress.of(config).open(_BUSY_TIMEOUT_SECONDS)) as database:
+                return database.holder("run")
+        except CleanupError as error:
+            log.warning("Cannot query the lock of the run: %s", error)
+            return None
 
     def sample(self, config: Config) -> CapacityWarning | None:
         """Add a point to the storage history, except in dry-run mode.

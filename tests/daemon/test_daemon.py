@@ -244,7 +244,22 @@ def test_only_one_run_is_active_at_a_time(daemon: DaemonHarness) -> None:
     assert triggers(daemon) == ["signal"]
 
 
-def test_a_run_that_meets_the_lock_of_another_is_reported_and_the_next_one_starts(
+def test_a_run_waits_for_that_of_a_command_and_starts_when_the_lock_is_free(daemon: DaemonHarness) -> None:
+    daemon.store.job("old")
+    daemon.start(DAILY)
+    with run_lock(
+        SqliteDatabase(daemon.store.path / "jobs.db", busy_timeout_seconds=1), "another-run", daemon.now
+    ):
+        daemon.pass_time(hours=14)
+        daemon.pass_time(minutes=30)
+        assert daemon.seconds_to_wait() > 0
+    daemon.pass_time(minutes=1)
+    assert triggers(daemon) == ["schedule"]
+    assert daemon.events_of(RunFailed) == []
+    assert daemon.store.cleaned() == {"old"}
+
+
+def test_a_run_that_meets_a_lock_for_an_hour_is_reported_and_the_next_one_starts(
     daemon: DaemonHarness,
 ) -> None:
     daemon.start(DAILY)
@@ -252,9 +267,23 @@ def test_a_run_that_meets_the_lock_of_another_is_reported_and_the_next_one_start
         SqliteDatabase(daemon.store.path / "jobs.db", busy_timeout_seconds=1), "another-run", daemon.now
     ):
         daemon.pass_time(hours=14)
+        daemon.pass_time(minutes=61)
+        daemon.pass_time(minutes=61)
     assert len(daemon.events_of(RunFailed)) == 1
     daemon.pass_time(hours=24)
     assert triggers(daemon) == ["schedule"]
+
+
+def test_a_scheduled_run_waits_for_a_run_that_a_client_requested(daemon: DaemonHarness) -> None:
+    daemon.store.job("old")
+    daemon.start(DAILY)
+    results: list[object] = []
+    callbacks = RunCallbacks(lambda _: None, results.append, retention=(100_000.0, 100_000.0))
+    daemon.put(RunRequested(Trigger.API, "tester", callbacks))
+    daemon.put(RunRequested(Trigger.SCHEDULE, "auto_cleanup"))
+    daemon.settle()
+    assert triggers(daemon) == ["api", "schedule"]
+    assert daemon.store.cleaned() == {"old"}
 
 
 def test_the_error_of_a_refused_run_is_in_the_status_until_a_run_succeeds(daemon: DaemonHarness) -> None:
