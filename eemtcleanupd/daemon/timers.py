@@ -33,7 +33,11 @@ def cron_schedule(expressions: Sequence[str], zone: Callable[[], tzinfo]) -> Sch
 
     def next_occurrence(after: datetime) -> datetime:
         local = after.astimezone(zone())
-        return min(next(CronSim(expression, local)) for expression in expressions).astimezone(UTC)
+        # In an hour that the clocks repeat, CronSim begins with the first of the two, which is over.
+        return min(
+            next(moment for each in CronSim(expression, local) if (moment := each.astimezone(UTC)) > after)
+            for expression in expressions
+        )
 
     return next_occurrence
 
@@ -85,6 +89,12 @@ class Timer(schedule.Job):
         if was_set_back or now < self._occurrence:
             self.checked_at = now
         if was_set_back:
+            self._schedule_next_run()
+
+    def follow_zone(self) -> None:
+        """Reschedule if the time zone of a cron schedule has changed since the last check."""
+        is_ahead = self._clock() < self._occurrence
+        if is_ahead and self._next_occurrence(self.checked_at) != self._occurrence:
             self._schedule_next_run()
 
     @property
@@ -159,6 +169,8 @@ class Timers:
         for timer in self._scheduler.get_jobs():
             if isinstance(timer, Timer):
                 timer.update()
+        if self._cron is not None:
+            self._cron.follow_zone()
         self._scheduler.run_pending()
         self._checked_at = self._clock()
 

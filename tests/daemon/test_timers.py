@@ -67,6 +67,8 @@ def world() -> World:
         (["30 2 * * *"], "Europe/Berlin", "2026-03-28 12:00", ["2026-03-29 01:00", "2026-03-30 00:30"]),
         # The night of 25 October 2026 has 02:30 twice: it runs once.
         (["30 2 * * *"], "Europe/Berlin", "2026-10-24 12:00", ["2026-10-25 00:30", "2026-10-26 01:30"]),
+        # In the second 02:10 of that night, 02:30 is over.
+        (["30 2 * * *"], "Europe/Berlin", "2026-10-25 01:10", ["2026-10-26 01:30", "2026-10-27 01:30"]),
         # An hourly schedule runs every hour of that night.
         (["0 * * * *"], "Europe/Berlin", "2026-10-25 00:30", ["2026-10-25 01:00", "2026-10-25 02:00"]),
     ],
@@ -222,6 +224,25 @@ def test_an_interval_keeps_its_pace_when_the_clock_is_set_back(world: World) -> 
     world.set_clock(world.now - timedelta(hours=5))
     world.run(minutes=121)
     assert len(calls) == 4
+
+
+@pytest.mark.parametrize("jitter_seconds", [0, 600])
+def test_the_schedule_follows_the_time_zone_of_the_machine(
+    world: World, monkeypatch: pytest.MonkeyPatch, jitter_seconds: int
+) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    world.follow(cron="0 2 * * *", timezone="local", jitter_seconds=jitter_seconds)
+    world.sleep(minutes=1)
+    monkeypatch.setenv("TZ", "Asia/Tokyo")  # 02:00 there is 17:00 in UTC
+    world.sleep(minutes=1)
+    expected = datetime(2026, 6, 15, 17, tzinfo=UTC)
+    next_run = world.timers.next_cleanup()
+    assert next_run is not None
+    assert expected <= next_run <= expected + timedelta(seconds=jitter_seconds)
+    world.sleep(minutes=1)
+    assert world.timers.next_cleanup() == next_run
+    world.sleep(hours=6)
+    assert len(world.calls) == 1
 
 
 def test_cron_expressions_are_explained_as_text() -> None:
