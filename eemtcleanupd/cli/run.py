@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import queue
 import signal
 import sys
 import threading
@@ -33,6 +34,7 @@ from eemtcleanupd.model import Trigger
 
 if TYPE_CHECKING:
     from eemtcleanupd.config import Loaded
+    from eemtcleanupd.daemon.messages import Message
 
 _READY = b"ready "
 
@@ -57,9 +59,12 @@ def run(detach: bool, pidfile: Path | None, debug: bool, as_json: bool) -> int:
     """
     read, file = config_reader(), pidfile and working_folder() / pidfile
     if not detach:
-        with _no_exit(), _pidfile(file):
+        with _no_exit(), _signals() as inbox, _pidfile(file):
             _run_daemon(
-                read, debug=debug, on_ready=lambda: _started(os.getpid(), as_json=as_json, detached=False)
+                read,
+                inbox,
+                debug=debug,
+                on_ready=lambda: _started(os.getpid(), as_json=as_json, detached=False),
             )
         return 0
     _started(_run_detached(read, file, debug=debug), as_json=as_json, detached=True)
@@ -77,7 +82,13 @@ def _started(pid: int, *, as_json: bool, detached: bool) -> None:
         echo_line(f"`{status}` shows it, and `{stop}` stops it.")
 
 
-def _run_daemon(read: Callable[[], Loaded], *, debug: bool, on_ready: Callable[[], None]) -> None:
+def _run_daemon(
+    read: Callable[[], Loaded],
+    inbox: queue.SimpleQueue[Message],
+    *,
+    debug: bool,
+    on_ready: Callable[[], None],
+) -> None:
     from eemtcleanupd.clock import system_clock
     from eemtcleanupd.daemon.config_reload import ConfigManager
     from eemtcleanupd.daemon.daemon import Daemon
@@ -93,11 +104,13 @@ def _run_daemon(read: Callable[[], Loaded], *, debug: bool, on_ready: Callable[[
         logging.getLogger("eemtcleanupd").setLevel(logging.DEBUG)
     try:
         service = SystemdNotifier(os.environ)
-        daemon = Daemon(configuration, emit=write_event, systemd=service, interface=HttpInterface())
+        daemon = Daemon(
+            configuration, emit=write_event, systemd=service, interface=HttpInterface(), inbox=inbox
+        )
         gc.collect()
         gc.freeze()
         gc.enable()
-        with _signals(daemon.inbox.put):
+        with _signal_wakeup(inbox):
             daemon.run_forever(on_ready)
         service.close()
     finally:
@@ -117,45 +130,51 @@ def _no_exit() -> Iterator[None]:
 
 
 @contextmanager
-def _signals(put: Callable[..., None]) -> Iterator[None]:
-    """Turn signals into messages and nothing else; restore the previous handlers at the end."""
+def _signals() -> Iterator[queue.SimpleQueue[Message]]:
+    """Turn signals into messages and nothing else; restore the previous handlers at the end.
+
+    The daemon handles messages once it has started.  Nobody knows the process id before this context.
+    """
     from eemtcleanupd.daemon.messages import Notice, ReloadRequested, RunRequested, StopRequested
+
+    inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    put = inbox.put
 
     def request_stop(number: int, _frame: FrameType | None) -> None:
         put(StopRequested(signal.Signals(number).name))
         for stop_signal in (signal.SIGINT, signal.SIGTERM):  # a second one ends the process at once
             signal.signal(stop_signal, signal.SIG_DFL)
 
-    user = caller()
     handlers = {
         signal.SIGTERM: request_stop,
         signal.SIGINT: request_stop,
         signal.SIGHUP: lambda *_: put(ReloadRequested("SIGHUP")),
-        signal.SIGUSR1: lambda *_: put(RunRequested(Trigger.SIGNAL, user)),
+        signal.SIGUSR1: lambda *_: put(RunRequested(Trigger.SIGNAL, caller())),
         signal.SIGUSR2: lambda *_: put(Notice.DUMP_THREADS),
     }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        with _signal_wakeup(lambda: put(Notice.WAKEUP)):
-            yield
+        yield inbox
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 @contextmanager
-def _signal_wakeup(wake: Callable[[], None]) -> Iterator[None]:
-    """Call ``wake`` from a thread as soon as a signal arrives.
+def _signal_wakeup(inbox: queue.SimpleQueue[Message]) -> Iterator[None]:
+    """Put a message into the inbox, from a thread, as soon as a signal arrives.
 
     Python runs signal handlers in the main thread between two bytecodes.  A signal that arrives just before
     the main thread waits for a message does not interrupt the wait, so its handler would run late.
     """
+    from eemtcleanupd.daemon.messages import Notice
+
     reading, writing = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(writing, False)
 
     def watch() -> None:
         while os.read(reading, 64):
-            wake()
+            inbox.put(Notice.WAKEUP)
 
     thread = threading.Thread(target=watch, name="signals", daemon=True)
     thread.start()
@@ -217,7 +236,6 @@ def _run_detached(read: Callable[[], Loaded], pidfile: Path | None, *, debug: bo
 
     os.close(reading)
     context = DaemonContext(
-        pidfile=_pidfile(pidfile),
         umask=0o027,
         working_directory="/",
         files_preserve=[writing],
@@ -230,8 +248,8 @@ def _run_detached(read: Callable[[], Loaded], pidfile: Path | None, *, debug: bo
         os.close(writing)
 
     try:
-        with _no_exit(), context:
-            _run_daemon(read, debug=debug, on_ready=ready)
+        with _no_exit(), context, _signals() as inbox, _pidfile(pidfile):
+            _run_daemon(read, inbox, debug=debug, on_ready=ready)
     except CleanupError as error:
         os.write(writing, f"{error.exit_code} {error}".encode())
         os._exit(error.exit_code)

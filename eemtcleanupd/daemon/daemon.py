@@ -88,6 +88,7 @@ class Daemon:
         interface: Interface | None = None,
         clock: Clock = system_clock,
         elapsed: Callable[[], float] = elapsed_seconds,
+        inbox: queue.SimpleQueue[Message] | None = None,
     ) -> None:
         self._config_manager = config_manager
         self._write_event = emit
@@ -95,7 +96,7 @@ class Daemon:
         self._interface = interface
         self._clock = clock
         self._elapsed = elapsed
-        self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue() if inbox is None else inbox
         put = self.inbox.put
         self._address = StoreAddress.of(self.config)  # stays the same for the daemon's life
         self._log_file = LogFile()

@@ -229,6 +229,28 @@ def test_run_detach_says_what_was_started_and_how_to_see_and_stop_it(run_cli: Ru
     assert find_daemon(StoreAddress.of_file(store / "jobs.db")) is None
 
 
+def test_signals_during_the_start_wait_for_its_end(store: Path) -> None:
+    pidfile = store / "pid"
+    daemon = subprocess.Popen(
+        [sys.executable, "-m", "eemtcleanupd", "run", "--pidfile", str(pidfile)],
+        cwd=store,
+        env={"PATH": os.environ["PATH"], "HOME": str(store), "LANG": "C.UTF-8"},
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: pidfile.exists() and pidfile.read_text())
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            daemon.send_signal(number)
+        log = store / "logs/cleanup.log"
+        until(lambda: log.exists() and "(SIGHUP)" in log.read_text())
+        assert daemon.poll() is None
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(20) == 0
+    finally:
+        daemon.kill()
+
+
 @pytest.mark.slow
 def test_run_detach_reports_why_the_daemon_did_not_start(start: Start, run_cli: RunCli, store: Path) -> None:
     first = start()
