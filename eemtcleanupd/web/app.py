@@ -66,6 +66,7 @@ def build_routes(pages: Pages) -> FastAPI:
                 answer.headers["Allow"] = ", ".join(sorted(allowed))
         return answer
 
+    @app.head("/healthz", include_in_schema=False)  # what uptime monitors send
     @app.get("/healthz", responses=error_responses(503), tags=["daemon"])
     async def healthz() -> Response:
         """Report whether the scheduler responds."""
@@ -73,6 +74,7 @@ def build_routes(pages: Pages) -> FastAPI:
         status = "ok" if alive else "the scheduler does not respond"
         return AsciiJsonResponse({"status": status}, 200 if alive else 503)
 
+    @app.head("/metrics", dependencies=[Depends(context.may_read)], include_in_schema=False)
     @app.get(
         "/metrics",
         dependencies=[Depends(context.may_read)],

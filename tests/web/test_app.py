@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -525,3 +526,15 @@ def test_another_sites_page_cannot_use_the_session_cookie(daemon: RunningDaemon)
         assert own.status_code == 200
         eemtcleanupd(daemon.store, "token", "revoke", "clean")
         assert browser.get(f"{daemon.url}/api/cleanup/status", timeout=10).status_code == 401
+
+
+@shared
+@pytest.mark.parametrize(
+    ("path", "token", "status"), [("/healthz", False, 200), ("/metrics", True, 200), ("/metrics", False, 401)]
+)
+def test_a_monitor_can_ask_for_the_head_only(
+    path: str, token: bool, status: int, shared_daemon: RunningDaemon
+) -> None:
+    options: dict[str, Any] = {} if token else {"token": None}
+    answer = shared_daemon.request("HEAD", path, **options)
+    assert (answer.status_code, answer.content) == (status, b"")
