@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
@@ -34,6 +35,10 @@ class _FutureTime(click.ParamType[datetime]):
     name = "time"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if re.fullmatch(r"20\d\d", str(value)):  # as hours, they would end too early without a word
+            self.fail(
+                f"{value} can be a year or a number of hours. Use {value}-01-01 or {value}h.", param, ctx
+            )
         try:
             moment = datetime.fromisoformat(str(value)).astimezone(UTC)
         except (ValueError, OverflowError):

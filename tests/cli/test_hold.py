@@ -38,7 +38,9 @@ def test_a_hold_lasts_until_a_time(store: JobStore, run_cli: RunCli) -> None:
     assert held["held_until"] == "2099-12-31T17:00:00+00:00"
 
 
-@pytest.mark.parametrize("text", ["yesterday", "2001-01-01", "-1d", "-5", "0", "0001-01-01", "99999999d"])
+@pytest.mark.parametrize(
+    "text", ["yesterday", "2001-01-01", "-1d", "-5", "0", "0001-01-01", "99999999d", "2099"]
+)
 def test_no_other_end_is_taken(text: str, store: JobStore, run_cli: RunCli) -> None:
     assert run_cli("hold", "a", "--until", text, cwd=store.path).returncode == 2
     assert json.loads(run_cli("holds", "--json", cwd=store.path).stdout) == []
