@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from eemtcleanupd.formatting import parse_hours
 
 if TYPE_CHECKING:
     from eemtcleanupd.config import Config, Loaded
-    from eemtcleanupd.events import Emit
+    from eemtcleanupd.events import Emit, Event
     from eemtcleanupd.plugins import Plugins
     from eemtcleanupd.privileges import User
     from eemtcleanupd.store.address import StoreAddress
@@ -335,14 +336,25 @@ def log_file(config: Config) -> Iterator[logging.FileHandler]:
 
 @contextmanager
 def notification_dispatcher(config: Config, plugins: Plugins, *, durable: bool) -> Iterator[Emit]:
-    """Yield the dispatcher's listener; at the end, wait for pending notifications for a limited time."""
+    """Yield a listener that notifies; at the end, wait for pending notifications for a limited time."""
+    from eemtcleanupd.daemon.status import next_run_of_daemon
     from eemtcleanupd.delivery import Dispatcher
+    from eemtcleanupd.events import RunFailed, RunFinished
     from eemtcleanupd.store.address import StoreAddress
 
-    dispatcher = Dispatcher(StoreAddress.of(config), system_clock)
+    address = StoreAddress.of(config)
+    dispatcher = Dispatcher(address, system_clock)
     dispatcher.configure(plugins, durable=durable)
+
+    def publish(event: Event) -> None:
+        if isinstance(event, RunFinished):
+            event = RunFinished(replace(event.report, next_run_at=next_run_of_daemon(address)))
+        elif isinstance(event, RunFailed):
+            event = replace(event, next_run_at=next_run_of_daemon(address))
+        dispatcher.publish(event)
+
     try:
-        yield dispatcher.publish
+        yield publish
     finally:
         if not dispatcher.drain(_DRAIN_SECONDS):
             click.echo(

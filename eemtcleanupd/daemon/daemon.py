@@ -290,6 +290,7 @@ class Daemon:
                 if self._runner.stop(message.run_id):
                     log.warning("User %s stops the run in progress", printable(message.user))
             case Notice.CHECK_TRASH if is_active:
+                self._scheduler.check_error()
                 self._scheduler.check_trash()
             case Notice.CHECK_PRESSURE if is_active:
                 self._scheduler.check_pressure()

@@ -149,6 +149,12 @@ class RunScheduler:
         if self._is_idle() and self._queries.has_expired_trash(self._config_manager.config):
             self.request_run(RunRequested(Trigger.TRASH, USER))
 
+    def check_error(self) -> None:
+        """Replace the error of the last run by that of a newer run of a command."""
+        last = None if self.last_error is None else self._queries.last_cleanup(self._config_manager.config)
+        if last is not None and last.began_at is not None and last.began_at > self.last_error_at:
+            self._record_result(last.error)
+
     def check_pressure(self) -> None:
         """If the disk is too full, report disk pressure and request a run that cleans jobs early."""
         config = self._config_manager.config

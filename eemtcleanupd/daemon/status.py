@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AwareDatetime, PlainSerializer, TypeAdapter
 
 from eemtcleanupd.clock import system_clock
+from eemtcleanupd.errors import StoreError
 from eemtcleanupd.files import read_own, write_atomic
 from eemtcleanupd.formatting import human_amounts, local_time, plural
 from eemtcleanupd.model import Trigger
@@ -220,6 +221,16 @@ def read_status(address: StoreAddress) -> DaemonStatus | None:
         return status_from_dict(json.loads(read_own(address.own_file(_FILE), _MAX_BYTES)))
     except (OSError, ValueError):
         return None
+
+
+def next_run_of_daemon(address: StoreAddress) -> datetime | None:
+    """Return the next scheduled run of the daemon, None if there is no daemon here or its schedule is off."""
+    from eemtcleanupd.store.lock import find_daemon
+
+    with suppress(StoreError):
+        if find_daemon(address) is not None and (status := read_status(address)) is not None:
+            return status.next_run_at
+    return None
 
 
 def status_to_dict(status: DaemonStatus) -> dict[str, Any]:

@@ -253,7 +253,7 @@ class RunFinished(Event):
 class RunFailed(Event):
     """A run was refused or failed, and did nothing more.
 
-    ``failed_at`` and ``next_run_at`` are aware UTC.  Only the daemon sets ``next_run_at``.
+    ``failed_at`` and ``next_run_at`` are aware UTC.  The latter is None without a daemon.
     """
 
     hook = "run_failed"

@@ -147,8 +147,8 @@ class RunReport:
     None unless disk pressure started the run.
     ``purge_after`` is when the last data that this run moved to the trash is deleted, None if it moved none.
     ``biggest``, ``failures`` and ``vetoed`` name some of the jobs: ``errors`` and ``vetoed_jobs`` count all.
-    ``storage`` and ``totals`` are empty in a
-    dry run.  Only the daemon sets ``next_run_at``.  ``is_test`` marks a report that ``notify-test`` made up.
+    ``storage`` and ``totals`` are empty in a dry run.  ``next_run_at`` is None without a daemon.  ``is_test``
+    marks a report that ``notify-test`` made up.
     """
 
     run_id: str

@@ -229,6 +229,25 @@ def test_run_detach_says_what_was_started_and_how_to_see_and_stop_it(run_cli: Ru
     assert find_daemon(StoreAddress.of_file(store / "jobs.db")) is None
 
 
+def test_the_report_of_a_command_has_the_next_run_of_the_daemon(
+    start: Start, run_cli: RunCli, store: Path
+) -> None:
+    file = store / "cleanup_config.yaml"
+    file.write_text("schedule: {enabled: true}\nmetrics: {textfile: metrics.prom}\n")
+    start()
+
+    def next_run() -> str | None:
+        found = re.search(r"^eemt_cleanup_next_run_timestamp_seconds (\S+)", metrics.read_text(), re.M)
+        return found and found[1]
+
+    metrics = store / "metrics.prom"
+    until(lambda: metrics.exists() and next_run())
+    before = next_run()
+    metrics.unlink()
+    assert run_cli("clean", cwd=store).returncode == 0
+    assert next_run() == before
+
+
 def test_signals_during_the_start_wait_for_its_end(store: Path) -> None:
     pidfile = store / "pid"
     daemon = subprocess.Popen(

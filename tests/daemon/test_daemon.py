@@ -299,6 +299,21 @@ def test_the_error_of_a_refused_run_is_in_the_status_until_a_run_succeeds(daemon
     assert daemon.status().last_error is None
 
 
+def test_a_successful_run_of_a_command_ends_the_error_that_systemd_shows(daemon: DaemonHarness) -> None:
+    daemon.store.run()
+    daemon.start(DAILY)
+    daemon.store.path.joinpath("results").rename(daemon.store.path / "elsewhere")
+    daemon.pass_time(hours=14)
+    assert daemon.status().last_error is not None
+    daemon.store.path.joinpath("elsewhere").rename(daemon.store.path / "results")
+    daemon.pass_time(hours=1)
+    assert daemon.status().last_error is not None
+    daemon.store.now = daemon.now
+    daemon.store.run()
+    daemon.pass_time(minutes=6)
+    assert daemon.status().last_error is None
+
+
 # -- metrics -------------------------------------------------------------------------------------------------
 
 
