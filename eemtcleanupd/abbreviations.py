@@ -26,9 +26,9 @@ def complete(given: str, known: Mapping[str, str], noun: str) -> str | None:
     Raises:
         IdError: several ids start with it, and none is equal to it.
     """
-    matches = sorted(each for each in known if given and each.startswith(given))
-    if given in matches:
+    if given in known:
         return given
+    matches = sorted(each for each in known if given and each.startswith(given))
     if len(matches) > 1:
         lines = [f"  {short_name(each)}  ({shortened(printable(known[each]))})" for each in matches]
         if len(lines) > MOST_LISTED:

@@ -94,6 +94,8 @@ def hold(  # noqa: PLR0917  (the options)
     """
     if until is not None and until_too is not None:
         raise click.UsageError("--until and --for have the same meaning. Give only one of them.")
+    if not given:
+        raise IdError("The id of the job is empty. Give the id, or the start of it.")
     until = until or until_too
     config = load_config().config
     from eemtcleanupd.cleanup.session import find_job_id, hold_warning, unknown_job

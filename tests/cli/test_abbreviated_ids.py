@@ -32,6 +32,14 @@ def held(store: JobStore) -> set[object]:
     return {row[0] for row in store.sql("SELECT job_id FROM cleanup_holds")}
 
 
+def test_an_empty_id_holds_no_job_and_a_hold_on_it_can_be_released(store: JobStore, run_cli: RunCli) -> None:
+    assert run_cli("hold", "", "--unknown-ok", cwd=store.path).returncode == 1
+    assert run_cli("hold", ONE, cwd=store.path).returncode == 0
+    store.sql("UPDATE cleanup_holds SET job_id = ''")  # as earlier versions set it
+    assert run_cli("release", "", cwd=store.path).returncode == 0
+    assert held(store) == set()
+
+
 def test_hold_and_release_know_a_job_by_the_start_of_its_id(store: JobStore, run_cli: RunCli) -> None:
     assert run_cli("hold", "7c", cwd=store.path).returncode == 0
     assert run_cli("hold", "32ffd03d-b", cwd=store.path).returncode == 0
