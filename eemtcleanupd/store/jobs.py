@@ -441,11 +441,13 @@ class JobTable:
     def mark_all_uncleaned(self, connection: Connection) -> int:
         """Record in all rows that their data has not been cleaned, and return how many changed.
 
+        The next run measures what is left of it: the size that was cleaned would count as usage.
+
         Raises:
             RowError: a row still says that its data was cleaned.
         """
         cleaned = self._jobs.c.data_cleaned_at.is_not(None)
-        values = {"data_cleaned_at": None, "cleanup_summary": None}
+        values = {"data_cleaned_at": None, "data_size_mb": None, "cleanup_summary": None}
         changed = connection.execute(update(self._jobs).where(cleaned).values(values)).rowcount
         if refused := connection.execute(select(self._jobs.c[self._id]).where(cleaned).limit(5)).all():
             raise self._ignored([as_text(row[0]) for row in refused])

@@ -51,6 +51,12 @@ def test_reset_is_recorded_in_both_audit_trails(store: JobStore, run_cli: RunCli
     assert store.sql("SELECT count(*) FROM cleanup_audit WHERE action = 'reset'") == [(1,)]
 
 
+def test_a_report_counts_no_data_that_was_cleaned_before_the_reset(store: JobStore, run_cli: RunCli) -> None:
+    run_cli("reset", "--yes", cwd=store.path)
+    usage = json.loads(run_cli("report", "--json", cwd=store.path).stdout)["usage"]
+    assert (usage["jobs"], usage["bytes"], usage["measured_jobs"]) == (2, 0, 0)
+
+
 @pytest.mark.slow
 def test_the_next_run_cleans_the_same_jobs_again(store: JobStore, run_cli: RunCli) -> None:
     run_cli("reset", "--yes", cwd=store.path)
