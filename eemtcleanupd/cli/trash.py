@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from eemtcleanupd.cleanup.restore import RestoreRequest, RestoreResult
     from eemtcleanupd.cli.completion import Completion
     from eemtcleanupd.config import Config
-    from eemtcleanupd.events import Event, JobTally, RunReport
+    from eemtcleanupd.events import Event, JobFailed, JobTally, RunReport
     from eemtcleanupd.store.intents import Intent
 
 _MOST_KEPT = 20
@@ -205,7 +205,7 @@ def purge(older_than: float | None, yes: bool, quiet: bool, as_json: bool) -> in
     from eemtcleanupd.cleanup import Progress, RunRequest, clean
     from eemtcleanupd.cleanup.recovery import plan_purge
     from eemtcleanupd.daemon.status import published_progress
-    from eemtcleanupd.events import JobTally
+    from eemtcleanupd.events import JobFailed, JobTally
     from eemtcleanupd.logs.events import write_event
     from eemtcleanupd.plugins import Plugins
     from eemtcleanupd.store.address import StoreAddress
@@ -220,6 +220,7 @@ def purge(older_than: float | None, yes: bool, quiet: bool, as_json: bool) -> in
     request = RunRequest(caller(), Trigger.TRASH, purge_older_than=age, forget_missing=True)
     plugins = Plugins(config)
     progress = Progress()
+    failed: list[JobFailed] = []
     with (
         log_file(config),
         notification_dispatcher(config, plugins, durable=True) as publish,
@@ -229,10 +230,12 @@ def purge(older_than: float | None, yes: bool, quiet: bool, as_json: bool) -> in
         def emit(event: Event) -> None:
             write_event(event)
             publish(event)
+            if isinstance(event, JobFailed):
+                failed.append(event)
 
         report = clean(config, request, emit=emit, progress=progress, hooks=plugins)
     _, kept = plan_purge(config, age, report.started_at)
-    _print_purge(report.trash_purged, kept, report, as_json=as_json, quiet=quiet)
+    _print_purge(report.trash_purged, kept, report, failed, as_json=as_json, quiet=quiet)
     return 1 if report.errors else 0
 
 
@@ -240,11 +243,15 @@ def _print_purge(
     purged: JobTally,
     kept: Sequence[tuple[Intent, str]],
     report: RunReport | None = None,
+    failed: Sequence[JobFailed] = (),
     *,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Print what a purge did, or would do if there is no report, and what it keeps for which reason."""
+    """Print what a purge did, or would do if there is no report, and what it keeps for which reason.
+
+    ``failed`` has the jobs with data that could not be deleted.
+    """
     errors = 0 if report is None else report.errors
     if as_json:
         print_json(
@@ -254,12 +261,17 @@ def _print_purge(
                 "purged": purged.jobs,
                 "space_freed": space(purged.bytes_freed),
                 "error_count": errors,
+                "errors": [
+                    {"job_id": each.job_id, "status": each.status, "error": each.error} for each in failed
+                ],
                 "kept": [{**_document(intent), "reason": reason} for intent, reason in kept],
             }
         )
         return
     if quiet and not errors:
         return
+    for each in failed[:_MOST_KEPT]:
+        click.echo(f"[ERROR] {each.log_line()}")
     items, size = plural(purged.jobs, "item"), human_size(purged.bytes_freed)
     if report is None:
         click.echo(f"[DRY RUN] Would purge {items} ({size}): dry_run is true")

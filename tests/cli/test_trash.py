@@ -86,6 +86,20 @@ def test_purge_empties_the_trash(store: JobStore, run_cli: RunCli) -> None:
     assert json.loads(run_cli("trash", "list", "--json", cwd=store.path).stdout) == []
 
 
+def test_purge_says_what_it_could_not_delete_and_why(store: JobStore, run_cli: RunCli) -> None:
+    file = next(path for path in store.path.joinpath("results/.eemtcleanupd-trash").rglob("*.tif"))
+    if subprocess.run(["chattr", "+i", file], capture_output=True, check=False).returncode != 0:
+        pytest.skip("the filesystem has no immutable files, or this user cannot make them")
+    try:
+        done = run_cli("trash", "purge", "--yes", cwd=store.path)
+        again = json.loads(run_cli("trash", "purge", "--yes", "--json", cwd=store.path).stdout)
+    finally:  # the purge has renamed its folder
+        subprocess.run(["chattr", "-R", "-i", store.path / "results/.eemtcleanupd-trash"], check=True)
+    assert done.returncode == 1
+    assert file.name in done.stdout
+    assert [file.name in each["error"] for each in again["errors"]] == [True]
+
+
 def test_list_begins_with_the_number_the_bytes_and_the_next_deletion(
     store: JobStore, run_cli: RunCli
 ) -> None:
