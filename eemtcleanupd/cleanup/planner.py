@@ -140,8 +140,10 @@ class Planner:
 
     def is_done(self, claimant: Claimant) -> bool:
         """Return whether a job needs nothing of its data any more: it was cleaned, or its row was reset."""
-        if claimant.cleaned or claimant.held:
-            return not claimant.held and claimant.job_class in TERMINAL
+        if claimant.held:
+            return False
+        if claimant.cleaned and not claimant.ran_again:
+            return claimant.job_class in TERMINAL
         return self.decide(claimant.job, None).clean
 
     def holds(self, connection: Connection, job_ids: Sequence[str]) -> dict[str, Hold]:

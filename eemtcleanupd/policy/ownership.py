@@ -44,6 +44,12 @@ class Claimant:
     held: bool
     cleaned_at: datetime | None = None
 
+    @property
+    def ran_again(self) -> bool:
+        """Whether the job ended after it was cleaned: the web application does not reset our column."""
+        ended = self.job.completed_at
+        return ended is not None and self.cleaned_at is not None and ended > self.cleaned_at
+
 
 def invalid_name_reason(name: str, *, suffix: str = "") -> str | None:
     """Return why a name from the database is not a valid entry of a root, or None if it is valid.
@@ -141,10 +147,4 @@ def newest_owner(claimants: Iterable[Claimant]) -> Job | None:
 
 def _protects(claimant: Claimant) -> bool:
     is_finished = claimant.cleaned and claimant.job_class not in {JobClass.LIVE, JobClass.UNKNOWN}
-    return claimant.held or not is_finished or _ran_again(claimant)
-
-
-def _ran_again(claimant: Claimant) -> bool:
-    """Return whether a job ended after it was cleaned: the web application does not reset our column."""
-    ended, cleaned = claimant.job.completed_at, claimant.cleaned_at
-    return ended is not None and cleaned is not None and ended > cleaned
+    return claimant.held or not is_finished or claimant.ran_again

@@ -180,6 +180,19 @@ def test_the_trash_keeps_what_its_own_job_needs_again(store: JobStore, status: s
     assert not kept(store, b"old")
 
 
+def test_the_trash_keeps_what_a_job_needs_that_ran_again_and_failed(store: JobStore) -> None:
+    store.job("a", "failed", dem="dem.tif")
+    store.upload("dem.tif").write_bytes(b"old")
+    store.run(trash__grace_hours=24)
+    store.now += timedelta(hours=20)  # it finds no upload, and the web application keeps data_cleaned_at
+    store.sql("UPDATE jobs SET completed_at = ?", f"{store.now:%Y-%m-%dT%H:%M:%S}")
+    store.now += timedelta(hours=10)
+    report = store.run(trash__grace_hours=24)
+    assert (report.trash_purged.jobs, kept(store, b"old")) == (0, True)
+    store.now += timedelta(days=3)
+    assert store.run(trash__grace_hours=24).trash_purged.jobs == 1
+
+
 @pytest.mark.parametrize("how", ["named", "gone"])
 def test_an_orphan_that_is_none_any_more_does_not_count_as_removed(
     store: JobStore, monkeypatch: pytest.MonkeyPatch, how: str
