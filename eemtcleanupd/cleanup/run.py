@@ -211,7 +211,7 @@ class _Run:
         """
         run, session = self._run, self._session
         self._database = session.jobs.summary()
-        self._require_jobs(self._database, "Refused, nothing was changed")
+        self._require_jobs(self._database.jobs, "Refused, nothing was changed")
         if run.config.orphans.delete_after_hours is None or run.request.allow_orphans:
             return
         census = Inventory(run, session, self._planner, lambda *_: None, is_recording=False).scan().census
@@ -222,15 +222,15 @@ class _Run:
 
     def _check_due(self, entries: Sequence[tuple[Found, int]]) -> None:
         """Stop the run before it deletes orphans if the job table lost its rows since the start."""
-        self._require_jobs(self._session.jobs.summary(), "The run stopped before it deleted more orphans")
+        self._require_jobs(self._session.jobs.count(), "The run stopped before it deleted more orphans")
         for found, size_bytes in entries:
             if (census := self._census.get(found.artifact.root)) is not None:
                 census.due += 1
                 census.due_bytes += size_bytes
         self._require_few_orphans(self._census, "The run stopped before it deleted more orphans")
 
-    def _require_jobs(self, summary: DatabaseSummary, outcome: str) -> None:
-        if (problem := job_table_problem(self._session, summary)) is not None:
+    def _require_jobs(self, rows: int, outcome: str) -> None:
+        if (problem := job_table_problem(self._session, rows)) is not None:
             raise JobTableError(f"{outcome}: {problem}")
 
     def _require_few_orphans(self, census: Mapping[RootName, RootCensus], outcome: str) -> None:

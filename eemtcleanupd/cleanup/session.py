@@ -18,7 +18,6 @@ from eemtcleanupd.deletion.roots import Root, check_roots, identity, open_root
 from eemtcleanupd.deletion.trash import MARKER_NAME, Trash, is_group, read_marker, write_marker
 from eemtcleanupd.deletion.upload_index import UploadIndex
 from eemtcleanupd.errors import JobTableError, NoDatabaseError, RootError, StoreError
-from eemtcleanupd.events import DatabaseSummary
 from eemtcleanupd.formatting import local_minute, plural, printable, suggested
 from eemtcleanupd.model import TRASH_NAME, Artifact, Hold, RootName
 from eemtcleanupd.policy.breakers import table_problem
@@ -313,21 +312,21 @@ def record_roots(
     return records
 
 
-def job_table_problem(session: StoreSession, summary: DatabaseSummary) -> str | None:
-    """Return why the job table is probably not the right one, or None.
+def job_table_problem(session: StoreSession, rows: int) -> str | None:
+    """Return why the job table, with so many rows, is probably not the right one, or None.
 
     An operator accepts a small or empty table with ``roots --accept``, which records its number of rows.  A
     run does not record that a table is empty: results can appear before anyone notices a wrong database.
     """
     known = session.ledger.roots().values() if session.has_ledger else ()
     rows_before = max((record.job_rows for record in known if record.job_rows is not None), default=None)
-    folders = [] if summary.jobs else _job_folders(session)
-    problem = table_problem(summary.jobs, rows_before, folders)
+    folders = [] if rows else _job_folders(session)
+    problem = table_problem(rows, rows_before, folders)
     if problem is None:
         return None
-    places = "" if summary.jobs else f" {where_to_look(session.config)} Correct paths.database."
+    places = "" if rows else f" {where_to_look(session.config)} Correct paths.database."
     return (
-        f"in job database {printable(summary.path)}, {problem}{places} If that is intended, run "
+        f"in job database {printable(session.database.name)}, {problem}{places} If that is intended, run "
         "`eemtcleanupd roots --accept`."
     )
 
@@ -374,7 +373,7 @@ def prepare_database(config: Config, before_change: Callable[[], None]) -> None:
         policy = Policy.from_config(config.retention)
         jobs = job_table(database, config, policy)
         session = open_session(config, database, jobs, policy, stack)
-        if (problem := job_table_problem(session, jobs.summary())) is not None:
+        if (problem := job_table_problem(session, jobs.count())) is not None:
             raise JobTableError(f"Refused, nothing was changed: {problem}")
         if jobs.missing_columns or not session.ledger.is_current():
             before_change()

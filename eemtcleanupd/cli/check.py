@@ -169,7 +169,7 @@ def _examine_database(config: Config) -> tuple[DatabaseSummary | None, CleanupEr
             jobs = job_table(database, config, policy)
             summary = jobs.summary()
             check_store(config, _BUSY_SECONDS)
-            problem = job_table_problem(open_session(config, database, jobs, policy, stack), summary)
+            problem = job_table_problem(open_session(config, database, jobs, policy, stack), summary.jobs)
         except CleanupError as error:
             return summary, error
     return summary, None if problem is None else BreakerError(f"Runs are refused: {problem}")

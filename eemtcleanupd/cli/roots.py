@@ -53,7 +53,7 @@ def roots(accept: bool, as_json: bool) -> None:
             plugins.expect_audit(ledger)
             write_audit(plugins, "roots_accepted", **paths)
             ledger.forget_roots()  # the trashes get new markers, so that no other ledger owns them too
-            record_roots(ledger, opened, trashes, job_table(database, config).summary().jobs)
+            record_roots(ledger, opened, trashes, job_table(database, config).count())
             ledger.move_audit_anchor(partial(plugins.anchor_audit, ledger))
         known = ledger.roots() if ledger.exists() else {}
     if as_json:

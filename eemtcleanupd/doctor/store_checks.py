@@ -146,7 +146,7 @@ class StoreChecks(Checks):
                 self._roots,
                 UploadIndex(None),
             )
-            if (problem := job_table_problem(session, summary)) is not None:
+            if (problem := job_table_problem(session, summary.jobs)) is not None:
                 yield findings.problem(f"{problem[0].upper()}{problem[1:]}")
                 return
         ended = summary.last_job_ended_at

@@ -159,6 +159,11 @@ class JobTable:
         self._database.write(alter)
         self._reflect()
 
+    def count(self) -> int:
+        """Return how many rows the table has; quicker than :meth:`summary`."""
+        with self._database.read() as connection:
+            return int(connection.exec_driver_sql("SELECT count(*) FROM jobs").scalar_one())
+
     def summary(self) -> DatabaseSummary:
         """Return how many rows the table has, and when the last job ended."""
         # Compared as text, so a zone of its own can hide a later end.  Text that is no time does not count.
