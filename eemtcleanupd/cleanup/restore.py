@@ -246,23 +246,25 @@ class _LockedStore:
 
         An intent whose artifacts are partly gone keeps these, so that the restore reports them.
         """
-        intents = []
-        for intent in self.session.ledger.open_intents():
-            if intent.kind is IntentKind.JOB and intent.job_id == self.request.job_id:
-                left = tuple(
-                    pair for pair in intent.items if self._in_trash(*pair) or not self.is_in_place(pair[0])
-                )
-                if any(self._in_trash(*pair) for pair in left):
-                    intents.append(replace(intent, items=left))
-        return intents
+        return [
+            left
+            for intent in self.session.ledger.open_intents()
+            if intent.kind is IntentKind.JOB and intent.job_id == self.request.job_id
+            if (left := self._left_of(intent)) is not None
+        ]
+
+    def _left_of(self, intent: Intent) -> Intent | None:
+        left = tuple(pair for pair in intent.items if self._in_trash(*pair) or not self.is_in_place(pair[0]))
+        return replace(intent, items=left) if any(self._in_trash(*pair) for pair in left) else None
 
     def orphan_intents(self) -> list[Intent]:
-        """Return the orphan that is named in place of a job."""
-        label = self.request.job_id.rstrip("/")
+        """Return the orphan that is named in place of a job, also one that an interrupted run left."""
+        label, ledger = self.request.job_id.rstrip("/"), self.session.ledger
         return [
-            intent
-            for intent in self.session.ledger.trashed()
+            left
+            for intent in (*ledger.trashed(), *ledger.open_intents())
             if intent.kind is IntentKind.ORPHAN and any(f.label.rstrip("/") == label for f, _ in intent.items)
+            if (left := intent if intent.state is IntentState.TRASHED else self._left_of(intent)) is not None
         ]
 
     def shared_uploads(self) -> list[tuple[Intent, set[str]]]:

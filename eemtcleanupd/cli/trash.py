@@ -56,13 +56,20 @@ def list_(as_json: bool) -> None:
     with open_ledger(load_config().config) as ledger:
         intents = ledger.trashed() if ledger.exists() else []
         holds = ledger.all_holds() if intents else []
+        unfinished = len(ledger.open_intents()) if ledger.exists() else 0
     now = system_clock()
     held = {hold.job_id for hold in holds if hold.is_active(now)}
     if as_json:
         print_json([{**_document(intent), "held": intent.job_id in held} for intent in intents])
         return
+    if unfinished:
+        echo_line(
+            f"Not in this list: {plural(unfinished, 'item')} that a run has not finished. "
+            "`eemtcleanupd doctor` shows the errors.",
+            indent=2,
+        )
     if not intents:
-        click.echo("The trash is empty.")
+        click.echo("The trash has nothing else." if unfinished else "The trash is empty.")
         return
     size = human_size(sum(intent.size_bytes for intent in intents))
     ends = (each.purge_after for each in intents if each.purge_after and each.job_id not in held)

@@ -151,12 +151,11 @@ class ServiceChecks(Checks):
             yield findings.ok(f"The last run was on {started}: {run.outcome or 'not finished'}.")
         if failed := [intent for intent in self._ledger.open_intents() if intent.error]:
             jobs = "; ".join(
-                f"{printable(intent.job_id)}: {printable(intent.error or '')}"
-                for intent in failed[:MAX_NAMES]
+                f"{printable(intent.name)}: {printable(intent.error or '')}" for intent in failed[:MAX_NAMES]
             )
             yield findings.problem(
-                f"{plural(len(failed), 'job')} could not be deleted or restored completely: {jobs}",
-                f"Remove the cause. Every run tries these jobs again. {self._run('clean')}",
+                f"{plural(len(failed), 'item')} could not be deleted or restored completely: {jobs}",
+                f"Remove the cause. Every run tries again. {self._run('clean')}",
             )
 
     def _check_delivery(self) -> Iterator[Result]:

@@ -22,6 +22,7 @@ from eemtcleanupd.events import AuditEntry, JobPlanned, OrphanFound, RunReport
 from eemtcleanupd.model import ArtifactPath, Job
 from tests.cleanup.conftest import JobStore
 from tests.cleanup.test_recovery import run_and_die
+from tests.conftest import RunCli
 
 
 class At(NullHooks):
@@ -220,6 +221,30 @@ def test_an_orphan_that_is_none_any_more_does_not_count_as_removed(
     assert store.sql("SELECT job_id FROM cleanup_log") == []
     assert store.sql("SELECT id FROM cleanup_intents") == []
     assert upload.exists() == (how == "named")
+
+
+def test_an_orphan_that_cannot_go_back_is_shown_and_can_be_restored(
+    store: JobStore, after_staging: Callable[[Callable[[], object]], None], run_cli: RunCli
+) -> None:
+    store.job("young", days=1)
+    upload = store.upload("dem.tif")
+    upload.write_bytes(b"old")
+    store.now = datetime.now(UTC) + timedelta(days=3)
+    store.sql("UPDATE jobs SET completed_at = ?", f"{store.now - timedelta(days=1):%Y-%m-%d %H:%M:%S}")
+
+    def submit() -> None:
+        store.job("c", "running", days=None, dem="dem.tif", files=0)
+        upload.write_bytes(b"new")
+
+    after_staging(submit)
+    store.run(orphans__delete_after_hours=24)
+    (store.path / "cleanup_config.yaml").write_text("database: {timezone: UTC}\n")
+    assert run_cli("trash", "list", cwd=store.path).stdout != "The trash is empty.\n"
+    assert "uploads/dem.tif: " in run_cli("doctor", cwd=store.path).stdout
+    upload.unlink()
+    restored = run_cli("trash", "restore", "uploads/dem.tif", cwd=store.path)
+    assert (restored.returncode, upload.read_bytes()) == (0, b"old"), restored.stderr
+    assert store.sql("SELECT id FROM cleanup_intents") == []
 
 
 @pytest.mark.parametrize("how", ["opened", "written"])
