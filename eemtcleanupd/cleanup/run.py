@@ -90,6 +90,7 @@ if TYPE_CHECKING:
     from eemtcleanupd.deletion.dask_executor import DaskExecutor
 
 _UNOWNED_NAMED = 5
+_UNFINISHED_NAMED = 5
 
 
 def clean(
@@ -163,7 +164,10 @@ class _Run:
 
     def execute(self) -> RunReport:
         """Check the breakers, then clean, or show what cleaning would do."""
-        self._check_breakers()
+        try:
+            self._check_breakers()
+        except BreakerError as error:
+            raise type(error)(f"{error}{self._unfinished()}") from None
         return self._dry_run() if self._run.request.dry_run else self._clean()
 
     # -- before anything is touched ----------------------------------------------------------------
@@ -203,6 +207,18 @@ class _Run:
             self._trip(problem, is_first=not has_ledger or not ledger.has_whole_run())
         if run.request.trigger.plans_jobs:
             self._check_job_table()
+
+    def _unfinished(self) -> str:
+        """Return a sentence on what an interrupted run left in the trash: a refused run leaves it there."""
+        intents = self._session.ledger.open_intents() if self._session.has_ledger else []
+        if not intents:
+            return ""
+        names = ", ".join(printable(intent.name) for intent in intents[:_UNFINISHED_NAMED])
+        names += " …" if len(intents) > _UNFINISHED_NAMED else ""
+        return (
+            f" An interrupted run has left {plural(len(intents), 'item')} in the trash: {names}. "
+            "`eemtcleanupd trash restore JOB` puts one back."
+        )
 
     def _check_job_table(self) -> None:
         """Refuse a job table that lost its rows or never had any: the files would look like orphans.

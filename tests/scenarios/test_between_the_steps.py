@@ -17,7 +17,7 @@ import pytest
 from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.cleanup.context import NullHooks
 from eemtcleanupd.cleanup.staging import ClaimedJob, Staging
-from eemtcleanupd.errors import BreakerError
+from eemtcleanupd.errors import BreakerError, JobTableError
 from eemtcleanupd.events import AuditEntry, JobPlanned, OrphanFound, RunReport
 from eemtcleanupd.model import ArtifactPath, Job
 from tests.cleanup.conftest import JobStore
@@ -341,6 +341,18 @@ def test_a_grace_lasts_though_the_run_was_killed_and_a_file_was_gone_when_the_jo
     report = store.run(trash__grace_hours=24)
     assert (report.bytes_freed, store.cleaned()) == (0, {"a"})
     assert len(store.trash()) == 2
+
+
+def test_a_refused_run_names_what_an_interrupted_one_left_in_the_trash(tmp_path: Path) -> None:
+    store = JobStore(tmp_path)
+    store.job("staged")
+    for number in range(30):
+        store.job(f"young-{number}", days=1, files=0)
+    assert run_and_die(store, lambda: any(store.path.glob("results/.eemtcleanupd-trash/*/staged")))
+    store.sql("DELETE FROM jobs WHERE id LIKE 'young%'")
+    with pytest.raises(JobTableError) as refused:
+        store.run()
+    assert "staged" in str(refused.value)
 
 
 @pytest.mark.parametrize("left", [0, 5, 20])
