@@ -11,7 +11,8 @@ from eemtcleanupd.cleanup.planner import Planner
 from eemtcleanupd.cleanup.session import job_table, open_database, open_session
 from eemtcleanupd.cleanup.staging import stay_reason
 from eemtcleanupd.config import Config
-from eemtcleanupd.model import Acknowledgement, Hold
+from eemtcleanupd.model import Acknowledgement, Hold, JobClass
+from eemtcleanupd.policy.ownership import Claimant
 from eemtcleanupd.policy.retention import Policy, decide, kept_until
 from eemtcleanupd.store.ledger import Ledger
 
@@ -77,6 +78,9 @@ def job_state(
         why, until, would_clean = record.describe(in_trash=bool(trashed)), None, False
         shared: tuple[str, ...] = ()
         is_warned_of = False
+        owner = Claimant(row.job, policy.classify(row.job.status), row.cleaned, False, row.cleaned_at)
+        if row.cleaned and (owner.ran_again or owner.job_class is JobClass.LIVE):
+            why += ". It was started again since. Runs keep its new data until its data_cleaned_at is NULL"
         if not row.cleaned:
             decision = decide(row.job, policy, now, hold=hold)
             if decision.clean:  # what else can keep it is known to the planner of a run

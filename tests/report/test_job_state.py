@@ -132,3 +132,21 @@ def test_only_an_expired_job_needs_the_folders(store: JobStore) -> None:
     assert state(store, "young").kept_until is not None
     with pytest.raises(RootError):
         state(store, "a")
+
+
+@pytest.mark.parametrize("status", ["running", "completed"])
+def test_a_cleaned_job_that_was_started_again_says_that_runs_keep_its_new_data(
+    store: JobStore, status: str
+) -> None:
+    store.job("a")
+    store.run()
+    cleaned = state(store, "a")
+    ended = None if status == "running" else f"{NOW + timedelta(days=1):%Y-%m-%dT%H:%M:%S}"
+    store.sql("UPDATE jobs SET status = ?, completed_at = ?", status, ended)
+    store.results("a").mkdir()
+    store.now += timedelta(days=30)
+    again = state(store, "a")
+    store.run()
+    assert (cleaned.cleaned, again.cleaned, store.results("a").exists()) == (True, True, True)
+    assert "data_cleaned_at" in again.why
+    assert "data_cleaned_at" not in cleaned.why
