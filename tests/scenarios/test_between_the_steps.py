@@ -136,6 +136,32 @@ def test_results_that_cannot_go_back_stay_in_the_trash_when_their_group_is_delet
     assert store.sql("SELECT id FROM cleanup_intents WHERE state = 'open'") == []
 
 
+def test_a_job_whose_deletion_failed_beside_what_cannot_go_back_is_not_recorded(
+    store: JobStore, after_staging: Callable[[Callable[[], object]], None]
+) -> None:
+    for name in ("a", "b"):
+        store.job(name, files=0)
+        store.results(name).mkdir()
+        (store.results(name) / "map.tif").write_bytes(name.encode())
+    if subprocess.run(["chattr", "+i", store.results("b") / "map.tif"], check=False).returncode:
+        pytest.skip("the file cannot be made immutable")
+
+    def run_again() -> None:
+        store.sql("UPDATE jobs SET status = 'running', completed_at = NULL WHERE id = 'a'")
+        store.results("a").mkdir()
+
+    after_staging(run_again)
+    try:
+        for _ in range(3):
+            assert store.run().errors == 1
+            assert (store.cleaned(), kept(store, b"a"), kept(store, b"b")) == (set(), True, True)
+    finally:
+        for file in store.path.rglob("map.tif"):
+            subprocess.run(["chattr", "-i", file], check=True)
+    assert store.run().errors == 0
+    assert (store.cleaned(), kept(store, b"a"), kept(store, b"b")) == ({"b"}, True, False)
+
+
 @pytest.mark.parametrize("grace_hours", [0, 24])
 def test_an_upload_that_cannot_go_back_keeps_its_job_until_it_can(
     store: JobStore, after_staging: Callable[[Callable[[], object]], None], grace_hours: int
