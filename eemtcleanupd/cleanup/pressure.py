@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from eemtcleanupd.cleanup.pipeline import Pipeline
 from eemtcleanupd.cleanup.planner import PlannedJob, Planner, Selection
-from eemtcleanupd.cleanup.recovery import purge, trash_bytes
+from eemtcleanupd.cleanup.recovery import purge, purgeable, trash_bytes
 from eemtcleanupd.cleanup.session import StoreSession, job_table
 from eemtcleanupd.deletion.filesystem import disk_usage
 from eemtcleanupd.events import Warned
@@ -129,7 +129,10 @@ class EarlyCleaning:
 
     def _trash_bytes(self) -> int:
         intents = self._pipeline.session.ledger.expired(self._pipeline.run.clock(), sys.maxsize, early=True)
-        return sum(map(self._bytes_in_trash, intents))
+        return sum(map(self._bytes_in_trash, self._purgeable(intents)))
+
+    def _purgeable(self, intents: Sequence[Intent]) -> list[Intent]:
+        return purgeable(self._pipeline.session, self._pipeline.planner, intents)
 
     def _bytes_in_trash(self, intent: Intent) -> int:
         """Return the bytes of an item of the trash that are on the full disk."""
@@ -219,10 +222,10 @@ class EarlyCleaning:
             waiting = [intent for intent in oldest if intent.id not in tried]
             if not waiting:
                 return
-            for intent in waiting:
+            tried |= {intent.id for intent in waiting}
+            for intent in self._purgeable(waiting):
                 if not self._must_go_on():
                     return
-                tried.add(intent.id)
                 freed, size_bytes = self._target.bytes_freed(pipeline), self._bytes_in_trash(intent)
                 if not size_bytes:  # its grace stays: purging it would help nobody
                     continue

@@ -116,6 +116,23 @@ def test_the_trash_is_emptied_before_any_job_is_cleaned_ahead_of_retention(small
 
 
 @pytest.mark.root
+def test_trash_that_a_job_needs_again_does_not_count_as_space_that_a_run_can_free(
+    small_disk: DaemonHarness,
+) -> None:
+    store = small_disk.store
+    job(store, "trashed", "failed", 3, mb=2)
+    job(store, "again", "failed", 2, mb=8)
+    small_disk.now = store.now
+    store.run(trash__grace_hours=100)
+    store.sql("UPDATE jobs SET status = 'running', data_cleaned_at = NULL WHERE id = 'again'")
+    job(store, "other", "running", 2, mb=7)
+    small_disk.start(f"{PRESSURE}\ntrash: {{grace_hours: 100}}")
+    small_disk.pass_time(minutes=1)
+    assert len(store.trash()) == 2
+    assert len(pressure_warnings(small_disk)) == 1
+
+
+@pytest.mark.root
 @pytest.mark.parametrize("settings", ["", f"{PRESSURE}\ndry_run: true"], ids=["by default", "dry run"])
 def test_a_full_disk_changes_nothing_when_pressure_is_off_or_in_a_dry_run(
     small_disk: DaemonHarness, settings: str
