@@ -535,6 +535,9 @@ def stay_reason(
         reason = blockers.reason(root, name, is_folder=is_folder)
         if reason is None and found.artifact.root is RootName.RESULTS:
             reason = keep_marker_reason(root.fd, name)
+        if reason is None and job_id is None and not is_folder:
+            # An orphan can have been replaced since it was measured, by the upload of a job without a row.
+            reason = blockers.change_reason(found.label, max(status.st_mtime, status.st_ctime))
         if reason is not None:
             return reason
     if job_id is None:

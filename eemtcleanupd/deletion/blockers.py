@@ -83,10 +83,11 @@ class Blockers:
             return f"{process} has {root.name}/{shortened(printable(name))} open"
         with contextlib.suppress(FileNotFoundError):
             status = os.stat(name, dir_fd=root.fd, follow_symlinks=False)
-            return self._change_reason(f"{root.name}/{name}", status.st_mtime)
+            return self.change_reason(f"{root.name}/{name}", status.st_mtime)
         return None
 
-    def _change_reason(self, label: str, mtime: float) -> str | None:
+    def change_reason(self, label: str, mtime: float) -> str | None:
+        """Return why an entry that changed at this time is in use; None when it is not."""
         if self.quiet_since is None or mtime <= self.quiet_since:
             return None
         return f"{shortened(printable(label))} changed less than safety.min_idle_minutes ago"
@@ -102,7 +103,7 @@ class Blockers:
 
         def enter(folder: Folder) -> None:
             label = f"{root.name}/{folder.path}"
-            if reason := self._change_reason(label, folder.status.st_mtime):
+            if reason := self.change_reason(label, folder.status.st_mtime):
                 report(reason)
 
         def foreign(folder: Folder) -> None:

@@ -249,6 +249,26 @@ def test_an_orphan_that_is_none_any_more_does_not_count_as_removed(
     assert upload.exists() == (how == "named")
 
 
+def test_an_orphan_that_is_replaced_after_it_was_measured_stays(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.job("young", days=1)
+    upload = store.upload("dem.tif")
+    store.now = datetime.now(UTC) + timedelta(days=3)
+    store.sql("UPDATE jobs SET completed_at = ?", f"{store.now - timedelta(days=1):%Y-%m-%d %H:%M:%S}")
+    real = Staging.stage
+
+    def late(self: Staging, group: Sequence[ClaimedJob]) -> list[ClaimedJob]:
+        upload.unlink()
+        upload.write_bytes(b"new")  # the web application writes its row next
+        os.utime(upload, times=(store.now.timestamp(), store.now.timestamp()))
+        return real(self, group)
+
+    monkeypatch.setattr(Staging, "stage", late)
+    report = store.run(orphans__delete_after_hours=24, safety__min_idle_minutes=60)
+    assert (report.orphans.jobs, upload.read_bytes()) == (0, b"new")
+
+
 def test_an_orphan_that_cannot_go_back_is_shown_and_can_be_restored(
     store: JobStore, after_staging: Callable[[Callable[[], object]], None], run_cli: RunCli
 ) -> None:
