@@ -16,7 +16,8 @@ from eemtcleanupd.cleanup.planner import Planner, has_files_in_place
 from eemtcleanupd.cleanup.session import StoreSession, job_table, open_database, open_session
 from eemtcleanupd.cleanup.staging import ClaimedJob
 from eemtcleanupd.config import Config
-from eemtcleanupd.deletion.trash import deleting_name, is_group, is_grouped
+from eemtcleanupd.deletion.roots import Root
+from eemtcleanupd.deletion.trash import artifact_path, deleting_name, is_group, is_grouped
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.deletion.truncate import BLOCK_BYTES
 from eemtcleanupd.deletion.walk import measure
@@ -246,6 +247,43 @@ def _needed(session: StoreSession, planner: Planner, intents: Sequence[Intent]) 
                 needed[intent.id] = f"job {printable(blocking.job.id)} needs {printable(found.label)}"
                 break
     return needed
+
+
+def is_being_deleted(session: StoreSession, intent: Intent) -> bool:
+    """Return whether a run would finish an open intent, as far as this shows without the lock of the trash.
+
+    What waits for its grace is put back, and so is a job of which everything is in the trash or in place.
+    """
+    if intent.purge_after is not None or intent.kind is IntentKind.ORPHAN:
+        return False
+    return not all(
+        (root := session.roots.get(found.artifact.root)) is None
+        or root.has(found.artifact.name)
+        or _is_staged(root, found, item)
+        for found, item in intent.items
+    )
+
+
+def is_replaced(session: StoreSession, found: Found, item: str) -> bool:
+    """Return whether an item cannot go back, because another entry is in its place."""
+    root = session.roots.get(found.artifact.root)
+    return root is not None and root.has(found.artifact.name) and _is_staged(root, found, item)
+
+
+def _is_staged(root: Root, found: Found, item: str) -> bool:
+    """Return whether the trash of a root has an item with its artifact; False too if it cannot be read."""
+    path = artifact_path(item, found.artifact.name)
+    try:
+        trash_fd = os.open(TRASH_NAME, FOLDER_FLAGS, dir_fd=root.fd)
+    except OSError:
+        return False
+    try:
+        os.stat(path, dir_fd=trash_fd, follow_symlinks=False)
+    except OSError:
+        return False
+    finally:
+        os.close(trash_fd)
+    return True
 
 
 def trash_bytes(session: StoreSession, found: Found, item: str, stop: StopFlag) -> int:

@@ -22,6 +22,8 @@ from eemtcleanupd.cleanup.pipeline import Pipeline
 from eemtcleanupd.cleanup.planner import PlannedJob, Planner, Selection
 from eemtcleanupd.cleanup.pressure import EarlyCleaning, PressureTarget
 from eemtcleanupd.cleanup.recovery import (
+    is_being_deleted,
+    is_replaced,
     purge_expired,
     purgeable,
     recover_intents,
@@ -70,7 +72,7 @@ from eemtcleanupd.events import (
     Warned,
 )
 from eemtcleanupd.formatting import plural, printable
-from eemtcleanupd.model import Found, Job, Outcome, RootName, Trigger
+from eemtcleanupd.model import Artifact, Found, Job, Outcome, RootName, Trigger
 from eemtcleanupd.policy.breakers import (
     ZoneEvidence,
     clock_problem,
@@ -78,8 +80,10 @@ from eemtcleanupd.policy.breakers import (
     orphans_problem,
 )
 from eemtcleanupd.policy.capacity import Budget
+from eemtcleanupd.policy.ownership import blocking_claimant
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.history import AuditLine, LogEntry
+from eemtcleanupd.store.intents import Intent
 from eemtcleanupd.store.jobs import Backlog
 from eemtcleanupd.store.lock import run_lock
 from eemtcleanupd.store.mount_check import check_journal
@@ -305,7 +309,7 @@ class _Run:
         run.emit(run_started_event(run, self._backlog, self._database))
         stats = RunStats(run, session)
         counts = stats.counts
-        unfinished = self._plan_trash(counts)
+        skipped, staged = self._plan_trash(counts)
         blockers = run.blockers(session.roots.values())
         sharing: set[str] = set()
         needed: set[str] = set()  # what jobs that stay share with later ones
@@ -319,8 +323,9 @@ class _Run:
                     break
                 run.progress.done(looked_at)
                 looked_at = [plan.job.id]
-                if plan.job.id in unfinished:
+                if plan.job.id in skipped:
                     continue
+                plan, sizes = self._with_staged(plan, staged)  # noqa: PLW2901
                 if plan.trashed is not None:
                     counts.already_trashed += 1
                     run.emit(JobSkipped(plan.job, ALREADY_TRASHED, notable=False))
@@ -328,7 +333,7 @@ class _Run:
                     sized = [(found, selection.measure(found)) for found in plan.artifacts]
                     plan_entries(sized, EntryKind.LEFTOVER)
                     continue
-                if selection.is_too_large(plan, {}):
+                if selection.is_too_large(plan, {plan.job.id: sum(sizes.values())} if sizes else {}):
                     needed.update(plan.shared)
                     continue
                 if not selection.room(taken):
@@ -340,7 +345,8 @@ class _Run:
                     stats.skipped(plan.job, reason)
                     continue
                 taken += 1
-                if self._plan_job(counts, plan, needed):  # a later job that shares the upload can delete it
+                # A later job that shares the upload can delete it.
+                if self._plan_job(counts, plan, sizes, needed):
                     sharing.add(plan.job.id)
             run.progress.done(looked_at)
 
@@ -351,11 +357,41 @@ class _Run:
         run.emit(RunFinished(report))
         return report
 
-    def _plan_job(self, counts: RunCounts, plan: PlannedJob, needed: Set[str]) -> bool:
-        """Count and report a job without what others need; return whether there is such an artifact."""
+    def _with_staged(
+        self, plan: PlannedJob, staged: Mapping[str, Intent]
+    ) -> tuple[PlannedJob, dict[Artifact, int]]:
+        """Add what an interrupted run moved and a run first puts back; return all sizes then, else none."""
+        if (intent := staged.get(plan.job.id)) is None:
+            return plan, {}
+        session = self._session
+        sizes = {each.artifact: self._selection.measure(each) for each in plan.artifacts}
+        moved = [pair for pair in intent.items if pair[0].artifact not in sizes]
+        with session.database.read() as connection:
+            claimants = self._planner.claimants(connection, [found.artifact for found, _ in moved])
+        free, shared = [], list(plan.shared)
+        for found, item in moved:
+            size = trash_bytes(session, found, item, self._run.stop)
+            if not size or found.label in shared:
+                continue
+            owners = claimants[found.artifact]
+            being_cleaned = {each.job.id for each in owners if self._planner.is_done(each)} & staged.keys()
+            if blocking_claimant(owners, being_cleaned) is None:
+                free.append(found)
+                sizes[found.artifact] = size
+            else:
+                shared.append(found.label)
+        return replace(plan, artifacts=(*plan.artifacts, *free), shared=tuple(shared)), sizes
+
+    def _plan_job(
+        self, counts: RunCounts, plan: PlannedJob, sizes: Mapping[Artifact, int], needed: Set[str]
+    ) -> bool:
+        """Count and report a job without what others need; return whether there is such an artifact.
+
+        ``sizes`` are those that are known, in bytes.
+        """
         run, decision = self._run, plan.decision
         artifacts = tuple(
-            ArtifactSize(found, self._selection.measure(found))
+            ArtifactSize(found, sizes.get(found.artifact) or self._selection.measure(found))
             for found in plan.artifacts
             if found.label not in needed
         )
@@ -396,21 +432,29 @@ class _Run:
             is_acknowledged = found in acknowledged and not is_planned
             self._run.emit(OrphanFound(found, size_bytes, False, is_planned, acknowledged=is_acknowledged))
 
-    def _plan_trash(self, counts: RunCounts) -> frozenset[str]:
-        """Report what a run would delete from the trash; return the jobs that an interrupted run left."""
+    def _plan_trash(self, counts: RunCounts) -> tuple[frozenset[str], Mapping[str, Intent]]:
+        """Report what a run would delete from the trash.
+
+        Returns:
+            The jobs whose deletion a run finishes or that cannot go back, and by job the intents of those that
+            it first puts back.
+        """
         run, session = self._run, self._session
         if not session.has_ledger or not session.ledger.has_intents():
-            return frozenset()
+            return frozenset(), {}
         unfinished = session.ledger.open_intents()
+        finishing = [intent for intent in unfinished if is_being_deleted(session, intent)]
+        staged = {intent.job_id: intent for intent in unfinished if intent not in finishing}
         expired = session.ledger.expired(run.clock(), sys.maxsize, trashed_before=run.purge_trashed_before)
-        for intent in (*unfinished, *purgeable(session, self._planner, expired)):
+        for intent in (*finishing, *purgeable(session, self._planner, expired)):
             sizes = (trash_bytes(session, found, item, run.stop) for found, item in intent.items)
             size = intent.size_bytes or sum(sizes)
             counts.purged += 1
             counts.purged_bytes += size
             labels = tuple(found.label for found, _ in intent.items)
             run.emit(PurgePlanned(intent.job_id, labels, size))
-        return frozenset(intent.job_id for intent in unfinished)
+        taken = [intent for intent in unfinished if any(is_replaced(session, *pair) for pair in intent.items)]
+        return frozenset(intent.job_id for intent in (*finishing, *taken)), staged
 
     # -- clean -------------------------------------------------------------------------------------
 

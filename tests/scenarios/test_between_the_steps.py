@@ -18,7 +18,7 @@ from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.cleanup.context import NullHooks
 from eemtcleanupd.cleanup.staging import ClaimedJob, Staging
 from eemtcleanupd.errors import BreakerError, JobTableError
-from eemtcleanupd.events import AuditEntry, JobPlanned, OrphanFound, RunReport
+from eemtcleanupd.events import AuditEntry, JobPlanned, JobTally, OrphanFound, RunReport
 from eemtcleanupd.model import ArtifactPath, Job
 from tests.cleanup.conftest import JobStore
 from tests.cleanup.test_recovery import run_and_die
@@ -176,8 +176,12 @@ def test_an_upload_that_cannot_go_back_keeps_its_job_until_it_can(
         store.upload("dem.tif").write_bytes(b"new")
 
     after_staging(submit_again)
-    for _ in range(3):
-        store.run(trash__grace_hours=grace_hours)
+    for number in range(3):
+        dry_run = store.run(dry_run=True, trash__grace_hours=grace_hours)
+        report = store.run(trash__grace_hours=grace_hours)
+        if number:
+            assert dry_run.successful == report.successful == JobTally()
+            assert dry_run.trash_purged == report.trash_purged == JobTally()
         assert store.cleaned() == {"b"}
         assert store.results("a").exists()
         assert kept(store, b"old")
@@ -399,6 +403,27 @@ def test_a_refused_run_names_what_an_interrupted_one_left_in_the_trash(tmp_path:
     with pytest.raises(JobTableError) as refused:
         store.run()
     assert "staged" in str(refused.value)
+
+
+@pytest.mark.parametrize("grace_hours", [0, 24])
+@pytest.mark.parametrize("held", [False, True])
+def test_a_dry_run_shows_what_a_run_does_with_what_a_killed_run_had_staged(
+    tmp_path: Path, grace_hours: int, held: bool
+) -> None:
+    store = JobStore(tmp_path)
+    store.job("a", dem="dem.tif")
+    store.upload("dem.tif")
+
+    def is_staged() -> bool:
+        return {"a", "dem.tif"} <= {path.name for path in store.path.glob("*/.eemtcleanupd-trash/*/*")}
+
+    assert run_and_die(store, is_staged, grace_hours=grace_hours)
+    if held:
+        store.sql("INSERT INTO cleanup_holds (job_id, reason, owner) VALUES ('a', 'paper', 'alice')")
+    dry_run = store.run(dry_run=True, trash__grace_hours=grace_hours)
+    report = store.run(trash__grace_hours=grace_hours)
+    assert (dry_run.successful, dry_run.trash_purged) == (report.successful, report.trash_purged)
+    assert report.successful.jobs == (not held)
 
 
 @pytest.mark.parametrize("left", [0, 5, 20])
