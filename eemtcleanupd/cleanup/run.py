@@ -436,8 +436,8 @@ class _Run:
         """Report what a run would delete from the trash.
 
         Returns:
-            The jobs whose deletion a run finishes or that cannot go back, and by job the intents of those that
-            it first puts back.
+            The jobs whose deletion a run finishes or that cannot go back, and the intents of the jobs that it
+            first puts back, by job.
         """
         run, session = self._run, self._session
         if not session.has_ledger or not session.ledger.has_intents():
