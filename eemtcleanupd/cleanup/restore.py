@@ -53,6 +53,8 @@ _LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 class RestoreResult:
     """What was restored, and until when the job is held so that the next run does not clean it again.
 
+    ``held_until`` is None if the job is not held, or held permanently.
+
     ``not_restored`` has the other artifacts that were asked for, each with the reason.  ``warnings`` name
     attributes of files (modes, extended attributes) that could not be set, and older artifacts that stay.
     """
@@ -62,6 +64,7 @@ class RestoreResult:
     held_until: datetime | None
     not_restored: tuple[tuple[Found, str], ...] = ()
     warnings: tuple[str, ...] = ()
+    held_permanently: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -496,7 +499,16 @@ class _LockedStore:
 
         self.session.database.write(end)
         not_restored = tuple((found, why) for (found, _), why in failed.items())
-        return RestoreResult(job_id, tuple(found for found, _ in moved), until, not_restored)
+        result = RestoreResult(job_id, tuple(found for found, _ in moved), None, not_restored)
+        return self._with_hold(result, now) if is_job else result
+
+    def _with_hold(self, result: RestoreResult, now: datetime) -> RestoreResult:
+        """Add the hold of the job, which can be an older one that lasts longer."""
+        with self.session.database.read() as connection:
+            hold = self.session.ledger.holds(connection, [result.job_id]).get(result.job_id)
+        if hold is None or not hold.is_active(now):
+            return result
+        return replace(result, held_until=hold.until, held_permanently=hold.until is None)
 
     def _move_back(self, items: Sequence[Item]) -> dict[Item, str]:
         """Move items to their places; return those that stay in the trash, each with the reason."""

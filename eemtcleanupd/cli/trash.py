@@ -153,9 +153,10 @@ def print_restored(restored: RestoreResult, *, as_json: bool) -> int:
         click.echo(f"Not restored {printable(artifact.label)}: {reason}.", err=True)
     for warning in restored.warnings:
         click.echo(f"[WARNING] {warning}", err=True)
-    if until is not None:
+    if until is not None or restored.held_permanently:
         job, command = printable(restored.job_id), suggested("release", restored.job_id)
-        click.echo(f"Job {job} is held until {local_minute(until)}. End the hold with {command}.")
+        end = "permanently" if until is None else f"until {local_minute(until)}"
+        click.echo(f"Job {job} is held {end}. End the hold with {command}.")
     return exit_code
 
 

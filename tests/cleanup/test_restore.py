@@ -78,8 +78,10 @@ def test_a_restored_job_is_held_for_its_retention_once_more(trashed: JobStore) -
 def test_a_longer_hold_of_a_person_stays(trashed: JobStore, until: str | None) -> None:
     trashed.run(**GRACE)
     trashed.sql("INSERT INTO cleanup_holds (job_id, reason, until) VALUES ('a', 'thesis', ?)", until)
-    put_back(trashed, "a", hold=True)
+    result = put_back(trashed, "a", hold=True)
     assert trashed.sql("SELECT reason, until FROM cleanup_holds") == [("thesis", until)]
+    named = None if result.held_until is None else f"{result.held_until:%Y-%m-%d %H:%M:%S}"
+    assert (named, result.held_permanently) == (until, until is None)
 
 
 def test_a_shorter_hold_of_a_person_gets_another_end_and_keeps_its_reason(trashed: JobStore) -> None:
