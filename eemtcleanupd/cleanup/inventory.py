@@ -179,7 +179,9 @@ class Inventory:
         orphans: list[tuple[Found, int]] = []
         due: list[tuple[Found, int]] = []
         for found in entries:
-            if not is_system_entry(found.artifact.name):
+            root, name = self._session.roots[found.artifact.root], found.artifact.name
+            # A listing can name an entry again that this run has removed since it began.
+            if not is_system_entry(name) and root.has(name):
                 size = self._measure(found.artifact)
                 (due if self._is_due(size) else orphans).append((found, size.bytes))
         spelled = self._planner.other_spellings([found.artifact for found, _ in due])

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from eemtcleanupd.cleanup import RunRequest, clean
+from eemtcleanupd.cleanup import RunRequest, clean, inventory
 from eemtcleanupd.cleanup.context import NullHooks
 from eemtcleanupd.cleanup.staging import ClaimedJob, Staging
+from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.errors import BreakerError, JobTableError
 from eemtcleanupd.events import AuditEntry, JobPlanned, JobTally, OrphanFound, RunReport
 from eemtcleanupd.model import ArtifactPath, Job
@@ -440,6 +441,33 @@ def test_a_job_table_that_loses_its_rows_during_a_run_makes_no_orphans(store: Jo
     with pytest.raises(BreakerError):
         run(store, At("run_started", None, recreate), orphans__delete_after_hours=24)
     assert before.items() <= store.snapshot().items()
+
+
+def test_an_entry_that_is_listed_again_after_its_removal_counts_once(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.job("young", days=1)
+    store.sql(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500)"
+        " INSERT INTO jobs (id, workflow_type, status) SELECT 'job-' || i, 'sol', 'completed' FROM n"
+    )
+    for name in [f"job-{number}" for number in range(1, 501)] + [f"orphan-{number}" for number in range(90)]:
+        store.results(name).mkdir()
+    store.now = datetime.now(UTC) + timedelta(days=3)
+    store.sql("UPDATE jobs SET completed_at = ?", f"{store.now - timedelta(days=1):%Y-%m-%d %H:%M:%S}")
+    real, listed = inventory.root_entries, []
+
+    def again(root: Root) -> Iterator[tuple[str, bool]]:
+        """List a folder as ext4 can do while entries are removed from it."""
+        entries = list(real(root))
+        yield from entries
+        listed.append(root.name)
+        if listed.count(root.name) == 2:
+            yield from entries
+
+    monkeypatch.setattr(inventory, "root_entries", again)
+    report = store.run(orphans__delete_after_hours=24)
+    assert report.orphans.jobs == 90
 
 
 def test_a_dry_run_keeps_the_orphans_that_a_run_keeps(store: JobStore) -> None:
