@@ -418,11 +418,14 @@ class _Run:
         """Count and report the entries of one kind that no job needs."""
         counts, acknowledged = stats.counts, self._acknowledged(entries)
         for found, size_bytes in entries:
-            is_planned = kind is not EntryKind.ORPHAN
-            if is_planned and (reason := stay_reason(self._session, blockers, None, [found])) is not None:
+            is_planned, is_leftover = kind is not EntryKind.ORPHAN, kind is EntryKind.LEFTOVER
+            reason = None
+            if is_planned:
+                reason = stay_reason(self._session, blockers, None, [found], is_leftover=is_leftover)
+            if reason is not None:
                 is_planned = False
                 stats.skipped(Job(found.label, ORPHAN), reason)
-                if kind is EntryKind.LEFTOVER:
+                if is_leftover:
                     continue
             counts.orphans += is_planned
             if is_planned and self._run.grace:

@@ -307,7 +307,10 @@ class Staging:
         for job in jobs:
             found = [found for found, _ in job.items]
             try:
-                reason = stay_reason(self._session, blockers, None if job.is_orphan else job.job.id, found)
+                job_id = None if job.is_orphan else job.job.id
+                reason = stay_reason(
+                    self._session, blockers, job_id, found, is_leftover=job.owner is not None
+                )
             except OSError as error:
                 self._stats.failed(job.job, describe_oserror(error))
                 continue
@@ -507,7 +510,12 @@ class Staging:
 
 
 def stay_reason(
-    session: StoreSession, blockers: Blockers, job_id: str | None, artifacts: Iterable[Found]
+    session: StoreSession,
+    blockers: Blockers,
+    job_id: str | None,
+    artifacts: Iterable[Found],
+    *,
+    is_leftover: bool = False,
 ) -> str | None:
     """Return why the artifacts of a job must stay where they are for now; None when they can go.
 
@@ -516,6 +524,7 @@ def stay_reason(
         blockers: what blocks entries at present.
         job_id: the job, or None for an orphan.
         artifacts: what would go.
+        is_leftover: whether they outlasted cleaned jobs.  Then a move of ours can have changed them.
 
     Raises:
         OSError: an artifact cannot be checked.
@@ -535,7 +544,7 @@ def stay_reason(
         reason = blockers.reason(root, name, is_folder=is_folder)
         if reason is None and found.artifact.root is RootName.RESULTS:
             reason = keep_marker_reason(root.fd, name)
-        if reason is None and job_id is None and not is_folder:
+        if reason is None and job_id is None and not is_folder and not is_leftover:
             # An orphan can have been replaced since it was measured, by the upload of a job without a row.
             reason = blockers.change_reason(found.label, max(status.st_mtime, status.st_ctime))
         if reason is not None:
