@@ -524,7 +524,7 @@ def stay_reason(
         blockers: what blocks entries at present.
         job_id: the job, or None for an orphan.
         artifacts: what would go.
-        is_leftover: whether they outlasted cleaned jobs.  Then a move of ours can have changed them.
+        is_leftover: whether they outlasted cleaned jobs.  A move by a run can have changed them then.
 
     Raises:
         OSError: an artifact cannot be checked.
