@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.web.conftest import Site, create_store, site_of
+from eemtcleanupd.errors import LockHeldError
+from eemtcleanupd.store.lock import run_lock
+from tests.web.conftest import Site, create_store, eventually, site_of
 
 FORMS = ["/hold", "/release", "/restore", "/purge", "/clean", "/stop"]
 NAME = '"><i>\udc80</i>\n'
@@ -35,11 +37,23 @@ def log_in(site: Site, scope: str = "clean") -> None:
 
 
 def run_of(site: Site, answer: Any) -> str:
-    """Return the page of a run that a form started, when the run has ended."""
+    """Return the page of a run that a form started, when the run has ended and left the store to others."""
     assert answer.status_code == 303, answer.text
     assert re.fullmatch(r"/runs/\S+", answer.headers["Location"])
     while ">in progress<" in (page := site.get(answer.headers["Location"])):
         pass
+
+    def has_released_its_lock() -> None:
+        database = site.store.open()
+        try:
+            with run_lock(database, "after-the-run", site.store.now):
+                return
+        except LockHeldError:
+            raise AssertionError from None
+        finally:
+            database.close()
+
+    eventually(has_released_its_lock)
     return page
 
 
