@@ -1,7 +1,9 @@
 # On a fresh machine (Python 3.11 or later with venv, make): `make run` shows it, `make test` proves it.
 
-PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,$(shell \
-	$(python) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(python))) python3)
+# The system's Python comes first: packages use it, and distributions build it with optimizations.
+PYTHON ?= $(firstword $(foreach python,/usr/bin/python3 python3 python3.13 python3.12 python3.11,$(shell \
+	$(python) -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
+	echo $(python))) python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
