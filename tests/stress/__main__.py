@@ -30,7 +30,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5, help="how long races and failover last (5)")
     parser.add_argument("--rounds", type=int, default=500, help="commands of root in races (500)")
     parser.add_argument("--examples", type=int, default=2000, help="inputs for each fuzzer (2000)")
-    parser.add_argument("--variants", nargs="*", default=list(kill.VARIANTS), help="plain, grace, backup")
+    parser.add_argument(
+        "--variants", nargs="*", default=list(kill.VARIANTS), help="plain, grace, backup, restore, archives"
+    )
     parser.add_argument("--errors", nargs="*", default=list(kill.ERRORS), help="what inject injects")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON at the end")
     options = parser.parse_args()

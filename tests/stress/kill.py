@@ -1,4 +1,4 @@
-"""One run under strace, killed or failed at the n-th call of each kind, for every n."""
+"""One run or restore under strace, killed or failed at the n-th call of each kind, for every n."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ VARIANTS: Mapping[str, str] = {
     "plain": "",
     "grace": "trash: {grace_hours: 24}\n",
     "backup": "backup: {enabled: true}\n",
+    "restore": "trash: {grace_hours: 24}\n",
+    "archives": "backup: {enabled: true}\n",
 }
+_RESTORES = {"restore": ("trash", "restore", "done"), "archives": ("backup", "restore", "done")}
 _HEAD = "performance: {max_workers: 1}\ndatabase: {timezone: UTC}\n"
 _DUE = {"done", "broken"}
 _KILLED = 137
@@ -69,7 +72,31 @@ def make_store(folder: Path, variant: str) -> JobStore:
     for name in ("single.tif", "needed.tif"):
         store.upload(name)
     settle(store.path / "results", store.now - timedelta(days=1))
+    if variant in _RESTORES:
+        assert execute(store, "clean").returncode == 0
+    if variant == "archives":  # it ran again: of one artifact the second archive has a newer one
+        store.sql("DELETE FROM jobs WHERE id = 'done'")
+        store.job("done", dem="single.tif", files=1)
+        (store.results("done") / "global/day_1.tif").write_bytes(b"newer")
+        settle(store.path / "results", store.now - timedelta(days=1))
+        assert execute(store, "clean").returncode == 0
     return store
+
+
+def environment(store: JobStore) -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "HOME": str(store.path.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def execute(store: JobStore, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "eemtcleanupd", *command],
+        cwd=store.path,
+        env=environment(store),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
 
 
 def faults_of(store: JobStore, *, ended: bool) -> Iterator[str]:
@@ -111,6 +138,39 @@ def _faults_at_the_end(store: JobStore, cleaned: set[object]) -> Iterator[str]:
         yield f"the audit log: {finding}"
 
 
+def faults_of_restore(store: JobStore, variant: str) -> Iterator[str]:
+    """Yield what must not be after a restore and two runs: the first ends what was interrupted."""
+    for number in (1, 2):
+        done = execute(store, "clean")
+        if done.returncode != 0:
+            yield f"run {number} ended with {done.returncode}: {done.stderr.strip()[-300:]}"
+        elif number == 1 and store.cleaned() == _DUE:  # it was interrupted before it began
+            done = execute(store, *_RESTORES[variant])
+            if done.returncode != 0:
+                yield f"the restore ended with {done.returncode}: {done.stderr.strip()[-300:]}"
+    yield from _faults_after_a_restore(store, variant)
+
+
+def _faults_after_a_restore(store: JobStore, variant: str) -> Iterator[str]:
+    newest = store.results("done") / "global/day_1.tif"
+    places = ["results/done/global/day_0.tif", "results/done_results.zip", "uploads/single.tif"]
+    places += ["results/live/global/day_1.tif", "results/young/global/day_1.tif", "../canary/alive"]
+    places += ["results/done/global/day_1.tif" if variant == "archives" else "results/done/link"]
+    for path in places:
+        if not os.path.lexists(store.path / path):
+            yield f"{path} is not in its place"
+    if variant == "archives" and newest.exists() and newest.read_bytes() != b"newer":
+        yield "an older copy of the results was restored"
+    if store.cleaned() != _DUE - {"done"}:
+        yield f"{store.cleaned()} are recorded as cleaned"
+    if store.sql("SELECT * FROM cleanup_intents WHERE state = 'open' AND job_id = 'done'"):
+        yield "an intent is left open"
+    if any(store.path.glob("*/.eemtcleanupd-trash/backup-*")):
+        yield "what was unpacked is left"
+    for finding in verify(store.path / "logs" / "cleanup_audit.jsonl").errors:
+        yield f"the audit log: {finding}"
+
+
 def attack(variant: str, call: str, how: str, at: int) -> tuple[str, list[str]]:
     """Run once with one injected fault, then once without; returns how it ended and what was wrong."""
     with tempfile.TemporaryDirectory() as name:
@@ -118,34 +178,35 @@ def attack(variant: str, call: str, how: str, at: int) -> tuple[str, list[str]]:
         store = make_store(folder, variant)
         what = "signal=SIGKILL" if how == "SIGKILL" else f"error={how}"
         command = ["strace", "-f", "-qq", "-o", str(folder / "trace"), "-e", f"trace={call}"]
-        command += ["-e", f"inject={call}:{what}:when={at}", sys.executable, "-m", "eemtcleanupd", "clean"]
-        environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        command += ["-e", f"inject={call}:{what}:when={at}", sys.executable, "-m", "eemtcleanupd"]
+        command += _RESTORES.get(variant, ("clean",))
         done = subprocess.run(
-            command, cwd=store.path, env=environment, capture_output=True, text=True, check=False, timeout=120
+            command,
+            cwd=store.path,
+            env=environment(store),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
         )
         trace = (folder / "trace").read_text(errors="replace")
         # A run ends helpers of its own with SIGKILL too, but not in the middle of a call.
         is_killed = done.returncode == -signal.SIGKILL or "= ?" in trace
         if "(INJECTED" not in trace and not is_killed:
             return "over", []
-        faults = list(faults_of(store, ended=False))
+        faults = [] if variant in _RESTORES else list(faults_of(store, ended=False))
         if how != "SIGKILL":
             if done.returncode not in _CODES:
                 faults.append(f"it ended with {done.returncode}")
             if "Traceback" in done.stderr and call != "write":
                 faults.append("a traceback: " + done.stderr.strip().rpartition("\n")[2])
-        again = subprocess.run(
-            [sys.executable, "-m", "eemtcleanupd", "clean"],
-            cwd=store.path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-        if again.returncode != 0:
-            faults.append(f"the next run ended with {again.returncode}: {again.stderr.strip()[-300:]}")
-        faults += faults_of(store, ended=True)
+        if variant in _RESTORES:
+            faults += faults_of_restore(store, variant)
+        else:
+            again = execute(store, "clean")
+            if again.returncode != 0:
+                faults.append(f"the next run ended with {again.returncode}: {again.stderr.strip()[-300:]}")
+            faults += faults_of(store, ended=True)
         ending = "killed" if how == "SIGKILL" else f"exit {done.returncode}"
         return ending, [f"{variant}, {how} at {call} {at}: {fault}" for fault in faults]
 
