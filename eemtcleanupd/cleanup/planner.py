@@ -493,12 +493,18 @@ def find_artifacts(session: StoreSession, jobs: Sequence[Job]) -> dict[str, list
     found: dict[str, list[Found]] = {job.id: [] for job in jobs}
     for job in jobs:
         for artifact in owned_artifacts(job):
-            root = roots.get(artifact.root)
-            status = None if root is None else _status(root, artifact.name)
-            if status is not None:
-                is_folder = stat.S_ISDIR(status.st_mode)
-                is_small = not is_folder or (status.st_nlink == 2 and status.st_size <= _SMALL_BYTES)
-                found[job.id].append(Found(artifact, is_folder, is_small))
+            if (root := roots.get(artifact.root)) is None:
+                continue
+            try:
+                status = os.stat(artifact.name, dir_fd=root.fd, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            except OSError:  # it is there: what looks at it before the move reports the error
+                found[job.id].append(Found(artifact, is_folder=False))
+                continue
+            is_folder = stat.S_ISDIR(status.st_mode)
+            is_small = not is_folder or (status.st_nlink == 2 and status.st_size <= _SMALL_BYTES)
+            found[job.id].append(Found(artifact, is_folder, is_small))
     named_by_row = {(job_id, each.artifact) for job_id, entries in found.items() for each in entries}
     for owner, upload in session.uploads.named_after(list(found)):
         if (owner, upload.artifact) not in named_by_row:
@@ -525,16 +531,12 @@ def _got_no_data_since(session: StoreSession, trashed: Intent, artifacts: Iterab
     """
     for found in artifacts:
         root, name = found.artifact.root, found.artifact.name
-        status = _status(session.roots[root], name) if root is RootName.UPLOADS else None
-        if status is None or trashed.created_at is None:
+        if root is not RootName.UPLOADS or trashed.created_at is None:
+            return False
+        try:
+            status = os.stat(name, dir_fd=session.roots[root].fd, follow_symlinks=False)
+        except OSError:
             return False
         if status.st_ctime >= (trashed.created_at - _CLOCKS_DIFFER).timestamp():
             return False
     return True
-
-
-def _status(root: Root, name: str) -> os.stat_result | None:
-    try:
-        return os.stat(name, dir_fd=root.fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return None

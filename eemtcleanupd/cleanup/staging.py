@@ -308,10 +308,11 @@ class Staging:
             found = [found for found, _ in job.items]
             try:
                 job_id = None if job.is_orphan else job.job.id
-                reason = stay_reason(
+                reason = _stay_reason(
                     self._session, blockers, job_id, found, is_leftover=job.owner is not None
                 )
             except OSError as error:
+                self.put_back(job, [])
                 self._stats.failed(job.job, describe_oserror(error))
                 continue
             if reason is None:
@@ -452,7 +453,12 @@ class Staging:
 
     def put_back(self, job: ClaimedJob, staged: Sequence[Item]) -> None:
         """Undo a job's staging and close its intent, unless an artifact cannot be moved back."""
-        if self.restore(staged):
+        try:
+            is_complete = self.restore(staged)
+        except OSError as error:
+            self._fail_open(job, error)
+            return
+        if is_complete:
             self._withdrawn.append(job.intent.id)
         else:
             self._keep_open(job)
@@ -463,9 +469,13 @@ class Staging:
         Then all of the job waits for a person: the record of the rest would close the intent, and nothing
         would know what stays in the trash.
         """
-        if self.restore(needed):
-            return True
-        self.restore([item for item in job.items if item not in needed])
+        try:
+            if self.restore(needed):
+                return True
+            self.restore([item for item in job.items if item not in needed])
+        except OSError as error:
+            self._fail_open(job, error)
+            return False
         self._keep_open(job)
         self._stats.skipped(job.reported_job, "another entry is in the place of what another job needs")
         return False
@@ -475,6 +485,12 @@ class Staging:
         command = suggested("trash restore", job.intent.name)
         reason = f"Another entry is in an artifact's place. Move it away, then run {command}."
         self.save_intent(with_error(job.intent, reason, 0))
+
+    def _fail_open(self, job: ClaimedJob, error: OSError) -> None:
+        """Keep the intent of a job with an item that the filesystem does not move back, for the next run."""
+        reason = f"It cannot be moved back from the trash: {describe_oserror(error)}"
+        self.save_intent(with_error(job.intent, reason, 0))
+        self._stats.failed(job.reported_job, reason)
 
     def save_intent(self, intent: Intent) -> None:
         """Record the state of an open intent in a separate transaction."""
@@ -489,15 +505,27 @@ class Staging:
                 log.debug("%s was not put back: %s", job.intent.id, error)
 
     def restore(self, staged: Sequence[Item]) -> bool:
-        """Move artifacts back; return False if a place is taken and its artifact stays in the trash."""
-        is_complete = True
+        """Move artifacts back; return False if a place is taken and its artifact stays in the trash.
+
+        Raises:
+            OSError: an artifact could not be moved; all others were tried.
+        """
+        is_complete, errors = True, []
         for found, item in staged:
-            if self._session.trashes[found.artifact.root].restore(item):
+            try:
+                is_taken = bool(self._session.trashes[found.artifact.root].restore(item))
+            except OSError as error:
+                error.filename = found.label
+                errors.append(error)
+                continue
+            if is_taken:
                 is_complete = False
                 message = (
                     f"{printable(found.label)} exists again. The earlier one stays in the trash as {item}."
                 )
                 self._run.emit(Warned(message))
+        if errors:
+            raise errors[0]
         return is_complete
 
     def delete_withdrawn(self) -> None:
@@ -525,10 +553,22 @@ def stay_reason(
         job_id: the job, or None for an orphan.
         artifacts: what would go.
         is_leftover: whether they outlasted cleaned jobs.  A move by a run can have changed them then.
-
-    Raises:
-        OSError: an artifact cannot be checked.
     """
+    try:
+        return _stay_reason(session, blockers, job_id, artifacts, is_leftover=is_leftover)
+    except OSError as error:
+        return describe_oserror(error)
+
+
+def _stay_reason(
+    session: StoreSession,
+    blockers: Blockers,
+    job_id: str | None,
+    artifacts: Iterable[Found],
+    *,
+    is_leftover: bool,
+) -> str | None:
+    """Return what :func:`stay_reason` does; raise OSError if an artifact cannot be checked."""
     for found in artifacts:
         root, name = session.roots[found.artifact.root], found.artifact.name
         try:

@@ -27,11 +27,13 @@ class Root:
     inode: int
 
     def has(self, name: str) -> bool:
-        """Tell whether an entry of this name exists; a dangling link counts."""
+        """Tell whether an entry of this name exists; a dangling link counts, and one that cannot be read."""
         try:
             os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
             return False
+        except OSError:
+            return True
         return True
 
     def listed(self, names: Set[str]) -> set[str]:

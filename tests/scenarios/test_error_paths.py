@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from tests.cleanup.conftest import JobStore
+from tests.cleanup.test_recovery import run_and_die
+from tests.requirements import needs
 
 pytestmark = pytest.mark.root
 
@@ -70,3 +73,60 @@ def test_an_artifact_that_cannot_be_moved_is_named_with_its_folder(store: JobSto
         assert folder.exists()
     finally:
         subprocess.run(["chattr", "-R", "-i", store.path], check=False, stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def mount() -> Iterator[Callable[..., None]]:
+    """Mount a filesystem until the test is over."""
+    with ExitStack() as stack:
+
+        def mount(*options: str | Path) -> None:
+            subprocess.run(["mount", *options], check=True)
+            unmount = ["umount", "--lazy", str(options[-1])]
+            stack.callback(subprocess.run, unmount, check=False, capture_output=True)
+
+        yield mount
+
+
+@needs("mkfs.ext4", "debugfs")
+def test_an_upload_that_the_disk_has_damaged_keeps_its_job_and_no_other(
+    store: JobStore, tmp_path: Path, mount: Callable[..., None]
+) -> None:
+    image, uploads = tmp_path / "image", store.path / "uploads"
+    image.write_bytes(bytes(1 << 22))
+    subprocess.run(["mkfs.ext4", "-q", "-O", "metadata_csum", image], check=True)
+    mount("-o", "loop", image, uploads)
+    names = ("a.tif", "orphan.tif")
+    inodes = [store.upload(name).stat().st_ino for name in names]
+    subprocess.run(["umount", uploads], check=True)
+    for inode in inodes:
+        damage = ["debugfs", "-w", "-R", f"set_inode_field <{inode}> checksum 1", str(image)]
+        subprocess.run(damage, check=True, capture_output=True)
+    mount("-o", "loop", image, uploads)
+    with pytest.raises(OSError, match="Bad message"):
+        (uploads / "a.tif").stat()
+    store.job("a", dem="a.tif")
+    store.job("b")
+    assert store.run(dry_run=True).successful.jobs == 1
+    report = store.run(orphans__delete_after_hours=1)
+    assert (report.outcome, [note.job_id for note in report.failures]) == ("errors", ["a"])
+    assert "uploads/a.tif" in report.failures[0].message
+    assert store.cleaned() == {"b"}
+    assert store.results("a").exists()
+    assert store.sql("SELECT * FROM cleanup_intents") == []
+
+
+def test_a_job_that_the_disk_does_not_take_back_is_an_error_until_it_does(
+    store: JobStore, mount: Callable[..., None]
+) -> None:
+    results = store.path / "results"
+    mount("-t", "tmpfs", "tmpfs", results)
+    store.job("a")
+    assert run_and_die(store, lambda: any(results.glob(".eemtcleanupd-trash/*/a")))
+    subprocess.run(["mount", "-o", "remount,ro", results], check=True)
+    report = store.run()
+    assert (report.outcome, [note.job_id for note in report.failures]) == ("errors", ["a"])
+    assert store.cleaned() == set()
+    subprocess.run(["mount", "-o", "remount,rw", results], check=True)
+    assert store.run().outcome == "success"
+    assert store.cleaned() == {"a"}
