@@ -49,14 +49,14 @@ from eemtcleanupd.cleanup.session import (
     open_session,
     record_roots,
 )
-from eemtcleanupd.cleanup.staging import stay_reason
+from eemtcleanupd.cleanup.staging import describe_oserror, stay_reason
 from eemtcleanupd.clock import Clock, system_clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.ballast import allocate_ballast, release_ballast, release_initial_ballast
 from eemtcleanupd.deletion.blockers import Blockers
 from eemtcleanupd.deletion.filesystem import disk_usage
 from eemtcleanupd.deletion.pool import DeletionPool
-from eemtcleanupd.errors import AuditError, BreakerError, CleanupError, JobTableError
+from eemtcleanupd.errors import AuditError, BreakerError, CleanupError, JobTableError, RootError
 from eemtcleanupd.events import (
     ORPHAN,
     ArtifactSize,
@@ -144,7 +144,10 @@ def clean(
         with ExitStack() as stack:
             if not request.dry_run and (message := release_initial_ballast(config)):
                 emit(Warned(message))
-            return _Run(run, stack).execute()
+            try:
+                return _Run(run, stack).execute()
+            except OSError as error:
+                raise _root_error(error) from error
     except CleanupError as error:
         if not request.dry_run and not isinstance(error, AuditError):
             with suppress(AuditError):  # the first error is the one to report
@@ -506,10 +509,11 @@ class _Run:
             if warning is not None:
                 run.emit(warning)
             run.audit("run_finished", **audit_summary(report))
-        except CleanupError as error:
+        except (CleanupError, OSError) as error:
+            reason = str(_root_error(error) if isinstance(error, OSError) else error)
             with suppress(CleanupError):  # the database can be the cause; report the first error
                 ledger.finish_run(
-                    replace(record, finished_at=run.clock(), outcome=Outcome.FAILED, error=str(error))
+                    replace(record, finished_at=run.clock(), outcome=Outcome.FAILED, error=reason)
                 )
             raise
         anchor = partial(run.hooks.anchor_audit, ledger)
@@ -604,6 +608,14 @@ class _Run:
             named = ", ".join(unowned[:_UNOWNED_NAMED]) + (" …" if len(unowned) > _UNOWNED_NAMED else "")
             items = plural(len(unowned), "item")
             self._run.emit(Warned(f"The trash contains {items} that no run owns: {named}."))
+
+
+def _root_error(error: OSError) -> RootError:
+    """Return the error for a folder that fails as a whole; what fails for one job is that job's error."""
+    return RootError(
+        f"The run cannot go on: {describe_oserror(error)}. The next run continues from here. "
+        "Check the disks of the folders, and the kernel log for their errors."
+    )
 
 
 def _require_writable_log(session: StoreSession, run: RunContext) -> None:

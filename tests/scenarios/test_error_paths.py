@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from eemtcleanupd.errors import RootError
+from eemtcleanupd.events import Event, RunFailed, RunStarted
 from tests.cleanup.conftest import JobStore
 from tests.cleanup.test_recovery import run_and_die
 from tests.requirements import needs
@@ -86,6 +90,29 @@ def mount() -> Iterator[Callable[..., None]]:
             stack.callback(subprocess.run, unmount, check=False, capture_output=True)
 
         yield mount
+
+
+def test_a_folder_that_cannot_be_listed_any_more_ends_the_run_with_a_message(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.job("a")
+    listing = os.scandir
+
+    def fail(event: Event) -> None:
+        if isinstance(event, RunStarted):
+            monkeypatch.setattr(os, "scandir", refuse)
+
+    def refuse(folder: int | str) -> object:
+        if isinstance(folder, str):
+            return listing(folder)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(RootError, match="Input/output error"):
+        store.run(on_event=fail)
+    monkeypatch.undo()
+    assert len(store.of(RunFailed)) == 1
+    assert store.sql("SELECT outcome FROM cleanup_runs") == [("failed",)]
+    assert store.run().successful.jobs == 1
 
 
 @needs("mkfs.ext4", "debugfs")
