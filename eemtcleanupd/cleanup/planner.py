@@ -104,9 +104,15 @@ class Planner:
             self._counted = counted
         return sum(decision.clean for page in pages for decision in page)
 
-    def forget_count(self) -> None:
-        """Decide again on what :meth:`count_expired` has read: rows were written since."""
+    def decide_again(self, unfinished: Collection[str]) -> None:
+        """Decide again on what :meth:`count_expired` has read: recovery has written rows since.
+
+        Files of the jobs ``unfinished`` can be deleted already, so ``keep_last`` does not count these jobs.
+        """
         self._counted = None
+        self._last = self._jobs.newest_successful(
+            self._policy.keep_last, self._run.started_at, besides=unfinished
+        )
 
     def decisions(self, page_size: int) -> Iterator[list[Decision]]:
         """Yield the decisions on all gathered candidates, in pages, oldest first."""

@@ -100,6 +100,7 @@ class EarlyCleaning:
         policy = early_policy(run.policy, target.pressure.minimum_age)
         self._jobs = job_table(session.database, run.config, policy, has_parameters=run.hooks.read_jobs)
         self._planner = Planner(run, session, policy, self._jobs)
+        self._planner.decide_again(in_progress)
         self._is_one_disk = all(is_on_disk(session, root) for root in session.roots)
         self._available_bytes = 0
         self._lag_bytes = 0

@@ -450,6 +450,10 @@ class _Run:
             return frozenset(), {}
         unfinished = session.ledger.open_intents()
         finishing = [intent for intent in unfinished if is_being_deleted(session, intent)]
+        taken = [intent for intent in unfinished if any(is_replaced(session, *pair) for pair in intent.items)]
+        skipped = frozenset(intent.job_id for intent in (*finishing, *taken))
+        if skipped:
+            self._planner.decide_again(skipped)
         staged = {intent.job_id: intent for intent in unfinished if intent not in finishing}
         expired = session.ledger.expired(run.clock(), sys.maxsize, trashed_before=run.purge_trashed_before)
         for intent in (*finishing, *purgeable(session, self._planner, expired)):
@@ -459,8 +463,7 @@ class _Run:
             counts.purged_bytes += size
             labels = tuple(found.label for found, _ in intent.items)
             run.emit(PurgePlanned(intent.job_id, labels, size))
-        taken = [intent for intent in unfinished if any(is_replaced(session, *pair) for pair in intent.items)]
-        return frozenset(intent.job_id for intent in (*finishing, *taken)), staged
+        return skipped, staged
 
     # -- clean -------------------------------------------------------------------------------------
 
@@ -556,10 +559,10 @@ class _Run:
         in_progress: frozenset[str] = frozenset()
         if session.ledger.has_intents():
             in_progress = recover_intents(pipeline)
+            self._planner.decide_again(in_progress)
             # Nobody asked for a recovery run, so it deletes nothing whose deletion had not started.
             if request.trigger is not Trigger.RECOVERY:
                 purge_expired(pipeline, run.purge_trashed_before)
-            self._planner.forget_count()
         remove_strays(pipeline)
         if not request.trigger.plans_jobs:
             return InventoryResult(0, 0), None

@@ -202,8 +202,10 @@ class JobTable:
                 rows = self.rows(connection, ids)
             yield [rows[job_id].job for job_id in ids if job_id in rows and not rows[job_id].cleaned]
 
-    def newest_successful(self, count: int, now: datetime, page_size: int = 500) -> frozenset[str]:
-        """Return the ids of the ``count`` newest uncleaned successful jobs (``keep_last``).
+    def newest_successful(
+        self, count: int, now: datetime, page_size: int = 500, *, besides: Collection[str] = ()
+    ) -> frozenset[str]:
+        """Return the ids of the ``count`` newest uncleaned successful jobs (``keep_last``), without some.
 
         They are compared by the moment of their end.  A job whose end cannot be trusted at ``now`` is none of
         them.  The table is read in pages, so memory grows with ``count`` only.
@@ -220,7 +222,8 @@ class JobTable:
         while not newest.is_complete:
             with self._database.read() as connection:
                 page = connection.execute(newest.next_page(statement)).mappings().all()
-            newest.add(page, [self._convert(*list(row.values())[: len(ROW_COLUMNS) + 2]).job for row in page])
+            jobs = [self._convert(*list(row.values())[: len(ROW_COLUMNS) + 2]).job for row in page]
+            newest.add(page, [job for job in jobs if job.id not in besides])
         return newest.ids
 
     def observed_starts(self) -> list[ObservedStart]:

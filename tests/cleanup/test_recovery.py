@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from eemtcleanupd.events import OrphanFound, RunFinished, Warned
+from eemtcleanupd.events import JobPlanned, OrphanFound, RunFinished, Warned
 from eemtcleanupd.model import Trigger
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.sqlite import SqliteDatabase
@@ -311,6 +311,27 @@ def test_a_part_of_a_group_that_recovery_cannot_delete_keeps_its_job_unrecorded(
     assert store.run().errors == 0
     assert "done" in store.cleaned()
     assert store.trash() == []
+
+
+@pytest.mark.parametrize("is_stuck", [False, True])
+def test_a_job_whose_deletion_had_begun_is_none_of_the_newest_that_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_stuck: bool
+) -> None:
+    store = JobStore(tmp_path)
+    store.job("newest", days=9)
+    trash = store.path / "results/.eemtcleanupd-trash"
+    assert run_and_die(store, lambda: any(trash.glob("*.deleting")))
+    store.job("second", days=10)
+    store.job("third", days=11)
+    if is_stuck:
+        monkeypatch.setattr(os, "rmdir", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EIO, "")))
+    keeping: dict[str, Any] = {"retention__successful_jobs__keep_last": 1}
+    store.run(dry_run=True, **keeping)
+    planned = {event.job.id for event in store.events if isinstance(event, JobPlanned)}
+    store.run(**keeping)
+    assert planned == {"third"}
+    assert store.results("second").exists()
+    assert not store.results("third").exists()
 
 
 # -- a run that only recovers --------------------------------------------------------------------------------
