@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 
 from eemtcleanupd.batches import batched
@@ -129,18 +130,22 @@ class Pipeline:
         """Mark jobs as cleaned again whose rows were reset, before the trash forgets what they had."""
         self.stats.counts.already_trashed += len(self._recording.mark_reset(jobs))
 
-    def process_orphans(self, entries: Sequence[Found], *, are_leftovers: bool) -> frozenset[Artifact]:
+    def process_orphans(self, entries: Sequence[Found], measured_at: datetime | None) -> frozenset[Artifact]:
         """Remove entries that no row names, or whose jobs are all cleaned, through the same stages.
+
+        Args:
+            entries: the entries.
+            measured_at: a time before the inventory looked at leftovers, None for entries without a row.
 
         Returns:
             Those that must stay: a row names them now, say.
         """
         # With a grace each entry is measured before it moves, and leftovers can be copied: see _resize_group.
-        is_copied = self.run.grace or (are_leftovers and self.run.hooks.read_jobs)
+        is_copied = self.run.grace or (measured_at is not None and self.run.hooks.read_jobs)
         size = self._group_size if is_copied else _LARGEST_GROUP
         taken: set[Artifact] = set()
         for group in batched(entries, size):
-            claimed = self.staging.claim_orphans(group, are_leftovers=are_leftovers)
+            claimed = self.staging.claim_orphans(group, measured_at)
             confirmed = self.staging.stage_and_confirm(claimed, self._jobs_in_flight())
             taken.update(found.artifact for orphan in confirmed for found, _ in orphan.intent.items)
             self._delete(confirmed)

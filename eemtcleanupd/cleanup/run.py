@@ -424,7 +424,8 @@ class _Run:
             is_planned, is_leftover = kind is not EntryKind.ORPHAN, kind is EntryKind.LEFTOVER
             reason = None
             if is_planned:
-                reason = stay_reason(self._session, blockers, None, [found], is_leftover=is_leftover)
+                now = self._run.clock() if is_leftover else None
+                reason = stay_reason(self._session, blockers, None, [found], now)
             if reason is not None:
                 is_planned = False
                 stats.skipped(Job(found.label, ORPHAN), reason)
@@ -580,13 +581,15 @@ class _Run:
             early.run()
             pressure = early.summary()
 
+        inventoried_at = run.clock()
+
         def handle(entries: Sequence[tuple[Found, int]], kind: EntryKind) -> None:
             staying = frozenset(found.artifact for found, _ in entries)
             if kind is EntryKind.DUE:
                 self._check_due(entries)
             if kind is not EntryKind.ORPHAN:
-                is_leftover = kind is EntryKind.LEFTOVER
-                staying = pipeline.process_orphans([found for found, _ in entries], are_leftovers=is_leftover)
+                measured_at = inventoried_at if kind is EntryKind.LEFTOVER else None
+                staying = pipeline.process_orphans([found for found, _ in entries], measured_at)
             if kind is EntryKind.LEFTOVER:
                 return
             acknowledged = self._acknowledged(entries)

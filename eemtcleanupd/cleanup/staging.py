@@ -9,7 +9,7 @@ import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
@@ -53,7 +53,8 @@ class ClaimedJob:
     ``known_size`` is the size in bytes that was measured earlier, and ``sizes`` those of the artifacts that
     move to the trash for a grace period.  ``marks_job_cleaned`` is False if the job was held, run again or
     copied back since the claim, or its row was removed.  The run then deletes only the leftovers.  ``early``
-    is the reason for cleaning a job before its retention ends.  ``owner`` is the job that a leftover was of.
+    is the reason for cleaning a job before its retention ends.  ``owner`` is the job that a leftover was of,
+    and ``measured_at`` a time before the inventory looked at it.
     """
 
     intent: Intent
@@ -68,6 +69,7 @@ class ClaimedJob:
     marks_job_cleaned: bool = True
     early: str | None = None
     owner: Job | None = None
+    measured_at: datetime | None = None
 
     @property
     def is_orphan(self) -> bool:
@@ -195,8 +197,11 @@ class Staging:
             }
         return {}
 
-    def claim_orphans(self, entries: Sequence[Found], *, are_leftovers: bool) -> list[ClaimedJob]:
-        """Write the intents of those entries that are still orphans, or leftovers."""
+    def claim_orphans(self, entries: Sequence[Found], measured_at: datetime | None) -> list[ClaimedJob]:
+        """Write the intents of those entries that are still orphans, or leftovers.
+
+        ``measured_at`` is a time before the inventory looked at leftovers, None for orphans.
+        """
         group = self._next_group()
         intents = [
             self._intent(f"{group}.{number}", group, IntentKind.ORPHAN, [found])
@@ -208,7 +213,7 @@ class Staging:
             claimable = []
             for found, intent in zip(entries, intents, strict=True):
                 owners = claimants.get(found.artifact, [])
-                if blocking_claimant(owners, set()) is None and (are_leftovers or not owners):
+                if blocking_claimant(owners, set()) is None and (measured_at is not None or not owners):
                     claimable.append((intent, newest_owner(owners)))
             added = [intent for intent, _ in claimable]
             self._session.ledger.add_intents(connection, added, self._run.clock())
@@ -222,6 +227,7 @@ class Staging:
                 None,
                 list(intent.items),
                 owner=owner,
+                measured_at=measured_at,
             )
             for intent, owner in self._session.database.write(work)
         ]
@@ -308,9 +314,7 @@ class Staging:
             found = [found for found, _ in job.items]
             try:
                 job_id = None if job.is_orphan else job.job.id
-                reason = _stay_reason(
-                    self._session, blockers, job_id, found, is_leftover=job.owner is not None
-                )
+                reason = _stay_reason(self._session, blockers, job_id, found, job.measured_at)
             except OSError as error:
                 self.put_back(job, [])
                 self._stats.failed(job.job, describe_oserror(error))
@@ -542,8 +546,7 @@ def stay_reason(
     blockers: Blockers,
     job_id: str | None,
     artifacts: Iterable[Found],
-    *,
-    is_leftover: bool = False,
+    measured_at: datetime | None = None,
 ) -> str | None:
     """Return why the artifacts of a job must stay where they are for now; None when they can go.
 
@@ -552,10 +555,11 @@ def stay_reason(
         blockers: what blocks entries at present.
         job_id: the job, or None for an orphan.
         artifacts: what would go.
-        is_leftover: whether they outlasted cleaned jobs.  A move by a run can have changed them then.
+        measured_at: a time before the inventory looked at them, if they outlasted cleaned jobs.  Then a run
+            can have moved them before, which renews their ctime.
     """
     try:
-        return _stay_reason(session, blockers, job_id, artifacts, is_leftover=is_leftover)
+        return _stay_reason(session, blockers, job_id, artifacts, measured_at)
     except OSError as error:
         return describe_oserror(error)
 
@@ -565,8 +569,7 @@ def _stay_reason(
     blockers: Blockers,
     job_id: str | None,
     artifacts: Iterable[Found],
-    *,
-    is_leftover: bool,
+    measured_at: datetime | None,
 ) -> str | None:
     """Return what :func:`stay_reason` does; raise OSError if an artifact cannot be checked."""
     for found in artifacts:
@@ -584,9 +587,13 @@ def _stay_reason(
         reason = blockers.reason(root, name, is_folder=is_folder)
         if reason is None and found.artifact.root is RootName.RESULTS:
             reason = keep_marker_reason(root.fd, name)
-        if reason is None and job_id is None and not is_folder and not is_leftover:
-            # An orphan can have been replaced since it was measured, by the upload of a job without a row.
-            reason = blockers.change_reason(found.label, max(status.st_mtime, status.st_ctime))
+        if reason is None and job_id is None and not is_folder:
+            # It can have been replaced since it was measured, by the upload of a job without a row.
+            changed_at = max(status.st_mtime, status.st_ctime)
+            if measured_at is None:
+                reason = blockers.change_reason(found.label, changed_at)
+            elif changed_at > measured_at.timestamp():
+                reason = f"{printable(found.label)} was replaced during the run"
         if reason is not None:
             return reason
     if job_id is None:

@@ -275,6 +275,27 @@ def test_an_orphan_that_is_replaced_after_it_was_measured_stays(
     assert (report.orphans.jobs, upload.read_bytes()) == (0, b"new")
 
 
+def test_a_leftover_that_is_replaced_during_its_backup_stays(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = store.upload("dem.tif")
+    store.now = datetime.now(UTC)
+    store.job("a", dem="dem.tif", files=0)
+    store.run(retention__successful_jobs__hours=100_000)
+    store.wait()
+    store.sql("UPDATE jobs SET data_cleaned_at = ?", store.now.replace(tzinfo=None).isoformat())
+    store.wait()
+
+    def replace() -> None:
+        upload.unlink()
+        upload.write_bytes(b"new")  # the web application resets the row next
+
+    monkeypatch.setattr(At, "read_jobs", True)
+    report = run(store, At("backup", "a", replace))
+    assert (report.orphans.jobs, upload.read_bytes()) == (0, b"new")
+    assert store.sql("SELECT id FROM cleanup_intents") == []
+
+
 def test_an_orphan_that_cannot_go_back_is_shown_and_can_be_restored(
     store: JobStore, after_staging: Callable[[Callable[[], object]], None], run_cli: RunCli
 ) -> None:
