@@ -516,9 +516,10 @@ class _Run:
         except (CleanupError, OSError) as error:
             reason = str(_root_error(error) if isinstance(error, OSError) else error)
             with suppress(CleanupError):  # the database can be the cause; report the first error
-                ledger.finish_run(
-                    replace(record, finished_at=run.clock(), outcome=Outcome.FAILED, error=reason)
-                )
+                for so_far in ledger.runs(1, run.id):  # its row counts the jobs that were recorded
+                    ledger.finish_run(
+                        replace(so_far, finished_at=run.clock(), outcome=Outcome.FAILED, error=reason)
+                    )
             raise
         anchor = partial(run.hooks.anchor_audit, ledger)
         if is_idle_purge(report, counts):

@@ -20,7 +20,7 @@ from eemtcleanupd.cleanup.session import root_entries
 from eemtcleanupd.cleanup.staging import ClaimedJob, Staging
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.errors import BreakerError, JobTableError
-from eemtcleanupd.events import AuditEntry, JobPlanned, JobTally, OrphanFound, RunReport
+from eemtcleanupd.events import AuditEntry, Event, JobCleaned, JobPlanned, JobTally, OrphanFound, RunReport
 from eemtcleanupd.model import ArtifactPath, Job
 from tests.cleanup.conftest import JobStore
 from tests.cleanup.test_recovery import run_and_die
@@ -463,6 +463,28 @@ def test_a_job_table_that_loses_its_rows_during_a_run_makes_no_orphans(store: Jo
     with pytest.raises(BreakerError):
         run(store, At("run_started", None, recreate), orphans__delete_after_hours=24)
     assert before.items() <= store.snapshot().items()
+
+
+def test_a_run_that_fails_keeps_the_record_of_what_it_has_done(store: JobStore) -> None:
+    store.job("a")
+    store.job("b", "failed")
+    store.job("young", days=1)
+    store.now = datetime.now(UTC) + timedelta(days=3)
+    store.upload("orphan.tif")
+    for job_id, days in (("a", 10), ("b", 10), ("young", 1)):
+        ended = f"{store.now - timedelta(days=days):%Y-%m-%d %H:%M:%S}"
+        store.sql("UPDATE jobs SET completed_at = ?, created_at = NULL WHERE id = ?", ended, job_id)
+
+    def empty(event: Event) -> None:
+        if isinstance(event, JobCleaned):
+            store.sql("DELETE FROM jobs")
+
+    with pytest.raises(JobTableError):
+        store.run(on_event=empty, orphans__delete_after_hours=24)
+    counts = "outcome, successful, failed, bytes_freed"
+    assert store.sql(f"SELECT {counts} FROM cleanup_runs") == [
+        ("failed", 1, 1, store.sql("SELECT sum(bytes_freed) FROM cleanup_log")[0][0])
+    ]
 
 
 def test_an_entry_that_is_listed_again_after_its_removal_counts_once(
