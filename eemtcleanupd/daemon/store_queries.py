@@ -65,7 +65,8 @@ class StoreQueries:
                 return None
             outcome = newest[0].outcome
             ended_early = outcome not in {None, Outcome.SUCCESS, Outcome.ERRORS}
-            needs_recovery = outcome is None or (ended_early and bool(ledger.open_intents()))
+            is_open = outcome in {None, Outcome.KILLED}
+            needs_recovery = is_open or (ended_early and bool(ledger.open_intents()))
             error = newest[0].error if outcome in Outcome.unsuccessful() else None
             return LastCleanup(ledger.last_cleanup_at(), needs_recovery, error)
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, delete, desc, func, insert, select, update
 
+from eemtcleanupd.errors import StoreError
 from eemtcleanupd.events import Total
 from eemtcleanupd.formatting import human_amounts
 from eemtcleanupd.model import Outcome, Trigger
 from eemtcleanupd.store.base import Repository, corruption_guard, read_utc
 from eemtcleanupd.store.tables import DELIVERY_OUTCOMES, NOTIFIERS, RUNS, TOTALS
 from eemtcleanupd.store.timestamps import utc_timestamp
+
+_KILLED = "The run did not finish."
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,26 @@ class Runs(Repository):
             ]
 
     def _runs(self, statement: Select[Any]) -> list[RunRecord]:
+        """Return runs; one without an outcome while no run holds the lock was killed."""
+        runs = self._read_runs(statement)
+        unfinished = {run.id for run in runs if run.outcome is None}
+        if not unfinished or self._is_locked():
+            return runs
+        # A run writes its outcome before it releases the lock, so what it wrote is there now.
+        return [
+            replace(run, outcome=Outcome.KILLED, error=_KILLED)
+            if run.outcome is None and run.id in unfinished
+            else run
+            for run in self._read_runs(statement)
+        ]
+
+    def _is_locked(self) -> bool:
+        try:
+            return self._database.holder("run") is not None
+        except StoreError:  # another user cannot tell
+            return True
+
+    def _read_runs(self, statement: Select[Any]) -> list[RunRecord]:
         with self._database.read() as connection:
             rows = connection.execute(statement).mappings().all()
         times = ("started_at", "finished_at", "purge_after")
@@ -153,9 +176,7 @@ class Runs(Repository):
 
         def work(connection: Connection) -> None:
             connection.execute(
-                update(RUNS)
-                .where(RUNS.c.outcome.is_(None))
-                .values(outcome=Outcome.KILLED, error="The run did not finish.")
+                update(RUNS).where(RUNS.c.outcome.is_(None)).values(outcome=Outcome.KILLED, error=_KILLED)
             )
             # Runs are ordered by start time, and by this number within the same second.
             number = select(func.coalesce(func.max(RUNS.c.number), 0) + 1).scalar_subquery()

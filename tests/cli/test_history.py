@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
+from eemtcleanupd.store.lock import run_lock
+from tests.cleanup.conftest import JobStore
+from tests.cleanup.test_recovery import run_and_die
 from tests.conftest import Aged, RunCli, disk_bytes, in_kb
 
 
@@ -36,6 +40,24 @@ def test_history_lists_runs_and_shows_one(sample_store: Path, aged: Aged, run_cl
     unknown = run_cli("history", "nonsense", cwd=store)
     assert unknown.returncode == 1
     assert "nonsense" in unknown.stderr
+
+
+def test_a_run_that_was_killed_is_not_in_progress(tmp_path: Path, run_cli: RunCli) -> None:
+    store = JobStore(tmp_path / "store")
+    store.job("a")
+    assert run_and_die(store, lambda: any(store.path.glob("results/.eemtcleanupd-trash/*.deleting")))
+
+    def shown() -> list[object]:
+        documents = [
+            json.loads(run_cli(name, "--json", cwd=store.path).stdout) for name in ("history", "status")
+        ]
+        return [documents[0][0]["outcome"], documents[1]["last_run"]["outcome"]]
+
+    assert shown() == ["killed", "killed"]
+    with closing(store.open()) as database, run_lock(database, "another-run", store.now):
+        assert shown() == [None, None]  # it could be this one
+    store.run()
+    assert store.sql("SELECT outcome FROM cleanup_runs ORDER BY number") == [("killed",), ("success",)]
 
 
 def test_a_held_job_is_kept_until_it_is_released(sample_store: Path, aged: Aged, run_cli: RunCli) -> None:
