@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import partial
 
 from sqlalchemy import Connection
 
@@ -251,12 +252,23 @@ class Inventory:
                     )
                 terminal = [row.job for row in rows.values() if self._is_waiting(row)]
                 with_files += len(terminal)
+                self._forget_sizes(known.keys() - {job.id for job in terminal})
                 new = [job for job in terminal if job.id not in known]
                 if self._is_recording and new:
                     artifacts = self._artifacts(new, tables)
                     sizes = dict(zip(new, executor.map(self._size, artifacts), strict=True))
                     self._record_sizes(sizes, upload_bytes)
+        if self._is_recording and not self._run.stop.is_set():
+            unfinished = {intent.job_id for intent in self._session.ledger.open_intents()}
+            for ids in tables.measured_unseen():
+                self._forget_sizes(set(ids) - unfinished)
         return with_files
+
+    def _forget_sizes(self, ids: Set[str]) -> None:
+        """Forget the measured sizes of jobs whose data is gone, or is in use again."""
+        if ids:
+            forget = partial(self._session.ledger.forget_measured, job_ids=list(ids))
+            self._session.database.write(forget)
 
     def _is_waiting(self, row: Row) -> bool:
         return not row.cleaned and self._run.policy.classify(row.job.status) in TERMINAL

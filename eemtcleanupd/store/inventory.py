@@ -29,6 +29,7 @@ from eemtcleanupd.store.base import MOST_VALUES
 from eemtcleanupd.store.column_types import RawName, RawText
 from eemtcleanupd.store.database import SCRATCH, Database
 from eemtcleanupd.store.jobs import JobTable
+from eemtcleanupd.store.tables import SIZES
 
 _METADATA = MetaData(schema=SCRATCH)
 _UPLOADS = Table("cleanup_uploads", _METADATA, Column("name", RawName, primary_key=True))
@@ -130,6 +131,12 @@ class InventoryTables:
         statement = select(_SEEN.c.job_id, _SEEN.c.upload_bytes)
         for rows in self._pages(statement, _SEEN.c.job_id, 100):
             yield [(row.job_id, row.upload_bytes) for row in rows]
+
+    def measured_unseen(self) -> Iterator[list[str]]:
+        """Yield, in pages, the jobs with a measured size of which nothing was seen on the disk."""
+        statement = select(SIZES.c.job_id).where(SIZES.c.job_id.not_in(select(_SEEN.c.job_id)))
+        for rows in self._pages(statement, SIZES.c.job_id, 500):
+            yield [row.job_id for row in rows]
 
     def _pages(self, statement: Select[Any], key: Column[Any], size: int) -> Iterator[Sequence[Row[Any]]]:
         after = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -52,6 +53,26 @@ def test_an_upload_counts_for_the_job_in_its_name_when_the_job_that_names_it_is_
     assert store.cleaned() == {"cleaned"}
     sizes = measured(store)
     assert sizes["a"] == sizes["b"]
+
+
+def test_a_job_that_the_web_application_deleted_or_started_again_uses_no_space_any_more(
+    store: JobStore,
+) -> None:
+    for job_id in ("stays", "deleted", "again", "emptied"):
+        store.job(job_id, days=1)
+    store.run()
+    assert measured(store).keys() == {"stays", "deleted", "again", "emptied"}
+    store.sql("DELETE FROM jobs WHERE id = 'deleted'")
+    store.sql("UPDATE jobs SET status = 'running' WHERE id = 'again'")
+    for job_id in ("deleted", "emptied"):
+        shutil.rmtree(store.results(job_id))
+    store.run()
+    assert measured(store).keys() == {"stays"}
+    used = store.sql("SELECT successful_bytes FROM cleanup_storage ORDER BY id")
+    assert used[1] == (measured(store)["stays"],)
+    store.sql("UPDATE jobs SET status = 'completed' WHERE id = 'again'")
+    store.run()
+    assert measured(store).keys() == {"stays", "again"}
 
 
 @contextmanager
