@@ -18,7 +18,7 @@ from eemtcleanupd.batches import batched
 from eemtcleanupd.cleanup.context import RunContext
 from eemtcleanupd.cleanup.report import NAMED_JOBS_LIMIT
 from eemtcleanupd.cleanup.session import StoreSession
-from eemtcleanupd.deletion.blockers import keep_marker_reason
+from eemtcleanupd.deletion.blockers import HELD_BY_MARKER, keep_marker_reason
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.walk import measure
 from eemtcleanupd.events import JobNote, JobSkipped
@@ -139,7 +139,7 @@ class Planner:
             return replace(decision, clean=False, reason=reason, notable=True)
         marker = keep_marker_reason(self._session.roots[RootName.RESULTS].fd, job.id)
         if marker is not None:
-            return replace(decision, clean=False, reason=marker)
+            return replace(decision, clean=False, reason=marker, notable=marker != HELD_BY_MARKER)
         if (veto := self._run.hooks.veto(job)) is not None:
             return replace(decision, clean=False, reason=veto, notable=True, vetoed=True)
         return decision

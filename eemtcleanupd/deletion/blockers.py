@@ -20,6 +20,9 @@ from eemtcleanupd.formatting import printable, shortened
 from eemtcleanupd.model import KEEP_NAME, RootName
 from eemtcleanupd.privileges import with_file_access
 
+HELD_BY_MARKER = f"held by the file {KEEP_NAME} in its results"
+"""Why a job with a keep marker stays."""
+
 # In the initial PID namespace, /proc/locks shows every lock of this machine.  In other namespaces it shows
 # only locks whose holder lives there (proc(5), pid_namespaces(7); the number is PROC_PID_INIT_INO).
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
@@ -141,7 +144,7 @@ def keep_marker_reason(folder_fd: int, name: str) -> str | None:
         if error.errno == errno.ENAMETOOLONG:  # then there is no such folder either
             return None
         return f"the file {KEEP_NAME} in its results cannot be checked ({error.strerror})"
-    return f"held by the file {KEEP_NAME} in its results"
+    return HELD_BY_MARKER
 
 
 def _device_number(root: Root) -> str:

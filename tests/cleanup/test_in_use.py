@@ -171,6 +171,17 @@ print(sorted(p.name for p in store.results("a").rglob("*")))
     assert files == "['day_0.tif', 'day_1.tif', 'global', 'inside', 'nested']"
 
 
+def test_a_job_whose_marker_cannot_be_checked_is_reported_every_time(store: JobStore) -> None:
+    store.job("a", files=0)
+    store.results("a").symlink_to("a")
+    store.job("marked")
+    (store.results("marked") / ".eemt-keep").touch()
+    for is_dry in (True, False):
+        report = store.run(dry_run=is_dry)
+        notable = [event.job.id for event in store.events if isinstance(event, JobSkipped) and event.notable]
+        assert (report.skipped, notable) == (1, ["a"])
+
+
 def test_a_marker_is_still_found(store: JobStore) -> None:
     store.job("a")
     (store.results("a") / ".eemt-keep").touch()
