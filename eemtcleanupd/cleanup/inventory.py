@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from functools import partial
 
 from sqlalchemy import Connection
 
@@ -266,9 +265,14 @@ class Inventory:
 
     def _forget_sizes(self, ids: Set[str]) -> None:
         """Forget the measured sizes of jobs whose data is gone, or is in use again."""
+
+        def work(connection: Connection) -> None:
+            self._session.ledger.forget_measured(connection, list(ids))
+            for job_id in ids:
+                self._session.jobs.set_size(connection, job_id, 0)
+
         if ids:
-            forget = partial(self._session.ledger.forget_measured, job_ids=list(ids))
-            self._session.database.write(forget)
+            self._write_sizes(work, ids, lambda job_id: self._forget_sizes({job_id}))
 
     def _is_waiting(self, row: Row) -> bool:
         return not row.cleaned and self._run.policy.classify(row.job.status) in TERMINAL
@@ -310,15 +314,26 @@ class Inventory:
                 self._session.jobs.set_size(connection, job.id, size)
                 self._session.ledger.set_measured(connection, job.id, job_class, size, self._now)
 
+        by_id = {job.id: job for job in sizes}
+        self._write_sizes(
+            work,
+            by_id,
+            lambda job_id: self._record_sizes({by_id[job_id]: sizes[by_id[job_id]]}, upload_bytes),
+        )
+
+    def _write_sizes(
+        self, work: Callable[[Connection], None], ids: Collection[str], alone: Callable[[str], None]
+    ) -> None:
+        """Write the sizes of jobs; if the database refuses some, ``alone`` writes that of each job."""
         try:
             self._session.database.write(work)
         except RowError as error:
-            job = next(iter(sizes))
-            if len(sizes) == 1:
-                self._run.emit(Warned(f"Cannot record the size of job {printable(job.id)}. {error}"))
+            if len(ids) > 1:
+                for job_id in ids:
+                    alone(job_id)
                 return
-            for job, size in sizes.items():
-                self._record_sizes({job: size}, upload_bytes)
+            (job_id,) = ids
+            self._run.emit(Warned(f"Cannot record the size of job {printable(job_id)}. {error}"))
 
 
 def count_orphans(

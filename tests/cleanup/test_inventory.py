@@ -70,6 +70,7 @@ def test_a_job_that_the_web_application_deleted_or_started_again_uses_no_space_a
     assert measured(store).keys() == {"stays"}
     used = store.sql("SELECT successful_bytes FROM cleanup_storage ORDER BY id")
     assert used[1] == (measured(store)["stays"],)
+    assert store.sql("SELECT id FROM jobs WHERE data_size_mb > 0") == [("stays",)]
     store.sql("UPDATE jobs SET status = 'completed' WHERE id = 'again'")
     store.run()
     assert measured(store).keys() == {"stays", "again"}
