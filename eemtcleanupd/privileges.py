@@ -176,6 +176,11 @@ def can_exceed_rights(folder: os.stat_result) -> bool:
     return bool(_kept) and folder.st_uid != os.geteuid()
 
 
+def exceeds_user() -> bool:
+    """Tell whether code in this process could change files that its user, who is not root, cannot."""
+    return os.geteuid() != 0 and bool(_permitted() & _FILE_ACCESS)
+
+
 def is_unknown(uid: int) -> bool:
     """Tell whether a uid stands for all users that this user namespace lacks, such as its host's root.
 

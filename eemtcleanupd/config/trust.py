@@ -10,14 +10,15 @@ import importlib.util
 import os
 import pwd
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import eemtcleanupd
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.files import places_on_the_way
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.privileges import is_unknown
+from eemtcleanupd.privileges import exceeds_user, is_unknown
 
 # Read now: a process that later works as another user might not reach its own program any more.
 _PROGRAM_OWNER = Path(eemtcleanupd.__file__).parent.stat().st_uid
@@ -29,7 +30,7 @@ def require_trusted(path: Path, advice: str) -> None:
     Raises:
         ConfigError: another user can change it, or a folder above it.
     """
-    if (problem := _problem(path)) is not None:
+    if (problem := _problem(path, {0, os.geteuid(), _PROGRAM_OWNER})) is not None:
         raise ConfigError(f"{printable(str(path))} is not used, because {problem}. {advice}")
 
 
@@ -63,17 +64,34 @@ def require_trusted_module(name: str) -> None:
         spec = importlib.util.find_spec(".".join(parts[:length]))
         if spec is None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        places = [spec.origin] if spec.has_location else []
-        compiled = Path(spec.cached).parent if spec.cached else None
-        for place in (*places, *(spec.submodule_search_locations or ()), compiled):
-            if place is not None and os.path.lexists(place):
-                require_trusted(Path(place), "Its code would run with the rights of this process.")
+        require_trusted_code(spec)
 
 
-def _problem(path: Path) -> str | None:
+def require_trusted_code(spec: ModuleSpec) -> None:
+    """Refuse to import a module that was found, if another user can change it.
+
+    In a process of root that became another user, that user is another one too: code reaches the
+    capabilities that are set aside.
+
+    Raises:
+        ConfigError: another user can change the module, its compiled form, or its package.
+    """
+    trusted = {0, _PROGRAM_OWNER} | (set() if exceeds_user() else {os.geteuid()})
+    places = [spec.origin] if spec.has_location else []
+    compiled = Path(spec.cached).parent if spec.cached else None
+    for place in (*places, *(spec.submodule_search_locations or ()), compiled):
+        if place is None or not os.path.lexists(place):
+            continue
+        if (problem := _problem(Path(place), trusted)) is not None:
+            raise ConfigError(
+                f"{printable(str(place))} is not used, because {problem}. Its code would run with the rights "
+                "of this process."
+            )
+
+
+def _problem(path: Path, trusted: Set[int]) -> str | None:
     """Return why a path is not safe; links and folders on the way count."""
     resolved = Path(os.path.realpath(path))  # a loop of links is no error here
-    trusted = {0, os.geteuid(), _PROGRAM_OWNER}
     for place, is_above in _places(path.absolute(), resolved):
         try:
             status = place.lstat()

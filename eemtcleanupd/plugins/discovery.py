@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any, Final, TypeVar, cast
 
 import pluggy
@@ -20,7 +22,7 @@ from pydantic import BaseModel, create_model
 from eemtcleanupd.config import Config, Loaded, loading
 from eemtcleanupd.config.plugin_settings import NotifierSettings, PluginSettings
 from eemtcleanupd.config.schema import Notifiers, Schema
-from eemtcleanupd.config.trust import require_trusted_module
+from eemtcleanupd.config.trust import require_trusted_code, require_trusted_module
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.hookspecs import EVENT_HOOKS, PROJECT, Hooks
@@ -88,14 +90,37 @@ def load(
 @contextmanager
 def _importable(folder: str | None) -> Iterator[None]:
     """Allow imports of modules beside the configuration, after all other modules."""
-    if folder is None or folder in sys.path:
+    if folder is None:
         yield
         return
-    sys.path.append(folder)
+    finder = _Beside(folder)
+    sys.meta_path.append(finder)
     try:
         yield
     finally:
-        sys.path.remove(folder)
+        sys.meta_path.remove(finder)
+
+
+class _Beside(MetaPathFinder):
+    """Finds modules beside the configuration.
+
+    Every one is checked, not only plugins: libraries try to import modules that are not installed.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return where a module is; refuse one that another user can change."""
+        spec = None if path is not None else PathFinder.find_spec(fullname, [self._folder], target)
+        if spec is not None:
+            try:
+                require_trusted_code(spec)
+            except ConfigError as error:
+                raise ImportError(str(error).removesuffix("."), name=fullname) from error
+        return spec
 
 
 def schema() -> Schema:

@@ -186,9 +186,35 @@ def test_code_and_paths_in_the_current_folder_of_others_are_not_used(folder: Pat
         assert command(*args, cwd=store.path).returncode == 2
     os.chown(file, 0, 0)  # the folder is still theirs
     assert command("check", cwd=store.path).returncode == 2
+    assert command("check", "--config", file, cwd=store.path).returncode == 2  # theirs, so read as OWNER
     assert not (store.path / "executed").exists()
-    command("check", "--config", file, cwd=store.path)
+    command("check", "--config", file, cwd=store.path, uid=OWNER)
     assert (store.path / "executed").stat().st_uid == OWNER  # with no more rights than its author has
+
+
+def test_no_code_beside_a_configuration_of_others_reaches_the_capabilities(
+    folder: Path, store: JobStore
+) -> None:
+    """An import of any name finds it there: a library's of what is not installed, and of an entry point."""
+    config = _config(folder, store, "plugins: [good]\n")
+    good = config.with_name("good.py")
+    good.write_text(
+        "from eemtcleanupd.hookspecs import hookimpl\n"
+        "try:\n    import evil\nexcept ImportError:\n    pass\n"
+        "@hookimpl\ndef veto_cleanup(job): pass\n"
+    )
+    evil = config.with_name("evil.py")
+    evil.write_text(EVIL)
+    os.chown(evil, OWNER, OWNER)
+    assert command("check", "--config", config, cwd=folder).returncode == 0
+    assert not config.with_name("executed").exists()
+    config.write_text(config.read_text().replace("plugins: [good]\n", ""))
+    entry_points = config.with_name("evil-1.dist-info") / "entry_points.txt"
+    entry_points.parent.mkdir()
+    entry_points.write_text("[eemtcleanupd]\nevil = evil\n")
+    give(config.parent, OWNER)
+    assert command("check", "--config", config, cwd=folder).returncode == 0
+    assert not config.with_name("executed").exists()
 
 
 def test_a_plugin_beside_a_good_configuration_must_be_as_safe(folder: Path, store: JobStore) -> None:
