@@ -19,6 +19,7 @@ import fcntl
 import os
 import secrets
 import stat
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _ENTRY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_LINKS = 40  # as the kernel, path_resolution(7)
 _POLL_SECONDS = 0.02
+_ACL_HEADER, _ACL_USER, _ACL_GROUP = 4, 2, 8  # linux/posix_acl_xattr.h
 
 
 # -- folders -----------------------------------------------------------------------------------------
@@ -105,6 +107,24 @@ def places_on_the_way(path: Path) -> Iterator[Path]:
         if (links := links + 1) <= _MAX_LINKS:
             todo.extend(reversed(target.parts))
             place = place.parent
+
+
+def grants_write(place: Path, status: os.stat_result) -> bool:
+    """Tell whether an access control list lets more users write than the owner, root and this user.
+
+    The mode of a file with such a list has the mask of the list in place of the rights of its group (acl(5)).
+    """
+    if not status.st_mode & stat.S_IWGRP:
+        return False
+    try:
+        entries = struct.iter_unpack("<HHI", os.getxattr(place, "system.posix_acl_access")[_ACL_HEADER:])
+    except OSError:  # it has no list
+        return False
+    known = {status.st_uid, os.geteuid(), 0}
+    return any(
+        rights & os.W_OK and (tag == _ACL_GROUP or (tag == _ACL_USER and number not in known))
+        for tag, rights, number in entries
+    )
 
 
 def _require_trusted_link(link: os.stat_result, folder: os.stat_result, links: int, path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import eemtcleanupd
 from eemtcleanupd.errors import ConfigError
-from eemtcleanupd.files import places_on_the_way
+from eemtcleanupd.files import grants_write, places_on_the_way
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.privileges import exceeds_user, is_unknown
 
@@ -104,7 +104,10 @@ def _problem(path: Path, trusted: Set[int]) -> str | None:
         if status.st_uid not in trusted and not (is_above and is_unknown(status.st_uid)):
             return f"{name} belongs to user {_user(status.st_uid)}"
         can_replace = not (is_above and status.st_mode & stat.S_ISVTX)
-        if can_replace and not stat.S_ISLNK(status.st_mode) and _has_other_writers(status):
+        is_shared = not stat.S_ISLNK(status.st_mode) and (
+            _has_other_writers(status) or grants_write(place, status)
+        )
+        if can_replace and is_shared:
             return f"other users can write to {name}"
     return None
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from eemtcleanupd.config import Config
 from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.errors import ConfigError, StoreError
-from eemtcleanupd.files import places_on_the_way
+from eemtcleanupd.files import grants_write, places_on_the_way
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.privileges import User, has_file_access, is_unknown
 
@@ -131,11 +131,13 @@ def _resolved(path: Path) -> Path:
 def _is_shared(file: Path) -> bool:
     """Return whether users other than root can write to the folder of a file, or replace a folder above."""
     folder = _resolved(file).parent
-    modes = [(place.stat(), place == folder) for place in (folder, *folder.parents)]
+    modes = [(place, place.stat()) for place in (folder, *folder.parents)]
     return any(
-        status.st_mode & stat.S_IWOTH | (status.st_mode & stat.S_IWGRP if status.st_gid != 0 else 0)
-        for status, is_folder in modes
-        if is_folder or not status.st_mode & stat.S_ISVTX
+        status.st_mode & stat.S_IWOTH
+        or (status.st_mode & stat.S_IWGRP and status.st_gid != 0)
+        or grants_write(place, status)
+        for place, status in modes
+        if place == folder or not status.st_mode & stat.S_ISVTX
     )
 
 

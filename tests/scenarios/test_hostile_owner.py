@@ -26,6 +26,7 @@ from tests.hostile import (
     command,
     environment,
     give,
+    let_write,
     needs_root,
     python,
     shared_folder,
@@ -163,6 +164,17 @@ def test_root_does_not_open_its_database_where_everybody_can_write(folder: Path,
     assert victim.exists()
 
 
+def test_root_does_not_open_its_database_where_a_list_lets_another_user_write(
+    folder: Path, store: JobStore
+) -> None:
+    victim = victim_of(folder)
+    plant_journal(store.path / "jobs.db", victim)
+    give(store.path, 0)
+    let_write(store.path, OWNER)
+    assert command("status", "--db-path", store.path / "jobs.db", cwd=folder).returncode == 3
+    assert victim.exists()
+
+
 def _config(folder: Path, store: JobStore, more: str = "") -> Path:
     file = folder / "etc" / "cleanup_config.yaml"
     file.parent.mkdir(exist_ok=True)
@@ -234,6 +246,18 @@ def test_a_plugin_beside_a_good_configuration_must_be_as_safe(folder: Path, stor
     give(package, OWNER)
     assert command("check", cwd=config.parent).returncode == 2
     assert not (package / "executed").exists()
+
+
+@pytest.mark.parametrize("name", [".", "cleanup_config.yaml", "evil.py"])
+def test_a_list_that_lets_another_user_write_counts(folder: Path, store: JobStore, name: str) -> None:
+    config = _config(folder, store, "plugins: [evil]\n")
+    config.with_name("evil.py").write_text(EVIL)
+    let_write(config.parent / name, 0)
+    command("check", cwd=config.parent)
+    config.with_name("executed").unlink()
+    let_write(config.parent / name, OWNER)
+    assert command("check", cwd=config.parent).returncode == 2
+    assert not config.with_name("executed").exists()
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o646])
