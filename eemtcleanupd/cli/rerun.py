@@ -117,7 +117,7 @@ def _form(job: Job) -> dict[str, str]:
     """Return the form fields for a job; parameters unknown to the interface are omitted."""
     try:
         parameters = json.loads(job.parameters or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         parameters = None
     if not isinstance(parameters, dict):
         raise RerunError(f"The stored parameters of job {printable(job.id)} are not valid JSON.")

@@ -74,7 +74,7 @@ def _safe_stream(stream: Any) -> tuple[SafeStdout, TextIO]:
     text = io.TextIOWrapper(
         output if stream.write_through else io.BufferedWriter(output),  # as Python itself does
         stream.encoding,
-        stream.errors,
+        "backslashreplace" if stream.errors == "strict" else stream.errors,
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AwareDatetime, PlainSerializer, TypeAdapter
+from pydantic import AfterValidator, AwareDatetime, PlainSerializer, TypeAdapter
 
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import StoreError
 from eemtcleanupd.files import read_own, write_atomic
-from eemtcleanupd.formatting import human_amounts, local_time, plural
+from eemtcleanupd.formatting import human_amounts, local_time, plural, printable
 from eemtcleanupd.model import Trigger
 from eemtcleanupd.store.address import StoreAddress
 
@@ -36,14 +36,22 @@ PROGRESS_SECONDS = 0.5
 BEAT_SECONDS = 30
 """Maximum age of the file while the daemon's loop is running."""
 
+
+def _harmless(text: str) -> str:
+    """Return text that a terminal can show: the owner of the job store can write the file."""
+    lines = text.split("\n")
+    return text if all(map(str.isprintable, lines)) else "\n".join(map(printable, lines))
+
+
 _Time = Annotated[AwareDatetime, PlainSerializer(datetime.isoformat)]
+_Text = Annotated[str, AfterValidator(_harmless)]
 
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
     """Progress of the active run; ``jobs_total`` are the jobs that need a decision."""
 
-    trigger: str
+    trigger: _Text
     started_at: _Time
     jobs_done: int
     jobs_total: int
@@ -74,12 +82,12 @@ class DaemonStatus:
 
     pid: int
     version: str
-    state: str
+    state: _Text
     """``idle``, ``running``, ``standby`` or ``stopping``."""
     started_at: _Time
     heartbeat_at: _Time
     next_run_at: _Time | None
-    schedule: str | None
+    schedule: _Text | None
     dry_run: bool
     run: RunStatus | None
     config_file: str | None
@@ -87,17 +95,17 @@ class DaemonStatus:
     config_attempts: int
     """Number of attempts to load the configuration."""
     config_attempted_at: _Time
-    config_error: str | None
+    config_error: _Text | None
     """Why the last attempt failed, None when it succeeded."""
-    last_error: str | None
+    last_error: _Text | None
     """Why the daemon's last run failed, None when it did not."""
     last_error_at: _Time | None = None
     """When that was known; a run that began later is newer than this failure."""
-    unresponsive: tuple[str, ...] = ()
+    unresponsive: tuple[_Text, ...] = ()
     """Notifiers that have not answered in time."""
     role: str = "active"
     """``active``, or ``standby`` while another daemon is active."""
-    active: str | None = None
+    active: _Text | None = None
     """The active daemon, if this one is its standby."""
 
     def summary(self) -> str:
@@ -208,7 +216,7 @@ def read_progress(address: StoreAddress, holder: Holder | None) -> RunStatus | N
         document = json.loads(read_own(address.own_file(_RUN_FILE), _MAX_BYTES))
         # A killed run leaves its file.
         return _RUN_ADAPTER.validate_python(document["run"]) if document["pid"] == holder.pid else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -219,7 +227,7 @@ def read_status(address: StoreAddress) -> DaemonStatus | None:
     """
     try:
         return status_from_dict(json.loads(read_own(address.own_file(_FILE), _MAX_BYTES)))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

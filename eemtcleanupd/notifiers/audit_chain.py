@@ -43,7 +43,7 @@ def read_head(path: Path) -> AuditAnchor | None:
             return START
         head = json.loads(text)
         anchor = AuditAnchor(int(head["seq"]), str(head["hash"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     return anchor if 0 <= anchor.seq < MAX_NUMBER else None
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from eemtcleanupd.errors import CleanupError, LockHeldError, StoreError
 from eemtcleanupd.files import lock_holder, open_folder, open_own
+from eemtcleanupd.formatting import printable
 
 if TYPE_CHECKING:
     from eemtcleanupd.store.address import StoreAddress
@@ -335,8 +336,7 @@ def _read_holder(descriptor: int) -> Holder | None:
     pid = lock_holder(descriptor)
     try:
         holder = json.loads(os.pread(descriptor, 4096, 0))
-        return Holder(
-            pid or int(holder["pid"]), str(holder["host"]), str(holder["since"]), str(holder["run"])
-        )
-    except (ValueError, KeyError, TypeError):
+        host, since, run = (printable(str(holder[name])) for name in ("host", "since", "run"))
+        return Holder(pid or int(holder["pid"]), host, since, run)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None if pid is None else Holder(pid, socket.gethostname(), "an unknown time")

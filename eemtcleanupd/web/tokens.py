@@ -81,7 +81,7 @@ class TokenFile:
             return ()
         except OSError as error:
             raise ConfigError(f"Cannot read the token file {self.path}: {error.strerror}.") from error
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ConfigError(f"{self.path} is not a valid token file: {error}.") from error
 
     def add(

@@ -15,6 +15,7 @@ from typing import IO, Any, Protocol
 
 import pytest
 
+from eemtcleanupd.cli import stdio
 from eemtcleanupd.cli.stdio import SafeStdout
 from tests.cli.test_clean import options, rows
 from tests.commands import Commands
@@ -148,6 +149,17 @@ def test_all_output_is_written_to_a_non_blocking_pipe(monkeypatch: pytest.Monkey
         stdout = SafeStdout(writing)
         assert stdout.write(b"last") == 4
         assert (pipe.read(4), stdout.error) == (b"last", None)
+
+
+def test_text_that_the_terminal_cannot_show_is_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "out").open("w", encoding="ascii", errors="strict") as out:
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, out)
+        stdio.install()
+        print("é\ud800", flush=True)
+    assert (tmp_path / "out").read_text() == "\\xe9\\ud800\n"
 
 
 @pytest.mark.fast_parameters(2)

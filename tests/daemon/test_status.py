@@ -62,10 +62,27 @@ def test_times_keep_their_offset_and_lists_their_form(address: StoreAddress) -> 
     assert document["unresponsive"] == ["slack"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"pid": 1}', "\x00"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"pid": 1}', "\x00", "[" * 100_000],
+    ids=["empty", "list", "object", "part", "NUL", "deep"],
+)
 def test_an_invalid_file_is_no_status(address: StoreAddress, content: str) -> None:
     address.own_file("status.json").write_text(content)
     assert read_status(address) is None
+
+
+def test_no_text_of_the_file_acts_on_a_terminal(address: StoreAddress) -> None:
+    text = "\x1b[2J\ud800"
+    assert STATUS.run is not None
+    run = replace(STATUS.run, trigger=text)
+    forged = replace(STATUS, state=text, schedule=text, run=run, config_error=f"a\n{text}", last_error=text)
+    StatusFile(address).write(forged)
+    status = read_status(address)
+    assert status is not None
+    assert status.summary().isprintable()
+    assert f"{status.state}{status.schedule}".isprintable()
+    assert status.config_error == f"a\n{status.state}"
 
 
 def test_an_unchanged_status_is_written_again_only_when_the_file_is_old(address: StoreAddress) -> None:

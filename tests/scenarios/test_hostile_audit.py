@@ -174,6 +174,13 @@ def test_the_head_alone_reveals_a_truncation_by_accident(store: JobStore) -> Non
     assert [line["action"] for line in lines_of(store)][-2:] == ["chain_mismatch", "http_refused"]
 
 
+@pytest.mark.parametrize("text", ["[" * 1000, '{"seq": 1e999, "hash": ""}'], ids=["deep", "infinite"])
+def test_a_head_of_any_content_is_a_finding(store: JobStore, run_cli: RunCli, text: str) -> None:
+    head_of(store).write_text(text)
+    done = run_cli("audit", "verify", cwd=store.path)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 # -- crashes -------------------------------------------------------------------------------------------
 
 

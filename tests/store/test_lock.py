@@ -54,6 +54,25 @@ def test_a_lock_file_without_a_holder_is_still_locked(tmp_path: Path) -> None:
             pass
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 4000,
+        '{"pid": 1e999, "host": "\\ud800", "since": "", "run": ""}',
+        '{"pid": 1, "host": "", "since": "", "run": "\\u001b[2J"}',
+    ],
+    ids=["deep", "no UTF-8", "terminal"],
+)
+def test_what_a_lock_file_says_can_be_printed(tmp_path: Path, text: str) -> None:
+    database = open_database(tmp_path)
+    with run_lock(database, "first", NOW):
+        (tmp_path / "jobs.db.eemtcleanupd.lock").write_text(text)
+        holder = database.holder("run")
+        assert holder is not None
+        assert holder.pid == os.getpid()
+        assert str(holder).isprintable()
+
+
 def test_a_lock_file_that_is_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("keep")
     (tmp_path / "jobs.db.eemtcleanupd.lock").symlink_to("victim")

@@ -51,10 +51,11 @@ def test_logins_with_one_token_end_no_session_of_another(
         assert authenticator.may_read(request(session))
 
 
+@pytest.mark.parametrize("text", ["nonsense", "[" * 100_000], ids=["text", "deep"])
 def test_requests_fill_no_log_while_the_token_file_is_unusable(
-    authenticator: Authenticator, tokens: TokenFile, caplog: pytest.LogCaptureFixture
+    authenticator: Authenticator, tokens: TokenFile, caplog: pytest.LogCaptureFixture, text: str
 ) -> None:
-    Path(tokens.path).write_text("nonsense")
+    Path(tokens.path).write_text(text)
     with caplog.at_level(logging.ERROR):
         for _ in range(5):
             with pytest.raises(HTTPException):
