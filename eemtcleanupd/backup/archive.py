@@ -396,7 +396,7 @@ def _first_member(path: Path, tar: tarfile.TarFile) -> Head:
                 "Update eemtcleanupd to read it."
             )
         return Head(**{**fields, "artifacts": tuple(fields["artifacts"])})
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise BackupError(f"{path.name} is damaged: cannot read its {HEAD}.") from error
 
 

@@ -22,6 +22,7 @@ from urllib.parse import quote, unquote_to_bytes
 _XATTR: Final = "SCHILY.xattr."
 _USER_XATTRS: Final = "user."
 _KEPT_XATTRS: Final = (_USER_XATTRS, "system.posix_acl_")
+_MAX_SECONDS: Final = (1 << 63) // 10**9
 _MAP: Final = "GNU.sparse.map"
 _REAL_SIZE: Final = "GNU.sparse.size"
 # GNU tar escapes "=" and "%" in names; bytes that are not ASCII have no other form in a keyword.
@@ -166,7 +167,10 @@ def _owner_step(info: tarfile.TarInfo, fd: int) -> _Step:
 
 
 def _times(info: tarfile.TarInfo) -> tuple[int, int]:
-    moment = int(Decimal(info.pax_headers.get("mtime", info.mtime)).scaleb(9))
+    seconds = Decimal(info.pax_headers.get("mtime", info.mtime))
+    if not -_MAX_SECONDS < seconds < _MAX_SECONDS:
+        raise ValueError("it has an impossible time")
+    moment = int(seconds.scaleb(9))
     return moment, moment
 
 

@@ -18,7 +18,7 @@ else:
     from backports import zstd
 
 ENDINGS: Final = ("tar.zst", "tar.gz")
-DAMAGE_ERRORS: Final = (EOFError, ValueError, zstd.ZstdError)
+DAMAGE_ERRORS: Final = (EOFError, ValueError, ArithmeticError, RecursionError, zstd.ZstdError)
 """The errors of a damaged archive, besides an ``OSError`` without a number (gzip)."""
 _GZIP_LEVEL = 6
 _ZSTD_CHECKSUM_FLAG = 4  # a bit of the byte after the magic number (RFC 8878, 3.1.1.1.1)

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -543,6 +544,43 @@ def test_a_member_that_leads_elsewhere_is_refused(
     assert not [found for found in tmp_path.rglob("new") if not found.is_symlink()]
     assert not (tmp_path / "place/job").is_block_device()
     assert not (tmp_path / "place/job").is_char_device()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"mtime": "x"},
+        {"mtime": "1e999999999"},
+        {"gid": str(1 << 40)},
+        {"uid": str(1 << 80)},
+        {"GNU.sparse.map": "x", "GNU.sparse.size": "1"},
+        {"GNU.sparse.map": f"{1 << 70},1", "GNU.sparse.size": str(1 << 70)},
+        {"GNU.sparse.map": "0,-1", "GNU.sparse.size": "-1"},
+        {"SCHILY.xattr.user.%00": "x"},
+    ],
+    ids=str,
+)
+def test_a_member_with_impossible_attributes_is_damage(
+    folder: BackupFolder, tmp_path: Path, headers: dict[str, str]
+) -> None:
+    for kind in (tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE):
+        member = entry("results/job", kind, "target")
+        member.pax_headers = headers
+        path = forge(folder, member)
+        for read in (archive.verify, partial(unpack, place=tmp_path / f"place{kind!r}")):
+            with suppress(BackupError):
+                read(path)
+
+
+def test_a_head_of_any_depth_is_damage(folder: BackupFolder) -> None:
+    folder.path.mkdir()
+    path = folder.path / "job@20260615T120000000000Z.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        info = tarfile.TarInfo(archive.HEAD)
+        info.size = 100_000
+        tar.addfile(info, io.BytesIO(b"[" * info.size))
+    with pytest.raises(BackupError):
+        archive.read_head(path)
 
 
 def in_child(work: Callable[[], object], uid: int, groups: list[int]) -> None:
