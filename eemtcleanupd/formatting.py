@@ -123,6 +123,12 @@ def printable(name: str) -> str:
     return _UNPRINTABLE.sub(escape, name.replace("\\", "\\\\"))
 
 
+def printable_lines(text: str) -> str:
+    """Return text that a terminal can show; what is printable stays as it is, backslashes too."""
+    lines = text.split("\n")
+    return text if all(map(str.isprintable, lines)) else "\n".join(map(printable, lines))
+
+
 def short_name(name: str) -> str:
     """Return an untrusted name, printable and of a limited length."""
     return shortened(printable(name))

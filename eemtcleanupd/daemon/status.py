@@ -18,7 +18,7 @@ from pydantic import AfterValidator, AwareDatetime, PlainSerializer, TypeAdapter
 from eemtcleanupd.clock import system_clock
 from eemtcleanupd.errors import StoreError
 from eemtcleanupd.files import read_own, write_atomic
-from eemtcleanupd.formatting import human_amounts, local_time, plural, printable
+from eemtcleanupd.formatting import human_amounts, local_time, plural, printable_lines
 from eemtcleanupd.model import Trigger
 from eemtcleanupd.store.address import StoreAddress
 
@@ -36,15 +36,9 @@ PROGRESS_SECONDS = 0.5
 BEAT_SECONDS = 30
 """Maximum age of the file while the daemon's loop is running."""
 
-
-def _harmless(text: str) -> str:
-    """Return text that a terminal can show: the owner of the job store can write the file."""
-    lines = text.split("\n")
-    return text if all(map(str.isprintable, lines)) else "\n".join(map(printable, lines))
-
-
 _Time = Annotated[AwareDatetime, PlainSerializer(datetime.isoformat)]
-_Text = Annotated[str, AfterValidator(_harmless)]
+# The owner of the job store can write the file.
+_Text = Annotated[str, AfterValidator(printable_lines)]
 
 
 @dataclass(frozen=True, slots=True)

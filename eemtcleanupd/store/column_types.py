@@ -1,16 +1,19 @@
-"""SQL column types for job ids and file names, which can contain any bytes."""
+"""SQL column types: ids and file names, which can contain any bytes, and what only this program writes."""
 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import BigInteger, String, Uuid, cast
+from sqlalchemy import BigInteger, Integer, String, Text, Uuid, cast
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.sql.elements import BindParameter, ColumnElement
 from sqlalchemy.types import TypeDecorator
 
-from eemtcleanupd.formatting import printable
+from eemtcleanupd.errors import StoreError
+from eemtcleanupd.formatting import printable, printable_lines, short_name
 
 
 def is_storable(text: str) -> bool:
@@ -56,6 +59,49 @@ class RawName(RawText):
         if value is None or dialect.name == "sqlite":
             return None if value is None else str(value)
         return bytes.fromhex(value).decode("utf-8", "surrogateescape")
+
+
+class ShortText(TypeDecorator[str]):
+    """Text that this program wrote, or who else can write to the database."""
+
+    impl = String
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """Return the text, without what a terminal would act on."""
+        return None if value is None else printable_lines(str(value))
+
+
+class LongText(ShortText):
+    """Text of any length."""
+
+    impl = Text
+    cache_ok = True
+
+
+class Number(TypeDecorator[int]):
+    """A number that this program wrote, or who else can write to the database."""
+
+    impl = Integer
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> int | None:  # noqa: ARG002
+        """Return the number; a column of SQLite takes any value, and PostgreSQL adds up to a Decimal."""
+        with suppress(ArithmeticError, ValueError, TypeError):
+            # Compared first: the number of 1e999999999 would take hours.
+            if value is None or -(2**63) <= (number := Decimal(value)) < 2**63:
+                return None if value is None else int(number)
+        raise StoreError(
+            f"The ledger in the job database has {short_name(repr(value))} in place of a number. Nothing "
+            "more was done. Fix the row, or restore the database from a backup."
+        )
+
+
+class BigNumber(Number):
+    """A number of bytes."""
+
+    impl = BigInteger
+    cache_ok = True
 
 
 class TextKey(RawText):

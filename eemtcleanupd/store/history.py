@@ -125,4 +125,6 @@ class History(Repository):
 
 
 def _log_entry(row: Any) -> LogEntry:
-    return LogEntry(row.job_id, row.status, row.action, row.bytes_freed, row.message, row.bytes_trashed or 0)
+    texts = (str(value or "") for value in (row.job_id, row.status, row.action, row.message))
+    job_id, status, action, message = texts
+    return LogEntry(job_id, status, action, row.bytes_freed or 0, message, row.bytes_trashed or 0)

@@ -232,8 +232,8 @@ class Intents(Repository):
                     id=str(row.id),
                     run_id=str(row.run_id),
                     kind=IntentKind(row.kind),
-                    job_id=row.job_id or "",
-                    status=row.status or "",
+                    job_id=str(row.job_id or ""),
+                    status=str(row.status or ""),
                     items=tuple(
                         (Found(Artifact(RootName(root), _entry(name)), bool(is_folder)), _item(item))
                         for root, name, is_folder, item in json.loads(row.artifacts)

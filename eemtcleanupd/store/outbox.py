@@ -11,6 +11,7 @@ from typing import Protocol
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
+from eemtcleanupd.store.base import corruption_guard
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.tables import DELIVERY_OUTCOMES, NOTIFIERS, OUTBOX
@@ -194,19 +195,20 @@ class LedgerOutbox:
         )
         with self._database.read() as connection:
             rows = connection.execute(statement).all()
-        return [
-            Message(
-                row.notifier,
-                row.event,
-                row.payload,
-                _utc(row.created_at),
-                _utc(row.due_at),
-                row.attempts,
-                row.id,
-                tuple(json.loads(row.recipients or "[]")),
-            )
-            for row in rows
-        ]
+        with corruption_guard(OUTBOX.name):
+            return [
+                Message(
+                    row.notifier,
+                    row.event,
+                    row.payload,
+                    _utc(row.created_at),
+                    _utc(row.due_at),
+                    row.attempts,
+                    row.id,
+                    tuple(json.loads(row.recipients or "[]")),
+                )
+                for row in rows
+            ]
 
     def next_due(self, notifier: str) -> datetime | None:
         """Return when the next message of a notifier is due, or None if there is none."""
@@ -302,4 +304,5 @@ def _count(
 
 
 def _utc(value: str) -> datetime:
-    return datetime.fromisoformat(value).replace(tzinfo=UTC)
+    with corruption_guard(OUTBOX.name):
+        return datetime.fromisoformat(value).replace(tzinfo=UTC)

@@ -166,10 +166,11 @@ class Runs(Repository):
             rows = connection.execute(statement).mappings().all()
         times = ("started_at", "finished_at", "purge_after")
         with corruption_guard("cleanup_runs"):
-            for row in rows:
-                if any(isinstance(value, bytes) for value in row.values()):
-                    raise TypeError(f"run {row['id']!r} has a value that is not text")
-            return [RunRecord(**{**row, **{name: read_utc(row[name]) for name in times}}) for row in rows]
+            known = [{name: value for name, value in row.items() if value is not None} for row in rows]
+            return [
+                RunRecord(**{**row, **{name: read_utc(row[name]) for name in times if name in row}})
+                for row in known
+            ]
 
     def begin_run(self, run: RunRecord) -> None:
         """Write the row of a run that starts, and close the rows of killed runs."""

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Float, Integer, MetaData, String, Table, Text, func, text
 
-from eemtcleanupd.store.column_types import RawText
+from eemtcleanupd.store.column_types import BigNumber, LongText, Number, RawText, ShortText
 
 METADATA = MetaData()
 RUNS = Table(
     "cleanup_runs",
     METADATA,
-    Column("id", String, primary_key=True),
-    Column("number", Integer),
-    Column("started_at", String, nullable=False),
-    Column("finished_at", String),
-    Column("trigger", String),
-    Column("user", String),
-    Column("host", String),
-    Column("pid", Integer),
-    Column("policy", Text),
-    Column("outcome", String),
-    Column("successful", Integer, server_default=text("0")),
-    Column("failed", Integer, server_default=text("0")),
-    Column("orphans", Integer, server_default=text("0")),
-    Column("skipped", Integer, server_default=text("0")),
-    Column("errors", Integer, server_default=text("0")),
-    Column("bytes_freed", BigInteger, server_default=text("0")),
-    Column("error", Text),
-    Column("bytes_trashed", BigInteger, server_default=text("0")),
-    Column("purge_after", String),
+    Column("id", ShortText, primary_key=True),
+    Column("number", Number),
+    Column("started_at", ShortText, nullable=False),
+    Column("finished_at", ShortText),
+    Column("trigger", ShortText),
+    Column("user", ShortText),
+    Column("host", ShortText),
+    Column("pid", Number),
+    Column("policy", LongText),
+    Column("outcome", ShortText),
+    Column("successful", Number, server_default=text("0")),
+    Column("failed", Number, server_default=text("0")),
+    Column("orphans", Number, server_default=text("0")),
+    Column("skipped", Number, server_default=text("0")),
+    Column("errors", Number, server_default=text("0")),
+    Column("bytes_freed", BigNumber, server_default=text("0")),
+    Column("error", LongText),
+    Column("bytes_trashed", BigNumber, server_default=text("0")),
+    Column("purge_after", ShortText),
 )
 INTENTS = Table(
     "cleanup_intents",
@@ -40,25 +40,25 @@ INTENTS = Table(
     Column("job_id", RawText),
     Column("status", RawText),
     Column("artifacts", Text, nullable=False),
-    Column("bytes_freed", BigInteger, nullable=False, server_default=text("0")),
+    Column("bytes_freed", BigNumber, nullable=False, server_default=text("0")),
     Column("purge_after", String),
-    Column("size_bytes", BigInteger, nullable=False, server_default=text("0")),
-    Column("error", Text),
+    Column("size_bytes", BigNumber, nullable=False, server_default=text("0")),
+    Column("error", LongText),
     Column("created_at", String, nullable=False),
-    Column("is_purging", Integer, nullable=False, server_default=text("0")),
+    Column("is_purging", Number, nullable=False, server_default=text("0")),
 )
 LOG = Table(
     "cleanup_log",
     METADATA,
     Column("id", Integer, primary_key=True),
-    Column("timestamp", String, server_default=func.current_timestamp()),
-    Column("run_id", String, index=True),
+    Column("timestamp", ShortText, server_default=func.current_timestamp()),
+    Column("run_id", ShortText, index=True),
     Column("job_id", RawText),
     Column("status", RawText),
-    Column("action", String),
-    Column("bytes_freed", BigInteger),
-    Column("message", Text),
-    Column("bytes_trashed", BigInteger, server_default=text("0")),
+    Column("action", ShortText),
+    Column("bytes_freed", BigNumber),
+    Column("message", LongText),
+    Column("bytes_trashed", BigNumber, server_default=text("0")),
 )
 AUDIT = Table(
     "cleanup_audit",
@@ -83,9 +83,9 @@ HOLDS = Table(
     METADATA,
     Column("job_id", RawText, primary_key=True),
     Column("reason", RawText),
-    Column("owner", String),
-    Column("until", String),
-    Column("created_at", String),
+    Column("owner", ShortText),
+    Column("until", ShortText),
+    Column("created_at", ShortText),
 )
 ACKNOWLEDGEMENTS = Table(
     "cleanup_acknowledgements",
@@ -93,8 +93,8 @@ ACKNOWLEDGEMENTS = Table(
     Column("job_id", RawText, primary_key=True),
     Column("warning", RawText),
     Column("reason", RawText),
-    Column("owner", String),
-    Column("created_at", String),
+    Column("owner", ShortText),
+    Column("created_at", ShortText),
 )
 SIZES = Table(
     "cleanup_sizes",
@@ -129,21 +129,21 @@ ROOTS = Table(
 TOTALS = Table(
     "cleanup_totals",
     METADATA,
-    Column("name", String, primary_key=True),
-    Column("label", String, primary_key=True),
+    Column("name", ShortText, primary_key=True),
+    Column("label", ShortText, primary_key=True),
     Column("value", Float, nullable=False),
 )
 OUTBOX = Table(
     "cleanup_outbox",
     METADATA,
     Column("id", Integer, primary_key=True),
-    Column("notifier", String, nullable=False, index=True),
-    Column("event", String, nullable=False),
+    Column("notifier", ShortText, nullable=False, index=True),
+    Column("event", ShortText, nullable=False),
     Column("payload", Text, nullable=False),
-    Column("created_at", String, nullable=False),
-    Column("due_at", String, nullable=False),
-    Column("attempts", Integer, nullable=False),
-    Column("error", Text),
+    Column("created_at", ShortText, nullable=False),
+    Column("due_at", ShortText, nullable=False),
+    Column("attempts", Number, nullable=False),
+    Column("error", LongText),
     Column("recipients", Text),  # JSON: those whom a retry is for; NULL means all
 )
 DELIVERY_OUTCOMES = ("delivered", "retried", "failed", "dropped")
@@ -151,9 +151,9 @@ DELIVERY_OUTCOMES = ("delivered", "retried", "failed", "dropped")
 NOTIFIERS = Table(
     "cleanup_notifiers",
     METADATA,
-    Column("name", String, primary_key=True),
-    *(Column(outcome, Integer, nullable=False) for outcome in DELIVERY_OUTCOMES),
-    Column("last_delivered_at", String),
-    Column("last_error", Text),
-    Column("last_error_at", String),
+    Column("name", ShortText, primary_key=True),
+    *(Column(outcome, Number, nullable=False) for outcome in DELIVERY_OUTCOMES),
+    Column("last_delivered_at", ShortText),
+    Column("last_error", LongText),
+    Column("last_error_at", ShortText),
 )

@@ -14,7 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from eemtcleanupd.errors import CleanupError
+from eemtcleanupd.store.ledger import Ledger
+from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.cleanup.conftest import JobStore
+from tests.conftest import RunCli
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -135,6 +138,46 @@ def test_any_rows_in_the_ledger(table: str, rows: list[tuple[object, ...]], how:
                 except sqlite3.Error:  # the schema itself refuses it
                     continue
         runs(store)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("cleanup_runs.successful", None),
+        ("cleanup_runs.failed", "x"),
+        ("cleanup_runs.bytes_freed", 1e308),
+        ("cleanup_runs.trigger", None),
+        ("cleanup_runs.error", b"\xff"),
+        ("cleanup_log.action", None),
+        ("cleanup_log.job_id", None),
+        ("cleanup_intents.job_id", b"\xff"),
+        ("cleanup_intents.size_bytes", 1e308),
+    ],
+)
+def test_commands_read_any_value_of_the_ledger(
+    tmp_path: Path, run_cli: RunCli, place: str, value: object
+) -> None:
+    store = JobStore(tmp_path / "store")
+    store.job("due")
+    store.run(trash__grace_hours=24)
+    table, _, column = place.partition(".")
+    store.sql(f"UPDATE {table} SET {column} = ?", value)
+    (run_id,) = store.sql("SELECT id FROM cleanup_runs")[0]
+    for command in (["status"], ["history"], ["history", run_id], ["trash", "list"]):
+        done = run_cli(*command, cwd=store.path)
+        assert done.returncode in {0, 3}
+        assert "Traceback" not in done.stderr
+
+
+def test_no_text_of_the_ledger_acts_on_a_terminal(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "store")
+    store.job("due")
+    store.run()
+    for column in ("trigger", "user", "host", "policy", "error"):
+        store.sql(f"UPDATE cleanup_runs SET {column} = ?", "a\n\x1b[2J")
+    with closing(SqliteDatabase(store.path / "jobs.db", busy_timeout_seconds=1)) as database:
+        (run,) = Ledger(database).runs(1)
+    assert {run.trigger, run.user, run.host, run.policy, run.error} == {"a\n\\x1b[2J"}
 
 
 @FUZZ
