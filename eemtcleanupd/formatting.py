@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import lru_cache
 from math import isfinite
@@ -96,17 +97,24 @@ def human_age(age: timedelta, *, precise: bool = True) -> str:
     return f"{text} {unit}{'' if text == '1' else 's'}"
 
 
+def _in_zone(moment: datetime) -> datetime:
+    """Return a time in the machine's time zone; as it is if the calendar ends before it there."""
+    with suppress(OverflowError):
+        return moment.astimezone()
+    return moment
+
+
 def local_minute(moment: datetime) -> str:
     """Return a time for people, in the machine's time zone with its offset: ``2026-12-31 18:00 +0100``.
 
     JSON has times in UTC instead.
     """
-    return f"{moment.astimezone():%Y-%m-%d %H:%M %z}"
+    return f"{_in_zone(moment):%Y-%m-%d %H:%M %z}"
 
 
 def local_time(moment: datetime | None) -> str:
     """Return a scheduled time for people, with the day of the week: ``Sat 2024-01-20 02:00 +0100``."""
-    return "not scheduled" if moment is None else f"{moment.astimezone():%a} {local_minute(moment)}"
+    return "not scheduled" if moment is None else f"{_in_zone(moment):%a} {local_minute(moment)}"
 
 
 def printable(name: str) -> str:

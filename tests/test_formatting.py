@@ -3,7 +3,8 @@
 import os
 import re
 import subprocess
-from datetime import timedelta
+import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given, strategies as st
@@ -11,6 +12,7 @@ from hypothesis import given, strategies as st
 from eemtcleanupd.formatting import (
     human_age,
     human_size,
+    local_time,
     parse_hours,
     parse_size,
     printable,
@@ -19,6 +21,16 @@ from eemtcleanupd.formatting import (
 )
 
 GB = 1024**3
+
+
+def test_a_time_that_its_zone_does_not_have_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert local_time(datetime.max.replace(tzinfo=UTC)) == "Fri 9999-12-31 23:59 +0000"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize(

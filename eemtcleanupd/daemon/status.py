@@ -254,4 +254,6 @@ def time_with_distance(moment: datetime, now: datetime) -> str:
     """Return a local time and its distance from now: ``Wed 2026-11-25 02:00 +0100 (5 hours from now)``."""
     import humanize  # it takes 15 ms
 
-    return f"{local_time(moment)} ({humanize.naturaltime(now - moment, months=False)})"
+    with suppress(OverflowError):  # in a file that another program wrote
+        return f"{local_time(moment)} ({humanize.naturaltime(now - moment, months=False)})"
+    return local_time(moment)
