@@ -322,17 +322,9 @@ class _LockedStore:
         roots, artifact = self.session.roots, found.artifact
         return artifact.root in roots and roots[artifact.root].has(artifact.name)
 
-    @with_file_access
     def _in_trash(self, found: Found, item: str) -> bool:
         """Return whether an item is in the trash and holds its artifact."""
-        root, name = found.artifact.root, found.artifact.name
-        if not self.session.in_trash(root, item):
-            return False
-        try:
-            os.stat(artifact_path(item, name), dir_fd=self.session.trashes[root].fd, follow_symlinks=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        return True
+        return self.session.in_trash(found.artifact.root, artifact_path(item, found.artifact.name))
 
     def require_items(self, items: Sequence[Item]) -> None:
         """Refuse, before anything moves, if an item is missing or its deletion has started."""

@@ -212,6 +212,8 @@ class Trash:
     def restore(self, item: str) -> tuple[str, ...]:
         """Move everything in an item back to its original place, without replacing anything.
 
+        What is no folder is no item: the owner of the store can have put it there.
+
         Returns:
             The names whose places are taken; they stay in the item.  If there are none, the item is removed.
         """
@@ -220,7 +222,7 @@ class Trash:
             return self._restore_from_group(item)
         try:
             folder = os.open(item, FOLDER_FLAGS, dir_fd=self.fd)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return ()
         try:
             conflicts = [

@@ -140,6 +140,33 @@ def test_any_rows_in_the_ledger(table: str, rows: list[tuple[object, ...]], how:
         runs(store)
 
 
+@pytest.mark.parametrize("kind", ["link", "file", "fifo"])
+@pytest.mark.parametrize("state", ["open", "trashed"])
+def test_what_is_no_folder_in_place_of_an_item_stops_no_run(
+    tmp_path: Path, run_cli: RunCli, state: str, kind: str
+) -> None:
+    store = JobStore(tmp_path / "store")
+    store.job("due")
+    store.run(trash__grace_hours=24)
+    store.sql("UPDATE cleanup_intents SET state = ?", state)
+    (item,) = (store.path / "results/.eemtcleanupd-trash").glob("*.g*")
+    item.rename(store.path / "moved")
+    if kind == "link":
+        item.symlink_to(store.path / "moved")
+    elif kind == "file":
+        item.touch()
+    else:
+        os.mkfifo(item)
+    done = run_cli("trash", "restore", "due", cwd=store.path)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert not store.results("due").exists()
+    assert store.sql("SELECT state FROM cleanup_intents") == [(state,)]
+    store.job("next")
+    store.run()
+    assert not store.results("next").exists()
+    assert (store.path / "moved/due").is_dir()
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
     [

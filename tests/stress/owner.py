@@ -60,7 +60,10 @@ class _Owner:
 
     def work(self) -> None:
         """Attack until this process is killed; every third step is a rest, in which root can succeed."""
-        attacks = (self._swap_trash, self._swap_root, self._swap_entry, self._swap_file, self._swap_backups)
+        attacks = (
+            *(self._swap_trash, self._swap_item, self._swap_root, self._swap_entry),
+            *(self._swap_file, self._swap_backups),
+        )
         while True:
             with suppress(OSError):
                 self._submit()
@@ -85,6 +88,12 @@ class _Owner:
 
     def _swap_trash(self) -> None:
         self._swap(self._store / random.choice(_ROOTS) / _TRASH)
+
+    def _swap_item(self) -> None:
+        """Swap an item of the trash, or what is in it; only a process that became the owner lets it."""
+        trash = self._store / random.choice(_ROOTS) / _TRASH
+        item = trash / random.choice(os.listdir(trash))
+        self._swap(item if random.random() < 0.5 else item / random.choice(os.listdir(item)))
 
     def _swap_root(self) -> None:
         self._swap(self._store / random.choice(_ROOTS))
