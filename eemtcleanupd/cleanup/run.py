@@ -82,6 +82,7 @@ from eemtcleanupd.policy.breakers import (
 from eemtcleanupd.policy.capacity import Budget
 from eemtcleanupd.policy.ownership import blocking_claimant
 from eemtcleanupd.policy.retention import Policy
+from eemtcleanupd.privileges import exceeds_user
 from eemtcleanupd.store.history import AuditLine, LogEntry
 from eemtcleanupd.store.intents import Intent
 from eemtcleanupd.store.jobs import Backlog
@@ -643,6 +644,14 @@ def _require_writable_log(session: StoreSession, run: RunContext) -> None:
 def _dask_executor(run: RunContext) -> DaskExecutor | None:
     performance = run.config.performance
     if performance.executor != "dask" or not performance.parallel_delete:
+        return None
+    if exceeds_user():  # an answer of a cluster is a pickle, which can run code here
+        run.emit(
+            Warned(
+                f"performance.executor: dask is not used, because this process can change files that user "
+                f"{os.geteuid()} cannot. The cluster could use that right too. Run as that user."
+            )
+        )
         return None
     from eemtcleanupd.deletion.dask_executor import DaskAddress, DaskExecutor
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from eemtcleanupd.deletion.trash import MARKER_NAME, marker_in
 from eemtcleanupd.privileges import User
@@ -219,6 +221,29 @@ def test_stop_finds_the_daemon_by_its_database_as_by_its_configuration(folder: P
     finally:
         daemon.kill()
         daemon.wait(10)
+
+
+def test_no_answer_of_a_cluster_reaches_the_capabilities(folder: Path, store: JobStore) -> None:
+    """Answers are pickles, and the workers of the cluster run as the owner."""
+    pytest.importorskip("distributed")
+    authority = trustme.CA()
+    identity = authority.issue_cert("localhost")
+    files = {name: str(folder / f"{name}.pem") for name in ("tls_ca_file", "tls_cert_file", "tls_key_file")}
+    authority.cert_pem.write_to_path(files["tls_ca_file"])
+    identity.cert_chain_pems[0].write_to_path(files["tls_cert_file"])
+    identity.private_key_pem.write_to_path(files["tls_key_file"])
+    os.chown(files["tls_key_file"], OWNER, OWNER)
+    make_old(store.results("due"))
+    with socket.create_server(("127.0.0.1", 0)) as scheduler:
+        scheduler.setblocking(False)
+        config = config_of(folder, store)
+        dask = {"scheduler": f"tls://127.0.0.1:{scheduler.getsockname()[1]}", **files}
+        settings = json.loads(config.read_text()) | {"performance": {"executor": "dask", "dask": dask}}
+        config.write_text(json.dumps(settings))
+        assert command("clean", "--config", config, cwd=folder).returncode == 0
+        with pytest.raises(BlockingIOError):
+            scheduler.accept()
+    assert not store.results("due").exists()
 
 
 def test_a_demo_in_a_folder_of_others_is_theirs(folder: Path, store: JobStore) -> None:
