@@ -97,7 +97,8 @@ def what_if_picture(curves: Sequence[Curve], form: str) -> bytes:
 def _drawn(data: Mapping[str, Any]) -> bytes:
     try:
         process = subprocess.run(
-            [sys.executable, "-m", "eemtcleanupd.report.plots"],
+            [sys.executable, "-P", "-m", "eemtcleanupd.report.plots"],
+            cwd="/",  # no code (-P) and no matplotlibrc of the current folder, which can be anybody's
             input=json.dumps(data).encode(),
             capture_output=True,
             timeout=_TIMEOUT_SECONDS,

@@ -204,6 +204,22 @@ def test_code_and_paths_in_the_current_folder_of_others_are_not_used(folder: Pat
     assert (store.path / "executed").stat().st_uid == OWNER  # with no more rights than its author has
 
 
+def test_a_picture_imports_nothing_from_the_current_folder(folder: Path) -> None:
+    pytest.importorskip("matplotlib")
+    own = JobStore(folder / "own")
+    own.job("due")
+    config, theirs = _config(folder, own), folder / "theirs"
+    assert command("clean", "--config", config, cwd=folder).returncode == 0
+    theirs.mkdir()
+    (theirs / "matplotlib.py").write_text(EVIL)
+    (theirs / "matplotlibrc").write_text("axes.facecolor: 123456\n")
+    give(theirs, OWNER)
+    done = command("report", "--plot", folder / "trend.svg", "--config", config, cwd=theirs)
+    assert done.returncode == 0, done.stderr
+    assert not (theirs / "executed").exists()
+    assert "#123456" not in (folder / "trend.svg").read_text()
+
+
 def test_no_code_beside_a_configuration_of_others_reaches_the_capabilities(
     folder: Path, store: JobStore
 ) -> None:
