@@ -43,8 +43,9 @@ die() {
 # Run a command with a minimal environment like that of cron.
 as_cron() { env -i HOME="$HOME" LOGNAME="$(id -un)" PATH=/usr/bin:/bin SHELL=/bin/sh "$@"; }
 
+# -P, here and below: no code of the current folder, which is often that of the web interface.
 has_package() {
-  as_cron "$1" -c 'import sys; sys.path.append(sys.argv[1]); import eemtcleanupd.cli.main' "$script_dir/.." \
+  as_cron "$1" -P -c 'import sys; sys.path.append(sys.argv[1]); import eemtcleanupd.cli.main' "$script_dir/.." \
     >/dev/null 2>&1
 }
 
@@ -64,7 +65,7 @@ find_python() {
 
 # Print NAME=VALUE of the variables that affect the cleanup, each ended by a NUL.
 variables() {
-  "$python" - "$script_dir/.." <<'PYTHON'
+  "$python" -P - "$script_dir/.." <<'PYTHON'
 import os
 import sys
 

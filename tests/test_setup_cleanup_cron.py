@@ -102,6 +102,14 @@ def test_install_adds_one_working_line_and_remove_deletes_it(
     assert setup("remove").returncode == 0
 
 
+def test_nothing_is_imported_from_the_folder_of_the_store(store: Path, setup: Setup) -> None:
+    for name in ("eemtcleanupd", "click"):
+        (store / f"{name}.py").write_text(f"open({str(store / 'executed')!r}, 'w').close()\n")
+    done = setup("install")
+    assert not (store / "executed").exists()
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_the_script_works_through_a_link_with_sh_and_for_a_store_of_another_user(
     tmp_path: Path, store: Path, setup: Setup
