@@ -143,7 +143,8 @@ class InventoryTables:
         while True:
             page = statement.where(key > after).order_by(key).limit(size)
             with self._database.scratch(self._session) as connection:
-                rows = connection.execute(page).all()
+                # SQLite puts bytes behind all text.  No id is bytes: others wrote them into the ledger.
+                rows = [row for row in connection.execute(page) if isinstance(getattr(row, key.name), str)]
             if not rows:
                 return
             after = getattr(rows[-1], key.name)
