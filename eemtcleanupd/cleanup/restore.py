@@ -41,6 +41,7 @@ from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.privileges import with_file_access
 from eemtcleanupd.store.history import AuditLine, LogEntry
 from eemtcleanupd.store.intents import PART_BACK, Intent, IntentKind, IntentState
+from eemtcleanupd.store.job_rows import Row
 from eemtcleanupd.store.lock import run_lock
 
 log = logging.getLogger(__name__)
@@ -96,36 +97,31 @@ def restore(request: RestoreRequest) -> RestoreResult:
         LockHeldError, StoreError, RootError, AuditError: the job store cannot be used.
     """
     with _locked_store(request) as store:
-        ledger = store.session.ledger
-        intents = [
-            *ledger.trashed(request.job_id),
-            *store.interrupted_intents(),
-        ] or store.orphan_intents()
+        own = [*store.session.ledger.trashed(request.job_id), *store.interrupted_intents()]
         shared = store.shared_uploads()
+        orphans = [] if own or shared else store.orphan_intents()
         name = printable(request.job_id)
-        if not intents and not shared:
+        if not (own or shared or orphans):
             raise TrashError(
                 f"The trash has nothing of job {name}. List its content with `eemtcleanupd trash list`, the "
                 "backups with `eemtcleanupd backup list`."
             )
+        found_items = [*((intent, intent.items) for intent in (*own, *orphans)), *shared]
         wanted = [
-            (intent, [pair for pair in intent.items if _is_named(pair[0], request.only)])
-            for intent in intents
-        ]
-        wanted += [
-            (intent, [pair for pair in intent.items if _is_named(pair[0], labels)])
-            for intent, labels in shared
-            if not request.only or labels <= set(request.only)
+            (intent, [pair for pair in pairs if _is_named(pair[0], request.only)])
+            for intent, pairs in found_items
         ]
         older = _drop_older(wanted)
         chosen = [store.split(intent, pairs) for intent, pairs in wanted]
         items = [pair for intent, _ in chosen for pair in intent.items]
         if not items:
-            known = ", ".join(printable(found.label) for intent in intents for found, _ in intent.items)
+            known = ", ".join(printable(found.label) for _, pairs in found_items for found, _ in pairs)
             raise TrashError(f"The trash has no such artifact of job {name}. It has: {known}.")
         store.require_items(items)
         store.require_free_places([found for found, _ in items])
-        result = store.restore(chosen[0][0].status, chosen, "from the trash")
+        # What went with another job has the status of that job.
+        status = None if orphans else own[0].status if own else store.row_status()
+        result = store.restore(status, chosen, "from the trash")
         warnings = [
             f"{printable(found.label)} is in the trash more than once. Only the newest was restored."
             for found in older
@@ -270,14 +266,23 @@ class _LockedStore:
             if (left := intent if intent.state is IntentState.TRASHED else self._left_of(intent)) is not None
         ]
 
-    def shared_uploads(self) -> list[tuple[Intent, set[str]]]:
-        """Return the uploads of the job that went into the trash with another job, as intents and labels.
+    def _row(self) -> Row | None:
+        """Return the row of the job."""
+        job_id, session = self.request.job_id, self.session
+        with session.database.read() as connection:
+            return session.jobs.rows(connection, [job_id]).get(job_id)
+
+    def row_status(self) -> str:
+        """Return the status of the job, which has a row."""
+        row = self._row()
+        return "" if row is None else row.job.status
+
+    def shared_uploads(self) -> list[tuple[Intent, list[Item]]]:
+        """Return the uploads of the job that went into the trash with another job, with their intents.
 
         An upload that is missing from the trash is among them, so that the restore reports it.
         """
-        job_id, session = self.request.job_id, self.session
-        with session.database.read() as connection:
-            row = session.jobs.rows(connection, [job_id]).get(job_id)
+        job_id, session, row = self.request.job_id, self.session, self._row()
         if row is None:
             return []
         dem = row.job.dem_filename
@@ -295,9 +300,9 @@ class _LockedStore:
         there = {found for _, pairs in uploads for found, item in pairs if self._in_trash(found, item)}
         shared = []
         for intent, pairs in uploads:
-            kept = [found for found, item in pairs if found not in there or self._in_trash(found, item)]
+            kept = [pair for pair in pairs if pair[0] not in there or self._in_trash(*pair)]
             if kept:
-                shared.append((intent, {found.label.rstrip("/") for found in kept}))
+                shared.append((intent, kept))
         return shared
 
     def split(self, intent: Intent, wanted: Sequence[Item]) -> tuple[Intent, Intent]:
@@ -361,8 +366,7 @@ class _LockedStore:
     def require_ended(self) -> None:
         """Refuse a job that has no row, is live, or is in the trash."""
         job_id, name, session = self.request.job_id, printable(self.request.job_id), self.session
-        with session.database.read() as connection:
-            row = session.jobs.rows(connection, [job_id]).get(job_id)
+        row = self._row()
         if row is None:
             raise TrashError(f"The database has no job {name}, so its data would belong to no job.")
         if session.policy.classify(row.job.status) is JobClass.LIVE:
@@ -425,11 +429,13 @@ class _LockedStore:
                     path = trash.root.path / TRASH_NAME / deleting_name(item) / place
                     log.warning("Cannot delete an unpacked file: %s. It is %s.", reason, printable(str(path)))
 
-    def restore(self, status: str, chosen: Sequence[tuple[Intent, Intent]], source: str) -> RestoreResult:
+    def restore(
+        self, status: str | None, chosen: Sequence[tuple[Intent, Intent]], source: str
+    ) -> RestoreResult:
         """Move items to their places; the row first counts as not cleaned, so that no kill makes it wrong.
 
         Args:
-            status: the status that decides how long the job is held.
+            status: the status that decides how long the job is held, None for an orphan.
             chosen: intents with the items to move, each with the intent of what stays in the trash.
             source: where the data comes from, for the records.
 
@@ -439,7 +445,7 @@ class _LockedStore:
         request, ledger, jobs = self.request, self.session.ledger, self.session.jobs
         now, job_id, policy = request.clock(), request.job_id, self.session.policy
         items = [pair for intent, _ in chosen for pair in intent.items]
-        is_job = all(opened.kind is IntentKind.JOB for opened, _ in chosen)
+        is_job = status is not None
         until = now + policy.retention(policy.classify(status), None) if request.hold and is_job else None
         details: dict[str, object] = {"job_id": printable(job_id), "source": source}
         asked = [printable(found.label) for found, _ in items]
@@ -484,7 +490,7 @@ class _LockedStore:
                 left = tuple(pair for pair in opened.items if pair in failed and self._in_trash(*pair))
                 if left:
                     ledger.add_intents(connection, [replace(opened, items=left)], now)
-            entry = LogEntry(job_id, status, "restored", 0, f"restored {source}: {', '.join(labels)}")
+            entry = LogEntry(job_id, status or "", "restored", 0, f"restored {source}: {', '.join(labels)}")
             ledger.add_log(connection, "", [entry], now)
             ledger.add_audit(connection, [AuditLine(job_id, "restored", 0)], request.user, now)
             request.hooks.anchor_audit(ledger, connection)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from eemtcleanupd.cleanup.restore import RestoreRequest, RestoreResult, restore
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.errors import LockHeldError, RowError, TrashError
 from eemtcleanupd.events import Warned
+from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import Trigger
 from eemtcleanupd.store.lock import run_lock
 from tests.cleanup.conftest import JobStore
@@ -224,6 +225,50 @@ def test_an_upload_that_went_with_another_job_comes_back_too(trashed: JobStore) 
     assert without_trash(trashed) == before
     assert trashed.sql("SELECT * FROM cleanup_intents") == []
     assert trashed.trash() == []
+
+
+@pytest.mark.fast_parameters(1)
+@pytest.mark.parametrize("grace_hours", [240, 0])
+def test_a_job_whose_upload_went_after_it_is_held_and_counts_as_not_cleaned(
+    store: JobStore, grace_hours: int
+) -> None:
+    store.now = datetime.now(UTC)
+    store.job("a", dem="dem.tif")
+    store.job("b", days=1, dem="dem.tif", files=0)
+    store.upload("dem.tif")
+    store.run(trash__grace_hours=grace_hours)
+    store.sql("DELETE FROM jobs WHERE id = 'b'")
+    store.wait(seconds=5)
+    store.sql("UPDATE jobs SET data_cleaned_at = ?", store.now.replace(tzinfo=None).isoformat())
+    store.wait(seconds=10)
+    store.now = store.now.replace(microsecond=0)
+    store.run(**GRACE)
+    assert not (store.path / "uploads/dem.tif").exists()
+    done = put_back(store, "a", hold=True)
+    expected = ["uploads/dem.tif"] if grace_hours == 0 else ["results/a/", "uploads/dem.tif"]
+    assert [found.label for found in done.artifacts] == expected
+    assert done.held_until == store.now + timedelta(hours=168)
+    assert store.cleaned() == set()
+
+
+def test_an_upload_that_went_with_a_job_of_another_class_is_held_as_its_own_job_is(store: JobStore) -> None:
+    store.job("a", "failed", dem="dem.tif")
+    store.job("b", dem="dem.tif")
+    store.upload("dem.tif")
+    store.run(retention__failed_jobs__hours=100_000)
+    store.run(**GRACE)
+    assert put_back(store, "b", hold=True).held_until == store.now + timedelta(hours=168)
+    restored = store.sql("SELECT job_id, status FROM cleanup_log WHERE action = 'restored'")
+    assert restored == [("b", "completed")]
+
+
+def test_an_upload_that_went_with_another_job_may_be_named_as_it_is_listed(trashed: JobStore) -> None:
+    for job in ("c", "d"):
+        trashed.job(job, dem="odd\n.tif")
+    trashed.upload("odd\n.tif")
+    trashed.run(**GRACE)
+    done = put_back(trashed, "c", printable("uploads/odd\n.tif"))
+    assert [found.label for found in done.artifacts] == ["uploads/odd\n.tif"]
 
 
 def test_an_upload_that_came_anew_meanwhile_stays_and_is_no_reason_to_refuse(trashed: JobStore) -> None:
