@@ -29,10 +29,11 @@ from eemtcleanupd.cleanup.session import StoreSession, job_table, open_database,
 from eemtcleanupd.cleanup.staging import Item
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
+from eemtcleanupd.deletion.copying import require_free_space
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.trash import artifact_path, deleting_name
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
-from eemtcleanupd.errors import BackupError, TrashError
+from eemtcleanupd.errors import BackupError, StoreError, TrashError
 from eemtcleanupd.events import AuditEntry
 from eemtcleanupd.formatting import printable, suggested
 from eemtcleanupd.model import TRASH_NAME, Artifact, Found, Hold, JobClass, RootName
@@ -193,13 +194,18 @@ def _restore_backups(
     store.require_free_places(wanted)
     intent_id = f"{_UNPACKED}{request.clock():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
     items = tuple((found, f"{intent_id}.{number}") for number, found in enumerate(wanted, start=1))
-    warnings = store.unpack(
-        {path: [each for each in items if sources[each[0]] == path] for path in heads}, folder_fd
-    )
+    of_backups = {path: [each for each in items if sources[each[0]] == path] for path in heads}
     status = next(iter(heads.values())).status
     intent = Intent(intent_id, "", IntentKind.JOB, request.job_id, status, items)
     source = f"from the backup {', '.join(path.name for path in heads)}"
-    result = store.restore(status, [(intent, replace(intent, items=()))], source)
+    store.remove_unpacked()  # of a restore that was killed
+    try:
+        warnings = store.unpack(of_backups, folder_fd)
+        result = store.restore(status, [(intent, replace(intent, items=()))], source)
+    except BaseException:
+        with suppress(StoreError, OSError):  # the first error is the one to report
+            store.remove_unpacked()
+        raise
     return replace(result, warnings=tuple(warnings))
 
 
@@ -377,17 +383,16 @@ class _LockedStore:
             )
 
     def unpack(self, backups: Mapping[Path, Sequence[Item]], folder_fd: int) -> list[str]:
-        """Unpack backups into new items of the trash; remove them again if that fails.
+        """Unpack backups into new items of the trash; return the attributes that could not be set.
 
-        Returns:
-            The attributes that could not be set.
+        Raises:
+            BackupError: that failed, or leaves too little space for the records of the next run.
         """
-        self._remove_leftovers()
         items = [item for of_backup in backups.values() for item in of_backup]
         folders: dict[Artifact, int] = {}
         warnings: list[str] = []
-        with ExitStack() as stack:
-            try:
+        try:
+            with ExitStack() as stack:
                 for found, item in items:
                     folders[found.artifact] = self.session.trashes[found.artifact.root].create(item)
                     stack.callback(os.close, folders[found.artifact])
@@ -395,9 +400,11 @@ class _LockedStore:
                     own = {found.artifact: folders[found.artifact] for found, _ in of_backup}
                     warnings += _unpack(backup, own, folder_fd)
                     self._require_unpacked(backup, of_backup)
-            except BaseException:
-                self._delete([(found.artifact.root, item) for found, item in items])
-                raise
+                for folder in folders.values():
+                    require_free_space(folder, 0)
+        except OSError as error:
+            names = ", ".join(path.name for path in backups)
+            raise BackupError(f"Cannot unpack {names}: {error.strerror}.") from error
         os.sync()
         return warnings
 
@@ -406,25 +413,18 @@ class _LockedStore:
         if missing:
             raise BackupError(f"Nothing was restored: {backup.name} has no files of {', '.join(missing)}.")
 
-    def _remove_leftovers(self) -> None:
-        """Remove what a killed restore had unpacked: no intent owns it."""
-        self._delete(
-            [
-                (root, item)
-                for root, trash in self.session.trashes.items()
-                for item, _ in trash.items()
-                if item.startswith(_UNPACKED)
-                and not self.session.ledger.exists_intent(item.rsplit(".", 1)[0])
-            ]
-        )
-
-    def _delete(self, items: Sequence[tuple[RootName, str]]) -> None:
-        """Delete items that no intent owns, as a run deletes; what stays is logged, and runs report it."""
+    def remove_unpacked(self) -> None:
+        """Delete what a restore has unpacked and no intent owns; what stays is logged, and runs report it."""
+        items = [
+            (trash, item)
+            for trash in self.session.trashes.values()
+            for item, _ in trash.items()
+            if item.startswith(_UNPACKED) and not self.session.owns_item(item)
+        ]
         if not items:
             return
         with DeletionPool(1, StopFlag()) as pool:
-            for root, item in items:
-                trash = self.session.trashes[root]
+            for trash, item in items:
                 for _, place, reason in pool.remove(trash, trash.mark_deleting(item)).result().errors:
                     path = trash.root.path / TRASH_NAME / deleting_name(item) / place
                     log.warning("Cannot delete an unpacked file: %s. It is %s.", reason, printable(str(path)))
@@ -547,12 +547,7 @@ class _LockedStore:
 
 def _unpack(backup: Path, folders: Mapping[Artifact, int], folder_fd: int) -> list[str]:
     """Unpack the artifacts of a backup into open folders; return the attributes that could not be set."""
-    try:
-        return archive.unpack(
-            backup, lambda root, name: folders.get(Artifact(root, name)), folder_fd=folder_fd
-        )
-    except OSError as error:
-        raise BackupError(f"Cannot unpack {backup.name}: {error.strerror}.") from error
+    return archive.unpack(backup, lambda root, name: folders.get(Artifact(root, name)), folder_fd=folder_fd)
 
 
 def _is_named(found: Found, only: Collection[str]) -> bool:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from eemtcleanupd.backup.folder import BackupFolder
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.cleanup.context import NullHooks
+from eemtcleanupd.cleanup.restore import RestoreRequest, RestoreResult, restore_backup
+from eemtcleanupd.errors import BackupError, RowError
 from eemtcleanupd.events import RunReport
 from eemtcleanupd.model import ArtifactPath, Job
 from eemtcleanupd.plugins import Plugins
 from tests.cleanup.conftest import JobStore
+from tests.cleanup.test_refused_records import refuse
 from tests.deletion.conftest import mount_tmpfs
 
 __all__ = ["mount_tmpfs"]
@@ -121,6 +126,59 @@ def test_a_backup_that_does_not_fit_keeps_only_its_job(
     assert store.cleaned() == {"small"}
     assert untouched(store, "large")
     assert len(list((store.path / "backup").iterdir())) == 1
+
+
+def restored(store: JobStore, job_id: str) -> RestoreResult:
+    backups = BackupFolder(store.path / "backup").all(job_id)
+    request = RestoreRequest(store.config(), job_id, (), False, "ann", NullHooks(), lambda: store.now)
+    return restore_backup(request, [backup.path for backup in backups])
+
+
+def test_a_restore_without_a_record_leaves_nothing_that_it_unpacked(store: JobStore) -> None:
+    store.job("bad")
+    run_with_backups(store)
+    refuse(store, "abort")
+    with pytest.raises(RowError):
+        restored(store, "bad")
+    assert store.trash() == []
+
+
+def test_a_folder_that_cannot_be_created_for_a_restore_is_an_error(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.job("a")
+    run_with_backups(store)
+    mkdir = os.mkdir
+
+    def refuse(path: str, *options: int, **more: int) -> None:
+        if str(path).startswith("backup-"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        mkdir(path, *options, **more)
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with pytest.raises(BackupError):
+        restored(store, "a")
+    assert store.trash() == []
+
+
+@pytest.mark.root
+def test_a_restore_leaves_the_space_that_the_next_run_needs(
+    store: JobStore, mount_tmpfs: Callable[[Path, str], None]
+) -> None:
+    (store.path / "results").rmdir()
+    mount_tmpfs(store.path / "results", "30M")
+    store.job("a")
+    (store.results("a") / "large.tif").write_bytes(os.urandom(4 * MB))
+    run_with_backups(store)
+    other = store.path / "results/other"
+    other.write_bytes(os.urandom(14 * MB))
+    with pytest.raises(BackupError):
+        restored(store, "a")
+    assert store.trash() == []
+    assert store.cleaned() == {"a"}
+    other.unlink()
+    restored(store, "a")
+    assert store.results("a").exists()
 
 
 class CopyDuringWhich(NullHooks):
