@@ -533,7 +533,8 @@ class _LockedStore:
         for found, item in items:
             trash_fd = self.session.trashes[found.artifact.root].fd
             # The owner of the store can put a link in place of the item or of the artifact.
-            with suppress(FileNotFoundError, NotADirectoryError), ExitStack() as stack:  # the move reports it
+            # The move reports what is missing, and renews the ctime of a file of another user.
+            with suppress(OSError), ExitStack() as stack:
                 path = artifact_path(item, found.artifact.name)
                 folder = os.open(path.partition("/")[0], FOLDER_FLAGS, dir_fd=trash_fd)
                 stack.callback(os.close, folder)
