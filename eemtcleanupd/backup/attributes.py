@@ -21,7 +21,8 @@ from urllib.parse import quote, unquote_to_bytes
 
 _XATTR: Final = "SCHILY.xattr."
 _USER_XATTRS: Final = "user."
-_KEPT_XATTRS: Final = (_USER_XATTRS, "system.posix_acl_")
+_ACLS: Final = "system.posix_acl_"
+_KEPT_XATTRS: Final = (_USER_XATTRS, _ACLS)
 _MAX_SECONDS: Final = (1 << 63) // 10**9
 _MAP: Final = "GNU.sparse.map"
 _REAL_SIZE: Final = "GNU.sparse.size"
@@ -50,20 +51,24 @@ def add_xattrs(info: tarfile.TarInfo, fd: int) -> None:
     Raises:
         OSError: an attribute cannot be read.
     """
-    try:
-        names = os.listxattr(fd)
-    except OSError as error:
-        if error.errno in {errno.EOPNOTSUPP, errno.ENOSYS}:
-            return
-        raise
     headers = {
         _XATTR + quote(os.fsencode(name), safe=_UNESCAPED): os.getxattr(fd, name).decode(
             "utf-8", "surrogateescape"
         )
-        for name in sorted(names)
+        for name in sorted(_xattrs(fd))
         if name.startswith(_KEPT_XATTRS)
     }
     info.pax_headers = {**info.pax_headers, **headers}
+
+
+def _xattrs(fd: int) -> list[str]:
+    """Return the names of extended attributes, none where the filesystem has none."""
+    try:
+        return os.listxattr(fd)
+    except OSError as error:
+        if error.errno in {errno.EOPNOTSUPP, errno.ENOSYS}:
+            return []
+        raise
 
 
 def set_segments(info: tarfile.TarInfo, size: int, parts: Sequence[tuple[int, int]]) -> None:
@@ -114,7 +119,8 @@ def restore(info: tarfile.TarInfo, fd: int) -> Iterator[str]:
 
     Only root can set an owner; others can set the group if they are in it.  If owner and group are not those
     of the original, the rights of its group and of all others shrink to what both had, and its access control
-    lists stay away.  So nobody can read more than before.
+    lists stay away.  Those that it inherited from its new folder are removed.  So nobody can read more than
+    before.
 
     The setuid and setgid bits of a file never come back.  Its content comes from people who could give a
     program of their own, or an old one with a known weakness, to another user.  On a folder, setgid only
@@ -133,7 +139,12 @@ def restore(info: tarfile.TarInfo, fd: int) -> Iterator[str]:
     if not is_original:
         shared = mode & mode >> 3 & stat.S_IRWXO
         mode = mode & ~(stat.S_IRWXG | stat.S_IRWXO | stat.S_ISUID | stat.S_ISGID) | shared << 3 | shared
-    steps: list[_Step] = [("mode", partial(os.fchmod, fd, mode))]
+    steps: list[_Step] = [
+        (f"inherited {name}", partial(os.removexattr, fd, name))
+        for name in _xattrs(fd)
+        if name.startswith(_ACLS)
+    ]
+    steps.append(("mode", partial(os.fchmod, fd, mode)))
     for keyword, text in info.pax_headers.items():
         if keyword.startswith(_XATTR):
             name = os.fsdecode(unquote_to_bytes(keyword.removeprefix(_XATTR)))

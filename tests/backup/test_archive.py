@@ -434,6 +434,22 @@ def test_times_and_extended_attributes_come_back(folder: BackupFolder, root: Roo
     assert tree(restored) == tree(job)
 
 
+def test_access_that_a_folder_passes_on_does_not_come_back(
+    folder: BackupFolder, root: Root, tmp_path: Path
+) -> None:
+    job = fill(root)
+    everyone = 2**32 - 1
+    entries = ((1, 7, everyone), (2, 7, 12345), (4, 5, everyone), (16, 7, everyone), (32, 0, everyone))
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    place = tmp_path / "place"
+    place.mkdir()
+    os.setxattr(place, "system.posix_acl_default", acl)
+    assert unpack_into(place, add(folder, root).path) == []
+    assert tree(place / "job") == tree(job)
+    entries_below = [path for path in (place / "job").rglob("*") if not path.is_symlink()]
+    assert [path for path in (place / "job", *entries_below) if os.listxattr(path)] == []
+
+
 def test_an_attribute_that_cannot_be_set_is_reported_and_the_rest_is_restored(
     folder: BackupFolder, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
