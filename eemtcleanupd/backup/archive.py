@@ -299,7 +299,7 @@ def verify(path: Path, *, folder_fd: int | None = None, stop: StopFlag | None = 
         BackupError: the archive is damaged (the message names the first wrong member), or ``stop`` was set.
     """
     stop = stop or StopFlag()
-    with tempfile.TemporaryFile() as lines, _opened(path, folder_fd) as (tar, head, stream):
+    with _opened(path, folder_fd) as (tar, head, stream), tempfile.TemporaryFile() as lines:
         contents = Contents(head)
         for info in _members(tar):
             if info.name == MANIFEST:

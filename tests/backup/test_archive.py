@@ -217,6 +217,16 @@ def test_an_archive_without_a_checksum_is_refused(folder: BackupFolder, root: Ro
         archive.verify(backup.path)
 
 
+def test_a_verification_without_a_place_for_temporary_files_is_an_error(
+    folder: BackupFolder, root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(root)
+    backup = add(folder, root)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(BackupError):
+        archive.verify(backup.path)
+
+
 def test_another_file_is_not_a_backup(folder: BackupFolder, root: Root) -> None:
     (root.path / "job").mkdir()
     backup = add(folder, root)
