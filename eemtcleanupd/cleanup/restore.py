@@ -370,14 +370,14 @@ class _LockedStore:
                 )
 
     def require_ended(self) -> None:
-        """Refuse a job that has no row, is live, or is in the trash."""
+        """Refuse a job that has no row, is live, or is in the trash, where a killed run can have left it."""
         job_id, name, session = self.request.job_id, printable(self.request.job_id), self.session
         row = self._row()
         if row is None:
             raise TrashError(f"The database has no job {name}, so its data would belong to no job.")
         if session.policy.classify(row.job.status) is JobClass.LIVE:
             raise TrashError(f"Job {name} is {printable(row.job.status)}. Wait until it has ended.")
-        if session.ledger.trashed(job_id):
+        if session.ledger.trashed(job_id) or self.interrupted_intents():
             raise TrashError(
                 f"Job {name} is in the trash. Restore it with {suggested('trash restore', job_id)}."
             )

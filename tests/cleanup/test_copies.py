@@ -13,8 +13,9 @@ from eemtcleanupd.backup.folder import BackupFolder
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.cleanup.context import NullHooks
-from eemtcleanupd.cleanup.restore import RestoreRequest, RestoreResult, restore_backup
-from eemtcleanupd.errors import BackupError, RowError
+from eemtcleanupd.cleanup.pipeline import Pipeline
+from eemtcleanupd.cleanup.restore import RestoreRequest, RestoreResult, restore, restore_backup
+from eemtcleanupd.errors import BackupError, RowError, TrashError
 from eemtcleanupd.events import RunReport
 from eemtcleanupd.model import ArtifactPath, Job
 from eemtcleanupd.plugins import Plugins
@@ -141,6 +142,28 @@ def test_a_restore_without_a_record_leaves_nothing_that_it_unpacked(store: JobSt
     with pytest.raises(RowError):
         restored(store, "bad")
     assert store.trash() == []
+
+
+def test_what_a_killed_run_left_in_the_trash_is_restored_from_there(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    store.job("a")
+    monkeypatch.setattr(Pipeline, "submit", kill)
+    with pytest.raises(Killed):
+        run_with_backups(store)
+    monkeypatch.undo()
+    with pytest.raises(TrashError):
+        restored(store, "a")
+    request = RestoreRequest(store.config(), "a", (), True, "ann", NullHooks(), lambda: store.now)
+    restore(request)
+    assert run_with_backups(store).errors == 0
+    assert untouched(store, "a")
 
 
 def test_a_folder_that_cannot_be_created_for_a_restore_is_an_error(
