@@ -17,7 +17,7 @@ from eemtcleanupd.cleanup.session import StoreSession, job_table, open_database,
 from eemtcleanupd.cleanup.staging import ClaimedJob
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.roots import Root
-from eemtcleanupd.deletion.trash import artifact_path, deleting_name, is_group, is_grouped
+from eemtcleanupd.deletion.trash import UNPACKED, artifact_path, deleting_name, is_group, is_grouped
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.deletion.truncate import BLOCK_BYTES
 from eemtcleanupd.deletion.walk import measure
@@ -51,17 +51,18 @@ def recover_intents(pipeline: Pipeline) -> frozenset[str]:
 
 
 def remove_strays(pipeline: Pipeline) -> None:
-    """Remove the folders of groups whose intents are all closed.
+    """Remove the folders of groups whose intents are all closed, and what a killed restore had unpacked.
 
-    A killed run can have left an empty one, or moved something up into one whose deletion had started.
+    A killed run can have left an empty group, or moved something up into one whose deletion had started.
     """
     session = pipeline.session
     for trash in session.trashes.values():
         for folder, is_deleting in list(trash.items()):
-            if not is_group(folder) or session.owns_item(folder):
+            is_unpacked = folder.startswith(UNPACKED)
+            if not (is_unpacked or is_group(folder)) or session.owns_item(folder):
                 continue
-            if is_deleting:
-                pipeline.remove_strays(trash, deleting_name(folder))
+            if is_unpacked or is_deleting:
+                pipeline.remove_strays(trash, deleting_name(folder) if is_deleting else folder)
             else:
                 trash.remove_if_empty(folder)
 

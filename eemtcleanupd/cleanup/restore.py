@@ -31,7 +31,7 @@ from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.copying import require_free_space
 from eemtcleanupd.deletion.pool import DeletionPool
-from eemtcleanupd.deletion.trash import artifact_path, deleting_name
+from eemtcleanupd.deletion.trash import UNPACKED, artifact_path, deleting_name
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.errors import BackupError, StoreError, TrashError
 from eemtcleanupd.events import AuditEntry
@@ -47,7 +47,6 @@ from eemtcleanupd.store.lock import run_lock
 
 log = logging.getLogger(__name__)
 
-_UNPACKED: Final = "backup-"
 _LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
 
@@ -192,7 +191,7 @@ def _restore_backups(
         for path in dict.fromkeys(sources[found] for found in wanted)
     }
     store.require_free_places(wanted)
-    intent_id = f"{_UNPACKED}{request.clock():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+    intent_id = f"{UNPACKED}{request.clock():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
     items = tuple((found, f"{intent_id}.{number}") for number, found in enumerate(wanted, start=1))
     of_backups = {path: [each for each in items if sources[each[0]] == path] for path in heads}
     status = next(iter(heads.values())).status
@@ -419,7 +418,7 @@ class _LockedStore:
             (trash, item)
             for trash in self.session.trashes.values()
             for item, _ in trash.items()
-            if item.startswith(_UNPACKED) and not self.session.owns_item(item)
+            if item.startswith(UNPACKED) and not self.session.owns_item(item)
         ]
         if not items:
             return

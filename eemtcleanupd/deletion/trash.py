@@ -28,6 +28,8 @@ from eemtcleanupd.privileges import with_file_access
 
 MARKER_NAME = ".root-id"
 """A file in the trash that identifies a root."""
+UNPACKED = "backup-"
+"""How the name of an item begins into which a restore unpacks a backup."""
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from eemtcleanupd.cleanup.context import NullHooks
 from eemtcleanupd.cleanup.pipeline import Pipeline
 from eemtcleanupd.cleanup.restore import RestoreRequest, RestoreResult, restore, restore_backup
 from eemtcleanupd.errors import BackupError, RowError, TrashError
-from eemtcleanupd.events import RunReport
+from eemtcleanupd.events import RunReport, Warned
 from eemtcleanupd.model import ArtifactPath, Job
 from eemtcleanupd.plugins import Plugins
 from tests.cleanup.conftest import JobStore
@@ -142,6 +142,21 @@ def test_a_restore_without_a_record_leaves_nothing_that_it_unpacked(store: JobSt
     with pytest.raises(RowError):
         restored(store, "bad")
     assert store.trash() == []
+
+
+@pytest.mark.parametrize("suffix", ["", ".deleting"])
+def test_a_run_removes_what_a_killed_restore_had_unpacked(store: JobStore, suffix: str) -> None:
+    store.job("a")
+    run_with_backups(store)
+    trash = store.path / "results/.eemtcleanupd-trash"
+    left = trash / f"backup-20260101T000000-0badf00d.1{suffix}" / "a/global"
+    foreign = trash / "backups"
+    for folder in (left, foreign):
+        folder.mkdir(parents=True)
+        (folder / "day_0.tif").write_text("unpacked")
+    assert store.run().errors == 0
+    assert store.trash() == [foreign.name]
+    assert len(store.of(Warned)) == 1
 
 
 def test_what_a_killed_run_left_in_the_trash_is_restored_from_there(
