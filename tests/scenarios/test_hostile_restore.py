@@ -319,20 +319,6 @@ def test_the_time_of_a_file_of_others_is_not_changed(store: JobStore, canary: Pa
     (store.path / "results/orphan").unlink()
 
 
-def test_the_owner_restores_an_orphan_of_another_user(store: JobStore) -> None:
-    orphan = store.path / "uploads/orphan.tif"
-    orphan.write_text("of root")
-    config = store.config(trash__grace_hours=24, orphans__delete_after_hours=0)
-    later = datetime.now(UTC) + timedelta(minutes=1)
-    request = RunRequest("owner", allow_orphans=True)
-    as_owner(lambda: clean(config, request, emit=lambda _: None, clock=lambda: later))
-    assert not orphan.exists()
-    label = "uploads/orphan.tif"
-    as_owner(lambda: restore(RestoreRequest(config, label, (), True, "owner", NullHooks(), lambda: later)))
-    assert orphan.read_text() == "of root"
-    assert store.sql("SELECT id FROM cleanup_intents WHERE state = 'open'") == []
-
-
 def test_a_link_in_place_of_an_item_changes_no_time_of_a_file_of_root(store: JobStore, canary: Path) -> None:
     (store.path / "results/precious").write_text("an orphan with the name of a file of root")
     store.wait(days=9)

@@ -50,11 +50,11 @@ def store(folder: Path) -> JobStore:
     return store
 
 
-def config_of(folder: Path, store: JobStore) -> Path:
-    """A configuration in a folder."""
+def config_of(folder: Path, store: JobStore, **blocks: object) -> Path:
+    """A configuration in a folder, with these blocks."""
     paths = {name: str(store.path / name) for name in ("uploads", "results", "temp", "logs")}
     file = folder / "cleanup_config.yaml"
-    file.write_text(json.dumps({"paths": {"database": str(store.path / "jobs.db"), **paths}}))
+    file.write_text(json.dumps({"paths": {"database": str(store.path / "jobs.db"), **paths}, **blocks}))
     return file
 
 
@@ -100,6 +100,38 @@ def test_no_process_leaves_code_of_the_owner_in_the_program(folder: Path, store:
     assert done.returncode == 0
     assert not store.results("due").exists()
     assert [path for path in program.rglob("*") if path.stat().st_uid != 0] == []
+
+
+def test_the_owner_restores_an_orphan_of_another_user(store: JobStore) -> None:
+    blocks = {"trash": {"grace_hours": 24}, "orphans": {"delete_after_hours": 0}}
+    config_of(store.path, store, safety={"min_idle_minutes": 0}, **blocks)
+    give(store.path, OWNER)
+    orphan = store.upload("orphan.tif")
+    assert command("clean", "--allow-orphans", cwd=store.path, uid=OWNER).returncode == 0
+    assert not orphan.exists()
+    done = command("trash", "restore", "uploads/orphan.tif", cwd=store.path, uid=OWNER)
+    assert done.returncode == 0, done.stderr
+    assert orphan.exists()
+
+
+def test_what_the_owner_cannot_put_back_stops_no_run(store: JobStore) -> None:
+    config_of(store.path, store, trash={"grace_hours": 24})
+    give(store.path, OWNER)
+    assert command("clean", cwd=store.path, uid=OWNER).returncode == 0
+    (item,) = (store.path / "results").glob(".*/*/due")
+    item.chmod(0o555)  # a folder that moves gets another entry "..", as one of root does
+    done = command("trash", "restore", "due", cwd=store.path, uid=OWNER)
+    assert (done.returncode, store.cleaned()) == (1, set())
+    store.job("other")
+    give(store.results("other"), OWNER)
+    done = command("clean", "--json", cwd=store.path, uid=OWNER)
+    assert done.returncode == 1, done.stderr
+    assert [error["job_id"] for error in json.loads(done.stdout)["errors"]] == ["due"]
+    assert store.cleaned() == {"other"}
+    assert item.exists()
+    item.chmod(0o755)
+    assert command("clean", cwd=store.path, uid=OWNER).returncode == 0
+    assert store.results("due").exists()
 
 
 @pytest.mark.parametrize("namespace", [("unshare", "--map-root-user"), ("unshare", "--map-current-user")])
