@@ -14,7 +14,7 @@ import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -119,8 +119,9 @@ def restore(request: RestoreRequest) -> RestoreResult:
             raise TrashError(f"The trash has no such artifact of job {name}. It has: {known}.")
         store.require_items(items)
         store.require_free_places([found for found, _ in items])
+        row = store.row() if shared else None
         # What went with another job has the status of that job.
-        status = None if orphans else own[0].status if own else store.row_status()
+        status = own[0].status if own else None if row is None else row.job.status
         result = store.restore(status, chosen, "from the trash")
         warnings = [
             f"{printable(found.label)} is in the trash more than once. Only the newest was restored."
@@ -271,23 +272,18 @@ class _LockedStore:
             if (left := intent if intent.state is IntentState.TRASHED else self._left_of(intent)) is not None
         ]
 
-    def _row(self) -> Row | None:
+    def row(self) -> Row | None:
         """Return the row of the job."""
         job_id, session = self.request.job_id, self.session
         with session.database.read() as connection:
             return session.jobs.rows(connection, [job_id]).get(job_id)
-
-    def row_status(self) -> str:
-        """Return the status of the job, which has a row."""
-        row = self._row()
-        return "" if row is None else row.job.status
 
     def shared_uploads(self) -> list[tuple[Intent, list[Item]]]:
         """Return the uploads of the job that went into the trash with another job, with their intents.
 
         An upload that is missing from the trash is among them, so that the restore reports it.
         """
-        job_id, session, row = self.request.job_id, self.session, self._row()
+        job_id, session, row = self.request.job_id, self.session, self.row()
         if row is None:
             return []
         dem = row.job.dem_filename
@@ -371,7 +367,7 @@ class _LockedStore:
     def require_ended(self) -> None:
         """Refuse a job that has no row, is live, or is in the trash, where a killed run can have left it."""
         job_id, name, session = self.request.job_id, printable(self.request.job_id), self.session
-        row = self._row()
+        row = self.row()
         if row is None:
             raise TrashError(f"The database has no job {name}, so its data would belong to no job.")
         if session.policy.classify(row.job.status) is JobClass.LIVE:
@@ -442,10 +438,10 @@ class _LockedStore:
             TrashError: not one item could be moved.
         """
         request, ledger, jobs = self.request, self.session.ledger, self.session.jobs
-        now, job_id, policy = request.clock(), request.job_id, self.session.policy
+        now, job_id = request.clock(), request.job_id
         items = [pair for intent, _ in chosen for pair in intent.items]
         is_job = status is not None
-        until = now + policy.retention(policy.classify(status), None) if request.hold and is_job else None
+        until = now + self._retention(status) if request.hold and is_job else None
         details: dict[str, object] = {"job_id": printable(job_id), "source": source}
         asked = [printable(found.label) for found, _ in items]
         request.hooks.expect_audit(ledger)
@@ -498,6 +494,11 @@ class _LockedStore:
         not_restored = tuple((found, why) for (found, _), why in failed.items())
         result = RestoreResult(job_id, tuple(found for found, _ in moved), None, not_restored)
         return self._with_hold(result, now) if is_job else result
+
+    def _retention(self, status: str | None) -> timedelta:
+        """Return the retention of the job with this status."""
+        policy, row = self.session.policy, self.row()
+        return policy.retention(policy.classify(status), None if row is None else row.job.workflow_type)
 
     def _with_hold(self, result: RestoreResult, now: datetime) -> RestoreResult:
         """Add the hold of the job, which can be an older one that lasts longer."""

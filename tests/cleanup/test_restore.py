@@ -75,6 +75,17 @@ def test_a_restored_job_is_held_for_its_retention_once_more(trashed: JobStore) -
     assert not trashed.results("a").exists()
 
 
+def test_a_restored_job_is_held_for_the_retention_of_its_workflow(trashed: JobStore, tmp_path: Path) -> None:
+    trashed.run(**GRACE)
+    trashed.config_file = tmp_path / "config.yaml"
+    paths = ", ".join(f"{name}: {trashed.path / name}" for name in ("results", "uploads", "temp"))
+    trashed.config_file.write_text(
+        f"paths: {{{paths}, database: {trashed.path / 'jobs.db'}}}\n"
+        "retention: {overrides: [{workflow_type: sol, successful_hours: 1000}]}"
+    )
+    assert put_back(trashed, "a", hold=True).held_until == trashed.now + timedelta(hours=1000)
+
+
 @pytest.mark.parametrize("until", [None, "2030-01-01 00:00:00"])
 def test_a_longer_hold_of_a_person_stays(trashed: JobStore, until: str | None) -> None:
     trashed.run(**GRACE)
