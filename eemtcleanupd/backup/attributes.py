@@ -19,10 +19,11 @@ from functools import partial
 from typing import Final, TypeAlias
 from urllib.parse import quote, unquote_to_bytes
 
+from eemtcleanupd.deletion.copying import remove_inherited_access
+
 _XATTR: Final = "SCHILY.xattr."
 _USER_XATTRS: Final = "user."
-_ACLS: Final = "system.posix_acl_"
-_KEPT_XATTRS: Final = (_USER_XATTRS, _ACLS)
+_KEPT_XATTRS: Final = (_USER_XATTRS, "system.posix_acl_")
 _MAX_SECONDS: Final = (1 << 63) // 10**9
 _MAP: Final = "GNU.sparse.map"
 _REAL_SIZE: Final = "GNU.sparse.size"
@@ -51,24 +52,20 @@ def add_xattrs(info: tarfile.TarInfo, fd: int) -> None:
     Raises:
         OSError: an attribute cannot be read.
     """
+    try:
+        names = os.listxattr(fd)
+    except OSError as error:
+        if error.errno in {errno.EOPNOTSUPP, errno.ENOSYS}:
+            return
+        raise
     headers = {
         _XATTR + quote(os.fsencode(name), safe=_UNESCAPED): os.getxattr(fd, name).decode(
             "utf-8", "surrogateescape"
         )
-        for name in sorted(_xattrs(fd))
+        for name in sorted(names)
         if name.startswith(_KEPT_XATTRS)
     }
     info.pax_headers = {**info.pax_headers, **headers}
-
-
-def _xattrs(fd: int) -> list[str]:
-    """Return the names of extended attributes, none where the filesystem has none."""
-    try:
-        return os.listxattr(fd)
-    except OSError as error:
-        if error.errno in {errno.EOPNOTSUPP, errno.ENOSYS}:
-            return []
-        raise
 
 
 def set_segments(info: tarfile.TarInfo, size: int, parts: Sequence[tuple[int, int]]) -> None:
@@ -140,11 +137,9 @@ def restore(info: tarfile.TarInfo, fd: int) -> Iterator[str]:
         shared = mode & mode >> 3 & stat.S_IRWXO
         mode = mode & ~(stat.S_IRWXG | stat.S_IRWXO | stat.S_ISUID | stat.S_ISGID) | shared << 3 | shared
     steps: list[_Step] = [
-        (f"inherited {name}", partial(os.removexattr, fd, name))
-        for name in _xattrs(fd)
-        if name.startswith(_ACLS)
+        ("inherited access", partial(remove_inherited_access, fd)),
+        ("mode", partial(os.fchmod, fd, mode)),
     ]
-    steps.append(("mode", partial(os.fchmod, fd, mode)))
     for keyword, text in info.pax_headers.items():
         if keyword.startswith(_XATTR):
             name = os.fsdecode(unquote_to_bytes(keyword.removeprefix(_XATTR)))

@@ -1,4 +1,4 @@
-"""Copies of files: where a sparse file has data, and whether a disk has room for a copy."""
+"""Copies of files: their parts with data, access that they must not inherit, and room for them on a disk."""
 
 from __future__ import annotations
 
@@ -67,6 +67,22 @@ def write_at(fd: int, data: bytes, position: int) -> None:
     while data:
         written = os.pwrite(fd, data, position)
         data, position = data[written:], position + written
+
+
+def remove_inherited_access(fd: int) -> None:
+    """Remove the access control lists that a new file or folder has from its folder.
+
+    They can give access to users who have none to the original.
+
+    Raises:
+        OSError: they cannot be removed.
+    """
+    for name in ("system.posix_acl_access", "system.posix_acl_default"):
+        try:
+            os.removexattr(fd, name)
+        except OSError as error:
+            if error.errno not in {errno.ENODATA, errno.EOPNOTSUPP, errno.ENOSYS}:
+                raise
 
 
 def require_free_space(fd: int, needed_bytes: int) -> None:

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from eemtcleanupd.cancellation import StopFlag
-from eemtcleanupd.deletion.copying import data_segments, require_free_space, write_at
+from eemtcleanupd.deletion.copying import data_segments, remove_inherited_access, require_free_space, write_at
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.deletion.truncate import BLOCK_BYTES
@@ -184,6 +184,7 @@ def _copy(source: int, target_fd: int, target: str, stop: StopFlag) -> None:
 
 def _restrict(copy: int, log: os.stat_result) -> None:
     """Let nobody read a copy who cannot read the log: that can be a hard link to a file of others."""
+    remove_inherited_access(copy)
     if log.st_mode & stat.S_IROTH or os.fstat(copy).st_gid == log.st_gid:
         return
     try:

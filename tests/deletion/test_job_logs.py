@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -285,6 +286,12 @@ def test_nobody_can_read_a_copy_who_cannot_read_the_log(
     log = _job(root) / "run.log"  # which can be a hard link to a file of others
     os.chown(log, 6666, group)
     log.chmod(mode)
+    kept.mkdir(parents=True)
+    everyone = 2**32 - 1
+    entries = ((1, 7, everyone), (2, 7, 12345), (4, 5, everyone), (16, 7, everyone), (32, 0, everyone))
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    os.setxattr(kept, "system.posix_acl_default", acl)
     keep_logs(root, "job", _PATTERNS, kept)
+    assert os.listxattr(kept / "run.log") == []
     status = (kept / "run.log").stat()
     assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (kept_mode, 0, group)
