@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -30,6 +31,7 @@ from eemtcleanupd.events import ORPHAN, Warned
 from eemtcleanupd.formatting import printable, suggested
 from eemtcleanupd.model import ArtifactPath, Found, Job, JobClass, RootName
 from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, blocking_claimant, newest_owner
+from eemtcleanupd.privileges import with_file_access
 from eemtcleanupd.store.intents import Intent, IntentKind, IntentState, with_error
 
 log = logging.getLogger(__name__)
@@ -331,6 +333,13 @@ class Staging:
         owner = job.owner if job.is_orphan else job.job
         if owner is None or not job.items:
             return True
+        try:
+            for found, _ in job.items:
+                self._require_movable(found)
+        except OSError as error:
+            self.put_back(job, [])
+            self._stats.failed(job.job, describe_oserror(error))
+            return False
         with stoppable_by(self._run.stop):
             reason = self._run.hooks.before_stage(owner, [self._path(found) for found, _ in job.items])
         if reason is None:
@@ -341,6 +350,21 @@ class Staging:
         else:
             self._stats.failed(job.job, reason)
         return False
+
+    @with_file_access
+    def _require_movable(self, found: Found) -> None:
+        """Refuse a folder that cannot move, of whose job each run would otherwise make another backup.
+
+        Its entry ``..`` changes, so it must be writable (rename(2)).
+
+        Raises:
+            OSError: it is not writable.
+        """
+        root, name = self._session.roots[found.artifact.root], found.artifact.name
+        if not found.is_folder or os.access(name, os.W_OK, dir_fd=root.fd, effective_ids=True):
+            return
+        if root.has(name):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), found.label)
 
     def _path(self, found: Found) -> ArtifactPath:
         root = self._session.roots[found.artifact.root]

@@ -114,6 +114,19 @@ def test_the_owner_restores_an_orphan_of_another_user(store: JobStore) -> None:
     assert orphan.exists()
 
 
+def test_a_folder_that_the_owner_cannot_move_is_not_backed_up_in_every_run(store: JobStore) -> None:
+    config_of(store.path, store, backup={"enabled": True, "path": str(store.path / "backup")})
+    give(store.path, OWNER)
+    store.results("due").chmod(0o555)
+    done = command("clean", "--json", cwd=store.path, uid=OWNER)
+    assert [error["job_id"] for error in json.loads(done.stdout)["errors"]] == ["due"]
+    assert store.results("due").exists()
+    assert list(store.path.glob("backup/*")) == []
+    store.results("due").chmod(0o755)
+    assert command("clean", cwd=store.path, uid=OWNER).returncode == 0
+    assert len(list(store.path.glob("backup/*"))) == 1
+
+
 def test_what_the_owner_cannot_put_back_stops_no_run(store: JobStore) -> None:
     config_of(store.path, store, trash={"grace_hours": 24})
     give(store.path, OWNER)
