@@ -135,6 +135,6 @@ $(READY): setup.cfg
 		echo "'$(PYTHON)' cannot make virtual environments; install its venv (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	@echo "Setting up $(VENV): once, and again when setup.cfg changes; it takes a minute or so"
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --editable '.[dev]'
 	@$(BIN)/python -m compileall -q eemtcleanupd
 	@touch $@

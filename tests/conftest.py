@@ -114,9 +114,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_garbage_collections() -> None:
-    """Leave out what the tests so far have imported; a daemon collects garbage after each run."""
+    """Leave out what the tests so far have imported, and look rarely; a daemon looks after each run."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000)
 
 
 @pytest.fixture(scope="session", autouse=True)
