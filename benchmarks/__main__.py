@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -89,7 +90,8 @@ class _Bench:
         where = f"{os.cpu_count()} cores, ext4 images on a disk, tmpfs"
         if not can_mount(folder):
             where = f"{os.cpu_count()} cores, folders instead of fresh filesystems"
-        self.figures = Figures(f"{where}, Linux {os.uname().release}", self.rounds)
+        machine = f"{where}, Linux {os.uname().release}, Python {platform.python_version()}"
+        self.figures = Figures(machine, self.rounds)
         self.targets: dict[str, Sequence[Target]] = {}
 
     def contest(self, name: str) -> None:
