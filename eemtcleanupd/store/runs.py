@@ -18,6 +18,8 @@ from eemtcleanupd.store.tables import DELIVERY_OUTCOMES, NOTIFIERS, RUNS, TOTALS
 from eemtcleanupd.store.timestamps import utc_timestamp
 
 _KILLED = "The run did not finish."
+# What a row without these values has.
+_UNKNOWN: dict[str, Any] = {"trigger": "", "user": "", "host": "", "pid": 0, "policy": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,9 @@ class Runs(Repository):
             rows = connection.execute(statement).mappings().all()
         times = ("started_at", "finished_at", "purge_after")
         with corruption_guard("cleanup_runs"):
-            known = [{name: value for name, value in row.items() if value is not None} for row in rows]
+            known = [
+                _UNKNOWN | {name: value for name, value in row.items() if value is not None} for row in rows
+            ]
             return [
                 RunRecord(**{**row, **{name: read_utc(row[name]) for name in times if name in row}})
                 for row in known

@@ -188,8 +188,9 @@ class Site:
 
 
 @contextmanager
-def site_of(store: JobStore, config: str = "") -> Iterator[Site]:
-    (store.path / "cleanup_config.yaml").write_text(SITE_CONFIG + config)
+def site_of(store: JobStore, config: str = "", grace_hours: int = 24) -> Iterator[Site]:
+    block = SITE_CONFIG.replace("{grace_hours: 24}", f"{{grace_hours: {grace_hours}}}")
+    (store.path / "cleanup_config.yaml").write_text(block + config)
     file = TokenFile(store.path / "tokens.json")
     tokens = {scope: file.add(scope, scope, datetime.now(UTC)) for scope in SCOPES}
     backend = LocalBackend(store.path / "cleanup_config.yaml", {})
