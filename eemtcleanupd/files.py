@@ -21,7 +21,7 @@ import secrets
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import BinaryIO
 
@@ -109,8 +109,8 @@ def places_on_the_way(path: Path) -> Iterator[Path]:
             place = place.parent
 
 
-def grants_write(place: Path, status: os.stat_result) -> bool:
-    """Tell whether an access control list lets more users write than the owner, root and this user.
+def grants_write(place: Path, status: os.stat_result, trusted: Set[int]) -> bool:
+    """Tell whether an access control list lets more users write than the owner and those that are trusted.
 
     The mode of a file with such a list has the mask of the list in place of the rights of its group (acl(5)).
     """
@@ -120,7 +120,7 @@ def grants_write(place: Path, status: os.stat_result) -> bool:
         entries = struct.iter_unpack("<HHI", os.getxattr(place, "system.posix_acl_access")[_ACL_HEADER:])
     except OSError:  # it has no list
         return False
-    known = {status.st_uid, os.geteuid(), 0}
+    known = trusted | {status.st_uid}
     return any(
         rights & os.W_OK and (tag == _ACL_GROUP or (tag == _ACL_USER and number not in known))
         for tag, rights, number in entries

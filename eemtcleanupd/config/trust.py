@@ -105,7 +105,7 @@ def _problem(path: Path, trusted: Set[int]) -> str | None:
             return f"{name} belongs to user {_user(status.st_uid)}"
         can_replace = not (is_above and status.st_mode & stat.S_ISVTX)
         is_shared = not stat.S_ISLNK(status.st_mode) and (
-            _has_other_writers(status) or grants_write(place, status)
+            _has_other_writers(status) or grants_write(place, status, trusted)
         )
         if can_replace and is_shared:
             return f"other users can write to {name}"

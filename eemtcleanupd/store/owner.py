@@ -135,7 +135,7 @@ def _is_shared(file: Path) -> bool:
     return any(
         status.st_mode & stat.S_IWOTH
         or (status.st_mode & stat.S_IWGRP and status.st_gid != 0)
-        or grants_write(place, status)
+        or grants_write(place, status, {0})
         for place, status in modes
         if place == folder or not status.st_mode & stat.S_ISVTX
     )

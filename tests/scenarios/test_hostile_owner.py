@@ -245,6 +245,27 @@ def test_no_code_beside_a_configuration_of_others_reaches_the_capabilities(
     assert not config.with_name("executed").exists()
 
 
+@pytest.mark.parametrize("name", [".", "evil.py"])
+def test_no_code_that_a_list_lets_its_user_write_reaches_the_capabilities(
+    folder: Path, store: JobStore, name: str
+) -> None:
+    """A service manager can give the capabilities too (packaging/systemd/root-files.conf.example)."""
+    config, executed = _config(folder, store, "plugins: [evil]\n"), store.path / "executed"
+    config.with_name("evil.py").write_text(f"open({str(executed)!r}, 'w').close()\n")
+    both = "+dac_override,+fowner"
+    service = [
+        *("setpriv", "--reuid", str(OWNER), "--regid", str(OWNER), "--clear-groups"),
+        *("--inh-caps", both, "--ambient-caps", both),
+        *(python(), "-m", "eemtcleanupd", "check", "--config", str(config)),
+    ]
+    subprocess.run(service, env=environment(), cwd=folder, check=False)
+    executed.unlink()
+    let_write(config.parent / name, OWNER)
+    done = subprocess.run(service, env=environment(), cwd=folder, check=False)
+    assert done.returncode == 2
+    assert not executed.exists()
+
+
 def test_a_plugin_beside_a_good_configuration_must_be_as_safe(folder: Path, store: JobStore) -> None:
     config = _config(folder, store, "plugins: [evil]\n")
     plugin = config.with_name("evil.py")
