@@ -611,6 +611,9 @@ def _stay_reason(
         reason = blockers.reason(root, name, is_folder=is_folder)
         if reason is None and found.artifact.root is RootName.RESULTS:
             reason = keep_marker_reason(root.fd, name)
+        if reason is None and job_id is not None and is_folder != found.is_folder:
+            # Its logs would not be kept.  The plan could not check it, or it was replaced.
+            reason = f"{printable(found.label)} changed during the run"
         if reason is None and job_id is None and not is_folder:
             # It can have been replaced since it was measured, by the upload of a job without a row.
             changed_at = max(status.st_mtime, status.st_ctime)

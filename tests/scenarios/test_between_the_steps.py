@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from eemtcleanupd.cleanup import RunRequest, clean, inventory
+from eemtcleanupd.cleanup import RunRequest, clean, inventory, planner
 from eemtcleanupd.cleanup.context import NullHooks
 from eemtcleanupd.cleanup.session import root_entries
 from eemtcleanupd.cleanup.staging import ClaimedJob, Staging
@@ -24,7 +25,7 @@ from eemtcleanupd.events import AuditEntry, Event, JobCleaned, JobPlanned, JobTa
 from eemtcleanupd.model import ArtifactPath, Job
 from tests.cleanup.conftest import JobStore
 from tests.cleanup.test_recovery import run_and_die
-from tests.conftest import RunCli
+from tests.conftest import RunCli, settle
 
 
 class At(NullHooks):
@@ -273,6 +274,30 @@ def test_an_orphan_that_is_replaced_after_it_was_measured_stays(
     monkeypatch.setattr(Staging, "stage", late)
     report = store.run(orphans__delete_after_hours=24, safety__min_idle_minutes=60)
     assert (report.orphans.jobs, upload.read_bytes()) == (0, b"new")
+
+
+def test_a_folder_that_the_plan_could_not_check_keeps_its_logs(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk of the network can fail for a moment: the plan does not know then that it is a folder."""
+    store.job("a")
+    log = store.results("a") / "job.log"
+    log.write_text("log")
+    settle(store.results("a"), store.now - timedelta(days=10))
+    stat = os.stat
+
+    def fail(path: str | int | Path, **options: Any) -> os.stat_result:
+        if path == "a" and sys._getframe(1).f_code is planner.find_artifacts.__code__:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return stat(path, **options)
+
+    options = {"retention__successful_jobs__keep_logs": True}
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", fail)
+        report = store.run(**options)
+    assert (report.skipped, store.cleaned(), log.read_text()) == (1, set(), "log")
+    assert store.run(**options).successful.jobs == 1
+    assert (store.path / "logs/jobs/a/job.log").read_text() == "log"
 
 
 def test_a_leftover_that_is_replaced_during_its_backup_stays(
