@@ -69,6 +69,6 @@ class Holds(Repository):
 
 
 def _hold(row: Any) -> Hold:
-    # A hold that was set with SQL can lack the reason and the owner.
+    # A hold that was set with SQL can lack the reason and the owner, and have bytes as the id.
     reason, owner = str(row.reason or _NO_REASON), str(row.owner or "unknown user")
-    return Hold(row.job_id, reason, owner, read_utc(row.until))
+    return Hold(str(row.job_id), reason, owner, read_utc(row.until))

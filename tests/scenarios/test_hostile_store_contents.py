@@ -179,6 +179,7 @@ def test_what_is_no_folder_in_place_of_an_item_stops_no_run(
         ("cleanup_log.job_id", None),
         ("cleanup_intents.job_id", b"\xff"),
         ("cleanup_intents.size_bytes", 1e308),
+        ("cleanup_holds.job_id", b"\xff"),
     ],
 )
 def test_commands_read_any_value_of_the_ledger(
@@ -187,10 +188,11 @@ def test_commands_read_any_value_of_the_ledger(
     store = JobStore(tmp_path / "store")
     store.job("due")
     store.run(trash__grace_hours=24)
+    store.sql("INSERT INTO cleanup_holds (job_id) VALUES ('due')")
     table, _, column = place.partition(".")
     store.sql(f"UPDATE {table} SET {column} = ?", value)
     (run_id,) = store.sql("SELECT id FROM cleanup_runs")[0]
-    for command in (["status"], ["history"], ["history", run_id], ["trash", "list"]):
+    for command in (["status"], ["history"], ["history", run_id], ["trash", "list"], ["holds"]):
         done = run_cli(*command, cwd=store.path)
         assert done.returncode in {0, 3}
         assert "Traceback" not in done.stderr
