@@ -31,7 +31,7 @@ from eemtcleanupd.events import ORPHAN, Warned
 from eemtcleanupd.formatting import printable, suggested
 from eemtcleanupd.model import ArtifactPath, Found, Job, JobClass, RootName
 from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, blocking_claimant, newest_owner
-from eemtcleanupd.privileges import with_file_access
+from eemtcleanupd.privileges import exceeds_user
 from eemtcleanupd.store.intents import Intent, IntentKind, IntentState, with_error
 
 log = logging.getLogger(__name__)
@@ -351,17 +351,17 @@ class Staging:
             self._stats.failed(job.job, reason)
         return False
 
-    @with_file_access
     def _require_movable(self, found: Found) -> None:
         """Refuse a folder that cannot move, of whose job each run would otherwise make another backup.
 
-        Its entry ``..`` changes, so it must be writable (rename(2)).
+        Its entry ``..`` changes, so it must be writable (rename(2)).  In a process with capabilities every
+        folder counts as such: older kernels and container runtimes cannot answer for these (faccessat2(2)).
 
         Raises:
             OSError: it is not writable.
         """
         root, name = self._session.roots[found.artifact.root], found.artifact.name
-        if not found.is_folder or os.access(name, os.W_OK, dir_fd=root.fd, effective_ids=True):
+        if not found.is_folder or os.access(name, os.W_OK, dir_fd=root.fd) or exceeds_user():
             return
         if root.has(name):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), found.label)

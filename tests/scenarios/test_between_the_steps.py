@@ -286,12 +286,12 @@ def test_a_folder_that_the_plan_could_not_check_keeps_its_logs(
     settle(store.results("a"), store.now - timedelta(days=10))
     stat = os.stat
 
-    def fail(path: str | int | Path, **options: Any) -> os.stat_result:
+    def fail(path: Any, **options: Any) -> os.stat_result:
         if path == "a" and sys._getframe(1).f_code is planner.find_artifacts.__code__:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return stat(path, **options)
 
-    options = {"retention__successful_jobs__keep_logs": True}
+    options: dict[str, Any] = {"retention__successful_jobs__keep_logs": True}
     with monkeypatch.context() as patch:
         patch.setattr(os, "stat", fail)
         report = store.run(**options)

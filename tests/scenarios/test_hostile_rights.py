@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -125,6 +129,32 @@ def test_a_folder_that_the_owner_cannot_move_is_not_backed_up_in_every_run(store
     store.results("due").chmod(0o755)
     assert command("clean", cwd=store.path, uid=OWNER).returncode == 0
     assert len(list(store.path.glob("backup/*"))) == 1
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM], ids=["old kernel", "old container runtime"])
+def test_a_folder_of_root_can_move_where_faccessat2_is_missing(
+    folder: Path, store: JobStore, code: int
+) -> None:
+    give(store.path, OWNER)
+    os.chown(store.results("due"), 0, 0)
+    done = subprocess.run(
+        [python(), "-m", "eemtcleanupd", "clean", "--config", config_of(folder, store)],
+        env=environment(),
+        cwd=folder,
+        check=False,
+        preexec_fn=partial(forbid, 439, code),
+    )
+    assert (done.returncode, store.cleaned()) == (0, {"due"})
+
+
+def forbid(number: int, code: int) -> None:
+    """Let a system call of this process and its children fail (seccomp(2), linux/filter.h)."""
+    steps = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x50000 | code), (0x06, 0, 0, 0x7FFF0000)]
+    code_of = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+    program = ctypes.create_string_buffer(struct.pack("HP", len(steps), ctypes.addressof(code_of)))
+    prctl, no_new_privileges, seccomp, by_filter = ctypes.CDLL(None).prctl, 38, 22, 2
+    assert prctl(no_new_privileges, 1, 0, 0, 0) == 0
+    assert prctl(seccomp, by_filter, program, 0, 0) == 0
 
 
 def test_what_the_owner_cannot_put_back_stops_no_run(store: JobStore) -> None:
