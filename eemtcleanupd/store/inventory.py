@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
     Integer,
     MetaData,
     Row,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     Table,
     bindparam,
     insert,
+    not_,
     select,
     text,
 )
@@ -121,8 +123,7 @@ class InventoryTables:
 
     def unnamed_uploads(self) -> Iterator[list[str]]:
         """Yield, in pages, the uploads that no row names.  Read :meth:`named_uploads` first."""
-        named = select(_NAMED.c.name)
-        statement = select(_UPLOADS.c.name).where(_UPLOADS.c.name.not_in(named))
+        statement = select(_UPLOADS.c.name).where(_is_missing(_UPLOADS.c.name, _NAMED.c.name))
         for rows in self._pages(statement, _UPLOADS.c.name, 500):
             yield [row.name for row in rows]
 
@@ -134,7 +135,7 @@ class InventoryTables:
 
     def measured_unseen(self) -> Iterator[list[str]]:
         """Yield, in pages, the jobs with a measured size of which nothing was seen on the disk."""
-        statement = select(SIZES.c.job_id).where(SIZES.c.job_id.not_in(select(_SEEN.c.job_id)))
+        statement = select(SIZES.c.job_id).where(_is_missing(SIZES.c.job_id, _SEEN.c.job_id))
         for rows in self._pages(statement, SIZES.c.job_id, 500):
             yield [row.job_id for row in rows]
 
@@ -151,3 +152,11 @@ class InventoryTables:
             yield rows
             if len(rows) < size:
                 return
+
+
+def _is_missing(key: Column[Any], other: Column[Any]) -> ColumnElement[bool]:
+    """Return SQL that is true for the keys that another table lacks.
+
+    For NOT IN, PostgreSQL reads that table again for every key, if it is too large for ``work_mem``.
+    """
+    return not_(select(other).where(other == key).exists())

@@ -29,6 +29,7 @@ from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.advisory_lock import AdvisoryLock
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.intents import Intent, IntentKind
+from eemtcleanupd.store.inventory import InventoryTables
 from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.lock import Holder, run_lock
@@ -115,6 +116,24 @@ def test_rows_of_every_type_are_found_decided_and_marked(
     moment = NOW.replace(tzinfo=None)
     written = {"TEXT": moment.isoformat(), "TIMESTAMPTZ": NOW}.get(time_type, moment)
     assert rows == [(due, 1.0, written)]
+
+
+@pytest.mark.slow
+def test_an_inventory_of_many_jobs_does_not_compare_each_with_all(opener: Opener) -> None:
+    count = 12_000
+    opener.sql("CREATE TABLE jobs (id TEXT PRIMARY KEY, status TEXT, completed_at TEXT, dem_filename TEXT)")
+    Ledger(opener()).create_tables()
+    opener.sql(f"INSERT INTO cleanup_sizes (job_id) SELECT i::TEXT FROM generate_series(0, {count}) AS i")
+    opener.sql(f"INSERT INTO jobs (id, dem_filename) SELECT i, i FROM generate_series(1, {count}) AS i")
+    name = opener.url.rpartition("/")[2]
+    opener.sql(f"ALTER DATABASE {name} SET work_mem = '64kB'")
+    opener.sql(f"ALTER DATABASE {name} SET statement_timeout = '1s'")
+    database = opener()
+    tables = InventoryTables(database, JobTable(database, POLICY, UTC))
+    tables.add_uploads(list(map(str, range(count + 2))))
+    assert sum(1 for _ in tables.named_uploads()) == count
+    assert [sorted(page) for page in tables.unnamed_uploads()] == [["0", str(count + 1)]]
+    assert list(tables.measured_unseen()) == [["0"]]
 
 
 @pytest.mark.parametrize("ended", ["infinity", "-infinity", "0044-03-15 12:00:00 BC", None])
