@@ -410,18 +410,18 @@ class _LockedStore:
 
     def remove_unpacked(self) -> None:
         """Delete what a restore has unpacked and no intent owns; what stays is logged, and runs report it."""
-        items = [
-            (trash, item)
+        folders = [
+            (trash, deleting_name(item) if is_deleting else item)
             for trash in self.session.trashes.values()
-            for item, _ in trash.items()
+            for item, is_deleting in trash.items()
             if item.startswith(UNPACKED) and not self.session.owns_item(item)
         ]
-        if not items:
+        if not folders:
             return
         with DeletionPool(1, StopFlag()) as pool:
-            for trash, item in items:
-                for _, place, reason in pool.remove(trash, trash.mark_deleting(item)).result().errors:
-                    path = trash.root.path / TRASH_NAME / deleting_name(item) / place
+            for trash, folder in folders:
+                for _, place, reason in pool.remove(trash, folder).result().errors:
+                    path = trash.root.path / TRASH_NAME / folder / place
                     log.warning("Cannot delete an unpacked file: %s. It is %s.", reason, printable(str(path)))
 
     def restore(

@@ -159,6 +159,16 @@ def test_a_run_removes_what_a_killed_restore_had_unpacked(store: JobStore, suffi
     assert len(store.of(Warned)) == 1
 
 
+def test_a_restore_removes_what_was_unpacked_whatever_else_has_its_name(store: JobStore) -> None:
+    store.job("a")
+    run_with_backups(store)
+    for name in ("backup-x.1", "backup-x.1.deleting"):  # the owner of the store can create both
+        (store.path / "results/.eemtcleanupd-trash" / name / "a").mkdir(parents=True)
+    restored(store, "a")
+    assert untouched(store, "a")
+    assert store.trash() == []
+
+
 def test_what_a_killed_run_left_in_the_trash_is_restored_from_there(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
