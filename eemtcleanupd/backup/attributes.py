@@ -24,7 +24,8 @@ from eemtcleanupd.deletion.copying import remove_inherited_access
 _XATTR: Final = "SCHILY.xattr."
 _USER_XATTRS: Final = "user."
 _KEPT_XATTRS: Final = (_USER_XATTRS, "system.posix_acl_")
-_MAX_SECONDS: Final = (1 << 63) // 10**9
+_TIME_LIMIT: Final = 1 << 63
+"""The limit of a time (time_t), in seconds: in nanoseconds it ends in 2262, but those of files do not."""
 _MAP: Final = "GNU.sparse.map"
 _REAL_SIZE: Final = "GNU.sparse.size"
 # GNU tar escapes "=" and "%" in names; bytes that are not ASCII have no other form in a keyword.
@@ -174,7 +175,7 @@ def _owner_step(info: tarfile.TarInfo, fd: int) -> _Step:
 
 def _times(info: tarfile.TarInfo) -> tuple[int, int]:
     seconds = Decimal(info.pax_headers.get("mtime", info.mtime))
-    if not -_MAX_SECONDS < seconds < _MAX_SECONDS:
+    if not -_TIME_LIMIT < seconds < _TIME_LIMIT:
         raise ValueError("it has an impossible time")
     moment = int(seconds.scaleb(9))
     return moment, moment

@@ -135,6 +135,20 @@ def restored(store: JobStore, job_id: str) -> RestoreResult:
     return restore_backup(request, [backup.path for backup in backups])
 
 
+@pytest.mark.parametrize(
+    "moment", [9_300_000_000_123_456_789, -9_300_000_000_123_456_789], ids=["2264", "1675"]
+)
+def test_a_file_comes_back_with_any_time_that_its_filesystem_keeps(store: JobStore, moment: int) -> None:
+    store.job("a")
+    file = store.results("a") / "dem.tif"
+    file.touch()
+    os.utime(file, ns=(moment, moment))
+    kept = file.stat().st_mtime_ns
+    assert run_with_backups(store).successful.jobs == 1
+    assert restored(store, "a").warnings == ()
+    assert file.stat().st_mtime_ns == kept
+
+
 def test_a_restore_without_a_record_leaves_nothing_that_it_unpacked(store: JobStore) -> None:
     store.job("bad")
     run_with_backups(store)
