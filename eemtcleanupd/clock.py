@@ -9,6 +9,7 @@ from datetime import UTC, datetime, tzinfo
 
 Clock = Callable[[], datetime]
 """Returns the current time as an aware datetime in UTC."""
+_LAST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 
 
 def system_clock() -> datetime:
@@ -24,6 +25,14 @@ def monotonic_seconds() -> float:
 def elapsed_seconds() -> float:
     """Return the seconds of a clock that never moves backwards and includes time spent in suspend."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def file_time(seconds: float) -> datetime:
+    """Return the time of a file (stat(2)), aware, in UTC: the nearest one that the calendar has from 1970 on.
+
+    Who owns a file can set any time, and some filesystems keep it.
+    """
+    return datetime.fromtimestamp(min(max(seconds, 0.0), _LAST), UTC)
 
 
 def local_zone() -> tzinfo:

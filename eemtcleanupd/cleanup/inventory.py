@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, S
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from sqlalchemy import Connection
@@ -25,6 +25,7 @@ from eemtcleanupd.cleanup.session import (
     root_entries,
 )
 from eemtcleanupd.cleanup.staging import stay_reason
+from eemtcleanupd.clock import file_time
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.upload_index import UploadIndex
@@ -214,7 +215,7 @@ class Inventory:
         hours = self._run.config.orphans.delete_after_hours
         if hours is None or size.errors or self._run.stop.is_set():
             return False
-        return self._now - datetime.fromtimestamp(size.changed_at, UTC) >= timedelta(hours=hours)
+        return self._now - file_time(size.changed_at) >= timedelta(hours=hours)
 
     def _handle_leftovers(self, entries: Sequence[Found]) -> None:
         """Pass on the entries that an interrupted run left: their jobs are all cleaned, they are older."""
@@ -227,7 +228,7 @@ class Inventory:
         leftovers = []
         for found in entries:
             size = self._measure(found.artifact)
-            changed_at = datetime.fromtimestamp(size.changed_at, UTC)
+            changed_at = file_time(size.changed_at)
             if not size.errors and is_leftover(claimants.get(found.artifact, ()), changed_at, logged):
                 leftovers.append((found, size.bytes))
         if not self._run.stop.is_set():  # else the measurement can be incomplete

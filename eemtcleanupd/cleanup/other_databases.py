@@ -10,9 +10,10 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
+from eemtcleanupd.clock import file_time
 from eemtcleanupd.config import Config
 from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.deletion.open_files import open_processes
@@ -121,4 +122,4 @@ def _changed_at(path: Path) -> datetime | None:
         return None
     if not stat.S_ISREG(status.st_mode) or not status.st_size:
         return None
-    return datetime.fromtimestamp(status.st_mtime, UTC)
+    return file_time(status.st_mtime)

@@ -118,6 +118,18 @@ def test_the_age_of_an_orphan_is_that_of_its_last_change_of_any_kind(store: JobS
     assert copied.exists()
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_an_orphan_from_after_the_end_of_the_calendar_is_not_due(store: JobStore, dry_run: bool) -> None:
+    store.job("a")
+    orphan = store.upload("orphan.tif")
+    os.utime(orphan, (1e12, 1e12))
+    if orphan.stat().st_mtime != 1e12:
+        pytest.skip("this filesystem has no such times")
+    report = store.run(dry_run=dry_run, **DELETE)
+    assert (report.outcome, report.successful.jobs, report.orphans.jobs) == ("success", 1, 0)
+    assert orphan.exists()
+
+
 def test_what_belongs_to_the_filesystem_is_no_orphan(store: JobStore) -> None:
     names = ["lost+found", "aquota.user", ".snapshots", ".nfs0001", "$RECYCLE.BIN", "#recycle", "@eaDir"]
     for root in ("results", "uploads", "temp"):

@@ -89,6 +89,12 @@ def test_an_empty_table_beside_the_results_of_jobs_stops_the_run(wrong: JobStore
     assert wrong.snapshot() == before
 
 
+def test_a_database_of_any_time_is_named(wrong: JobStore) -> None:
+    os.utime(wrong.path / "db/jobs.db", (1e12, 1e12))
+    with pytest.raises(BreakerError, match=str(wrong.path / "db/jobs.db")):
+        wrong.run()
+
+
 def test_an_archive_of_results_is_enough(store: JobStore) -> None:
     (store.path / "results/a_results.zip").touch()
     with pytest.raises(BreakerError):
