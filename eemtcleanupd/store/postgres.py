@@ -8,9 +8,10 @@ killed, frozen or cut off.  :mod:`~eemtcleanupd.store.advisory_lock` contains th
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from functools import partial
@@ -43,6 +44,7 @@ from sqlalchemy.types import TypeEngine
 from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.errors import CleanupError, StoreError
 from eemtcleanupd.installation import Page, add_extra
+from eemtcleanupd.privileges import exceeds_user
 from eemtcleanupd.store import advisory_lock
 from eemtcleanupd.store.advisory_lock import AdvisoryLock, Execute
 from eemtcleanupd.store.column_types import IntegerKey, TextKey, UuidKey
@@ -172,6 +174,7 @@ class PostgresDatabase(Database):
         """Open a connection.  After a lost one, wait for the server and reacquire the lock."""
         from psycopg import OperationalError
 
+        self._require_no_library(parameters)
         deadline = time.monotonic() + self._busy_timeout_seconds
         while True:
             try:
@@ -191,6 +194,22 @@ class PostgresDatabase(Database):
             else:
                 self.session += 1
                 return raw
+
+    def _require_no_library(self, parameters: Mapping[str, object]) -> None:
+        """Refuse an address with which libpq could load a library of the user of this process.
+
+        The part of ``sslkey`` before a colon names an engine of OpenSSL, also by the path of a library.  The
+        file of a service can be in the home of the user, and can have this parameter too.
+        """
+        if not exceeds_user():
+            return
+        names = {"conninfo", "service", "servicefile"} & parameters.keys()
+        if names or "PGSERVICE" in os.environ or ":" in str(parameters.get("sslkey", "")):
+            raise StoreError(
+                f"Job database {self.name} is not opened, because this process can change files that user "
+                f"{os.geteuid()} cannot. A service or an engine (a colon in sslkey) could load code that "
+                "does so. Write the parameters and a path instead, or run as that user."
+            )
 
     def _require_own_session(self, raw: Any, connect: Callable[[], Any]) -> None:
         """Refuse a pooler that gives the session of this connection to others between two transactions.

@@ -321,6 +321,25 @@ def test_no_answer_of_a_cluster_reaches_the_capabilities(folder: Path, store: Jo
     assert not store.results("due").exists()
 
 
+@pytest.mark.parametrize("parameter", ["sslkey=/their/library.so:key", "service=theirs", "conninfo=port%3D1"])
+def test_no_library_of_the_owner_reaches_the_capabilities(
+    folder: Path, store: JobStore, parameter: str
+) -> None:
+    """The driver of PostgreSQL loads an engine of OpenSSL from any path."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        config = config_of(folder, store)
+        settings = json.loads(config.read_text())
+        settings["paths"]["database"] = f"postgresql://127.0.0.1:{server.getsockname()[1]}/eemt?{parameter}"
+        config.write_text(json.dumps(settings))
+        give(config, OWNER)
+        done = command("status", "--config", config, cwd=folder)
+        assert done.returncode == 3
+        assert "sslkey" in done.stderr
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
 def test_a_demo_in_a_folder_of_others_is_theirs(folder: Path, store: JobStore) -> None:
     done = command("demo", store.path / "demo", "--jobs", "40", cwd=folder)
     assert done.returncode == 0, done.stderr
