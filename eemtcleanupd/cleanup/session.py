@@ -241,8 +241,8 @@ def _require_same_folder(root: Root, record: RootRecord) -> None:
     if root.inode == record.inode and read_marker(root) == record.marker:
         return
     raise RootError(
-        f"{root.name} at {root.path} is not the folder of the last run ({record.path}). Is a disk not "
-        f"mounted? If you moved or replaced the folder, run `eemtcleanupd roots --accept`."
+        f"{root.name} at {root.path} is not the folder of the last run ({printable(record.path)}). Is a disk "
+        f"not mounted? If you moved or replaced the folder, run `eemtcleanupd roots --accept`."
     )
 
 

@@ -384,7 +384,7 @@ class Staging:
             self._session.database.verify_lock()
             staged: list[Item] = []
             for found, item in job.items:
-                log.debug("renameat %s/%s -> trash %s", found.artifact.root, found.artifact.name, item)
+                log.debug("renameat %s -> trash %s", printable(found.label), printable(item))
                 try:
                     if self._session.trashes[found.artifact.root].stage(item, [found.artifact.name]):
                         staged.append((found, item))

@@ -61,7 +61,7 @@ def roots(accept: bool, as_json: bool) -> None:
         print_json([{name: getattr(record, name) for name in names} for record in known.values()])
         return
     for record in known.values():
-        place = f"{record.path} (device {record.device}, inode {record.inode})"
+        place = f"{printable(record.path)} (device {record.device}, inode {record.inode})"
         echo_line(f"{record.name:<8} {place}", indent=9)
     if not known:
         click.echo("There are no runs yet.")

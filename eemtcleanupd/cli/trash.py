@@ -81,7 +81,7 @@ def list_(as_json: bool) -> None:
         deletion = "" if intent.purge_after is None else f", deleted after {local_minute(intent.purge_after)}"
         deletion = ", held" if intent.job_id in held else deletion
         job, size = printable(intent.job_id) or "no job", human_size(intent.size_bytes)
-        echo_line(f"{job} ({intent.status or 'orphan'}, {size}{deletion}): {labels}", indent=2)
+        echo_line(f"{job} ({printable(intent.status) or 'orphan'}, {size}{deletion}): {labels}", indent=2)
 
 
 def _document(intent: Intent) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from eemtcleanupd.deletion.tree import (
     remove_small,
     unlink_entry,
 )
+from eemtcleanupd.formatting import printable
 from eemtcleanupd.privileges import lower_new_thread, with_file_access
 
 if TYPE_CHECKING:
@@ -467,7 +468,7 @@ class _ItemRemoval:
         log.debug(
             "%s trash item %s: %d files, %d folders, %d errors in %.1f ms",
             "Emptied" if complete else "Did not empty",
-            self._item,
+            printable(self._item),
             stats.files,
             stats.folders,
             stats.error_count,

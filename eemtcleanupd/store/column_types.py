@@ -62,21 +62,25 @@ class RawName(RawText):
 
 
 class ShortText(TypeDecorator[str]):
-    """Text that this program wrote, or who else can write to the database."""
+    """Text of one line that this program wrote, or who else can write to the database."""
 
     impl = String
     cache_ok = True
 
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
-        """Return the text, without what a terminal would act on."""
-        return None if value is None else printable_lines(str(value))
+        """Return the text, without what a terminal would act on, or what looks like another line."""
+        return None if value is None else printable_lines(str(value)).replace("\n", r"\x0a")
 
 
 class LongText(ShortText):
-    """Text of any length."""
+    """Text of any length, also of several lines."""
 
     impl = Text
     cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """Return the text, without what a terminal would act on."""
+        return None if value is None else printable_lines(str(value))
 
 
 class Number(TypeDecorator[int]):

@@ -100,9 +100,9 @@ SIZES = Table(
     "cleanup_sizes",
     METADATA,
     Column("job_id", RawText, primary_key=True),
-    Column("status_class", String),
+    Column("status_class", ShortText),
     Column("bytes", BigInteger),
-    Column("measured_at", String),
+    Column("measured_at", ShortText),
 )
 STORAGE = Table(
     "cleanup_storage",
@@ -121,10 +121,10 @@ ROOTS = Table(
     METADATA,
     Column("name", String, primary_key=True),
     Column("path", RawText),
-    Column("device", BigInteger),
-    Column("inode", BigInteger),
-    Column("marker", String),
-    Column("job_rows", Integer),
+    Column("device", BigNumber),
+    Column("inode", BigNumber),
+    Column("marker", ShortText),
+    Column("job_rows", Number),
 )
 TOTALS = Table(
     "cleanup_totals",

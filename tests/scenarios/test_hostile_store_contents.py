@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 import tempfile
@@ -180,6 +181,8 @@ def test_what_is_no_folder_in_place_of_an_item_stops_no_run(
         ("cleanup_intents.job_id", b"\xff"),
         ("cleanup_intents.size_bytes", 1e308),
         ("cleanup_holds.job_id", b"\xff"),
+        ("cleanup_roots.inode", "x"),
+        ("cleanup_roots.job_rows", "x"),
     ],
 )
 def test_commands_read_any_value_of_the_ledger(
@@ -192,9 +195,17 @@ def test_commands_read_any_value_of_the_ledger(
     table, _, column = place.partition(".")
     store.sql(f"UPDATE {table} SET {column} = ?", value)
     (run_id,) = store.sql("SELECT id FROM cleanup_runs")[0]
-    for command in (["status"], ["history"], ["history", run_id], ["trash", "list"], ["holds"]):
+    for command in (
+        ["status"],
+        ["history"],
+        ["history", run_id],
+        ["trash", "list"],
+        ["roots"],
+        ["doctor"],
+        ["holds"],
+    ):
         done = run_cli(*command, cwd=store.path)
-        assert done.returncode in {0, 3}
+        assert done.returncode in {0, 1, 3}
         assert "Traceback" not in done.stderr
 
 
@@ -206,7 +217,30 @@ def test_no_text_of_the_ledger_acts_on_a_terminal(tmp_path: Path) -> None:
         store.sql(f"UPDATE cleanup_runs SET {column} = ?", "a\n\x1b[2J")
     with closing(SqliteDatabase(store.path / "jobs.db", busy_timeout_seconds=1)) as database:
         (run,) = Ledger(database).runs(1)
-    assert {run.trigger, run.user, run.host, run.policy, run.error} == {"a\n\\x1b[2J"}
+    assert {run.policy, run.error} == {"a\n\\x1b[2J"}
+    assert {run.trigger, run.user, run.host} == {r"a\x0a\x1b[2J"}  # another line could look like one of ours
+
+
+def test_no_name_and_no_place_of_the_ledger_acts_on_a_terminal(
+    tmp_path: Path, run_cli: RunCli, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = JobStore(tmp_path / "store")
+    store.job("due\x1b[2J")
+    store.job("kept", days=0.1)
+    with caplog.at_level(logging.DEBUG, "eemtcleanupd"):
+        store.run(trash__grace_hours=24)
+        store.job("now\x1b[2J")
+        store.run()
+    assert "renameat" in caplog.text
+    assert "Emptied" in caplog.text
+    assert "\x1b" not in caplog.text
+    for place in ("cleanup_intents.status", "cleanup_roots.path", "cleanup_sizes.status_class"):
+        table, _, column = place.partition(".")
+        store.sql(f"UPDATE {table} SET {column} = ?", "a\n\x1b[2J")
+    for command in (["status"], ["trash", "list"], ["roots"]):
+        done = run_cli(*command, cwd=store.path)
+        assert "\x1b" not in done.stdout + done.stderr
+        assert r"a\x0a\x1b[2J" in done.stdout
 
 
 @FUZZ
