@@ -159,6 +159,13 @@ install_cron() {
   read_crontab
   [[ $schedule =~ ^(@[a-z]+|([0-9A-Za-z*,/-]+[[:blank:]]+){4}[0-9A-Za-z*,/-]+)$ ]] \
     || die "--schedule '$schedule': Use five fields as in crontab(5), such as '0 2 * * *'."
+  # The shell opens the log, and would follow a link that another user puts in its place.
+  local place
+  for place in "$directory" "$directory/logs" "$directory/logs/cleanup.log"; do
+    if [[ -e $place && ! -O $place ]]; then
+      die "$place belongs to $(stat -c %U -- "$place"), who could make cron append to any file of $(id -un). Run $ME as the owner."
+    fi
+  done
   prepare
   local line="$schedule ${command//%/\\%} >> logs/cleanup.log 2>&1 $MARKER" before
   before=$(managed "$scratch/crontab")

@@ -19,6 +19,7 @@ import pytest
 from cronsim import CronSim
 
 from tests.conftest import Aged
+from tests.hostile import needs_root
 from tests.requirements import needs
 
 SCRIPT = Path(__file__).parents[1] / "scripts/setup_cleanup_cron.sh"
@@ -110,10 +111,25 @@ def test_nothing_is_imported_from_the_folder_of_the_store(store: Path, setup: Se
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
-def test_the_script_works_through_a_link_with_sh_and_for_a_store_of_another_user(
-    tmp_path: Path, store: Path, setup: Setup
+@needs_root
+@pytest.mark.parametrize("place", [".", "logs", "logs/cleanup.log"])
+def test_no_line_appends_to_a_log_that_another_user_can_replace(
+    tmp_path: Path, store: Path, setup: Setup, place: str
 ) -> None:
+    log = store / "logs/cleanup.log"
+    log.parent.mkdir()
+    log.symlink_to(tmp_path / "victim")
+    (tmp_path / "victim").touch()
+    os.chown(store / place, 4711, 4711)
+    done = setup("install")
+    assert done.returncode == 2
+    assert "as the owner" in done.stderr
+    assert not (tmp_path / "crontab").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("setup")
+def test_the_script_works_through_a_link_with_sh(tmp_path: Path, store: Path) -> None:
     link = tmp_path / "bin/cron-setup"
     link.symlink_to(SCRIPT)
     elsewhere = tmp_path / "elsewhere"
@@ -129,9 +145,6 @@ def test_the_script_works_through_a_link_with_sh_and_for_a_store_of_another_user
     assert done.returncode == 0, done.stderr
     assert "owner" not in done.stdout
     assert str(SCRIPT.with_name("cleanup_jobs.py")) in (tmp_path / "crontab").read_text()
-    if os.geteuid() == 0:
-        os.chown(store, 4711, 4711)
-        assert "owner" in setup("install").stdout
 
 
 @pytest.mark.slow
