@@ -43,6 +43,7 @@ from sqlalchemy.types import TypeEngine
 
 from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.errors import CleanupError, StoreError
+from eemtcleanupd.formatting import printable
 from eemtcleanupd.installation import Page, add_extra
 from eemtcleanupd.privileges import exceeds_user
 from eemtcleanupd.store import advisory_lock
@@ -60,6 +61,16 @@ _PAGE: Final = Page.POSTGRESQL.reference()
 _ATTEMPTS: Final = 3
 _BACKEND: Final = "SELECT pg_backend_pid()"
 _SESSION_PROBES: Final = 2
+# The owner of tables whose triggers, rules and policies would work with the rights of a superuser.  All names
+# are of pg_catalog, because the owner can add functions and operators, and can change the search path.
+_OWNER_OF_CODE: Final = (
+    "SELECT owner.rolname FROM pg_catalog.pg_roles AS own, pg_catalog.pg_roles AS owner,"
+    " pg_catalog.pg_class AS found"
+    " WHERE own.rolname OPERATOR(pg_catalog.=) session_user AND own.rolsuper"
+    " AND owner.oid OPERATOR(pg_catalog.=) found.relowner AND NOT owner.rolsuper"
+    " AND found.relname OPERATOR(pg_catalog.~) '^(jobs$|cleanup_)'"
+    " AND pg_catalog.pg_table_is_visible(found.oid)"
+)
 # Serialization failures, deadlocks, lock timeouts, a server that is starting, and two programs that create
 # the same table, column or row.
 _TRANSIENT_SQLSTATES: Final = frozenset({"40001", "40P01", "55P03", "57P03", "23505", "42P07", "42701"})
@@ -181,6 +192,7 @@ class PostgresDatabase(Database):
                 connect = partial(dialect.connect, *args, **parameters)
                 raw: Any = connect()
                 try:
+                    self._require_no_code_of_others(raw)
                     self._require_own_session(raw, connect)
                     self._prepare(raw)
                 except BaseException:
@@ -211,13 +223,22 @@ class PostgresDatabase(Database):
                 "does so. Write the parameters and a path instead, or run as that user."
             )
 
+    def _require_no_code_of_others(self, raw: Any) -> None:
+        """Refuse to work as superuser on tables of another role, before that role's code can run."""
+        raw.autocommit = True
+        if (owner := raw.execute(_OWNER_OF_CODE).fetchone()) is not None:
+            raise StoreError(
+                f"Job database {self.name} is not opened as superuser, because its tables belong to role "
+                f"{printable(owner[0])}. Its triggers would have the rights of the superuser, who can run "
+                f"programs on the server. Use a role without other rights. See {_PAGE}."
+            )
+
     def _require_own_session(self, raw: Any, connect: Callable[[], Any]) -> None:
         """Refuse a pooler that gives the session of this connection to others between two transactions.
 
         They would then hold our locks, and work with our settings.  Only a pooler tells a client another
         process id than that of its backend.
         """
-        raw.autocommit = True
         backends = {raw.execute(_BACKEND).fetchone()[0]}
         if backends == {raw.info.backend_pid}:
             return

@@ -199,6 +199,25 @@ def test_another_encoding_is_refused(opener: Opener) -> None:
         opener(url)
 
 
+@pytest.mark.parametrize("path", ["public", "public, pg_catalog"])
+def test_no_code_of_the_owner_of_the_tables_works_as_superuser(opener: Opener, path: str) -> None:
+    opener.sql("CREATE TABLE jobs (id TEXT, status TEXT, completed_at TEXT)")
+    opener.sql("CREATE TABLE seen (name TEXT)")
+    opener.sql("GRANT INSERT ON seen TO PUBLIC")
+    opener.sql(
+        "CREATE FUNCTION public.pg_backend_pid() RETURNS integer LANGUAGE sql AS"
+        " $$INSERT INTO seen VALUES (session_user); SELECT pg_catalog.pg_backend_pid()$$"
+    )
+    name = opener.url.rpartition("/")[2]
+    opener.sql(f"ALTER DATABASE {name} SET search_path = {path}")
+    with pytest.raises(StoreError, match="belong to role eemt"):
+        opener(opener.server.url(name, "postgres"))
+    assert opener.sql("SELECT name FROM seen WHERE name = 'postgres'") == []
+    opener.sql(f"ALTER DATABASE {name} RESET search_path")
+    opener.server.admin("ALTER TABLE jobs OWNER TO postgres", name)
+    opener(opener.server.url(name, "postgres"))
+
+
 def test_a_user_who_does_not_own_the_table_can_use_columns_added_by_the_owner(opener: Opener) -> None:
     opener.sql("CREATE TABLE jobs (id TEXT, status TEXT, completed_at TEXT)")
     name = opener.url.rpartition("/")[2]
