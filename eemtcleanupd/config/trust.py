@@ -22,6 +22,7 @@ from eemtcleanupd.privileges import exceeds_user, is_unknown
 
 # Read now: a process that later works as another user might not reach its own program any more.
 _PROGRAM_OWNER = Path(eemtcleanupd.__file__).parent.stat().st_uid
+_CODE = {".py", ".pyc", ".so"}
 
 
 def require_trusted(path: Path, advice: str) -> None:
@@ -74,19 +75,28 @@ def require_trusted_code(spec: ModuleSpec) -> None:
     capabilities that are set aside.
 
     Raises:
-        ConfigError: another user can change the module, its compiled form, or its package.
+        ConfigError: another user can change the module, its compiled form, or code of its package.
     """
     trusted = {0, _PROGRAM_OWNER} | (set() if exceeds_user() else {os.geteuid()})
-    places = [spec.origin] if spec.has_location else []
-    compiled = Path(spec.cached).parent if spec.cached else None
-    for place in (*places, *(spec.submodule_search_locations or ()), compiled):
-        if place is None or not os.path.lexists(place):
+    for place in _code_of(spec):
+        if not os.path.lexists(place):
             continue
-        if (problem := _problem(Path(place), trusted)) is not None:
+        if (problem := _problem(place, trusted)) is not None:
             raise ConfigError(
                 f"{printable(str(place))} is not used, because {problem}. Its code would run with the rights "
                 "of this process."
             )
+
+
+def _code_of(spec: ModuleSpec) -> Iterator[Path]:
+    """Yield what a module is read from; a package imports the rest of itself, now or later."""
+    if spec.has_location and spec.origin:
+        yield Path(spec.origin)
+    if spec.cached:
+        yield from (Path(spec.cached), Path(spec.cached).parent)
+    for folder in map(Path, spec.submodule_search_locations or ()):
+        yield folder
+        yield from (path for path in folder.rglob("*") if path.suffix in _CODE or path.is_dir())
 
 
 def _problem(path: Path, trusted: Set[int]) -> str | None:

@@ -283,6 +283,13 @@ def test_a_plugin_beside_a_good_configuration_must_be_as_safe(folder: Path, stor
     give(package, OWNER)
     assert command("check", cwd=config.parent).returncode == 2
     assert not (package / "executed").exists()
+    give(package, 0)
+    (package / "__init__.py").write_text("import evil.part\n")
+    part = package / "part.py"
+    part.write_text(EVIL)
+    os.chown(part, OWNER, OWNER)
+    assert command("check", cwd=config.parent).returncode == 2
+    assert not (package / "executed").exists()
 
 
 @pytest.mark.parametrize("name", [".", "cleanup_config.yaml", "evil.py"])
