@@ -152,7 +152,7 @@ def _post(url: str, *, data: Any, headers: Mapping[str, str] | None = None) -> d
         raise RerunError(f"The EEMT web interface rejected {url}: {response.status_code} {text}")
     try:
         answer = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
         raise RerunError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from eemtcleanupd.events import AuditAnchor
 from eemtcleanupd.notifiers.audit_chain import (
+    MAX_NUMBER,
     MISMATCH,
     START,
     lost_anchors,
@@ -152,8 +153,9 @@ class _Check:
         torn, self._torn = self._torn, None
         try:
             body, own = split_hash(line.decode())
-            number, prev = int(entry["seq"]), str(entry["prev"])  # type: ignore[index]  # TypeError if None
-        except (ValueError, KeyError, TypeError):
+            claimed, prev = entry["seq"], str(entry["prev"])  # type: ignore[index]  # TypeError if None
+            number = min(int(claimed), MAX_NUMBER)  # a number after it could be too long to print
+        except (ValueError, KeyError, TypeError, OverflowError):
             if torn is not None:
                 self._end_torn(torn, is_crash=False)
             self._torn = (self.file, self._number, raw)

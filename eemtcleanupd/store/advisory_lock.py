@@ -108,7 +108,10 @@ class AdvisoryLock:
     def _session(self, execute: Execute) -> _LockSession | None:
         """Return the session that holds the lock, or None."""
         row = execute(_FIND_HOLDER, (self.what, _CLASS, self._key)).fetchone()
-        return None if row is None else _LockSession(Holder(*row[:4]), row[4], row[5])
+        if row is None:
+            return None
+        pid, *texts, backend, generation = row
+        return _LockSession(Holder(pid, *(printable(str(text)) for text in texts)), backend, generation)
 
     def holder(self, execute: Execute) -> Holder | None:
         """Return the process that holds the lock, or None."""

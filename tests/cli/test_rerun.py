@@ -89,6 +89,7 @@ def test_a_job_that_cannot_be_submitted_is_one_error(
     store: JobStore, run_cli: RunCli, httpserver: HTTPServer
 ) -> None:
     httpserver.expect_request("/api/submit-job").respond_with_data("bad step", status=422)
+    httpserver.expect_request("/deep/api/submit-job").respond_with_data("[" * 100_000)
     missing_upload = run_cli("rerun", "a", "--url", httpserver.url_for(""), cwd=store.path)
     assert missing_upload.returncode == 1
     assert "dem.tif" in missing_upload.stderr
@@ -98,6 +99,7 @@ def test_a_job_that_cannot_be_submitted_is_one_error(
         (("nobody", "--url", httpserver.url_for("")), "nobody"),
         (("a", "--url", "http://127.0.0.1:9"), "ConnectionError"),
         (("a", "--url", httpserver.url_for("")), "422 bad step"),
+        (("a", "--url", httpserver.url_for("/deep")), "JSON"),
     ):
         done = run_cli("rerun", *arguments, cwd=store.path)
         assert done.returncode == 1

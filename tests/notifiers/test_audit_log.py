@@ -102,9 +102,15 @@ def _forged(line: str) -> str:
     return f'{body}, "hash": "{hashlib.sha256(body.encode()).hexdigest()}"}}\n'
 
 
+def _renumbered(line: str, number: str) -> str:
+    return _forged(line.replace('"seq": 5', f'"seq": {number}'))
+
+
 TAMPERED: dict[str, tuple[Callable[[list[str]], list[str]], int, str]] = {
     "changed": (lambda ls: [x.replace("job-5", "job-X") for x in ls], 5, "line 5 "),
     "changed with its hash": (lambda ls: [_forged(x) if "job-5" in x else x for x in ls], 6, "line 6 "),
+    "no finite number": (lambda ls: [*ls[:4], _renumbered(ls[4], "1e999"), *ls[5:]], 5, ""),
+    "a number of 4300 digits": (lambda ls: [*ls[:4], _renumbered(ls[4], "9" * 4300), *ls[5:]], 5, ""),
     "no JSON": (lambda ls: [*ls[:4], "oops\n", *ls[5:]], 5, ""),
     "removed": (lambda ls: [*ls[:4], *ls[5:]], 5, "line 5 "),
     "several removed": (lambda ls: [*ls[:4], *ls[7:]], 5, "lines 5 to 7 "),

@@ -261,6 +261,9 @@ def test_a_lock_names_its_holder_and_is_free_after_its_end(opener: Opener) -> No
         with pytest.raises(LockHeldError, match=r"run-1.*\d+.*2026-06-15 12:00:00"):
             run_lock(second, "run-2", NOW).__enter__()
         assert second.holder("daemon") is None
+        opener.sql("UPDATE cleanup_locks SET host = %s", "a\n\x1b[2J")
+        with pytest.raises(LockHeldError, match=r"a\\x0a\\x1b\[2J"):
+            run_lock(second, "run-2", NOW).__enter__()
     assert second.holder("run") is None
     with run_lock(second, "run-2", NOW):
         pass
