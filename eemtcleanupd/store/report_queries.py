@@ -6,7 +6,6 @@ limited.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -174,7 +173,6 @@ def _add(groups: dict[str, UsageGroup], name: object, group: UsageGroup) -> None
 def _bytes(value: object, unit: int = BYTES_PER_MB) -> int:
     """Return a sum as bytes.  An invalid size counts as 0."""
     try:
-        size = float(value or 0)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+        return max(0, round(float(value or 0) * unit))  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
         return 0
-    return round(size * unit) if math.isfinite(size) and size > 0 else 0
