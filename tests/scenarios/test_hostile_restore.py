@@ -190,13 +190,11 @@ def test_a_first_run_takes_no_root_to_which_a_link_of_the_owner_leads(
 
 
 @pytest.mark.fast_parameters(2)
-@pytest.mark.parametrize("event", ["os.mkdir", "os.symlink", "os.link", "os.chown", "os.utime", "os.rename"])
+@pytest.mark.parametrize("event", ["os.mkdir", "os.symlink", "os.link", "os.chown", "os.utime"])
 def test_a_backup_is_unpacked_into_the_open_trash_wherever_its_name_leads(
     store: JobStore, canary: Path, trap: Callable[..., None], event: str
 ) -> None:
     run(store)
-    leftover = store.path / "results" / TRASH / "backup-1.1"  # as of a restore that was killed
-    leftover.mkdir()
     trash = store.path / "results" / TRASH
     trap(event, swap(trash, canary), lambda arguments: arguments[0] != TRASH)
     restore_backup(request(store), [backup_of(store)])
@@ -212,11 +210,7 @@ def test_what_a_killed_restore_left_is_deleted_in_the_open_trash(
     trash = store.path / "results" / TRASH
     (trash / "backup-1.1/a/global").mkdir(parents=True)
     (trash / "backup-1.1/a/global/day_0.tif").write_text("unpacked")
-    trap(
-        "os.listdir" if sys.version_info < (3, 0) else "os.scandir",
-        swap(trash, canary),
-        _is_open_trash(trash),
-    )
+    trap("os.scandir", swap(trash, canary), _is_open_trash(trash))
     restore_backup(request(store), [backup_of(store)])
     assert not (trash.with_name("moved-away") / "backup-1.1").exists()
 
