@@ -219,7 +219,9 @@ def private(wrong: JobStore) -> Callable[[str], subprocess.CompletedProcess[str]
         whole = f"""
             set -e; trap 'kill $(jobs -p) 2>/dev/null || :' EXIT
             mount -t tmpfs none /mnt; cp -rp '{wrong.path}' {store}; cd {store}
+            mkdir /mnt/program; mount --bind '{PROGRAM}' /mnt/program
             mount -t tmpfs none /tmp; cp db/jobs.db /tmp/; rm -r db
+            mkdir -p '{PROGRAM}'; mount --bind /mnt/program '{PROGRAM}'  # it can lie in /tmp
             {script}
         """
         command = ["unshare", "-m", "bash", "-c", whole]
@@ -229,6 +231,7 @@ def private(wrong: JobStore) -> Callable[[str], subprocess.CompletedProcess[str]
 
 
 CLI = f"'{sys.executable}' -m eemtcleanupd"
+PROGRAM = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
@@ -293,12 +296,12 @@ def test_a_link_in_tmp_moves_the_database_of_the_web_interface(
         {commands}
         '{sys.executable}' -c "import sqlite3
 with sqlite3.connect('/tmp/jobs.db') as c: c.execute(\\"{insert}\\"); import os; print(os.listdir())"
-        ls /tmp
+        echo /tmp/jobs.db*
         {CLI} check --json
         """
     )
     assert done.returncode == 0, done.stderr
     listed, in_tmp, checked = done.stdout.split("\n", 2)
     assert "jobs.db-journal" in listed
-    assert in_tmp == "jobs.db"
+    assert in_tmp == "/tmp/jobs.db"
     assert json.loads(checked)["database"]["jobs"] == 2
