@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 import sys
 from collections.abc import Mapping, Sequence, Set
@@ -50,7 +49,7 @@ from eemtcleanupd.cleanup.session import (
     record_roots,
 )
 from eemtcleanupd.cleanup.staging import describe_oserror, stay_reason
-from eemtcleanupd.clock import Clock, system_clock
+from eemtcleanupd.clock import Clock, elapsed_seconds, system_clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.ballast import allocate_ballast, release_ballast, release_initial_ballast
 from eemtcleanupd.deletion.blockers import Blockers
@@ -129,7 +128,8 @@ def clean(
     reload_zones()
     started = clock()
     run = RunContext(
-        id=f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(2)}",
+        # The second part differs between runs of the same second, also where a clock stands still.
+        id=f"{started:%Y%m%dT%H%M%S}-{int(elapsed_seconds() * 0x10000) & 0xFFFF:04x}",
         started_at=started,
         config=config,
         request=request,
