@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -87,9 +87,9 @@ def environment(store: JobStore) -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "HOME": str(store.path.parent), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def execute(store: JobStore, *command: str) -> subprocess.CompletedProcess[str]:
+def execute(store: JobStore, *command: str, under: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "eemtcleanupd", *command],
+        [*under, sys.executable, "-m", "eemtcleanupd", *command],
         cwd=store.path,
         env=environment(store),
         capture_output=True,
@@ -177,18 +177,9 @@ def attack(variant: str, call: str, how: str, at: int) -> tuple[str, list[str]]:
         folder = Path(name)
         store = make_store(folder, variant)
         what = "signal=SIGKILL" if how == "SIGKILL" else f"error={how}"
-        command = ["strace", "-f", "-qq", "-o", str(folder / "trace"), "-e", f"trace={call}"]
-        command += ["-e", f"inject={call}:{what}:when={at}", sys.executable, "-m", "eemtcleanupd"]
-        command += _RESTORES.get(variant, ("clean",))
-        done = subprocess.run(
-            command,
-            cwd=store.path,
-            env=environment(store),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
+        strace = ["strace", "-f", "-qq", "-o", str(folder / "trace"), "-e", f"trace={call}"]
+        strace += ["-e", f"inject={call}:{what}:when={at}"]
+        done = execute(store, *_RESTORES.get(variant, ("clean",)), under=strace)
         trace = (folder / "trace").read_text(errors="replace")
         # A run ends helpers of its own with SIGKILL too, but not in the middle of a call.
         is_killed = done.returncode == -signal.SIGKILL or "= ?" in trace
