@@ -119,7 +119,7 @@ def _print_json_error(message: str, exit_code: int) -> None:
 
 def _exit(code: int) -> NoReturn:
     """Exit without freeing memory object by object, which takes longer than cleaning a small job."""
-    if threading.active_count() == 1:
+    if all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
         sys.stdout.flush()
         sys.stderr.flush()
         atexit._run_exitfuncs()  # noqa: SLF001

@@ -41,14 +41,13 @@ from eemtcleanupd.files import replacing
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.store.column_types import RawText
 from eemtcleanupd.store.database import SCRATCH, Database, Result, trace_statements
+from eemtcleanupd.store.fifo_watch import BESIDE, no_wait_for_fifo
 from eemtcleanupd.store.lock import Holder, file_holder, file_lock
 
 log = logging.getLogger("eemtcleanupd.store.database")
 
 _BUSY_MESSAGES = ("database is locked", "database is busy", "database table is locked")
 _LONGEST_TURN_SECONDS = 0.01
-# https://www.sqlite.org/tempfiles.html
-_BESIDE = ("-journal", "-wal", "-shm")
 # No byte is higher, and no name of a file is longer.
 _HIGHEST_NAME = "\udcff" * 256
 _ADDED = {"time": "TIMESTAMP", "megabytes": "REAL DEFAULT 0", "text": "TEXT"}
@@ -97,6 +96,11 @@ class SqliteDatabase(Database):
     @property
     def _executor(self) -> Connection:
         return self._connection
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        with no_wait_for_fifo(self.file), super()._translated():
+            yield
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
@@ -173,7 +177,7 @@ class SqliteDatabase(Database):
 
     def _require_plain_files(self) -> None:
         """Refuse a FIFO in place of a journal: SQLite would wait for its writer, and ignore every signal."""
-        for suffix in _BESIDE:
+        for suffix in BESIDE:
             beside = f"{self.file}{suffix}"
             with suppress(OSError):
                 if not stat.S_ISREG(os.lstat(beside).st_mode):
@@ -276,6 +280,7 @@ class SqliteDatabase(Database):
             with tempfile.TemporaryDirectory() as private:
                 temporary = Path(private, "copy.db")
                 with (
+                    no_wait_for_fifo(self.file),
                     closing(self._open_second_connection()) as source,
                     closing(sqlite3.connect(temporary)) as copy,
                 ):
@@ -302,7 +307,7 @@ class SqliteDatabase(Database):
             StoreError: another program uses the database, or the disk is full.  No data is lost.
         """
         try:
-            with closing(self._open_second_connection()) as connection:
+            with no_wait_for_fifo(self.file), closing(self._open_second_connection()) as connection:
                 connection.execute("VACUUM")
         except sqlite3.Error as error:
             raise StoreError(f"Cannot vacuum job database {self.file}: {error}.") from error
@@ -312,7 +317,8 @@ class SqliteDatabase(Database):
 
     def close(self) -> None:
         """Close the connection."""
-        self._connection.close()
+        with no_wait_for_fifo(self.file):
+            self._connection.close()
 
 
 @lru_cache(maxsize=4)

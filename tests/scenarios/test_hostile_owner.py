@@ -30,6 +30,7 @@ from tests.hostile import (
     needs_root,
     python,
     shared_folder,
+    time_limit,
 )
 
 pytestmark = [needs_root, pytest.mark.slow]
@@ -113,6 +114,18 @@ def test_a_journal_of_the_owner_makes_root_delete_nothing(
     done = command(*args, "--config", _config(folder, store), cwd=folder)
     assert done.returncode in {0, 1}, done.stderr
     assert victim.exists()
+
+
+def test_a_fifo_that_a_journal_names_ends_a_command(folder: Path, store: JobStore) -> None:
+    """SQLite waits for its writer, and ignores every signal."""
+    fifo = folder / "store" / "fifo"
+    assert as_user(OWNER, lambda: os.mkfifo(fifo)) == 0
+    plant_journal(store.path / "jobs.db", fifo)
+    with time_limit():
+        done = command("status", "--config", _config(folder, store), cwd=folder)
+    assert done.returncode == 3
+    assert "jobs.db" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_journal_works_against_a_process_that_stays_root(folder: Path, store: JobStore) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, exc
 
 from eemtcleanupd.errors import StoreError
 from eemtcleanupd.store.sqlite import SqliteDatabase
+from tests.hostile import time_limit
 
 
 @pytest.fixture
@@ -151,6 +152,17 @@ def test_what_is_no_file_in_place_of_a_journal_is_refused(file: Path, suffix: st
             insert(database)
         with pytest.raises(StoreError, match=beside.name), database.read():
             pass
+
+
+def test_what_takes_the_place_of_a_journal_after_the_check_makes_a_read_fail(file: Path) -> None:
+    with closing(SqliteDatabase(file, busy_timeout_seconds=1)) as database, time_limit():
+        with database.read() as connection:
+            os.mkfifo(f"{file}-journal")
+            with pytest.raises(exc.OperationalError):
+                connection.exec_driver_sql("SELECT * FROM t").fetchall()
+        Path(f"{file}-journal").unlink()
+        with database.read() as connection:
+            connection.exec_driver_sql("SELECT * FROM t").fetchall()
 
 
 def test_a_damaged_database_raises_an_error_with_advice(file: Path) -> None:
