@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Form, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
 from eemtcleanupd.web.auth import SESSION_LIFETIME, Caller, session_cookie_name
@@ -14,7 +15,7 @@ from eemtcleanupd.web.lists import add_lists
 from eemtcleanupd.web.pages import MEDIA_TYPES, Pages
 from eemtcleanupd.web.problems import http_error
 from eemtcleanupd.web.routes.runs import plan_document
-from eemtcleanupd.web.what_if_panel import what_if_panel
+from eemtcleanupd.web.what_if_panel import refresh_comparison, what_if_panel
 
 _STALE_SECONDS = 5.0
 
@@ -25,17 +26,22 @@ def build_pages(pages: Pages) -> APIRouter:
     router = APIRouter(include_in_schema=False, route_class=context.guard.route_class(accepts_forms=True))
     backend, cache, data = context.backend, context.cache, DashboardData(context.backend)
 
+    async def refresh() -> None:
+        """Start what takes seconds with a million jobs, after the page, which it would slow down."""
+        if cache.is_expired("plan") and await backend.progress() is None:
+            cache.refresh("plan", lambda: plan_document(backend), PLAN_FRESH_SECONDS)
+        refresh_comparison(cache, backend)
+
     @router.get("/")
     async def dashboard(request: Request) -> Response:
-        async def make(caller: Caller) -> bytes:
-            if cache.is_expired("plan") and await backend.progress() is None:
-                cache.refresh("plan", lambda: plan_document(backend), PLAN_FRESH_SECONDS)
-            plan, what_if = cache.peek("plan"), what_if_panel(cache, backend)
-            return await cache.get(
+        async def make(caller: Caller) -> Response:
+            plan, what_if = cache.peek("plan"), what_if_panel(cache)
+            page = await cache.get(
                 ("page", caller.name, caller.scope, plan is None, what_if is None),
                 lambda: pages.render("dashboard", caller=caller, what_if=what_if, **data.dashboard(plan)),
                 stale_seconds=_STALE_SECONDS,
             )
+            return HTMLResponse(page, background=BackgroundTask(refresh))
 
         return await pages.respond(request, make)
 

@@ -28,10 +28,6 @@ from eemtcleanupd.web.problems import status_and_detail
 from eemtcleanupd.web.tokens import Scope
 
 MEDIA_TYPES: Final = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
-_TEMPLATES = (
-    *("action", "audit", "config", "dashboard", "job", "jobs", "login"),
-    *("plan", "problem", "result", "run", "runs", "trash"),
-)
 
 
 class Pages:
@@ -45,12 +41,12 @@ class Pages:
             for entry in resources.files("eemtcleanupd.web").joinpath("static").iterdir()
         }
         environment = _environment(hashlib.sha256(b"".join(self.static.values())).hexdigest()[:12])
-        # Compiled now, so that the first request is not slow.
-        self._templates = {name: environment.get_template(f"{name}.html") for name in _TEMPLATES}
+        # Compiled now, with those that they include, so that the first request is not slow.
+        self._templates = {name: environment.get_template(name) for name in environment.list_templates()}
 
     def render(self, name: str, **values: object) -> bytes:
         """Return a page."""
-        return self._templates[name].render(**values).encode("utf-8", "backslashreplace")
+        return self._templates[f"{name}.html"].render(**values).encode("utf-8", "backslashreplace")
 
     def login(self, problem: str, status: int, headers: dict[str, str] | None = None) -> Response:
         """Return the login form, with the reason why it is shown."""

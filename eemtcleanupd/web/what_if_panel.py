@@ -44,10 +44,14 @@ def comparison_document(backend: Backend) -> bytes:
     return json.dumps(as_document(comparison)).encode("ascii")
 
 
-def what_if_panel(cache: ResponseCache, backend: Backend) -> dict[str, Any] | None:
-    """Return the values of the panel, None if they are not calculated yet.  Another thread does that."""
+def refresh_comparison(cache: ResponseCache, backend: Backend) -> None:
+    """Calculate the comparison in another thread, unless the last one is still used."""
     if cache.is_expired(CACHE_KEY):
         cache.refresh(CACHE_KEY, lambda: comparison_document(backend), FRESH_SECONDS)
+
+
+def what_if_panel(cache: ResponseCache) -> dict[str, Any] | None:
+    """Return the values of the panel, None if they are not calculated yet."""
     document = cache.peek(CACHE_KEY)
     return None if document is None else panel_values(document)
 
