@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import requests
 import trustme
 
 from tests.cleanup.conftest import JobStore
+from tests.conftest import settle
 from tests.web.conftest import RunningDaemon, create_store, eemtcleanupd, eventually, free_port, start
 
 WRONG = "eemt_wrong"
@@ -309,8 +311,14 @@ def test_a_job_is_restored_from_the_trash(daemon_with_trash: RunningDaemon) -> N
     assert {job["job_id"] for job in whole["trash"]} == {"a", "b"}
     assert (whole["more"], len(part["trash"]), part["more"]) == (False, 1, True)
     assert not daemon.get("/api/cleanup/trash?limit=2")["more"]
+    daemon.store.results("a").mkdir()  # the job ran again
+    settle(daemon.store.results("a"), datetime.now(UTC) - timedelta(days=9))
+    daemon.store.sql("UPDATE jobs SET data_cleaned_at = NULL WHERE id = 'a'")
+    daemon.request("POST", "/api/cleanup")
     result = daemon.request("POST", "/api/cleanup/trash/restore", {"job_id": "a"}).json()
     assert sorted(result["restored"]) == ["results/a/", "uploads/dem.tif"]
+    (warning,) = result["warnings"]
+    assert "results/a" in warning
     assert daemon.store.results("a").exists()
     assert daemon.request("POST", "/api/cleanup/trash/restore", {"job_id": "a"}).status_code == 409
 

@@ -50,6 +50,7 @@ def add_job_routes(router: APIRouter, context: ApiContext) -> None:
                     {"artifact": artifact.label, "error": reason} for artifact, reason in result.not_restored
                 ],
                 "held_until": result.held_until,
+                "warnings": list(result.warnings),
             }
         )
 
