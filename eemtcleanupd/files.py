@@ -406,13 +406,19 @@ def locked(path: Path, *, wait_seconds: float = 0) -> Iterator[int]:
     """
     descriptor = open_own(path, os.O_RDWR | os.O_CREAT, mode=0o600)
     try:
-        _acquire(descriptor, path, wait_seconds)
+        acquire_flock(descriptor, path, wait_seconds)
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _acquire(descriptor: int, path: Path, wait_seconds: float) -> None:
+def acquire_flock(descriptor: int, path: Path, wait_seconds: float) -> None:
+    """Acquire an exclusive flock on an open file.  ``path`` is for the message.
+
+    Raises:
+        BlockingIOError: as :func:`locked` does.
+        OSError: the filesystem has no locks.
+    """
     deadline = time.monotonic() + wait_seconds
     while True:
         try:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eemtcleanupd.errors import CleanupError, LockHeldError, StoreError
-from eemtcleanupd.files import lock_holder, open_folder, open_own
+from eemtcleanupd.files import acquire_flock, lock_holder, open_folder, open_own
 from eemtcleanupd.formatting import printable
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 DAEMON_LOCK = "daemon.lock"
 """Ending of the name of the lock file that a daemon holds for its life."""
 _QUICK_SECONDS = 2.0
+# A look at a lock (_is_held) takes a shared one for microseconds.
+_LOOKS_SECONDS = 0.1
 _SINCE = "%Y-%m-%d %H:%M:%S UTC"
 _ADVICE = "Only its owner can use it. Run this command as that user, or remove the file while nothing runs."
 
@@ -303,7 +305,7 @@ def file_lock(path: Path, what: str, database: str, holder: Holder) -> Iterator[
         raise _unusable("open", path, error, _ADVICE) from error
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            acquire_flock(descriptor, path, _LOOKS_SECONDS)
         except OSError as error:
             raise lock_held(what, database, _read_holder(descriptor)) from error
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,6 +39,17 @@ def test_others_read_who_holds_a_lock_and_since_when(tmp_path: Path) -> None:
         holder = database.holder("run")
         assert holder is not None
         assert (holder.pid, holder.run, holder.began_at) == (os.getpid(), "first", NOW)
+
+
+def test_a_look_at_a_lock_makes_no_run_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = open_database(tmp_path)
+    with run_lock(database, "first", NOW):
+        pass
+    with (tmp_path / "jobs.db.eemtcleanupd.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # as a process that looks whether it is held
+        monkeypatch.setattr(time, "sleep", lambda _: fcntl.flock(lock, fcntl.LOCK_UN))
+        with run_lock(database, "second", NOW):
+            pass
 
 
 def test_two_databases_have_two_locks(tmp_path: Path) -> None:
