@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import cache
@@ -56,6 +56,19 @@ def settle(place: Path, moment: datetime) -> None:
     for path in (place, *place.rglob("*")):
         if path.is_dir() or path.suffix == ".zip":
             os.utime(path, (moment.timestamp(), moment.timestamp()))
+
+
+@contextmanager
+def immutable(*paths: Path, root: Path) -> Iterator[None]:
+    """Let not even root remove, change or rename some paths, which are below ``root`` now and at the end."""
+    if shutil.which("chattr") is None:
+        pytest.skip("needs chattr")
+    if subprocess.run(["chattr", "+i", *paths], capture_output=True, check=False).returncode:
+        pytest.skip("this filesystem has no immutable files, or this user cannot make them")
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-R", "-i", root], check=False, stderr=subprocess.DEVNULL)
 
 
 def disk_bytes(place: Path) -> int:

@@ -23,6 +23,7 @@ from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.lock import run_lock
 from eemtcleanupd.store.timestamps import reload_zones
 from tests.cleanup.conftest import JobStore
+from tests.conftest import immutable
 
 
 def du(path: Path) -> int:
@@ -529,10 +530,8 @@ def test_one_undeletable_file_leaves_its_job_uncleaned_and_the_next_run_tries_ag
     store.job("stuck", files=5)
     store.job("done")
     file = store.results("stuck") / "global/day_3.tif"
-    _set_immutable(file, on=True)
-    report = store.run()
-    (left,) = (store.path / "results/.eemtcleanupd-trash").rglob("day_3.tif")
-    try:
+    with immutable(file, root=store.path):
+        report = store.run()
         assert (report.outcome, report.errors) == ("errors", 1)
         assert store.cleaned() == {"done"}
         assert not store.results("stuck").exists()
@@ -540,24 +539,10 @@ def test_one_undeletable_file_leaves_its_job_uncleaned_and_the_next_run_tries_ag
         assert isinstance(failure, JobFailed)
         assert "day_3.tif: Operation not permitted" in failure.error
         assert store.run().errors == 1
-    finally:
-        _set_immutable(left, on=False)
     again = store.run()
     assert (again.successful.jobs, again.errors) == (1, 0)
     assert store.cleaned() == {"done", "stuck"}
     assert store.trash() == []
-
-
-def _set_immutable(path: Path, *, on: bool) -> None:
-    import subprocess
-
-    if shutil.which("chattr") is None:
-        pytest.skip("needs chattr")
-    command = ["chattr", "+i" if on else "-i", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if "not supported" in done.stderr:
-        pytest.skip("needs a filesystem with immutable files")  # in memory: from Linux 6.6
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_job_under_a_lock_is_kept_for_this_run(store: JobStore) -> None:

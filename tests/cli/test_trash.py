@@ -20,7 +20,7 @@ from eemtcleanupd.cli.trash import print_restored
 from eemtcleanupd.formatting import human_size, local_minute
 from eemtcleanupd.model import Artifact, Found, RootName
 from tests.cleanup.conftest import JobStore
-from tests.conftest import RunCli
+from tests.conftest import RunCli, immutable
 
 
 @pytest.fixture
@@ -88,13 +88,9 @@ def test_purge_empties_the_trash(store: JobStore, run_cli: RunCli) -> None:
 
 def test_purge_says_what_it_could_not_delete_and_why(store: JobStore, run_cli: RunCli) -> None:
     file = next(path for path in store.path.joinpath("results/.eemtcleanupd-trash").rglob("*.tif"))
-    if subprocess.run(["chattr", "+i", file], capture_output=True, check=False).returncode != 0:
-        pytest.skip("the filesystem has no immutable files, or this user cannot make them")
-    try:
+    with immutable(file, root=store.path):  # the purge renames its folder
         done = run_cli("trash", "purge", "--yes", cwd=store.path)
         again = json.loads(run_cli("trash", "purge", "--yes", "--json", cwd=store.path).stdout)
-    finally:  # the purge has renamed its folder
-        subprocess.run(["chattr", "-R", "-i", store.path / "results/.eemtcleanupd-trash"], check=True)
     assert done.returncode == 1
     assert file.name in done.stdout
     assert [file.name in each["error"] for each in again["errors"]] == [True]

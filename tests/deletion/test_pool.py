@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -15,6 +13,7 @@ from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import Trash, group_name
 from eemtcleanupd.model import TRASH_NAME
+from tests.conftest import immutable
 from tests.deletion.conftest import Remove, allocated, open_descriptors
 
 
@@ -199,19 +198,16 @@ def test_small_entries_of_a_group_are_removed_and_counted_one_by_one(
 
 
 def test_an_error_in_a_group_affects_its_own_entry_only(root: Root, trash: Trash) -> None:
-    if not _can_be_immutable(root.path):
-        pytest.skip("no immutable files on this filesystem")
     group = group_name("run", 1)
     for name in ("a", "b"):
         _fill(root.path / name, 1, 1)
-    subprocess.run(["chattr", "+i", root.path / "a/d0/f0"], check=True)
-    for name in ("a", "b"):
-        trash.stage(f"{group}/{name}", [name])
-    with DeletionPool(1, StopFlag()) as pool:
-        folder = trash.mark_deleting(group)
-        first, second = (future.result(60) for future in pool.remove_small(trash, folder, ["a", "b"]))
+    with immutable(root.path / "a/d0/f0", root=root.path):
+        for name in ("a", "b"):
+            trash.stage(f"{group}/{name}", [name])
+        with DeletionPool(1, StopFlag()) as pool:
+            folder = trash.mark_deleting(group)
+            first, second = (future.result(60) for future in pool.remove_small(trash, folder, ["a", "b"]))
     (left,) = (path for path in (root.path / TRASH_NAME / folder).rglob("f0"))
-    subprocess.run(["chattr", "-i", left], check=True)
     assert (first.complete, first.error_count, second.complete) == (False, 1, True)
     assert left == root.path / TRASH_NAME / folder / first.errors[0][1]
     assert trash.exists(f"{folder}/a")
@@ -259,12 +255,3 @@ def test_an_entry_of_a_group_is_there_until_all_of_it_is_removed(root: Root, tra
         assert os.listdir(root.path / TRASH_NAME / folder) == ([] if removed.complete else ["job"])
         complete.append(removed.complete)
     assert set(complete) == {False, True}
-
-
-def _can_be_immutable(folder: Path) -> bool:
-    (folder / "probe").touch()
-    probe = ["chattr", "+i", str(folder / "probe")]
-    if shutil.which("chattr") is None or subprocess.run(probe, capture_output=True, check=False).returncode:
-        return False
-    subprocess.run(["chattr", "-i", folder / "probe"], check=True)
-    return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.deletion.tree import FolderTask, Shard, empty_folder
 from eemtcleanupd.model import TRASH_NAME
+from tests.conftest import immutable
 from tests.deletion.conftest import Remove, WithoutPrivileges, allocated, dig, open_descriptors
 
 _REMOVE = """
@@ -218,23 +218,21 @@ def test_a_folder_of_another_user_stays_and_its_siblings_are_removed(
 
 
 @pytest.fixture
-def immutable(root: Root) -> Iterator[list[Path]]:
+def stuck_files(root: Root) -> Iterator[list[Path]]:
     """Files in ``job/sub`` that not even root can remove until the test ends."""
     folder = root.path / "job" / "sub"
     folder.mkdir(parents=True)
     files = [folder / f"stuck{number:02}" for number in range(25)]
     for file in files:
         file.write_text("data")
-    if shutil.which("chattr") is None or subprocess.run(["chattr", "+i", *files], check=False).returncode:
-        pytest.skip("this filesystem has no immutable files")
-    yield files
-    subprocess.run(["chattr", "-R", "-i", root.path], check=False, stderr=subprocess.DEVNULL)
+    with immutable(*files, root=root.path):
+        yield files
 
 
 @pytest.mark.root
 @pytest.mark.parametrize("queue_limit", [0, 4096])
 def test_paths_that_cannot_be_removed_are_named_and_the_rest_is_removed(
-    root: Root, remove: Remove, immutable: list[Path], queue_limit: int
+    root: Root, remove: Remove, stuck_files: list[Path], queue_limit: int
 ) -> None:
     """Without a queue, most folders are found only after the first error."""
     for number in range(50):
@@ -251,7 +249,7 @@ def test_paths_that_cannot_be_removed_are_named_and_the_rest_is_removed(
     for _, place, _ in removed.errors:
         assert (root.path / TRASH_NAME / "item.deleting" / place).exists()
     assert [name for name in _left(root) if name.startswith(("stuck", "loose", "file"))] == [
-        file.name for file in immutable
+        file.name for file in stuck_files
     ]
 
 

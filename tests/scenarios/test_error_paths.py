@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from eemtcleanupd.errors import RootError
 from eemtcleanupd.events import Event, RunFailed, RunStarted
 from tests.cleanup.conftest import JobStore
 from tests.cleanup.test_recovery import run_and_die
+from tests.conftest import immutable
 from tests.requirements import needs
 
 pytestmark = pytest.mark.root
@@ -29,19 +29,17 @@ def store(tmp_path: Path) -> JobStore:
 
 
 @pytest.fixture
-def immutable(store: JobStore) -> Iterator[Path]:
+def stuck_file(store: JobStore) -> Iterator[Path]:
     """A file that root cannot delete, two folders below the results of a job."""
     store.job("a", files=0)
     file = store.results("a") / "global" / "monthly" / "total_sun.tif"
     file.parent.mkdir(parents=True)
     file.write_text("data")
-    if shutil.which("chattr") is None or subprocess.run(["chattr", "+i", file], check=False).returncode:
-        pytest.skip("this filesystem has no immutable files")
-    yield file
-    subprocess.run(["chattr", "-R", "-i", store.path], check=False, stderr=subprocess.DEVNULL)
+    with immutable(file, root=store.path):
+        yield file
 
 
-def test_every_run_names_the_old_and_the_present_path(store: JobStore, immutable: Path) -> None:
+def test_every_run_names_the_old_and_the_present_path(store: JobStore, stuck_file: Path) -> None:
     for known in (r"results/a/global/monthly/total_sun\.tif: ", r"results/a/…/total_sun\.tif: "):
         (note,) = store.run().failures
         assert re.match(known, note.message)
@@ -55,28 +53,20 @@ def test_a_file_directly_in_the_results_is_named_too(store: JobStore) -> None:
     file = store.results("b") / "x.tif"
     file.parent.mkdir()
     file.write_text("data")
-    if shutil.which("chattr") is None or subprocess.run(["chattr", "+i", file], check=False).returncode:
-        pytest.skip("this filesystem has no immutable files")
-    try:
+    with immutable(file, root=store.path):
         (note,) = store.run().failures
         assert note.message.startswith("results/b/x.tif: ")
         (place,) = re.findall(rf"{store.path}[^)]*", note.message)
         assert Path(place).read_text() == "data"
-    finally:
-        subprocess.run(["chattr", "-R", "-i", store.path], check=False, stderr=subprocess.DEVNULL)
 
 
 def test_an_artifact_that_cannot_be_moved_is_named_with_its_folder(store: JobStore) -> None:
     store.job("c", files=1)
     folder = store.results("c")
-    if shutil.which("chattr") is None or subprocess.run(["chattr", "+i", folder], check=False).returncode:
-        pytest.skip("this filesystem has no immutable files")
-    try:
+    with immutable(folder, root=store.path):
         (note,) = store.run().failures
         assert "results/c/" in note.message
         assert folder.exists()
-    finally:
-        subprocess.run(["chattr", "-R", "-i", store.path], check=False, stderr=subprocess.DEVNULL)
 
 
 @pytest.fixture
