@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
@@ -87,7 +87,7 @@ class Planner:
         self._policy = policy or run.policy
         self._jobs = jobs or session.jobs
         self._reserved = session.reserved_entries
-        self._last = self._jobs.newest_successful(self._policy.keep_last, run.started_at)
+        self._last = self._newest()
         self._ahead: Sequence[Job] = ()
         self._named_ahead: dict[str, list[Row]] | None = None
         self._counted: list[list[Decision]] | None = None
@@ -110,9 +110,26 @@ class Planner:
         Files of the jobs ``unfinished`` can be deleted already, so ``keep_last`` does not count these jobs.
         """
         self._counted = None
-        self._last = self._jobs.newest_successful(
-            self._policy.keep_last, self._run.started_at, besides=unfinished
-        )
+        self._last = self._newest(unfinished)
+
+    def _newest(self, unfinished: Collection[str] = ()) -> frozenset[str]:
+        """Return the jobs that ``keep_last`` keeps.
+
+        One without data stays too, but takes the place of no other: somebody can have held it when it was
+        half deleted.
+        """
+        roots, newest = self._session.roots, partial(self._jobs.newest_successful, self._policy.keep_last)
+        rows = newest(self._run.started_at, counts=lambda job: job.id not in unfinished)
+        if all(has_files_in_place(roots, job_id) for job_id in rows):
+            return rows
+        ledger = self._session.ledger
+        intents = [*ledger.trashed(), *ledger.open_intents()] if self._session.has_ledger else []
+        in_trash = {intent.job_id for intent in intents if not intent.is_purging}
+
+        def has_data(job: Job) -> bool:
+            return job.id not in unfinished and (job.id in in_trash or has_files_in_place(roots, job.id))
+
+        return rows | newest(self._run.started_at, counts=has_data)
 
     def decisions(self, page_size: int) -> Iterator[list[Decision]]:
         """Yield the decisions on all gathered candidates, in pages, oldest first."""
@@ -518,14 +535,14 @@ def find_artifacts(session: StoreSession, jobs: Sequence[Job]) -> dict[str, list
     return found
 
 
-def has_files_in_place(roots: Mapping[RootName, Root], job: Job) -> bool:
+def has_files_in_place(roots: Mapping[RootName, Root], job_id: str) -> bool:
     """Return whether a job, all of which was staged, has results or working files in their places again.
 
     An entry that can belong to another job too (uploads, ``results/a_results.zip``) proves nothing: it stays
     in its place while the other job needs it.
     """
-    folders = (Artifact(root, job.id) for root in roots if root is not RootName.UPLOADS)
-    return invalid_name_reason(job.id) is None and any(
+    folders = (Artifact(root, job_id) for root in roots if root is not RootName.UPLOADS)
+    return invalid_name_reason(job_id) is None and any(
         roots[folder.root].has(folder.name) for folder in folders if len(possible_owner_ids(folder)) == 1
     )
 

@@ -101,7 +101,7 @@ class Recording:
     def _record_batch(self, jobs: Sequence[tuple[ClaimedJob, RemovedArtifacts]], now: datetime) -> None:
         """Record some jobs, report their outcome, and put back what must not stay in the trash."""
         for job, _ in jobs:
-            if not job.is_orphan and has_files_in_place(self._session.roots, job.job):
+            if not job.is_orphan and has_files_in_place(self._session.roots, job.job.id):
                 job.marks_job_cleaned = False  # somebody copied it back: the next run plans it again
         try:
             changed = self._session.database.write(lambda connection: self.write(connection, jobs, now))

@@ -326,5 +326,5 @@ def _claimed_job(pipeline: Pipeline, intent: Intent) -> ClaimedJob:
         return ClaimedJob(intent, removed, job_class, None, known_size=size, marks_job_cleaned=False)
     is_same = row.job.status == intent.status and not row.cleaned
     is_held = hold is not None and hold.is_active(pipeline.run.clock())
-    as_claimed = is_same and not is_held and not has_files_in_place(session.roots, row.job)
+    as_claimed = is_same and not is_held and not has_files_in_place(session.roots, row.job.id)
     return ClaimedJob(intent, row.job, job_class, None, known_size=size, marks_job_cleaned=as_claimed)

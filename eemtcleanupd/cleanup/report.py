@@ -114,7 +114,7 @@ class RunStats:
                 self._run.emit(OrphanFound(found, size, removed=True))
             return
         elif not job.marks_job_cleaned:
-            reason = "it ran again, or its files are in place again, so it does not count as cleaned"
+            reason = "it is held, its row changed, or its files are back, so it does not count as cleaned"
             self.skipped(job.job, reason)
             return
         else:

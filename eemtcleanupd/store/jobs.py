@@ -7,7 +7,7 @@ rows, so memory must not grow with it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from functools import cached_property, lru_cache, partial
@@ -203,9 +203,14 @@ class JobTable:
             yield [rows[job_id].job for job_id in ids if job_id in rows and not rows[job_id].cleaned]
 
     def newest_successful(
-        self, count: int, now: datetime, page_size: int = 500, *, besides: Collection[str] = ()
+        self,
+        count: int,
+        now: datetime,
+        page_size: int = 500,
+        *,
+        counts: Callable[[Job], bool] = lambda _: True,
     ) -> frozenset[str]:
-        """Return the ids of the ``count`` newest uncleaned successful jobs (``keep_last``), without some.
+        """Return the ids of the ``count`` newest uncleaned successful jobs that count (``keep_last``).
 
         They are compared by the moment of their end.  A job whose end cannot be trusted at ``now`` is none of
         them.  The table is read in pages, so memory grows with ``count`` only.
@@ -223,7 +228,7 @@ class JobTable:
             with self._database.read() as connection:
                 page = connection.execute(newest.next_page(statement)).mappings().all()
             jobs = [self._convert(*list(row.values())[: len(ROW_COLUMNS) + 2]).job for row in page]
-            newest.add(page, [job for job in jobs if job.id not in besides])
+            newest.add(page, list(filter(counts, jobs)))
         return newest.ids
 
     def observed_starts(self) -> list[ObservedStart]:

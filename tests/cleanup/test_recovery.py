@@ -334,6 +334,35 @@ def test_a_job_whose_deletion_had_begun_is_none_of_the_newest_that_are_kept(
     assert not store.results("third").exists()
 
 
+def test_a_held_job_that_a_killed_run_had_deleted_takes_no_place_of_the_newest(store: JobStore) -> None:
+    store.job("newest", days=9)
+    trash = store.path / "results/.eemtcleanupd-trash"
+    assert run_and_die(store, lambda: any(trash.glob("*.deleting")))
+    store.job("second", days=10)
+    store.job("third", days=11)
+    store.sql("INSERT INTO cleanup_holds (job_id) VALUES ('newest')")
+    keeping: dict[str, Any] = {"retention__successful_jobs__keep_last": 1}
+    for _ in range(2):
+        store.run(**keeping)
+        assert store.cleaned() == {"third"}
+        assert store.results("second").exists()
+    assert not store.results("newest").exists()
+
+
+@pytest.mark.fast_parameters(1)
+@pytest.mark.parametrize("data", ["in place", "in the trash", "gone"])
+def test_a_job_whose_data_is_gone_takes_no_place_of_the_newest(store: JobStore, data: str) -> None:
+    store.job("newest", days=9, files=0 if data == "gone" else 2)
+    grace: dict[str, Any] = {"trash__grace_hours": 24}
+    if data == "in the trash":
+        store.run(**grace)
+        store.sql("UPDATE jobs SET data_cleaned_at = NULL")
+    store.job("second", days=10)
+    store.job("third", days=11)
+    store.run(retention__successful_jobs__keep_last=1, **grace)
+    assert store.cleaned() == ({"third"} if data == "gone" else {"second", "third"})
+
+
 # -- a run that only recovers --------------------------------------------------------------------------------
 
 
