@@ -271,6 +271,16 @@ def is_replaced(session: StoreSession, found: Found, item: str) -> bool:
     return root is not None and root.has(found.artifact.name) and _is_staged(root, found, item)
 
 
+def stay_in_trash(session: StoreSession) -> frozenset[str]:
+    """Return the jobs that a run does not put back: it finishes their deletion, or their place is taken."""
+    intents = session.ledger.open_intents() if session.has_ledger else []
+    return frozenset(
+        intent.job_id
+        for intent in intents
+        if is_being_deleted(session, intent) or any(is_replaced(session, *pair) for pair in intent.items)
+    )
+
+
 def _is_staged(root: Root, found: Found, item: str) -> bool:
     """Return whether the trash of a root has an item with its artifact; False too if it cannot be read."""
     path = artifact_path(item, found.artifact.name)

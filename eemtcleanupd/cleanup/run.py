@@ -22,11 +22,11 @@ from eemtcleanupd.cleanup.planner import PlannedJob, Planner, Selection
 from eemtcleanupd.cleanup.pressure import EarlyCleaning, PressureTarget
 from eemtcleanupd.cleanup.recovery import (
     is_being_deleted,
-    is_replaced,
     purge_expired,
     purgeable,
     recover_intents,
     remove_strays,
+    stay_in_trash,
     trash_bytes,
 )
 from eemtcleanupd.cleanup.report import (
@@ -452,8 +452,7 @@ class _Run:
             return frozenset(), {}
         unfinished = session.ledger.open_intents()
         finishing = [intent for intent in unfinished if is_being_deleted(session, intent)]
-        taken = [intent for intent in unfinished if any(is_replaced(session, *pair) for pair in intent.items)]
-        skipped = frozenset(intent.job_id for intent in (*finishing, *taken))
+        skipped = stay_in_trash(session)
         if skipped:
             self._planner.decide_again(skipped)
         staged = {intent.job_id: intent for intent in unfinished if intent not in finishing}

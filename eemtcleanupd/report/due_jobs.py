@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from eemtcleanupd.cleanup.context import RunContext
 from eemtcleanupd.cleanup.planner import PlannedJob, Planner
+from eemtcleanupd.cleanup.recovery import stay_in_trash
 from eemtcleanupd.cleanup.session import open_session
 from eemtcleanupd.cleanup.staging import stay_reason
 from eemtcleanupd.deletion.walk import measure
@@ -58,6 +59,7 @@ def due_jobs(run: RunContext, database: Database, jobs: JobTable) -> DueJobs:
         open_intents = session.ledger.open_intents() if session.has_ledger else []
         unfinished = {intent.job_id for intent in open_intents}
         planner = Planner(run, session)
+        planner.decide_again(stay_in_trash(session))
         blockers = run.blockers(session.roots.values())
         sharing: set[str] = set()
         plans: list[PlannedJob] = []

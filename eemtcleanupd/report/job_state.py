@@ -8,6 +8,7 @@ from datetime import datetime
 
 from eemtcleanupd.cleanup.context import RunContext, RunHooks
 from eemtcleanupd.cleanup.planner import Planner
+from eemtcleanupd.cleanup.recovery import stay_in_trash
 from eemtcleanupd.cleanup.session import job_table, open_database, open_session
 from eemtcleanupd.cleanup.staging import stay_reason
 from eemtcleanupd.config import Config
@@ -87,6 +88,7 @@ def job_state(
                 session = open_session(config, database, jobs, policy, stack)
                 run = RunContext.reading(config, policy, now, hooks)
                 planner = Planner(run, session)
+                planner.decide_again(stay_in_trash(session))
                 decision = planner.decide(row.job, hold)
                 if decision.clean and is_thorough:
                     (plan,) = planner.plan([decision], ())

@@ -15,8 +15,13 @@ from typing import Any
 
 import pytest
 
+from eemtcleanupd.cleanup.context import NullHooks, RunContext
+from eemtcleanupd.cleanup.session import job_table
 from eemtcleanupd.events import JobPlanned, OrphanFound, RunFinished, Warned
 from eemtcleanupd.model import Trigger
+from eemtcleanupd.policy.retention import Policy
+from eemtcleanupd.report.due_jobs import due_jobs
+from eemtcleanupd.report.job_state import job_state
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.cleanup.conftest import JobStore
@@ -361,6 +366,21 @@ def test_a_job_whose_data_is_gone_takes_no_place_of_the_newest(store: JobStore, 
     store.job("third", days=11)
     store.run(retention__successful_jobs__keep_last=1, **grace)
     assert store.cleaned() == ({"third"} if data == "gone" else {"second", "third"})
+
+
+def test_why_and_report_know_what_the_next_run_finishes(store: JobStore) -> None:
+    store.job("newest", days=9)
+    trash = store.path / "results/.eemtcleanupd-trash"
+    assert run_and_die(store, lambda: any(trash.glob("*.deleting")))
+    store.job("second", days=10)
+    store.job("third", days=11)
+    config = store.config(retention__successful_jobs__keep_last=1)
+    states = [job_state(config, job, NullHooks(), store.now) for job in ("second", "third")]
+    assert [state is not None and state.would_clean for state in states] == [False, True]
+    run = RunContext.reading(config, Policy.from_config(config.retention), store.now, NullHooks())
+    database = store.open()
+    due = due_jobs(run, database, job_table(database, config))
+    assert (due.kept, due.cleaned) == (["second"], ["third"])
 
 
 # -- a run that only recovers --------------------------------------------------------------------------------
