@@ -24,14 +24,15 @@ from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.deletion.blockers import Blockers, keep_marker_reason
 from eemtcleanupd.deletion.job_logs import keep_logs
 from eemtcleanupd.deletion.pool import RemovalResult
+from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import artifact_path, group_name
-from eemtcleanupd.deletion.walk import measure
+from eemtcleanupd.deletion.walk import Folder, measure, walk
 from eemtcleanupd.errors import LockHeldError, RowError, StoreError
 from eemtcleanupd.events import ORPHAN, Warned
 from eemtcleanupd.formatting import printable, suggested
 from eemtcleanupd.model import ArtifactPath, Found, Job, JobClass, RootName
 from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, blocking_claimant, newest_owner
-from eemtcleanupd.privileges import exceeds_user
+from eemtcleanupd.privileges import exceeds_user, with_file_access
 from eemtcleanupd.store.intents import Intent, IntentKind, IntentState, with_error
 
 log = logging.getLogger(__name__)
@@ -614,9 +615,9 @@ def _stay_reason(
         if reason is None and job_id is not None and is_folder != found.is_folder:
             # Its logs would not be kept.  The plan could not check it, or it was replaced.
             reason = f"{printable(found.label)} changed during the run"
-        if reason is None and job_id is None and not is_folder:
+        if reason is None and job_id is None:
             # It can have been replaced since it was measured, by the upload of a job without a row.
-            changed_at = max(status.st_mtime, status.st_ctime)
+            changed_at = _changed_at(root, name, status)
             if measured_at is None:
                 reason = blockers.change_reason(found.label, changed_at)
             elif changed_at > measured_at.timestamp():
@@ -627,6 +628,22 @@ def _stay_reason(
         return None
     # Also one that did not exist when the artifacts were listed: it might be under construction.
     return blockers.download_reason(session.roots[RootName.RESULTS], job_id + ARCHIVE_SUFFIX)
+
+
+@with_file_access
+def _changed_at(root: Root, name: str, status: os.stat_result) -> float:
+    """Return when an entry, or a folder in it, changed last, also by a copy that keeps old times.
+
+    The files in it do not count: the removal of another link of a file renews its ctime.
+    """
+    changed_at = max(status.st_mtime, status.st_ctime)
+
+    def enter(folder: Folder) -> None:
+        nonlocal changed_at
+        changed_at = max(changed_at, folder.status.st_mtime, folder.status.st_ctime)
+
+    walk(root, name, None, enter=enter)
+    return changed_at
 
 
 def describe_oserror(error: OSError) -> str:

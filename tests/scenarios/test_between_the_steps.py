@@ -271,6 +271,20 @@ def test_an_orphan_that_is_replaced_after_it_was_measured_stays(
     assert (report.orphans.jobs, upload.read_bytes()) == (0, b"new")
 
 
+def test_a_folder_that_took_the_place_of_an_orphan_with_its_old_times_stays(store: JobStore) -> None:
+    store.job("young", days=1)
+    store.wait()
+    store.sql("UPDATE jobs SET completed_at = ?", f"{store.now - timedelta(days=1):%Y-%m-%d %H:%M:%S}")
+    folder = store.path / "temp/lost/global"
+    folder.mkdir(parents=True)
+    settle(folder.parent, store.now - timedelta(days=3))
+    store.wait()
+    options: dict[str, Any] = {"orphans__delete_after_hours": 0, "safety__min_idle_minutes": 60}
+    assert (store.run(**options).orphans.jobs, folder.exists()) == (0, True)
+    store.wait(hours=2)
+    assert (store.run(**options).orphans.jobs, folder.exists()) == (1, False)
+
+
 def test_a_folder_that_the_plan_could_not_check_keeps_its_logs(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,10 +309,13 @@ def test_a_folder_that_the_plan_could_not_check_keeps_its_logs(
     assert (store.path / "logs/jobs/a/job.log").read_text() == "log"
 
 
+@pytest.mark.parametrize("name", ["uploads/dem.tif", "temp/a/global/day_0.tif"])
 def test_a_leftover_that_is_replaced_during_its_backup_stays(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    upload = store.upload("dem.tif")
+    file = store.path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"old")
     store.now = datetime.now(UTC)
     store.job("a", dem="dem.tif", files=0)
     store.run(retention__successful_jobs__hours=100_000)
@@ -307,12 +324,13 @@ def test_a_leftover_that_is_replaced_during_its_backup_stays(
     store.wait()
 
     def replace() -> None:
-        upload.unlink()
-        upload.write_bytes(b"new")  # the web application resets the row next
+        file.unlink()
+        file.write_bytes(b"new")  # the web application resets the row next
+        settle(file.parent, store.now - timedelta(days=3))  # a copy can keep the times of the original
 
     monkeypatch.setattr(At, "read_jobs", True)
     report = run(store, At("backup", "a", replace))
-    assert (report.orphans.jobs, upload.read_bytes()) == (0, b"new")
+    assert (report.orphans.jobs, file.read_bytes()) == (0, b"new")
     assert store.sql("SELECT id FROM cleanup_intents") == []
 
 
