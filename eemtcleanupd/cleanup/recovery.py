@@ -241,7 +241,7 @@ def _needed(session: StoreSession, planner: Planner, intents: Sequence[Intent]) 
     for intent in intents:
         for found, _ in intent.items:
             root = session.roots.get(found.artifact.root)
-            is_in_place = root is not None and root.has(found.artifact.name)
+            is_in_place = root is not None and root.has(found.artifact.name, in_doubt=False)
             owners = claimants[found.artifact]
             own = {each.job.id for each in owners if is_in_place or planner.is_done(each)} & {intent.job_id}
             if (blocking := blocking_claimant(owners, own)) is not None:

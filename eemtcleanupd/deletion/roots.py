@@ -26,14 +26,17 @@ class Root:
     device: int
     inode: int
 
-    def has(self, name: str) -> bool:
-        """Tell whether an entry of this name exists; a dangling link counts, and one that cannot be read."""
+    def has(self, name: str, *, in_doubt: bool = True) -> bool:
+        """Tell whether an entry of this name exists; a dangling link counts, and one that cannot be read.
+
+        ``in_doubt`` is the answer for what cannot be read.
+        """
         try:
             os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
             return False
         except OSError:
-            return True
+            return in_doubt
         return True
 
     def listed(self, names: Set[str]) -> set[str]:

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -105,23 +105,32 @@ def test_a_folder_that_cannot_be_listed_any_more_ends_the_run_with_a_message(
     assert store.run().successful.jobs == 1
 
 
+def make_image(image: Path, mount: Callable[..., None], place: Path) -> Path:
+    """Mount a new filesystem that notices damage."""
+    image.write_bytes(bytes(1 << 22))
+    subprocess.run(["mkfs.ext4", "-q", "-O", "metadata_csum", image], check=True)
+    mount("-o", "loop", image, place)
+    return image
+
+
+def damage(image: Path, files: Sequence[Path], mount: Callable[..., None]) -> None:
+    """Damage files of a mounted image, so that they cannot be read any more."""
+    inodes = [file.stat().st_ino for file in files]
+    subprocess.run(["umount", files[0].parent], check=True)
+    for inode in inodes:
+        change = ["debugfs", "-w", "-R", f"set_inode_field <{inode}> checksum 1", str(image)]
+        subprocess.run(change, check=True, capture_output=True)
+    mount("-o", "loop", image, files[0].parent)
+    with pytest.raises(OSError, match="Bad message"):
+        files[0].stat()
+
+
 @needs("mkfs.ext4", "debugfs")
 def test_an_upload_that_the_disk_has_damaged_keeps_its_job_and_no_other(
     store: JobStore, tmp_path: Path, mount: Callable[..., None]
 ) -> None:
-    image, uploads = tmp_path / "image", store.path / "uploads"
-    image.write_bytes(bytes(1 << 22))
-    subprocess.run(["mkfs.ext4", "-q", "-O", "metadata_csum", image], check=True)
-    mount("-o", "loop", image, uploads)
-    names = ("a.tif", "orphan.tif")
-    inodes = [store.upload(name).stat().st_ino for name in names]
-    subprocess.run(["umount", uploads], check=True)
-    for inode in inodes:
-        damage = ["debugfs", "-w", "-R", f"set_inode_field <{inode}> checksum 1", str(image)]
-        subprocess.run(damage, check=True, capture_output=True)
-    mount("-o", "loop", image, uploads)
-    with pytest.raises(OSError, match="Bad message"):
-        (uploads / "a.tif").stat()
+    image = make_image(tmp_path / "image", mount, store.path / "uploads")
+    damage(image, [store.upload(name) for name in ("a.tif", "orphan.tif")], mount)
     store.job("a", dem="a.tif")
     store.job("b")
     assert store.run(dry_run=True).successful.jobs == 1
@@ -131,6 +140,23 @@ def test_an_upload_that_the_disk_has_damaged_keeps_its_job_and_no_other(
     assert store.cleaned() == {"b"}
     assert store.results("a").exists()
     assert store.sql("SELECT * FROM cleanup_intents") == []
+
+
+@needs("mkfs.ext4", "debugfs")
+def test_a_damaged_upload_gives_away_no_copy_in_the_trash_that_its_job_needs(
+    store: JobStore, tmp_path: Path, mount: Callable[..., None]
+) -> None:
+    image = make_image(tmp_path / "image", mount, store.path / "uploads")
+    store.job("a", dem="a.tif")
+    store.upload("a.tif").write_bytes(b"intact")
+    store.run(trash__grace_hours=1)
+    store.sql("UPDATE jobs SET status = 'running', completed_at = NULL, data_cleaned_at = NULL")
+    store.results("a").mkdir()
+    damage(image, [store.upload("a.tif")], mount)
+    store.now += timedelta(hours=2)
+    assert store.run(trash__grace_hours=1).trash_purged.jobs == 0
+    (copy,) = (store.path / "uploads/.eemtcleanupd-trash").glob("*/a.tif")
+    assert copy.read_bytes() == b"intact"
 
 
 def test_a_job_that_the_disk_does_not_take_back_is_an_error_until_it_does(
