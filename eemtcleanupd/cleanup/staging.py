@@ -341,6 +341,9 @@ class Staging:
             self.put_back(job, [])
             self._stats.failed(job.job, describe_oserror(error))
             return False
+        # Where its logs cannot be kept, each run would otherwise make another backup.
+        if self._run.hooks.read_jobs and not self._keep_logs(job):
+            return False
         with stoppable_by(self._run.stop):
             reason = self._run.hooks.before_stage(owner, [self._path(found) for found, _ in job.items])
         if reason is None:
@@ -373,7 +376,7 @@ class Staging:
 
     def _stage_job(self, job: ClaimedJob) -> bool:
         try:
-            if job.job_class in self._run.policy.keep_logs and not self._keep_logs(job):
+            if not self._keep_logs(job):
                 return False
             if self._run.grace:
                 job.sizes = {found: self._measure(found) for found, _ in job.items}
@@ -405,6 +408,8 @@ class Staging:
 
     def _keep_logs(self, job: ClaimedJob) -> bool:
         """Keep a job's logs; return False if that failed or the run was stopped, so that the job stays."""
+        if job.job_class not in self._run.policy.keep_logs:
+            return True
         try:
             for found, _ in job.items:
                 if found.is_folder:

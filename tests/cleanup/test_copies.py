@@ -69,6 +69,20 @@ def test_a_log_that_does_not_fit_keeps_only_its_job(
         assert free.f_bavail * free.f_frsize > 20 * MB
 
 
+def test_a_job_whose_logs_cannot_be_kept_is_not_backed_up_by_each_run(store: JobStore) -> None:
+    fail_job(store, "a", 1000)
+    (store.path / "logs").mkdir()
+    in_the_way = store.path / "logs/jobs"
+    in_the_way.touch()
+    assert run_with_backups(store).errors == 1
+    assert untouched(store, "a")
+    assert BackupFolder(store.path / "backup").all() == []
+    in_the_way.unlink()
+    assert run_with_backups(store).failed.jobs == 1
+    assert len(BackupFolder(store.path / "backup").all("a")) == 1
+    assert (store.path / "logs/jobs/a/run.log").stat().st_size == 1000
+
+
 @pytest.mark.root
 @pytest.mark.parametrize("grace", [0, 24])
 def test_a_run_that_is_stopped_during_the_copy_of_a_log_puts_the_job_back(
