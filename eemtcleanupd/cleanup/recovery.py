@@ -53,17 +53,17 @@ def recover_intents(pipeline: Pipeline) -> frozenset[str]:
 def remove_strays(pipeline: Pipeline) -> None:
     """Remove the folders of groups whose intents are all closed, and what a killed restore had unpacked.
 
-    A killed run can have left an empty group, or moved something up into one whose deletion had started.
+    A killed run or restore can have left an empty group or item, or a run moved something up into a group
+    whose deletion had started.
     """
     session = pipeline.session
     for trash in session.trashes.values():
         for folder, is_deleting in list(trash.items()):
-            is_unpacked = folder.startswith(UNPACKED)
-            if not (is_unpacked or is_group(folder)) or session.owns_item(folder):
+            if session.owns_item(folder):
                 continue
-            if is_unpacked or is_deleting:
+            if folder.startswith(UNPACKED) or (is_group(folder) and is_deleting):
                 pipeline.remove_strays(trash, deleting_name(folder) if is_deleting else folder)
-            else:
+            elif not is_deleting and (is_group(folder) or is_group(folder.rsplit(".", 2)[0])):
                 trash.remove_if_empty(folder)
 
 

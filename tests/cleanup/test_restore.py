@@ -431,6 +431,26 @@ def test_a_restore_in_part_says_what_was_restored_and_what_was_not(
     assert trashed.sql("SELECT * FROM cleanup_intents") == []
 
 
+def test_a_restore_after_a_killed_one_leaves_no_empty_item(
+    trashed: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object, **__: object) -> None:
+        raise Killed
+
+    before = without_trash(trashed)
+    trashed.run(**GRACE)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", kill)
+        with pytest.raises(Killed):
+            put_back(trashed, "a")
+    put_back(trashed, "a", hold=True)
+    trashed.run(**GRACE)
+    assert (trashed.trash(), trashed.of(Warned), without_trash(trashed)) == ([], [], before)
+
+
 def test_an_item_that_vanishes_during_the_restore_is_not_restored(
     trashed: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
