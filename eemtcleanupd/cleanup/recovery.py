@@ -82,7 +82,9 @@ def _recover(pipeline: Pipeline, intent: Intent, finished: Set[str]) -> None:
     deleting = [pair for pair in items if session.in_trash(pair[0].artifact.root, deleting_name(pair[1]))]
     staged = [pair for pair in items if session.in_trash(pair[0].artifact.root, pair[1])]
     job = _claimed_job(pipeline, intent)
-    if not deleting and not (job.marks_job_cleaned and _is_deleted(session, intent)):
+    # A hold protects what is left of a job.  If nothing is, the row must not say that its data is there.
+    can_be_gone = _claimed_job(pipeline, intent, although_held=not staged).marks_job_cleaned
+    if not deleting and not (can_be_gone and _is_deleted(session, intent)):
         pipeline.staging.put_back(job, staged)
         return
     with session.database.read() as connection:
@@ -97,6 +99,7 @@ def _recover(pipeline: Pipeline, intent: Intent, finished: Set[str]) -> None:
     if not pipeline.staging.put_back_needed(job, needed):
         return
     job.items = deleting + [pair for pair in staged if pair not in needed]
+    job.marks_job_cleaned = can_be_gone
     pipeline.submit([job])
 
 
@@ -320,7 +323,7 @@ def trash_bytes(session: StoreSession, found: Found, item: str, stop: StopFlag) 
         os.close(trash_fd)
 
 
-def _claimed_job(pipeline: Pipeline, intent: Intent) -> ClaimedJob:
+def _claimed_job(pipeline: Pipeline, intent: Intent, *, although_held: bool = False) -> ClaimedJob:
     """Return the current job of an intent: its row can be missing or have another status."""
     session = pipeline.session
     job_class = pipeline.run.policy.classify(intent.status)
@@ -335,6 +338,6 @@ def _claimed_job(pipeline: Pipeline, intent: Intent) -> ClaimedJob:
         removed = Job(id=intent.job_id, status=intent.status)
         return ClaimedJob(intent, removed, job_class, None, known_size=size, marks_job_cleaned=False)
     is_same = row.job.status == intent.status and not row.cleaned
-    is_held = hold is not None and hold.is_active(pipeline.run.clock())
+    is_held = not although_held and hold is not None and hold.is_active(pipeline.run.clock())
     as_claimed = is_same and not is_held and not has_files_in_place(session.roots, row.job.id)
     return ClaimedJob(intent, row.job, job_class, None, known_size=size, marks_job_cleaned=as_claimed)

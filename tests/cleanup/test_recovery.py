@@ -349,9 +349,31 @@ def test_a_held_job_that_a_killed_run_had_deleted_takes_no_place_of_the_newest(s
     keeping: dict[str, Any] = {"retention__successful_jobs__keep_last": 1}
     for _ in range(2):
         store.run(**keeping)
-        assert store.cleaned() == {"third"}
+        assert store.cleaned() == {"newest", "third"}
         assert store.results("second").exists()
     assert not store.results("newest").exists()
+
+
+@pytest.mark.sqlite  # the kill is at a write to this database
+@pytest.mark.fast_parameters(1)
+@pytest.mark.parametrize("has_ended", [True, False])
+def test_a_held_job_counts_as_cleaned_if_a_killed_run_had_deleted_all_of_it(
+    store: JobStore, has_ended: bool
+) -> None:
+    store.job("a")
+    store.run(retention__successful_jobs__hours=100_000)  # measures it
+    trash = store.path / "results/.eemtcleanupd-trash"
+
+    def is_reached() -> bool:
+        is_gone = not any(store.path.rglob("day_*.tif"))
+        return is_gone and any(trash.glob("*.deleting")) is not has_ended
+
+    assert run_and_die(store, is_reached)
+    store.sql("INSERT INTO cleanup_holds (job_id) VALUES ('a')")
+    assert store.run().successful.jobs == 1
+    ((size, cleaned_at),) = store.sql("SELECT data_size_mb, data_cleaned_at FROM jobs")
+    assert float(str(size)) > 0
+    assert cleaned_at is not None
 
 
 @pytest.mark.fast_parameters(1)
