@@ -182,8 +182,12 @@ class Plugins:
         return None
 
     def before_stage(self, job: Job, artifacts: Sequence[ArtifactPath]) -> str | None:
-        """Call every plugin before a job's artifacts are deleted; return why a plugin forbids it, or None."""
-        for name, prepare in self._implementations("before_stage"):
+        """Call every plugin before a job's artifacts are deleted; return why a plugin forbids it, or None.
+
+        The backup is last: each run would make another one of a job that another plugin forbids.
+        """
+        calls = self._implementations("before_stage")
+        for name, prepare in sorted(calls, key=lambda each: each[0] == "backup"):
             # No limit for backups: otherwise a job whose copy takes more than an hour would never be cleaned.
             limit = None if name == "backup" else _BEFORE_STAGE_SECONDS
             work = partial(prepare, job=job, artifacts=tuple(artifacts))

@@ -243,6 +243,25 @@ def test_a_job_whose_before_stage_fails_is_kept_as_an_error(
     assert done.report.failures[0].message == failed.error
 
 
+def test_a_job_that_another_plugin_forbids_is_not_backed_up_by_each_run(
+    module: Module, plugins: MakePlugins, store: JobStore
+) -> None:
+    store.job("a")
+    backup, answer = store.path / "backup", store.path / "offline"
+    answer.touch()
+    text = (
+        "@hookimpl\ndef before_stage(job):\n"
+        "    from pathlib import Path\n"
+        f"    assert not Path({str(answer)!r}).exists(), 'the tape is offline'\n"
+    )
+    config = f"plugins: [{module('tape', text)}]\nbackup: {{enabled: true, path: {backup}}}"
+    assert run(store, plugins(config)).report.errors == 1
+    assert not backup.exists()
+    answer.unlink()
+    assert run(store, plugins(config)).report.successful.jobs == 1
+    assert len(list(backup.iterdir())) == 1
+
+
 # -- secrets -----------------------------------------------------------------------------------------
 
 
