@@ -356,18 +356,25 @@ class Staging:
         return False
 
     def _require_movable(self, found: Found) -> None:
-        """Refuse a folder that cannot move, of whose job each run would otherwise make another backup.
+        """Refuse what cannot move, of whose job each run would otherwise make another backup.
 
-        Its entry ``..`` changes, so it must be writable (rename(2)).  In a process with capabilities every
-        folder counts as such: older kernels and container runtimes cannot answer for these (faccessat2(2)).
+        The entry ``..`` of a folder changes, so it must be writable (rename(2)).  In a sticky root, an entry
+        must be ours.  In a process with capabilities everything counts as such: older kernels and container
+        runtimes cannot answer for these (faccessat2(2)).
 
         Raises:
-            OSError: it is not writable.
+            OSError: it is not writable, or not ours.
         """
         root, name = self._session.roots[found.artifact.root], found.artifact.name
-        if not found.is_folder or os.access(name, os.W_OK, dir_fd=root.fd) or exceeds_user():
+        if exceeds_user():
             return
-        if root.has(name):
+        try:
+            entry = os.stat(name, dir_fd=root.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        folder = os.fstat(root.fd)
+        is_ours = not folder.st_mode & stat.S_ISVTX or os.geteuid() in {0, folder.st_uid, entry.st_uid}
+        if not is_ours or (found.is_folder and not os.access(name, os.W_OK, dir_fd=root.fd)):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), found.label)
 
     def _path(self, found: Found) -> ArtifactPath:

@@ -23,6 +23,7 @@ from eemtcleanupd.privileges import User
 from eemtcleanupd.store.owner import owner_of
 from tests.cleanup.conftest import JobStore
 from tests.hostile import (
+    MEMBER,
     OWNER,
     PROGRAM_FOLDER,
     SITE_PACKAGES,
@@ -155,6 +156,21 @@ def forbid(number: int, code: int) -> None:
     prctl, no_new_privileges, seccomp, by_filter = ctypes.CDLL(None).prctl, 38, 22, 2
     assert prctl(no_new_privileges, 1, 0, 0, 0) == 0
     assert prctl(seccomp, by_filter, program, 0, 0) == 0
+
+
+def test_a_file_that_the_owner_cannot_move_is_not_backed_up_in_every_run(store: JobStore) -> None:
+    config_of(store.path, store, backup={"enabled": True, "path": str(store.path / "backup")})
+    upload = store.path / "uploads/due.tif"
+    give(store.path, OWNER)
+    os.chown(upload.parent, 0, 0)
+    upload.parent.chmod(0o1777)  # only the owner of a file can move it
+    os.chown(upload, MEMBER, MEMBER)
+    done = command("clean", "--json", cwd=store.path, uid=OWNER)
+    assert [error["job_id"] for error in json.loads(done.stdout)["errors"]] == ["due"]
+    assert list(store.path.glob("backup/*")) == []
+    os.chown(upload, OWNER, OWNER)
+    assert command("clean", cwd=store.path, uid=OWNER).returncode == 0
+    assert len(list(store.path.glob("backup/*"))) == 1
 
 
 def test_what_the_owner_cannot_put_back_stops_no_run(store: JobStore) -> None:
