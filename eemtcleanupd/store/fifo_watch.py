@@ -12,7 +12,6 @@ import os
 import stat
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -68,8 +67,8 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def _watch() -> None:
     looks = Counter[int]()
-    while True:
-        time.sleep(_INTERVAL_SECONDS)
+    never = threading.Event()
+    while not never.wait(_INTERVAL_SECONDS):
         waiting = {thread: file for thread, file in _databases.copy().items() if _waits_for_fifo(thread)}
         looks = Counter({thread: looks[thread] + 1 for thread in waiting})
         for thread, file in waiting.items():
