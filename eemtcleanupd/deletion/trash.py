@@ -24,7 +24,7 @@ from eemtcleanupd.deletion.tree import FOLDER_FLAGS
 from eemtcleanupd.errors import LockHeldError, RootError
 from eemtcleanupd.files import open_own
 from eemtcleanupd.model import TRASH_NAME
-from eemtcleanupd.privileges import with_file_access
+from eemtcleanupd.privileges import can_exceed_rights, with_file_access
 
 MARKER_NAME = ".root-id"
 """A file in the trash that identifies a root."""
@@ -89,6 +89,14 @@ def marker_in(trash_fd: int) -> str | None:
         return None
 
 
+def _has_marker_of(user: int, trash_fd: int) -> bool:
+    """Return whether a user wrote the marker in an open trash, in which only that user can write."""
+    try:
+        return os.stat(MARKER_NAME, dir_fd=trash_fd, follow_symlinks=False).st_uid == user
+    except OSError:
+        return False
+
+
 @with_file_access
 def write_marker(trash: Trash, marker: str) -> None:
     """Write the marker that identifies a root into its trash, in place of any other.
@@ -136,6 +144,9 @@ class Trash:
             problem = f"belongs to user {status.st_uid}"
         elif status.st_mode & 0o022:
             problem = "is writable by other users"
+        elif can_exceed_rights(status) and not _has_marker_of(status.st_uid, self.fd):
+            problem = f"belongs to user {status.st_uid}, who did not write its marker"
+        self._owner = status.st_uid
         if problem is not None:
             os.close(self.fd)
             raise RootError(
@@ -162,6 +173,22 @@ class Trash:
         """Return the marker in the open folder, whatever another user has put in its place since."""
         return marker_in(self.fd)
 
+    def _open(self, folder: str) -> int:
+        """Open an item, or the folder of a group.
+
+        The owner of the trash can put another user's folder in its place, without the right to read it.  What
+        is moved out of such a folder could be read by all.
+
+        Raises:
+            OSError: the folder cannot be opened, or is of another user than the trash and this process.
+        """
+        fd = os.open(folder, FOLDER_FLAGS, dir_fd=self.fd)
+        status = os.fstat(fd)
+        if can_exceed_rights(status) and status.st_uid != self._owner:
+            os.close(fd)
+            raise OSError(errno.EPERM, f"its folder in the trash belongs to user {status.st_uid}", folder)
+        return fd
+
     @with_file_access
     def create(self, item: str) -> int:
         """Create an empty item and return its descriptor.
@@ -171,7 +198,7 @@ class Trash:
         """
         _require_single_component(item)
         os.mkdir(item, 0o700, dir_fd=self.fd)
-        return os.open(item, FOLDER_FLAGS, dir_fd=self.fd)
+        return self._open(item)
 
     @with_file_access
     def stage(self, item: str, names: Iterable[str]) -> tuple[str, ...]:
@@ -223,7 +250,7 @@ class Trash:
         if is_grouped(item):
             return self._restore_from_group(item)
         try:
-            folder = os.open(item, FOLDER_FLAGS, dir_fd=self.fd)
+            folder = self._open(item)
         except (FileNotFoundError, NotADirectoryError):
             return ()
         try:
@@ -245,7 +272,7 @@ class Trash:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(group, 0o700, dir_fd=self.fd)
             # The owner of the store can put a link in its place at any time.
-            self._groups[group] = os.open(group, FOLDER_FLAGS, dir_fd=self.fd)
+            self._groups[group] = self._open(group)
         try:
             os.rename(name, name, src_dir_fd=self.root.fd, dst_dir_fd=self._groups[group])
         except FileNotFoundError:
@@ -259,7 +286,7 @@ class Trash:
     def _restore_from_group(self, item: str) -> tuple[str, ...]:
         group, _, name = item.partition("/")
         try:
-            folder = os.open(group, FOLDER_FLAGS, dir_fd=self.fd)
+            folder = self._open(group)
         except (FileNotFoundError, NotADirectoryError):
             return ()
         try:
@@ -317,13 +344,13 @@ class Trash:
         group, _, name = item.partition("/")
         with contextlib.ExitStack() as stack:
             try:
-                source = os.open(group, FOLDER_FLAGS, dir_fd=self.fd)
+                source = self._open(group)
             except FileNotFoundError:
                 return
             stack.callback(os.close, source)
             with contextlib.suppress(FileExistsError):
                 os.mkdir(deleting_name(group), 0o700, dir_fd=self.fd)
-            target = os.open(deleting_name(group), FOLDER_FLAGS, dir_fd=self.fd)
+            target = self._open(deleting_name(group))
             stack.callback(os.close, target)
             with contextlib.suppress(FileNotFoundError):
                 os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)

@@ -287,6 +287,7 @@ def _empty_once(
                     status = entry.stat(follow_symlinks=False)
                     size = status.st_blocks * BLOCK_BYTES
                     is_gradual = size > _MIN_CHUNK_BYTES and 0 < controls.chunk_bytes < size
+                    is_gradual = is_gradual and status.st_nlink == 1
                     if not controls.exclusive and (is_gradual or status.st_nlink > 1):
                         _move_up(fd, entry.name, item_fd, f"{_token}-{next(_numbers)}")
                     elif is_gradual:
@@ -385,23 +386,39 @@ def _open_folder(parent_fd: int, name: str) -> int:
 
 
 def _grant_access(parent_fd: int, name: str) -> None:
-    """Grant this user all rights on a folder that the user owns but cannot open.
+    """Grant this user all rights on a folder that the user owns but cannot open."""
+    with _pinned(parent_fd, name) as (path, status):
+        if stat.S_ISDIR(status.st_mode):
+            os.chmod(path, stat.S_IMODE(status.st_mode) | stat.S_IRWXU)  # noqa: PTH101
 
-    chmod(2) follows links.  So the entry is opened with O_PATH, which needs no right on it, and changed
-    through that descriptor.
+
+def _hide(parent_fd: int, name: str) -> None:
+    """Leave rights on a folder or file to its owner only, as far as this process can."""
+    with contextlib.suppress(OSError), _pinned(parent_fd, name) as (path, status):
+        if stat.S_ISDIR(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1):
+            os.chmod(path, status.st_mode & stat.S_IRWXU)  # noqa: PTH101
+
+
+@contextlib.contextmanager
+def _pinned(parent_fd: int, name: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield a path of an entry for chmod(2), which follows links, and its status.
+
+    The entry is opened with O_PATH, which needs no right on it.
     """
     pin = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
     try:
-        status = os.fstat(pin)
-        if stat.S_ISDIR(status.st_mode):
-            # No Path: helper processes do not import pathlib.
-            os.chmod(f"/proc/self/fd/{pin}", stat.S_IMODE(status.st_mode) | stat.S_IRWXU)  # noqa: PTH101
+        yield f"/proc/self/fd/{pin}", os.fstat(pin)  # no Path: helper processes do not import pathlib
     finally:
         os.close(pin)
 
 
 def _move_up(fd: int, name: str, item_fd: int, fresh: str) -> None:
-    """Rename an entry up into the item; for a folder this writes its ``..``, which requires access to it."""
+    """Rename an entry up into the item; for a folder this writes its ``..``, which requires access to it.
+
+    The owner of the store can enter the item, but perhaps not the folder of another user where the entry was.
+    """
+    if os.geteuid() not in {0, os.fstat(fd).st_uid}:
+        _hide(fd, name)
     try:
         os.rename(name, fresh, src_dir_fd=fd, dst_dir_fd=item_fd)
     except PermissionError:

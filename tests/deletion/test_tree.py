@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion import tree as module
 from eemtcleanupd.deletion.pool import DeletionPool
-from eemtcleanupd.deletion.rate_limit import DeletionControls
+from eemtcleanupd.deletion.rate_limit import DeletionControls, RateLimits
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.deletion.tree import FolderTask, Shard, empty_folder
@@ -331,3 +333,35 @@ def test_a_hundred_links_in_as_many_folders_count_once(root: Root, remove: Remov
         os.link(first, root.path / "job" / f"d{number}" / "raster")
     before = allocated(root.path / "job")
     assert remove("job", workers=8).bytes_freed == before
+
+
+def test_what_moves_up_from_a_folder_of_others_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner of the store can enter the item, but not every folder of root below it."""
+    private = tmp_path / "private"
+    (private / "folder").mkdir(parents=True)
+    (private / "folder/big").write_bytes(b"x" * (2 << 20))
+    seen = {}
+    rename = os.rename
+
+    def watched(source: str, target: str, **folders: int) -> None:
+        seen[source] = stat.S_IMODE(os.stat(source, dir_fd=folders["src_dir_fd"]).st_mode)
+        rename(source, target, **folders)
+
+    monkeypatch.setattr(os, "rename", watched)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    tasks = [("private", "private")]
+    item_fd = os.open(tmp_path, os.O_RDONLY)
+    with closing(DeletionControls(StopFlag())) as controls:
+        controls.apply(RateLimits(truncate_chunk_bytes=1 << 20))
+        while tasks:
+            empty_folder(
+                item_fd,
+                FolderTask(*tasks.pop(), os.fstat(item_fd).st_dev),
+                controls,
+                lambda *task: tasks.append(task),
+            )
+    os.close(item_fd)
+    assert seen == {"folder": 0o700, "big": 0o600}
+    assert not any(tmp_path.iterdir())

@@ -19,6 +19,7 @@ import pytest
 import trustme
 
 from eemtcleanupd.deletion.trash import MARKER_NAME, marker_in
+from eemtcleanupd.model import TRASH_NAME
 from eemtcleanupd.privileges import User
 from eemtcleanupd.store.owner import owner_of
 from tests.cleanup.conftest import JobStore
@@ -117,6 +118,39 @@ def test_the_owner_restores_an_orphan_of_another_user(store: JobStore) -> None:
     done = command("trash", "restore", "uploads/orphan.tif", cwd=store.path, uid=OWNER)
     assert done.returncode == 0, done.stderr
     assert orphan.exists()
+
+
+@pytest.mark.parametrize("place", ["an item", "the trash"])
+def test_a_folder_of_root_in_place_of_an_item_or_the_trash_keeps_its_content(
+    folder: Path, store: JobStore, place: str
+) -> None:
+    config = config_of(folder, store, trash={"grace_hours": 24})
+    assert command("clean", "--config", config, cwd=folder).returncode == 0
+    trash = store.path / "results" / TRASH_NAME
+    (item,) = (path.parent for path in trash.glob("*/due"))
+    planted = store.path / "results/project"
+    secret = planted / item.name / "secret"
+    (secret.parent / "due").mkdir(parents=True)
+    secret.write_text("readable for all who can enter its folder")
+    private = secret.parent if place == "an item" else planted
+    private.chmod(0o700)
+
+    def swap() -> None:
+        if place == "an item":
+            shutil.copy(trash / MARKER_NAME, planted)
+        else:
+            store.sql("DELETE FROM cleanup_roots WHERE name = 'results'")
+            store.sql("UPDATE cleanup_intents SET state = 'open'")
+        trash.rename(store.path / "moved")
+        planted.rename(trash)
+
+    if place == "an item":
+        os.chown(planted, OWNER, OWNER)
+        planted.chmod(0o700)
+    assert as_user(OWNER, swap) == 0
+    done = command("trash", "restore", "due", "--config", config, cwd=folder)
+    assert done.returncode != 0
+    assert (trash / item.name / secret.name).exists()
 
 
 def test_a_folder_that_the_owner_cannot_move_is_not_backed_up_in_every_run(store: JobStore) -> None:
