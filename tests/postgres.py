@@ -42,6 +42,7 @@ DO $$ DECLARE name text; BEGIN
     FOR name IN SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
     LOOP EXECUTE format('DROP SCHEMA %I CASCADE', name); END LOOP;
     EXECUTE format('ALTER DATABASE %I RESET ALL', current_database());
+    EXECUTE format('ALTER DATABASE %I OWNER TO {ROLE}', current_database());
 END $$;
 CREATE SCHEMA public AUTHORIZATION {ROLE};
 GRANT USAGE ON SCHEMA public TO PUBLIC;

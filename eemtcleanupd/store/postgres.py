@@ -61,15 +61,26 @@ _PAGE: Final = Page.POSTGRESQL.reference()
 _ATTEMPTS: Final = 3
 _BACKEND: Final = "SELECT pg_backend_pid()"
 _SESSION_PROBES: Final = 2
-# The owner of tables whose triggers, rules and policies would work with the rights of a superuser.  All names
-# are of pg_catalog, because the owner can add functions and operators, and can change the search path.
+# A role whose triggers, rules, policies and functions would work with the rights of a superuser.  It owns our
+# tables, their schema or the database, or can add triggers and functions there (0 is PUBLIC).  All names are
+# of pg_catalog, because such a role can add functions and operators, and can change the search path.
 _OWNER_OF_CODE: Final = (
-    "SELECT owner.rolname FROM pg_catalog.pg_roles AS own, pg_catalog.pg_roles AS owner,"
-    " pg_catalog.pg_class AS found"
-    " WHERE own.rolname OPERATOR(pg_catalog.=) session_user AND own.rolsuper"
-    " AND owner.oid OPERATOR(pg_catalog.=) found.relowner AND NOT owner.rolsuper"
-    " AND found.relname OPERATOR(pg_catalog.~) '^(jobs$|cleanup_)'"
-    " AND pg_catalog.pg_table_is_visible(found.oid)"
+    "WITH place (owner, acl) AS ("
+    "SELECT relowner, relacl FROM pg_catalog.pg_class"
+    " WHERE relname OPERATOR(pg_catalog.~) '^(jobs$|cleanup_)' AND pg_catalog.pg_table_is_visible(oid)"
+    " UNION ALL SELECT nspowner, nspacl FROM pg_catalog.pg_namespace"
+    " WHERE nspname OPERATOR(pg_catalog.=) ANY (pg_catalog.current_schemas(false))"
+    " UNION ALL SELECT datdba, datacl FROM pg_catalog.pg_database"
+    " WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database()"
+    "), found (oid) AS ("
+    "SELECT owner FROM place"
+    " UNION ALL SELECT entry.grantee FROM place, pg_catalog.aclexplode(place.acl) AS entry"
+    " WHERE entry.privilege_type OPERATOR(pg_catalog.=) ANY (ARRAY['TRIGGER', 'CREATE'])"
+    ") SELECT role.rolname FROM pg_catalog.pg_roles AS own, pg_catalog.pg_roles AS role, found"
+    " WHERE own.rolname OPERATOR(pg_catalog.=) session_user AND own.rolsuper AND NOT role.rolsuper"
+    " AND role.rolname OPERATOR(pg_catalog.<>) 'pg_database_owner'"  # its member is datdba
+    " AND (role.oid OPERATOR(pg_catalog.=) found.oid"
+    " OR (found.oid OPERATOR(pg_catalog.=) 0::pg_catalog.oid AND role.rolcanlogin))"
 )
 # Serialization failures, deadlocks, lock timeouts, a server that is starting, and two programs that create
 # the same table, column or row.
@@ -224,13 +235,14 @@ class PostgresDatabase(Database):
             )
 
     def _require_no_code_of_others(self, raw: Any) -> None:
-        """Refuse to work as superuser on tables of another role, before that role's code can run."""
+        """Refuse to work as superuser where another role can add code, before that code can run."""
         raw.autocommit = True
         if (owner := raw.execute(_OWNER_OF_CODE).fetchone()) is not None:
             raise StoreError(
-                f"Job database {self.name} is not opened as superuser, because its tables belong to role "
-                f"{printable(owner[0])}. Its triggers would have the rights of the superuser, who can run "
-                f"programs on the server. Use a role without other rights. See {_PAGE}."
+                f"Job database {self.name} is not opened as superuser, because role "
+                f"{printable(owner[0])} can add triggers or functions. They would have the rights of the "
+                "superuser, who can run programs on the server. Use a role without other rights. "
+                f"See {_PAGE}."
             )
 
     def _require_own_session(self, raw: Any, connect: Callable[[], Any]) -> None:

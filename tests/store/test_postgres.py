@@ -210,12 +210,37 @@ def test_no_code_of_the_owner_of_the_tables_works_as_superuser(opener: Opener, p
     )
     name = opener.url.rpartition("/")[2]
     opener.sql(f"ALTER DATABASE {name} SET search_path = {path}")
-    with pytest.raises(StoreError, match="belong to role eemt"):
+    with pytest.raises(StoreError, match="role eemt"):
         opener(opener.server.url(name, "postgres"))
     assert opener.sql("SELECT name FROM seen WHERE name = 'postgres'") == []
-    opener.sql(f"ALTER DATABASE {name} RESET search_path")
-    opener.server.admin("ALTER TABLE jobs OWNER TO postgres", name)
-    opener(opener.server.url(name, "postgres"))
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        "GRANT ALL ON jobs TO eemt",
+        "GRANT ALL ON cleanup_runs TO eemt",
+        "ALTER SCHEMA public OWNER TO eemt",
+        "GRANT CREATE ON SCHEMA public TO PUBLIC",
+        "ALTER DATABASE {name} OWNER TO eemt",
+        "GRANT CREATE ON DATABASE {name} TO eemt",
+    ],
+)
+def test_no_code_of_a_role_that_can_add_it_works_as_superuser(opener: Opener, right: str) -> None:
+    name = opener.url.rpartition("/")[2]
+    for statement in (
+        "ALTER DATABASE {name} OWNER TO postgres",
+        "REVOKE CREATE ON DATABASE {name} FROM eemt",
+        "ALTER SCHEMA public OWNER TO postgres",
+        "CREATE TABLE jobs (id TEXT, status TEXT, completed_at TEXT)",
+        "CREATE TABLE cleanup_runs (id TEXT)",
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON jobs TO eemt",
+    ):
+        opener.server.admin(statement.format(name=name), name)
+    opener(opener.server.url(name, "postgres")).close()
+    opener.server.admin(right.format(name=name), name)
+    with pytest.raises(StoreError, match="superuser"):
+        opener(opener.server.url(name, "postgres"))
 
 
 def test_a_user_who_does_not_own_the_table_can_use_columns_added_by_the_owner(opener: Opener) -> None:
