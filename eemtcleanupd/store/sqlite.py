@@ -7,6 +7,7 @@ one short ``BEGIN IMMEDIATE`` transaction, and the journal mode is never changed
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import sqlite3
@@ -48,6 +49,10 @@ log = logging.getLogger("eemtcleanupd.store.database")
 
 _BUSY_MESSAGES = ("database is locked", "database is busy", "database table is locked")
 _LONGEST_TURN_SECONDS = 0.01
+# A trigger can work forever.  Our longest transaction, that of `reset`, takes seconds for a million rows.
+_LONGEST_WRITE_SECONDS = 300.0
+# About 10 milliseconds of work.
+_STEPS_PER_CHECK = 1_000_000
 # No byte is higher, and no name of a file is longer.
 _HIGHEST_NAME = "\udcff" * 256
 _ADDED = {"time": "TIMESTAMP", "megabytes": "REAL DEFAULT 0", "text": "TEXT"}
@@ -71,6 +76,7 @@ class SqliteDatabase(Database):
         "`fuser` names the program.",
         "readonly": "It is readable but not writable. Check owner and mode of the file and its folder.",
         "file is not a database": "It is not a SQLite file, or it is damaged.",
+        "interrupted": "A write took too long, or a signal ended it. Check the triggers of the database.",
         "malformed": "Run `sqlite3 FILE 'PRAGMA integrity_check'` and restore it from a backup.",
         "disk is full": "Free some space on its filesystem first.",
         "disk I/O error": "Check the kernel log for disk errors.",
@@ -87,9 +93,13 @@ class SqliteDatabase(Database):
         self._require_plain_files()
         self._identity = _identity(file)
         self._turn_ends = 0.0
+        self._write_ends = math.inf
         engine = _engine(file.absolute(), busy_timeout_seconds, is_traced=log.isEnabledFor(logging.DEBUG))
         with self._translated():
             self._connection = engine.connect()
+        # SQLite ignores signals: Python handles them when SQLite calls it.
+        raw: Any = self._connection.connection.driver_connection
+        raw.set_progress_handler(lambda: monotonic_seconds() > self._write_ends, _STEPS_PER_CHECK)
         with self.read() as connection:
             connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").fetchone()
 
@@ -137,13 +147,16 @@ class SqliteDatabase(Database):
         try:
             with connection.begin():
                 started = monotonic_seconds()
+                self._write_ends = started + _LONGEST_WRITE_SECONDS
                 return work(connection)
         except BaseException:
+            self._write_ends = math.inf
             # After a failed BEGIN, SQLAlchemy still assumes an open transaction and would begin no other.
             # A successful BEGIN and ROLLBACK resets that.
             connection.execution_options(begin="BEGIN").begin().rollback()
             raise
         finally:
+            self._write_ends = math.inf
             connection.execution_options(begin="BEGIN")
             released = monotonic_seconds()
             self._turn_ends = released + min(released - started, _LONGEST_TURN_SECONDS)

@@ -231,3 +231,26 @@ def test_another_program_gets_its_turn_between_transactions_that_follow_each_oth
         database.write(work)
     database.close()
     assert sum(waited) <= 9 * 8, waited
+
+
+ENDLESS = """
+CREATE TRIGGER endless AFTER INSERT ON t BEGIN
+    SELECT count(*) FROM (WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n);
+END
+"""
+
+
+@pytest.mark.parametrize("end", ["time limit", "signal"])
+def test_a_trigger_that_works_forever_ends(file: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    with closing(sqlite3.connect(file)) as other:
+        other.execute(ENDLESS)
+        database = SqliteDatabase(file, busy_timeout_seconds=1)
+        seconds = 0.1 if end == "time limit" else 60
+        monkeypatch.setattr("eemtcleanupd.store.sqlite._LONGEST_WRITE_SECONDS", seconds)
+        with time_limit(0.1 if end == "signal" else 60), pytest.raises(StoreError, match="interrupted"):
+            insert(database)
+        assert count(file) == 0
+        other.execute("DROP TRIGGER endless")
+    insert(database)
+    assert count(file) == 1
+    database.close()
