@@ -38,6 +38,7 @@ from eemtcleanupd.errors import BackupError
 from eemtcleanupd.files import create_new
 from eemtcleanupd.formatting import plural, printable
 from eemtcleanupd.model import RootName
+from eemtcleanupd.policy.ownership import invalid_name_reason
 
 log = logging.getLogger(__name__)
 
@@ -390,14 +391,23 @@ def _first_member(path: Path, tar: tarfile.TarFile) -> Head:
     text = _content(tar, info).read()
     try:
         fields = json.loads(text)
-        if fields["format"] not in _READABLE_FORMATS:
+        if (version := fields["format"]) not in _READABLE_FORMATS:
             raise BackupError(
-                f"{path.name} was written by a later version (format {fields['format']}). "
+                f"{path.name} was written by a later version (format {printable(str(version))}). "
                 "Update eemtcleanupd to read it."
             )
-        return Head(**{**fields, "artifacts": tuple(fields["artifacts"])})
+        head = Head(**{**fields, "artifacts": tuple(fields["artifacts"])})
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise BackupError(f"{path.name} is damaged: cannot read its {HEAD}.") from error
+    texts = (head.job_id, head.status)
+    if not (all(isinstance(each, str) for each in texts) and all(map(_is_label, head.artifacts))):
+        raise BackupError(f"{path.name} is damaged: its {HEAD} has an invalid value.")
+    return head
+
+
+def _is_label(value: object) -> bool:
+    root, _, name = value.partition("/") if isinstance(value, str) else ("", "", "")
+    return root in set(RootName) and invalid_name_reason(name.removesuffix("/")) is None
 
 
 class _Unpacking:

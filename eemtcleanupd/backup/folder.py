@@ -25,7 +25,8 @@ from eemtcleanupd.files import create_new, open_folder, open_own
 
 log = logging.getLogger(__name__)
 
-_NAME = re.compile(r"(?P<job>[^.@][^@]*)@(?P<time>\d{8}T\d{12})Z\.tar\.(?:zst|gz)")
+# Backups have no other characters in their names, which messages print as they are.
+_NAME = re.compile(r"(?P<job>[\w%~-][\w%~.-]*)@(?P<time>\d{8}T\d{12})Z\.tar\.(?:zst|gz)", re.ASCII)
 _TIME = "%Y%m%dT%H%M%S%f"
 _MAX_ID_LENGTH = 150
 _PART = ".part"

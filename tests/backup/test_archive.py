@@ -307,6 +307,13 @@ def test_only_the_backups_of_a_job_are_found_by_its_id(folder: BackupFolder, roo
     assert len(folder.all()) == 4
 
 
+def test_a_name_that_acts_on_a_terminal_is_not_one_of_a_backup(folder: BackupFolder) -> None:
+    folder.path.mkdir()
+    for job in ("\x1b]0;title\x07", "\u009b2J", "a\nb"):
+        (folder.path / f"{job}@20260615T120000000000Z.tar.gz").touch()
+    assert folder.all() == []
+
+
 def test_expired_backups_are_deleted_and_other_files_stay(folder: BackupFolder, root: Root) -> None:
     (root.path / "job").mkdir()
     for days in (40, 31, 29, 0):
@@ -599,15 +606,33 @@ def test_a_member_with_impossible_attributes_is_damage(
                 read(path)
 
 
-def test_a_head_of_any_depth_is_damage(folder: BackupFolder) -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"format": "\x1b]0;title\x07"},
+        {"job_id": 5},
+        {"status": []},
+        {"artifacts": [5]},
+        {"artifacts": ["elsewhere/job"]},
+        {"artifacts": ["results/../../job"]},
+        {"artifacts": ["results/\0"]},
+        {"artifacts": ["results/\ud800"]},
+        None,
+    ],
+    ids=str,
+)
+def test_any_head_is_valid_or_damage(folder: BackupFolder, fields: dict[str, object] | None) -> None:
+    good = asdict(Head("job", "completed", "2026-06-15T12:00:00+00:00", "host", ("results/job/",)))
+    text = b"[" * 100_000 if fields is None else json.dumps(good | fields).encode()
     folder.path.mkdir()
     path = folder.path / "job@20260615T120000000000Z.tar.gz"
     with tarfile.open(path, "w:gz") as tar:
         info = tarfile.TarInfo(archive.HEAD)
-        info.size = 100_000
-        tar.addfile(info, io.BytesIO(b"[" * info.size))
-    with pytest.raises(BackupError):
+        info.size = len(text)
+        tar.addfile(info, io.BytesIO(text))
+    with pytest.raises(BackupError) as caught:
         archive.read_head(path)
+    assert str(caught.value).isprintable()
 
 
 def in_child(work: Callable[[], object], uid: int, groups: list[int]) -> None:
