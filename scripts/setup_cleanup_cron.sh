@@ -80,14 +80,32 @@ for name in names:
 PYTHON
 }
 
+# Print why a user other than root could replace a file; print nothing if none could.
+danger() {
+  "$python" -P - "$script_dir/.." "$1" "Another user could make cron append to any file of root. Run $ME as the owner." <<'PYTHON'
+import sys
+from pathlib import Path
+
+sys.path.append(sys.argv[1])
+from eemtcleanupd.config.trust import require_trusted
+from eemtcleanupd.errors import ConfigError
+
+try:
+    require_trusted(Path(sys.argv[2]), sys.argv[3])
+except ConfigError as error:
+    print(error)
+PYTHON
+}
+
 shell_quoted() {
   local quote="'\\''"
   if [[ $1 =~ ^[A-Za-z0-9_./:=@+-]+$ ]]; then printf '%s' "$1"; else printf "'%s'" "${1//\'/"$quote"}"; fi
 }
 
-# Set `directory`, `environment`, `program` and `command`, and test the command.
+# Set `directory`, `environment`, `program` and `command`, and test the command.  $1 is the log to which root's cron
+# appends, if it does.
 prepare() {
-  local given=$directory
+  local given=$directory reason=''
   directory=$(cd -- "$given" 2>/dev/null && pwd -P) || die "--directory $given: The folder does not exist."
   if [[ -n $config ]]; then
     [[ -r $config ]] || die "--config $config: The file cannot be read."
@@ -102,6 +120,8 @@ prepare() {
   else
     python=$(cd -- "$(dirname -- "$(command -v -- "$python")")" && pwd -P)/${python##*/}
   fi
+  if ((EUID == 0)) && [[ -n ${1:-} ]]; then reason=$(danger "$directory/$1"); fi
+  if [[ -n $reason ]]; then die "$reason"; fi
   variables >"$scratch/variables"
   mapfile -d '' environment <"$scratch/variables"
   program=("$python" "$script_dir/cleanup_jobs.py")
@@ -166,7 +186,7 @@ install_cron() {
       die "$place belongs to $(stat -c %U -- "$place"), who could make cron append to any file of $(id -un). Run $ME as the owner."
     fi
   done
-  prepare
+  prepare logs/cleanup.log
   local line="$schedule ${command//%/\\%} >> logs/cleanup.log 2>&1 $MARKER" before
   before=$(managed "$scratch/crontab")
   { others "$scratch/crontab" && printf '%s\n' "$line"; } >"$scratch/new"

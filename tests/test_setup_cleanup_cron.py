@@ -112,7 +112,7 @@ def test_nothing_is_imported_from_the_folder_of_the_store(store: Path, setup: Se
 
 
 @needs_root
-@pytest.mark.parametrize("place", [".", "logs", "logs/cleanup.log"])
+@pytest.mark.parametrize("place", [".", "..", "logs", "logs/cleanup.log"])
 def test_no_line_appends_to_a_log_that_another_user_can_replace(
     tmp_path: Path, store: Path, setup: Setup, place: str
 ) -> None:
@@ -124,6 +124,15 @@ def test_no_line_appends_to_a_log_that_another_user_can_replace(
     done = setup("install")
     assert done.returncode == 2
     assert "as the owner" in done.stderr
+    assert not (tmp_path / "crontab").exists()
+
+
+@needs_root
+def test_no_line_appends_to_a_log_in_a_folder_that_everybody_can_write(
+    tmp_path: Path, store: Path, setup: Setup
+) -> None:
+    store.chmod(0o777)
+    assert setup("install").returncode == 2
     assert not (tmp_path / "crontab").exists()
 
 
