@@ -211,6 +211,16 @@ def test_a_restore_that_fails_is_not_called_restored(site: Site) -> None:
     assert any(item["job_id"] == "a" for item in site.json("/api/cleanup/trash")["trash"])
 
 
+@pytest.mark.parametrize("path", ["/login", "/hold"])
+def test_a_form_without_a_token_fills_no_log(site: Site, caplog: pytest.LogCaptureFixture, path: str) -> None:
+    caplog.set_level("INFO")
+    caplog.clear()
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = site.client.post(path, content=b"no form", headers=kind)
+    assert answer.status_code == 422
+    assert [each for each in caplog.records if "multipart" in each.name] == []
+
+
 @pytest.mark.fast_parameters(1)
 @pytest.mark.parametrize("path", FORMS)
 def test_forms_need_clean_scope(site: Site, path: str) -> None:
