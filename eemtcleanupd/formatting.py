@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 BYTES_PER_MB = 1024 * 1024
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtpe]?)(?:i?b)?\s*", re.IGNORECASE)
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([mhdw])\s*", re.IGNORECASE)
+_MOST_CHARACTERS = 10_000
 _HOURS_OF = {"m": 1 / 60, "h": 1, "d": 24, "w": 7 * 24}
 # Control characters, line and paragraph separators and bidirectional overrides can forge a line in a log
 # or on a terminal.  Surrogates are the bytes of a name that is not valid UTF-8.
@@ -118,7 +119,11 @@ def local_time(moment: datetime | None) -> str:
 
 
 def printable(name: str) -> str:
-    """Escape an untrusted name so that it fits on one line of a log or terminal and cannot forge another."""
+    """Escape an untrusted name so that it fits on one line of a log or terminal and cannot forge another.
+
+    Of text that is longer than any path, the middle is cut out: it can be as large as the database.
+    """
+    name = shortened(name, _MOST_CHARACTERS)
     if name.isascii() and name.isprintable() and "\\" not in name:  # nearly all, and ten times as fast
         return name
 

@@ -92,6 +92,7 @@ def test_an_untrusted_name_stays_on_its_line(name: str) -> None:
 
 def test_different_names_stay_different_and_bytes_are_escaped() -> None:
     assert printable("a\nb") == "a\\x0ab"
+    assert len(printable("\0" * 1_000_000)) < 100_000
     assert printable("a\\x0ab") != printable("a\nb")
     assert printable("caf\udce9") == "caf\\xe9"
 

@@ -77,6 +77,8 @@ _ROWS_PER_SEARCH = 10_000
 _MOST_ALIKE = 200
 # A SQLite statement can have 32,766 values (https://www.sqlite.org/limits.html).
 _NAMES_PER_SCAN = 20_000
+# No status, time or name of a file that makes sense is longer.
+_MOST_CHARACTERS = 10_000
 _DUPLICATE_ID = "several rows with one id"
 
 
@@ -235,7 +237,7 @@ class JobTable:
         """Return what the newest jobs of the web interface show about its zone, none if they show nothing."""
         if not {"created_at", "started_at"} <= set(self._jobs.c.keys()):
             return []
-        created, started = map(self._database.as_text, ("created_at", "started_at"))
+        created, started = map(self._limited, ("created_at", "started_at"))
         statement = text(
             f"SELECT {created} AS created, {started} AS started FROM jobs"
             " WHERE created_at IS NOT NULL AND started_at IS NOT NULL"
@@ -502,10 +504,22 @@ class JobTable:
             names = (*ROW_COLUMNS, "parameters") if self._has_parameters else ROW_COLUMNS
         # As text: in a server's database the columns can be times, JSON or enumerations.
         columns: list[ColumnElement[Any]] = [
-            (literal_column(self._database.as_text(name)) if name in self._jobs.c else null()).label(name)
+            (literal_column(self._limited(name)) if name in self._jobs.c else null()).label(name)
             for name in (self._id, "data_cleaned_at", *names)
         ]
         return select(*columns).select_from(self._jobs)
+
+    def _limited(self, name: str) -> str:
+        """Return SQL for a column as text of a limited length; ids and parameters are complete.
+
+        What was cut gets an end that no status and no time has.  A name of a file stays a BLOB if it is one.
+        """
+        value = self._database.as_text(name)
+        if name in {self._id, "parameters"}:
+            return value
+        end = "" if name == "dem_filename" else " || '…'"
+        cut = f"substr({value}, 1, {_MOST_CHARACTERS}){end}"
+        return f"CASE WHEN length({value}) > {_MOST_CHARACTERS} THEN {cut} ELSE {value} END"
 
 
 def _columns(connection: Connection, database: Database) -> dict[str, TypeEngine[Any]]:

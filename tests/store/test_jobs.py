@@ -225,6 +225,13 @@ def text_jobs(request: pytest.FixtureRequest, tmp_path: Path) -> Jobs:
     )
 
 
+def test_a_huge_value_is_cut_and_makes_no_job_due(text_jobs: Jobs) -> None:
+    text_jobs.fill([("a", "completed", "2025-03-20T12:00:00" + " " * 20_000), ("b", "x" * 1_000_000, None)])
+    decisions = text_jobs.decisions("UTC", POLICY)
+    assert {(decision.clean, decision.notable) for decision in decisions} == {(False, True)}
+    assert max(len(decision.job.status) for decision in decisions) < 20_000
+
+
 def test_the_newest_jobs_are_those_with_the_latest_moments(text_jobs: Jobs) -> None:
     text_jobs.fill(
         [
