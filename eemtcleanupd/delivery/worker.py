@@ -19,7 +19,7 @@ from eemtcleanupd.delivery.routing import DIGEST_HOOKS
 from eemtcleanupd.delivery.serialization import decode
 from eemtcleanupd.errors import CleanupError
 from eemtcleanupd.events import HOOK_EVENTS, RunFailed, RunFinished
-from eemtcleanupd.formatting import plural
+from eemtcleanupd.formatting import plural, short_name
 from eemtcleanupd.hookspecs import Digest, RetryLater
 from eemtcleanupd.plugins import Plugins
 from eemtcleanupd.plugins.guard import class_name, text_of
@@ -254,12 +254,13 @@ class NotifierWorker:
     def _apply_result(self, outbox: Outbox, batch: Sequence[Message], result: DeliveryResult) -> None:
         now = self._clock()
         hook = batch[0].event
+        shown = short_name(hook)  # of the outbox, in which other programs can write
         is_repeated = self.last is not None and self.last.error == result.error
         self.last = result
         oldest = min(message.created_at for message in batch)
         if result.error is None:
             outbox.done(batch, "delivered", None, now)
-            log.debug("Notifier %s: %s: %s", self._name, hook, result.message)
+            log.debug("Notifier %s: %s: %s", self._name, shown, result.message)
         elif result.retry and not self._single_attempt and now - oldest < _GIVE_UP_AFTER:
             due = now + backoff(max(message.attempts for message in batch), result.after_seconds)
             outbox.retry(batch, due, result.error, now, result.recipients or batch[0].recipients)
@@ -270,7 +271,7 @@ class NotifierWorker:
             outbox.done(batch, "failed", result.error, now)
             is_frequent = hook in HOOK_EVENTS and HOOK_EVENTS[hook].is_frequent
             if not self._single_attempt and not (is_repeated and is_frequent):
-                log.error("Notifier %s did not receive %s: %s", self._name, hook, result.error)
+                log.error("Notifier %s did not receive %s: %s", self._name, shown, result.error)
 
 
 class _CallThread:

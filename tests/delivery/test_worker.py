@@ -6,6 +6,8 @@ import sqlite3
 from contextlib import closing
 from datetime import timedelta
 
+import pytest
+
 from eemtcleanupd.delivery.worker import backoff
 from eemtcleanupd.events import DiskPressure
 from tests.delivery.conftest import Recorder, wait_until, wake
@@ -38,6 +40,24 @@ def test_a_permanent_error_is_not_retried(recorder: Recorder) -> None:
     assert dispatcher.drain(10)
     assert (recorder.stats().failed, recorder.stats().waiting) == (1, 0)
     assert recorder.stats().last_error == "ValueError: never"
+
+
+def test_the_log_names_the_event_of_a_forged_message_on_one_short_line(
+    recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder.set_code("raise RetryLater('busy')")
+    dispatcher = recorder.open()
+    dispatcher.publish(FINISHED)
+    assert dispatcher.drain(10)
+    event = "\x1b[2J\nRun finished" + "x" * 1_000_000
+    recorder.store.sql("UPDATE cleanup_outbox SET event = ?", event)
+    recorder.now += timedelta(seconds=6)
+    wake(dispatcher)
+    assert dispatcher.drain(10)
+    assert recorder.stats().failed == 1
+    (line,) = (each.getMessage() for each in caplog.records if each.levelname == "ERROR")
+    assert line.isprintable()
+    assert len(line) < 1000
 
 
 def test_a_message_is_given_up_after_three_days(recorder: Recorder) -> None:
