@@ -36,6 +36,7 @@ from sqlalchemy.sql.visitors import replacement_traverse
 from sqlalchemy.types import TypeEngine
 
 from eemtcleanupd.errors import CleanupError, RowError, StoreError
+from eemtcleanupd.formatting import printable, shortened
 from eemtcleanupd.store.column_types import RawText
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
+_MOST_CHARACTERS = 1000
 SCRATCH = "scratch"
 """SQLAlchemy's name for the schema of temporary tables."""
 
@@ -303,7 +305,8 @@ class Database(ABC):
             raise
 
     def _error(self, error: BaseException | None) -> StoreError:
-        reason = str(error).strip()
+        # A trigger of the web application can raise any text, and a message of a server has several lines.
+        reason = shortened(printable(" ".join(str(error).split())), _MOST_CHARACTERS)
         advice = next((advice for pattern, advice in self._advice.items() if pattern in reason), "")
         kind = RowError if error is not None and self._concerns_row(error) else StoreError
         return kind(f"Job database {self.name}: {reason.removesuffix('.')}. {advice}".rstrip())

@@ -360,7 +360,8 @@ class PostgresDatabase(Database):
 
     def _error(self, error: BaseException | None) -> StoreError:
         result = super()._error(error)
-        return type(result)(str(result).replace(self._password, "***")) if self._password else result
+        password = printable(self._password)
+        return type(result)(str(result).replace(password, "***")) if password else result
 
     def _concerns_row(self, error: BaseException) -> bool:
         return (getattr(error, "sqlstate", None) or "")[:2] in _ROW_SQLSTATE_CLASSES

@@ -301,7 +301,8 @@ class SqliteDatabase(Database):
                 with temporary.open("rb") as written, replacing(path, mode=mode, durable=True) as file:
                     shutil.copyfileobj(written, file)
         except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"Cannot copy job database {self.file} to {path}: {error}.") from error
+            reason = printable(str(error))
+            raise StoreError(f"Cannot copy job database {self.file} to {path}: {reason}.") from error
 
     def integrity_errors(self) -> list[str]:
         """Return the problems of the file (PRAGMA quick_check), none if it is intact.
@@ -310,7 +311,7 @@ class SqliteDatabase(Database):
             StoreError: the file is not readable.
         """
         with self.read() as connection:
-            lines = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA quick_check")]
+            lines = [printable(str(row[0])) for row in connection.exec_driver_sql("PRAGMA quick_check")]
         return [] if lines == ["ok"] else lines
 
     def vacuum(self) -> None:
@@ -323,7 +324,7 @@ class SqliteDatabase(Database):
             with no_wait_for_fifo(self.file), closing(self._open_second_connection()) as connection:
                 connection.execute("VACUUM")
         except sqlite3.Error as error:
-            raise StoreError(f"Cannot vacuum job database {self.file}: {error}.") from error
+            raise StoreError(f"Cannot vacuum job database {self.file}: {printable(str(error))}.") from error
 
     def _open_second_connection(self) -> sqlite3.Connection:
         return _connect(self.file.absolute(), self._busy_timeout_seconds)

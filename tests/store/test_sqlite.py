@@ -254,3 +254,18 @@ def test_a_trigger_that_works_forever_ends(file: Path, monkeypatch: pytest.Monke
     insert(database)
     assert count(file) == 1
     database.close()
+
+
+@pytest.mark.parametrize(
+    "statement", ["SELECT RAISE(ABORT, '{}')", "DELETE FROM '{}'"], ids=["an error", "a table"]
+)
+def test_no_text_of_a_trigger_acts_on_a_terminal_or_forges_a_line(file: Path, statement: str) -> None:
+    with closing(sqlite3.connect(file)) as other:
+        action = statement.format("\x1b[2J\nRun finished" + "x" * 100_000)
+        other.execute(f"CREATE TRIGGER hostile AFTER INSERT ON t BEGIN {action}; END")
+    database = SqliteDatabase(file, busy_timeout_seconds=1)
+    with pytest.raises(StoreError) as caught:
+        insert(database)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 2000
+    database.close()
