@@ -6,6 +6,7 @@ rows, so memory must not grow with it.
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     column,
+    exc,
     func,
     inspect,
     literal_column,
@@ -531,4 +533,7 @@ def _columns(connection: Connection, database: Database) -> dict[str, TypeEngine
                 "Use the database and schema of the table itself."
             )
         raise NoDatabaseError(f"{database.name} has no table jobs. This is not an EEMT job database.")
-    return {column["name"]: column["type"] for column in inspector.get_columns("jobs")}
+    with warnings.catch_warnings():
+        # Every value is read as text, so a type that SQLAlchemy does not know is no problem.
+        warnings.simplefilter("ignore", exc.SAWarning)
+        return {column["name"]: column["type"] for column in inspector.get_columns("jobs")}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -241,6 +242,16 @@ def test_no_code_of_a_role_that_can_add_it_works_as_superuser(opener: Opener, ri
     opener.server.admin(right.format(name=name), name)
     with pytest.raises(StoreError, match="superuser"):
         opener(opener.server.url(name, "postgres"))
+
+
+def test_a_column_of_a_type_of_others_gives_no_warning(opener: Opener) -> None:
+    """Its name would reach the terminal as it is."""
+    opener.sql('CREATE TYPE "\x1b[2J" AS (a INTEGER)')
+    opener.sql('CREATE TABLE jobs (id TEXT, status TEXT, completed_at TEXT, place "\x1b[2J")')
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        JobTable(opener(), POLICY, UTC)
+    assert found == []
 
 
 def test_a_user_who_does_not_own_the_table_can_use_columns_added_by_the_owner(opener: Opener) -> None:
