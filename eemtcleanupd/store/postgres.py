@@ -360,7 +360,7 @@ class PostgresDatabase(Database):
 
     def _error(self, error: BaseException | None) -> StoreError:
         result = super()._error(error)
-        password = printable(self._password)
+        password = printable(" ".join(self._password.split()))
         return type(result)(str(result).replace(password, "***")) if password else result
 
     def _concerns_row(self, error: BaseException) -> bool:
