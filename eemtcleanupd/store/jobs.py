@@ -243,7 +243,7 @@ class JobTable:
         statement = text(
             f"SELECT {created} AS created, {started} AS started FROM jobs"
             " WHERE created_at IS NOT NULL AND started_at IS NOT NULL"
-            f" ORDER BY created DESC LIMIT {_OBSERVED_ROWS}"
+            f" ORDER BY {self._database.as_text('created_at')} DESC LIMIT {_OBSERVED_ROWS}"
         )
         with self._database.read() as connection:
             rows = connection.execute(statement).all()
