@@ -25,6 +25,7 @@ from eemtcleanupd.events import JobNote, JobSkipped
 from eemtcleanupd.formatting import human_size, printable, shortened
 from eemtcleanupd.model import Artifact, Decision, Found, Hold, Job, JobClass, RootName
 from eemtcleanupd.policy.ownership import (
+    ARCHIVE_SUFFIX,
     Claimant,
     blocking_claimant,
     folded,
@@ -120,14 +121,14 @@ class Planner:
         """
         roots, newest = self._session.roots, partial(self._jobs.newest_successful, self._policy.keep_last)
         rows = newest(self._run.started_at, counts=lambda job: job.id not in unfinished)
-        if all(has_files_in_place(roots, job_id) for job_id in rows):
+        if all(_has_results(roots, job_id) for job_id in rows):
             return rows
         ledger = self._session.ledger
         intents = [*ledger.trashed(), *ledger.open_intents()] if self._session.has_ledger else []
         in_trash = {intent.job_id for intent in intents if not intent.is_purging}
 
         def has_data(job: Job) -> bool:
-            return job.id not in unfinished and (job.id in in_trash or has_files_in_place(roots, job.id))
+            return job.id not in unfinished and (job.id in in_trash or _has_results(roots, job.id))
 
         return rows | newest(self._run.started_at, counts=has_data)
 
@@ -544,6 +545,14 @@ def has_files_in_place(roots: Mapping[RootName, Root], job_id: str) -> bool:
     folders = (Artifact(root, job_id) for root in roots if root is not RootName.UPLOADS)
     return invalid_name_reason(job_id) is None and any(
         roots[folder.root].has(folder.name) for folder in folders if len(possible_owner_ids(folder)) == 1
+    )
+
+
+def _has_results(roots: Mapping[RootName, Root], job_id: str) -> bool:
+    """Return whether a job has results or working files in their places, or only their download."""
+    return has_files_in_place(roots, job_id) or (
+        invalid_name_reason(job_id, suffix=ARCHIVE_SUFFIX) is None
+        and roots[RootName.RESULTS].has(job_id + ARCHIVE_SUFFIX)
     )
 
 

@@ -390,6 +390,17 @@ def test_a_job_whose_data_is_gone_takes_no_place_of_the_newest(store: JobStore, 
     assert store.cleaned() == ({"third"} if data == "gone" else {"second", "third"})
 
 
+@pytest.mark.fast_parameters(1)
+def test_a_job_of_which_only_the_zip_is_left_is_one_of_the_newest(store: JobStore) -> None:
+    store.job("gone", days=9, files=0)
+    store.job("newest", days=10, files=0)
+    (store.path / "results/newest_results.zip").write_bytes(b"zip")
+    store.job("older", days=11)
+    store.run(retention__successful_jobs__keep_last=1)
+    assert store.cleaned() == {"older"}
+    assert (store.path / "results/newest_results.zip").exists()
+
+
 def test_why_and_report_know_what_the_next_run_finishes(store: JobStore) -> None:
     store.job("newest", days=9)
     trash = store.path / "results/.eemtcleanupd-trash"
