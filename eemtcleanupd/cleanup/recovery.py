@@ -83,7 +83,10 @@ def _recover(pipeline: Pipeline, intent: Intent, finished: Set[str]) -> None:
     staged = [pair for pair in items if session.in_trash(pair[0].artifact.root, pair[1])]
     job = _claimed_job(pipeline, intent)
     # A hold protects what is left of a job.  If nothing is, the row must not say that its data is there.
-    can_be_gone = _claimed_job(pipeline, intent, although_held=not staged).marks_job_cleaned
+    # What an earlier run put back is left too.
+    places = [(session.roots.get(found.artifact.root), found.artifact.name) for found, _ in intent.items]
+    is_left = bool(staged) or any(root is None or root.has(name) for root, name in places)
+    can_be_gone = _claimed_job(pipeline, intent, although_held=not is_left).marks_job_cleaned
     if not deleting and not (can_be_gone and _is_deleted(session, intent)):
         pipeline.staging.put_back(job, staged)
         return

@@ -376,6 +376,22 @@ def test_a_held_job_counts_as_cleaned_if_a_killed_run_had_deleted_all_of_it(
     assert cleaned_at is not None
 
 
+@pytest.mark.sqlite  # the kill is at a write to this database
+def test_a_held_job_does_not_count_as_cleaned_with_what_an_earlier_recovery_put_back(store: JobStore) -> None:
+    store.job("a")
+    archive = store.path / "results/a_results.zip"
+    archive.write_bytes(b"zip")
+    settle(archive, store.now - timedelta(days=9))
+    trash = store.path / "results/.eemtcleanupd-trash"
+    assert run_and_die(store, lambda: any(trash.glob("*.deleting")) and not archive.exists())
+    store.sql("INSERT INTO cleanup_holds (job_id) VALUES ('a')")
+    assert run_and_die(store, lambda: archive.exists() and any(trash.glob("*.deleting")))
+    store.run()
+    assert store.trash() == []
+    assert archive.exists()
+    assert store.cleaned() == set()
+
+
 @pytest.mark.fast_parameters(1)
 @pytest.mark.parametrize("data", ["in place", "in the trash", "gone"])
 def test_a_job_whose_data_is_gone_takes_no_place_of_the_newest(store: JobStore, data: str) -> None:
