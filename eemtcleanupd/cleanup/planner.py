@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from eemtcleanupd.batches import batched
 from eemtcleanupd.cleanup.context import RunContext
 from eemtcleanupd.cleanup.report import NAMED_JOBS_LIMIT
-from eemtcleanupd.cleanup.session import StoreSession
+from eemtcleanupd.cleanup.session import StoreSession, root_entries
 from eemtcleanupd.deletion.blockers import HELD_BY_MARKER, keep_marker_reason
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.walk import measure
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 _SMALL_BYTES = 16 * 1024
 # How far the time of a file can be behind the clock of a run.
 _CLOCKS_DIFFER = timedelta(seconds=2)
-# How many jobs are read ahead: which rows name their uploads takes a scan of the table.
+# How many jobs are read ahead: which rows name their uploads takes a scan of the table.  So does each page of
+# the newest jobs.
 _JOBS_AHEAD = 10_000
 
 
@@ -130,7 +131,13 @@ class Planner:
         def has_data(job: Job) -> bool:
             return job.id not in unfinished and (job.id in in_trash or _has_results(roots, job.id))
 
-        return rows | newest(self._run.started_at, counts=has_data)
+        def with_data() -> Iterator[str]:
+            yield from in_trash
+            for name, root in roots.items():
+                for entry, _ in root_entries(root) if name is not RootName.UPLOADS else ():
+                    yield from possible_owner_ids(Artifact(name, entry))
+
+        return rows | newest(self._run.started_at, _JOBS_AHEAD, counts=has_data, among=with_data)
 
     def decisions(self, page_size: int) -> Iterator[list[Decision]]:
         """Yield the decisions on all gathered candidates, in pages, oldest first."""

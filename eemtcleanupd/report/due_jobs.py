@@ -59,7 +59,8 @@ def due_jobs(run: RunContext, database: Database, jobs: JobTable) -> DueJobs:
         open_intents = session.ledger.open_intents() if session.has_ledger else []
         unfinished = {intent.job_id for intent in open_intents}
         planner = Planner(run, session)
-        planner.decide_again(stay_in_trash(session))
+        if staying := stay_in_trash(session):
+            planner.decide_again(staying)
         blockers = run.blockers(session.roots.values())
         sharing: set[str] = set()
         plans: list[PlannedJob] = []

@@ -88,7 +88,8 @@ def job_state(
                 session = open_session(config, database, jobs, policy, stack)
                 run = RunContext.reading(config, policy, now, hooks)
                 planner = Planner(run, session)
-                planner.decide_again(stay_in_trash(session))
+                if staying := stay_in_trash(session):
+                    planner.decide_again(staying)
                 decision = planner.decide(row.job, hold)
                 if decision.clean and is_thorough:
                     (plan,) = planner.plan([decision], ())

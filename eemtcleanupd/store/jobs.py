@@ -213,11 +213,15 @@ class JobTable:
         page_size: int = 500,
         *,
         counts: Callable[[Job], bool] = lambda _: True,
+        among: Callable[[], Iterable[str]] | None = None,
     ) -> frozenset[str]:
         """Return the ids of the ``count`` newest uncleaned successful jobs that count (``keep_last``).
 
         They are compared by the moment of their end.  A job whose end cannot be trusted at ``now`` is none of
         them.  The table is read in pages, so memory grows with ``count`` only.
+
+        Each page takes a scan of the table.  So if the first one has too few jobs that count, the others are
+        looked up among the ids that ``among`` returns, if it is given.
         """
         if count == 0:
             return frozenset()
@@ -232,7 +236,13 @@ class JobTable:
             with self._database.read() as connection:
                 page = connection.execute(newest.next_page(statement)).mappings().all()
             jobs = [self._convert(*list(row.values())[: len(ROW_COLUMNS) + 2]).job for row in page]
-            newest.add(page, list(filter(counts, jobs)))
+            newest.add(page, filter(counts, jobs))
+            if among is not None and not newest.is_full and not newest.is_complete:
+                for ids in batched(among(), MOST_VALUES):
+                    with self._database.read() as connection:
+                        rows = connection.execute(statement.where(self._has_key(ids))).all()
+                    newest.take(filter(counts, (self._convert(*row).job for row in rows)))
+                break
         return newest.ids
 
     def observed_starts(self) -> list[ObservedStart]:

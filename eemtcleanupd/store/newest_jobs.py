@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, tzinfo
 from typing import Any
 
@@ -68,7 +68,7 @@ class NewestJobs:
         if self._last is not None:
             last_ended, last_key = (literal(value, RawText()) for value in self._last)
             statement = statement.where(or_(ended < last_ended, and_(ended == last_ended, key < last_key)))
-        if len(self._heap) == self._count:
+        if self.is_full:
             oldest = self._heap[0][0]
             statement = statement.where(
                 ended >= self._bound(oldest - ANY_ZONE),
@@ -76,26 +76,35 @@ class NewestJobs:
             )
         return statement.order_by(ended.desc(), key.desc()).limit(self._page_size)
 
-    def add(self, page: Sequence[RowMapping], jobs: Sequence[Job]) -> None:
-        """Take the rows of a page, and the jobs in them, into account."""
+    @property
+    def is_full(self) -> bool:
+        """Whether there are ``count`` jobs."""
+        return len(self._heap) == self._count
+
+    def take(self, jobs: Iterable[Job]) -> None:
+        """Take some jobs into account."""
         for job in jobs:
             if job.completed_at is None or end_problem(job, self._now) is not None:
                 continue
             self._add(job.completed_at, job.id)
+
+    def add(self, page: Sequence[RowMapping], jobs: Iterable[Job]) -> None:
+        """Take the rows of a page, and the jobs in them, into account."""
+        self.take(jobs)
         if len(page) < self._page_size:
             self.is_complete = True
         else:
             self._last = (page[-1]["ended_key"], page[-1]["id_key"])
 
     def _add(self, ended: datetime, job_id: str) -> None:
-        if len(self._heap) == self._count and (ended, job_id) <= self._heap[0]:
+        if self.is_full and (ended, job_id) <= self._heap[0]:
             return
         same = next((entry for entry in self._heap if entry[1] == job_id), None)
         if same is not None:  # a column job_id might not be unique: the rows take one place
             self._heap.remove(same)
             self._heap.append(max(same, (ended, job_id)))
             heapq.heapify(self._heap)
-        elif len(self._heap) < self._count:
+        elif not self.is_full:
             heapq.heappush(self._heap, (ended, job_id))
         else:
             heapq.heapreplace(self._heap, (ended, job_id))

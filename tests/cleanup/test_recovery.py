@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Select
 
+from eemtcleanupd.cleanup import planner
 from eemtcleanupd.cleanup.context import NullHooks, RunContext
 from eemtcleanupd.cleanup.session import job_table
 from eemtcleanupd.events import JobPlanned, OrphanFound, RunFinished, Warned
@@ -23,6 +25,7 @@ from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.report.due_jobs import due_jobs
 from eemtcleanupd.report.job_state import job_state
 from eemtcleanupd.store.ledger import Ledger
+from eemtcleanupd.store.newest_jobs import NewestJobs
 from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.cleanup.conftest import JobStore
 from tests.conftest import settle
@@ -415,6 +418,31 @@ def test_a_job_of_which_only_the_zip_is_left_is_one_of_the_newest(store: JobStor
     store.run(retention__successful_jobs__keep_last=1)
     assert store.cleaned() == {"older"}
     assert (store.path / "results/newest_results.zip").exists()
+
+
+@pytest.mark.fast_parameters(1)
+def test_the_newest_jobs_are_found_soon_behind_many_whose_data_is_gone(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = (store.now - timedelta(hours=hours) for hours in range(1, 3001))
+    rows = (f"('gone{n}', 'sol', 'completed', '2025-01-01', '{end:%F %T}')" for n, end in enumerate(ends))
+    columns = "id, workflow_type, status, created_at, completed_at"
+    store.sql(f"INSERT INTO jobs ({columns}) VALUES {', '.join(rows)}")
+    store.job("newest", days=200, files=0)
+    (store.path / "results/newest_results.zip").write_bytes(b"zip")
+    store.job("older", days=201)
+    monkeypatch.setattr(planner, "_JOBS_AHEAD", 1000)
+    scans, real = [], NewestJobs.next_page
+
+    def next_page(self: NewestJobs, statement: Select[Any]) -> Select[Any]:
+        scans.append(statement)
+        return real(self, statement)
+
+    monkeypatch.setattr(NewestJobs, "next_page", next_page)
+    config = store.config(retention__successful_jobs__keep_last=1)
+    states = [job_state(config, job, NullHooks(), store.now) for job in ("newest", "older")]
+    assert [state is not None and state.would_clean for state in states] == [False, True]
+    assert len(scans) <= 2 * 3  # one or two for all jobs, and one for those with data
 
 
 def test_why_and_report_know_what_the_next_run_finishes(store: JobStore) -> None:
