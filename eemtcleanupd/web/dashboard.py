@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette.background import BackgroundTask
@@ -28,8 +30,9 @@ def build_pages(pages: Pages) -> APIRouter:
 
     async def refresh() -> None:
         """Start what takes seconds with a million jobs, after the page, which it would slow down."""
-        if cache.is_expired("plan") and await backend.progress() is None:
-            cache.refresh("plan", lambda: plan_document(backend), PLAN_FRESH_SECONDS)
+        with suppress(TimeoutError):  # of a daemon that was stopped: the next page tries again
+            if cache.is_expired("plan") and await backend.progress() is None:
+                cache.refresh("plan", lambda: plan_document(backend), PLAN_FRESH_SECONDS)
         refresh_comparison(cache, backend)
 
     @router.get("/")

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from eemtcleanupd.web.cache import ResponseCache
 from eemtcleanupd.web.context import ApiContext
 from eemtcleanupd.web.guard import MAX_STREAMS, MAX_STREAMS_PER_CALLER, Places
 from eemtcleanupd.web.pages import Pages
+from eemtcleanupd.web.tokens import TokenFile
 from tests.cleanup.conftest import JobStore
 
 HOST = "web.example.org"
@@ -115,13 +117,17 @@ def test_refusals_of_the_application_are_audited_and_throttled(browser: TestClie
     assert len(refusals(store)) == 61
 
 
-def test_every_route_has_the_guard(store: JobStore) -> None:
+def all_routes(store: JobStore) -> FastAPI:
     (store.path / "cleanup_config.yaml").write_text("api: {tokens_file: tokens.json}\n")
     backend = LocalBackend(store.path / "cleanup_config.yaml", {})
     authenticator = Authenticator(backend)
     read, clean = authenticator.requires("read"), authenticator.requires("clean")
     context = ApiContext.create(backend, ResponseCache(), authenticator.refusals, read, clean)
-    app = build_routes(Pages(context, authenticator))
+    return build_routes(Pages(context, authenticator))
+
+
+def test_every_route_has_the_guard(store: JobStore) -> None:
+    app = all_routes(store)
 
     def find_routes(owner: Any) -> Iterator[APIRoute]:
         for route in owner.routes:
@@ -133,6 +139,18 @@ def test_every_route_has_the_guard(store: JobStore) -> None:
     routes = list(find_routes(app))
     assert {"/", "/login", "/healthz", "/metrics", "/api/cleanup"} <= {route.path for route in routes}
     assert {type(route).__name__ for route in routes} == {"GuardedRoute"}
+
+
+def test_a_daemon_that_does_not_answer_after_a_page_is_no_error(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def progress(_: LocalBackend) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(LocalBackend, "progress", progress)
+    app, token = all_routes(store), TokenFile(store.path / "tokens.json").add("a", "read", datetime.now(UTC))
+    with TestClient(app, headers={"Authorization": f"Bearer {token}"}) as client:
+        assert client.get("/").status_code == 200
 
 
 def test_places_are_limited_in_all_and_for_each_caller() -> None:
