@@ -27,8 +27,8 @@ BESIDE = ("-journal", "-wal", "-shm")
 """Endings of the files that SQLite keeps beside a database, see https://www.sqlite.org/tempfiles.html."""
 _INTERVAL_SECONDS = 0.5
 _LOOKS = 4
-# Functions of fs/pipe.c; a compiler can inline the first one into the second.
-_WAITS_FOR_FIFO = frozenset({"wait_for_partner", "fifo_open"})
+# Functions of fs/pipe.c; a compiler can inline the first one into the second, and append to a name.
+_WAITS_FOR_FIFO = ("wait_for_partner", "fifo_open")
 _databases: dict[int, Path] = {}
 
 
@@ -80,7 +80,7 @@ def _watch() -> None:
 
 def _waits_for_fifo(thread: int) -> bool:
     try:
-        return Path(f"/proc/self/task/{thread}/wchan").read_text() in _WAITS_FOR_FIFO
+        return Path(f"/proc/self/task/{thread}/wchan").read_text().startswith(_WAITS_FOR_FIFO)
     except OSError:
         return False
 
