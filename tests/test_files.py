@@ -229,6 +229,7 @@ ELSEWHERE = {
     "notifiers/audit_log.py: mkdir(parents)": "a folder of the operator",
     "notifiers/audit_log.py: open 'ab'": "an open descriptor",
     "report/run_document.py: tempfile.SpooledTemporaryFile": "has no name",
+    "store/fifo_watch.py: O_WRONLY": "a FIFO that is pinned by a descriptor",
     "store/sqlite.py: sqlite3.connect": "SQLite opens files by path",
     "store/sqlite.py: tempfile.TemporaryDirectory": "a private folder with a random name",
     "demo.py: mkdir(parents)": "see below",
