@@ -20,7 +20,7 @@ from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.ledger import Ledger
 
 _BATCH = 500
-_SEARCH_SECONDS = 0.15
+_SEARCH_SECONDS = 0.1
 
 
 class DataState(StrEnum):
