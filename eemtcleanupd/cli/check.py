@@ -106,7 +106,7 @@ def _warnings(loaded: Loaded) -> Iterator[str]:
 
 def _configuration_problem(config: Config) -> CleanupError | None:
     """Return why a daemon would refuse a configuration although it is valid."""
-    from eemtcleanupd.logs.setup import require_writable
+    from eemtcleanupd.logs import require_writable
     from eemtcleanupd.notifiers import audit_log
     from eemtcleanupd.plugins import Plugins
     from eemtcleanupd.web.supervisor import require_usable

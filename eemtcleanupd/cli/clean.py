@@ -130,7 +130,7 @@ def clean(  # noqa: PLR0917  (click passes them by name)
     from eemtcleanupd.daemon.status import published_progress
     from eemtcleanupd.deletion.ballast import release_initial_ballast
     from eemtcleanupd.events import Warned
-    from eemtcleanupd.logs.events import log_memory, write_event
+    from eemtcleanupd.logs import log_memory, write_event
     from eemtcleanupd.plugins import Plugins
     from eemtcleanupd.store.address import StoreAddress
 

@@ -322,7 +322,7 @@ def complete_among(config: Config, given: str, known: Mapping[str, str], noun: s
 @contextmanager
 def log_file(config: Config) -> Iterator[logging.FileHandler]:
     """Let the log of this process go to the configured file during the ``with`` block."""
-    from eemtcleanupd.logs.setup import log_to_file
+    from eemtcleanupd.logs import log_to_file
 
     handler = log_to_file(
         config.logging.file,

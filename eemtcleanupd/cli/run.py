@@ -93,8 +93,7 @@ def _run_daemon(
     from eemtcleanupd.daemon.config_reload import ConfigManager
     from eemtcleanupd.daemon.daemon import Daemon
     from eemtcleanupd.daemon.systemd import SystemdNotifier
-    from eemtcleanupd.logs.events import write_event
-    from eemtcleanupd.logs.setup import log_to_stderr
+    from eemtcleanupd.logs import log_to_stderr, write_event
     from eemtcleanupd.web.supervisor import HttpInterface
 
     configuration = ConfigManager(read, system_clock)

@@ -214,7 +214,7 @@ def purge(older_than: float | None, yes: bool, quiet: bool, as_json: bool) -> in
     from eemtcleanupd.cleanup.recovery import plan_purge
     from eemtcleanupd.daemon.status import published_progress
     from eemtcleanupd.events import JobFailed, JobTally
-    from eemtcleanupd.logs.events import write_event
+    from eemtcleanupd.logs import write_event
     from eemtcleanupd.plugins import Plugins
     from eemtcleanupd.store.address import StoreAddress
 

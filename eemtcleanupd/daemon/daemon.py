@@ -48,7 +48,7 @@ from eemtcleanupd.events import (
     RunFinished,
 )
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.logs.setup import LogFile, log, log_threads
+from eemtcleanupd.logs import LogFile, log, log_threads
 from eemtcleanupd.plugins import Plugins
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.lock import daemon_lock

@@ -17,7 +17,7 @@ from eemtcleanupd.daemon.timers import Timers
 from eemtcleanupd.errors import LockHeldError
 from eemtcleanupd.events import DiskPressure, Emit, RunReport
 from eemtcleanupd.formatting import local_minute
-from eemtcleanupd.logs.setup import log
+from eemtcleanupd.logs import log
 from eemtcleanupd.model import Trigger
 from eemtcleanupd.policy.pressure import Pressure
 

@@ -16,7 +16,7 @@ from eemtcleanupd.doctor.base import MAX_NAMES, Checks, can
 from eemtcleanupd.doctor.findings import NamedCheck, Result
 from eemtcleanupd.errors import BackupError, CleanupError
 from eemtcleanupd.formatting import human_size, plural, printable
-from eemtcleanupd.logs.setup import require_writable
+from eemtcleanupd.logs import require_writable
 from eemtcleanupd.model import Outcome
 from eemtcleanupd.notifiers import audit_log
 from eemtcleanupd.policy.capacity import Budget

@@ -28,7 +28,7 @@ from eemtcleanupd.delivery import Dispatcher
 from eemtcleanupd.errors import CleanupError, LockHeldError
 from eemtcleanupd.events import Event, RunReport
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.logs.events import write_event
+from eemtcleanupd.logs import write_event
 from eemtcleanupd.model import Trigger
 from eemtcleanupd.plugins import Plugins, load
 from eemtcleanupd.store.address import StoreAddress

@@ -25,7 +25,7 @@ from eemtcleanupd.deletion.roots import open_root
 from eemtcleanupd.errors import CleanupError, StoreError
 from eemtcleanupd.events import AuditEntry
 from eemtcleanupd.files import open_own
-from eemtcleanupd.logs.setup import log_to_file
+from eemtcleanupd.logs import log_to_file
 from eemtcleanupd.model import RootName
 from eemtcleanupd.notifiers.audit_log import append_text
 from eemtcleanupd.notifiers.prometheus import Prometheus

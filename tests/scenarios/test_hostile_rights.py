@@ -275,7 +275,7 @@ import logging
 from pathlib import Path
 from threading import Thread
 from eemtcleanupd import privileges
-from eemtcleanupd.logs.setup import log_to_file
+from eemtcleanupd.logs import log_to_file
 privileges.become(privileges.User({OWNER}, {OWNER}, "owner", ()))
 handler = log_to_file(Path("{folder}/real/cleanup.log"), form="text", level="INFO")
 Path("{folder}/real").rename("{folder}/moved")

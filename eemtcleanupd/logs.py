@@ -1,4 +1,4 @@
-"""Log handlers and formatters: the rotated log file, stderr or the journal, text or JSON.
+"""The log: its lines for events, and where they go: a rotated file, stderr or the journal, as text or JSON.
 
 A line of text looks like ``2024-01-20 02:00:01 INFO: Starting job cleanup process``.
 """
@@ -9,6 +9,7 @@ import json
 import logging
 import logging.handlers
 import os
+import resource
 import stat
 import sys
 import threading
@@ -21,7 +22,9 @@ from typing import ClassVar
 
 from eemtcleanupd.config import Config
 from eemtcleanupd.errors import ConfigError
+from eemtcleanupd.events import Event, RunFinished
 from eemtcleanupd.files import open_folder, open_log, require_log
+from eemtcleanupd.formatting import human_size
 from eemtcleanupd.privileges import own_rights
 
 log = logging.getLogger("eemtcleanupd")
@@ -30,6 +33,21 @@ _MAX_BYTES = 10 * 1024 * 1024
 _BACKUPS = 5
 _FORMAT = "%(asctime)s %(levelname)s: %(message)s"
 _TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
+
+
+def write_event(event: Event) -> None:
+    """Write the log lines of an event, see also :func:`log_memory`."""
+    for level, line in event.log_lines():
+        log.log(level, "%s", line)
+    log_memory(event)
+
+
+def log_memory(event: Event) -> None:
+    """Log the peak memory of the process, at level DEBUG, when a run finished."""
+    if isinstance(event, RunFinished):
+        # getrusage(2) counts in KB.
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        log.debug("Peak memory: %s", human_size(peak_bytes))
 
 
 class JsonFormatter(logging.Formatter):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from eemtcleanupd.logs.setup import log, log_to_file
+from eemtcleanupd.logs import log, log_to_file
 
 
 class FullAtClose(io.TextIOWrapper):

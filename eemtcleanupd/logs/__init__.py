@@ -1,1 +1,0 @@
-"""Logging: handlers and formatters, and the log lines of events."""
