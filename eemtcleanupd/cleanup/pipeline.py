@@ -30,7 +30,7 @@ from eemtcleanupd.deletion.trash import Trash, deleting_name, is_grouped
 from eemtcleanupd.deletion.tree import Failure
 from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import TRASH_NAME, Artifact, Found, Job, RootName
-from eemtcleanupd.store.intents import Intent, with_error
+from eemtcleanupd.store.intents import Intent
 
 # A group that is staged in less time than this was quick: the next can be twice as large.
 _QUICK_GROUP_SECONDS = 0.25
@@ -300,7 +300,7 @@ class Pipeline:
             for (found, folder, _), result in zip(job.removals, results, strict=True)
             for failure in result.errors
         ]
-        self.staging.save_intent(with_error(job.intent, errors[0] if errors else "interrupted", freed))
+        self.staging.save_incomplete(job.intent, errors[0] if errors else "interrupted", freed)
         if errors:
             more = sum(result.error_count for result in results) - 1
             self.stats.failed(job.job, errors[0] + (f" (and {more} more)" if more else ""))

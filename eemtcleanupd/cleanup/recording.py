@@ -19,7 +19,7 @@ from eemtcleanupd.errors import RowError
 from eemtcleanupd.formatting import human_size, printable
 from eemtcleanupd.model import Found, Job, JobClass
 from eemtcleanupd.store.history import AuditLine, LogEntry
-from eemtcleanupd.store.intents import Intent, IntentState, with_error
+from eemtcleanupd.store.intents import Intent, IntentState
 from eemtcleanupd.store.job_rows import IN_TRASH
 
 RemovedArtifacts = Sequence[tuple[Found, int]]
@@ -127,7 +127,7 @@ class Recording:
         freed = self._freed_now(job, removed)
         if not self._moves_to_trash(job):
             self._stats.freed(job, removed)
-        self._staging.save_intent(with_error(job.intent, reason, freed))
+        self._staging.save_incomplete(job.intent, reason, freed)
         self._stats.failed(job.job, f"Its row cannot be updated. {reason}")
 
     def write(
@@ -153,6 +153,7 @@ class Recording:
         ]
         cleaned = []
         counts: Counter[str] = Counter()
+        by_status: Counter[str] = Counter()
         for job, removed in done:
             to_trash = self._moves_to_trash(job)
             if to_trash:
@@ -168,10 +169,11 @@ class Recording:
                 cleaned.append((job.job.id, size, _summary(parts, trashed=to_trash)))
                 if job.job_class in {JobClass.SUCCESSFUL, JobClass.FAILED}:
                     counts[job.job_class] += 1
+                    by_status[printable(job.job.status)] += 1
         # All rows of a table in one statement: a statement costs more than its rows, and holds the lock.
         self._session.jobs.mark_cleaned(connection, cleaned, now)
         ledger.add_log(connection, self._run.id, [self._log_entry(*pair) for pair in done], now)
-        ledger.add_to_run(connection, self._run.id, counts)
+        ledger.add_to_run(connection, self._run.id, counts, by_status)
         lines = [line for pair in done for line in self._audit_lines(*pair)]
         ledger.add_audit(connection, lines, self._run.request.user, now)
         ledger.close_intents(connection, [job.intent.id for job, _ in jobs if not self._moves_to_trash(job)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import socket
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -66,7 +66,6 @@ class RunCounts:
     skipped: int = 0
     acknowledged: int = 0
     errors: int = 0
-    by_status: Counter[str] = field(default_factory=Counter)
     largest: list[JobNote] = field(default_factory=list)
     failures: list[JobNote] = field(default_factory=list)
 
@@ -146,7 +145,6 @@ class RunStats:
         counts = self.counts
         job_id, status = printable(job.job.id), printable(job.job.status)
         counts.cleaned[job.job_class] += 1
-        counts.by_status[status] += 1
         counts.largest.append(JobNote(job_id, status, job.intent.bytes_freed + freed, bytes_trashed=trashed))
         if len(counts.largest) > 10 * NAMED_JOBS_LIMIT:
             counts.largest = _largest(counts.largest)
@@ -274,16 +272,13 @@ def is_idle_purge(report: RunReport, counts: RunCounts) -> bool:
     return report.trigger is Trigger.TRASH and report.outcome is Outcome.SUCCESS and not did
 
 
-def run_totals(report: RunReport, by_status: Mapping[str, int]) -> dict[tuple[str, str], float]:
-    """Return what a run adds to the totals of the ledger, by name and label."""
+def run_totals(report: RunReport) -> dict[tuple[str, str], float]:
+    """Return what the end of a run adds to the totals of the ledger, by name and label."""
     seconds = (report.finished_at - report.started_at).total_seconds()
     return {
         ("runs", report.outcome): 1,
         ("run_seconds", ""): max(0.0, seconds),
         **{("run_seconds_bucket", f"{bound:g}"): 1 for bound in DURATION_BUCKETS if seconds <= bound},
-        **{("jobs_cleaned", status): count for status, count in by_status.items()},
-        ("bytes_freed", ""): report.bytes_freed,
-        ("errors", ""): report.errors,
         ("skipped", ""): report.skipped,
     }
 

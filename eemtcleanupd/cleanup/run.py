@@ -525,9 +525,7 @@ class _Run:
         if is_idle_purge(report, counts):
             ledger.forget_run(run.id, also=anchor)
         else:
-            ledger.finish_run(
-                finished_record(record, report), run_totals(report, counts.by_status), also=anchor
-            )
+            ledger.finish_run(finished_record(record, report), run_totals(report), also=anchor)
         storage = ledger.storage_state(run.clock(), usage.free_bytes, usage.total_bytes)
         report = replace(
             report,

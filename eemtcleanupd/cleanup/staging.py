@@ -525,17 +525,23 @@ class Staging:
         """Keep the intent of a job with an item that cannot go back, and say what to do."""
         command = suggested("trash restore", job.intent.name)
         reason = f"Another entry is in an artifact's place. Move it away, then run {command}."
-        self.save_intent(with_error(job.intent, reason, 0))
+        self.save_incomplete(job.intent, reason, 0)
 
     def _fail_open(self, job: ClaimedJob, error: OSError) -> None:
         """Keep the intent of a job with an item that the filesystem does not move back, for the next run."""
         reason = f"It cannot be moved back from the trash: {describe_oserror(error)}"
-        self.save_intent(with_error(job.intent, reason, 0))
+        self.save_incomplete(job.intent, reason, 0)
         self._stats.failed(job.reported_job, reason)
 
-    def save_intent(self, intent: Intent) -> None:
-        """Record the state of an open intent in a separate transaction."""
-        self._session.database.write(lambda connection: self._session.ledger.save_intent(connection, intent))
+    def save_incomplete(self, intent: Intent, error: str, freed_bytes: int) -> None:
+        """Record an incomplete attempt in an open intent, and the bytes that it freed, in a transaction."""
+        ledger, incomplete = self._session.ledger, with_error(intent, error, freed_bytes)
+
+        def work(connection: Connection) -> None:
+            ledger.save_intent(connection, incomplete)
+            ledger.add_to_run(connection, self._run.id, {"bytes_freed": freed_bytes})
+
+        self._session.database.write(work)
 
     def _undo(self, group: Sequence[ClaimedJob]) -> None:
         """Put back staged artifacts after the database was lost: another run might own the intents."""

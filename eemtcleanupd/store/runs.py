@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, delete, desc, func, insert, select, update
@@ -189,11 +190,24 @@ class Runs(Repository):
 
         self._database.write(work)
 
-    def add_to_run(self, connection: Connection, run_id: str, counts: Mapping[str, int]) -> None:
-        """Add to the counts in the row of an active run, in the transaction that records what they count."""
+    def add_to_run(
+        self,
+        connection: Connection,
+        run_id: str,
+        counts: Mapping[str, int],
+        cleaned: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """Add to the row of an active run and to the totals, in the transaction that records what they count.
+
+        So both are right for a run that is killed.  ``cleaned`` are the cleaned jobs by status.
+        """
         values = {name: RUNS.c[name] + count for name, count in counts.items() if count}
         if values:
             connection.execute(update(RUNS).where(RUNS.c.id == run_id).values(values))
+        totals = {(name, ""): float(counts[name]) for name in ("bytes_freed", "errors") if counts.get(name)}
+        totals |= {("jobs_cleaned", status): float(jobs) for status, jobs in cleaned.items()}
+        if totals:
+            _add_to_totals(connection, totals)
 
     def add_refused_run(self, run: RunRecord) -> None:
         """Write the row of a run that did not begin, unless it has one because it did."""
@@ -211,7 +225,10 @@ class Runs(Repository):
         totals: Mapping[tuple[str, str], float] | None = None,
         also: Callable[[Connection], None] = lambda _: None,
     ) -> None:
-        """Write how a run ended, and add to the totals by name and label; ``also`` is in the transaction."""
+        """Write how a run ended, and add to the totals by name and label; ``also`` is in the transaction.
+
+        :meth:`add_to_run` has added what the run recorded.
+        """
 
         def work(connection: Connection) -> None:
             connection.execute(update(RUNS).where(RUNS.c.id == run.id).values(_run_values(run)))

@@ -107,6 +107,21 @@ def assert_nothing_is_lost_or_lied_about(store: JobStore) -> None:
             assert not (store.path / f"results/{job_id}_results.zip").exists()
 
 
+def assert_totals_equal_the_records(store: JobStore) -> None:
+    totals = "SELECT coalesce(sum(value), 0) FROM cleanup_totals WHERE name ="
+    assert store.sql(f"{totals} 'jobs_cleaned'") == [(len(store.cleaned()),)]
+    freed = store.sql("SELECT sum(bytes_freed) FROM cleanup_runs")
+    assert store.sql(f"{totals} 'bytes_freed'") == freed
+
+
+def test_the_totals_have_what_a_killed_run_had_recorded(tmp_path: Path) -> None:
+    store = fill(tmp_path / "store")
+    assert run_and_die(store, lambda: "data_cleaned_at" in store.columns() and bool(store.cleaned()))
+    assert store.cleaned()
+    assert store.sql("SELECT outcome FROM cleanup_runs") == [(None,)]
+    assert_totals_equal_the_records(store)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("first_step", range(1, SHARES + 1))
 @pytest.mark.parametrize("grace_hours", [0, 1])
@@ -127,6 +142,7 @@ def test_the_next_run_finishes_what_a_kill_at_any_step_interrupted(
         assert (store.path / "logs/jobs/broken/global/run.log").read_text() == "why"
         freed = sum(int(str(row[0])) for row in store.sql("SELECT bytes_freed FROM cleanup_runs"))
         assert freed <= 100_000  # nothing is counted twice
+        assert_totals_equal_the_records(store)
         if grace_hours:
             store.now += timedelta(hours=2)
             store.run(trash__grace_hours=grace_hours)
