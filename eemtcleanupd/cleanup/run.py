@@ -549,7 +549,7 @@ class _Run:
                 limits=rate_limits(run.config),
             )
         )
-        if self._backlog.candidates and not run.grace:
+        if self._backlog.candidates and not run.grace and run.workers > 1:  # one worker is in no hurry
             pool.prepare()
         return pool
 
