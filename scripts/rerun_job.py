@@ -2,7 +2,8 @@
 """Submit a job again: runs ``eemtcleanupd rerun``.
 
 The options are the same.  The script uses the package installed for this interpreter, or else the checkout
-that contains the script, or else the installed command, which can have an interpreter of its own.
+that contains the script, or else the installed command, which can have an interpreter of its own.  That
+command is beside the script or in the PATH.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import shutil
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+here = Path(__file__).resolve().parent
+sys.path.append(str(here.parent))
 
 try:
     from eemtcleanupd.cli.main import main
 except ImportError as error:
-    # cron's PATH lacks /usr/local/bin.
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/bin"])
+    # The command is beside an installed script.  The PATH of cron has neither that folder nor /usr/local/bin.
+    path = os.pathsep.join([str(here), os.environ.get("PATH", os.defpath), "/usr/local/bin"])
     if (command := shutil.which("eemtcleanupd", path=path)) is not None:
         os.execv(command, [command, "rerun", *sys.argv[1:]])  # noqa: S606  (no shell is wanted)
     sys.exit(

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Aged, data_of, in_kb
 
 SCRIPT = Path(__file__).parents[1] / "scripts/cleanup_jobs.py"
@@ -45,16 +47,20 @@ def test_without_the_package_the_script_exits_with_advice(tmp_path: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
-def test_without_the_package_the_scripts_run_the_installed_command(tmp_path: Path) -> None:
-    command = tmp_path / "eemtcleanupd"
+@pytest.mark.parametrize("place", ["in the PATH", "beside a linked script"])
+def test_without_the_package_the_scripts_run_the_installed_command(tmp_path: Path, place: str) -> None:
+    command = tmp_path / "bin/eemtcleanupd"
+    command.parent.mkdir()
     command.write_text('#!/bin/sh\necho "$@"\n')
     command.chmod(0o755)
+    installed = tmp_path if place == "in the PATH" else command.parent
+    scripts = tmp_path / "scripts"
+    scripts.symlink_to(installed)
     for name, verb in (("cleanup_jobs.py", "clean"), ("rerun_job.py", "rerun")):
-        script = tmp_path / name
-        script.write_bytes(SCRIPT.with_name(name).read_bytes())
+        (installed / name).write_bytes(SCRIPT.with_name(name).read_bytes())
         done = subprocess.run(
-            [sys.executable, "-I", "-S", script, "--job-id", "a b"],
-            env={"PATH": str(tmp_path)},
+            [sys.executable, "-I", "-S", scripts / name, "--job-id", "a b"],
+            env={"PATH": str(command.parent) if place == "in the PATH" else "/usr/bin:/bin"},
             capture_output=True,
             text=True,
             check=True,
