@@ -301,7 +301,7 @@ class Staging:
             ready = self._unused(ready, replace(self._blockers(), quiet_since=blockers.quiet_since))
         # Before the first file moves: a full disk must not cause deletions without a line in the audit log.
         self._run.audit_all(("cleaning", job.audit_details()) for job in ready if job.items)
-        return [job for job in ready if self._stage_job(job)]
+        return [job for job in ready if self._stage_job(job, blockers)]
 
     def _blockers(self) -> Blockers:
         """Return what blocks entries now; a moment later the answer is the same."""
@@ -381,7 +381,7 @@ class Staging:
         root = self._session.roots[found.artifact.root]
         return ArtifactPath(found, root.path / found.artifact.name, (root.device, root.inode))
 
-    def _stage_job(self, job: ClaimedJob) -> bool:
+    def _stage_job(self, job: ClaimedJob, blockers: Blockers) -> bool:
         try:
             if not self._keep_logs(job):
                 return False
@@ -393,6 +393,11 @@ class Staging:
                     return False
             # Move nothing if the lock was lost, for example during a backup that takes hours.
             self._session.database.verify_lock()
+            # A download can have started since the group was checked.
+            if reason := _download_reason(self._session, blockers, None if job.is_orphan else job.job.id):
+                self.put_back(job, [])
+                self._stats.skipped(job.reported_job, reason)
+                return False
             staged: list[Item] = []
             for found, item in job.items:
                 log.debug("renameat %s -> trash %s", printable(found.label), printable(item))
@@ -642,9 +647,13 @@ def _stay_reason(
                 reason = f"{printable(found.label)} was replaced during the run"
         if reason is not None:
             return reason
+    return _download_reason(session, blockers, job_id)
+
+
+def _download_reason(session: StoreSession, blockers: Blockers, job_id: str | None) -> str | None:
+    """Return why the zip of a job keeps it, also a new one, which might be under construction."""
     if job_id is None:
         return None
-    # Also one that did not exist when the artifacts were listed: it might be under construction.
     return blockers.download_reason(session.roots[RootName.RESULTS], job_id + ARCHIVE_SUFFIX)
 
 

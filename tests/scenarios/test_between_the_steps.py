@@ -98,6 +98,23 @@ def test_a_marker_that_comes_up_late_keeps_the_upload_that_the_job_shares(
     assert (store.path / "uploads/dem.tif").exists()
 
 
+@pytest.mark.parametrize("grace_hours", [0, 24])
+def test_a_download_that_starts_just_before_the_move_keeps_its_job(store: JobStore, grace_hours: int) -> None:
+    store.job("a")
+    store.job("b")
+    archive = store.path / "results/a_results.zip"
+
+    def build() -> None:
+        archive.write_bytes(b"half")
+        os.utime(archive, (store.now.timestamp(), store.now.timestamp()))
+
+    options = {"safety__min_idle_minutes": 60, "trash__grace_hours": grace_hours}
+    assert run(store, At("cleaning", "a", build), **options).skipped == 1
+    assert store.cleaned() == {"b"}
+    assert any(store.results("a").rglob("*.tif"))
+    assert archive.read_bytes() == b"half"
+
+
 def test_a_job_that_is_run_again_while_it_is_deleted_keeps_the_upload_that_it_shares(store: JobStore) -> None:
     store.job("a", days=20, dem="dem.tif")
     for number in range(4):  # the first group has two jobs, and the next run on before that is recorded
