@@ -388,9 +388,14 @@ show_status() {
   fi
   if command -v crontab >/dev/null; then warn_of_other_lines; fi
   if [[ -e $units/$UNIT.timer ]]; then
-    echo "systemd: installed in $units"
-    systemctl --user list-timers --all --no-pager "$UNIT.timer" 2>&1 | sed -n '1,2p'
-    code=0
+    if [[ $(head -n 1 -- "$units/$UNIT.timer") == "$MARKER" ]]; then
+      echo "systemd: installed in $units"
+      code=0
+    else
+      echo "systemd: $units/$UNIT.timer is not from this script. Replace it with install-systemd, or remove it with remove-systemd."
+      LC_ALL=C grep -a -e '^ExecStart=' -- "$units/$UNIT.service" || true
+    fi
+    systemctl --user list-timers --all --no-pager "$UNIT.timer" 2>&1 | sed -n '1,2p' || true
   else
     echo "systemd: not installed"
   fi

@@ -189,6 +189,22 @@ def test_a_line_whose_log_folder_is_missing_is_named(tmp_path: Path, store: Path
     assert "mkdir" not in setup("status").stdout
 
 
+def test_status_names_a_timer_of_other_origin(tmp_path: Path, setup: Setup) -> None:
+    """The script of the EEMT repository writes units of the same name, which run its own cleanup."""
+    units = tmp_path / ".config/systemd/user"
+    units.mkdir(parents=True)
+    command = "ExecStart=/usr/bin/python3 /eemt/web-interface/cleanup_jobs.py"
+    (units / "eemt-cleanup.timer").write_text("[Timer]\nOnCalendar=daily\n")
+    (units / "eemt-cleanup.service").write_text(f"[Service]\n{command}\n")
+    done = setup("status")
+    assert done.returncode == 1
+    assert command in done.stdout.splitlines()
+    (units / "eemt-cleanup.timer").write_text(f"{MARKER}\n[Timer]\nOnCalendar=daily\n")
+    done = setup("status")
+    assert done.returncode == 0
+    assert command not in done.stdout.splitlines()
+
+
 @pytest.mark.slow
 def test_the_installed_line_works_without_its_log_folder(tmp_path: Path, store: Path, setup: Setup) -> None:
     assert setup("install").returncode == 0
