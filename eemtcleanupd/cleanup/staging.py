@@ -394,9 +394,7 @@ class Staging:
             # Move nothing if the lock was lost, for example during a backup that takes hours.
             self._session.database.verify_lock()
             # A download can have started since the group was checked.
-            if reason := _download_reason(self._session, blockers, None if job.is_orphan else job.job.id):
-                self.put_back(job, [])
-                self._stats.skipped(job.reported_job, reason)
+            if self._is_downloaded(job, blockers, []):
                 return False
             staged: list[Item] = []
             for found, item in job.items:
@@ -409,9 +407,18 @@ class Staging:
                     error.filename = found.label
                     raise
             job.items = staged
+            return not self._is_downloaded(job, blockers, staged)
         except OSError as error:
             self._stats.failed(job.job, describe_oserror(error))
             return False
+
+    def _is_downloaded(self, job: ClaimedJob, blockers: Blockers, staged: Sequence[Item]) -> bool:
+        """Return whether a zip of the job's results is under construction; then put back what is staged."""
+        reason = _download_reason(self._session, blockers, None if job.is_orphan else job.job.id)
+        if reason is None:
+            return False
+        self.put_back(job, staged)
+        self._stats.skipped(job.reported_job, reason)
         return True
 
     def _measure(self, found: Found) -> int:

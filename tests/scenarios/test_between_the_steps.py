@@ -20,6 +20,7 @@ from eemtcleanupd.cleanup.context import NullHooks
 from eemtcleanupd.cleanup.session import root_entries
 from eemtcleanupd.cleanup.staging import ClaimedJob, Staging
 from eemtcleanupd.deletion.roots import Root
+from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.errors import BreakerError, JobTableError
 from eemtcleanupd.events import AuditEntry, Event, JobCleaned, JobPlanned, JobTally, OrphanFound, RunReport
 from eemtcleanupd.model import ArtifactPath, Job
@@ -99,7 +100,10 @@ def test_a_marker_that_comes_up_late_keeps_the_upload_that_the_job_shares(
 
 
 @pytest.mark.parametrize("grace_hours", [0, 24])
-def test_a_download_that_starts_just_before_the_move_keeps_its_job(store: JobStore, grace_hours: int) -> None:
+@pytest.mark.parametrize("moment", ["before", "during"])
+def test_a_download_that_starts_with_the_move_keeps_its_job(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, moment: str, grace_hours: int
+) -> None:
     store.job("a")
     store.job("b")
     archive = store.path / "results/a_results.zip"
@@ -108,8 +112,17 @@ def test_a_download_that_starts_just_before_the_move_keeps_its_job(store: JobSto
         archive.write_bytes(b"half")
         os.utime(archive, (store.now.timestamp(), store.now.timestamp()))
 
+    real = Trash.stage
+
+    def stage(self: Trash, item: str, names: Collection[str]) -> tuple[str, ...]:
+        if moment == "during" and "a" in names:
+            build()
+        return real(self, item, names)
+
+    monkeypatch.setattr(Trash, "stage", stage)
+    hooks = At("cleaning", "a", build) if moment == "before" else NullHooks()
     options = {"safety__min_idle_minutes": 60, "trash__grace_hours": grace_hours}
-    assert run(store, At("cleaning", "a", build), **options).skipped == 1
+    assert run(store, hooks, **options).skipped == 1
     assert store.cleaned() == {"b"}
     assert any(store.results("a").rglob("*.tif"))
     assert archive.read_bytes() == b"half"
