@@ -519,12 +519,13 @@ def _named_by(dem_filename: str | None, uploads: Collection[str]) -> Iterable[st
 
 
 def find_artifacts(session: StoreSession, jobs: Sequence[Job]) -> dict[str, list[Found]]:
-    """Return the artifacts of each job that exist, by job id."""
+    """Return the artifacts of each job that exist, by job id; what is no name of an entry exists nowhere."""
     roots = session.roots
     found: dict[str, list[Found]] = {job.id: [] for job in jobs}
     for job in jobs:
         for artifact in owned_artifacts(job):
-            if (root := roots.get(artifact.root)) is None:
+            root = roots.get(artifact.root)
+            if root is None or invalid_name_reason(artifact.name) is not None:
                 continue
             try:
                 status = os.stat(artifact.name, dir_fd=root.fd, follow_symlinks=False)

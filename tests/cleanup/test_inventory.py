@@ -137,3 +137,14 @@ def test_an_archive_that_can_belong_to_two_jobs_counts_for_none(store: JobStore)
     sizes = measured(store)
     assert sizes["a"] == sizes["b"]
     assert sizes["a_results.zip"] == 0
+
+
+@pytest.mark.sqlite  # a server's text has no NUL
+@pytest.mark.parametrize("name", ["nul\0", "../outside", "."])
+def test_of_a_job_whose_id_is_no_name_of_an_entry_only_the_upload_counts(store: JobStore, name: str) -> None:
+    (store.path / "outside").mkdir()
+    (store.path / "outside/large").write_bytes(bytes(1_000_000))
+    store.job(name, dem="dem.tif", files=0)
+    size = store.upload("dem.tif").stat().st_blocks * 512
+    store.run()
+    assert measured(store) == {name: size}
