@@ -83,10 +83,10 @@ def _recover(pipeline: Pipeline, intent: Intent, finished: Set[str]) -> None:
     staged = [pair for pair in items if session.in_trash(pair[0].artifact.root, pair[1])]
     job = _claimed_job(pipeline, intent)
     # A hold protects what is left of a job.  If nothing is, the row must not say that its data is there.
-    # What an earlier run put back is left too.
-    places = [(session.roots.get(found.artifact.root), found.artifact.name) for found, _ in intent.items]
-    is_left = bool(staged) or any(root is None or root.has(name) for root, name in places)
-    can_be_gone = _claimed_job(pipeline, intent, although_held=not is_left).marks_job_cleaned
+    can_be_gone = job.marks_job_cleaned or (
+        not (staged or _is_in_place(pipeline, job))
+        and _claimed_job(pipeline, intent, although_held=True).marks_job_cleaned
+    )
     if not deleting and not (can_be_gone and _is_deleted(session, intent)):
         pipeline.staging.put_back(job, staged)
         return
@@ -104,6 +104,16 @@ def _recover(pipeline: Pipeline, intent: Intent, finished: Set[str]) -> None:
     job.items = deleting + [pair for pair in staged if pair not in needed]
     job.marks_job_cleaned = can_be_gone
     pipeline.submit([job])
+
+
+def _is_in_place(pipeline: Pipeline, job: ClaimedJob) -> bool:
+    """Return whether anything that no other job needs is in its place: put back, or restored by a person."""
+    session = pipeline.session
+    places = [(session.roots.get(found.artifact.root), found.artifact.name) for found, _ in job.intent.items]
+    if any(root is None or root.has(name) for root, name in places):
+        return True
+    (plan,) = pipeline.planner.plan([Decision(job.job, job.job_class, clean=True, reason="")], ())
+    return bool(plan.artifacts)
 
 
 def _is_deleted(session: StoreSession, intent: Intent) -> bool:

@@ -18,6 +18,7 @@ from sqlalchemy import Select
 
 from eemtcleanupd.cleanup import planner
 from eemtcleanupd.cleanup.context import NullHooks, RunContext
+from eemtcleanupd.cleanup.restore import RestoreRequest, restore
 from eemtcleanupd.cleanup.session import job_table
 from eemtcleanupd.events import JobPlanned, OrphanFound, RunFinished, Warned
 from eemtcleanupd.model import Trigger
@@ -408,6 +409,25 @@ def test_a_held_job_does_not_count_as_cleaned_with_what_an_earlier_recovery_put_
     store.run()
     assert store.trash() == []
     assert archive.exists()
+    assert store.cleaned() == set()
+
+
+@pytest.mark.sqlite  # the kill is at a write to this database
+@pytest.mark.parametrize("label", ["results/a_results.zip", "uploads/dem.tif"])
+def test_a_job_does_not_count_as_cleaned_with_what_a_person_restored_of_it(
+    store: JobStore, label: str
+) -> None:
+    store.job("a", dem="dem.tif")
+    restored = store.path / label
+    restored.write_bytes(b"data")
+    settle(restored, store.now - timedelta(days=9))
+    trash = store.path / "results/.eemtcleanupd-trash"
+    assert run_and_die(store, lambda: any(trash.glob("*.deleting")) and not restored.exists())
+    hooks = NullHooks()
+    restore(RestoreRequest(store.config(), "a", {label}, True, "ann", hooks, lambda: store.now))
+    store.run()
+    assert store.trash() == []
+    assert restored.exists()
     assert store.cleaned() == set()
 
 
