@@ -524,6 +524,11 @@ class Staging:
         """
         try:
             if self.restore(needed):
+                if needed and not job.is_orphan:
+                    # Its place says nothing any more about whether the rest of the job was deleted.
+                    left = tuple(pair for pair in job.intent.items if pair not in needed)
+                    job.intent = replace(job.intent, items=left)
+                    self.save_intent(job.intent)
                 return True
             self.restore([item for item in job.items if item not in needed])
         except OSError as error:

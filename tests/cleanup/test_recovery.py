@@ -431,6 +431,33 @@ def test_a_job_does_not_count_as_cleaned_with_what_a_person_restored_of_it(
     assert store.cleaned() == set()
 
 
+@pytest.mark.sqlite  # the kill is at a write to this database
+@pytest.mark.parametrize("is_held", [False, True])
+def test_a_job_whose_deletion_had_ended_counts_beside_an_upload_that_went_back(
+    store: JobStore, is_held: bool
+) -> None:
+    store.job("a", dem="dem.tif")
+    upload = store.upload("dem.tif")
+    trash = store.path / "results/.eemtcleanupd-trash"
+    submitted: list[str] = []
+
+    def is_deleted() -> bool:
+        if not submitted and any(trash.glob("*/a")):
+            submitted.append("live")
+            store.job("live", "running", days=None, dem="dem.tif", files=0)
+        return (
+            upload.exists() and not any(store.path.rglob("day_*.tif")) and not any(trash.glob("*.deleting"))
+        )
+
+    assert run_and_die(store, is_deleted)
+    if is_held:
+        store.sql("INSERT INTO cleanup_holds (job_id) VALUES ('a')")
+    store.run(trigger=Trigger.RECOVERY)
+    assert upload.exists()
+    assert store.cleaned() == {"a"}
+    assert store.sql("SELECT job_id, action FROM cleanup_log") == [("a", "cleaned")]
+
+
 @pytest.mark.fast_parameters(1)
 @pytest.mark.parametrize("data", ["in place", "in the trash", "gone"])
 def test_a_job_whose_data_is_gone_takes_no_place_of_the_newest(store: JobStore, data: str) -> None:
