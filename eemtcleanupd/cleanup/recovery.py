@@ -26,7 +26,7 @@ from eemtcleanupd.formatting import printable
 from eemtcleanupd.model import TRASH_NAME, Decision, Found, Job
 from eemtcleanupd.policy.ownership import blocking_claimant
 from eemtcleanupd.policy.retention import Policy
-from eemtcleanupd.store.intents import Intent, IntentKind
+from eemtcleanupd.store.intents import Intent, IntentKind, IntentState
 
 _PURGE_PAGE = 100
 
@@ -350,7 +350,14 @@ def _claimed_job(pipeline: Pipeline, intent: Intent, *, although_held: bool = Fa
     if row is None:
         removed = Job(id=intent.job_id, status=intent.status)
         return ClaimedJob(intent, removed, job_class, None, known_size=size, marks_job_cleaned=False)
-    is_same = row.job.status == intent.status and not row.cleaned
+    is_same = row.job.status == intent.status and not row.cleaned and not _ended_again(row.job, intent)
     is_held = not although_held and hold is not None and hold.is_active(pipeline.run.clock())
     as_claimed = is_same and not is_held and not has_files_in_place(session.roots, row.job.id)
     return ClaimedJob(intent, row.job, job_class, None, known_size=size, marks_job_cleaned=as_claimed)
+
+
+def _ended_again(job: Job, intent: Intent) -> bool:
+    """Return whether a job ran again, and ended with the same status, since a run claimed it."""
+    ended, claimed = job.completed_at, intent.created_at
+    is_open = intent.state is IntentState.OPEN
+    return is_open and ended is not None and claimed is not None and ended > claimed

@@ -458,6 +458,20 @@ def test_a_job_whose_deletion_had_ended_counts_beside_an_upload_that_went_back(
     assert store.sql("SELECT job_id, action FROM cleanup_log") == [("a", "cleaned")]
 
 
+@pytest.mark.sqlite  # the kill is at a write to this database
+def test_a_job_that_failed_again_since_the_kill_gets_its_upload_back(store: JobStore) -> None:
+    store.job("a", "failed", days=2, dem="dem.tif")
+    upload = store.upload("dem.tif")
+    trash = store.path / "results/.eemtcleanupd-trash"
+    assert run_and_die(store, lambda: any(trash.glob("*.deleting")) and not upload.exists())
+    ended = (store.now + timedelta(hours=1)).replace(tzinfo=None)
+    store.sql("UPDATE jobs SET completed_at = ?", ended.isoformat())
+    store.now += timedelta(hours=2)
+    store.run()
+    assert upload.exists()
+    assert store.cleaned() == set()
+
+
 @pytest.mark.fast_parameters(1)
 @pytest.mark.parametrize("data", ["in place", "in the trash", "gone"])
 def test_a_job_whose_data_is_gone_takes_no_place_of_the_newest(store: JobStore, data: str) -> None:
