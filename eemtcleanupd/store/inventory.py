@@ -104,7 +104,8 @@ class InventoryTables:
             )
             connection.exec_driver_sql(
                 f"INSERT INTO {self._schema}.cleanup_seen (job_id, upload_bytes)"
-                f" SELECT {key}, 0 FROM jobs CROSS JOIN {named} ON CONFLICT (job_id) DO NOTHING"
+                f" SELECT {key}, 0 FROM jobs CROSS JOIN {named} AND {key} IS NOT NULL"
+                " ON CONFLICT (job_id) DO NOTHING"
             )
             connection.commit()
         for rows in self._pages(select(_NAMED), _NAMED.c.name, 500):

@@ -148,3 +148,11 @@ def test_of_a_job_whose_id_is_no_name_of_an_entry_only_the_upload_counts(store: 
     size = store.upload("dem.tif").stat().st_blocks * 512
     store.run()
     assert measured(store) == {name: size}
+
+
+@pytest.mark.sqlite  # a server's key is never NULL
+def test_a_row_without_id_that_names_an_upload_ends_no_run(store: JobStore) -> None:
+    store.job(None, dem="dem.tif", files=0)
+    store.upload("dem.tif")
+    assert store.run(orphans__delete_after_hours=0.1).orphans_found == 0
+    assert (store.path / "uploads/dem.tif").exists()
