@@ -41,7 +41,7 @@ def recover_intents(pipeline: Pipeline) -> frozenset[str]:
     unfinished = ledger.open_intents()
     pipeline.stats.counts.recovered = len(unfinished)
     # Of several jobs that are finished here, none needs a shared upload any more.
-    finished = {intent.job_id for intent in unfinished if _has_begun(pipeline, intent)}
+    finished = {intent.job_id for intent in unfinished if intent.job_id and _has_begun(pipeline, intent)}
     for intent in unfinished:
         if pipeline.run.stop.is_set():
             break

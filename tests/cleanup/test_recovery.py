@@ -472,6 +472,23 @@ def test_a_job_that_failed_again_since_the_kill_gets_its_upload_back(store: JobS
     assert store.cleaned() == set()
 
 
+@pytest.mark.sqlite  # the kill is at a write to this database
+def test_an_orphan_whose_deletion_had_begun_gives_away_no_upload_of_a_job_without_id(store: JobStore) -> None:
+    store.job("a", dem="dem.tif")
+    upload = store.upload("dem.tif")
+    trash = store.path / "results/.eemtcleanupd-trash"
+    assert run_and_die(store, lambda: any(trash.glob("*.deleting")) and not upload.exists())
+    store.sql(
+        "INSERT INTO cleanup_intents (id, run_id, kind, state, artifacts, bytes_freed, size_bytes,"
+        " created_at, is_purging) VALUES ('r.g1.1', 'r', 'orphan', 'open', ?, 0, 0, '2026-06-15', 0)",
+        '[["results", "x", true, "r.g1.1.1"]]',
+    )
+    (trash / "r.g1.1.1.deleting").mkdir(mode=0o700)
+    store.job(None, "running", days=None, dem="dem.tif", files=0)
+    store.run()
+    assert upload.exists()
+
+
 @pytest.mark.fast_parameters(1)
 @pytest.mark.parametrize("data", ["in place", "in the trash", "gone"])
 def test_a_job_whose_data_is_gone_takes_no_place_of_the_newest(store: JobStore, data: str) -> None:
