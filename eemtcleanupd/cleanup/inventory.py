@@ -256,7 +256,11 @@ class Inventory:
                 new = [job for job in terminal if job.id not in known]
                 if self._is_recording and new:
                     artifacts = self._artifacts(new, tables)
-                    sizes = dict(zip(new, executor.map(self._size, artifacts), strict=True))
+                    try:
+                        measured = executor.map(self._size, artifacts)
+                    except RuntimeError:  # no more threads can be started
+                        measured = map(self._size, artifacts)
+                    sizes = dict(zip(new, measured, strict=True))
                     self._record_sizes(sizes, upload_bytes)
         if self._is_recording and not self._run.stop.is_set():
             unfinished = {intent.job_id for intent in self._session.ledger.open_intents()}

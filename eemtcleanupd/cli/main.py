@@ -15,7 +15,7 @@ import click
 from eemtcleanupd import __version__
 from eemtcleanupd.cli import stdio
 from eemtcleanupd.cli.groups import CommandGroup
-from eemtcleanupd.errors import CleanupError
+from eemtcleanupd.errors import CleanupError, StoreError
 from eemtcleanupd.privileges import became
 
 COMMANDS: Final = {
@@ -86,7 +86,7 @@ def main() -> None:
 
 def _run_command(stdout: stdio.SafeStdout) -> int:
     try:
-        code = cli.main(prog_name="eemtcleanupd", standalone_mode=False, obj=stdout)
+        code = _run(stdout)
     except click.exceptions.Abort:
         _print_json_error("The command was interrupted.", 130)
         return 130
@@ -107,6 +107,18 @@ def _run_command(stdout: stdio.SafeStdout) -> int:
             )
         return error.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _run(stdout: stdio.SafeStdout) -> object:
+    try:
+        return cli.main(prog_name="eemtcleanupd", standalone_mode=False, obj=stdout)
+    except RuntimeError as error:
+        if str(error) != "can't start new thread":
+            raise
+        raise StoreError(
+            "The process cannot start another thread. Raise its limit of processes (ulimit -u, or TasksMax "
+            "of its service), or end other processes of the user."
+        ) from error
 
 
 def _print_json_error(message: str, exit_code: int) -> None:

@@ -286,8 +286,9 @@ class _CallThread:
     def call(self, function: Callable[[], DeliveryResult], seconds: float) -> DeliveryResult | None:
         """Return the result, None on timeout; after a timeout the thread cannot be used again."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
         self._calls.put(function)
         try:
             return self._results.get(timeout=seconds)

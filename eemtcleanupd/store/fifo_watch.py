@@ -37,9 +37,10 @@ def no_wait_for_fifo(database: Path) -> Iterator[None]:
     """Let SQLite fail, instead of wait, at a FIFO in place of the database or of a file beside it.
 
     If it waits for another one, such as a FIFO that a journal names, the process ends with the exit code of
-    a StoreError.  Without ``/proc``, SQLite waits.
+    a StoreError.  Without ``/proc``, or where no thread can be started, SQLite waits.
     """
-    _start()
+    with suppress(RuntimeError):
+        _start()
     thread = threading.get_native_id()
     outer = _databases.get(thread)
     _databases[thread] = database

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -156,3 +157,23 @@ def test_a_row_without_id_that_names_an_upload_ends_no_run(store: JobStore) -> N
     store.upload("dem.tif")
     assert store.run(orphans__delete_after_hours=0.1).orphans_found == 0
     assert (store.path / "uploads/dem.tif").exists()
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_sizes_are_measured_where_no_more_threads_can_be_started(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    start, left = threading.Thread.start, [True] * threads
+
+    def start_some(self: threading.Thread) -> None:
+        if self.name.startswith("measure") and not left:
+            raise RuntimeError("can't start new thread")
+        if self.name.startswith("measure"):
+            left.pop()
+        start(self)
+
+    for number in range(5):
+        store.job(f"job-{number}", days=1)
+    monkeypatch.setattr(threading.Thread, "start", start_some)
+    store.run(performance__max_workers=4)
+    assert len(measured(store)) == 5

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,9 @@ import click
 import pytest
 
 from eemtcleanupd import __version__
+from eemtcleanupd.cli import main
 from eemtcleanupd.cli.main import cli
+from eemtcleanupd.cli.stdio import SafeStdout
 from tests.cli.test_json import LEAVES
 from tests.conftest import RunCli
 
@@ -140,3 +144,15 @@ def test_help_fits_into_a_narrow_terminal(run_cli: RunCli, command: str, columns
     text, *_ = done.stdout.partition("Examples:")  # these are for copying
     assert max(map(len, text.splitlines())) <= columns
     assert "..." not in text.replace("[ARGS]...", "")
+
+
+def test_a_process_that_can_start_no_thread_gets_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    monkeypatch.setattr(sys, "argv", ["eemtcleanupd", "check"])
+    assert main._run_command(SafeStdout(1)) == 3
+    assert "ulimit -u" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from contextlib import closing
 from datetime import timedelta
 
@@ -188,3 +189,23 @@ def test_a_message_is_not_sent_again_while_its_result_cannot_be_recorded(recorde
     assert dispatcher.drain(20)
     assert recorder.events() == ["RunFinished"]
     assert (recorder.stats().delivered, recorder.stats().waiting) == (1, 0)
+
+
+def test_a_message_is_sent_once_a_thread_for_it_can_be_started(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, refused = threading.Thread.start, threading.Event()
+
+    def start_later(self: threading.Thread) -> None:
+        if self.name.endswith("sending") and not refused.is_set():
+            refused.set()
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start_later)
+    dispatcher = recorder.open(", timeout_seconds: 30")
+    dispatcher.publish(FINISHED)
+    assert refused.wait(20)
+    wake(dispatcher)
+    assert dispatcher.drain(20)
+    assert recorder.events() == ["RunFinished"]
