@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from eemtcleanupd.cleanup.pipeline import Pipeline
@@ -80,7 +80,6 @@ class EarlyCleaning:
         selection: applies the limits of the run.
         target: says when enough space is free.
         uncleaned: how many terminal jobs were not cleaned when the run started.
-        in_progress: ids of jobs that an unfinished intent of an earlier run still has.
     """
 
     def __init__(
@@ -89,18 +88,18 @@ class EarlyCleaning:
         selection: Selection,
         target: PressureTarget,
         uncleaned: int,
-        in_progress: Collection[str],
     ) -> None:
         run, session = pipeline.run, pipeline.session
         self._pipeline = pipeline
         self._selection = selection
         self._target = target
         self._uncleaned = uncleaned
-        self._in_progress = in_progress
+        # Also of this run: a file of a job could not be deleted, say.
+        self._in_progress = {intent.job_id for intent in session.ledger.open_intents()}
         policy = early_policy(run.policy, target.pressure.minimum_age)
         self._jobs = job_table(session.database, run.config, policy, has_parameters=run.hooks.read_jobs)
         self._planner = Planner(run, session, policy, self._jobs)
-        self._planner.decide_again(in_progress)
+        self._planner.decide_again(self._in_progress)
         self._is_one_disk = all(is_on_disk(session, root) for root in session.roots)
         self._available_bytes = 0
         self._lag_bytes = 0
@@ -157,7 +156,7 @@ class EarlyCleaning:
         allowed = self._jobs_allowed()
         total = 0
         for decisions in self._planner.decisions(_PAGE):
-            expired = [d for d in decisions if d.clean and d.job.id not in self._in_progress][:allowed]
+            expired = self._early(decisions)[:allowed]
             allowed -= len(expired)
             with session.database.read() as connection:
                 sizes = session.ledger.measured(connection, [decision.job.id for decision in expired])
@@ -170,6 +169,13 @@ class EarlyCleaning:
             if not allowed or run.stop.is_set():
                 break
         return total
+
+    def _early(self, decisions: Sequence[Decision]) -> list[Decision]:
+        """Return the jobs to clean ahead of their retention: the run has tried to clean the expired ones."""
+        full = f"the disk is {self._target.before.used_percent:.1f} % full"
+        clean = [each for each in decisions if each.clean and each.job.id not in self._in_progress]
+        early = [_as_early(each, self._pipeline.run.policy, full) for each in clean]
+        return [each for each in early if each.ahead_of_retention]
 
     def _jobs_allowed(self) -> int:
         """Return how many more jobs the breaker and the cap of the run allow."""
@@ -238,13 +244,11 @@ class EarlyCleaning:
         """Clean jobs ahead of their retention until the target is reached: failed ones first, then oldest."""
         pipeline = self._pipeline
         run, session = pipeline.run, pipeline.session
-        full = f"the disk is {self._target.before.used_percent:.1f} % full"
         for decisions in self._planner.decisions(2 * run.workers):
-            expired = [_as_early(decision, run.policy, full) for decision in decisions if decision.clean]
             plans = [
                 plan
-                for plan in self._planner.plan(expired, pipeline.in_flight())
-                if plan.problem is None and plan.trashed is None and plan.job.id not in self._in_progress
+                for plan in self._planner.plan(self._early(decisions), pipeline.in_flight())
+                if plan.problem is None and plan.trashed is None
             ]
             with session.database.read() as connection:
                 sizes = session.ledger.measured(connection, [plan.job.id for plan in plans])

@@ -576,7 +576,7 @@ class _Run:
         pipeline.finish()
         pressure = None
         if target is not None:
-            early = EarlyCleaning(pipeline, self._selection, target, self._backlog.uncleaned, in_progress)
+            early = EarlyCleaning(pipeline, self._selection, target, self._backlog.uncleaned)
             early.run()
             pressure = early.summary()
 

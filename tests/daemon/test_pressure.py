@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.events import DiskPressure, Event, JobCleaned, JobFailed, RunFinished, RunReport, Warned
-from eemtcleanupd.policy.pressure import DiskUsage
+from eemtcleanupd.model import Trigger
+from eemtcleanupd.policy.pressure import DiskUsage, Pressure
 from tests.cleanup.conftest import JobStore
 from tests.conftest import immutable, settle
 from tests.daemon.conftest import DaemonHarness
@@ -295,3 +297,26 @@ def test_what_a_job_with_an_error_freed_counts_too(small_disk: DaemonHarness) ->
         small_disk.pass_time(minutes=1)
     assert len(small_disk.events_of(JobFailed)) == 1
     assert cleaned_jobs(small_disk) == []
+
+
+@pytest.mark.root
+def test_a_job_that_could_not_be_deleted_does_not_count_as_cleaned_early(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m,mode=755", "tmpfs", str(disk)], check=True)
+    try:
+        store = JobStore(disk / "store")
+        job(store, "stuck", "failed", 2, mb=1)
+        job(store, "old", "completed", 2, mb=14)
+        job(store, "new", "completed", 1, mb=2)
+        file = store.results("stuck") / "global" / "stays"
+        file.touch()
+        settle(store.results("stuck"), store.now - timedelta(days=2))
+        request = RunRequest("ann", Trigger.PRESSURE, pressure=Pressure(50, timedelta(hours=1)))
+        with immutable(file, root=store.path):
+            report = clean(store.config(), request, emit=store.events.append, clock=lambda: store.now)
+        assert (report.errors, report.early.jobs) == (1, 1)
+        assert store.cleaned() == {"old"}
+        assert store.sql("SELECT action FROM cleanup_log WHERE job_id = 'stuck'") == [("failed",)]
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
