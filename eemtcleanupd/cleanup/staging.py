@@ -528,7 +528,7 @@ class Staging:
                     # Its place says nothing any more about whether the rest of the job was deleted.
                     left = tuple(pair for pair in job.intent.items if pair not in needed)
                     job.intent = replace(job.intent, items=left)
-                    self.save_intent(job.intent)
+                    self.save_incomplete(job.intent, job.intent.error)
                 return True
             self.restore([item for item in job.items if item not in needed])
         except OSError as error:
@@ -542,15 +542,15 @@ class Staging:
         """Keep the intent of a job with an item that cannot go back, and say what to do."""
         command = suggested("trash restore", job.intent.name)
         reason = f"Another entry is in an artifact's place. Move it away, then run {command}."
-        self.save_incomplete(job.intent, reason, 0)
+        self.save_incomplete(job.intent, reason)
 
     def _fail_open(self, job: ClaimedJob, error: OSError) -> None:
         """Keep the intent of a job with an item that the filesystem does not move back, for the next run."""
         reason = f"It cannot be moved back from the trash: {describe_oserror(error)}"
-        self.save_incomplete(job.intent, reason, 0)
+        self.save_incomplete(job.intent, reason)
         self._stats.failed(job.reported_job, reason)
 
-    def save_incomplete(self, intent: Intent, error: str, freed_bytes: int) -> None:
+    def save_incomplete(self, intent: Intent, error: str | None, freed_bytes: int = 0) -> None:
         """Record an incomplete attempt in an open intent, and the bytes that it freed, in a transaction."""
         ledger, incomplete = self._session.ledger, with_error(intent, error, freed_bytes)
 

@@ -604,7 +604,8 @@ class History:
             " WHERE bytes_freed IS NOT NULL"
         )[0]
         assert int(str(freed)) <= self.state.bytes, "bytes are counted twice"
-        totals = dict(self.store.sql("SELECT name, sum(value) FROM cleanup_totals GROUP BY name"))
+        sums = self.store.sql("SELECT name, sum(value) FROM cleanup_totals GROUP BY name")
+        totals = {str(name): value for name, value in sums}
         assert totals.get("bytes_freed", 0) == freed, "the totals have other bytes than the runs"
         assert totals.get("jobs_cleaned", 0) == jobs, "the totals have other jobs than the runs"
         logged = self.store.sql(
