@@ -48,7 +48,7 @@ from eemtcleanupd.store.lock import Holder, file_holder, file_lock
 log = logging.getLogger("eemtcleanupd.store.database")
 
 _BUSY_MESSAGES = ("database is locked", "database is busy", "database table is locked")
-_LONGEST_TURN_SECONDS = 0.01
+_TURN_SECONDS = 0.01
 # A trigger can work forever.  Our longest transaction, that of `reset`, takes seconds for a million rows.
 _LONGEST_WRITE_SECONDS = 300.0
 # About 10 milliseconds of work.
@@ -92,7 +92,8 @@ class SqliteDatabase(Database):
         self.file = file
         self._require_plain_files()
         self._identity = _identity(file)
-        self._turn_ends = 0.0
+        self._owed_seconds = 0.0
+        self._released_at = 0.0
         self._write_ends = math.inf
         engine = _engine(file.absolute(), busy_timeout_seconds, is_traced=log.isEnabledFor(logging.DEBUG))
         with self._translated():
@@ -134,12 +135,17 @@ class SqliteDatabase(Database):
         return super().write(work)
 
     def _leave_a_turn(self) -> None:
-        """Wait until the lock was free for a moment, at most as long as the previous transaction held it.
+        """Pause if the lock was held for a turn or longer, in one transaction or in several.
 
         SQLite has no queue for its lock: programs that wait try again every few milliseconds.  Between
         transactions that follow each other at once, the web interface could wait for seconds.
         """
-        time.sleep(max(0.0, self._turn_ends - monotonic_seconds()))
+        now = monotonic_seconds()
+        self._owed_seconds = max(0.0, self._owed_seconds - (now - self._released_at))
+        self._released_at = now
+        if self._owed_seconds >= _TURN_SECONDS:
+            time.sleep(self._owed_seconds)
+            self._owed_seconds = 0.0
 
     def _write_once(self, work: Callable[[Connection], Result]) -> Result:
         connection = self._connection.execution_options(begin="BEGIN IMMEDIATE")
@@ -158,8 +164,8 @@ class SqliteDatabase(Database):
         finally:
             self._write_ends = math.inf
             connection.execution_options(begin="BEGIN")
-            released = monotonic_seconds()
-            self._turn_ends = released + min(released - started, _LONGEST_TURN_SECONDS)
+            self._released_at = monotonic_seconds()
+            self._owed_seconds += min(self._released_at - started, _TURN_SECONDS)
 
     def _require_single_use(self) -> None:
         """Refuse a nested use, which would end the outer transaction, and a use after ``close``."""
