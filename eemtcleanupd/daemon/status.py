@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, PlainSerializer, TypeAdapter
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from eemtcleanupd.store.lock import Holder
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _FILE = "status.json"
 _RUN_FILE = "run.json"
@@ -126,8 +129,10 @@ class DaemonStatus:
         return "; ".join(parts).replace("\n", " ")
 
 
-_ADAPTER = TypeAdapter(DaemonStatus)
-_RUN_ADAPTER = TypeAdapter(RunStatus)
+@cache
+def _adapter(document: type[T]) -> TypeAdapter[T]:
+    """Return what converts a document; making it takes milliseconds that a short run need not spend."""
+    return TypeAdapter(document)
 
 
 class StatusFile:
@@ -172,7 +177,7 @@ class _RunFile:
         self._path = address.own_file(_RUN_FILE)
 
     def write(self, run: RunStatus) -> None:
-        document = {"pid": os.getpid(), "run": _RUN_ADAPTER.dump_python(run, mode="json")}
+        document = {"pid": os.getpid(), "run": _adapter(RunStatus).dump_python(run, mode="json")}
         with suppress(OSError):  # the disk can be full, and the run continues
             write_atomic(self._path, json.dumps(document).encode("ascii"), mode=None)
 
@@ -209,7 +214,7 @@ def read_progress(address: StoreAddress, holder: Holder | None) -> RunStatus | N
     try:
         document = json.loads(read_own(address.own_file(_RUN_FILE), _MAX_BYTES))
         # A killed run leaves its file.
-        return _RUN_ADAPTER.validate_python(document["run"]) if document["pid"] == holder.pid else None
+        return _adapter(RunStatus).validate_python(document["run"]) if document["pid"] == holder.pid else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
@@ -237,7 +242,7 @@ def next_run_of_daemon(address: StoreAddress) -> datetime | None:
 
 def status_to_dict(status: DaemonStatus) -> dict[str, Any]:
     """Return a status as JSON values; times are in ISO 8601."""
-    document: dict[str, Any] = _ADAPTER.dump_python(status, mode="json")
+    document: dict[str, Any] = _adapter(DaemonStatus).dump_python(status, mode="json")
     return document
 
 
@@ -247,7 +252,8 @@ def status_from_dict(document: Mapping[str, Any]) -> DaemonStatus:
     Raises:
         ValueError: the document is not a status.
     """
-    return _ADAPTER.validate_python(document)
+    status: DaemonStatus = _adapter(DaemonStatus).validate_python(document)
+    return status
 
 
 def time_with_distance(moment: datetime, now: datetime) -> str:

@@ -36,9 +36,6 @@ from eemtcleanupd.notifiers.audit_chain import (
     position,
     read_head,
 )
-from eemtcleanupd.notifiers.audit_verify import verify
-
-__all__ = ["AuditLog", "AuditLogSettings", "append", "verify"]
 
 _LOCK_SECONDS = 30.0
 _TEXT_SUFFIX = ".log"

@@ -17,8 +17,9 @@ from eemtcleanupd.cleanup import RunRequest, clean
 from eemtcleanupd.errors import AuditError, ConfigError
 from eemtcleanupd.events import AuditEntry, Event
 from eemtcleanupd.notifiers.audit_chain import chain_backwards
-from eemtcleanupd.notifiers.audit_log import append, verify
+from eemtcleanupd.notifiers.audit_log import append
 from eemtcleanupd.notifiers.audit_reader import read_page
+from eemtcleanupd.notifiers.audit_verify import verify
 from eemtcleanupd.plugins import Plugins
 from tests.cleanup.conftest import JobStore
 from tests.conftest import RunCli

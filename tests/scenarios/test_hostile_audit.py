@@ -320,7 +320,7 @@ def test_rotation_finds_its_files_whatever_the_name(store: JobStore, name: str) 
     path = store.path / name
     for number in range(30):
         append(path, [AuditEntry(NOW, "u", "a", {"n": number})], max_bytes=2000)
-    from eemtcleanupd.notifiers.audit_log import verify
+    from eemtcleanupd.notifiers.audit_verify import verify
 
     assert verify(path).lines == 30
     assert verify(path).errors == ()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from eemtcleanupd.notifiers.audit_log import verify
+from eemtcleanupd.notifiers.audit_verify import verify
 from tests.cleanup.conftest import JobStore
 from tests.conftest import settle
 
