@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.clock import Clock
 from eemtcleanupd.config import Config
-from eemtcleanupd.deletion.blockers import Blockers
+from eemtcleanupd.deletion.blockers import Blockers, LockList
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.rate_limit import RateLimits
 from eemtcleanupd.deletion.roots import Root
@@ -213,10 +213,10 @@ class RunContext:
         older_than = self.request.purge_older_than
         return None if older_than is None else self.started_at - older_than
 
-    def blockers(self, roots: Iterable[Root]) -> Blockers:
-        """Return what keeps entries of the roots in place now."""
+    def blockers(self, roots: Iterable[Root], locks: LockList | None = None) -> Blockers:
+        """Return what keeps entries of the roots in place now; ``locks`` was begun a moment ago."""
         idle = timedelta(minutes=self.config.safety.min_idle_minutes)
-        return Blockers.snapshot(roots, (self.clock() - idle).timestamp() if idle else None)
+        return Blockers.snapshot(roots, (self.clock() - idle).timestamp() if idle else None, locks)
 
     def audit(self, action: str, **details: object) -> None:
         """Record one action in the audit log; see :meth:`audit_all`."""

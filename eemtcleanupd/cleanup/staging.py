@@ -14,14 +14,13 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
-from eemtcleanupd.batches import batched
 from eemtcleanupd.cancellation import stoppable_by
 from eemtcleanupd.cleanup.context import RunContext
 from eemtcleanupd.cleanup.planner import PlannedJob, Planner
 from eemtcleanupd.cleanup.report import RunStats
 from eemtcleanupd.cleanup.session import StoreSession
 from eemtcleanupd.clock import monotonic_seconds
-from eemtcleanupd.deletion.blockers import Blockers, keep_marker_reason
+from eemtcleanupd.deletion.blockers import Blockers, LockList, keep_marker_reason
 from eemtcleanupd.deletion.job_logs import keep_logs
 from eemtcleanupd.deletion.pool import RemovalResult
 from eemtcleanupd.deletion.roots import Root
@@ -115,6 +114,7 @@ class Staging:
         self._groups = itertools.count(1)
         self._withdrawn: list[str] = []
         self._seen_blockers: tuple[float, Blockers] | None = None
+        self._locks: tuple[float, LockList] | None = None
 
     # -- claim -------------------------------------------------------------------------------------
 
@@ -127,7 +127,10 @@ class Staging:
         """
         group, numbers = self._next_group(), itertools.count(1)
         claimed: list[ClaimedJob] = []
-        for batch in batched(planned, JOBS_PER_TRANSACTION):
+        for start in range(0, len(planned), JOBS_PER_TRANSACTION):
+            batch = planned[start : start + JOBS_PER_TRANSACTION]
+            if start + len(batch) == len(planned):
+                self._locks = monotonic_seconds(), LockList()  # for the staging that follows
             claimed += self._claim_batch(self._recordable(batch, sizes), sizes, group, numbers)
         return claimed
 
@@ -305,9 +308,12 @@ class Staging:
 
     def _blockers(self) -> Blockers:
         """Return what blocks entries now; a moment later the answer is the same."""
-        now = monotonic_seconds()
+        now, listed = monotonic_seconds(), self._locks
+        self._locks = None
         if self._seen_blockers is None or now - self._seen_blockers[0] > _FRESH_SECONDS:
-            self._seen_blockers = (now, self._run.blockers(self._session.roots.values()))
+            # The claim can have waited for the database.
+            locks = listed[1] if listed is not None and now - listed[0] <= _FRESH_SECONDS else None
+            self._seen_blockers = (now, self._run.blockers(self._session.roots.values(), locks))
         return self._seen_blockers[1]
 
     def _unused(self, jobs: Iterable[ClaimedJob], blockers: Blockers) -> list[ClaimedJob]:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import stat
+import threading
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,32 @@ _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 _LOCAL_FILESYSTEMS = {"ext2", "ext3", "ext4", "xfs", "tmpfs", "f2fs", "zfs", "jfs"}
 
 
+class LockList:
+    """The kernel's list of file locks (proc(5): locks), read in a thread.
+
+    To list them, the kernel waits for all processors, about ten milliseconds.  Meanwhile the caller works.
+    """
+
+    def __init__(self) -> None:
+        self._lines: list[str] | None = None
+        self._thread: threading.Thread | None = threading.Thread(target=self._read, name="locks", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # no more threads can be started
+            self._thread = None
+            self._read()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):
+            self._lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+
+    def lines(self) -> list[str] | None:
+        """Return a line for each lock and for each process that waits for one; None if that is unknown."""
+        if self._thread is not None:
+            self._thread.join()
+        return self._lines
+
+
 @dataclass(frozen=True, slots=True)
 class Blockers:
     """A snapshot of mounts, locks and open files.
@@ -52,18 +79,25 @@ class Blockers:
     quiet_since: float | None
 
     @classmethod
-    def snapshot(cls, roots: Iterable[Root], quiet_since: float | None = None) -> Blockers:
-        """Read the mounts, locks and open files of this machine (proc(5): mountinfo, locks, fd)."""
+    def snapshot(
+        cls, roots: Iterable[Root], quiet_since: float | None = None, locks: LockList | None = None
+    ) -> Blockers:
+        """Read the mounts, locks and open files of this machine (proc(5): mountinfo, locks, fd).
+
+        ``locks`` is a list that was begun a moment ago.
+        """
+        locks = locks or LockList()
         opened = list(roots)
         all_mounts = mounts()
         inside = tuple(
             mount.path for mount in all_mounts if any(root.path in mount.path.parents for root in opened)
         )
         local = {mount.device for mount in all_mounts if mount.filesystem in _LOCAL_FILESYSTEMS}
+        in_use = {} if quiet_since is None else _opened_entries(opened, all_mounts)
         return cls(
             inside,
-            _locked_inodes(local, opened),
-            {} if quiet_since is None else _opened_entries(opened, all_mounts),
+            _locked_inodes(local, opened, locks),
+            in_use,
             frozenset(root.name for root in opened if _device_number(root) in local),
             quiet_since,
         )
@@ -172,15 +206,15 @@ def _opened_entries(roots: list[Root], all_mounts: list[Mount]) -> dict[tuple[Ro
     return found
 
 
-def _locked_inodes(local: Set[str], roots: list[Root]) -> frozenset[tuple[int, int]] | None:
+def _locked_inodes(local: Set[str], roots: list[Root], listed: LockList) -> frozenset[tuple[int, int]] | None:
     """Return device and inode of files under an flock of other processes; None when that is unknown."""
     devices = {_device_number(root) for root in roots}
     try:
         in_initial_namespace = os.stat("/proc/self/ns/pid").st_ino == _INITIAL_PID_NAMESPACE  # noqa: PTH116
-        if not in_initial_namespace or not devices <= local:
-            return None
-        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
     except OSError:
+        return None
+    lines = listed.lines()
+    if lines is None or not in_initial_namespace or not devices <= local:
         return None
     # 1: FLOCK  ADVISORY  WRITE 1234 fd:00:5678 0 EOF; the line of a waiter has "->" in second place.
     locks = [line.replace("-> ", "").split() for line in lines]

@@ -171,14 +171,9 @@ class JobTable:
     def summary(self) -> DatabaseSummary:
         """Return how many rows the table has, and when the last job ended."""
         # Compared as text, so a zone of its own can hide a later end.  Text that is no time does not count.
-        ended = f"coalesce({self._database.as_text('completed_at')}, '')"
-        newest = f"max(CASE WHEN {ended} BETWEEN '{FIRST_YEAR}' AND '3' THEN {ended} END)"
+        newest = f"max(CASE WHEN {self._ended} BETWEEN '{FIRST_YEAR}' AND '3' THEN {self._ended} END)"
         with self._database.read() as connection:
             rows, last = connection.exec_driver_sql(f"SELECT count(*), {newest} FROM jobs").one()
-            # Of one day, a time with a "T" orders after all times with a space.
-            of_last_day = text(f"SELECT max({self._ended}) FROM jobs WHERE {ended} BETWEEN :day AND :last")
-            if last is not None:
-                last = connection.execute(of_last_day, {"day": last[:10], "last": last}).scalar_one()
         return DatabaseSummary(self._database.name, int(rows), read_timestamp(last, self._zone))
 
     # -- candidates --------------------------------------------------------------------------------
