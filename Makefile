@@ -42,7 +42,7 @@ endef
 packages dist deb: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all check docs reference bench stress install upgrade uninstall packages dist licences audit deb clean
+.PHONY: help run test test-all pytest pytest-all check docs reference bench stress install upgrade uninstall packages dist licences audit deb clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -62,11 +62,13 @@ run: $(READY) ## build a demo job store, show the dry run, clean it, show the hi
 	@printf '\n$$ eemtcleanupd history --config $(CONFIG)\n'
 	@$(BIN)/eemtcleanupd history --config $(CONFIG)
 
-test: check ## run all checks, and all tests but the slow ones
-	$(BIN)/pytest -n auto --dist loadgroup -m 'not slow' $(PYTEST_ARGS)
+test: check pytest ## run all checks, and all tests but the slow ones
+pytest: MARKED := -m 'not slow'
 
-test-all: check ## run all checks and all tests
-	$(BIN)/pytest -n auto --dist loadgroup $(PYTEST_ARGS)
+test-all: check pytest-all ## run all checks and all tests
+
+pytest pytest-all: $(READY)
+	$(BIN)/pytest -n auto --dist loadgroup $(MARKED) $(PYTEST_ARGS)
 
 check: $(READY) ## run the linters, the type checker, the import contracts and the prose checks
 	$(BIN)/ruff check .
