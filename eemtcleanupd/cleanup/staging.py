@@ -308,12 +308,13 @@ class Staging:
 
     def _blockers(self) -> Blockers:
         """Return what blocks entries now; a moment later the answer is the same."""
-        now, listed = monotonic_seconds(), self._locks
+        now = monotonic_seconds()
+        listed: tuple[float, LockList | None] | None = self._locks
         self._locks = None
         if self._seen_blockers is None or now - self._seen_blockers[0] > _FRESH_SECONDS:
-            # The claim can have waited for the database.
-            locks = listed[1] if listed is not None and now - listed[0] <= _FRESH_SECONDS else None
-            self._seen_blockers = (now, self._run.blockers(self._session.roots.values(), locks))
+            if listed is None or now - listed[0] > _FRESH_SECONDS:  # the claim waited for the database, say
+                listed = (now, None)
+            self._seen_blockers = (listed[0], self._run.blockers(self._session.roots.values(), listed[1]))
         return self._seen_blockers[1]
 
     def _unused(self, jobs: Iterable[ClaimedJob], blockers: Blockers) -> list[ClaimedJob]:
