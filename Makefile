@@ -108,10 +108,9 @@ packages: $(READY) ## build sdist and wheel, the same bytes each time, and check
 
 dist: packages ## build sdist, wheel and bill of materials (SBOM) into dist/
 	@# What it runs with, in an environment where nothing else is.
-	$(PYTHON) -m venv --clear $(BUILD)/runtime
-	$(BUILD)/runtime/bin/python -m pip install -qq --no-compile --disable-pip-version-check \
+	$(PYTHON) -m venv --clear --without-pip $(BUILD)/runtime
+	$(BIN)/python -m pip --python $(BUILD)/runtime install -qq --no-compile --disable-pip-version-check \
 		'$(DIST)-py3-none-any.whl[$(RUNTIME_EXTRAS)]'
-	$(BUILD)/runtime/bin/python -m pip uninstall -qqy --disable-pip-version-check setuptools pip
 	$(BIN)/cyclonedx-py environment $(BUILD)/runtime --output-reproducible --no-validate \
 		--output-file $(DIST).cdx.json
 
@@ -137,6 +136,8 @@ $(READY): setup.cfg
 		echo "'$(PYTHON)' cannot make virtual environments; install its venv (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	@echo "Setting up $(VENV): once, and again when setup.cfg changes; it takes a minute or so"
 	@$(PYTHON) -m venv --clear $(VENV)
+	@# The pip of a distribution can be years old; a new one takes half the time.
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --upgrade pip
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --editable '.[dev]'
 	@$(BIN)/python -m compileall -q eemtcleanupd
 	@touch $@
