@@ -8,9 +8,10 @@ import stat
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import TypeVar
 
 from sqlalchemy import Connection
 
@@ -47,6 +48,7 @@ from eemtcleanupd.store.job_rows import Row
 from eemtcleanupd.store.ledger import Ledger
 
 _PAGE = 500
+Result = TypeVar("Result")
 
 
 class EntryKind(StrEnum):
@@ -71,11 +73,10 @@ class RootCensus:
 
 @dataclass(frozen=True, slots=True)
 class InventoryResult:
-    """The number of orphans and of uncleaned terminal jobs with files, and the census of each root."""
+    """The number of orphans and of uncleaned terminal jobs with files."""
 
     orphans: int
     jobs_with_files: int
-    census: Mapping[RootName, RootCensus] = field(default_factory=dict)
 
 
 OnEntries = Callable[[Sequence[tuple[Found, int]], EntryKind], None]
@@ -108,15 +109,28 @@ class Inventory:
         self._census: dict[RootName, RootCensus] = {}
 
     def scan(self) -> InventoryResult:
-        """Walk all roots once, or again when the connection that has the temporary tables was lost."""
+        """Walk all roots, and measure the jobs whose files are there."""
+
+        def scan(tables: InventoryTables) -> InventoryResult:
+            orphans = self._walk(tables)
+            return InventoryResult(orphans, self._measure_seen(tables))
+
+        return self._with_tables(scan)
+
+    def census(self) -> Mapping[RootName, RootCensus]:
+        """Walk all roots; jobs do not matter."""
+        self._with_tables(self._walk)
+        return self._census
+
+    def _with_tables(self, work: Callable[[InventoryTables], Result]) -> Result:
+        """Do it once, or again when the connection that has the temporary tables was lost."""
         while True:
             try:
-                return self._scan_once()
+                return work(InventoryTables(self._session.database, self._session.jobs))
             except TempTablesLostError:
                 continue
 
-    def _scan_once(self) -> InventoryResult:
-        tables = InventoryTables(self._session.database, self._session.jobs)
+    def _walk(self, tables: InventoryTables) -> int:
         self._census = {name: RootCensus() for name in self._session.roots}
         orphans = 0
         for name in (RootName.RESULTS, RootName.TEMP):
@@ -125,7 +139,7 @@ class Inventory:
                     orphans += self._classify(page, tables)
         if RootName.UPLOADS in self._session.roots:
             orphans += self._classify_uploads(tables)
-        return InventoryResult(orphans, self._measure_seen(tables), self._census)
+        return orphans
 
     def _entries(self, name: RootName) -> Iterable[Found]:
         for entry, is_folder in root_entries(self._session.roots[name]):
@@ -360,7 +374,7 @@ def count_orphans(
         size_bytes = sum(size for _, size in entries)
         counts[kind] = JobTally(counts[kind].jobs + len(entries), counts[kind].bytes_freed + size_bytes)
 
-    Inventory(run, session, Planner(run, session), count, is_recording=False).scan()
+    Inventory(run, session, Planner(run, session), count, is_recording=False).census()
     return counts
 
 

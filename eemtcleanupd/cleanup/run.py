@@ -238,7 +238,7 @@ class _Run:
         self._require_jobs(self._database.jobs, "Refused, nothing was changed")
         if run.config.orphans.delete_after_hours is None or run.request.allow_orphans:
             return
-        census = Inventory(run, session, self._planner, lambda *_: None, is_recording=False).scan().census
+        census = Inventory(run, session, self._planner, lambda *_: None, is_recording=False).census()
         if session.has_ledger:
             self._held_bytes = sum(size for _, size in session.ledger.storage_by_class().values())
         self._require_few_orphans(census, "Refused, nothing was changed")

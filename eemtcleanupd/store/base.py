@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import BindParameter, bindparam
 
 from eemtcleanupd.errors import StoreError
 from eemtcleanupd.formatting import printable
@@ -12,6 +15,8 @@ from eemtcleanupd.store.database import Database
 
 MOST_VALUES = 500
 """The most values bound in one statement, well below SQLite's limit."""
+VALUES: BindParameter[Any] = bindparam("values", expanding=True)
+"""The values of an IN, for statements that are built once: building one takes longer than executing it."""
 
 
 class Repository:

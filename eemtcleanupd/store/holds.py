@@ -11,11 +11,12 @@ from sqlalchemy import Connection, delete, insert, select
 
 from eemtcleanupd.batches import batched
 from eemtcleanupd.model import Hold
-from eemtcleanupd.store.base import MOST_VALUES, Repository, read_utc
+from eemtcleanupd.store.base import MOST_VALUES, VALUES, Repository, read_utc
 from eemtcleanupd.store.tables import HOLDS
 from eemtcleanupd.store.timestamps import utc_timestamp
 
 _NO_REASON = "no reason given"
+_OF_JOBS = select(HOLDS).where(HOLDS.c.job_id.in_(VALUES))
 
 
 class Holds(Repository):
@@ -25,7 +26,7 @@ class Holds(Repository):
         """Return the holds on these jobs, active or not."""
         holds: dict[str, Hold] = {}
         for page in batched(job_ids, MOST_VALUES):
-            for row in connection.execute(select(HOLDS).where(HOLDS.c.job_id.in_(page))):
+            for row in connection.execute(_OF_JOBS, {"values": page}):
                 holds[row.job_id] = _hold(row)
         return holds
 

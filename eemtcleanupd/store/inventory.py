@@ -50,6 +50,32 @@ _SEEN = Table(
 )
 
 
+def _is_missing(key: Column[Any], other: Column[Any]) -> ColumnElement[bool]:
+    """Return SQL that is true for the keys that another table lacks.
+
+    For NOT IN, PostgreSQL reads that table again for every key, if it is too large for ``work_mem``.
+    """
+    return not_(select(other).where(other == key).exists())
+
+
+class _Pages:
+    """A query in pages, in the order of a key; it is built once, as that takes longer than executing it."""
+
+    def __init__(self, statement: Select[Any], key: Column[Any], size: int) -> None:
+        self.key, self.size = key.name, size
+        self.statement = statement.where(key > bindparam("after")).order_by(key).limit(size)
+
+
+_NAMED_PAGES = _Pages(select(_NAMED), _NAMED.c.name, 500)
+_UNNAMED_PAGES = _Pages(
+    select(_UPLOADS.c.name).where(_is_missing(_UPLOADS.c.name, _NAMED.c.name)), _UPLOADS.c.name, 500
+)
+_SEEN_PAGES = _Pages(select(_SEEN), _SEEN.c.job_id, 100)
+_UNSEEN_PAGES = _Pages(
+    select(SIZES.c.job_id).where(_is_missing(SIZES.c.job_id, _SEEN.c.job_id)), SIZES.c.job_id, 500
+)
+
+
 class InventoryTables:
     """The jobs and uploads seen on the disk.  A new object is empty."""
 
@@ -108,7 +134,7 @@ class InventoryTables:
                 " ON CONFLICT (job_id) DO NOTHING"
             )
             connection.commit()
-        for rows in self._pages(select(_NAMED), _NAMED.c.name, 500):
+        for rows in self._read(_NAMED_PAGES):
             for row in rows:
                 yield row.name, row.uncleaned, row.job_id
 
@@ -124,40 +150,29 @@ class InventoryTables:
 
     def unnamed_uploads(self) -> Iterator[list[str]]:
         """Yield, in pages, the uploads that no row names.  Read :meth:`named_uploads` first."""
-        statement = select(_UPLOADS.c.name).where(_is_missing(_UPLOADS.c.name, _NAMED.c.name))
-        for rows in self._pages(statement, _UPLOADS.c.name, 500):
+        for rows in self._read(_UNNAMED_PAGES):
             yield [row.name for row in rows]
 
     def seen(self) -> Iterator[list[tuple[str, int]]]:
         """Yield, in pages, the jobs seen on the disk, with the bytes of their unshared uploads."""
-        statement = select(_SEEN.c.job_id, _SEEN.c.upload_bytes)
-        for rows in self._pages(statement, _SEEN.c.job_id, 100):
+        for rows in self._read(_SEEN_PAGES):
             yield [(row.job_id, row.upload_bytes) for row in rows]
 
     def measured_unseen(self) -> Iterator[list[str]]:
         """Yield, in pages, the jobs with a measured size of which nothing was seen on the disk."""
-        statement = select(SIZES.c.job_id).where(_is_missing(SIZES.c.job_id, _SEEN.c.job_id))
-        for rows in self._pages(statement, SIZES.c.job_id, 500):
+        for rows in self._read(_UNSEEN_PAGES):
             yield [row.job_id for row in rows]
 
-    def _pages(self, statement: Select[Any], key: Column[Any], size: int) -> Iterator[Sequence[Row[Any]]]:
+    def _read(self, pages: _Pages) -> Iterator[Sequence[Row[Any]]]:
         after = ""
         while True:
-            page = statement.where(key > after).order_by(key).limit(size)
             with self._database.scratch(self._session) as connection:
+                found = connection.execute(pages.statement, {"after": after})
                 # SQLite puts bytes behind all text.  No id is bytes: others wrote them into the ledger.
-                rows = [row for row in connection.execute(page) if isinstance(getattr(row, key.name), str)]
+                rows = [row for row in found if isinstance(getattr(row, pages.key), str)]
             if not rows:
                 return
-            after = getattr(rows[-1], key.name)
+            after = getattr(rows[-1], pages.key)
             yield rows
-            if len(rows) < size:
+            if len(rows) < pages.size:
                 return
-
-
-def _is_missing(key: Column[Any], other: Column[Any]) -> ColumnElement[bool]:
-    """Return SQL that is true for the keys that another table lacks.
-
-    For NOT IN, PostgreSQL reads that table again for every key, if it is too large for ``work_mem``.
-    """
-    return not_(select(other).where(other == key).exists())

@@ -47,7 +47,7 @@ from eemtcleanupd.model import Job, JobClass
 from eemtcleanupd.policy.breakers import ObservedStart
 from eemtcleanupd.policy.ownership import folded
 from eemtcleanupd.policy.retention import FIRST_YEAR, TERMINAL, Policy
-from eemtcleanupd.store.base import MOST_VALUES
+from eemtcleanupd.store.base import MOST_VALUES, VALUES
 from eemtcleanupd.store.candidates import Candidates
 from eemtcleanupd.store.column_types import RawText
 from eemtcleanupd.store.database import Database
@@ -147,6 +147,7 @@ class JobTable:
         }
         # SQLAlchemy caches statements per Table object, so a Table here would make the cache useless.
         self._jobs = table("jobs", *(column(name, types.get(name, NullType())) for name in names))
+        self._by_id = self._select().where(self._has_key())
 
     def add_columns(self) -> None:
         """Append the missing columns of this program."""
@@ -235,7 +236,7 @@ class JobTable:
             if among is not None and not newest.is_full and not newest.is_complete:
                 for ids in batched(among(), MOST_VALUES):
                     with self._database.read() as connection:
-                        rows = connection.execute(statement.where(self._has_key(ids))).all()
+                        rows = connection.execute(statement.where(self._has_key()), {"values": ids}).all()
                     newest.take(filter(counts, (self._convert(*row).job for row in rows)))
                 break
         return newest.ids
@@ -267,10 +268,9 @@ class JobTable:
         for page in batched(values, MOST_VALUES):
             # A collation or type of the column can find other spellings too; they are other jobs.
             wanted = set(page)
-            statement = self._select().where(self._has_key(page))
-            if lock:  # on a server; a write transaction locks a SQLite file completely
-                statement = statement.with_for_update(key_share=True)
-            for columns in connection.execute(statement):
+            # On a server; a write transaction locks a SQLite file completely.
+            statement = self._by_id.with_for_update(key_share=True) if lock else self._by_id
+            for columns in connection.execute(statement, {"values": page}):
                 row = self._row(*columns)
                 if row.job.id not in wanted:
                     continue
@@ -279,12 +279,12 @@ class JobTable:
                 rows[row.job.id] = row
         return rows
 
-    def _has_key(self, ids: Sequence[str]) -> ColumnElement[bool]:
-        """Return SQL that is true for the rows with these ids, and for others that only look alike in Python.
+    def _has_key(self) -> ColumnElement[bool]:
+        """Return SQL that is true for the rows with the ids of VALUES.
 
-        SQLite can have ids that are no text.
+        It is true for others too that only look alike in Python: SQLite can have ids that are no text.
         """
-        return or_(self._jobs.c[self._id].in_(ids), self._database.is_blob(self._id))
+        return or_(self._jobs.c[self._id].in_(VALUES), self._database.is_blob(self._id))
 
     def limited_to(self, statement: Select[Any], ids: Sequence[str] | None) -> Select[Any]:
         """Let a statement read this table: the rows with these ids as the column compares them, or all."""
@@ -431,8 +431,9 @@ class JobTable:
         refused = []
         for page in batched(ids, MOST_VALUES):
             column = self._jobs.c[self._id]
-            statement = select(column).where(self._has_key(page), self._jobs.c.data_cleaned_at.is_(None))
-            refused += [key for row in connection.execute(statement) if (key := as_text(row[0])) in page]
+            statement = select(column).where(self._has_key(), self._jobs.c.data_cleaned_at.is_(None))
+            found = connection.execute(statement, {"values": page})
+            refused += [key for row in found if (key := as_text(row[0])) in page]
         return refused
 
     @cached_property

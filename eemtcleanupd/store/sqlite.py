@@ -95,6 +95,8 @@ class SqliteDatabase(Database):
         self._owed_seconds = 0.0
         self._released_at = 0.0
         self._write_ends = math.inf
+        self._ledger_columns: tuple[int, set[tuple[str, str]]] | None = None
+        """The columns of the ledger in a version of the schema."""
         engine = _engine(file.absolute(), busy_timeout_seconds, is_traced=log.isEnabledFor(logging.DEBUG))
         with self._translated():
             self._connection = engine.connect()
@@ -157,6 +159,7 @@ class SqliteDatabase(Database):
                 return work(connection)
         except BaseException:
             self._write_ends = math.inf
+            self._ledger_columns = None  # the version goes back too, and can come again for another schema
             # After a failed BEGIN, SQLAlchemy still assumes an open transaction and would begin no other.
             # A successful BEGIN and ROLLBACK resets that.
             connection.execution_options(begin="BEGIN").begin().rollback()
@@ -251,11 +254,14 @@ class SqliteDatabase(Database):
 
     def ledger_columns(self, connection: Connection) -> set[tuple[str, str]]:
         """Return the table and name of each column of all tables ``cleanup_*``."""
-        rows = connection.exec_driver_sql(
-            "SELECT m.name, c.name FROM main.sqlite_master AS m, pragma_table_info(m.name, 'main') AS c"
-            " WHERE m.type = 'table' AND m.rootpage > 0 AND m.name GLOB 'cleanup_*'"
-        )
-        return {(table, column) for table, column in rows}
+        version = connection.exec_driver_sql("PRAGMA main.schema_version").scalar_one()
+        if self._ledger_columns is None or self._ledger_columns[0] != version:
+            rows = connection.exec_driver_sql(
+                "SELECT m.name, c.name FROM main.sqlite_master AS m, pragma_table_info(m.name, 'main') AS c"
+                " WHERE m.type = 'table' AND m.rootpage > 0 AND m.name GLOB 'cleanup_*'"
+            )
+            self._ledger_columns = version, {(table, column) for table, column in rows}
+        return self._ledger_columns[1]
 
     def key_type(self, reflected: TypeEngine[Any]) -> TypeEngine[Any]:
         """Return text, which the column's affinity converts."""

@@ -11,9 +11,11 @@ from eemtcleanupd.batches import batched
 from eemtcleanupd.events import CapacityWarning, StoragePoint
 from eemtcleanupd.model import JobClass
 from eemtcleanupd.policy.capacity import Budget, BudgetLevel
-from eemtcleanupd.store.base import MOST_VALUES, Repository, corruption_guard
+from eemtcleanupd.store.base import MOST_VALUES, VALUES, Repository, corruption_guard
 from eemtcleanupd.store.tables import SIZES, STORAGE
 from eemtcleanupd.store.timestamps import utc_timestamp
+
+_MEASURED = select(SIZES.c.job_id, SIZES.c.bytes).where(SIZES.c.job_id.in_(VALUES))
 
 
 class UsageTables(Repository):
@@ -26,10 +28,9 @@ class UsageTables(Repository):
         """
         sizes: dict[str, int] = {}
         for page in batched(job_ids, MOST_VALUES):
-            statement = select(SIZES.c.job_id, SIZES.c.bytes).where(SIZES.c.job_id.in_(page))
             sizes |= {
                 row.job_id: row.bytes
-                for row in connection.execute(statement)
+                for row in connection.execute(_MEASURED, {"values": page})
                 if isinstance(row.bytes, int) and row.bytes >= 0
             }
         return sizes

@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import shutil
+import sqlite3
 import sys
 import tempfile
 import threading
@@ -143,6 +144,8 @@ class TinyStore(JobStore):
     """One folder for all examples: the package's compiled statements and the configuration stay valid."""
 
     configs: ClassVar[dict[str, Config]] = {}
+    connections: ClassVar[dict[int, sqlite3.Connection]] = {}
+    """By process: SQLite's connections cannot be inherited."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,6 +156,15 @@ class TinyStore(JobStore):
         self.template = self.path.with_name("template")
         for root in ("results", "uploads", "temp"):
             shutil.copytree(self.path / root / TRASH, self.template / root / TRASH)
+
+    def sql(self, statement: str, *values: object) -> list[tuple[object, ...]]:
+        """Execute a statement, in a connection for each process and example."""
+        connection = self.connections.get(os.getpid())
+        if connection is None:
+            connection = sqlite3.connect(self.path / "jobs.db", isolation_level=None)
+            connection.execute("PRAGMA synchronous = OFF")  # only for what the test writes
+            self.connections[os.getpid()] = connection
+        return connection.execute(statement, values).fetchall()
 
     def config(self, **options: object) -> Config:
         options = {"performance__max_workers": 1, "performance__parallel_delete": False, **options}
@@ -168,6 +180,9 @@ class TinyStore(JobStore):
                 shutil.rmtree(entry) if entry.is_dir() else os.unlink(entry)
             if not is_first_run:
                 shutil.copytree(self.template / root / TRASH, self.path / root / TRASH)
+        for connection in self.connections.values():
+            connection.close()
+        self.connections.clear()
         (self.path / "jobs.db-journal").unlink(missing_ok=True)
         (self.path / "jobs.db").write_bytes(self.empty if is_first_run else self.ready)
         self.now = datetime.now(UTC)
