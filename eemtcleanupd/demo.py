@@ -22,7 +22,7 @@ from pathlib import Path
 from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.files import create_new, open_folder
 from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX
-from eemtcleanupd.store.timestamps import local_timestamp, utc_timestamp
+from eemtcleanupd.store.values import local_timestamp, utc_timestamp
 
 MIN_JOBS = 40
 CANARY = "canary/keep-me.txt"

@@ -234,7 +234,7 @@ ELSEWHERE = {
     "store/sqlite.py: tempfile.TemporaryDirectory": "a private folder with a random name",
     "demo.py: mkdir(parents)": "see below",
     "demo.py: sqlite3.connect": "in a folder that was new or empty, and of the current user",
-    "deletion/upload_index.py: sqlite3.connect": "a temporary file that has no name",
+    "deletion/roots.py: sqlite3.connect": "a temporary file that has no name",
     "web/api_run.py: tempfile.SpooledTemporaryFile": "has no name",
 }
 

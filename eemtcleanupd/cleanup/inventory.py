@@ -28,8 +28,7 @@ from eemtcleanupd.cleanup.session import (
 from eemtcleanupd.cleanup.staging import stay_reason
 from eemtcleanupd.clock import file_time
 from eemtcleanupd.config import Config
-from eemtcleanupd.deletion.roots import Root
-from eemtcleanupd.deletion.upload_index import UploadIndex
+from eemtcleanupd.deletion.roots import Root, UploadIndex
 from eemtcleanupd.deletion.walk import Measured, measure
 from eemtcleanupd.errors import RowError
 from eemtcleanupd.events import JobTally, Warned
@@ -44,8 +43,8 @@ from eemtcleanupd.policy.ownership import (
 from eemtcleanupd.policy.retention import TERMINAL, Policy
 from eemtcleanupd.store.database import Database, TempTablesLostError
 from eemtcleanupd.store.inventory import InventoryTables
-from eemtcleanupd.store.job_rows import Row
 from eemtcleanupd.store.ledger import Ledger
+from eemtcleanupd.store.values import Row
 
 _PAGE = 500
 Result = TypeVar("Result")

@@ -35,8 +35,8 @@ from eemtcleanupd.policy.ownership import (
 )
 from eemtcleanupd.policy.retention import TERMINAL, Policy, decide
 from eemtcleanupd.store.intents import Intent
-from eemtcleanupd.store.job_rows import Row
 from eemtcleanupd.store.jobs import JobTable
+from eemtcleanupd.store.values import Row
 
 if TYPE_CHECKING:
     from eemtcleanupd.cleanup.pipeline import Pipeline

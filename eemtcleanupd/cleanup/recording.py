@@ -20,7 +20,7 @@ from eemtcleanupd.formatting import human_size, printable
 from eemtcleanupd.model import Found, Job, JobClass
 from eemtcleanupd.store.history import AuditLine, LogEntry
 from eemtcleanupd.store.intents import Intent, IntentState
-from eemtcleanupd.store.job_rows import IN_TRASH
+from eemtcleanupd.store.values import IN_TRASH
 
 RemovedArtifacts = Sequence[tuple[Found, int]]
 """The artifacts of a job that were removed, with the bytes that each freed, or that wait in the trash."""

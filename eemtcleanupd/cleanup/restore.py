@@ -42,8 +42,8 @@ from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.privileges import with_file_access
 from eemtcleanupd.store.history import AuditLine, LogEntry
 from eemtcleanupd.store.intents import PART_BACK, Intent, IntentKind, IntentState
-from eemtcleanupd.store.job_rows import Row
 from eemtcleanupd.store.lock import run_lock
+from eemtcleanupd.store.values import Row
 
 log = logging.getLogger(__name__)
 

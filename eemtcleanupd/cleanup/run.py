@@ -88,7 +88,7 @@ from eemtcleanupd.store.jobs import Backlog
 from eemtcleanupd.store.lock import run_lock
 from eemtcleanupd.store.mount_check import check_journal
 from eemtcleanupd.store.runs import RunRecord
-from eemtcleanupd.store.timestamps import reload_zones
+from eemtcleanupd.store.values import reload_zones
 
 if TYPE_CHECKING:
     from eemtcleanupd.deletion.dask_executor import DaskExecutor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,45 +14,21 @@ from eemtcleanupd.abbreviations import MOST_LISTED, complete
 from eemtcleanupd.cleanup.other_databases import PRIVATE_FOLDERS, where_to_look
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.filesystem import locate, mounts
-from eemtcleanupd.deletion.roots import Root, check_roots, identity, open_root
+from eemtcleanupd.deletion.roots import Root, UploadIndex, check_roots, identity, open_root
 from eemtcleanupd.deletion.trash import MARKER_NAME, Trash, is_group, read_marker, write_marker
-from eemtcleanupd.deletion.upload_index import UploadIndex
 from eemtcleanupd.errors import JobTableError, NoDatabaseError, RootError, StoreError
 from eemtcleanupd.formatting import local_minute, plural, printable, suggested
 from eemtcleanupd.model import TRASH_NAME, Artifact, Hold, RootName
 from eemtcleanupd.policy.breakers import table_problem
-from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, is_system_entry
+from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, ReservedEntries, is_system_entry
 from eemtcleanupd.policy.retention import Policy
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.job_rows import Row
 from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.mount_check import check_journal
 from eemtcleanupd.store.roots import RootRecord
-from eemtcleanupd.store.timestamps import zone_named
-
-
-class ReservedEntries:
-    """The entries of roots that no job can own: paths of the configuration, or folders that contain one.
-
-    A file in a root also reserves names with the same stem.  These are its lock, its head, its text copy,
-    and what rotation made of it.
-    """
-
-    def __init__(self, paths: Iterable[tuple[RootName, tuple[str, ...]]]) -> None:
-        """``paths`` are below the roots, as their components."""
-        entries: set[Artifact] = set()
-        stems: dict[RootName, tuple[str, ...]] = {}
-        for root, parts in paths:
-            entries.add(Artifact(root, parts[0]))
-            if len(parts) == 1:
-                stems[root] = (*stems.get(root, ()), f"{Path(parts[0]).stem}.")
-        self._entries = frozenset(entries)
-        self._stems = stems
-
-    def __contains__(self, artifact: Artifact) -> bool:
-        return artifact in self._entries or artifact.name.startswith(self._stems.get(artifact.root, ()))
+from eemtcleanupd.store.values import Row, zone_named
 
 
 @dataclass

@@ -20,10 +20,10 @@ from eemtcleanupd.cli.common import (
     Duration,
     caller,
     config_option,
+    emitter,
     examples,
     load_config,
     log_file,
-    notification_dispatcher,
     quiet_option,
     setting_option,
 )
@@ -159,12 +159,7 @@ def clean(  # noqa: PLR0917  (click passes them by name)
             listeners = [write_event] if is_redirected else [*listeners, write_event]
         plugins = Plugins(config)
         durable = not request.dry_run
-        listeners.append(stack.enter_context(notification_dispatcher(config, plugins, durable=durable)))
-
-        def emit(event: Event) -> None:
-            for listener in listeners:
-                listener(event)
-
+        emit = stack.enter_context(emitter(config, plugins, listeners, durable=durable))
         for warning in warnings:
             emit(Warned(warning))
         stop = StopFlag()

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -335,8 +335,13 @@ def log_file(config: Config) -> Iterator[logging.FileHandler]:
 
 
 @contextmanager
-def notification_dispatcher(config: Config, plugins: Plugins, *, durable: bool) -> Iterator[Emit]:
-    """Yield a listener that notifies; at the end, wait for pending notifications for a limited time."""
+def emitter(
+    config: Config, plugins: Plugins, listeners: Iterable[Callable[[Event], object]], *, durable: bool
+) -> Iterator[Emit]:
+    """Yield what passes events on to listeners, then to the notifiers.
+
+    At the end, wait for pending notifications for a limited time.
+    """
     from eemtcleanupd.daemon.status import next_run_of_daemon
     from eemtcleanupd.delivery import Dispatcher
     from eemtcleanupd.events import RunFailed, RunFinished
@@ -346,7 +351,9 @@ def notification_dispatcher(config: Config, plugins: Plugins, *, durable: bool) 
     dispatcher = Dispatcher(address, system_clock)
     dispatcher.configure(plugins, durable=durable)
 
-    def publish(event: Event) -> None:
+    def emit(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
         if isinstance(event, RunFinished):
             event = RunFinished(replace(event.report, next_run_at=next_run_of_daemon(address)))
         elif isinstance(event, RunFailed):
@@ -354,7 +361,7 @@ def notification_dispatcher(config: Config, plugins: Plugins, *, durable: bool) 
         dispatcher.publish(event)
 
     try:
-        yield publish
+        yield emit
     finally:
         if not dispatcher.drain(_DRAIN_SECONDS):
             click.echo(

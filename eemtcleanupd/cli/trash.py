@@ -15,11 +15,11 @@ from eemtcleanupd.cli.common import (
     complete_among,
     confirm_destruction,
     echo_line,
+    emitter,
     examples,
     json_option,
     load_config,
     log_file,
-    notification_dispatcher,
     open_ledger,
     print_json,
     quiet_option,
@@ -229,18 +229,16 @@ def purge(older_than: float | None, yes: bool, quiet: bool, as_json: bool) -> in
     plugins = Plugins(config)
     progress = Progress()
     failed: list[JobFailed] = []
+
+    def note_failure(event: Event) -> None:
+        if isinstance(event, JobFailed):
+            failed.append(event)
+
     with (
         log_file(config),
-        notification_dispatcher(config, plugins, durable=True) as publish,
+        emitter(config, plugins, [write_event, note_failure], durable=True) as emit,
         published_progress(StoreAddress.of(config), request.trigger, progress),
     ):
-
-        def emit(event: Event) -> None:
-            write_event(event)
-            publish(event)
-            if isinstance(event, JobFailed):
-                failed.append(event)
-
         report = clean(config, request, emit=emit, progress=progress, hooks=plugins)
     _, kept = plan_purge(config, age, report.started_at)
     _print_purge(report.trash_purged, kept, report, failed, as_json=as_json, quiet=quiet)

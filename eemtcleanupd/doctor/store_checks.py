@@ -25,8 +25,7 @@ from eemtcleanupd.deletion.ballast import ballast_bytes
 from eemtcleanupd.deletion.blockers import Blockers
 from eemtcleanupd.deletion.filesystem import disk_usage
 from eemtcleanupd.deletion.open_files import deleted_but_open, users_of
-from eemtcleanupd.deletion.roots import Root
-from eemtcleanupd.deletion.upload_index import UploadIndex
+from eemtcleanupd.deletion.roots import Root, UploadIndex
 from eemtcleanupd.doctor import findings
 from eemtcleanupd.doctor.base import MAX_NAMES, Checks, can
 from eemtcleanupd.doctor.findings import NamedCheck, Result
@@ -40,7 +39,7 @@ from eemtcleanupd.privileges import has_file_access
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.mount_check import check_journal
-from eemtcleanupd.store.timestamps import utc_offset, zone_named
+from eemtcleanupd.store.values import utc_offset, zone_named
 
 _NEARLY_FULL_FRACTION = 0.95
 _MAX_ENTRIES = 10_000

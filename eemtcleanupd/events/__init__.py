@@ -11,19 +11,6 @@ from eemtcleanupd.events.base import (
 # All events, so that a new one is only added where it is defined.
 from eemtcleanupd.events.runs import *  # noqa: F403
 from eemtcleanupd.events.system import *  # noqa: F403
-from eemtcleanupd.events.values import (
-    DURATION_BUCKETS as DURATION_BUCKETS,
-    ArtifactSize as ArtifactSize,
-    AuditAnchor as AuditAnchor,
-    AuditEntry as AuditEntry,
-    DatabaseSummary as DatabaseSummary,
-    JobNote as JobNote,
-    JobTally as JobTally,
-    RunReport as RunReport,
-    StoragePoint as StoragePoint,
-    StorageState as StorageState,
-    Total as Total,
-)
 
 # `slots=True` makes a second class, and the first stays a subclass: of each hook, the last class counts.
 HOOK_EVENTS: dict[str, type[Event]] = {event.hook: event for event in Event.__subclasses__() if event.hook}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from eemtcleanupd.events.base import Event, Severity
-from eemtcleanupd.events.values import Total
+from eemtcleanupd.events.runs import Total
 from eemtcleanupd.formatting import human_size, local_time
 
 

@@ -148,3 +148,25 @@ def newest_owner(claimants: Iterable[Claimant]) -> Job | None:
 def _protects(claimant: Claimant) -> bool:
     is_finished = claimant.cleaned and claimant.job_class not in {JobClass.LIVE, JobClass.UNKNOWN}
     return claimant.held or not is_finished or claimant.ran_again
+
+
+class ReservedEntries:
+    """The entries of roots that no job can own: paths of the configuration, or folders that contain one.
+
+    A file in a root also reserves names with the same stem.  These are its lock, its head, its text copy,
+    and what rotation made of it.
+    """
+
+    def __init__(self, paths: Iterable[tuple[RootName, tuple[str, ...]]]) -> None:
+        """``paths`` are below the roots, as their components."""
+        entries: set[Artifact] = set()
+        stems: dict[RootName, tuple[str, ...]] = {}
+        for root, parts in paths:
+            entries.add(Artifact(root, parts[0]))
+            if len(parts) == 1:
+                stems[root] = (*stems.get(root, ()), f"{parts[0].rpartition('.')[0] or parts[0]}.")
+        self._entries = frozenset(entries)
+        self._stems = stems
+
+    def __contains__(self, artifact: Artifact) -> bool:
+        return artifact in self._entries or artifact.name.startswith(self._stems.get(artifact.root, ()))

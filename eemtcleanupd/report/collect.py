@@ -35,7 +35,7 @@ from eemtcleanupd.store.report_queries import (
     run_totals_since,
 )
 from eemtcleanupd.store.runs import RunRecord
-from eemtcleanupd.store.timestamps import local_timestamp, zone_named
+from eemtcleanupd.store.values import local_timestamp, zone_named
 
 _DAY, _MONTH = timedelta(days=1), timedelta(days=30)
 _STALE = timedelta(days=2)

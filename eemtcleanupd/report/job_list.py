@@ -15,9 +15,9 @@ from eemtcleanupd.model import Hold, JobClass
 from eemtcleanupd.policy.retention import Policy, decide, kept_until
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.intents import Intent
-from eemtcleanupd.store.job_rows import CleanupRecord, JobFilter, JobRows, Row
 from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.ledger import Ledger
+from eemtcleanupd.store.values import CleanupRecord, JobFilter, JobRows, Row
 
 _BATCH = 500
 _SEARCH_SECONDS = 0.1

@@ -38,7 +38,7 @@ from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.base import corruption_guard
 from eemtcleanupd.store.ended_jobs import ended_jobs
 from eemtcleanupd.store.ledger import Ledger
-from eemtcleanupd.store.timestamps import zone_named
+from eemtcleanupd.store.values import zone_named
 
 MOST_DECIDED = 5000
 """So many candidates are decided on as in a dry run; of more, the folders would be read for too long."""

@@ -12,7 +12,7 @@ from eemtcleanupd.batches import batched
 from eemtcleanupd.model import Acknowledgement
 from eemtcleanupd.store.base import MOST_VALUES, Repository
 from eemtcleanupd.store.tables import ACKNOWLEDGEMENTS
-from eemtcleanupd.store.timestamps import utc_timestamp
+from eemtcleanupd.store.values import utc_timestamp
 
 
 class Acknowledgements(Repository):

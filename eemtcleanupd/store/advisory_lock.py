@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from eemtcleanupd.errors import LockHeldError
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.store.column_types import is_storable
 from eemtcleanupd.store.lock import Holder, lock_held
+from eemtcleanupd.store.values import is_storable
 
 Execute = Callable[..., Any]
 """Executes SQL with parameters and returns a cursor: a method of psycopg's or SQLAlchemy's connection."""

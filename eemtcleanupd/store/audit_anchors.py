@@ -15,7 +15,7 @@ from eemtcleanupd.errors import StoreError
 from eemtcleanupd.events import AuditAnchor
 from eemtcleanupd.store.base import Repository, corruption_guard
 from eemtcleanupd.store.tables import AUDIT_ANCHORS
-from eemtcleanupd.store.timestamps import utc_timestamp
+from eemtcleanupd.store.values import utc_timestamp
 
 _HIGHEST = 10**15
 _HASH = re.compile(r"[0-9a-f]{64}")

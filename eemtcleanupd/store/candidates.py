@@ -13,10 +13,9 @@ from sqlalchemy import Column, MetaData, Table, select, text
 from sqlalchemy.types import Integer
 
 from eemtcleanupd.model import JobClass
-from eemtcleanupd.store.column_types import RawText
 from eemtcleanupd.store.database import SCRATCH, Database, TempTablesLostError
 from eemtcleanupd.store.expiry_filter import NEEDS_DECISION, ExpiryFilter
-from eemtcleanupd.store.job_rows import as_text
+from eemtcleanupd.store.values import RawText, as_text
 
 _CANDIDATES = Table(
     "cleanup_candidates",

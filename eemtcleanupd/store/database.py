@@ -37,7 +37,7 @@ from sqlalchemy.types import TypeEngine
 
 from eemtcleanupd.errors import CleanupError, RowError, StoreError
 from eemtcleanupd.formatting import printable, shortened
-from eemtcleanupd.store.column_types import RawText
+from eemtcleanupd.store.values import RawText
 
 if TYPE_CHECKING:
     from eemtcleanupd.store.lock import Holder
@@ -208,7 +208,8 @@ class Database(ABC):
     def holder(self, what: str) -> Holder | None:
         """Return the process that holds a lock of the job store, or None."""
 
-    def verify_lock(self) -> None:  # noqa: B027  (an flock cannot be lost)
+    @abstractmethod
+    def verify_lock(self) -> None:
         """Check that the lock is still held.
 
         Raises:

@@ -15,7 +15,7 @@ from eemtcleanupd.policy.what_if import EndedJobs
 from eemtcleanupd.store.base import MOST_VALUES
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.jobs import JobTable
-from eemtcleanupd.store.timestamps import ANY_ZONE, local_timestamp, read_timestamp
+from eemtcleanupd.store.values import ANY_ZONE, local_timestamp, read_timestamp
 
 _PAGE = 1000
 # About a petabyte. Every program can write there, also text and infinity.

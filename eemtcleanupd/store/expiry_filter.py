@@ -11,7 +11,7 @@ from datetime import datetime, tzinfo
 from eemtcleanupd.model import JobClass
 from eemtcleanupd.policy.retention import FIRST_YEAR, FUTURE_TOLERANCE, TERMINAL, Policy
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.timestamps import ANY_ZONE, CLOCK_CHANGE, local_timestamp
+from eemtcleanupd.store.values import ANY_ZONE, CLOCK_CHANGE, local_timestamp
 
 NEEDS_DECISION = 2**32
 """Added to the verdict of a row that needs a decision."""

@@ -14,7 +14,7 @@ from eemtcleanupd.formatting import BYTES_PER_MB
 from eemtcleanupd.store.base import MOST_VALUES, Repository
 from eemtcleanupd.store.runs import BEGAN, PLANNED_JOBS
 from eemtcleanupd.store.tables import AUDIT, LOG, RUNS
-from eemtcleanupd.store.timestamps import read_timestamp, utc_timestamp
+from eemtcleanupd.store.values import read_timestamp, utc_timestamp
 
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 

@@ -13,7 +13,7 @@ from eemtcleanupd.batches import batched
 from eemtcleanupd.model import Hold
 from eemtcleanupd.store.base import MOST_VALUES, VALUES, Repository, read_utc
 from eemtcleanupd.store.tables import HOLDS
-from eemtcleanupd.store.timestamps import utc_timestamp
+from eemtcleanupd.store.values import utc_timestamp
 
 _NO_REASON = "no reason given"
 _OF_JOBS = select(HOLDS).where(HOLDS.c.job_id.in_(VALUES))

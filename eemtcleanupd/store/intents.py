@@ -21,9 +21,8 @@ from eemtcleanupd.errors import StoreError
 from eemtcleanupd.formatting import plural
 from eemtcleanupd.model import TRASH_NAME, Artifact, Found, RootName
 from eemtcleanupd.store.base import MOST_VALUES, Repository, corruption_guard, read_utc
-from eemtcleanupd.store.column_types import RawText
 from eemtcleanupd.store.tables import HOLDS, INTENTS
-from eemtcleanupd.store.timestamps import utc_timestamp
+from eemtcleanupd.store.values import RawText, utc_timestamp
 
 PART_BACK = ".back-"
 """Follows the id of an intent in the id of another intent that restores a part of it."""

@@ -28,10 +28,10 @@ from sqlalchemy import (
 
 from eemtcleanupd.batches import batched
 from eemtcleanupd.store.base import MOST_VALUES
-from eemtcleanupd.store.column_types import RawName, RawText
 from eemtcleanupd.store.database import SCRATCH, Database
 from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.tables import SIZES
+from eemtcleanupd.store.values import RawName, RawText
 
 _METADATA = MetaData(schema=SCRATCH)
 _UPLOADS = Table("cleanup_uploads", _METADATA, Column("name", RawName, primary_key=True))

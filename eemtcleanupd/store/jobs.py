@@ -49,21 +49,23 @@ from eemtcleanupd.policy.ownership import folded
 from eemtcleanupd.policy.retention import FIRST_YEAR, TERMINAL, Policy
 from eemtcleanupd.store.base import MOST_VALUES, VALUES
 from eemtcleanupd.store.candidates import Candidates
-from eemtcleanupd.store.column_types import RawText
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.expiry_filter import NEEDS_DECISION, ExpiryFilter
-from eemtcleanupd.store.job_rows import (
+from eemtcleanupd.store.newest_jobs import NewestJobs
+from eemtcleanupd.store.values import (
     ROW_COLUMNS,
     CleanupRecord,
     JobFilter,
     JobRows,
+    RawText,
     Row,
     as_text,
+    local_timestamp,
+    read_observed_start,
     read_record,
     read_row,
+    read_timestamp,
 )
-from eemtcleanupd.store.newest_jobs import NewestJobs
-from eemtcleanupd.store.timestamps import local_timestamp, read_observed_start, read_timestamp
 
 _ADDED_COLUMNS = {
     "data_cleaned_at": "time",

@@ -12,9 +12,8 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from eemtcleanupd.model import Job
 from eemtcleanupd.policy.retention import FIRST_YEAR, end_problem
-from eemtcleanupd.store.column_types import RawText
 from eemtcleanupd.store.expiry_filter import is_zoneless
-from eemtcleanupd.store.timestamps import ANY_ZONE, CLOCK_CHANGE, local_timestamp
+from eemtcleanupd.store.values import ANY_ZONE, CLOCK_CHANGE, RawText, local_timestamp
 
 _MAX_TIME_LENGTH = 64
 _MAX_ID_LENGTH = 255

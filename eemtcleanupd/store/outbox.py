@@ -15,7 +15,7 @@ from eemtcleanupd.store.base import corruption_guard
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.tables import DELIVERY_OUTCOMES, NOTIFIERS, OUTBOX
-from eemtcleanupd.store.timestamps import utc_timestamp
+from eemtcleanupd.store.values import utc_timestamp
 
 _STALE_AFTER = timedelta(days=7)
 

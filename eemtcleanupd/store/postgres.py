@@ -48,9 +48,9 @@ from eemtcleanupd.installation import Page, add_extra
 from eemtcleanupd.privileges import exceeds_user
 from eemtcleanupd.store import advisory_lock
 from eemtcleanupd.store.advisory_lock import AdvisoryLock, Execute
-from eemtcleanupd.store.column_types import IntegerKey, TextKey, UuidKey
 from eemtcleanupd.store.database import SCRATCH, Database, Result, TempTablesLostError, trace_statements
 from eemtcleanupd.store.lock import Holder
+from eemtcleanupd.store.values import IntegerKey, TextKey, UuidKey
 
 log = logging.getLogger("eemtcleanupd.store.database")
 

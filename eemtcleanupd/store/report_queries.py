@@ -15,11 +15,10 @@ from sqlalchemy import ColumnElement, Float, String, case, cast, column, func, l
 
 from eemtcleanupd.formatting import BYTES_PER_MB
 from eemtcleanupd.model import Job
-from eemtcleanupd.store.column_types import RawText
 from eemtcleanupd.store.database import Database
 from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.tables import RUNS, SIZES
-from eemtcleanupd.store.timestamps import utc_timestamp
+from eemtcleanupd.store.values import RawText, utc_timestamp
 
 OTHERS = "(others)"
 """The group of all jobs beyond the first :data:`MOST_GROUPS` groups."""

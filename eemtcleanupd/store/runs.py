@@ -16,7 +16,7 @@ from eemtcleanupd.formatting import human_amounts
 from eemtcleanupd.model import Outcome, Trigger
 from eemtcleanupd.store.base import Repository, corruption_guard, read_utc
 from eemtcleanupd.store.tables import DELIVERY_OUTCOMES, NOTIFIERS, RUNS, TOTALS
-from eemtcleanupd.store.timestamps import utc_timestamp
+from eemtcleanupd.store.values import utc_timestamp
 
 _KILLED = "The run did not finish."
 # What a row without these values has.

@@ -40,10 +40,10 @@ from eemtcleanupd.clock import monotonic_seconds
 from eemtcleanupd.errors import NoDatabaseError, StoreError
 from eemtcleanupd.files import replacing
 from eemtcleanupd.formatting import printable
-from eemtcleanupd.store.column_types import RawText
 from eemtcleanupd.store.database import SCRATCH, Database, Result, trace_statements
 from eemtcleanupd.store.fifo_watch import BESIDE, no_wait_for_fifo
 from eemtcleanupd.store.lock import Holder, file_holder, file_lock
+from eemtcleanupd.store.values import RawText
 
 log = logging.getLogger("eemtcleanupd.store.database")
 
@@ -216,6 +216,9 @@ class SqliteDatabase(Database):
     def holder(self, what: str) -> Holder | None:
         """Return the process that holds a lock of the job store, or None."""
         return file_holder(self._lock_file(what))
+
+    def verify_lock(self) -> None:
+        """Do nothing: a file's lock cannot be lost."""
 
     def _lock_file(self, what: str) -> Path:
         middle = "" if what == "run" else f"{what}."

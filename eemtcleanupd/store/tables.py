@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Float, Integer, MetaData, String, Table, Text, func, text
 
-from eemtcleanupd.store.column_types import BigNumber, LongText, Number, RawText, ShortText
+from eemtcleanupd.store.values import BigNumber, LongText, Number, RawText, ShortText
 
 METADATA = MetaData()
 RUNS = Table(

@@ -13,7 +13,7 @@ from eemtcleanupd.model import JobClass
 from eemtcleanupd.policy.capacity import Budget, BudgetLevel
 from eemtcleanupd.store.base import MOST_VALUES, VALUES, Repository, corruption_guard
 from eemtcleanupd.store.tables import SIZES, STORAGE
-from eemtcleanupd.store.timestamps import utc_timestamp
+from eemtcleanupd.store.values import utc_timestamp
 
 _MEASURED = select(SIZES.c.job_id, SIZES.c.bytes).where(SIZES.c.job_id.in_(VALUES))
 

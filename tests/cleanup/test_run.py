@@ -21,7 +21,7 @@ from eemtcleanupd.events import Event, JobCleaned, JobFailed, JobPlanned, JobSki
 from eemtcleanupd.model import Hold
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.lock import run_lock
-from eemtcleanupd.store.timestamps import reload_zones
+from eemtcleanupd.store.values import reload_zones
 from tests.cleanup.conftest import JobStore
 from tests.conftest import immutable
 

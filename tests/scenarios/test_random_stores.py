@@ -144,10 +144,9 @@ class TinyStore(JobStore):
     """One folder for all examples: the package's compiled statements and the configuration stay valid."""
 
     configs: ClassVar[dict[str, Config]] = {}
-    connections: ClassVar[dict[int, sqlite3.Connection]] = {}
-    """By process: SQLite's connections cannot be inherited."""
 
     def __post_init__(self) -> None:
+        self.connections: dict[int, sqlite3.Connection] = {}  # by process: they cannot be inherited
         super().__post_init__()
         self.empty = (self.path / "jobs.db").read_bytes()
         self.now = datetime.now(UTC)

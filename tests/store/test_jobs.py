@@ -20,9 +20,9 @@ from eemtcleanupd.model import Decision, Job
 from eemtcleanupd.policy.retention import Policy, decide, end_problem
 from eemtcleanupd.store.address import StoreAddress
 from eemtcleanupd.store.database import Database
-from eemtcleanupd.store.job_rows import JobFilter
 from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.sqlite import SqliteDatabase
+from eemtcleanupd.store.values import JobFilter
 from tests.postgres import Server
 
 NOW = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)  # during Europe's clock change

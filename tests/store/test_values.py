@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from eemtcleanupd.store.timestamps import (
+from eemtcleanupd.store.values import (
     local_timestamp,
     read_creation,
     read_observed_start,
