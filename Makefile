@@ -68,6 +68,8 @@ pytest: MARKED := -m 'not slow'
 test-all: check pytest-all ## run all checks and all tests
 
 pytest pytest-all: $(READY)
+	@# Once, or several workers would compile the same files at the same time.
+	@[ -d tests/__pycache__ ] || $(BIN)/pytest --collect-only -q >/dev/null
 	$(BIN)/pytest -n auto --dist loadgroup $(MARKED) $(PYTEST_ARGS)
 
 check: $(READY) ## run the linters, the type checker, the import contracts and the prose checks
