@@ -82,8 +82,7 @@ class Candidates:
         while True:
             try:
                 with self._database.scratch() as connection:
-                    connection.exec_driver_sql(f"DROP TABLE IF EXISTS {schema}.cleanup_candidates")
-                    _CANDIDATES.create(connection, checkfirst=False)
+                    self._database.create_scratch(connection, _CANDIDATES)
                     connection.execute(statement, values)
                     connection.commit()
                     scan.session, scan.position = self._database.session, 0

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -21,6 +22,7 @@ from sqlalchemy import (
     Column,
     Connection,
     Engine,
+    MetaData,
     SelectBase,
     Subquery,
     Table,
@@ -31,6 +33,8 @@ from sqlalchemy import (
     func,
     literal_column,
 )
+from sqlalchemy.engine.interfaces import Dialect
+from sqlalchemy.schema import CreateTable
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.visitors import replacement_traverse
 from sqlalchemy.types import TypeEngine
@@ -48,6 +52,11 @@ Result = TypeVar("Result")
 _MOST_CHARACTERS = 1000
 SCRATCH = "scratch"
 """SQLAlchemy's name for the schema of temporary tables."""
+
+
+@lru_cache
+def _creation(table: Table, schema: str, dialect: Dialect) -> str:
+    return str(CreateTable(table.to_metadata(MetaData(), schema=schema)).compile(dialect=dialect))
 
 
 class TempTablesLostError(StoreError):
@@ -106,6 +115,12 @@ class Database(ABC):
         del session  # a file has a single connection
         with self.read() as connection:
             yield connection
+
+    def create_scratch(self, connection: Connection, *tables: Table) -> None:
+        """Create temporary tables, in place of those of earlier work."""
+        for table in tables:
+            connection.exec_driver_sql(f"DROP TABLE IF EXISTS {self.scratch_schema}.{table.name}")
+            connection.exec_driver_sql(_creation(table, self.scratch_schema, connection.dialect))
 
     def write(self, work: Callable[[Connection], Result]) -> Result:
         """Run ``work`` in one write transaction, and retry it from its start after a transient error.

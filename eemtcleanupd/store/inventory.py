@@ -84,9 +84,7 @@ class InventoryTables:
         self._job_table = job_table
         self._schema = database.scratch_schema
         with database.scratch() as connection:
-            for table in (_UPLOADS, _NAMED, _SEEN):
-                connection.exec_driver_sql(f"DROP TABLE IF EXISTS {self._schema}.{table.name}")
-                table.create(connection, checkfirst=False)
+            database.create_scratch(connection, _UPLOADS, _NAMED, _SEEN)
             connection.commit()
             self._session = database.session
 
