@@ -22,8 +22,8 @@ RUNTIME_EXTRAS = $(shell sed -n '/extras_require/,$$ s/^\([a-z]*\) =$$/\1/p' set
 
 # The variables of a real job store must not reach the demo or the tests.
 unexport $(filter EEMT_%,$(.VARIABLES))
-# Without compiled files, each process of the tests compiles what it imports.
-unexport PYTHONDONTWRITEBYTECODE
+# Without compiled files, each process of the tests compiles what it imports; without a buffer, it writes line by line.
+unexport PYTHONDONTWRITEBYTECODE PYTHONUNBUFFERED
 
 # Where dist and deb work, and where their results go.
 BUILD ?= build
