@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 @store_options
 @json_option
 def acknowledge(given: str | None, reason: str, show: bool, remove: bool, as_json: bool) -> int:
-    """Acknowledge the warning about JOB (an id or the start of one): runs only count it from now on.
+    """Acknowledge the warning about JOB (an id or the start of one).
 
-    A run warns again as soon as it keeps the job for another reason.  In place of JOB you can give the path
-    of an orphan, as printed by the run.
+    Later runs count it but do not print it.  A run warns again as soon as it keeps the job for another
+    reason.  In place of JOB you can give the path of an orphan, as printed by the run.
     """
     if show == (given is not None) or (show and (remove or reason)) or (remove and reason):
         raise click.UsageError("Give a JOB, with --reason or --remove if needed, or only --list.")
@@ -70,12 +70,12 @@ def _add(config: Config, given: str, reason: str, *, as_json: bool) -> int:
     if as_json:
         print_json({"job_id": name, "acknowledged": True, "warning": warning})
     else:
-        echo_line(f"Acknowledged for {printable(name)}: {printable(warning)}", indent=2)
+        echo_line(f"Acknowledged the warning about {printable(name)}: {printable(warning)}", indent=2)
     return 0
 
 
 def _find_warning(config: Config, given: str) -> tuple[str, str]:
-    """Return the job or the path of the orphan that a person means, and what runs warn of.
+    """Return the job or the path of the orphan that a person means, and the text of the warning.
 
     Raises:
         IdError: there is neither.

@@ -39,7 +39,7 @@ def _folder(config: Config) -> BackupFolder:
 
 
 def _complete(config: Config, folder: BackupFolder, given: str | None) -> str | None:
-    """Return the only job with a backup whose id starts like this, else what was given."""
+    """Complete the id of a job with backups; return it unchanged if none matches."""
     states = {file.job_id: f"last backup {local_minute(file.made_at)}" for file in folder.all()}
     return given and (complete_among(config, given, states, "jobs with backups") or given)
 
@@ -113,7 +113,7 @@ def verify(job_id: str | None, quiet: bool, as_json: bool) -> int:
     "--backup",
     "name",
     metavar="NAME",
-    help="Backup to restore, as printed by list (default: of each artifact the newest).",
+    help="Backup to restore, as printed by list (default: the newest backup of each artifact).",
 )
 @restore_options(completion.backed_up_jobs)
 def restore(job_id: str, only: tuple[str, ...], no_hold: bool, as_json: bool, name: str | None) -> int:

@@ -41,10 +41,10 @@ _BUSY_SECONDS = 1.0
 def check(as_json: bool, schema: bool, changed: bool) -> int:
     """Show every configuration key, its value and the origin of the value, and the job database in use.
 
-    Refuses what the daemon refuses at its start.  Exits with 2 and lists every problem with file and line if
-    the configuration is invalid, or if something that it needs is missing.  Exits with 3 if the job database,
-    a folder or the audit log cannot be used, and with 5 if the database is probably not the one of the web
-    interface.  Changes nothing.
+    Makes the checks that the daemon makes at start, and changes nothing.  Lists every problem of an invalid
+    configuration with file and line.  Exits with 2 if the configuration is invalid or a requirement is
+    missing.  Exits with 3 if the job database, a folder or the audit log is unusable.  Exits with 5 if the
+    job database is probably not the one of the web interface.
     """
     if schema:
         from eemtcleanupd.plugins import schema as all_keys
@@ -62,7 +62,7 @@ def check(as_json: bool, schema: bool, changed: bool) -> int:
     unusable = _configuration_problem(loaded.config)
     database, problem = _examine_database(loaded.config)
     file = StoreAddress.of(loaded.config).file
-    # The web interface may create its database after this check.
+    # The web interface might create its database after this check.
     is_missing = isinstance(problem, NoDatabaseError) and file is not None and not file.exists()
     missing = problem if is_missing else None
     problems = [each for each in (unusable, problem) if each is not None and each is not missing]
@@ -92,7 +92,11 @@ def check(as_json: bool, schema: bool, changed: bool) -> int:
             echo_line(str(database))
         for each in problems:
             echo_line(click.style("[ERROR]", fg="red") + f" {each}")
-        click.echo("The configuration is valid." if unusable is None else "The configuration is refused.")
+        click.echo(
+            "The configuration is valid."
+            if unusable is None
+            else "The daemon would refuse this configuration."
+        )
     return problems[0].exit_code if problems else 0
 
 

@@ -69,7 +69,7 @@ quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print only warn
 
 
 yes_option = click.option(
-    "--yes", is_flag=True, help="Confirm. Without a terminal to ask on, the command refuses otherwise."
+    "--yes", is_flag=True, help="Skip the confirmation prompt. Required without a terminal."
 )
 
 
@@ -147,7 +147,8 @@ def load_config() -> Loaded:
 def config_reader() -> Callable[[], Loaded]:
     """Return a function that loads the effective configuration, with the options of the command.
 
-    It reads a file of another user with the rights of that user, whose secrets and plugins can name any path.
+    It reads another user's file with that user's rights, because the file can name any path for secrets and
+    plugins.
     """
     from eemtcleanupd.config import find_file
     from eemtcleanupd.plugins import load
@@ -170,7 +171,7 @@ def config_file() -> Path | None:
 
 
 def give_up_root(config: Config) -> None:
-    """Become the owner of the job store if this process is root's; see ``run_as``.
+    """Become the owner of the job store if this process runs as root; see ``run_as``.
 
     Raises:
         ConfigError: ``run_as`` is impossible, or the new user cannot read this program.
@@ -232,9 +233,9 @@ def _find_daemon_of(error: ConfigError, locks: list[Path]) -> StoreAddress:
 
 
 def become_owner_of(path: Path) -> None:
-    """Become who can replace a file or folder, or the folder to create it in, unless ``--run-as`` is given.
+    """Become the user who can replace a path, or its nearest existing parent, unless ``--run-as`` is given.
 
-    Nothing happens if this process is not root's.
+    Nothing happens if this process does not run as root.
     """
     if os.geteuid() != 0 or given("run_as") is not None:
         return
@@ -253,14 +254,15 @@ def _become(user: User) -> None:
         privileges.become(user)
     except OSError as error:  # such as in a container without CAP_SETUID and CAP_SETGID
         raise ConfigError(
-            f"This process of root cannot become user {user}, the owner of the job store: {error.strerror}. "
-            f"Start it as that user, or trust that user with --run-as root."
+            f"Cannot switch from root to user {user}, the owner of the job store: {error.strerror}. "
+            f"Run the command as {user}, or, if you trust {user}, with --run-as root."
         ) from error
     unreadable = next((path for path in {*sys.path, sys.executable} if _is_hidden(Path(path))), None)
     if unreadable is not None:
         raise ConfigError(
             f"This command works as user {user}, who cannot read {unreadable}. "
-            "Install eemtcleanupd where every user can read it, or trust that user with --run-as root."
+            "Install eemtcleanupd where every user can read it, or, if you trust that user, "
+            "use --run-as root."
         )
 
 
@@ -296,7 +298,7 @@ def open_ledger(config: Config) -> Iterator[Ledger]:
 
 
 def full_id(config: Config, given: str) -> str:
-    """Return the id of the job that a person means, for an answer about it, or what was given."""
+    """Complete an abbreviated job id for output; return it unchanged if it is unknown or ambiguous."""
     from eemtcleanupd.cleanup.session import find_job_id
 
     try:
@@ -308,7 +310,7 @@ def full_id(config: Config, given: str) -> str:
 def complete_among(config: Config, given: str, known: Mapping[str, str], noun: str) -> str | None:
     """Return the id among some jobs, such as the held ones, that a person means; see ``complete``.
 
-    The complete id of a job that is not among them stands for no other, even if one of them starts with it.
+    If ``given`` is the complete id of another job, return None, even if a known id starts with it.
     """
     from eemtcleanupd.cleanup.session import find_row
 
@@ -321,7 +323,7 @@ def complete_among(config: Config, given: str, known: Mapping[str, str], noun: s
 
 @contextmanager
 def log_file(config: Config) -> Iterator[logging.FileHandler]:
-    """Let the log of this process go to the configured file during the ``with`` block."""
+    """Write this process's log to the configured file during the ``with`` block."""
     from eemtcleanupd.logs import log_to_file
 
     handler = log_to_file(
@@ -338,7 +340,7 @@ def log_file(config: Config) -> Iterator[logging.FileHandler]:
 def emitter(
     config: Config, plugins: Plugins, listeners: Iterable[Callable[[Event], object]], *, durable: bool
 ) -> Iterator[Emit]:
-    """Yield what passes events on to listeners, then to the notifiers.
+    """Yield a function that sends events to the listeners, then to the notifiers.
 
     At the end, wait for pending notifications for a limited time.
     """
@@ -404,7 +406,7 @@ def write_audit(plugins: Plugins, action: str, **details: object) -> None:
 def open_audited(config: Config) -> Iterator[tuple[Ledger, Audit]]:
     """Open the ledger for a change by a person, with a function that writes the audit log beforehand.
 
-    Afterwards the ledger's anchor moves to what was written.
+    Afterwards, update the ledger's anchor to the last line written.
     """
     from eemtcleanupd.plugins import Plugins
 

@@ -1,4 +1,4 @@
-"""Complete ids and names in the shell: a few of them, soon, and never with an error.
+"""Shell completion of ids and names: limited in number and time, without errors.
 
 Completion reads what commands read, with the same configuration and the same rights, and changes nothing.
 """
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 _MOST = 50
 _SECONDS = 1.0
-# Users of the web interface choose ids.  A shell puts a completed word into the command line as it is, so
-# that an id could run a command, become an option, or end the line.
+# Users of the web interface choose ids.  A shell inserts a completed word unquoted, so an id could run
+# a command, become an option, or end the line.
 _HARMLESS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./@+-]*")
 
 
 def completion(source: Source) -> Completion:
-    """Return a completion by the words of a source that start with what is typed.
+    """Return a completion function that offers the words of ``source`` with the typed prefix.
 
     The source gets the configuration and the start of the word.
     """

@@ -164,7 +164,8 @@ class ConsoleReporter:
         if report.missing:
             self._say("INFO", f"Found {plural(report.missing, 'uncleaned job')} without any files")
         if report.remaining:
-            size = f" ({human_size(report.remaining_bytes)} too large)" if report.remaining_bytes else ""
+            size = human_size(report.remaining_bytes)
+            size = f" ({size} in jobs above the size threshold)" if report.remaining_bytes else ""
             self._say("INFO", f"Left {plural(report.remaining, 'expired job')} for another run{size}")
 
 

@@ -111,7 +111,7 @@ def _answer(as_json: bool, message: str, **document: object) -> None:
 def _store_address() -> StoreAddress:
     """Return the address of the daemon's files; with ``--db-path`` the configuration is not read.
 
-    An invalid configuration does not hide a daemon that was started with the file.
+    If the configuration is invalid, find the running daemon that uses the file.
     """
     from eemtcleanupd.store.address import StoreAddress
 

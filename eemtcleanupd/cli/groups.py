@@ -24,7 +24,10 @@ _COMMON: Final = (
 
 
 class _HelpFormatter(click.HelpFormatter):
-    """Formats ``--help`` for narrow terminals too: click needs 50 columns, and a wide one for the options."""
+    """Formats ``--help`` for narrow terminals too.
+
+    click needs 50 columns, and more to show options in two columns.
+    """
 
     def __init__(
         self, indent_increment: int = 2, width: int | None = None, max_width: int | None = None
@@ -49,8 +52,8 @@ class _Context(click.Context):
 class CommandGroup(click.Group):
     """A group that passes on options before the command, as if they were the first ones after it.
 
-    So an option that the command does not have is an error of the command, and of an option that is given
-    twice, the one behind the command counts.
+    An unsupported option is therefore an error of the command.  If an option is given twice, the one after
+    the command wins.
     """
 
     context_class = _Context

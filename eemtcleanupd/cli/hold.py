@@ -35,7 +35,7 @@ class _FutureTime(click.ParamType[datetime]):
     name = "time"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        if re.fullmatch(r"20\d\d", str(value)):  # as hours, they would end too early without a word
+        if re.fullmatch(r"20\d\d", str(value)):  # as hours, the hold would end too early, without a warning
             self.fail(
                 f"{value} can be a year or a number of hours. Use {value}-01-01 or {value}h.", param, ctx
             )
@@ -75,7 +75,7 @@ class _FutureTime(click.ParamType[datetime]):
 @click.option(
     "--reason",
     default="",
-    help="Reason for the hold, shown by holds and in reports (default: that of the hold that it replaces).",
+    help="Reason for the hold, shown by holds and in reports (default: the reason of the replaced hold).",
 )
 @click.option("--unknown-ok", is_flag=True, help="Also hold a job that is not in the database (yet).")
 @store_options

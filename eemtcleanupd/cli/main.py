@@ -19,7 +19,7 @@ from eemtcleanupd.errors import CleanupError, StoreError
 from eemtcleanupd.privileges import became
 
 COMMANDS: Final = {
-    "acknowledge": ("eemtcleanupd.cli.acknowledge", "Silence the warning of every run about a kept job."),
+    "acknowledge": ("eemtcleanupd.cli.acknowledge", "Silence the warning that runs print about a kept job."),
     "audit": ("eemtcleanupd.cli.audit", "Verify the audit log."),
     "backup": ("eemtcleanupd.cli.backup", "List, verify or restore backups of jobs."),
     "check": ("eemtcleanupd.cli.check", "Show the effective configuration and the origin of each value."),
@@ -41,7 +41,7 @@ COMMANDS: Final = {
     "stop": ("eemtcleanupd.cli.daemon_control", "Stop the daemon and wait until it has exited."),
     "token": ("eemtcleanupd.cli.token", "Add, list or revoke tokens of the HTTP interface."),
     "trash": ("eemtcleanupd.cli.trash", "List, restore or purge the trash."),
-    "why": ("eemtcleanupd.cli.why", "Say why a job's data is kept or goes, and until when."),
+    "why": ("eemtcleanupd.cli.why", "Show whether a job's data is kept or deleted, why, and until when."),
 }
 """Each command name with the module that defines its click command, and its line in ``--help``."""
 
@@ -101,8 +101,8 @@ def _run_command(stdout: stdio.SafeStdout) -> int:
         click.echo(f"eemtcleanupd: error: {error}", err=True)
         if "ermission denied" in str(error) and (user := became()) is not None:
             click.echo(
-                f"This command works as user {user}, the owner of the job store. Earlier runs may have left "
-                "files of root: `eemtcleanupd doctor` names them.",
+                f"This command works as user {user}, the owner of the job store. Earlier runs might have "
+                "left files owned by root. List them with `eemtcleanupd doctor`.",
                 err=True,
             )
         return error.exit_code
@@ -122,7 +122,7 @@ def _run(stdout: stdio.SafeStdout) -> object:
 
 
 def _print_json_error(message: str, exit_code: int) -> None:
-    """Print an error as JSON too if the command line asks for JSON, also where it cannot be parsed."""
+    """Print an error as JSON too if the command line asks for JSON, even if it cannot be parsed."""
     if "--json" in sys.argv[1:]:
         from eemtcleanupd.cli.common import print_json
 

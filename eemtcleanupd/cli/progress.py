@@ -24,11 +24,11 @@ from eemtcleanupd.formatting import human_amounts
 _INTERVAL_SECONDS = 0.2
 
 
-class _Above(FileProxy):
+class _StreamAboveBar(FileProxy):
     """Prints lines above the bar.
 
-    Unlike rich's own proxy it has an encoding: click writes to the terminal itself where it sees none, and so
-    into the bar.
+    Unlike rich's own proxy it has an encoding.  Without an encoding, click bypasses the proxy and writes into
+    the bar.
     """
 
     encoding = "utf-8"  # text is not encoded here
@@ -45,7 +45,7 @@ def bar(progress: Progress) -> Iterator[None]:
         TimeRemainingColumn(),
         console=Console(stderr=True, soft_wrap=True),  # a long path stays in one piece, to be copied
         transient=True,
-        redirect_stdout=False,  # see _Above
+        redirect_stdout=False,  # see _StreamAboveBar
         redirect_stderr=False,
     )
     task = display.add_task("", total=None, freed="", rate="")
@@ -70,9 +70,9 @@ def bar(progress: Progress) -> Iterator[None]:
 
     watcher = threading.Thread(target=watch, name="progress", daemon=True)
     with display, ExitStack() as stack:
-        stack.enter_context(redirect_stderr(_Above(display.console, sys.stderr)))
+        stack.enter_context(redirect_stderr(_StreamAboveBar(display.console, sys.stderr)))
         if sys.stdout.isatty():  # output into a pipe stays as it is
-            stack.enter_context(redirect_stdout(_Above(display.console, sys.stdout)))
+            stack.enter_context(redirect_stdout(_StreamAboveBar(display.console, sys.stdout)))
         watcher.start()
         try:
             yield

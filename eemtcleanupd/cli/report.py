@@ -70,7 +70,7 @@ def report(  # noqa: PLR0917  (the options)
     from eemtcleanupd.report.collect import gather
 
     document = gather(config, system_clock, biggest=biggest)
-    _spare_database(document.database, plot, output)
+    _require_not_database(document.database, plot, output)
     text = _render(document, "json" if as_json else form or "text")
     _print(text, output, is_table=form in {None, "text"} and not as_json)
     if plot is not None and plot_format is not None:
@@ -89,7 +89,7 @@ def _report_what_if(
     from eemtcleanupd.report.what_if import as_document, as_text, compare_retention
 
     comparison = compare_retention(config, system_clock, Plugins(config))
-    _spare_database(comparison.database, plot, output)
+    _require_not_database(comparison.database, plot, output)
     text = json.dumps(as_document(comparison), indent=2) + "\n" if as_json else as_text(comparison)
     _print(text, output, is_table=not as_json)
     if plot is not None and plot_format is not None:
@@ -98,14 +98,14 @@ def _report_what_if(
         _write(plot, what_if_picture(comparison.curves, plot_format))
 
 
-def _spare_database(database: str, *targets: Path | None) -> None:
+def _require_not_database(database: str, *targets: Path | None) -> None:
     for target in targets:
         if target is not None and target.exists() and target.samefile(database):
             raise ConfigError(f"{target} is the job database. Choose another file.")
 
 
 def _print(text: str, output: Path | None, *, is_table: bool) -> None:
-    """Print or write a report; wrap the lines of one for people to the width of the terminal."""
+    """Print or write a report; wrap a text report to the terminal width."""
     if output is not None:
         _write(output, text.encode())
     elif is_table:

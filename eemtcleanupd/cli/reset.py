@@ -33,7 +33,7 @@ def reset(yes: bool, as_json: bool) -> None:
     keeps job files, holds, runs and the audit trail.  The next run checks all jobs again and marks jobs
     without files as cleaned.
     """
-    confirm_destruction("A reset clears which jobs were cleaned and when.", "Reset?", yes=yes)
+    confirm_destruction("A reset deletes the record of which jobs were cleaned and when.", "Reset?", yes=yes)
     config = load_config().config
     from sqlalchemy import Connection
 

@@ -27,8 +27,8 @@ def roots(accept: bool, as_json: bool) -> None:
     """Show the job store's folders as the last run recorded them, or accept the present ones.
 
     A run refuses a folder that differs from the last run's folder: an unmounted disk looks like an empty
-    folder.  It also refuses folders that belong to another job database, and a job table that lost more than
-    half of its rows: every file looks like an orphan then.  Use --accept after such a change was intended.
+    folder.  It also refuses folders of another job database, and a job table that lost more than half of its
+    rows.  Otherwise files would look like orphans.  Use --accept if the change was intended.
     """
     config = load_config().config
     from eemtcleanupd.cleanup.session import job_table, open_database, open_roots, record_roots

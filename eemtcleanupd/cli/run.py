@@ -132,7 +132,8 @@ def _no_exit() -> Iterator[None]:
 def _signals() -> Iterator[queue.SimpleQueue[Message]]:
     """Turn signals into messages and nothing else; restore the previous handlers at the end.
 
-    The daemon handles messages once it has started.  Nobody knows the process id before this context.
+    The daemon handles messages once it has started.  It publishes its process id only inside this context, so
+    no command can send a signal earlier.
     """
     from eemtcleanupd.daemon.messages import Notice, ReloadRequested, RunRequested, StopRequested
 

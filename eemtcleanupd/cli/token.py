@@ -113,7 +113,8 @@ def revoke(name: str, as_json: bool) -> None:
     tokens, record = _tokens()
     if not tokens.revoke(name):
         raise ConfigError(f"There is no token {printable(name)}. List the tokens with `token list`.")
-    record("token_revoked", name=name)  # afterwards: no full disk must keep a token valid
+    # Audited afterwards, so that a full disk cannot prevent the revocation.
+    record("token_revoked", name=name)
     if as_json:
         print_json({"name": name, "revoked": True})
     else:

@@ -69,7 +69,7 @@ def list_(as_json: bool) -> None:
             indent=2,
         )
     if not intents:
-        click.echo("The trash has nothing else." if unfinished else "The trash is empty.")
+        click.echo("The trash contains no other items." if unfinished else "The trash is empty.")
         return
     size = human_size(sum(intent.size_bytes for intent in intents))
     ends = (each.purge_after for each in intents if each.purge_after and each.job_id not in held)
@@ -97,7 +97,7 @@ def _document(intent: Intent) -> dict[str, Any]:
 
 
 def restore_options(complete: Completion) -> Callable[[Command], Command]:
-    """Return what adds the argument and options that restoring from the trash and from a backup share."""
+    """Return a decorator that adds the argument and options for restoring from the trash or a backup."""
 
     def add(command: Command) -> Command:
         for option in (
@@ -190,7 +190,7 @@ def _restorable(config: Config, given: str) -> str:
         for intent in intents
         for name in ([intent.job_id] if intent.job_id else [found.label for found, _ in intent.items])
     }
-    # A job can share an upload with one in the trash without being there itself.
+    # A job that is not in the trash can share an upload with a job that is.
     return complete_among(config, given, names, "items of the trash") or find_job_id(config, given) or given
 
 
@@ -254,7 +254,7 @@ def _print_purge(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Print what a purge did, or would do if there is no report, and what it keeps for which reason.
+    """Print what a purge did, or would do if there is no report, and why it kept the other items.
 
     ``failed`` has the jobs with data that could not be deleted.
     """

@@ -1,4 +1,4 @@
-"""``eemtcleanupd why``: say why a job's data is kept or goes, and until when."""
+"""``eemtcleanupd why``: show whether a job's data is kept or deleted, why, and until when."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from eemtcleanupd.formatting import human_size, local_minute, printable, space, 
 @store_options
 @json_option
 def why(given: str, as_json: bool) -> None:
-    """Say what the next run would do with JOB (an id or the start of one), and why."""
+    """Show what the next run would do with JOB (an id or the start of one), and why."""
     config = load_config().config
     from eemtcleanupd.cleanup.session import find_job_id, unknown_job
     from eemtcleanupd.plugins import Plugins

@@ -33,5 +33,5 @@ class Checks:
 
 
 def can(path: Path, mode: int) -> bool:
-    """Return whether a run has these rights: its real group can be another one than its effective group."""
+    """Check access with the effective ids, as a run does; the real group can differ."""
     return os.access(path, mode, effective_ids=True)

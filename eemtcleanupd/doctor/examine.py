@@ -61,7 +61,9 @@ def _check_configuration(loaded: Loaded) -> Iterator[Result]:
     for warning in (*loaded.warnings, *filter(None, [missing])):
         yield findings.warning(warning)
     if not loaded.warnings:
-        yield findings.ok(f"Using {loaded.file}." if loaded.file else "There is no file. Using defaults.")
+        yield findings.ok(
+            f"Using {loaded.file}." if loaded.file else "There is no configuration file. Using defaults."
+        )
     try:
         Plugins(loaded.config)
         require_usable(loaded.config)
@@ -109,7 +111,7 @@ def _other_user_of_service(config: Config) -> User | None:
 
 def _check_as(service: User, loaded: Loaded) -> Result:
     return findings.problem(
-        f"The daemon works as user {service}, and this command as user {User.of(os.geteuid())}. What this "
-        "user can do says nothing about the daemon, so no more is checked.",
+        f"The daemon works as user {service}, and this command as user {User.of(os.geteuid())}. The other "
+        "checks depend on the user, so they were skipped.",
         remedies.run(remedies.program(loaded, f"doctor --run-as {quoted(service.name)}")),
     )

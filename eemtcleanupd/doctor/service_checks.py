@@ -37,7 +37,7 @@ class ServiceChecks(Checks):
         self._has_daemon = False
 
     def all(self) -> tuple[NamedCheck, ...]:
-        """Return the checks in their order: that of the delivery uses whether a daemon is running."""
+        """Return the checks in their order.  The delivery check needs the result of the schedule check."""
         return (
             ("logs", self._check_logs),
             ("capacity", self._check_capacity),
@@ -121,8 +121,8 @@ class ServiceChecks(Checks):
         if status.config_error:
             yield findings.problem(
                 f"The daemon rejected its new configuration: {status.config_error}",
-                "The previous configuration is still in effect. This command can use the file. Restart the "
-                "daemon. " + remedies.run(*remedies.restart_daemon(self._loaded)),
+                "The previous configuration is still in effect. The file is valid for this command, "
+                "so restart the daemon. " + remedies.run(*remedies.restart_daemon(self._loaded)),
             )
 
     def _check_locks(self) -> Iterator[Result]:
@@ -134,8 +134,7 @@ class ServiceChecks(Checks):
         if run is None:
             yield findings.warning(
                 "There are no runs yet.",
-                "The first of these commands shows the first run, and the other one does it. "
-                + self._run("clean --dry-run", "clean"),
+                "Preview the first run, then start it. " + self._run("clean --dry-run", "clean"),
             )
             return
         started = time_with_distance(run.started_at, self._now)

@@ -93,7 +93,7 @@ class StoreChecks(Checks):
         try:
             self._database.write(lambda _: None)
         except CleanupError as error:
-            yield findings.problem(str(error), _end_users(users))
+            yield findings.problem(str(error), _advice_to_end_processes(users))
             return
         state = "responds and is" if file is None else "is intact and"
         yield findings.ok(f"{path} {state} writable. It is in use by: {used_by}.")
@@ -105,7 +105,7 @@ class StoreChecks(Checks):
         yield self._check_zone(jobs, utc_offset(self._now, zone))
 
     def _check_zone(self, jobs: JobTable, our_offset: timedelta) -> Result:
-        """Compare the zone of times without one with the zone that the web interface shows in its rows."""
+        """Compare the configured zone with the zone that the rows of the web interface imply."""
         name = self._config.database.timezone
         zone = "the zone of this machine" if name == "local" else name
         ours = f"Times without a zone are read in {zone} (now UTC{format_offset(our_offset)})."
@@ -189,7 +189,7 @@ class StoreChecks(Checks):
         effect = f"{due.jobs} of them ({human_size(due.bytes_freed)})"
         if hours is None:
             yield findings.warning(
-                f"{message} EEMT leaves the upload of a job that somebody deletes, for example.",
+                f"{message} For example, EEMT keeps the upload when a user deletes a job.",
                 f"If nobody needs them: {self._set('orphans.delete_after_hours', proposed)} "
                 f"It would delete {effect} now.",
             )
@@ -260,7 +260,7 @@ def _check_permissions(root: Root, *, is_known: bool) -> Result:
     if undeletable := [] if has_file_access() else _undeletable_folders(root):
         return findings.problem(
             f"User {uid} cannot empty {plural(len(undeletable), 'folder')} of {folder}: "
-            f"{_names(undeletable)}. The service can with the drop-in root-files.conf. "
+            f"{_names(undeletable)}. The service can empty them if the drop-in root-files.conf is installed. "
             f"See {Page.SECURITY.reference()}.",
             remedies.give(root.path, recursive=True),
         )
@@ -268,7 +268,7 @@ def _check_permissions(root: Root, *, is_known: bool) -> Result:
         trash = root.path / TRASH_NAME
         return findings.problem(
             f"{trash} belongs to another user or is writable by others. User {uid} cannot use it. "
-            "Was cleanup run as another user? Then its owner can use it too.",
+            "If cleanup ran as another user before, you can also run it as that user again.",
             remedies.make_private(trash),
         )
     state = "is the folder of the last run" if is_known else "exists"
@@ -281,10 +281,10 @@ def _make_writable(path: Path) -> str:
     return remedies.run(remedies.with_own_rights(f"chmod u+rwX {quoted(path)}"))
 
 
-def _end_users(users: list[str]) -> str:
+def _advice_to_end_processes(users: list[str]) -> str:
     """Return how to end the programs that use the database."""
     if not users:
-        return "Look for a program that this user cannot see, and for a full disk."
+        return "Check for another user's process that uses the database, and for a full disk."
     return f"It is in use by: {', '.join(users)}. If they hang: {remedies.run(remedies.end_processes(users))}"
 
 

@@ -1,4 +1,4 @@
-"""Notifier ``slack``: posts reports to a Slack channel through an incoming webhook."""
+"""Notifier ``slack``: posts the texts of ``messages.py`` to a Slack channel through an incoming webhook."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def _transfer(mail: EmailMessage, settings: EmailSettings, recipients: Sequence[
         try:
             refused: _Refused = server.send_message(mail, to_addrs=recipients)
         except smtplib.SMTPRecipientsRefused as error:
-            # Nobody gets it, even if the server closed the connection before it heard all recipients.
+            # No recipient gets the mail, even if the connection closed before all recipients were sent.
             rest = dict.fromkeys(recipients, (421, b"the server closed the connection"))
             refused = {**rest, **error.recipients} if _is_closed(server) else error.recipients
         # Accepted: whatever the server answers from here on, it has the mail.

@@ -1,7 +1,8 @@
-"""Start, supervise and answer the HTTP worker process, and open the address that it listens on.
+"""Start and supervise the HTTP worker process, and answer its requests.
 
-The worker is a separate process, so that HTTP clients cannot slow down a cleanup run or crash the daemon.
-It asks the daemon for runs, status and metrics.  Single jobs it holds, releases and restores itself.
+This module also opens the address that the worker listens on.  The worker is a separate process, so that
+HTTP clients cannot slow down a cleanup run or crash the daemon.  It asks the daemon for runs, status and
+metrics.  It holds, releases and restores single jobs itself.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ STOP_SECONDS: Final = 3
 _REQUIRED_MODULES = ("fastapi", "python_multipart", "uvicorn", "jinja2")
 _MAX_PAUSE_SECONDS = 60.0
 _RELOAD_TIMEOUT_SECONDS = 5.0
-# The daemon runs one, keeps one waiting, and refuses the others when its loop reads them.
+# The daemon runs one requested run, queues one, and refuses the others when its loop reads them.
 _MAX_REQUESTED_RUNS = 32
 WORKER_CODE: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
@@ -110,7 +111,7 @@ class HttpInterface:
 
 
 def require_usable(config: Config) -> None:
-    """Check what the HTTP interface needs but the address, which a running daemon uses.
+    """Check what the HTTP interface needs, except the address, which a running daemon occupies.
 
     Raises:
         ConfigError: a module is missing, no client could be authenticated, or the certificate is unusable.
