@@ -28,9 +28,9 @@ def elapsed_seconds() -> float:
 
 
 def file_time(seconds: float) -> datetime:
-    """Return the time of a file (stat(2)), aware, in UTC: the nearest one that the calendar has from 1970 on.
+    """Return the time of a file (stat(2)), aware, in UTC, limited to the years 1970 to 9999.
 
-    Who owns a file can set any time, and some filesystems keep it.
+    The owner of a file can set any time.  Some filesystems keep it.
     """
     return datetime.fromtimestamp(min(max(seconds, 0.0), _LAST), UTC)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,30 @@ def test_every_key_of_all_notifiers_is_explained() -> None:
     channels = (ROOT / "docs" / "how-to" / "notifications.md").read_text(encoding="utf-8")
     for key in NotifierSettings.model_fields:
         assert f"`{key}`" in channels
+
+
+def audit_actions() -> Iterator[str]:
+    """Yield the actions that the code writes into the audit log, where it names them as literals."""
+    writers = {"audit", "_audit", "_try_audit", "write_audit", "record", "_own_entry", "AuditEntry"}
+    for file in (ROOT / "eemtcleanupd").rglob("*.py"):
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call):
+                continue
+            called = call.args[0] if ast.unparse(call.func) == "partial" else call.func
+            name = ast.unparse(called).rpartition(".")[2]
+            for value in call.args[2:3] if name == "AuditEntry" else call.args:
+                if name in writers and isinstance(value, ast.Constant):
+                    yield str(value.value)
+
+
+def test_every_action_of_the_audit_log_is_in_its_table() -> None:
+    channels = (ROOT / "docs" / "how-to" / "notifications.md").read_text(encoding="utf-8")
+    table = channels.partition("| action | when |")[2].partition("\n\n")[0]
+    rows = [row.split("|") for row in table.splitlines() if row]
+    documented = set(re.findall(r"`(\w+)`", " ".join(row[1] for row in rows)))
+    actions = set(audit_actions())
+    assert {"hold", "restored", "torn_line", "database_prepared"} < actions
+    assert actions - documented == set()
 
 
 def test_each_rule_of_security_names_tests_that_exist() -> None:

@@ -154,7 +154,8 @@ class _Writer:
             self._add_entry(root, root.fd, name, f"{base}/{name}")
         elif failed := walk(root, name, visit, enter=enter, stop=self._stop):
             raise BackupError(f"Cannot read {plural(failed, 'folder')} of {base}/{printable(name)}.")
-        # What vanished before its turn is in no listing, and a folder that vanished is none to the walk.
+        # No listing contains an entry that was deleted before, and the walk ignores deleted folders.
+        # So compare both measurements.
         after = measure(root, name, self._stop)
         _check_stop(self._stop)
         if (before.files, before.state) != (after.files, after.state) or after.errors:
@@ -238,7 +239,7 @@ class _Segments:
         self._left = deque(segments)
 
     def read(self, size: int) -> bytes:
-        """Return so many bytes; fewer only at the end, or when the file has become shorter."""
+        """Return ``size`` bytes; fewer only at the end, or if the file became shorter."""
         parts = []
         while size and self._left:
             start, length = self._left.popleft()
@@ -253,7 +254,7 @@ class _Segments:
 
 
 class _Hashing:
-    """Reads the stored content of a file and hashes it, for a sparse file after the map of its data."""
+    """Reads and hashes the stored content of a file.  For a sparse file, the hash covers the map first."""
 
     def __init__(self, source: _Segments | IO[bytes], segment_map: str | None, stop: StopFlag) -> None:
         self._source = source
@@ -456,7 +457,7 @@ class _Unpacking:
     def _note(self, info: tarfile.TarInfo, problems: Iterator[str]) -> None:
         for problem in problems:
             if len(self._problems) < _MAX_PROBLEMS:
-                self._problems.append(f"Cannot restore of {printable(info.name)} the {printable(problem)}.")
+                self._problems.append(f"{printable(info.name)}: cannot restore the {printable(problem)}.")
             else:
                 self._omitted_problems += 1
 

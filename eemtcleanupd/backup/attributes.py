@@ -25,7 +25,7 @@ _XATTR: Final = "SCHILY.xattr."
 _USER_XATTRS: Final = "user."
 _KEPT_XATTRS: Final = (_USER_XATTRS, "system.posix_acl_")
 _TIME_LIMIT: Final = 1 << 63
-"""The limit of a time (time_t), in seconds: in nanoseconds it ends in 2262, but those of files do not."""
+"""The limit of a time (time_t), in seconds: in nanoseconds it ends in 2262, but file times can be later."""
 _MAP: Final = "GNU.sparse.map"
 _REAL_SIZE: Final = "GNU.sparse.size"
 # GNU tar escapes "=" and "%" in names; bytes that are not ASCII have no other form in a keyword.
@@ -107,7 +107,7 @@ def stored(info: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def correct_size(info: tarfile.TarInfo) -> None:
-    """Set the size of a sparse member: tarfile takes the stored size for it from 8 GiB on."""
+    """Set the size of a sparse member: tarfile reports the stored size for members of 8 GiB or more."""
     if _REAL_SIZE in info.pax_headers:
         info.size = int(info.pax_headers[_REAL_SIZE])
 
@@ -115,14 +115,13 @@ def correct_size(info: tarfile.TarInfo) -> None:
 def restore(info: tarfile.TarInfo, fd: int) -> Iterator[str]:
     """Set owner, mode, extended attributes and time of an unpacked file, folder or FIFO.
 
-    Only root can set an owner; others can set the group if they are in it.  If owner and group are not those
-    of the original, the rights of its group and of all others shrink to what both had, and its access control
-    lists stay away.  Those that it inherited from its new folder are removed.  So nobody can read more than
-    before.
+    Only root can set an owner; others can set the group if they are in it.  If owner or group differ, group
+    and others get only the rights that both had.  Access control lists are not restored.  Those that it
+    inherited from its new folder are always removed.  So no user can read more than before.
 
-    The setuid and setgid bits of a file never come back.  Its content comes from people who could give a
-    program of their own, or an old one with a known weakness, to another user.  On a folder, setgid only
-    passes on the group, and comes back.
+    The setuid and setgid bits of a file are never restored.  The content is untrusted: with these bits, its
+    author could run a program as another user.  On a folder, setgid only passes on the group, so it is
+    restored.
 
     Yields:
         What could not be set, and why; the rest is set.
@@ -132,7 +131,7 @@ def restore(info: tarfile.TarInfo, fd: int) -> Iterator[str]:
     is_original = status.st_gid == info.gid and (os.geteuid() != 0 or status.st_uid == info.uid)
     mode = info.mode
     if not stat.S_ISDIR(status.st_mode) and mode & (stat.S_ISUID | stat.S_ISGID):
-        yield "setuid and setgid bits: files never get them back"
+        yield "setuid and setgid bits: not allowed on files, for security"
         mode &= ~(stat.S_ISUID | stat.S_ISGID)
     if not is_original:
         shared = mode & mode >> 3 & stat.S_IRWXO
@@ -148,7 +147,7 @@ def restore(info: tarfile.TarInfo, fd: int) -> Iterator[str]:
             if name.startswith(_KEPT_XATTRS if is_original else _USER_XATTRS):
                 steps.append((f"extended attribute {name}", partial(os.setxattr, fd, name, value)))
             else:
-                yield f"extended attribute {name}: it is not one that a backup keeps for this owner"
+                yield f"extended attribute {name}: not allowed for this owner"
     steps.append(("time", partial(os.utime, fd, ns=_times(info))))
     yield from _try_each(steps)
 

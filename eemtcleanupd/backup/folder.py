@@ -25,7 +25,7 @@ from eemtcleanupd.files import create_new, open_folder, open_own
 
 log = logging.getLogger(__name__)
 
-# Backups have no other characters in their names, which messages print as they are.
+# Names contain only these characters, so messages print them unescaped.
 _NAME = re.compile(r"(?P<job>[\w%~-][\w%~.-]*)@(?P<time>\d{8}T\d{12})Z\.tar\.(?:zst|gz)", re.ASCII)
 _TIME = "%Y%m%dT%H%M%S%f"
 _MAX_ID_LENGTH = 150
@@ -122,12 +122,12 @@ class BackupFolder:
                 fd = stack.enter_context(open_folder(self.path, create=0o700 if create else None))
             except OSError as error:
                 raise BackupError(f"Cannot open the backup folder {self.path}: {error.strerror}.") from error
-            _require_safe(os.fstat(fd), self.path)
+            _require_safe(os.fstat(fd), f"backup folder {self.path}")
             yield fd
 
     @contextmanager
     def opened_for(self, *names: str) -> Iterator[int]:
-        """Yield the descriptor of the folder for reading backups, which nobody else can have written.
+        """Yield the folder's descriptor, to read backups that only this user or root can have written.
 
         Raises:
             BackupError: as for :meth:`opened`; or a backup is missing, a link, or another user's.
@@ -140,7 +140,7 @@ class BackupFolder:
                     raise BackupError(
                         f"Cannot check the backup {self.path / name}: {error.strerror}."
                     ) from error
-                _require_safe(status, self.path / name)
+                _require_safe(status, f"backup {self.path / name}")
             yield folder_fd
 
     def _remove_dead_parts(self, folder_fd: int) -> None:
@@ -224,13 +224,13 @@ def _parts(folder_fd: int) -> list[str]:
     ]
 
 
-def _require_safe(status: os.stat_result, path: Path) -> None:
+def _require_safe(status: os.stat_result, what: str) -> None:
     """Refuse a folder or a file that other users can change."""
     advice = "Only the cleanup user may have access to backups (mode 0700)."
     if status.st_uid not in {os.geteuid(), 0}:
-        raise BackupError(f"The backup {path} belongs to user {status.st_uid}. {advice}")
+        raise BackupError(f"The {what} belongs to user {status.st_uid}. {advice}")
     if status.st_mode & 0o022:
-        raise BackupError(f"The backup {path} is writable by other users. {advice}")
+        raise BackupError(f"The {what} is writable by other users. {advice}")
 
 
 def _stem(job_id: str) -> str:

@@ -173,7 +173,7 @@ class Inventory:
             is_empty = False
         if is_empty:  # then the scans of the table are not needed
             return 0
-        for rows in batched(tables.named_uploads(), _PAGE):
+        for rows in batched(tables.referenced_uploads(), _PAGE):
             leftovers: list[Found] = []
             for name, uncleaned, job_id in rows:
                 artifact = Artifact(RootName.UPLOADS, name)
@@ -183,7 +183,7 @@ class Inventory:
                     leftovers.append(Found(artifact, is_folder=False))
             self._handle_leftovers(leftovers)
         orphans = 0
-        for names in tables.unnamed_uploads():
+        for names in tables.unreferenced_uploads():
             page = [Found(Artifact(RootName.UPLOADS, name), is_folder=False) for name in names]
             orphans += self._classify(page, tables)
         return orphans

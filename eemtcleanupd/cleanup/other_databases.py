@@ -24,7 +24,7 @@ _NAME = "jobs.db"
 DEFAULT = Path("/tmp", _NAME)  # noqa: S108  (not ours: we only look at it)
 """Where the web interface has its database."""
 PRIVATE_FOLDERS = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108
-"""Folders of which a service with ``PrivateTmp=`` and a container have their own."""
+"""Folders that are private to a container, or to a service with ``PrivateTmp=``."""
 _FOLDERS = (Path("/app"), Path("/app/db"), Path("/srv/eemt"))
 _SUBFOLDERS = ("", "db", "data", "web-interface")
 

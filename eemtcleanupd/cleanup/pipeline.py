@@ -123,12 +123,12 @@ class Pipeline:
                 in_trash.append((job, intent))
             else:
                 self.stats.skipped(job, "its row was reset, and its item is missing from the trash")
-        for job in self._recording.mark_reset(in_trash):
+        for job in self._recording.mark_cleaned_again(in_trash):
             self.stats.already_trashed(job)
 
     def mark_before_purge(self, jobs: Sequence[tuple[Job, Intent]]) -> None:
         """Mark jobs as cleaned again whose rows were reset, before the trash forgets what they had."""
-        self.stats.counts.already_trashed += len(self._recording.mark_reset(jobs))
+        self.stats.counts.already_trashed += len(self._recording.mark_cleaned_again(jobs))
 
     def process_orphans(self, entries: Sequence[Found], measured_at: datetime | None) -> frozenset[Artifact]:
         """Remove entries that no row names, or whose jobs are all cleaned, through the same stages.

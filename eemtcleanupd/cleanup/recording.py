@@ -39,7 +39,7 @@ class Recording:
     def record(self, jobs: Sequence[tuple[ClaimedJob, RemovedArtifacts]]) -> None:
         """Record that these jobs are cleaned, or in the trash; a few of them in each transaction."""
         run, session = self._run, self._session
-        # Another run can have put back what this one was about to delete: then this run must record nothing.
+        # Another run might have put back what this run was about to delete.  Then record nothing.
         session.database.verify_lock()
         # The renames and removals must be on the disk before their record is: after a power cut the database
         # must not know more than the folders.
@@ -50,7 +50,7 @@ class Recording:
         for page in batched(jobs, JOBS_PER_TRANSACTION):
             self._record_batch(page, now)
 
-    def mark_reset(self, jobs: Sequence[tuple[Job, Intent]]) -> list[Job]:
+    def mark_cleaned_again(self, jobs: Sequence[tuple[Job, Intent]]) -> list[Job]:
         """Mark jobs as cleaned again whose rows were reset after their data was moved to the trash.
 
         An earlier run has counted and logged them, so the rows get back what that run wrote, and no more.
@@ -94,7 +94,7 @@ class Recording:
             return session.database.write(work)
         except RowError as error:
             if len(jobs) > 1:
-                return [job for pair in jobs for job in self.mark_reset([pair])]
+                return [job for pair in jobs for job in self.mark_cleaned_again([pair])]
             self._stats.failed(jobs[0][0], f"Its row was reset and cannot be updated. {error}")
             return []
 
@@ -104,7 +104,9 @@ class Recording:
             if not job.is_orphan and has_files_in_place(self._session.roots, job.job.id):
                 job.marks_job_cleaned = False  # somebody copied it back: the next run plans it again
         try:
-            changed = self._session.database.write(lambda connection: self.write(connection, jobs, now))
+            changed = self._session.database.write(
+                lambda connection: self.record_in_transaction(connection, jobs, now)
+            )
         except RowError as error:
             if len(jobs) > 1:
                 for pair in jobs:
@@ -130,13 +132,13 @@ class Recording:
         self._staging.save_incomplete(job.intent, reason, freed)
         self._stats.failed(job.job, f"Its row cannot be updated. {reason}")
 
-    def write(
+    def record_in_transaction(
         self, connection: Connection, jobs: Sequence[tuple[ClaimedJob, RemovedArtifacts]], now: datetime
     ) -> set[str]:
         """Record some jobs; return the intents of those whose rows changed since the claim.
 
-        What these have in the trash is not recorded: it must go back.  The transaction can be repeated, so
-        this method changes no object.
+        The data of these jobs in the trash is not recorded; the caller puts it back.  The transaction can be
+        repeated, so this method changes no object.
         """
         ledger = self._session.ledger
         ids = [job.job.id for job, _ in jobs if job.marks_job_cleaned]
@@ -164,7 +166,7 @@ class Recording:
             if is_first and job.marks_job_cleaned and job.intent.id not in changed:
                 # An interrupted attempt did not count what it removed: then the earlier size is more correct.
                 size = self._freed(job, removed) or job.known_size
-                # Without sizes of what is in the trash, as mark_reset writes it again after a reset.
+                # Omit sizes of data in the trash, so that mark_cleaned_again can write the same summary.
                 parts = [(found, None) for found, _ in removed] if to_trash else removed
                 cleaned.append((job.job.id, size, _summary(parts, trashed=to_trash)))
                 if job.job_class in {JobClass.SUCCESSFUL, JobClass.FAILED}:

@@ -226,8 +226,8 @@ def build_report(
         run: the run.
         backlog: the jobs that it found.
         counts: what it did.
-        selection: what it left.
-        inventory: what it saw in the roots.
+        selection: the jobs left for another run.
+        inventory: the result of the inventory.
         pressure: how full the disk was and is, for a run that disk pressure started.
     """
     interrupted = run.stop.is_set()

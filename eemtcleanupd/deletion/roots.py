@@ -1,6 +1,7 @@
-"""The three root folders of a job store, opened once: all other access is relative to their descriptors.
+"""The three root folders of a job store, opened once, and an index of the uploads by job id.
 
-The uploads whose names start with an id (``<id>_*``) are indexed, instead of listed for every batch.
+All other access is relative to the descriptors of the roots.  The uploads whose names start with an id
+(``<id>_*``) are indexed, instead of listed for every batch.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ class Root:
     inode: int
 
     def has(self, name: str, *, in_doubt: bool = True) -> bool:
-        """Tell whether an entry of this name exists; a dangling link counts, and one that cannot be read.
+        """Return whether an entry of this name exists; a dangling link exists.
 
-        ``in_doubt`` is the answer for what cannot be read.
+        ``in_doubt`` is returned if the entry cannot be read.
         """
         try:
             os.stat(name, dir_fd=self.fd, follow_symlinks=False)
@@ -46,12 +47,12 @@ class Root:
         return True
 
     def listed(self, names: Set[str]) -> set[str]:
-        """Return those names that the listing of the folder has, byte for byte."""
+        """Return those of these names that the folder contains, compared byte for byte."""
         with os.scandir(self.fd) as listing:
             return {entry.name for entry in listing if entry.name in names}
 
     def ignores_case(self) -> bool:
-        """Tell whether an entry can be opened under a name in another case (ext4 casefold, NTFS, APFS)."""
+        """Return whether an entry can be opened under a name in another case (ext4 casefold, NTFS, APFS)."""
         with os.scandir(self.fd) as listing:
             for entry in listing:
                 if (other := entry.name.swapcase()) != entry.name and other.isascii():
@@ -70,8 +71,8 @@ class Root:
 def open_root(name: RootName, path: Path) -> Root:
     """Open a root.
 
-    A link is followed only if no other user can redirect it: it would lead the first run, which knows no root
-    yet, into any folder.
+    A link is followed only if no other user can redirect it.  Otherwise that user could direct the first run,
+    which has no recorded roots, to any folder.
 
     Raises:
         RootError: the root is missing, is not a folder, or cannot be opened.  Or it belongs to another user,
@@ -91,14 +92,14 @@ def open_root(name: RootName, path: Path) -> Root:
         advice = f" Set paths.{name} to the folder that it leads to." if error.errno == errno.EPERM else ""
         raise RootError(f"Cannot open the {name} folder {path}: {reason}.{advice}") from error
     status = os.fstat(fd)
-    # The owner of the store can lead a path of its own here, such as to /etc.
+    # The owner of the store could redirect a configured path, for example to /etc.
     if can_exceed_rights(status):
         os.close(fd)
         # No command to run: advice to change the owner would help the user who put a link there.
         raise RootError(
             f"The {name} folder {path} belongs to user {status.st_uid}. This process works as user "
-            f"{os.geteuid()} and can delete the files of all users, so it uses only folders of that user. "
-            "Look where the path leads: another user may have put a link there."
+            f"{os.geteuid()} and can delete the files of all users, so it uses only folders of user "
+            f"{os.geteuid()}. Check where the path leads: another user might have put a link there."
         )
     resolved = Path(os.readlink(f"/proc/self/fd/{fd}"))  # noqa: PTH115  (the folder that is open)
     return Root(name, resolved, fd, status.st_dev, status.st_ino)
@@ -160,7 +161,7 @@ _MOST_VALUES = 500
 
 
 class UploadIndex:
-    """Finds the uploads of a job by its id.  It shows the folder as it was when it was first asked.
+    """Finds the uploads of a job by its id.  The index is built at the first query and not updated.
 
     A later upload stays for the next run.  The index is in a temporary file, so that memory does not grow
     with the number of uploads.

@@ -145,9 +145,9 @@ class RunReport:
     ``remaining`` counts expired jobs that a cap or a size limit left to another run.
     ``remaining_bytes`` is the size of those that exceed the size limit.
     ``skipped`` counts kept jobs that need attention, ``acknowledged`` those whose warning was acknowledged.
-    ``missing`` counts uncleaned terminal jobs none of whose files exist.
-    ``early`` counts the cleaned jobs whose retention had not passed.  ``pressure`` says why as text; it is
-    None unless disk pressure started the run.
+    ``missing`` counts uncleaned terminal jobs that have no files left.
+    ``early`` counts the cleaned jobs whose retention had not passed.
+    ``pressure`` describes the disk pressure that started the run; it is None for other runs.
     ``purge_after`` is when the last data that this run moved to the trash is deleted, None if it moved none.
     ``biggest``, ``failures`` and ``vetoed`` name some of the jobs: ``errors`` and ``vetoed_jobs`` count all.
     ``storage`` and ``totals`` are empty in a dry run.  ``next_run_at`` is None without a daemon.  ``is_test``
@@ -197,7 +197,7 @@ class RunReport:
 
     @property
     def amounts(self) -> str:
-        """The freed space as text, and that which waits in the trash."""
+        """The freed space as text, and the space of data in the trash."""
         return human_amounts(self.bytes_freed, self.bytes_trashed, self.purge_after)
 
 
@@ -456,13 +456,13 @@ class RunFailed(Event):
 
     @property
     def page(self) -> str:
-        return ""  # a run that was refused can be in no list
+        return ""  # the list of runs might not contain a refused run
 
     def log_line(self) -> str:
         return f"Cleanup failed: {self.error}"
 
     def headline(self) -> str:
-        return f"FAILED: EEMT cleanup{f' on {self.host}' if self.host else ''} did not run"
+        return f"FAILED: EEMT cleanup{f' on {self.host}' if self.host else ''}"
 
     def facts(self) -> tuple[tuple[str, str], ...]:
         run = f"{self.run_id} ({self.trigger or ''})"

@@ -1,4 +1,4 @@
-"""Ownership: which entries of a root belong to a job, and which other jobs claim them.
+"""Ownership: which entries belong to a job, which other jobs claim them, and which entries no job can own.
 
 An upload's name starts with a UUID of its own, so only the row's ``dem_filename`` links it to a job.  Several
 jobs can name one upload.  Other names overlap too: ``results/a_results.zip`` is the download of job ``a``

@@ -59,15 +59,15 @@ def _is_missing(key: Column[Any], other: Column[Any]) -> ColumnElement[bool]:
 
 
 class _Pages:
-    """A query in pages, in the order of a key; it is built once, as that takes longer than executing it."""
+    """A query in pages, in the order of a key; built once, because building takes longer than executing."""
 
     def __init__(self, statement: Select[Any], key: Column[Any], size: int) -> None:
         self.key, self.size = key.name, size
         self.statement = statement.where(key > bindparam("after")).order_by(key).limit(size)
 
 
-_NAMED_PAGES = _Pages(select(_NAMED), _NAMED.c.name, 500)
-_UNNAMED_PAGES = _Pages(
+_REFERENCED_PAGES = _Pages(select(_NAMED), _NAMED.c.name, 500)
+_UNREFERENCED_PAGES = _Pages(
     select(_UPLOADS.c.name).where(_is_missing(_UPLOADS.c.name, _NAMED.c.name)), _UPLOADS.c.name, 500
 )
 _SEEN_PAGES = _Pages(select(_SEEN), _SEEN.c.job_id, 100)
@@ -107,7 +107,7 @@ class InventoryTables:
             connection.execute(insert(_UPLOADS), [{"name": name} for name in names])
             connection.commit()
 
-    def named_uploads(self) -> Iterator[tuple[str, int, str | None]]:
+    def referenced_uploads(self) -> Iterator[tuple[str, int, str | None]]:
         """Yield the uploads that rows name: name, number of uncleaned rows that name it, id of one of them.
 
         The jobs of these rows count as seen.  SQLite keeps the order of a CROSS JOIN, which is fastest here:
@@ -132,12 +132,12 @@ class InventoryTables:
                 " ON CONFLICT (job_id) DO NOTHING"
             )
             connection.commit()
-        for rows in self._read(_NAMED_PAGES):
+        for rows in self._read(_REFERENCED_PAGES):
             for row in rows:
                 yield row.name, row.uncleaned, row.job_id
 
     def named_by_uncleaned(self, names: Sequence[str]) -> set[str]:
-        """Return those uploads that uncleaned rows name.  Read :meth:`named_uploads` first."""
+        """Return those uploads that uncleaned rows name.  Read :meth:`referenced_uploads` first."""
         statement = select(_NAMED.c.name).where(_NAMED.c.uncleaned > 0)
         named: set[str] = set()
         for page in batched(names, MOST_VALUES):
@@ -146,9 +146,9 @@ class InventoryTables:
                 named |= {row.name for row in rows}
         return named
 
-    def unnamed_uploads(self) -> Iterator[list[str]]:
-        """Yield, in pages, the uploads that no row names.  Read :meth:`named_uploads` first."""
-        for rows in self._read(_UNNAMED_PAGES):
+    def unreferenced_uploads(self) -> Iterator[list[str]]:
+        """Yield, in pages, the uploads that no row names.  Read :meth:`referenced_uploads` first."""
+        for rows in self._read(_UNREFERENCED_PAGES):
             yield [row.name for row in rows]
 
     def seen(self) -> Iterator[list[tuple[str, int]]]:
@@ -157,7 +157,7 @@ class InventoryTables:
             yield [(row.job_id, row.upload_bytes) for row in rows]
 
     def measured_unseen(self) -> Iterator[list[str]]:
-        """Yield, in pages, the jobs with a measured size of which nothing was seen on the disk."""
+        """Yield, in pages, the jobs that have a measured size but no data on the disk."""
         for rows in self._read(_UNSEEN_PAGES):
             yield [row.job_id for row in rows]
 
@@ -166,7 +166,7 @@ class InventoryTables:
         while True:
             with self._database.scratch(self._session) as connection:
                 found = connection.execute(pages.statement, {"after": after})
-                # SQLite puts bytes behind all text.  No id is bytes: others wrote them into the ledger.
+                # Skip rows whose id is bytes: another program wrote them.  SQLite puts bytes behind all text.
                 rows = [row for row in found if isinstance(getattr(row, pages.key), str)]
             if not rows:
                 return

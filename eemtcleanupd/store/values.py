@@ -33,11 +33,11 @@ ROW_COLUMNS = ("status", "completed_at", "started_at", "created_at", "workflow_t
 """The columns that :func:`read_row` needs, after the id and ``data_cleaned_at``."""
 
 IN_TRASH = "in the trash: "
-"""How the summary in a job's row begins if its data was moved to the trash."""
+"""Prefix of the summary of a job whose data is in the trash."""
 ANY_ZONE = timedelta(hours=27)
 """More than the largest difference between two local times of one moment, 26 hours."""
 CLOCK_CHANGE = timedelta(hours=2)
-"""More than a clock change adds to or takes from a local time."""
+"""More than any clock change moves a local time."""
 
 # Numbers, dates without separators and bare dates are not times, although fromisoformat() reads some of them.
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}")
@@ -95,13 +95,13 @@ class RawName(RawText):
 
 
 class ShortText(TypeDecorator[str]):
-    """Text of one line that this program wrote, or who else can write to the database."""
+    """One line of text from this program or another writer of the database."""
 
     impl = String
     cache_ok = True
 
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
-        """Return the text, without what a terminal would act on, or what looks like another line."""
+        """Return the text with control characters and line breaks escaped."""
         return None if value is None else printable_lines(str(value)).replace("\n", r"\x0a")
 
 
@@ -112,25 +112,25 @@ class LongText(ShortText):
     cache_ok = True
 
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
-        """Return the text, without what a terminal would act on."""
+        """Return the text with control characters escaped, except line breaks."""
         return None if value is None else printable_lines(str(value))
 
 
 class Number(TypeDecorator[int]):
-    """A number that this program wrote, or who else can write to the database."""
+    """A number from this program or another writer of the database."""
 
     impl = Integer
     cache_ok = True
 
     def process_result_value(self, value: Any, dialect: Dialect) -> int | None:  # noqa: ARG002
-        """Return the number; a column of SQLite takes any value, and PostgreSQL adds up to a Decimal."""
+        """Return the number: SQLite columns accept any value, and PostgreSQL sums are Decimal."""
         with suppress(ArithmeticError, ValueError, TypeError):
-            # Compared first: the number of 1e999999999 would take hours.
+            # Compared first, because int() of 1e999999999 would take hours.
             if value is None or -(2**63) <= (number := Decimal(value)) < 2**63:
                 return None if value is None else int(number)
         raise StoreError(
             f"The ledger in the job database has {short_name(repr(value))} in place of a number. Nothing "
-            "more was done. Fix the row, or restore the database from a backup."
+            "more was done. Find and correct the value, or restore the database from a backup."
         )
 
 
@@ -223,7 +223,7 @@ def read_observed_start(created: object, started: object, zone: tzinfo | None) -
         zone: our zone for times without one.
 
     Returns:
-        None if the row is no evidence.
+        None if the row does not show its zone.
     """
     if not isinstance(created, str) or not _CURRENT_TIMESTAMP.fullmatch(created):
         return None
@@ -290,7 +290,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class CleanupRecord:
-    """What this program wrote into a job's row; None for what it did not write, or what makes no sense."""
+    """What this program wrote into a job's row.  A field is None if it was not written or is invalid."""
 
     size_bytes: int | None
     summary: str | None
@@ -339,10 +339,10 @@ def read_row(  # noqa: PLR0917  (the columns of a row)
     dem_filename: object,
     parameters: object = None,
 ) -> Row:
-    """Return the row that these columns are; ``zone`` is that of times without one."""
+    """Build a row from its columns; ``zone`` applies to times without a zone."""
     job = Job(
         id=as_text(job_id),
-        # Bytes are equal to no text in the database, so a status that is bytes is none of the known ones.
+        # Bytes never equal text in the database, so such a status is unknown.
         status=repr(status) if isinstance(status, bytes) else as_text(status),
         workflow_type=_optional_text(workflow_type),
         completed_at=read_timestamp(completed_at, zone),
@@ -364,7 +364,7 @@ def read_record(size: object, summary: object) -> CleanupRecord:
 
 
 def as_text(value: object) -> str:
-    """Return a column as text: bytes that are not UTF-8 as surrogates, NULL as nothing."""
+    """Return a column as text: bytes that are not UTF-8 as surrogates, NULL as an empty string."""
     if value is None:
         return ""
     if isinstance(value, bytes):

@@ -748,13 +748,13 @@ def test_many_small_jobs_are_recorded_in_few_transactions_and_all_of_them(
     for number in range(230):
         store.job(f"job-{number}", files=1)
     recorded: list[int] = []
-    real = Recording.write
+    real = Recording.record_in_transaction
 
     def record(self: Recording, connection: Connection, jobs: list[Any], now: datetime) -> set[str]:
         recorded.append(len(jobs))
         return real(self, connection, jobs, now)
 
-    monkeypatch.setattr(Recording, "write", record)
+    monkeypatch.setattr(Recording, "record_in_transaction", record)
     store.run()
     assert len(store.cleaned()) == 230
     assert max(recorded) == 100

@@ -132,8 +132,8 @@ def test_an_inventory_of_many_jobs_does_not_compare_each_with_all(opener: Opener
     database = opener()
     tables = InventoryTables(database, JobTable(database, POLICY, UTC))
     tables.add_uploads(list(map(str, range(count + 2))))
-    assert sum(1 for _ in tables.named_uploads()) == count
-    assert [sorted(page) for page in tables.unnamed_uploads()] == [["0", str(count + 1)]]
+    assert sum(1 for _ in tables.referenced_uploads()) == count
+    assert [sorted(page) for page in tables.unreferenced_uploads()] == [["0", str(count + 1)]]
     assert list(tables.measured_unseen()) == [["0"]]
 
 
