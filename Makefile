@@ -145,7 +145,9 @@ $(READY): setup.cfg
 	@echo "Setting up $(VENV): once, and again when setup.cfg changes; it takes a minute or so"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@# The pip of a distribution can be years old; a new one takes half the time.
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --upgrade pip uv
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --upgrade pip
+	@# Where no uv is built for this machine, pip does it all.
+	@$(BIN)/python -m pip install -qq --only-binary=:all: uv 2>/dev/null || true
 	@$(call install_packages,$(BIN)/python,--editable '.[dev]')
 	@$(BIN)/python -m compileall -q eemtcleanupd
 	@touch $@
