@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, tzinfo
@@ -15,6 +16,14 @@ _LAST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 def system_clock() -> datetime:
     """Return the machine's current time, aware, in UTC."""
     return datetime.now(UTC)
+
+
+def unique_stamp(moment: datetime) -> str:
+    """Return a name that sorts by time; a second one of the same time differs.
+
+    Clocks are set back, and much happens within a second.
+    """
+    return f"{moment:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
 
 
 def monotonic_seconds() -> float:

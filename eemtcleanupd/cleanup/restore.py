@@ -27,7 +27,7 @@ from eemtcleanupd.cleanup.context import RunHooks
 from eemtcleanupd.cleanup.recovery import trash_bytes
 from eemtcleanupd.cleanup.session import StoreSession, job_table, open_database, open_session
 from eemtcleanupd.cleanup.staging import Item
-from eemtcleanupd.clock import Clock
+from eemtcleanupd.clock import Clock, unique_stamp
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.copying import require_free_space
 from eemtcleanupd.deletion.pool import DeletionPool
@@ -192,7 +192,7 @@ def _restore_backups(
         for path in dict.fromkeys(sources[found] for found in wanted)
     }
     store.require_free_places(wanted)
-    intent_id = f"{UNPACKED}{request.clock():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+    intent_id = f"{UNPACKED}{unique_stamp(request.clock())}"
     items = tuple((found, f"{intent_id}.{number}") for number, found in enumerate(wanted, start=1))
     of_backups = {path: [each for each in items if sources[each[0]] == path] for path in heads}
     status = next(iter(heads.values())).status
@@ -312,7 +312,7 @@ class _LockedStore:
         # The items in the trash are named after the intent, so the part that stays there keeps its id.
         opened = replace(
             intent,
-            id=f"{intent.id}{PART_BACK}{secrets.token_hex(2)}" if rest else intent.id,
+            id=f"{intent.id}{PART_BACK}{secrets.token_hex(4)}" if rest else intent.id,
             items=tuple(wanted),
             state=IntentState.OPEN,
             purge_after=None,

@@ -49,7 +49,7 @@ from eemtcleanupd.cleanup.session import (
     record_roots,
 )
 from eemtcleanupd.cleanup.staging import describe_oserror, stay_reason
-from eemtcleanupd.clock import Clock, elapsed_seconds, system_clock
+from eemtcleanupd.clock import Clock, system_clock, unique_stamp
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.ballast import allocate_ballast, release_ballast, release_initial_ballast
 from eemtcleanupd.deletion.blockers import Blockers
@@ -128,8 +128,7 @@ def clean(
     reload_zones()
     started = clock()
     run = RunContext(
-        # The second part differs between runs of the same second, also where a clock stands still.
-        id=f"{started:%Y%m%dT%H%M%S}-{int(elapsed_seconds() * 0x10000) & 0xFFFF:04x}",
+        id=unique_stamp(started),
         started_at=started,
         config=config,
         request=request,

@@ -41,6 +41,7 @@ from sqlalchemy.pool import StaticPool
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import TypeEngine
 
+from eemtcleanupd.clock import unique_stamp
 from eemtcleanupd.config.types import DatabaseAddress
 from eemtcleanupd.errors import CleanupError, StoreError
 from eemtcleanupd.formatting import printable
@@ -496,7 +497,7 @@ class PostgresDatabase(Database):
 
     def snapshot_before_reset(self, id_column: str, now: datetime) -> str:
         """Copy the records that ``reset`` deletes into two tables, and return their names."""
-        prefix = f"cleanup_before_reset_{now.astimezone():%Y%m%dt%H%M%S}"
+        prefix = f"cleanup_before_reset_{unique_stamp(now.astimezone()).lower().replace('-', '_')}"
         jobs, lines = f"{prefix}_jobs", f"{prefix}_log"
 
         def copy(connection: Connection) -> None:

@@ -36,7 +36,7 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import TypeEngine
 
-from eemtcleanupd.clock import monotonic_seconds
+from eemtcleanupd.clock import monotonic_seconds, unique_stamp
 from eemtcleanupd.errors import NoDatabaseError, StoreError
 from eemtcleanupd.files import replacing
 from eemtcleanupd.formatting import printable
@@ -290,7 +290,7 @@ class SqliteDatabase(Database):
     def snapshot_before_reset(self, id_column: str, now: datetime) -> str:
         """Copy the complete database to a file beside it, and return its path."""
         del id_column
-        copy = self.file.with_name(f"{self.file.name}.before-reset-{now.astimezone():%Y%m%dT%H%M%S}")
+        copy = self.file.with_name(f"{self.file.name}.before-reset-{unique_stamp(now.astimezone())}")
         self.copy_to(copy)
         return printable(str(copy))
 

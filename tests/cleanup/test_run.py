@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup.recording import Recording
 from eemtcleanupd.cleanup.staging import ClaimedJob, Staging
+from eemtcleanupd.clock import unique_stamp
 from eemtcleanupd.errors import BreakerError, LockHeldError, RootError
 from eemtcleanupd.events import Event, JobCleaned, JobFailed, JobPlanned, JobSkipped, OrphanFound, Warned
 from eemtcleanupd.model import Hold
@@ -240,6 +241,10 @@ def test_a_second_run_finds_nothing_and_changes_nothing(store: JobStore) -> None
     assert (report.successful.jobs, report.bytes_freed, report.outcome) == (0, 0, "success")
     assert store.sql("SELECT * FROM jobs") == rows
     assert store.snapshot() == files
+
+
+def test_runs_of_the_same_second_have_different_ids(store: JobStore) -> None:
+    assert len({unique_stamp(store.now) for _ in range(100)}) == 100
 
 
 def test_a_dry_run_changes_not_one_byte(store: JobStore) -> None:

@@ -14,6 +14,7 @@ from eemtcleanupd.store.lock import run_lock
 from eemtcleanupd.store.sqlite import SqliteDatabase
 from tests.cleanup.conftest import JobStore
 from tests.conftest import RunCli
+from tests.postgres import Server
 
 
 @pytest.fixture
@@ -43,6 +44,33 @@ def test_the_copy_has_the_permissions_of_the_database(store: JobStore, run_cli: 
     (store.path / "jobs.db").chmod(0o600)
     answer = json.loads(run_cli("reset", "--yes", "--json", cwd=store.path).stdout)
     assert Path(answer["copy"]).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_second_reset_of_the_same_second_keeps_the_first_copy(store: JobStore) -> None:
+    database = store.open()
+    copies = {database.snapshot_before_reset("id", store.now) for _ in range(2)}
+    assert len(copies) == 2
+    assert all(Path(copy).exists() for copy in copies)
+
+
+def test_reset_on_a_server_copies_what_it_deletes_into_tables(
+    tmp_path: Path, postgres: Server, run_cli: RunCli
+) -> None:
+    store = JobStore(tmp_path / "store", now=datetime.now(UTC), url=postgres.create())
+    (store.path / "cleanup_config.yaml").write_text(
+        f"database: {{timezone: UTC}}\npaths: {{database: '{store.url}'}}\n"
+    )
+    store.job("a")
+    store.job("live", "running", days=None)
+    for command in (["clean"], ["reset", "--yes"], ["reset", "--yes"]):
+        done = run_cli(*command, cwd=store.path)
+        assert done.returncode == 0, done.stderr
+    assert store.cleaned() == set()
+    assert store.sql("SELECT count(*) FROM cleanup_log") == [(0,)]
+    copies = [str(name) for name in store.tables() if str(name).startswith("cleanup_before_reset_")]
+    jobs = [name for name in copies if name.endswith("_jobs")]
+    assert (len(copies), len(jobs)) == (4, 2)
+    assert sorted(store.sql(f"SELECT id FROM {name}") for name in jobs) == [[], [("a",)]]
 
 
 def test_reset_is_recorded_in_both_audit_trails(store: JobStore, run_cli: RunCli) -> None:
