@@ -55,9 +55,8 @@ class StoreSession:
         Raises:
             StoreError: the database refuses it.
         """
-        self.ledger.create_tables()
+        self.ledger.create_tables(self.jobs)
         self.has_ledger = True
-        self.jobs.add_columns()
 
     def lock_trashes(self, stack: ExitStack) -> None:
         """Open the trash of each root and lock it until ``stack`` closes.

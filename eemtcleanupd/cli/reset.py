@@ -49,9 +49,8 @@ def reset(yes: bool, as_json: bool) -> None:
         database = open_database(config, stack)
         stack.enter_context(run_lock(database, "reset", now))
         jobs = job_table(database, config)
-        jobs.add_columns()
         ledger = Ledger(database)
-        ledger.create_tables()
+        ledger.create_tables(jobs)
         plugins.expect_audit(ledger)
         copy = database.snapshot_before_reset(jobs.id_column, now)
 

@@ -27,6 +27,7 @@ from eemtcleanupd.store.audit_anchors import AuditAnchors
 from eemtcleanupd.store.history import History
 from eemtcleanupd.store.holds import Holds
 from eemtcleanupd.store.intents import Intents
+from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.roots import Roots
 from eemtcleanupd.store.runs import Runs
 from eemtcleanupd.store.tables import METADATA, ROOTS
@@ -48,34 +49,36 @@ class Ledger(Runs, Intents, History, AuditAnchors, UsageTables, Holds, Acknowled
         self._database.read_instead(_stand_ins(existing))
         return True
 
-    def create_tables(self) -> None:
-        """Create missing tables, and missing columns of tables from an earlier version."""
-        if self.is_current():
-            self._database.read_instead({})
-            return
+    def create_tables(self, jobs: JobTable | None = None) -> None:
+        """Create missing tables, missing columns of tables from an earlier version, and those of ``jobs``."""
 
         def work(connection: Connection) -> None:
-            METADATA.create_all(connection)
-            for table, column in self._missing(connection):
-                definition = CreateColumn(column).compile(dialect=connection.dialect)
-                connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
+            missing = self._missing(connection)
+            new = {table for table, columns in missing.items() if len(columns) == len(table.columns)}
+            METADATA.create_all(connection, [*new], checkfirst=False)
+            for table in missing.keys() - new:
+                for column in missing[table]:
+                    definition = CreateColumn(column).compile(dialect=connection.dialect)
+                    connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
+            if jobs is not None:
+                jobs.add_columns(connection)
 
-        self._database.write(work)
+        if (jobs is not None and jobs.missing_columns) or not self.is_current():
+            self._database.write(work)
         self._database.read_instead({})
 
     def is_current(self) -> bool:
         """Return whether all tables exist with all their columns."""
         with self._database.read() as connection:
-            return not any(self._missing(connection))
+            return not self._missing(connection)
 
-    def _missing(self, connection: Connection) -> list[tuple[Table, Column[Any]]]:
+    def _missing(self, connection: Connection) -> dict[Table, list[Column[Any]]]:
         existing = self._database.ledger_columns(connection)
-        return [
-            (table, column)
+        missing = {
+            table: [column for column in table.columns if (table.name, column.name) not in existing]
             for table in METADATA.tables.values()
-            for column in table.columns
-            if (table.name, column.name) not in existing
-        ]
+        }
+        return {table: columns for table, columns in missing.items() if columns}
 
     def storage_state(self, now: datetime, free_bytes: int, total_bytes: int) -> StorageState:
         """Return the storage usage of jobs and trash, with the trend of 90 days."""

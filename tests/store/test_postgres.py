@@ -103,7 +103,7 @@ def test_rows_of_every_type_are_found_decided_and_marked(
         opener.sql("INSERT INTO jobs VALUES (%s, 'completed', %s, '{}')", job_id, ended)
     database = opener()
     jobs = JobTable(database, POLICY, UTC)
-    jobs.add_columns()
+    database.write(jobs.add_columns)
     jobs.gather_candidates(NOW)
     candidates = [job for page in jobs.candidates(1) for job in page]
     assert [job.id for job in candidates if decide(job, POLICY, NOW).clean] == [due]
@@ -157,7 +157,7 @@ def test_a_job_is_undated_if_its_end_is_no_time_and_the_columns_can_be_added(
     opener.sql("INSERT INTO jobs VALUES ('odd', 'completed', %s)", value)
     database = opener()
     jobs = JobTable(database, POLICY, UTC)
-    jobs.add_columns()
+    database.write(jobs.add_columns)
     jobs.gather_candidates(NOW)
     (job,) = [job for page in jobs.candidates(10) for job in page]
     decision = decide(job, POLICY, NOW)
@@ -259,15 +259,17 @@ def test_a_user_who_does_not_own_the_table_can_use_columns_added_by_the_owner(op
     name = opener.url.rpartition("/")[2]
     opener.server.admin("ALTER TABLE jobs OWNER TO owner", name)
     opener.server.admin("GRANT SELECT ON jobs TO eemt", name)
+    database = opener()
     with pytest.raises(StoreError, match=r"docs/how-to/postgresql\.md"):
-        JobTable(opener(), POLICY, UTC).add_columns()
+        database.write(JobTable(database, POLICY, UTC).add_columns)
     opener.server.admin(
         "ALTER TABLE jobs ADD data_cleaned_at TEXT, ADD data_size_mb FLOAT, ADD cleanup_summary TEXT", name
     )
     opener.server.admin("GRANT UPDATE (data_cleaned_at, data_size_mb, cleanup_summary) ON jobs TO eemt", name)
     opener.sql("CREATE TABLE ours (a INTEGER)")
-    jobs = JobTable(opener(), POLICY, UTC)
-    jobs.add_columns()
+    database = opener()
+    jobs = JobTable(database, POLICY, UTC)
+    database.write(jobs.add_columns)
     opener.server.admin("INSERT INTO jobs VALUES ('a', 'completed', '2026-01-01T00:00:00')", name)
     opener().write(lambda connection: jobs.mark_cleaned(connection, [("a", 0, "")], NOW))
     assert opener.sql("SELECT data_cleaned_at FROM jobs") == [("2026-06-15T12:00:00",)]
