@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -113,11 +112,16 @@ def read_environment(environ: Mapping[str, str]) -> Environment:
 
 def _misspelled(environ: Mapping[str, str]) -> list[str]:
     known = [*(entry.name for entry in VARIABLES), BASE_DIR, CONFIG_FILE]
+    unknown = sorted(name for name in environ.keys() - set(known) if name.startswith("EEMT"))
+    if not unknown:
+        return []
+    from difflib import get_close_matches
+
     warnings = []
-    for name in sorted(environ.keys() - set(known)):
+    for name in unknown:
         is_ours = name.startswith("EEMT_") and (name.startswith("EEMT_CLEANUP") or "RETENTION" in name)
-        similar = difflib.get_close_matches(name, known, n=1, cutoff=0.6 if is_ours else 0.85)
-        if is_ours or (similar and name.startswith("EEMT")):
+        similar = get_close_matches(name, known, n=1, cutoff=0.6 if is_ours else 0.85)
+        if is_ours or similar:
             hint = f" Did you mean {similar[0]}?" if similar else ""
             warnings.append(f"The variable {printable(name)} is unknown and has no effect.{hint}")
     return warnings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from pydantic_core import ErrorDetails
@@ -73,11 +72,13 @@ def _sentence(text: str) -> str:
 
 
 def _unknown(loc: Loc, schema: Schema) -> str:
+    from difflib import get_close_matches
+
     name, known = str(loc[-1]), keys_at(loc[:-1], schema)
     similar = (
-        difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        get_close_matches(name, known, n=1, cutoff=0.75)
         or [key for key in schema.fields if key.rpartition(".")[2] == name]
-        or difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        or get_close_matches(name, known, n=1, cutoff=0.4)
     )
     hint = f"Did you mean {' or '.join(similar)}? " if similar else ""
     return f"Unknown key. {hint}Known keys: {', '.join(known)}."
