@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, tzinfo
@@ -23,7 +22,7 @@ def unique_stamp(moment: datetime) -> str:
 
     Clocks are set back, and much happens within a second.
     """
-    return f"{moment:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+    return f"{moment:%Y%m%dT%H%M%S}-{os.urandom(4).hex()}"
 
 
 def monotonic_seconds() -> float:

@@ -88,6 +88,7 @@ from eemtcleanupd.store.jobs import Backlog
 from eemtcleanupd.store.lock import run_lock
 from eemtcleanupd.store.mount_check import check_journal
 from eemtcleanupd.store.runs import RunRecord
+from eemtcleanupd.store.tables import AUDIT, LOG
 from eemtcleanupd.store.values import reload_zones
 
 if TYPE_CHECKING:
@@ -470,15 +471,15 @@ class _Run:
     def _clean(self) -> RunReport:
         """Recover, plan, delete and record, then report."""
         run, session, ledger = self._run, self._session, self._session.ledger
+        # Entered before the pool, so that the trashes close only after the pool has finished.
+        trashes = self._stack.enter_context(ExitStack())
+        pool = self._start_pool()
         for message in release_ballast(run.config, session.roots.values()):
             run.emit(Warned(message))
         request = run.request
         run.hooks.expect_audit(ledger)
         run.audit("run_started", trigger=request.trigger, policy=str(run.policy), force=request.force)
-        # Entered before the pool, so that the trashes close only after the pool has finished.
-        trashes = self._stack.enter_context(ExitStack())
-        pool = self._start_pool()
-        session.create_ledger()
+        created = session.create_ledger()
         record = RunRecord(
             id=run.id,
             started_at=run.started_at,
@@ -488,7 +489,8 @@ class _Run:
             pid=os.getpid(),
             policy=str(run.policy),
         )
-        _require_writable_log(session, run)
+        if not created >= {LOG, AUDIT}:  # the new ones accept all
+            _require_writable_log(session, run)
         ledger.begin_run(record)
         try:
             session.lock_trashes(trashes)
@@ -536,7 +538,7 @@ class _Run:
         return report
 
     def _start_pool(self) -> DeletionPool:
-        """Start the pool early: its first helper process starts while the ledger is prepared."""
+        """Start the pool early: the server of its helpers takes as long to start as the run to prepare."""
         run, performance = self._run, self._run.config.performance
         is_auto = performance.parallel_delete and performance.max_workers == "auto"
         pool = self._stack.enter_context(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+
+from sqlalchemy import Table
 
 from eemtcleanupd.abbreviations import MOST_LISTED, complete
 from eemtcleanupd.cleanup.other_databases import PRIVATE_FOLDERS, where_to_look
@@ -49,14 +51,18 @@ class StoreSession:
     uploads: UploadIndex
     trashes: dict[RootName, Trash] = field(default_factory=dict)
 
-    def create_ledger(self) -> None:
+    def create_ledger(self) -> Set[Table]:
         """Create what is missing of the ledger's tables and of the columns in table ``jobs``.
+
+        Returns:
+            The tables that are new.
 
         Raises:
             StoreError: the database refuses it.
         """
-        self.ledger.create_tables(self.jobs)
+        created = self.ledger.create_tables(self.jobs)
         self.has_ledger = True
+        return created
 
     def lock_trashes(self, stack: ExitStack) -> None:
         """Open the trash of each root and lock it until ``stack`` closes.

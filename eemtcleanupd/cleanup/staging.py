@@ -115,6 +115,7 @@ class Staging:
         self._withdrawn: list[str] = []
         self._seen_blockers: tuple[float, Blockers] | None = None
         self._locks: tuple[float, LockList] | None = None
+        self._list_locks()
 
     # -- claim -------------------------------------------------------------------------------------
 
@@ -130,7 +131,7 @@ class Staging:
         for start in range(0, len(planned), JOBS_PER_TRANSACTION):
             batch = planned[start : start + JOBS_PER_TRANSACTION]
             if start + len(batch) == len(planned):
-                self._locks = monotonic_seconds(), LockList()  # for the staging that follows
+                self._list_locks()
             claimed += self._claim_batch(self._recordable(batch, sizes), sizes, group, numbers)
         return claimed
 
@@ -305,6 +306,12 @@ class Staging:
         # Before the first file moves: a full disk must not cause deletions without a line in the audit log.
         self._run.audit_all(("cleaning", job.audit_details()) for job in ready if job.items)
         return [job for job in ready if self._stage_job(job, blockers)]
+
+    def _list_locks(self) -> None:
+        """Begin to read the list of locks for the staging that follows soon."""
+        now = monotonic_seconds()
+        if self._locks is None or now - self._locks[0] > _FRESH_SECONDS / 2:
+            self._locks = now, LockList()
 
     def _blockers(self) -> Blockers:
         """Return what blocks entries now; a moment later the answer is the same."""

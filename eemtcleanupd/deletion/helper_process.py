@@ -40,8 +40,8 @@ _ANSWER_SECONDS = 0.3
 _MAX_CHANNELS = 64
 
 
-def main() -> None:
-    """Fork a helper for each request, until the pool or its process ends.
+def main() -> NoReturn:
+    """Fork a helper for each request, until the pool or its process ends; then exit.
 
     The arguments are descriptor numbers: of the stop flag, of the shared controls, and of the request socket.
     Each request brings the channels that the new helper serves.
@@ -69,6 +69,7 @@ def main() -> None:
                 os.close(channel)
     with contextlib.suppress(ChildProcessError):
         os.wait()  # returns when the kernel has reaped all helpers
+    os._exit(0)  # the pool waits
 
 
 def _run_helper(controls: DeletionControls, channels: list[int]) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from datetime import datetime
 from typing import Any
 
@@ -49,10 +50,14 @@ class Ledger(Runs, Intents, History, AuditAnchors, UsageTables, Holds, Acknowled
         self._database.read_instead(_stand_ins(existing))
         return True
 
-    def create_tables(self, jobs: JobTable | None = None) -> None:
-        """Create missing tables, missing columns of tables from an earlier version, and those of ``jobs``."""
+    def create_tables(self, jobs: JobTable | None = None) -> Set[Table]:
+        """Create missing tables, missing columns of tables from an earlier version, and those of ``jobs``.
 
-        def work(connection: Connection) -> None:
+        Returns:
+            The tables that are new.
+        """
+
+        def work(connection: Connection) -> Set[Table]:
             missing = self._missing(connection)
             new = {table for table, columns in missing.items() if len(columns) == len(table.columns)}
             METADATA.create_all(connection, [*new], checkfirst=False)
@@ -62,10 +67,12 @@ class Ledger(Runs, Intents, History, AuditAnchors, UsageTables, Holds, Acknowled
                     connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
             if jobs is not None:
                 jobs.add_columns(connection)
+            return new
 
-        if (jobs is not None and jobs.missing_columns) or not self.is_current():
-            self._database.write(work)
+        is_current = self.is_current() and not (jobs is not None and jobs.missing_columns)
+        created: Set[Table] = set() if is_current else self._database.write(work)
         self._database.read_instead({})
+        return created
 
     def is_current(self) -> bool:
         """Return whether all tables exist with all their columns."""
