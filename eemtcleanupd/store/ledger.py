@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from datetime import datetime
 from typing import Any
 
@@ -58,13 +58,11 @@ class Ledger(Runs, Intents, History, AuditAnchors, UsageTables, Holds, Acknowled
         """
 
         def work(connection: Connection) -> Set[Table]:
-            missing = self._missing(connection)
-            new = {table for table, columns in missing.items() if len(columns) == len(table.columns)}
+            new, columns = self._missing(connection)
             METADATA.create_all(connection, [*new], checkfirst=False)
-            for table in missing.keys() - new:
-                for column in missing[table]:
-                    definition = CreateColumn(column).compile(dialect=connection.dialect)
-                    connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
+            for column in columns:
+                definition = CreateColumn(column).compile(dialect=connection.dialect)
+                connection.execute(text(f"ALTER TABLE {column.table.name} ADD COLUMN {definition}"))
             if jobs is not None:
                 jobs.add_columns(connection)
             return new
@@ -77,15 +75,20 @@ class Ledger(Runs, Intents, History, AuditAnchors, UsageTables, Holds, Acknowled
     def is_current(self) -> bool:
         """Return whether all tables exist with all their columns."""
         with self._database.read() as connection:
-            return not self._missing(connection)
+            return not any(self._missing(connection))
 
-    def _missing(self, connection: Connection) -> dict[Table, list[Column[Any]]]:
+    def _missing(self, connection: Connection) -> tuple[Set[Table], Sequence[Column[Any]]]:
+        """Return the tables that do not exist, and the columns that the other tables lack."""
         existing = self._database.ledger_columns(connection)
-        missing = {
-            table: [column for column in table.columns if (table.name, column.name) not in existing]
-            for table in METADATA.tables.values()
-        }
-        return {table: columns for table, columns in missing.items() if columns}
+        names = {name for name, _ in existing}
+        new = {table for table in METADATA.tables.values() if table.name not in names}
+        others = [table for table in METADATA.tables.values() if table not in new]
+        return new, [
+            column
+            for table in others
+            for column in table.columns
+            if (table.name, column.name) not in existing
+        ]
 
     def storage_state(self, now: datetime, free_bytes: int, total_bytes: int) -> StorageState:
         """Return the storage usage of jobs and trash, with the trend of 90 days."""
