@@ -124,7 +124,7 @@ BEFORE = {
 
 VARIES = {
     "<token>": r"eemt_[\w-]{43}",
-    "<run>": r"\b\d{8}T\d{6}-[0-9a-f]{8}\b",
+    "<run>": r"\b\d{8}T\d{6}-[0-9a-f]{4}\b",
     "<stamp>": r"\b\d{8}T\d{12}Z\b",
     "<time>": r"(?:\b[A-Z][a-z]{2} )?\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d)?(?:\.\d+)?"
     r"(?: ?[+-]\d\d:?\d\d|Z)?",

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from eemtcleanupd.store.runs import RunRecord
 
 
-@click.command(epilog=examples("history --limit 5", "history 20240120T020001-3f2a91c4"))
+@click.command(epilog=examples("history --limit 5", "history 20240120T020001-3f2a"))
 @click.argument("run_id", metavar="[RUN]", required=False, shell_complete=completion.runs)
 @click.option(
     "--limit",
@@ -70,13 +70,13 @@ def _list(runs: list[RunRecord], *, as_json: bool) -> None:
         click.echo("There are no runs yet.")
         return
     echo_line(
-        f"{'RUN':<24}  {'STARTED':<22}  {'TRIGGER':<8}  {'OUTCOME':<11}  "
+        f"{'RUN':<21}  {'STARTED':<22}  {'TRIGGER':<8}  {'OUTCOME':<11}  "
         f"{'OK':>6}  {'FAILED':>6}  {'ERRORS':>6}  {'FREED':>8}  TRASHED",
         indent=2,
     )
     for run in runs:
         echo_line(
-            f"{run.id:<24}  {local_minute(run.started_at):<22}  {run.trigger:<8}  "
+            f"{run.id:<21}  {local_minute(run.started_at):<22}  {run.trigger:<8}  "
             f"{run.outcome or 'unfinished':<11}  {run.successful:>6,}  {run.failed:>6,}  "
             f"{run.errors:>6,}  {human_size(run.bytes_freed):>8}  {human_size(run.bytes_trashed or 0)}",
             indent=2,

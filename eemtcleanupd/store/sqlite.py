@@ -160,6 +160,9 @@ class SqliteDatabase(Database):
         except BaseException:
             self._write_ends = math.inf
             self._ledger_columns = None  # the version goes back too, and can come again for another schema
+            # After a failed COMMIT, SQLite still has the transaction, but SQLAlchemy does not.
+            raw: Any = connection.connection.driver_connection
+            raw.rollback()
             # After a failed BEGIN, SQLAlchemy still assumes an open transaction and would begin no other.
             # A successful BEGIN and ROLLBACK resets that.
             connection.execution_options(begin="BEGIN").begin().rollback()

@@ -83,7 +83,7 @@ class StopBody(_Body):
     run_id: Text | None = Field(
         None,
         description="Stop only this run: 409 if another is in progress. The default is the one in progress.",
-        examples=["20240120T020001-3f2a91c4"],
+        examples=["20240120T020001-3f2a"],
     )
 
 
@@ -118,7 +118,7 @@ class CleanupAnswer(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     success: bool
-    run_id: str = Field(examples=["20240120T020001-3f2a91c4"])
+    run_id: str = Field(examples=["20240120T020001-3f2a"])
     dry_run: bool
     cleaned_jobs: JobCounts
     space_freed: Space
@@ -158,8 +158,8 @@ class JobAnswer(BaseModel):
 class RunAccepted(BaseModel):
     """A run that has started."""
 
-    run_id: str = Field(examples=["20240120T020001-3f2a91c4"])
-    url: str = Field(examples=["/api/cleanup/runs/20240120T020001-3f2a91c4"])
+    run_id: str = Field(examples=["20240120T020001-3f2a"])
+    url: str = Field(examples=["/api/cleanup/runs/20240120T020001-3f2a"])
 
 
 class HoldBody(_Body):

@@ -168,11 +168,12 @@ def test_a_second_run_exits_with_4_and_names_the_first(
     from eemtcleanupd.store.sqlite import SqliteDatabase
 
     store = aged(sample_store, 10)
-    database = SqliteDatabase(store / "jobs.db", busy_timeout_seconds=1)
-    with run_lock(database, "20260101T000000-abcd0123", datetime.now(UTC)):
+    with run_lock(
+        SqliteDatabase(store / "jobs.db", busy_timeout_seconds=1), "20260101T000000-abcd", datetime.now(UTC)
+    ):
         second = run_cli("clean", *options(store))
     assert second.returncode == 4
-    assert f"run 20260101T000000-abcd0123, process {os.getpid()} on " in second.stderr
+    assert f"run 20260101T000000-abcd, process {os.getpid()} on " in second.stderr
     assert len(second.stderr.splitlines()) == 1
 
 

@@ -528,7 +528,7 @@ def test_a_request_to_stop_another_run_stops_nothing(daemon: DaemonHarness) -> N
     daemon.start("performance: {batch_size: 2}")
     daemon.put(RunRequested(Trigger.SIGNAL, "tester"))
     daemon.until(lambda: daemon.events_of(JobCleaned))
-    daemon.put(RunStopRequested("tester", "20240120T020001-3f2a91c4"))
+    daemon.put(RunStopRequested("tester", "20240120T020001-3f2a"))
     daemon.settle()
     (event,) = daemon.events_of(RunFinished)
     assert isinstance(event, RunFinished)

@@ -49,7 +49,7 @@ def report(
         ),
     )
     values: dict[str, object] = {
-        "run_id": "20260615T120000-abcd0123",
+        "run_id": "20260615T120000-abcd",
         "dry_run": False,
         "trigger": Trigger.SCHEDULE,
         "user": "auto_cleanup",
@@ -69,7 +69,7 @@ def report(
 
 
 FINISHED = RunFinished(report())
-FAILED = RunFailed("20260615T120000-abcd0123", "the disk is not mounted", Trigger.SCHEDULE, "gis1", NOW)
+FAILED = RunFailed("20260615T120000-abcd", "the disk is not mounted", Trigger.SCHEDULE, "gis1", NOW)
 HOSTILE_REPORT = RunFinished(
     report(
         "errors",

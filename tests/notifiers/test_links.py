@@ -22,7 +22,7 @@ from tests.notifiers.conftest import StartMail
 from tests.notifiers.samples import FAILED, FINISHED, NOW, report
 
 URL = "https://cleanup.example.com/eemt"
-PAGE = f"{URL}/runs/20260615T120000-abcd0123"
+PAGE = f"{URL}/runs/20260615T120000-abcd"
 ERRORS = [f"job-{number}: Permission denied results/{'x' * 400}.tif" for number in range(10)]
 MANY_ERRORS = RunFinished(
     report(

@@ -50,6 +50,24 @@ def test_a_locked_database_is_waited_for(file: Path) -> None:
     database.close()
 
 
+def test_a_commit_that_a_reader_prevents_raises_an_error_and_holds_no_lock(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.executemany("INSERT INTO t VALUES (?)", [(number,) for number in range(10_000)])
+    database = SqliteDatabase(file, busy_timeout_seconds=0.2)
+    with closing(sqlite3.connect(file)) as reader:
+        reading = reader.execute("SELECT a FROM t")
+        reading.fetchone()
+        with pytest.raises(StoreError, match="busy_timeout_seconds"):
+            insert(database)
+        reading.close()
+        assert count(file) == 10_000
+        with closing(sqlite3.connect(file, timeout=0)) as writer, writer:
+            writer.execute("DELETE FROM t")
+    insert(database)
+    assert count(file) == 1
+    database.close()
+
+
 def test_a_database_that_stays_locked_raises_an_error_and_nothing_is_written(file: Path) -> None:
     database = SqliteDatabase(file, busy_timeout_seconds=0.2)
     with closing(sqlite3.connect(file, isolation_level=None)) as locker:

@@ -65,7 +65,7 @@ STATUS = DaemonStatus(
         StateReply(1, STATUS, 0.5),
         StateReply(2, replace(STATUS, run=None, next_run_at=NOW), 0.5),
         MetricsReply(3, "# HELP é\n"),
-        ApiRunStarted(4, "20240120T020001-3f2a91c4"),
+        ApiRunStarted(4, "20240120T020001-3f2a"),
         ApiRunFinished(5, None, '{"success": true}'),
         ApiRunFinished(6, None, is_in_file=True),
         StopWorker(),
