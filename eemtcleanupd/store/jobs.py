@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from functools import cached_property, lru_cache, partial
@@ -117,8 +117,7 @@ class JobTable:
         self._convert = partial(read_row, zone)
         self._row = self._convert if has_parameters else lru_cache(_REMEMBERED_ROWS)(self._convert)
         self._filter = ExpiryFilter(database, policy, zone)
-        with database.read() as connection:
-            self._reflect(_columns(connection, database))
+        self.reflect()
         self._candidates = Candidates(
             database,
             self._filter,
@@ -127,8 +126,11 @@ class JobTable:
             ended=self._ended,
         )
 
-    def _reflect(self, columns: Mapping[str, TypeEngine[Any]]) -> None:
+    def reflect(self) -> None:
+        """Read which columns the table has."""
         database = self._database
+        with database.read() as connection:
+            columns = _columns(connection, database)
         names = list(columns)
         self._id = next((name for name in ("id", "job_id") if name in names), "")
         missing = [name for name in ("status", "completed_at") if name not in names]
@@ -151,13 +153,12 @@ class JobTable:
         self._by_id = self._select().where(self._has_key())
 
     def add_columns(self, connection: Connection) -> None:
-        """Append the missing columns of this program, in a transaction of the caller."""
+        """Append the missing columns of this program, in a transaction; then :meth:`reflect`."""
         present = _columns(connection, self._database)
         for name, kind in _ADDED_COLUMNS.items():
             if name not in present:
                 form = self._database.added_column(kind, present["completed_at"])
                 connection.exec_driver_sql(f"ALTER TABLE jobs ADD COLUMN {name} {form}")
-        self._reflect(_columns(connection, self._database))
 
     def count(self) -> int:
         """Return how many rows the table has; quicker than :meth:`summary`."""

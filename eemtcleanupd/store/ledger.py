@@ -59,16 +59,19 @@ class Ledger(Runs, Intents, History, AuditAnchors, UsageTables, Holds, Acknowled
 
         def work(connection: Connection) -> Set[Table]:
             new, columns = self._missing(connection)
-            METADATA.create_all(connection, [*new], checkfirst=False)
+            METADATA.create_all(connection, new, checkfirst=False)
             for column in columns:
                 definition = CreateColumn(column).compile(dialect=connection.dialect)
                 connection.execute(text(f"ALTER TABLE {column.table.name} ADD COLUMN {definition}"))
             if jobs is not None:
                 jobs.add_columns(connection)
-            return new
+            return set(new)
 
-        is_current = self.is_current() and not (jobs is not None and jobs.missing_columns)
-        created: Set[Table] = set() if is_current else self._database.write(work)
+        created: Set[Table] = set()
+        if (jobs is not None and jobs.missing_columns) or not self.is_current():
+            created = self._database.write(work)
+            if jobs is not None:
+                jobs.reflect()
         self._database.read_instead({})
         return created
 
@@ -77,11 +80,14 @@ class Ledger(Runs, Intents, History, AuditAnchors, UsageTables, Holds, Acknowled
         with self._database.read() as connection:
             return not any(self._missing(connection))
 
-    def _missing(self, connection: Connection) -> tuple[Set[Table], Sequence[Column[Any]]]:
-        """Return the tables that do not exist, and the columns that the other tables lack."""
+    def _missing(self, connection: Connection) -> tuple[Sequence[Table], Sequence[Column[Any]]]:
+        """Return the tables that do not exist, and the columns that the other tables lack.
+
+        The order is always the same: two programs that create tables could wait for each other otherwise.
+        """
         existing = self._database.ledger_columns(connection)
         names = {name for name, _ in existing}
-        new = {table for table in METADATA.tables.values() if table.name not in names}
+        new = [table for table in METADATA.tables.values() if table.name not in names]
         others = [table for table in METADATA.tables.values() if table not in new]
         return new, [
             column

@@ -104,6 +104,7 @@ def test_rows_of_every_type_are_found_decided_and_marked(
     database = opener()
     jobs = JobTable(database, POLICY, UTC)
     database.write(jobs.add_columns)
+    jobs.reflect()
     jobs.gather_candidates(NOW)
     candidates = [job for page in jobs.candidates(1) for job in page]
     assert [job.id for job in candidates if decide(job, POLICY, NOW).clean] == [due]
@@ -158,6 +159,7 @@ def test_a_job_is_undated_if_its_end_is_no_time_and_the_columns_can_be_added(
     database = opener()
     jobs = JobTable(database, POLICY, UTC)
     database.write(jobs.add_columns)
+    jobs.reflect()
     jobs.gather_candidates(NOW)
     (job,) = [job for page in jobs.candidates(10) for job in page]
     decision = decide(job, POLICY, NOW)
@@ -270,6 +272,7 @@ def test_a_user_who_does_not_own_the_table_can_use_columns_added_by_the_owner(op
     database = opener()
     jobs = JobTable(database, POLICY, UTC)
     database.write(jobs.add_columns)
+    jobs.reflect()
     opener.server.admin("INSERT INTO jobs VALUES ('a', 'completed', '2026-01-01T00:00:00')", name)
     opener().write(lambda connection: jobs.mark_cleaned(connection, [("a", 0, "")], NOW))
     assert opener.sql("SELECT data_cleaned_at FROM jobs") == [("2026-06-15T12:00:00",)]
