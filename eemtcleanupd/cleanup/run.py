@@ -49,7 +49,7 @@ from eemtcleanupd.cleanup.session import (
     record_roots,
 )
 from eemtcleanupd.cleanup.staging import describe_oserror, stay_reason
-from eemtcleanupd.clock import Clock, system_clock, unique_stamp
+from eemtcleanupd.clock import Clock, elapsed_seconds, system_clock
 from eemtcleanupd.config import Config
 from eemtcleanupd.deletion.ballast import allocate_ballast, release_ballast, release_initial_ballast
 from eemtcleanupd.deletion.blockers import Blockers
@@ -129,7 +129,9 @@ def clean(
     reload_zones()
     started = clock()
     run = RunContext(
-        id=unique_stamp(started),
+        # Milliseconds, because a run takes more than one: the ids of two runs differ, also if both start at
+        # the same time because the clock was set back.
+        id=f"{started:%Y%m%dT%H%M%S}-{int(elapsed_seconds() * 1000) & 0xFFFF:04x}",
         started_at=started,
         config=config,
         request=request,

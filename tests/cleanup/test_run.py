@@ -16,7 +16,6 @@ from sqlalchemy import Connection
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.cleanup.recording import Recording
 from eemtcleanupd.cleanup.staging import ClaimedJob, Staging
-from eemtcleanupd.clock import unique_stamp
 from eemtcleanupd.errors import BreakerError, LockHeldError, RootError
 from eemtcleanupd.events import Event, JobCleaned, JobFailed, JobPlanned, JobSkipped, OrphanFound, Warned
 from eemtcleanupd.model import Hold
@@ -243,8 +242,8 @@ def test_a_second_run_finds_nothing_and_changes_nothing(store: JobStore) -> None
     assert store.snapshot() == files
 
 
-def test_runs_of_the_same_second_have_different_ids(store: JobStore) -> None:
-    assert len({unique_stamp(store.now) for _ in range(100)}) == 100
+def test_runs_at_the_same_time_have_different_ids(store: JobStore) -> None:
+    assert len({store.run().run_id for _ in range(30)}) == 30
 
 
 def test_a_dry_run_changes_not_one_byte(store: JobStore) -> None:
