@@ -162,7 +162,8 @@ class SqliteDatabase(Database):
             self._ledger_columns = None  # the version goes back too, and can come again for another schema
             # After a failed COMMIT, SQLite still has the transaction, but SQLAlchemy does not.
             raw: Any = connection.connection.driver_connection
-            raw.rollback()
+            with suppress(sqlite3.Error):  # the BEGIN below meets it too, and SQLAlchemy words it
+                raw.rollback()
             # After a failed BEGIN, SQLAlchemy still assumes an open transaction and would begin no other.
             # A successful BEGIN and ROLLBACK resets that.
             connection.execution_options(begin="BEGIN").begin().rollback()
