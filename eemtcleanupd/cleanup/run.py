@@ -129,8 +129,8 @@ def clean(
     reload_zones()
     started = clock()
     run = RunContext(
-        # Milliseconds, because a run takes more than one: the ids of two runs differ, also if both start at
-        # the same time because the clock was set back.
+        # Milliseconds of the time since boot, because a run takes more than one.  Two runs of the same second
+        # differ unless the clock was set back by more than a minute; then 1 of 65,536 is refused.
         id=f"{started:%Y%m%dT%H%M%S}-{int(elapsed_seconds() * 1000) & 0xFFFF:04x}",
         started_at=started,
         config=config,

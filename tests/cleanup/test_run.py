@@ -242,8 +242,15 @@ def test_a_second_run_finds_nothing_and_changes_nothing(store: JobStore) -> None
     assert store.snapshot() == files
 
 
-def test_runs_at_the_same_time_have_different_ids(store: JobStore) -> None:
-    assert len({store.run().run_id for _ in range(30)}) == 30
+@pytest.mark.parametrize("seconds", [0.001, 1, 60])
+def test_runs_at_the_same_time_of_day_have_different_ids(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    ids = set()
+    for elapsed in (1000, 1000 + seconds):
+        monkeypatch.setattr("eemtcleanupd.cleanup.run.elapsed_seconds", lambda elapsed=elapsed: elapsed)
+        ids.add(store.run().run_id)
+    assert len(ids) == 2
 
 
 def test_a_dry_run_changes_not_one_byte(store: JobStore) -> None:
