@@ -15,7 +15,7 @@ from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion import helper_pool as module
 from eemtcleanupd.deletion.helper_pool import HelperPool
 from eemtcleanupd.deletion.pool import DeletionPool, RemovalResult
-from eemtcleanupd.deletion.rate_limit import DeletionControls
+from eemtcleanupd.deletion.rate_limit import DeletionControls, RateLimits
 from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.deletion.tree import FolderTask
 from tests.deletion.conftest import fill, helper_servers, helpers_of, stage_for_deletion, wait_until
@@ -179,12 +179,14 @@ def test_a_killed_helper_leaves_its_items_incomplete_and_the_others_are_removed(
     for job in ("first", "second", "third"):
         for number in range(8):
             fill(trash.root.path / job / f"folder-{number}", 600)
-    with DeletionPool(1, StopFlag()) as pool:
+    # The first folder takes two seconds, all take nine: a busy machine does not finish before the kill.
+    with DeletionPool(1, StopFlag(), limits=RateLimits(deletes_per_second=1000)) as pool:
         futures = [pool.remove(trash, stage_for_deletion(trash, job)) for job in ("first", "second")]
         wait_until(helpers_of)
         (helper,) = helpers_of()
-        wait_until(lambda: pool.files > 0 or any(future.done() for future in futures))
+        wait_until(lambda: pool.files > 0)
         os.kill(helper, signal.SIGKILL)
+        pool.controls.apply(RateLimits())
         results = [future.result(timeout=20) for future in futures]
         later = pool.remove(trash, stage_for_deletion(trash, "third")).result(timeout=20)
         again = [pool.remove(trash, f"{job}.deleting").result(timeout=20) for job in ("first", "second")]
@@ -230,7 +232,7 @@ _SCRIPT = """
 import sys
 from pathlib import Path
 from eemtcleanupd.deletion.helper_pool import HelperPool
-from eemtcleanupd.deletion.rate_limit import DeletionControls
+from eemtcleanupd.deletion.rate_limit import DeletionControls, RateLimits
 from eemtcleanupd.deletion.pool import DeletionPool
 from eemtcleanupd.deletion.roots import open_root
 from eemtcleanupd.deletion.trash import Trash
@@ -269,7 +271,7 @@ def test_helpers_ignore_signals_and_end_when_the_run_is_killed(
 _KILLED = """
 import os, select, signal, socket, sys
 from eemtcleanupd.deletion.helper_pool import HelperPool
-from eemtcleanupd.deletion.rate_limit import DeletionControls
+from eemtcleanupd.deletion.rate_limit import DeletionControls, RateLimits
 from eemtcleanupd.deletion.tree import FolderTask
 from eemtcleanupd.cancellation import StopFlag
 requests, is_answered = int(sys.argv[2]), sys.argv[3] == "True"

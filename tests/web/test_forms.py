@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -11,9 +12,7 @@ from typing import Any
 
 import pytest
 
-from eemtcleanupd.errors import LockHeldError
-from eemtcleanupd.store.lock import run_lock
-from tests.web.conftest import Site, create_store, eventually, site_of
+from tests.web.conftest import Site, create_store, site_of
 
 FORMS = ["/hold", "/release", "/restore", "/purge", "/clean", "/stop"]
 NAME = '"><i>\udc80</i>\n'
@@ -37,24 +36,12 @@ def log_in(site: Site, scope: str = "clean") -> None:
 
 
 def run_of(site: Site, answer: Any) -> str:
-    """Return the page of a run that a form started, when the run has ended and left the store to others."""
+    """Return the page of a run that a form started, when another run can be started."""
     assert answer.status_code == 303, answer.text
     assert re.fullmatch(r"/runs/\S+", answer.headers["Location"])
-    while ">in progress<" in (page := site.get(answer.headers["Location"])):
+    while asyncio.run(site.backend.progress()) is not None:  # it also sends the messages of the run
         pass
-
-    def has_released_its_lock() -> None:
-        database = site.store.open()
-        try:
-            with run_lock(database, "after-the-run", site.store.now):
-                return
-        except LockHeldError:
-            raise AssertionError from None
-        finally:
-            database.close()
-
-    eventually(has_released_its_lock)
-    return page
+    return site.get(answer.headers["Location"])
 
 
 def shown_at(form: str) -> str:
