@@ -47,6 +47,7 @@ from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.values import Row
 
 _PAGE = 500
+_UPLOADS_PAGE = 2000  # an upload has a name, and nothing else
 Result = TypeVar("Result")
 
 
@@ -135,29 +136,30 @@ class Inventory:
         for name in (RootName.RESULTS, RootName.TEMP):
             if name in self._session.roots:
                 for page in batched(self._entries(name), _PAGE):
-                    orphans += self._classify(page, tables)
+                    found = [Found(Artifact(name, entry), is_folder) for entry, is_folder in page]
+                    orphans += self._classify(found, tables)
         if RootName.UPLOADS in self._session.roots:
             orphans += self._classify_uploads(tables)
         return orphans
 
-    def _entries(self, name: RootName) -> Iterable[Found]:
-        for entry, is_folder in root_entries(self._session.roots[name]):
+    def _entries(self, root: RootName) -> Iterable[tuple[str, bool]]:
+        """Yield the names in a root that jobs can own, and whether each is a folder."""
+        for name, is_folder in root_entries(self._session.roots[root]):
             if self._run.stop.is_set():
                 return
-            artifact = Artifact(name, entry)
-            if artifact not in self._reserved:
-                self._census[name].entries += 1
-                yield Found(artifact, is_folder)
+            if not self._reserved.has(root, name):
+                self._census[root].entries += 1
+                yield name, is_folder
 
     def _classify(self, page: list[Found], tables: InventoryTables) -> int:
         """Remember the jobs that own these entries, handle the others, and return the number of orphans."""
-        owners = {found: possible_owner_ids(found.artifact) for found in page}
+        owners = [possible_owner_ids(found.artifact) for found in page]
         with self._session.database.read() as connection:
-            rows = self._session.jobs.rows(connection, set(itertools.chain.from_iterable(owners.values())))
+            rows = self._session.jobs.rows(connection, set(itertools.chain.from_iterable(owners)))
         tables.add_seen(rows)
         orphans: list[Found] = []
         leftovers: list[Found] = []
-        for found, ids in owners.items():
+        for found, ids in zip(page, owners, strict=True):
             owning = [rows[owner] for owner in ids if owner in rows]
             if not owning:
                 orphans.append(found)
@@ -168,8 +170,8 @@ class Inventory:
 
     def _classify_uploads(self, tables: InventoryTables) -> int:
         is_empty = True
-        for page in batched(self._entries(RootName.UPLOADS), _PAGE):
-            tables.add_uploads([found.artifact.name for found in page])
+        for entries in batched(self._entries(RootName.UPLOADS), _UPLOADS_PAGE):
+            tables.add_uploads([name for name, _ in entries])
             is_empty = False
         if is_empty:  # then the scans of the table are not needed
             return 0
@@ -401,7 +403,12 @@ def orphan_warning(config: Config, label: str, now: datetime) -> tuple[Found, st
         with database.read() as connection:
             is_owned = bool(planner.claimants(connection, [artifact])[artifact])
         root = session.roots.get(artifact.root)
-        if is_owned or root is None or not root.has(name) or artifact in session.reserved_entries:
+        if (
+            is_owned
+            or root is None
+            or not root.has(name)
+            or session.reserved_entries.has(artifact.root, name)
+        ):
             return None
         is_folder = stat.S_ISDIR(os.stat(name, dir_fd=root.fd, follow_symlinks=False).st_mode)
         found = Found(artifact, is_folder)

@@ -159,7 +159,7 @@ class Planner:
         decision = decide(job, self._policy, self._run.started_at, hold=hold, among_last=job.id in self._last)
         if not decision.clean:
             return decision
-        if any(artifact in self._reserved for artifact in owned_artifacts(job)):
+        if any(self._reserved.has(artifact.root, artifact.name) for artifact in owned_artifacts(job)):
             reason = "invalid job: one of its names is a folder of eemtcleanupd (logs, backup or database)"
             return replace(decision, clean=False, reason=reason, notable=True)
         marker = keep_marker_reason(self._session.roots[RootName.RESULTS].fd, job.id)
@@ -207,13 +207,16 @@ class Planner:
                 artifact = found.artifact
                 if (
                     last_owner[artifact] != decision.job.id
-                    or artifact in self._reserved
-                    or blocking_claimant(claimants[artifact], being_cleaned) is not None
+                    or self._reserved.has(artifact.root, artifact.name)
+                    or (
+                        artifact in claimants
+                        and blocking_claimant(claimants[artifact], being_cleaned) is not None
+                    )
                 ):
                     shared.append(found.label)
                 else:
                     own.append(found)
-            problem = next(filter(None, (problems.get(found.artifact) for found in own)), None)
+            problem = next((problems[found.artifact] for found in own if found.artifact in problems), None)
             plans.append(PlannedJob(decision, tuple(own), tuple(shared), problem=problem))
         return self._with_trashed(plans)
 
@@ -283,8 +286,7 @@ class Planner:
         """
         if self._named_ahead is None:
             uploads = {job.dem_filename for job in self._ahead if job.dem_filename is not None}
-            named_after = self._session.uploads.named_after([job.id for job in self._ahead])
-            uploads |= {found.artifact.name for _, found in named_after}
+            uploads |= self._session.uploads.names([job.id for job in self._ahead])
             self._named_ahead = self._rows_naming(connection, uploads, frozenset())
         ahead = self._named_ahead
         shared = {
@@ -537,9 +539,9 @@ def find_artifacts(session: StoreSession, jobs: Sequence[Job]) -> dict[str, list
             is_folder = stat.S_ISDIR(status.st_mode)
             is_small = not is_folder or (status.st_nlink == 2 and status.st_size <= _SMALL_BYTES)
             found[job.id].append(Found(artifact, is_folder, is_small))
-    named_by_row = {(job_id, each.artifact) for job_id, entries in found.items() for each in entries}
+    named_by_row = {job.id: job.dem_filename for job in jobs}
     for owner, upload in session.uploads.named_after(list(found)):
-        if (owner, upload.artifact) not in named_by_row:
+        if upload.artifact.name != named_by_row[owner]:
             found[owner].append(upload)
     return found
 

@@ -396,12 +396,13 @@ class _Run:
         ``sizes`` are those that are known, in bytes.
         """
         run, decision = self._run, plan.decision
+        kept = [found.label for found in plan.artifacts if found.label in needed] if needed else []
         artifacts = tuple(
             ArtifactSize(found, sizes.get(found.artifact) or self._selection.measure(found))
             for found in plan.artifacts
-            if found.label not in needed
+            if not kept or found.label not in kept
         )
-        shared = (*plan.shared, *(found.label for found in plan.artifacts if found.label in needed))
+        shared = (*plan.shared, *kept)
         size = sum(artifact.size_bytes for artifact in artifacts)
         counts.cleaned[decision.job_class] += 1
         (counts.trashed if run.grace else counts.freed)[decision.job_class] += size

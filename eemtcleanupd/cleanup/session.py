@@ -20,7 +20,7 @@ from eemtcleanupd.deletion.roots import Root, UploadIndex, check_roots, identity
 from eemtcleanupd.deletion.trash import MARKER_NAME, Trash, is_group, read_marker, write_marker
 from eemtcleanupd.errors import JobTableError, NoDatabaseError, RootError, StoreError
 from eemtcleanupd.formatting import local_minute, plural, printable, suggested
-from eemtcleanupd.model import TRASH_NAME, Artifact, Hold, RootName
+from eemtcleanupd.model import TRASH_NAME, Hold, RootName
 from eemtcleanupd.policy.breakers import table_problem
 from eemtcleanupd.policy.ownership import ARCHIVE_SUFFIX, ReservedEntries, is_system_entry
 from eemtcleanupd.policy.retention import Policy
@@ -319,7 +319,7 @@ def _job_folders(session: StoreSession) -> list[str]:
         for name, is_folder in root_entries(session.roots[RootName.RESULTS])
         if (is_folder or name.endswith(ARCHIVE_SUFFIX))
         and not is_system_entry(name)
-        and Artifact(RootName.RESULTS, name) not in session.reserved_entries
+        and not session.reserved_entries.has(RootName.RESULTS, name)
     )
 
 

@@ -83,22 +83,26 @@ class ConsoleReporter:
         if self._verbose:
             self._say("INFO", message)
 
-    def _say(self, level: str, message: str) -> None:
+    def _say(self, level: str, *messages: str) -> None:
         if level in {"WARNING", "ERROR"} or not self._quiet:
-            click.echo(click.style(f"[{level}]", fg=_COLORS[level]) + f" {message}")
+            start = click.style(f"[{level}]", fg=_COLORS[level])
+            click.echo("\n".join(f"{start} {message}" for message in messages))
 
     def _planned(self, event: JobPlanned) -> None:
-        age = human_age(event.age)
+        job = f"{short_name(event.job.id)} (status: {event.job.status}, age: {human_age(event.age)})"
+        verb = "move to the trash" if event.to_trash else "delete"
         self._say(
-            "DRY RUN", f"Would clean job {short_name(event.job.id)} (status: {event.job.status}, age: {age})"
+            "DRY RUN",
+            f"Would clean job {job}",
+            *(
+                f"Would {verb}: {short_name(artifact.found.label)} ({human_size(artifact.size_bytes)})"
+                for artifact in event.artifacts
+            ),
+            *(
+                f"Would keep: {short_name(label)} (another job needs it)"
+                for label in (event.shared if self._verbose else ())
+            ),
         )
-        for artifact in event.artifacts:
-            size = human_size(artifact.size_bytes)
-            verb = "move to the trash" if event.to_trash else "delete"
-            self._say("DRY RUN", f"Would {verb}: {short_name(artifact.found.label)} ({size})")
-        if self._verbose:
-            for label in event.shared:
-                self._say("DRY RUN", f"Would keep: {short_name(label)} (another job needs it)")
 
     def _cleaned(self, event: JobCleaned) -> None:
         age = "left by an earlier run" if event.age is None else f"{human_age(event.age, precise=False)} old"

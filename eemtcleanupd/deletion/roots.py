@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eemtcleanupd.batches import batched
 from eemtcleanupd.deletion.filesystem import locate, mounts
@@ -173,18 +174,24 @@ class UploadIndex:
 
     def named_after(self, ids: Sequence[str]) -> Iterator[tuple[str, Found]]:
         """Yield each id with each upload that is named after it."""
+        for owner, name, is_folder in self._select("owner, name, is_folder", ids):
+            artifact = Artifact(RootName.UPLOADS, _as_name(name))
+            yield _as_name(owner), Found(artifact, bool(is_folder), is_small=not is_folder)
+
+    def names(self, ids: Sequence[str]) -> set[str]:
+        """Return the names of the uploads that are named after any of these ids."""
+        return {_as_name(name) for (name,) in self._select("name", ids)}
+
+    def _select(self, columns: str, ids: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         if self._root is None or not ids:
             return
         if self._table is None:
             self._table = _build(self._root)
-        for page in batched(map(os.fsencode, filter(_is_encodable, ids)), _MOST_VALUES):
+        for page in batched(map(_as_value, ids), _MOST_VALUES):
             marks = ", ".join("?" * len(page))
-            rows = self._table.execute(
-                f"SELECT owner, name, is_folder FROM uploads WHERE owner IN ({marks}) ORDER BY rowid", page
+            yield from self._table.execute(
+                f"SELECT {columns} FROM uploads WHERE owner IN ({marks}) ORDER BY rowid", page
             )
-            for owner, name, is_folder in rows:
-                artifact = Artifact(RootName.UPLOADS, os.fsdecode(name))
-                yield os.fsdecode(owner), Found(artifact, bool(is_folder), is_small=not is_folder)
 
     def close(self) -> None:
         """Remove the index."""
@@ -194,12 +201,12 @@ class UploadIndex:
 
 def _build(root: Root) -> sqlite3.Connection:
     table = sqlite3.connect("")  # a temporary file, which is removed with the connection
-    table.execute("CREATE TABLE uploads (owner BLOB, name BLOB, is_folder INTEGER)")
+    table.execute("CREATE TABLE uploads (owner, name, is_folder)")  # columns without a type convert nothing
     with os.scandir(root.fd) as listing:
         table.executemany(
             "INSERT INTO uploads VALUES (?, ?, ?)",
             (
-                (os.fsencode(owner), os.fsencode(entry.name), entry.is_dir(follow_symlinks=False))
+                (_as_value(owner), _as_value(entry.name), entry.is_dir(follow_symlinks=False))
                 for entry in listing
                 if "_" in entry.name
                 for owner in possible_owner_ids(Artifact(RootName.UPLOADS, entry.name))
@@ -209,9 +216,14 @@ def _build(root: Root) -> sqlite3.Connection:
     return table
 
 
-def _is_encodable(job_id: str) -> bool:
+def _as_value(name: str) -> str | bytes:
+    """Return a name for SQLite, whose text is UTF-8; a name that is not becomes bytes."""
     try:
-        os.fsencode(job_id)
+        name.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        return name.encode("utf-8", "surrogatepass")
+    return name
+
+
+def _as_name(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode("utf-8", "surrogatepass")

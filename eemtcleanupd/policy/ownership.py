@@ -103,10 +103,17 @@ def possible_owner_ids(artifact: Artifact) -> tuple[str, ...]:
     """Return every job id that would own this entry by name, without owners through ``dem_filename``."""
     name = artifact.name
     if artifact.root is RootName.UPLOADS:
-        return tuple(name[:index] for index, character in enumerate(name) if character == "_" and index > 0)
+        return _starts_before_underscores(name)
     if artifact.root is RootName.RESULTS and name.endswith(ARCHIVE_SUFFIX) and name != ARCHIVE_SUFFIX:
         return (name, name.removesuffix(ARCHIVE_SUFFIX))
     return (name,)
+
+
+def _starts_before_underscores(name: str) -> tuple[str, ...]:
+    starts, index = [], 0
+    while (index := name.find("_", index + 1)) > 0:
+        starts.append(name[:index])
+    return tuple(starts)
 
 
 def blocking_claimant(claimants: Iterable[Claimant], being_cleaned: Set[str]) -> Claimant | None:
@@ -159,14 +166,13 @@ class ReservedEntries:
 
     def __init__(self, paths: Iterable[tuple[RootName, tuple[str, ...]]]) -> None:
         """``paths`` are below the roots, as their components."""
-        entries: set[Artifact] = set()
-        stems: dict[RootName, tuple[str, ...]] = {}
+        self._names: dict[RootName, set[str]] = {root: set() for root in RootName}
+        self._stems: dict[RootName, tuple[str, ...]] = dict.fromkeys(RootName, ())
         for root, parts in paths:
-            entries.add(Artifact(root, parts[0]))
+            self._names[root].add(parts[0])
             if len(parts) == 1:
-                stems[root] = (*stems.get(root, ()), f"{parts[0].rpartition('.')[0] or parts[0]}.")
-        self._entries = frozenset(entries)
-        self._stems = stems
+                self._stems[root] += (f"{parts[0].rpartition('.')[0] or parts[0]}.",)
 
-    def __contains__(self, artifact: Artifact) -> bool:
-        return artifact in self._entries or artifact.name.startswith(self._stems.get(artifact.root, ()))
+    def has(self, root: RootName, name: str) -> bool:
+        """Return whether the entry ``name`` of a root is reserved."""
+        return name in self._names[root] or name.startswith(self._stems[root])

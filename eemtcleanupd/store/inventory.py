@@ -59,16 +59,19 @@ def _is_missing(key: Column[Any], other: Column[Any]) -> ColumnElement[bool]:
 
 
 class _Pages:
-    """A query in pages, in the order of a key; built once, because building takes longer than executing."""
+    """A query in pages, in the order of a key, its first column.
+
+    It is built once, because building takes longer than executing.
+    """
 
     def __init__(self, statement: Select[Any], key: Column[Any], size: int) -> None:
-        self.key, self.size = key.name, size
+        self.size = size
         self.statement = statement.where(key > bindparam("after")).order_by(key).limit(size)
 
 
 _REFERENCED_PAGES = _Pages(select(_NAMED), _NAMED.c.name, 500)
 _UNREFERENCED_PAGES = _Pages(
-    select(_UPLOADS.c.name).where(_is_missing(_UPLOADS.c.name, _NAMED.c.name)), _UPLOADS.c.name, 500
+    select(_UPLOADS.c.name).where(_is_missing(_UPLOADS.c.name, _NAMED.c.name)), _UPLOADS.c.name, 2000
 )
 _SEEN_PAGES = _Pages(select(_SEEN), _SEEN.c.job_id, 100)
 _UNSEEN_PAGES = _Pages(
@@ -83,6 +86,11 @@ class InventoryTables:
         self._database = database
         self._job_table = job_table
         self._schema = database.scratch_schema
+        self._add_seen = text(
+            f"INSERT INTO {self._schema}.cleanup_seen (job_id, upload_bytes)"
+            " VALUES (CAST(:id AS TEXT), :bytes) ON CONFLICT (job_id)"
+            " DO UPDATE SET upload_bytes = cleanup_seen.upload_bytes + excluded.upload_bytes"
+        ).bindparams(bindparam("id", type_=RawText()))
         with database.scratch() as connection:
             database.create_scratch(connection, _UPLOADS, _NAMED, _SEEN)
             connection.commit()
@@ -90,15 +98,10 @@ class InventoryTables:
 
     def add_seen(self, ids: Iterable[str], upload_bytes: int = 0) -> None:
         """Add jobs that have data on the disk.  Upload bytes are summed."""
-        statement = text(
-            f"INSERT INTO {self._schema}.cleanup_seen (job_id, upload_bytes)"
-            " VALUES (CAST(:id AS TEXT), :bytes) ON CONFLICT (job_id)"
-            " DO UPDATE SET upload_bytes = cleanup_seen.upload_bytes + excluded.upload_bytes"
-        ).bindparams(bindparam("id", type_=RawText()))
         rows = [{"id": job_id, "bytes": upload_bytes} for job_id in ids]
         if rows:
             with self._database.scratch(self._session) as connection:
-                connection.execute(statement, rows)
+                connection.execute(self._add_seen, rows)
                 connection.commit()
 
     def add_uploads(self, names: Sequence[str]) -> None:
@@ -149,7 +152,7 @@ class InventoryTables:
     def unreferenced_uploads(self) -> Iterator[list[str]]:
         """Yield, in pages, the uploads that no row names.  Read :meth:`referenced_uploads` first."""
         for rows in self._read(_UNREFERENCED_PAGES):
-            yield [row.name for row in rows]
+            yield [name for (name,) in rows]
 
     def seen(self) -> Iterator[list[tuple[str, int]]]:
         """Yield, in pages, the jobs seen on the disk, with the bytes of their unshared uploads."""
@@ -167,10 +170,10 @@ class InventoryTables:
             with self._database.scratch(self._session) as connection:
                 found = connection.execute(pages.statement, {"after": after})
                 # Skip rows whose id is bytes: another program wrote them.  SQLite puts bytes behind all text.
-                rows = [row for row in found if isinstance(getattr(row, pages.key), str)]
+                rows = [row for row in found if isinstance(row[0], str)]
             if not rows:
                 return
-            after = getattr(rows[-1], pages.key)
+            after = rows[-1][0]
             yield rows
             if len(rows) < pages.size:
                 return
