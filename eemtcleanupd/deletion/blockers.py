@@ -8,6 +8,7 @@ import fcntl
 import os
 import stat
 import threading
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +65,8 @@ class Blockers:
 
     Attributes:
         mounts: the mount points below a root.
-        locked: device and inode of each file that another process holds an flock on.  None when the kernel
-            does not list all locks; then every file has to be tried.
+        locked: the inodes, by device, of the files that another process holds an flock on.  None when the
+            kernel does not list all locks; then every file has to be tried.
         opened: the entries of the roots in which other processes have a file open, with one such process.
         counted: the roots whose filesystem counts the links of subfolders, so that leaves need no reading.
         quiet_since: a folder that changed after this time (seconds since the epoch) is in use.  None turns
@@ -73,7 +74,7 @@ class Blockers:
     """
 
     mounts: tuple[Path, ...]
-    locked: frozenset[tuple[int, int]] | None
+    locked: Mapping[int, Set[int]] | None
     opened: Mapping[tuple[RootName, str], str]
     counted: frozenset[RootName]
     quiet_since: float | None
@@ -151,11 +152,9 @@ class Blockers:
         return reasons[0] if reasons else None
 
     def _lock_reason(self, root: Root, name: str) -> str | None:
-        inodes = None
-        if self.locked is not None:
-            inodes = frozenset(inode for device, inode in self.locked if device == root.device)
-            if not inodes:
-                return None
+        inodes = None if self.locked is None else self.locked.get(root.device, frozenset())
+        if inodes is not None and not inodes:
+            return None
         locked_path = _find_lock(root, name, inodes)
         if locked_path is None:
             return None
@@ -206,8 +205,8 @@ def _opened_entries(roots: list[Root], all_mounts: list[Mount]) -> dict[tuple[Ro
     return found
 
 
-def _locked_inodes(local: Set[str], roots: list[Root], listed: LockList) -> frozenset[tuple[int, int]] | None:
-    """Return device and inode of files under an flock of other processes; None when that is unknown."""
+def _locked_inodes(local: Set[str], roots: list[Root], listed: LockList) -> Mapping[int, Set[int]] | None:
+    """Return the inodes, by device, of files under an flock of other processes; None when that is unknown."""
     devices = {_device_number(root) for root in roots}
     try:
         in_initial_namespace = os.stat("/proc/self/ns/pid").st_ino == _INITIAL_PID_NAMESPACE  # noqa: PTH116
@@ -220,15 +219,15 @@ def _locked_inodes(local: Set[str], roots: list[Root], listed: LockList) -> froz
     locks = [line.replace("-> ", "").split() for line in lines]
     # With the run's own lock in the list, the names of every job would be read.
     own_pid = str(os.getpid())
-    return frozenset(
-        (os.makedev(int(major, 16), int(minor, 16)), int(inode))
-        for fields in locks
-        if len(fields) > 5 and fields[1] == "FLOCK" and fields[4] != own_pid
-        for major, minor, inode in [fields[5].split(":")]
-    )
+    inodes: dict[int, set[int]] = defaultdict(set)
+    for fields in locks:
+        if len(fields) > 5 and fields[1] == "FLOCK" and fields[4] != own_pid:
+            major, minor, inode = fields[5].split(":")
+            inodes[os.makedev(int(major, 16), int(minor, 16))].add(int(inode))
+    return inodes
 
 
-def _find_lock(root: Root, name: str, inodes: frozenset[int] | None) -> str | None:
+def _find_lock(root: Root, name: str, inodes: Set[int] | None) -> str | None:
     """Return the first path at or below an entry that another process holds an flock on.
 
     The kernel's list also contains shared locks, so a match is only a hint.  Trying the lock is the proof.
