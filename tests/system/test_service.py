@@ -48,6 +48,19 @@ def sql(machine: Machine, statement: str) -> str:
     return machine.sh(f'sqlite3 -cmd ".timeout 20000" /srv/eemt/jobs.db "{statement}"')
 
 
+def limit_deletes(machine: Machine, per_second: int) -> None:
+    """Let the daemon delete so many files per second; 0 means no limit."""
+    configure(machine, f"s/max_deletes_per_second: .*/max_deletes_per_second: {per_second}/")
+
+
+def start_big_run(machine: Machine) -> None:
+    """Start a run that takes a minute, and return when the big job is partly deleted."""
+    limit_deletes(machine, 3000)
+    machine.sh(BIG_JOB)
+    machine.sh("systemctl start eemtcleanupd && systemctl kill --kill-whom=main -s USR1 eemtcleanupd")
+    machine.until(lambda: is_deleting(machine))
+
+
 def is_deleting(machine: Machine) -> bool:
     """Tell whether the big job is partly deleted."""
     trash = "/srv/eemt/results/.eemtcleanupd-trash"
@@ -105,10 +118,9 @@ def test_systemctl_status_shows_the_next_run_and_the_journal_has_priorities(mach
 
 
 def test_killed_during_a_run_it_restarts_and_continues_the_run(machine: Machine) -> None:
-    machine.sh(BIG_JOB)
-    machine.sh("systemctl start eemtcleanupd && systemctl kill --kill-whom=main -s USR1 eemtcleanupd")
-    machine.until(lambda: is_deleting(machine))
+    start_big_run(machine)
     machine.sh("systemctl kill --kill-whom=main -s KILL eemtcleanupd")
+    limit_deletes(machine, 0)
     machine.until(lambda: show(machine, "NRestarts") == "1" and show(machine, "ActiveState") == "active")
     machine.until(lambda: sql(machine, "SELECT count(*) FROM cleanup_runs WHERE trigger = 'recovery'") == "1")
     machine.until(lambda: status(machine).get("state") == "idle")
@@ -192,10 +204,9 @@ def test_a_scheduled_run_starts_by_itself_and_is_in_the_journal(machine: Machine
 
 
 def test_stopped_during_a_run_it_ends_in_time_and_leaves_a_consistent_store(machine: Machine) -> None:
-    machine.sh(BIG_JOB)
-    machine.sh("systemctl start eemtcleanupd && systemctl kill --kill-whom=main -s USR1 eemtcleanupd")
-    machine.until(lambda: is_deleting(machine))
+    start_big_run(machine)
     machine.sh("systemctl stop eemtcleanupd", timeout=30)
+    limit_deletes(machine, 0)
     assert show(machine, "Result") == "success"
     assert show(machine, "ExecMainStatus") == "0"
     assert sql(machine, "SELECT outcome FROM cleanup_runs ORDER BY rowid DESC LIMIT 1") == "interrupted"
