@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import psutil
 import pytest
+from hypothesis import settings
 from sqlalchemy import Connection, Dialect, Engine, Table, event
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
@@ -29,6 +30,10 @@ from sqlalchemy.sql.compiler import DDLCompiler
 from eemtcleanupd.hookspecs import PROJECT
 from tests.commands import Commands
 from tests.postgres import Server, running_server
+
+# On a busy machine, any example can take long.
+settings.register_profile("without a deadline", settings(), deadline=None)
+settings.load_profile("without a deadline")
 
 MEMORY = Path("/dev/shm")
 MEMORY_BYTES = 4 << 30

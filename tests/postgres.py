@@ -7,7 +7,6 @@ import hashlib
 import hmac
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ from typing import Any
 
 import psycopg
 import pytest
+
+from tests.ports import free_port
 
 ROLE = "eemt"
 PASSWORD = "p@ss/w:rd"
@@ -159,14 +160,13 @@ def running_server() -> Iterator[Server]:
 
 
 def _start(programs: Path, folder: Path, data: Path, options: dict[str, Any]) -> int:
-    """Start the server on a free port.  Retry, because another process can use the port meanwhile."""
-    for _ in range(5):
-        port = _free_port()
-        settings = f"-c port={port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
-        command = [*f"{programs}/pg_ctl -D {data} -w -l {folder}/log start -o".split(), settings]
-        if subprocess.run(command, check=False, **options).returncode == 0:
-            return port
-    raise RuntimeError((folder / "log").read_text())
+    """Start the server, and return its port."""
+    port = free_port()
+    settings = f"-c port={port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
+    command = [*f"{programs}/pg_ctl -D {data} -w -l {folder}/log start -o".split(), settings]
+    if subprocess.run(command, check=False, **options).returncode != 0:
+        raise RuntimeError((folder / "log").read_text())
+    return port
 
 
 def _verifier() -> str:
@@ -177,8 +177,3 @@ def _verifier() -> str:
     server_key = hmac.digest(salted, b"Server Key", "sha256")
     salt64, stored64, server64 = (base64.b64encode(each).decode() for each in (salt, stored_key, server_key))
     return f"SCRAM-SHA-256$1:{salt64}${stored64}:{server64}"
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])

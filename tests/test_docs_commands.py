@@ -23,7 +23,7 @@ from markdown_it.token import Token
 
 from eemtcleanupd.config.yaml_reader import read_document
 from eemtcleanupd.plugins import schema
-from tests.web.conftest import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 PAGES = {

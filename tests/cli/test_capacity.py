@@ -18,7 +18,7 @@ from eemtcleanupd.plugins import load
 from tests.cleanup.conftest import JobStore
 from tests.cli.test_notify_test import Mailbox
 from tests.conftest import RunCli
-from tests.notifiers.conftest import free_port
+from tests.ports import free_port
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from pytest_httpserver import HTTPServer
 
 from tests.cleanup.conftest import JobStore
 from tests.conftest import RunCli
-from tests.notifiers.conftest import free_port
+from tests.ports import free_port
 
 RAISING = """
 from eemtcleanupd.hookspecs import hookimpl

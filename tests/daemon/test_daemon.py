@@ -239,7 +239,6 @@ def test_only_one_run_is_active_at_a_time(daemon: DaemonHarness) -> None:
     daemon.start()
     for _ in range(5):
         daemon.put(RunRequested(Trigger.SIGNAL, "tester"))
-        daemon.step()
     daemon.settle()
     assert triggers(daemon) == ["signal"]
 
@@ -489,7 +488,7 @@ def test_a_reload_reopens_a_log_file_that_was_rotated(daemon: DaemonHarness) -> 
 def test_a_request_to_stop_interrupts_the_run_in_order_and_ends_the_daemon(daemon: DaemonHarness) -> None:
     for number in range(200):
         daemon.store.job(f"old-{number}", files=3)
-    daemon.start("performance: {batch_size: 2}")
+    daemon.start("performance: {batch_size: 2, max_deletes_per_second: 50}")
     daemon.put(RunRequested(Trigger.SIGNAL, "tester"))
     daemon.until(lambda: daemon.events_of(JobCleaned))
     daemon.put(StopRequested("SIGTERM"))
@@ -510,7 +509,7 @@ def test_a_request_to_stop_interrupts_the_run_in_order_and_ends_the_daemon(daemo
 def test_a_run_is_stopped_in_order_and_the_daemon_continues(daemon: DaemonHarness) -> None:
     for number in range(200):
         daemon.store.job(f"old-{number}", files=3)
-    daemon.start("performance: {batch_size: 2}")
+    daemon.start("performance: {batch_size: 2, max_deletes_per_second: 50}")
     daemon.put(RunStopRequested("tester"))  # without a run, nothing happens
     daemon.put(RunRequested(Trigger.SIGNAL, "tester"))
     daemon.until(lambda: daemon.events_of(JobCleaned))
@@ -639,12 +638,14 @@ def test_a_run_requested_after_the_stop_does_not_start(daemon: DaemonHarness) ->
 
 
 def test_at_the_end_its_threads_lock_and_status_file_are_gone(daemon: DaemonHarness, tmp_path: Path) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     daemon.start()
     daemon.put(StopRequested("SIGTERM"))
     daemon.step()
     daemon.stack.close()
-    assert threading.active_count() == before
+    for thread in set(threading.enumerate()) - before:
+        thread.join(20)
+        assert not thread.is_alive(), thread.name
     assert find_daemon(StoreAddress.of_file(daemon.store.path / "jobs.db")) is None
     assert not list(daemon.store.path.glob("*.status.json"))
 

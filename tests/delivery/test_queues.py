@@ -14,8 +14,8 @@ from tests.notifiers.samples import FINISHED
 
 def test_only_one_of_two_processes_sends(recorder: Recorder) -> None:
     holder = recorder.open()
-    assert holder.drain(10)
     wake(holder)
+    assert holder.drain(10)
     other = recorder.open()
     other.publish(FINISHED)
     assert other.drain(10)

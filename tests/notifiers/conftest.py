@@ -18,6 +18,7 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from eemtcleanupd.config import Config
 from eemtcleanupd.plugins import Plugins, load
 from tests.cleanup.conftest import JobStore
+from tests.ports import free_port
 
 PASSWORD = "very-secret-password"
 
@@ -56,12 +57,6 @@ class MailServer:
 def _login(server: SMTP, session: Session, envelope: Envelope, mechanism: str, data: object) -> AuthResult:
     good = isinstance(data, LoginPassword) and data.password == PASSWORD.encode()
     return AuthResult(success=good, handled=good)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 StartMail = Callable[..., MailServer]

@@ -14,8 +14,8 @@ from werkzeug import Request, Response
 from eemtcleanupd.events import Event
 from eemtcleanupd.hookspecs import Digest, RetryLater
 from eemtcleanupd.plugins import Plugins
-from tests.notifiers.conftest import free_port
 from tests.notifiers.samples import EVENTS, FINISHED
+from tests.ports import free_port
 
 SECRET = "T0K3N-very-secret"
 

@@ -16,8 +16,9 @@ from eemtcleanupd.errors import ConfigError
 from eemtcleanupd.events import RunFinished
 from eemtcleanupd.hookspecs import Digest, RetryLater
 from eemtcleanupd.plugins import Plugins
-from tests.notifiers.conftest import PASSWORD, Configure, MailServer, StartMail, free_port
+from tests.notifiers.conftest import PASSWORD, Configure, MailServer, StartMail
 from tests.notifiers.samples import EVENTS, FAILED, FINISHED, HOSTILE, HOSTILE_REPORT, NOW
+from tests.ports import free_port
 
 MakePlugins = Callable[[str], Plugins]
 

@@ -9,8 +9,8 @@ from eemtcleanupd.events import RunFinished, RunStarted
 from eemtcleanupd.hookspecs import RetryLater
 from eemtcleanupd.model import Outcome, Trigger
 from eemtcleanupd.notifiers.healthchecks import PingSettings, TooLateError, run_finished, run_started
-from tests.notifiers.conftest import free_port
 from tests.notifiers.samples import report
+from tests.ports import free_port
 
 
 @pytest.fixture

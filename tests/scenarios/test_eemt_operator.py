@@ -23,8 +23,9 @@ from pytest_httpserver import HTTPServer
 
 from tests.conftest import settle
 from tests.notifiers.conftest import PASSWORD, StartMail, start_mail
+from tests.ports import free_port
 from tests.scenarios.eemt_application import ADMIN
-from tests.web.conftest import eventually, free_port
+from tests.web.conftest import eventually
 
 __all__ = ["start_mail"]
 

@@ -22,7 +22,8 @@ from pytest_httpserver import HTTPServer
 
 from tests.commands import Commands
 from tests.conftest import RunCli
-from tests.web.conftest import eventually, free_port
+from tests.ports import free_port
+from tests.web.conftest import eventually
 
 pytestmark = pytest.mark.slow
 

@@ -63,12 +63,12 @@ class Outcome:
 class Pair:
     """Two daemons, each with a folder for its logs, as on two hosts; ``a`` is started first."""
 
-    def __init__(self, store: JobStore, url: str) -> None:
+    def __init__(self, store: JobStore, url: str, takeover_seconds: int = TAKEOVER_SECONDS) -> None:
         self._store = store
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._locations: dict[str, StoreAddress] = {}
         for name in ("a", "b"):
-            text = _CONFIG.format(url=url, logs=f"logs-{name}", takeover=TAKEOVER_SECONDS)
+            text = _CONFIG.format(url=url, logs=f"logs-{name}", takeover=takeover_seconds)
             (store.path / f"{name}.yaml").write_text(text)
             self._locations[name] = StoreAddress(DatabaseAddress(url), store.path / f"logs-{name}", 5)
             self.start(name)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,16 +132,14 @@ class Machine:
         assert self.process is not None
         assert self.process.poll() is None, "the container did not start"
         for status in Path("/proc").glob("[0-9]*/status"):
-            try:
+            with suppress(OSError, ValueError):  # a process that ended meanwhile
                 fields = dict(
                     line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line
                 )
-            except (OSError, ValueError):
-                continue
-            inside = fields.get("NSpid", "").split()
-            if len(inside) == 2 and inside[1] == "1" and self._is_ours(int(fields["PPid"])):
-                self.leader = int(status.parent.name)
-                return True
+                inside = fields.get("NSpid", "").split()
+                if len(inside) == 2 and inside[1] == "1" and self._is_ours(int(fields["PPid"])):
+                    self.leader = int(status.parent.name)
+                    return True
         return False
 
     def _is_ours(self, parent: int) -> bool:
@@ -187,7 +186,9 @@ class Machine:
 
     def journal(self) -> str:
         """Return the last lines of the service's journal."""
-        return self.sh("journalctl -u eemtcleanupd -n 60 --no-pager -o short-monotonic", check=False)
+        return self.sh(
+            "journalctl --sync; journalctl -u eemtcleanupd -n 60 --no-pager -o short-monotonic", check=False
+        )
 
     def until(self, condition: Callable[[], object], seconds: float = 60) -> None:
         """Wait until a condition holds.

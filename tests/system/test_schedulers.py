@@ -91,7 +91,7 @@ def test_the_users_systemd_has_the_timer_and_cleans_on_request(alice: Alice) -> 
     retained = "SELECT count(*) FROM jobs WHERE data_cleaned_at IS NOT NULL AND status = 'completed'"
     assert alice.cleaned() > 0
     assert alice(f'sqlite3 jobs.db "{retained}"') == "0"
-    journal = alice.machine.sh("journalctl _UID=$(id -u alice) --no-pager")
+    journal = alice.machine.sh("journalctl --sync; journalctl _UID=$(id -u alice) --no-pager")
     assert DONE in journal
     alice(f"{SCRIPT} remove-systemd")
     assert alice("systemctl --user list-timers --all --no-legend --no-pager") == ""

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from playwright.sync_api import Browser, Locator, Page as BrowserPage, expect, sync_playwright
 
+expect.set_options(timeout=60_000)  # of a busy machine
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.xdist_group("docs site")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -26,12 +25,7 @@ from eemtcleanupd.web.backend import LocalBackend
 from eemtcleanupd.web.tokens import SCOPES, Scope, TokenFile
 from tests.cleanup.conftest import JobStore
 from tests.daemon.conftest import daemon as harness
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.ports import free_port
 
 
 def eemtcleanupd(store: JobStore, *args: str) -> str:

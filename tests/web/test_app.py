@@ -19,7 +19,8 @@ import trustme
 
 from tests.cleanup.conftest import JobStore
 from tests.conftest import settle
-from tests.web.conftest import RunningDaemon, create_store, eemtcleanupd, eventually, free_port, start
+from tests.ports import free_port
+from tests.web.conftest import RunningDaemon, create_store, eemtcleanupd, eventually, start
 
 WRONG = "eemt_wrong"
 shared = pytest.mark.xdist_group("shared daemon")
@@ -347,7 +348,7 @@ def test_the_page_of_a_run_shows_what_it_did(cleaned: Cleaned) -> None:
 def test_progress_is_streamed_until_the_run_ends(store: JobStore) -> None:
     for job in range(30):
         store.job(f"slow{job}", files=4)
-    daemon = start(store, "performance: {max_deletes_per_second: 60, batch_size: 2}\n")
+    daemon = start(store, "performance: {max_deletes_per_second: 15, batch_size: 2}\n")
     headers = {"Authorization": f"Bearer {daemon.tokens['read']}"}
     url = f"{daemon.url}/api/cleanup/events"
     with requests.get(url, headers=headers, stream=True, timeout=60) as stream:
@@ -493,7 +494,7 @@ def test_tls_uses_a_renewed_certificate_after_a_reload(store: JobStore, tmp_path
         url = f"https://localhost:{port}/api/cleanup/status"
 
         def status() -> int:
-            return requests.get(url, headers=headers, verify=str(tmp_path / "ca.pem"), timeout=10).status_code
+            return requests.get(url, headers=headers, verify=str(tmp_path / "ca.pem"), timeout=60).status_code
 
         eventually(lambda: socket.create_connection(("127.0.0.1", port)).close())
         assert status() == 200
@@ -505,7 +506,7 @@ def test_tls_uses_a_renewed_certificate_after_a_reload(store: JobStore, tmp_path
         file = store.path / "cleanup_config.yaml"
         file.write_text(re.sub(r", tls_.*pem", "", file.read_text()))
         eemtcleanupd(daemon.store, "reload")  # the same address, without TLS
-        assert requests.get(url.replace("https", "http"), headers=headers, timeout=10).status_code == 200
+        assert requests.get(url.replace("https", "http"), headers=headers, timeout=60).status_code == 200
     finally:
         daemon.stop()
 

@@ -14,6 +14,7 @@ from tests.cleanup.conftest import JobStore
 from tests.requirements import find_program, needs
 from tests.web.conftest import RunningDaemon, eventually, start
 
+expect.set_options(timeout=60_000)  # of a busy machine
 CHROMIUM = find_program("chromium")
 pytestmark = needs("chromium")
 
@@ -95,7 +96,7 @@ def check_finished(daemon: RunningDaemon, run_id: str) -> None:
 def test_the_dashboard_follows_a_run_of_others(browser: Browser, store: JobStore) -> None:
     for number in range(300):
         store.job(f"old-{number}", files=3)
-    daemon = start(store, "performance: {batch_size: 10, max_deletes_per_second: 200}\n")
+    daemon = start(store, "performance: {batch_size: 10, max_deletes_per_second: 50}\n")
     page = log_in(browser, daemon)
     expect(page.get_by_role("button", name="Clean now …")).to_be_enabled()
     daemon.request("POST", "/api/cleanup", Prefer="respond-async")

@@ -17,10 +17,12 @@ import requests
 from playwright.sync_api import expect, sync_playwright
 
 from tests.cleanup.conftest import JobStore
+from tests.ports import free_port
 from tests.requirements import find_program, needs
-from tests.web.conftest import create_store, eventually, free_port
+from tests.web.conftest import create_store, eventually
 from tests.web.test_docs_api import examples
 
+expect.set_options(timeout=60_000)  # of a busy machine
 PROJECT = Path(__file__).parents[2]
 PINS = [
     "fastapi==0.104.1",

@@ -14,21 +14,24 @@ from eemtcleanupd.web.supervisor import open_address
 from eemtcleanupd.web.worker import HttpServer
 from tests.web.conftest import eventually
 
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 ANSWER = b"HTTP/1.1 200 OK"
+TIMEOUT = 0.1
 
 
 async def slow(scope: object, receive: Callable[[], object], send: Callable[[object], object]) -> None:
-    """Answer after more time than a request has to arrive."""
+    """Answer after more time than a request has to arrive; later requests have time."""
     while (await receive()).get("more_body"):  # type: ignore[misc]
         pass
-    await asyncio.sleep(3 * protocol.REQUEST_TIMEOUT_SECONDS)
+    await asyncio.sleep(3 * TIMEOUT)
+    protocol.REQUEST_TIMEOUT_SECONDS = 60
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})  # type: ignore[misc]
     await send({"type": "http.response.body", "body": b"ok"})  # type: ignore[misc]
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpServer]:
-    monkeypatch.setattr(protocol, "REQUEST_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(protocol, "REQUEST_TIMEOUT_SECONDS", TIMEOUT)
     monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 5)
     server = HttpServer(slow, open_address("127.0.0.1:0", 0))  # type: ignore[arg-type]
     server.start()
@@ -47,20 +50,34 @@ def connect(server: HttpServer) -> socket.socket:
 def test_a_connection_without_a_complete_request_is_closed_after_the_timeout(
     server: HttpServer, start: bytes
 ) -> None:
-    with connect(server) as client:
+    with connect(server) as client, suppress(ConnectionResetError, BrokenPipeError):
         client.sendall(start)
-        with suppress(ConnectionResetError):
-            assert client.recv(100) == b""
+        assert client.recv(100) == b""
 
 
-def test_a_slow_answer_does_not_time_out_and_the_connection_can_be_used_again(server: HttpServer) -> None:
+def test_a_slow_answer_does_not_time_out_and_the_connection_can_be_used_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(protocol, "REQUEST_TIMEOUT_SECONDS", TIMEOUT)
+    server = HttpServer(slow, open_address("127.0.0.1:0", 0))  # type: ignore[arg-type]
     with connect(server) as client:
-        for _ in range(2):
-            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            answer = b""
-            while not answer.endswith(b"ok"):
-                answer += client.recv(1000)
-            assert answer.startswith(ANSWER)
+        client.sendall(REQUEST)  # before its time begins
+        server.start()
+        try:
+            assert read_answer(client).startswith(ANSWER)
+            client.sendall(REQUEST)
+            assert read_answer(client).startswith(ANSWER)
+        finally:
+            server.stop()
+
+
+def read_answer(client: socket.socket) -> bytes:
+    answer = b""
+    while not answer.endswith(b"ok"):
+        part = client.recv(1000)
+        assert part, f"the connection was closed after {answer!r}"
+        answer += part
+    return answer
 
 
 def test_above_the_limit_the_longest_idle_connections_are_closed(
@@ -78,10 +95,11 @@ def test_above_the_limit_the_longest_idle_connections_are_closed(
                 client.recv(1)
 
 
-def test_small_answers_are_sent_without_delay(server: HttpServer) -> None:
+def test_small_answers_are_sent_without_delay(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """asyncio sets TCP_NODELAY only if the socket names its protocol."""
+    monkeypatch.setattr(protocol, "REQUEST_TIMEOUT_SECONDS", 60)
     with connect(server) as client:
-        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        client.sendall(REQUEST)
         client.recv(1)
         (connection,) = server.uvicorn.server_state.connections
         accepted = connection.transport.get_extra_info("socket")
@@ -98,18 +116,19 @@ async def large(scope: object, receive: object, send: Callable[[object], object]
 def test_a_client_that_does_not_read_is_closed_after_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "REQUEST_TIMEOUT_SECONDS", 0.3)
     server = HttpServer(large, open_address("127.0.0.1:0", 0))  # type: ignore[arg-type]
-    server.start()
     try:
         with connect(server) as client:
-            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            client.sendall(REQUEST)  # before its time begins
+            server.start()
             assert client.recv(1) == b"H"
 
             def check_closed() -> None:
                 assert not server.uvicorn.server_state.connections
 
             eventually(check_closed)
+        monkeypatch.setattr(protocol, "REQUEST_TIMEOUT_SECONDS", 60)
         with connect(server) as client:
-            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            client.sendall(REQUEST)
             received = 0
             while chunk := client.recv(1 << 20):
                 received += len(chunk)
@@ -127,11 +146,11 @@ def test_clients_that_do_not_read_leave_places_for_others(monkeypatch: pytest.Mo
         with ExitStack() as stack:
             for _ in range(8):
                 client = stack.enter_context(connect(server))
-                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                client.sendall(REQUEST)
                 assert client.recv(1) == b"H"
             for _ in range(3):
                 with connect(server) as person:
-                    person.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                    person.sendall(REQUEST)
                     assert person.recv(1) == b"H"
     finally:
         server.stop()

@@ -11,8 +11,9 @@ import pytest
 import requests
 
 from tests.cleanup.conftest import JobStore
+from tests.ports import free_port
 from tests.requirements import find_program, needs
-from tests.web.conftest import eventually, free_port, start
+from tests.web.conftest import eventually, start
 
 NGINX = find_program("nginx")
 TEXT = (Path(__file__).parents[2] / "docs" / "how-to" / "http-api.md").read_text(encoding="utf-8")

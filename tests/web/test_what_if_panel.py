@@ -18,6 +18,7 @@ from tests.cleanup.conftest import JobStore
 from tests.requirements import find_program, needs
 from tests.web.conftest import RunningDaemon, create_store, start
 
+expect.set_options(timeout=60_000)  # of a busy machine
 pytestmark = pytest.mark.xdist_group("what-if")
 
 

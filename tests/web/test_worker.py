@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 
 import psutil
 import pytest
 import requests
 
 from tests.cleanup.conftest import JobStore
-from tests.web.conftest import RunningDaemon, eemtcleanupd, eventually, free_port, start
+from tests.ports import free_port
+from tests.web.conftest import RunningDaemon, eemtcleanupd, eventually, start
 
 shared = pytest.mark.xdist_group("shared worker")
 
@@ -81,13 +84,21 @@ def test_the_worker_has_a_lower_priority_than_the_daemon(shared_daemon: RunningD
 
 
 @shared
+def open_files(pid: int) -> set[str]:
+    found = set()
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):  # a connection that was closed meanwhile
+            found.add(os.readlink(entry.path))
+    return found
+
+
 def test_the_worker_shares_only_the_listening_socket_and_stderr_with_the_daemon(
     shared_daemon: RunningDaemon,
 ) -> None:
     """The two ends of the channel are different sockets."""
-    workers = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{worker_of(shared_daemon).pid}/fd")}
-    daemons = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{shared_daemon.process.pid}/fd")}
-    shared = (workers & daemons) - {"/dev/null"}
+    shared = (open_files(worker_of(shared_daemon).pid) & open_files(shared_daemon.process.pid)) - {
+        "/dev/null"
+    }
     sockets = {target for target in shared if target.startswith("socket:")}
     assert len(sockets) == 1
     assert shared - sockets == {str(shared_daemon.store.path / "daemon.log")}  # stderr
@@ -133,9 +144,14 @@ def test_streams_end_in_order_when_the_daemon_stops(store: JobStore) -> None:
 
 @pytest.mark.slow
 def test_a_client_that_waits_for_a_run_is_answered_although_the_address_changes(store: JobStore) -> None:
-    daemon = start(store, "performance: {max_deletes_per_second: 5}\n")
+    daemon = start(store)
     try:
-        with ThreadPoolExecutor(1) as pool:
+        # While another program writes, the run waits for it.
+        with (
+            closing(sqlite3.connect(store.path / "jobs.db", isolation_level=None)) as writer,
+            ThreadPoolExecutor() as pool,
+        ):
+            writer.execute("BEGIN IMMEDIATE")
             answer = pool.submit(daemon.request, "POST", "/api/cleanup")
 
             def check_progress() -> None:
@@ -144,9 +160,12 @@ def test_a_client_that_waits_for_a_run_is_answered_although_the_address_changes(
 
             eventually(check_progress)
             file = store.path / "cleanup_config.yaml"
-            address = daemon.url.rpartition("/")[2]
-            file.write_text(file.read_text().replace(address, f"127.0.0.1:{free_port()}"))
-            eemtcleanupd(store, "reload")
+            address, port = daemon.url.rpartition("/")[2], free_port()
+            file.write_text(file.read_text().replace(address, f"127.0.0.1:{port}"))
+            reload = pool.submit(eemtcleanupd, store, "reload")
+            eventually(lambda: socket.create_connection(("127.0.0.1", port)).close())
+            writer.execute("ROLLBACK")
+            reload.result()
             assert answer.result().json()["cleaned_jobs"] == {"successful": 1, "failed": 1}
     finally:
         daemon.stop()
