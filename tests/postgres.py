@@ -37,7 +37,7 @@ shared_buffers = 16MB
 """
 _SESSION = "session of a test"
 _EMPTY = f"""
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid();
 DO $$ DECLARE name text; BEGIN
     FOR name IN SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
@@ -106,7 +106,7 @@ class Server:
         name = url.rpartition("/")[2]
         return len(
             self.admin(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
                 f" WHERE datname = '{name}' AND usename = '{ROLE}' AND application_name <> '{_SESSION}'"
                 f" AND {which}"
             )

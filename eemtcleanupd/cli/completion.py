@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Completion = Callable[[click.Context, click.Parameter, str], list[str]]
 
 _MOST = 50
-_SECONDS = 1.0
+_SECONDS = 3.0
 # Users of the web interface choose ids.  A shell inserts a completed word unquoted, so an id could run
 # a command, become an option, or end the line.
 _HARMLESS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./@+-]*")

@@ -52,6 +52,11 @@ def fill(path: Path) -> JobStore:
     return store
 
 
+_ADVISORY_LOCKS = """
+SELECT 1 FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database
+WHERE l.locktype = 'advisory' AND d.datname = current_database()"""
+
+
 def run_and_die(store: JobStore, at: int | Callable[[], bool], grace_hours: int = 0, **options: Any) -> bool:
     """Run in a child that dies at its ``at``-th step, or at the first that holds; False if it ended before.
 
@@ -94,6 +99,8 @@ def run_and_die(store: JobStore, at: int | Callable[[], bool], grace_hours: int 
             os._exit(1)
         os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    while store.url and store.sql(_ADVISORY_LOCKS):
+        pass  # the server notices the end of a client a moment later
     assert code in {0, KILLED}
     return code == KILLED
 

@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> JobStore:
 @pytest.fixture
 def mail() -> Iterator[tuple[int, Mailbox]]:
     mailbox, port = Mailbox(), free_port()
-    server = Controller(mailbox, hostname="localhost", port=port)
+    server = Controller(mailbox, hostname="localhost", port=port, ready_timeout=60)
     server.start()
     yield port, mailbox
     server.stop()

@@ -224,6 +224,10 @@ def test_a_signal_stops_the_run_gracefully_and_the_next_run_continues(
 ) -> None:
     assert run_cli("demo", "store", "--jobs", "300").returncode == 0
     store = tmp_path / "store"
+    config = store / "cleanup_config.yaml"
+    fast = config.read_text()
+    config.write_text(fast.replace("\nperformance:\n", "\nperformance:\n  max_deletes_per_second: 100\n"))
+    assert config.read_text() != fast
     process = subprocess.Popen(
         [sys.executable, "-m", "eemtcleanupd", "clean", "--workers", "1"],
         cwd=store,
@@ -239,6 +243,7 @@ def test_a_signal_stops_the_run_gracefully_and_the_next_run_continues(
     assert process.returncode == 128 + number
     assert output.splitlines()[-1].startswith("[WARNING] ")
     assert rows(store, "SELECT outcome FROM cleanup_runs") == [("interrupted",)]
+    config.write_text(fast)
     again = run_cli("clean", "--json", cwd=store)
     assert again.returncode == 0
     assert rows(store, "SELECT count(*) FROM cleanup_intents") == [(0,)]

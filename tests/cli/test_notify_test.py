@@ -130,8 +130,7 @@ notifications:
         "the run did not finish while Slack hangs",
     )
     assert len(store.cleaned()) == 30
-    until(textfile.exists, "no metrics were written")
-    assert "eemt_cleanup_runs_total 1.0" in textfile.read_text()
+    until(lambda: "eemt_cleanup_runs_total 1.0" in textfile.read_text(), "the metrics do not have the run")
     assert run_cli("audit", "verify", cwd=store.path).returncode == 0
     audit = (store.path / "logs" / "cleanup_audit.jsonl").read_text().splitlines()
     assert sum(json.loads(line)["action"] == "cleaned" for line in audit) == 30
@@ -151,7 +150,7 @@ notifications:
     posted.start()
     stack.callback(posted.stop)
     mailbox = Mailbox()
-    server = Controller(mailbox, hostname="localhost", port=mail_port)
+    server = Controller(mailbox, hostname="localhost", port=mail_port, ready_timeout=60)
     server.start()
     stack.callback(server.stop)
     start(store, stack)

@@ -186,7 +186,7 @@ def test_stop_needs_no_configuration_with_a_database(start: Start, run_cli: RunC
 def test_a_stop_signal_ends_the_daemon_with_0(start: Start, number: signal.Signals) -> None:
     daemon = start()
     daemon.send_signal(number)
-    assert daemon.wait(10) == 0
+    assert daemon.wait(60) == 0
 
 
 def test_a_detached_daemon_reuses_the_pidfile_of_a_killed_one(run_cli: RunCli, store: Path) -> None:
@@ -295,21 +295,27 @@ def test_many_reloads_leak_neither_threads_nor_descriptors_nor_memory(start: Sta
             until(lambda before=before: json.loads(file.read_text())["config_attempts"] > before, 120)  # type: ignore[misc]
 
     def usage() -> tuple[int, int, int]:
+        resident = next(line for line in (proc / "status").read_text().splitlines() if "VmRSS" in line)
+        descriptors, threads = (len(list((proc / name).iterdir())) for name in ("fd", "task"))
+        return descriptors, threads, int(resident.split()[1])
+
+    def least() -> tuple[int, ...]:
         """Return the least of some samples: the daemon still closes files when its new status is seen."""
         samples = []
         for _ in range(20):
-            resident = next(line for line in (proc / "status").read_text().splitlines() if "VmRSS" in line)
-            descriptors, threads = (len(list((proc / name).iterdir())) for name in ("fd", "task"))
-            samples.append((descriptors, threads, int(resident.split()[1])))
+            samples.append(usage())
             time.sleep(0.05)
-        descriptors, threads, memory_kb = (min(values) for values in zip(*samples, strict=True))
-        return descriptors, threads, memory_kb
+        return tuple(map(min, zip(*samples, strict=True)))
 
     reload(50)
-    descriptors, threads, memory_kb = usage()
+    descriptors, threads, memory_kb = least()
     reload(100)
-    assert usage()[:2] == (descriptors, threads)
-    assert usage()[2] < memory_kb + 1024
+
+    def is_as_before() -> bool:
+        now = usage()
+        return now[0] <= descriptors and now[1] <= threads and now[2] < memory_kb + 1024
+
+    until(is_as_before, 60)
 
 
 @pytest.mark.slow

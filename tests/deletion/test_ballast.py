@@ -166,7 +166,7 @@ def shell(store: JobStore, script: str) -> str:
             cp -rp ../results/. results
         }}
         # What ext4 kept back for what was not on the disk yet.
-        fill_blocks() {{ sync; at=0; while mkdir $1/full$at 2>/dev/null; do at=$((at + 1)); done; }}
+        fill_blocks() {{ sync -f "$1"; at=0; while mkdir $1/full$at 2>/dev/null; do at=$((at + 1)); done; }}
     """
     whole = f"set -e; cd '{store.path}'; {functions} {script}"
     done = subprocess.run(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from eemtcleanupd.deletion.trash import MARKER_NAME, Trash
 from eemtcleanupd.deletion.tree import FolderTask
 from eemtcleanupd.model import TRASH_NAME, RootName
 from tests.deletion.conftest import allocated, stage_for_deletion, wait_until
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.xdist_group("dask"), pytest.mark.timeout(110)]
 
@@ -54,9 +54,7 @@ class Dask:
         identity.private_key_pem.write_to_path(str(folder / "key.pem"))
         self._folder = folder
         self._tls = ["--tls-ca-file", "ca.pem", "--tls-cert", "cert.pem", "--tls-key", "key.pem"]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.scheduler = self._run(
             "scheduler", "--host", "tls://127.0.0.1", "--port", str(self.port), "--no-dashboard"
         )
@@ -291,14 +289,15 @@ def test_workers_without_the_mount_are_excluded(
 
 @pytest.mark.slow
 def test_a_stop_ends_the_tasks_of_the_cluster_and_the_next_run_completes_the_item(
-    root: Root, trash: Trash, dask: Dask
+    root: Root, trash: Trash, dask: Dask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("eemtcleanupd.deletion.dask_executor.SLICE_SECONDS", 60)  # a worker can be slow
     fill(root.path / "job", 4, 300)
     stop = StopFlag()
     cluster = dask.start(1)
     with deleting(trash, cluster, stop, 50) as (pool, future):
         stop.set()
-        first = future.result(timeout=30)
+        first = future.result(timeout=100)
         # Thousands of folders can be waiting: none of them is sent to the cluster after a stop.
         rest = FolderTask("job", "job", root.device)
         assert cluster.empty_folder(trash, "job.deleting", rest, pool.controls, lambda *_: None) is None

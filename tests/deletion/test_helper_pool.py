@@ -201,7 +201,7 @@ def test_a_stop_reaches_helpers_in_the_middle_of_a_folder(trash: Trash) -> None:
     fill(trash.root.path / "job" / "folder", 20_000)
     stop = StopFlag()
     folder = trash.fd
-    with DeletionPool(1, stop) as pool:
+    with DeletionPool(1, stop, limits=RateLimits(deletes_per_second=1000)) as pool:
         future = pool.remove(trash, stage_for_deletion(trash, "job"))
         item = os.open("job.deleting", os.O_RDONLY, dir_fd=folder)
         wait_until(lambda: _moved_up(item) and _count_entries(item) < 20_000)
@@ -239,7 +239,7 @@ from eemtcleanupd.deletion.trash import Trash
 from eemtcleanupd.model import RootName
 from eemtcleanupd.cancellation import StopFlag
 trash = Trash(open_root(RootName.RESULTS, Path(sys.argv[1])))
-with DeletionPool(2, StopFlag()) as pool:
+with DeletionPool(2, StopFlag(), limits=RateLimits(deletes_per_second=1000)) as pool:
     trash.stage("job", ["job"])
     pool.remove(trash, trash.mark_deleting("job"))
     print("started", flush=True)

@@ -10,6 +10,7 @@ import pytest
 from eemtcleanupd.cancellation import StopFlag
 from eemtcleanupd.deletion import pool as module
 from eemtcleanupd.deletion.pool import DeletionPool
+from eemtcleanupd.deletion.rate_limit import RateLimits
 from eemtcleanupd.deletion.roots import Root
 from eemtcleanupd.deletion.trash import Trash, group_name
 from eemtcleanupd.model import TRASH_NAME
@@ -68,7 +69,7 @@ def test_a_later_run_completes_an_interrupted_removal(root: Root, trash: Trash) 
     trash.mark_deleting("item")
     stop = StopFlag()
     deadline = time.monotonic() + 60
-    with DeletionPool(1, stop, queue_limit=8) as pool:
+    with DeletionPool(1, stop, limits=RateLimits(deletes_per_second=300), queue_limit=8) as pool:
         future = pool.remove(trash, "item.deleting")
         while not pool.files and time.monotonic() < deadline:
             time.sleep(0.0005)
@@ -126,7 +127,7 @@ def test_an_exception_in_the_body_stops_the_pool(root: Root, trash: Trash) -> No
     _fill(root.path / "job", 20, 200)
     trash.stage("item", ["job"])
     stop = StopFlag()
-    pool = DeletionPool(1, stop)
+    pool = DeletionPool(1, stop, limits=RateLimits(deletes_per_second=300))
     future = pool.remove(trash, trash.mark_deleting("item"))
     with pytest.raises(KeyboardInterrupt), pool:
         raise KeyboardInterrupt

@@ -81,6 +81,7 @@ def start_mail(tmp_path: Path) -> Iterator[StartMail]:
                 require_starttls=True,
                 authenticator=_login,
                 auth_required=login,
+                ready_timeout=60,
             )
             controller.start()
             stack.callback(controller.stop)

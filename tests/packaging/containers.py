@@ -116,7 +116,7 @@ class Container:
 
     def stop(self) -> int:
         """Stop it by its signal, and return its exit code."""
-        self.podman("stop", self.name)
+        self.podman("stop", "--time=120", self.name)
         code = int(self.podman("inspect", "--format={{.State.ExitCode}}", self.name))
         self.podman("rm", self.name)
         return code

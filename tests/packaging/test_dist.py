@@ -53,7 +53,8 @@ def sbom(dist: Path) -> dict[str, object]:
 
 def test_made_again_elsewhere_they_are_the_same(dist: Path, tmp_path: Path) -> None:
     copy = tmp_path / "another/place"
-    shutil.copytree(PROJECT, copy, symlinks=True, ignore=shutil.ignore_patterns(".venv", "build", "dist"))
+    other = shutil.ignore_patterns(".venv", "build", "dist", "__pycache__", ".hypothesis", "*_cache")
+    shutil.copytree(PROJECT, copy, symlinks=True, ignore=other)
     (copy / ".venv").symlink_to(PROJECT / ".venv")
     for path in copy.rglob("*"):
         if not path.is_symlink() and ".git" not in path.parts:

@@ -82,7 +82,8 @@ class TestInContainers:
     ) -> None:
         service: dict[str, Any] = yaml.safe_load(compose())["services"]["eemtcleanupd"]
         daemon = podman.start("compose", *compose_options(service, laid))
-        daemon.until(lambda: "Daemon started" in daemon.logs())
+        daemon.until(lambda: list((laid / "data/db").glob("*.status.json")))
+        assert "Daemon started" in daemon.logs()
         podman("healthcheck", "run", "compose")
         lines = daemon.exec("cat", "/proc/1/status").splitlines()
         kernel = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
@@ -136,9 +137,9 @@ class TestInContainers:
 
     def test_a_daemon_that_hangs_is_found_by_the_health_check(self, podman: Podman, store: Path) -> None:
         daemon = podman.start("hangs", f"--volume={store}:/app/store", "--workdir=/app/store", IMAGE)
-        daemon.until(lambda: "Daemon started" in daemon.logs())
-        podman("kill", "--signal=STOP", "hangs")
         status = store / "jobs.db.eemtcleanupd.status.json"
+        daemon.until(status.exists)
+        podman("kill", "--signal=STOP", "hangs")
         status.write_text(re.sub(r'"heartbeat_at": "20\d\d', '"heartbeat_at": "2020', status.read_text()))
         assert "unhealthy" in podman("healthcheck", "run", "hangs", check=False)
         podman("kill", "--signal=CONT", "hangs")

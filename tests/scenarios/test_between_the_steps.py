@@ -128,7 +128,10 @@ def test_a_download_that_starts_with_the_move_keeps_its_job(
     assert archive.read_bytes() == b"half"
 
 
-def test_a_job_that_is_run_again_while_it_is_deleted_keeps_the_upload_that_it_shares(store: JobStore) -> None:
+def test_a_job_that_is_run_again_while_it_is_deleted_keeps_the_upload_that_it_shares(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eemtcleanupd.cleanup.pipeline.RECORD_SECONDS", 3600)  # all that is deleted together
     store.job("a", days=20, dem="dem.tif")
     for number in range(4):  # the first group has two jobs, and the next run on before that is recorded
         store.job(f"b{number}", days=10 - number / 10, dem="dem.tif")
@@ -533,7 +536,10 @@ def test_a_job_table_that_loses_its_rows_during_a_run_makes_no_orphans(store: Jo
     assert before.items() <= store.snapshot().items()
 
 
-def test_a_run_that_fails_keeps_the_record_of_what_it_has_done(store: JobStore) -> None:
+def test_a_run_that_fails_keeps_the_record_of_what_it_has_done(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eemtcleanupd.cleanup.pipeline.RECORD_SECONDS", 3600)  # all that is deleted together
     store.job("a")
     store.job("b", "failed")
     store.job("young", days=1)

@@ -35,6 +35,7 @@ from tests.hostile import (
     python,
     shared_folder,
 )
+from tests.ports import free_port
 
 pytestmark = needs_root
 Finding = dict[str, Any]
@@ -389,9 +390,7 @@ class _Receiver(BaseHTTPRequestHandler):
 
 
 def notifier_that_failed(service: Service) -> None:
-    server = HTTPServer(("127.0.0.1", 0), _Receiver)
-    port = server.server_port
-    server.server_close()
+    port = free_port()
     service.set(
         "notifications",
         {"webhook": {"enabled": True, "url": f"http://127.0.0.1:{port}/", "timeout_seconds": 2}},

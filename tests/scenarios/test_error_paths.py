@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -118,11 +119,15 @@ def make_image(image: Path, mount: Callable[..., None], place: Path) -> Path:
 def damage(image: Path, files: Sequence[Path], mount: Callable[..., None]) -> None:
     """Damage files of a mounted image, so that they cannot be read any more."""
     inodes = [file.stat().st_ino for file in files]
+    subprocess.run(["sync", "-f", files[0]], check=True)
     subprocess.run(["umount", files[0].parent], check=True)
+    # A copy, because another mount namespace, such as that of another test, can still have the image mounted.
+    copy = image.with_suffix(".damaged")
+    shutil.copyfile(image, copy)
     for inode in inodes:
-        change = ["debugfs", "-w", "-R", f"set_inode_field <{inode}> checksum 1", str(image)]
+        change = ["debugfs", "-w", "-R", f"set_inode_field <{inode}> checksum 1", str(copy)]
         subprocess.run(change, check=True, capture_output=True)
-    mount("-o", "loop", image, files[0].parent)
+    mount("-o", "loop", copy, files[0].parent)
     with pytest.raises(OSError, match="Bad message"):
         files[0].stat()
 

@@ -64,7 +64,7 @@ def running(store: JobStore, **options: object) -> Iterator[Progress]:
 
 @pytest.mark.slow
 def test_jobs_are_counted_one_by_one_and_not_by_the_batch(store: JobStore) -> None:
-    with running(store, performance__max_deletes_per_second=20) as progress:
+    with running(store, performance__max_deletes_per_second=5, performance__max_workers=1) as progress:
         counts = set[int]()
 
         def seen() -> bool:
@@ -116,7 +116,7 @@ def test_the_bytes_of_one_large_folder_are_counted_while_it_is_emptied(tmp_path:
 def test_the_row_of_a_run_counts_what_is_recorded_so_far(store: JobStore) -> None:
     database = store.open()
     store.run(dry_run=True)
-    with running(store, performance__max_deletes_per_second=20):
+    with running(store, performance__max_deletes_per_second=5, performance__max_workers=1):
         wait_for(Ledger(database).exists)
         run = wait_for(lambda: next((each for each in Ledger(database).runs(1) if each.successful), None))
         assert (run.outcome, run.finished_at) == (None, None)

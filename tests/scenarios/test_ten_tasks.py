@@ -162,9 +162,9 @@ def test_give_a_colleague_read_access(operator: Operator, url: str) -> None:
     token = operator.do("token", "add", "ann", "--scope", "read").split()[0]
     headers = {"Authorization": f"Bearer {token}"}
     with daemon(operator) as process:
-        eventually(lambda: requests.get(f"{url}/status", headers=headers, timeout=5))
-        assert requests.get(f"{url}/runs", headers=headers, timeout=5).status_code == HTTPStatus.OK
-        refused = requests.post(url, headers=headers, timeout=5)
+        eventually(lambda: requests.get(f"{url}/status", headers=headers, timeout=60))
+        assert requests.get(f"{url}/runs", headers=headers, timeout=60).status_code == HTTPStatus.OK
+        refused = requests.post(url, headers=headers, timeout=60)
         assert refused.status_code == HTTPStatus.FORBIDDEN
         operator.do("stop")
         assert process.wait(60) == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from eemtcleanupd.store.inventory import InventoryTables
 from eemtcleanupd.store.jobs import JobTable
 from eemtcleanupd.store.ledger import Ledger
 from eemtcleanupd.store.lock import Holder, run_lock
+from tests.ports import free_port
 from tests.postgres import PASSWORD, ROLE, Server, session
 from tests.requirements import find_program, needs
 
@@ -122,14 +122,14 @@ def test_rows_of_every_type_are_found_decided_and_marked(
 
 @pytest.mark.slow
 def test_an_inventory_of_many_jobs_does_not_compare_each_with_all(opener: Opener) -> None:
-    count = 12_000
+    count = 50_000
     opener.sql("CREATE TABLE jobs (id TEXT PRIMARY KEY, status TEXT, completed_at TEXT, dem_filename TEXT)")
     Ledger(opener()).create_tables()
     opener.sql(f"INSERT INTO cleanup_sizes (job_id) SELECT i::TEXT FROM generate_series(0, {count}) AS i")
     opener.sql(f"INSERT INTO jobs (id, dem_filename) SELECT i, i FROM generate_series(1, {count}) AS i")
     name = opener.url.rpartition("/")[2]
     opener.sql(f"ALTER DATABASE {name} SET work_mem = '64kB'")
-    opener.sql(f"ALTER DATABASE {name} SET statement_timeout = '1s'")
+    opener.sql(f"ALTER DATABASE {name} SET statement_timeout = '20s'")
     database = opener()
     tables = InventoryTables(database, JobTable(database, POLICY, UTC))
     tables.add_uploads(list(map(str, range(count + 2))))
@@ -324,8 +324,7 @@ def test_a_session_that_holds_a_lock_does_not_acquire_it_for_another_program(ope
 @contextmanager
 def pooler(opener: Opener, mode: str, folder: Path) -> Iterator[str]:
     """Run PgBouncer in front of the server, and yield the URL of the database through it."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     folder.chmod(0o755)
     (folder / "users").write_text(f'"{ROLE}" "{PASSWORD}"\n')
     (folder / "ini").write_text(

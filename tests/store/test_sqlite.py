@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -222,33 +224,29 @@ def test_a_read_only_database_raises_an_error(file: Path) -> None:
     assert count(file) == 0
 
 
-def test_another_program_gets_its_turn_between_transactions_that_follow_each_other(file: Path) -> None:
-    transactions, waited, begun = itertools.count(), [], threading.Event()
-    database = SqliteDatabase(file, busy_timeout_seconds=60)
+def test_another_program_gets_its_turn_between_transactions_that_follow_each_other(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, now, pauses = SqliteDatabase(file, busy_timeout_seconds=1), 1000.0, list[float]()
 
-    def write_as_the_web_interface() -> None:
-        with closing(sqlite3.connect(file, timeout=60, isolation_level=None)) as connection:
-            for _ in range(9):
-                begun.clear()
-                begun.wait()
-                before = next(transactions)
-                connection.execute("INSERT INTO t VALUES (1)")
-                waited.append(next(transactions) - before - 1)
+    def pass_time(seconds: float) -> None:
+        nonlocal now
+        now += seconds
 
-    def work(connection: Connection) -> None:
-        next(transactions)
-        begun.set()
-        connection.exec_driver_sql(
-            "INSERT INTO t WITH RECURSIVE n (a) AS (SELECT 1 UNION ALL SELECT a + 1 FROM n WHERE a < 50000) "
-            "SELECT count(*) FROM n"
-        )
+    def pause(seconds: float) -> None:
+        pauses.append(round(seconds, 6))
+        pass_time(seconds)
 
-    other = threading.Thread(target=write_as_the_web_interface)
-    other.start()
-    while other.is_alive():
-        database.write(work)
+    monkeypatch.setattr("eemtcleanupd.store.sqlite.monotonic_seconds", lambda: now)
+    monkeypatch.setattr(time, "sleep", pause)
+    for seconds in (0.006, 0.006, 0.050, 0.001):
+        database.write(lambda _, seconds=seconds: pass_time(seconds))  # type: ignore[misc]
+    assert pauses == [0.012, 0.01]  # each counts for 10 ms at most
+    database.write(lambda _: pass_time(0.030))
+    pass_time(0.030)  # meanwhile others could work
+    database.write(lambda _: None)
+    assert len(pauses) == 2
     database.close()
-    assert sum(waited) <= 9 * 8, waited
 
 
 ENDLESS = """
@@ -265,8 +263,18 @@ def test_a_trigger_that_works_forever_ends(file: Path, monkeypatch: pytest.Monke
         database = SqliteDatabase(file, busy_timeout_seconds=1)
         seconds = 0.1 if end == "time limit" else 60
         monkeypatch.setattr("eemtcleanupd.store.sqlite._LONGEST_WRITE_SECONDS", seconds)
-        with time_limit(0.1 if end == "signal" else 60), pytest.raises(StoreError, match="interrupted"):
+        journal, main = file.with_name(f"{file.name}-journal"), threading.get_ident()
+
+        def send_a_signal() -> None:
+            while not journal.exists():  # it is when the statement works
+                pass
+            signal.pthread_kill(main, signal.SIGALRM)
+
+        other_thread = threading.Thread(target=send_a_signal if end == "signal" else int)
+        other_thread.start()
+        with time_limit(60), pytest.raises(StoreError, match="interrupted"):
             insert(database)
+        other_thread.join()
         assert count(file) == 0
         other.execute("DROP TRIGGER endless")
     insert(database)
