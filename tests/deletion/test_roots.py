@@ -115,6 +115,7 @@ def test_uploads_are_found_by_every_id_that_their_name_begins_with(tmp_path: Pat
     assert found(index, "a") == [("a", "a_b_x.tif", False), ("a", "a_folder", True), ("a", "a_x.tif", False)]
     assert found(index, "a_b", "plain.tif", "") == [("a_b", "a_b_x.tif", False)]
     assert found(index, os.fsdecode(b"\xff"), "\ud83d") == [(os.fsdecode(b"\xff"), odd, False)]
+    assert index.names(["a_b", os.fsdecode(b"\xff"), "_x"]) == {"a_b_x.tif", odd}
     index.close()
 
 
