@@ -43,6 +43,8 @@ def log_in(
     page.get_by_label("Token").fill(daemon.tokens[scope])
     page.get_by_role("button", name="Log in").click()
     expect(page.get_by_role("heading", name="Next run", exact=True)).to_be_visible()
+    if options.get("java_script_enabled", True):  # then the page loads itself until it is complete
+        expect(page.locator("main[data-plan-pending]")).to_have_count(0)
     return page
 
 
