@@ -197,7 +197,8 @@ class LocalBackend:
         """Start a run."""
         with self._lock:
             if self._running is not None:
-                run.on_finished(LockHeldError("Another run is in progress. Try again when it has finished."))
+                reason = "Another run is in progress, or still sends its messages. Try again in a moment."
+                run.on_finished(LockHeldError(reason))
                 return
             self._running = _LocalRun(run.trigger, system_clock())
             thread = threading.Thread(target=self._run, args=(run, self._running), name="run (api)")
