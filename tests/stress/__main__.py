@@ -31,9 +31,19 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=500, help="commands of root in races (500)")
     parser.add_argument("--examples", type=int, default=2000, help="inputs for each fuzzer (2000)")
     parser.add_argument(
-        "--variants", nargs="*", default=list(kill.VARIANTS), help="plain, grace, backup, restore, archives"
+        "--variants",
+        nargs="+",
+        default=list(kill.VARIANTS),
+        choices=kill.VARIANTS,
+        help="which runs kill and inject interrupt (default: all)",
     )
-    parser.add_argument("--errors", nargs="*", default=list(kill.ERRORS), help="what inject injects")
+    parser.add_argument(
+        "--errors",
+        nargs="+",
+        default=list(kill.ERRORS),
+        choices=kill.ERRORS,
+        help="what inject injects (default: all)",
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON at the end")
     options = parser.parse_args()
     attacks = options.attacks or [*_ATTACKS]
