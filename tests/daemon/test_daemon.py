@@ -6,7 +6,9 @@ import fcntl
 import logging
 import os
 import re
+import sqlite3
 import threading
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -479,6 +481,15 @@ def test_a_reload_reopens_a_log_file_that_was_rotated(daemon: DaemonHarness) -> 
     daemon.reload()
     logging.getLogger("eemtcleanupd").error("after")
     assert "after" in log.read_text()
+
+
+@pytest.mark.slow
+def test_a_locked_database_delays_the_metrics_but_does_not_prevent_them(daemon: DaemonHarness) -> None:
+    daemon.store.run()
+    daemon.start()
+    with closing(sqlite3.connect(daemon.store.path / "jobs.db", isolation_level=None)) as writer:
+        writer.execute("BEGIN EXCLUSIVE")
+        assert b"eemt_cleanup_" in daemon.daemon.metrics()
 
 
 # -- stop ----------------------------------------------------------------------------------------------------

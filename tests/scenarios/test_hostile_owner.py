@@ -411,7 +411,8 @@ def test_no_process_of_the_daemon_keeps_the_rights_of_root(folder: Path, store: 
     tokens = folder / "etc" / "tokens.json"
     more = f"api: {{enabled: true, listen: 'unix:{store.path}/api.sock', tokens_file: {tokens}}}\n"
     with daemon(folder, _config(folder, store, more)) as process:
-        processes = [process.pid, *_workers(process.pid)]
+        assert _workers(process.pid)
+        processes = [process.pid, *_children(process.pid)]
         for pid in processes:
             for thread in Path(f"/proc/{pid}/task").iterdir():
                 status = _status((thread / "status").read_text())

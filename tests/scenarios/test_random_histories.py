@@ -145,9 +145,12 @@ class Store(RuleBasedStateMachine):
     def has_ledger(self) -> bool:
         return bool(self.store.sql("SELECT 1 FROM sqlite_master WHERE name = 'cleanup_holds'"))
 
-    def waiting(self) -> set[str]:
-        """Return the jobs that have something in the trash."""
-        return {str(row[0]) for row in self.store.sql("SELECT job_id FROM cleanup_intents")}
+    def waiting(self) -> dict[str, str]:
+        """Return the jobs that have something in the trash, each with what it is."""
+        return {
+            str(job): str(what)
+            for job, what in self.store.sql("SELECT job_id, artifacts FROM cleanup_intents")
+        }
 
     def is_there(self, dem: str | None) -> bool:
         return dem is not None and (self.store.path / "uploads" / dem).exists()
@@ -196,8 +199,8 @@ class Store(RuleBasedStateMachine):
             in_trash = truth.state == TRASH and truth.trashed_at is not None and not truth.held
             if in_trash and now - truth.trashed_at >= timedelta(hours=self.grace):  # type: ignore[operator]
                 # With the upload of a job that stays, it stays too; also if that name was uploaded again.
-                can_stay = truth.dem is not None and truth.dem in needed
-                truth.state = TRASH if can_stay and name in self.waiting() else GONE
+                has_upload = f'["uploads", "{truth.dem}", false' in self.waiting().get(name, "")
+                truth.state = TRASH if has_upload and truth.dem in needed else GONE
             if truth.may_go(now):
                 truth.state = TRASH if self.grace else GONE
                 truth.trashed_at = now
@@ -220,7 +223,7 @@ class Store(RuleBasedStateMachine):
     def the_trash_holds_what_it_should_and_no_more(self) -> None:
         if not hasattr(self, "truth") or not self.has_ledger():
             return
-        waiting = self.waiting()
+        waiting = self.waiting().keys()
         assert waiting == {name for name, truth in self.truth.items() if truth.state == TRASH}
         if not waiting:
             assert self.store.trash() == []

@@ -224,7 +224,36 @@ def test_a_read_only_database_raises_an_error(file: Path) -> None:
     assert count(file) == 0
 
 
-def test_another_program_gets_its_turn_between_transactions_that_follow_each_other(
+def test_another_program_gets_its_turn_between_transactions_that_follow_each_other(file: Path) -> None:
+    transactions, waited, begun = itertools.count(), [], threading.Event()
+    database = SqliteDatabase(file, busy_timeout_seconds=60)
+
+    def write_as_the_web_interface() -> None:
+        with closing(sqlite3.connect(file, timeout=60, isolation_level=None)) as connection:
+            for _ in range(9):
+                begun.clear()
+                begun.wait()
+                before = next(transactions)
+                connection.execute("INSERT INTO t VALUES (1)")
+                waited.append(next(transactions) - before - 1)
+
+    def work(connection: Connection) -> None:
+        next(transactions)
+        begun.set()
+        connection.exec_driver_sql(
+            "INSERT INTO t WITH RECURSIVE n (a) AS (SELECT 1 UNION ALL SELECT a + 1 FROM n WHERE a < 50000) "
+            "SELECT count(*) FROM n"
+        )
+
+    other = threading.Thread(target=write_as_the_web_interface)
+    other.start()
+    while other.is_alive():
+        database.write(work)
+    database.close()
+    assert sum(waited) <= 9 * 8, waited
+
+
+def test_transactions_that_held_the_lock_for_a_turn_are_followed_by_a_pause(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database, now, pauses = SqliteDatabase(file, busy_timeout_seconds=1), 1000.0, list[float]()
