@@ -539,9 +539,9 @@ def find_artifacts(session: StoreSession, jobs: Sequence[Job]) -> dict[str, list
             is_folder = stat.S_ISDIR(status.st_mode)
             is_small = not is_folder or (status.st_nlink == 2 and status.st_size <= _SMALL_BYTES)
             found[job.id].append(Found(artifact, is_folder, is_small))
-    named_by_row = {job.id: job.dem_filename for job in jobs}
+    named_by_row = {(job.id, job.dem_filename) for job in jobs}
     for owner, upload in session.uploads.named_after(list(found)):
-        if upload.artifact.name != named_by_row[owner]:
+        if (owner, upload.artifact.name) not in named_by_row:
             found[owner].append(upload)
     return found
 
